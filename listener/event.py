@@ -1,0 +1,72 @@
+"""The event that reaches a handler, and its CloudEvents 1.0 form."""
+
+from hashlib import blake2b
+from urllib.parse import quote
+
+import msgspec
+
+
+class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One change that Exchange reported in one mailbox.
+
+    `type` is the CloudEvents type: `exchange.item.created`, `exchange.folder.modified`, … (docs/EVENTS.md lists
+    all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent.
+    Ids are Exchange's own opaque, case-sensitive ids. A field that the server did not send is None.
+    """
+
+    type: str
+    mailbox: str
+    time: str
+    item_id: str | None = None
+    folder_id: str | None = None
+    change_key: str | None = None
+    parent_folder_id: str | None = None
+    old_item_id: str | None = None
+    old_folder_id: str | None = None
+    old_parent_folder_id: str | None = None
+    unread_count: int | None = None
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits, the same for the same report: a repeat can be recognised by it.
+
+        It is a digest of all fields, so two reports that differ in nothing have one id.
+        """
+        return blake2b(_ENCODE(msgspec.structs.astuple(self)), digest_size=16).hexdigest()
+
+    @property
+    def source(self) -> str:
+        """The mailbox as a `mailto:` URI (RFC 6068), which CloudEvents wants for `source`."""
+        return "mailto:" + quote(self.mailbox, safe="@!$&'*+/=?^_`{|}~.-")
+
+    @property
+    def subject(self) -> str | None:
+        """The id of the item or folder that changed."""
+        return self.item_id or self.folder_id
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line end: CloudEvents 1.0, JSON format, structured mode."""
+        return _ENCODE(self.to_cloudevent()).decode()
+
+    def to_cloudevent(self) -> dict[str, object]:
+        """The CloudEvents attributes and `data`; fields that are None are left out."""
+        attributes: dict[str, object] = {
+            "specversion": "1.0",
+            "id": self.id,
+            "type": self.type,
+            "source": self.source,
+            "time": self.time,
+            "datacontenttype": "application/json",
+        }
+        if self.subject is not None:
+            attributes["subject"] = self.subject
+        attributes["data"] = {
+            name: value
+            for name in _DATA_FIELDS
+            if (value := getattr(self, name)) is not None
+        }
+        return attributes
+
+
+_ENCODE = msgspec.json.Encoder().encode
+_DATA_FIELDS = tuple(name for name in MailboxEvent.__struct_fields__ if name not in ("type", "time"))

@@ -1,0 +1,43 @@
+"""The contract between the listener and a handler plugin.
+
+A plugin is a *factory*: a function that returns an async context manager, mostly one written with
+`contextlib.asynccontextmanager`. Its keyword arguments are the options of `[handlers.NAME]` in the
+configuration, and they are bound to its signature, and checked against its annotations, before any socket
+opens. Entering the context opens what the handler needs and yields the handler; leaving it closes that again.
+
+    @asynccontextmanager
+    async def open_audit(*, path: str) -> AsyncIterator[Handler]:
+        async with await trio.open_file(path, "a") as file:
+
+            async def handle(event: MailboxEvent) -> None:
+                await file.write(event.to_json() + "\\n")
+
+            yield handle
+
+Returning acknowledges the event. Raising `Retry` asks for it again, raising `Reject` gives it up, and any other
+exception counts as a failure of the handler: it is logged under the handler's name and the event is tried again.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
+
+from listener.event import MailboxEvent
+
+Handler: TypeAlias = Callable[[MailboxEvent], Awaitable[None]]
+HandlerFactory: TypeAlias = Callable[..., AbstractAsyncContextManager[Handler]]
+
+
+class Retry(Exception):  # noqa: N818  (it is a request, not an error)
+    """Raised by a handler: bring me this event again.
+
+    `after` is in seconds; None leaves the wait to the configured back-off.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Reject(Exception):  # noqa: N818
+    """Raised by a handler: this event can never be handled, do not bring it again. The reason is logged."""
