@@ -1,0 +1,25 @@
+"""How long to wait after the n-th failure in a row: capped exponential back-off with full jitter."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits grow from `first` by `factor` up to `cap`; all in seconds."""
+
+    first: float = 1.0
+    factor: float = 2.0
+    cap: float = 60.0
+
+    def longest(self, failures: int) -> float:
+        """The most seconds to wait after this many failures in a row (from 1)."""
+        # The exponent is bounded because a float overflows where an outage lasts for days.
+        return float(min(self.cap, self.first * self.factor ** min(failures - 1, 64)))
+
+    def delay(self, failures: int, dice: float, told: float | None = None) -> float:
+        """Seconds to wait: what the server told us, if it did, plus a part of the back-off.
+
+        `dice` lies in [0, 1] and spreads clients that failed together over the whole time (full jitter). It is
+        added to what the server told, not taken from it: a server that says 30 s means at least 30 s.
+        """
+        return (told or 0.0) + dice * self.longest(failures)

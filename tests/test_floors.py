@@ -1,0 +1,57 @@
+"""Imports point down only: a module may import from its own floor or from one below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "listener": 0, "listener._version": 0, "listener.event": 0, "listener.handler": 0, "listener.errors": 0,
+    "listener.ews": 0,
+    "listener.backoff": 1, "listener.affinity": 1, "listener.group": 1, "listener.config": 1, "listener.log": 1,
+    "listener.filters": 1,
+    "listener.exchange": 2, "listener.plugins": 2, "listener.handlers": 2,
+    "listener.supervisor": 3, "listener.delivery": 3,
+    "listener.daemon": 5,
+    "listener.demo": 6, "listener.cli": 7, "listener.__main__": 8,
+    "listener.simulator": 0,
+}  # fmt: skip
+ALLOWED_BELOW = {"listener.simulator": {"listener.simulator", "listener._version"}}
+PUBLIC_ONLY = {"listener.handlers": {"listener", "listener.handlers"}}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2])
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = sorted((ROOT / "listener").rglob("*.py"))
+    return [(".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), f) for f in files]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n if room(n) in FLOORS and node.module == "listener" else node.module for n in names}
+    return {name for name in found if name.split(".")[0] == "listener"}
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_point_down(module: str, path: Path) -> None:
+    here = room(module)
+    assert here in FLOORS, f"{module} has no floor: give it one in tests/test_floors.py and docs/ARCHITECTURE.md"
+    for name in imports(path):
+        target = room(name)
+        allowed = ALLOWED_BELOW.get(here) or PUBLIC_ONLY.get(here)
+        if allowed is not None:
+            assert target in allowed, f"{module} imports {name}"
+        else:
+            assert FLOORS[target] <= FLOORS[here], f"{module} imports {name}, which lies above it"
+        if target == "listener.simulator":
+            assert here in ("listener.simulator", "listener.cli", "listener.demo"), f"{module} imports {name}"

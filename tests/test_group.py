@@ -1,0 +1,284 @@
+"""The life of a group, read as transcripts: an outcome, then what the group wants to be going on."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from listener.backoff import Backoff
+from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.group import (
+    GroupState,
+    Joined,
+    Policy,
+    Stop,
+    Stream,
+    StreamEnded,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+    Wait,
+    Waited,
+    advance,
+)
+
+POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), settled=30)
+ALL = (("ann", "1"), ("bob", "2"), ("cat", "3"))
+
+
+def failure(verdict: Verdict, *ids: str, wait: float | None = None) -> Failure:
+    code = next(code for code, v in VERDICTS.items() if v is verdict)
+    return Failure(code=code, wait=wait, subscription_ids=ids)
+
+
+def started() -> GroupState:
+    return GroupState.start(("cat", "ann", "bob"), POLICY)
+
+
+def streaming() -> GroupState:
+    return advance(started(), Subscribed(ALL), now=1)
+
+
+def test_the_anchor_is_first_by_address_and_is_subscribed_first() -> None:
+    assert started().actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_all_subscribed_then_one_stream_carries_them_all() -> None:
+    assert streaming().actions == (Stream(ALL, "ann"),)
+    assert streaming().phase == "streaming"
+
+
+def test_closed_opens_the_stream_again_at_once_without_subscribing_anew() -> None:
+    state = advance(streaming(), StreamEnded(lasted=1800), now=1801)
+    assert state.actions == (Stream(ALL, "ann"),)
+    assert state.failures == 0
+
+
+def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
+    state, now = streaming(), 1.0
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        state = advance(state, StreamEnded(lasted=0.1), now)
+        assert state.actions == (Wait(now + pause),)
+        now += pause
+        state = advance(state, Waited(), now)
+        assert state.actions == (Stream(ALL, "ann"),)
+
+
+def test_a_broken_stream_waits_with_full_jitter_and_keeps_its_subscriptions() -> None:
+    state = advance(streaming(), StreamEnded(5, (Failure(code="ConnectionReset"),)), now=10, dice=0.25)
+    assert state.actions == (Wait(10.25),)
+    assert advance(state, Waited(), now=10.25).actions == (Stream(ALL, "ann"),)
+
+
+def test_a_settled_stream_resets_the_count_of_failures() -> None:
+    state = replace(streaming(), failures=5)
+    state = advance(state, StreamEnded(31, (Failure(code="StreamSilent"),)), now=10)
+    assert (state.failures, state.actions) == (1, (Wait(11),))
+
+
+def test_what_the_server_tells_is_waited_at_least() -> None:
+    busy = Failure(code="ErrorServerBusy", wait=120.0)
+    state = advance(streaming(), StreamEnded(0, (busy,)), now=10, dice=0.5)
+    assert state.actions == (Wait(130.5),)
+
+
+def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
+    state = advance(
+        started(), Subscribed(refused=(("ann", Failure(code="Http503", wait=40)),)), now=1, dice=0
+    )
+    assert state.actions == (Wait(41),)
+    state = advance(state, Waited(), now=41)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_an_anchor_that_is_refused_makes_way_at_once() -> None:
+    state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.PARK)),)), now=1)
+    assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),)
+    assert state.members[0].parked
+
+
+def test_an_anchor_that_fails_three_times_makes_way() -> None:
+    state, now, anchors = started(), 0.0, []
+    for _ in range(4):
+        (subscribe,) = state.actions
+        assert isinstance(subscribe, Subscribe)
+        anchors.append(subscribe.anchor)
+        state = advance(state, Subscribed(refused=((subscribe.anchor, Failure(code="Http500")),)), now)
+        now += 61
+        state = advance(state, Waited(), now)
+    assert anchors == ["ann", "ann", "ann", "bob"]
+
+
+def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream() -> None:
+    state = advance(started(), Subscribed(ALL[:2], (("cat", failure(Verdict.PARK)),)), now=1)
+    assert state.actions == (Stream(ALL[:2], "ann"), Wait(61))
+    state = advance(state, Waited(), now=61)
+    assert state.actions == (Stream(ALL[:2], "ann"), Subscribe(("cat",), "ann", afresh=False))
+    again = advance(state, Subscribed(refused=(("cat", failure(Verdict.PARK)),)), now=62)
+    assert again.actions == (Stream(ALL[:2], "ann"), Wait(62 + 120))
+    state = advance(state, Subscribed((("cat", "3"),)), now=62)
+    assert state.actions == (Stream(ALL, "ann"),)
+    assert not state.members[2].parked
+
+
+def test_beside_a_bad_subscription_the_stream_is_reopened_at_once_without_it() -> None:
+    state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "2"),)), now=10)
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+
+
+def test_all_subscriptions_lost_means_a_fresh_start_at_once() -> None:
+    state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),)), now=10)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    unnamed = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE),)), now=10)
+    assert unnamed.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_a_subscription_lost_again_and_again_waits_longer() -> None:
+    state, now, waits = streaming(), 10.0, []
+    for n in range(4):
+        gone = Failure(code=failure(Verdict.RESUBSCRIBE).code, subscription_ids=(state.live[1][1],))
+        state = advance(state, StreamEnded(5, (gone,)), now)
+        waits.append(state.members[1].due - now)
+        now += 61
+        state = advance(state, Waited(), now)
+        state = advance(state, Subscribed((("bob", f"new{n}"),)), now)
+    assert waits == [0, 2, 4, 8]
+
+
+def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.RESUBSCRIBE, "foreign"),)), now=10)
+    state = advance(state, Subscribed(ALL), now=10)
+    state = advance(state, StreamEnded(0, (failure(Verdict.RESUBSCRIBE, "foreign"),)), now=10)
+    assert state.actions == (Wait(12),)
+
+
+def test_who_may_not_act_for_the_anchor_gets_another_anchor() -> None:
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.PARK),)), now=10)
+    assert state.actions == (Stream(ALL[1:], "bob"), Wait(70))
+
+
+@pytest.mark.parametrize("verdict", [Verdict.STOP, Verdict.CREDENTIALS])
+def test_what_only_the_operator_can_mend_is_asked_for_slowly(verdict: Verdict) -> None:
+    state = advance(started(), Subscribed(refused=(("ann", failure(verdict)),)), now=0)
+    assert state.actions == (Wait(60),)
+    state = advance(streaming(), StreamEnded(0, (failure(verdict),)), now=0)
+    assert state.actions == (Wait(60),)
+
+
+def test_a_busy_server_is_asked_nothing_new_but_the_open_stream_stays() -> None:
+    state = advance(started(), Subscribed(ALL[:2], (("cat", Failure(code="Http500")),)), now=0)
+    state = advance(state, Waited(), now=1)
+    state = advance(
+        state, Subscribed(refused=(("cat", Failure(code="ErrorServerBusy", wait=30)),)), now=2, dice=0
+    )
+    assert state.actions == (Stream(ALL[:2], "ann"), Wait(32))
+
+
+def test_mailboxes_join_a_running_group() -> None:
+    state = advance(streaming(), Joined(("bea", "ann")), now=5)
+    assert state.actions == (Stream(ALL, "ann"), Subscribe(("bea",), "ann", afresh=False))
+    assert [m.mailbox for m in state.members] == ["ann", "bea", "bob", "cat"]
+
+
+def test_stop_unsubscribes_and_then_nothing_is_left_to_do() -> None:
+    state = advance(streaming(), Stop(), now=5)
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    state = advance(state, StreamEnded(4), now=5)
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    assert advance(state, Unsubscribed(), now=6).actions == ()
+    assert advance(streaming(), Stop(unsubscribe=False), now=5).actions == ()
+    assert advance(started(), Stop(), now=5).actions == ()
+
+
+failures = st.builds(
+    Failure,
+    code=st.sampled_from([*VERDICTS, "ErrorNobodyHeardOf"]),
+    wait=st.one_of(st.none(), st.floats(0, 1000)),
+)
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Whatever the server answers, in whatever order: the group never gets stuck and never forgets a mailbox."""
+
+    @initialize(count=st.integers(1, 6))
+    def begin(self, count: int) -> None:
+        self.now = 0.0
+        self.made = 0
+        self.everybody = {f"user{n}" for n in range(count)}
+        self.state = GroupState.start(tuple(self.everybody), POLICY)
+
+    def tell(self, outcome: object, dice: float) -> None:
+        self.state = advance(self.state, outcome, self.now, dice)  # type: ignore[arg-type]
+
+    @precondition(lambda self: self.state.subscribe)
+    @rule(data=st.data(), dice=st.floats(0, 1))
+    def subscribed(self, data: st.DataObject, dice: float) -> None:
+        assert self.state.subscribe
+        ids, refused = [], []
+        for mailbox in self.state.subscribe.mailboxes:
+            match data.draw(st.sampled_from(["ok", "refused", "untried"])):
+                case "ok":
+                    self.made += 1
+                    ids.append((mailbox, str(self.made)))
+                case "refused":
+                    refused.append((mailbox, data.draw(failures)))
+        self.tell(Subscribed(tuple(ids), tuple(refused)), dice)
+
+    @precondition(lambda self: self.state.stream)
+    @rule(data=st.data(), lasted=st.floats(0, 1800), dice=st.floats(0, 1))
+    def stream_ended(self, data: st.DataObject, lasted: float, dice: float) -> None:
+        ids = [i for _, i in self.state.live] + ["foreign"]
+        ended = data.draw(st.lists(failures, max_size=2))
+        named = [replace_ids(f, data.draw(st.sets(st.sampled_from(ids)))) for f in ended]
+        self.now += lasted
+        self.tell(StreamEnded(lasted, tuple(named)), dice)
+
+    @precondition(lambda self: any(isinstance(a, Wait) for a in self.state.actions))
+    @rule()
+    def waited(self) -> None:
+        (wait,) = (a for a in self.state.actions if isinstance(a, Wait))
+        self.now = max(self.now, wait.until)
+        self.tell(Waited(), 1.0)
+
+    @rule(name=st.sampled_from(["zed", "abe"]))
+    def joined(self, name: str) -> None:
+        self.everybody.add(name)
+        self.tell(Joined((name,)), 1.0)
+
+    @invariant()
+    def something_is_always_going_on(self) -> None:
+        assert self.state.actions
+        assert len({type(a) for a in self.state.actions}) == len(self.state.actions)
+
+    @invariant()
+    def everybody_has_a_place(self) -> None:
+        assert {m.mailbox for m in self.state.members} == self.everybody
+        waiting = {m.mailbox for m in self.state.members if m.subscription is None}
+        asked = set(self.state.subscribe.mailboxes) if self.state.subscribe else set()
+        if waiting - asked:
+            assert self.state.subscribe or any(isinstance(a, Wait) for a in self.state.actions)
+
+    @invariant()
+    def a_stream_carries_only_what_is_alive(self) -> None:
+        if self.state.stream:
+            assert set(self.state.stream.subscriptions) <= set(self.state.live) | set(
+                self.state.stream.subscriptions
+            )
+            assert self.state.live
+        if self.state.subscribe:
+            assert self.state.subscribe.mailboxes[0] == self.state.anchor or not self.state.subscribe.afresh
+
+
+def replace_ids(failure: Failure, ids: set[str]) -> Failure:
+    return Failure(code=failure.code, wait=failure.wait, subscription_ids=tuple(sorted(ids)))
+
+
+TestAnyLife = AnyLife.TestCase
+
+
+@given(st.permutations(["ann", "bob", "cat"]))
+def test_the_order_in_which_mailboxes_are_given_does_not_matter(names: list[str]) -> None:
+    assert GroupState.start(tuple(names), POLICY) == started()
