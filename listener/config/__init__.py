@@ -1,0 +1,46 @@
+"""The configuration: a typed, frozen model of one TOML file.
+
+`load(path)` is the door: it reads the file and those it names (mailboxes, a password), and either returns a
+`Config` or raises `ConfigError` with every problem at once. What the options mean stands beside them in
+`model.py`, from which docs/CONFIGURATION.md is made. The options of handlers belong to their factories: see
+listener/plugins.py.
+"""
+
+from listener.config.load import load, parse
+from listener.config.model import (
+    Affinity,
+    Auth,
+    Backoff,
+    BasicAuth,
+    Config,
+    Delivery,
+    Exchange,
+    HandlerConfig,
+    HandlerFilter,
+    Log,
+    Mailboxes,
+    Shutdown,
+    StaticGroup,
+    Stream,
+    Subscription,
+)
+
+__all__ = [
+    "Affinity",
+    "Auth",
+    "Backoff",
+    "BasicAuth",
+    "Config",
+    "Delivery",
+    "Exchange",
+    "HandlerConfig",
+    "HandlerFilter",
+    "Log",
+    "Mailboxes",
+    "Shutdown",
+    "StaticGroup",
+    "Stream",
+    "Subscription",
+    "load",
+    "parse",
+]

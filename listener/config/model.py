@@ -1,0 +1,296 @@
+"""What can be configured. The descriptions are the reference: docs/CONFIGURATION.md is made from them.
+
+Every model is frozen and refuses keys that it does not know. Durations are float seconds, paths are absolute,
+addresses are in lower case.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, SecretStr, Tag
+
+from listener._version import __version__
+from listener.config.values import (
+    ConfigPath,
+    Context,
+    Count,
+    Duration,
+    EventNames,
+    ExistingFile,
+    Flag,
+    FolderNames,
+    HeaderText,
+    PositiveDuration,
+    ProxyUrl,
+    Text,
+    Url,
+    Window,
+    parse_address,
+)
+from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+
+class Exchange(Section):
+    """Where Exchange is, and how to speak with it."""
+
+    ews_url: Url | None = Field(
+        None,
+        description="The EWS endpoint, such as https://mail.example.com/EWS/Exchange.asmx. Used for mailboxes that "
+        "Autodiscover says nothing about, and for all of them if autodiscover = false.",
+    )
+    autodiscover: Flag = Field(
+        True,
+        description="Ask Autodiscover for the URL and the GroupingInformation of each mailbox in [mailboxes]. "
+        "Switch it off where only ews_url or [[groups]] are wanted.",
+    )
+    autodiscover_url: Url | None = Field(
+        None,
+        description="The Autodiscover endpoint, such as https://autodiscover.example.com/autodiscover/"
+        "autodiscover.svc. Without it, it is found from the mail domain of each address.",
+    )
+    version: Literal[
+        "Exchange2010_SP1", "Exchange2010_SP2", "Exchange2013", "Exchange2013_SP1", "Exchange2016"
+    ] = Field("Exchange2013_SP1", description="The RequestServerVersion that requests carry.")
+    user_agent: HeaderText = Field(
+        f"ews-listener/{__version__}",
+        description="The User-Agent header. Exchange can be told to admit or to block clients by it.",
+    )
+    ca_file: ExistingFile | None = Field(
+        None, description="Certificates (PEM) to trust instead of the system's, for a company's own CA."
+    )
+    proxy: ProxyUrl | None = Field(
+        None,
+        description="An HTTP proxy, such as http://proxy.example.com:3128 or http://user:password@…",
+    )
+    connect_timeout: PositiveDuration = Field(10, description="How long a connection may take to open.")
+    request_timeout: PositiveDuration = Field(
+        60, description="How long the answer to a request may take; streams have [stream] heartbeat instead."
+    )
+    concurrency: Count = Field(10, description="Requests side by side for the whole account, streams apart.")
+
+
+class BasicAuth(Section):
+    """User name and password with every request (RFC 7617), over https only."""
+
+    kind: Literal["basic"] = Field("basic", description="How to prove who we are.")
+    user: Text = Field(
+        description="The service account: name@domain or DOMAIN\\name, as the server wants it."
+    )
+    password: SecretStr = Field(
+        description="The password itself. One of password, password_file, password_env."
+    )
+    password_file: ConfigPath | None = Field(
+        None,
+        description="A file that holds the password. White space around it is dropped. Others must not be able "
+        "to read the file.",
+    )
+    password_env: Text | None = Field(None, description="An environment variable that holds the password.")
+
+
+Auth: TypeAlias = BasicAuth
+"""One model a kind. A second kind makes this a union that is discriminated by `kind`."""
+
+
+class Mailboxes(Section):
+    """Which mailboxes to listen to."""
+
+    addresses: tuple[str, ...] = Field(
+        (), description="SMTP addresses. After loading, those of `file` stand behind them."
+    )
+    file: ConfigPath | None = Field(
+        None, description="A text file with one address a line; blank lines and lines after # are skipped."
+    )
+    impersonate_by: Literal["PrimarySmtpAddress", "SmtpAddress", "PrincipalName", "SID"] = Field(
+        "PrimarySmtpAddress",
+        description="How ExchangeImpersonation names a mailbox's owner. With SID the addresses are security "
+        "identifiers, which Autodiscover cannot look up.",
+    )
+
+
+class Subscription(Section):
+    """What to be told about."""
+
+    folders: Annotated[
+        Annotated[Literal["all"], Tag("all")] | Annotated[FolderNames, Tag("names")],
+        Discriminator(lambda value: "all" if isinstance(value, str) else "names"),
+    ] = Field("all", description='"all", or a list of distinguished folder names such as "inbox".')
+    events: EventNames = Field(EVENT_NAMES, description="The kinds of change.")
+
+
+class Affinity(Section):
+    """How mailboxes share subscriptions' streams: all of a group are served by one back end of Exchange."""
+
+    group_size: Annotated[int, Field(strict=True, ge=1, le=200)] = Field(
+        200, description="Mailboxes a group, 1 to 200. 1 for servers that refuse several users on one stream."
+    )
+    impersonate_anchor_on_stream: Flag = Field(
+        True,
+        description="Charge the stream to the budget of the group's anchor mailbox, not to the account's.",
+    )
+    subscribe_concurrency: Count = Field(
+        5, description="Subscribe requests side by side in one group, once its anchor is subscribed."
+    )
+
+
+class StaticGroup(Section):
+    """Mailboxes that are known to belong together, where Autodiscover is not to be had. May stand many times."""
+
+    ews_url: Url | None = Field(
+        None, description="The EWS endpoint of these mailboxes; else that of [exchange]."
+    )
+    name: str = Field(
+        "", description="Their GroupingInformation; groups of one URL and one name are one group."
+    )
+    mailboxes: tuple[str, ...] = Field(
+        (),
+        description="Addresses, which need not stand in [mailboxes]. After loading, those of `mailboxes_file` "
+        "stand here.",
+    )
+    mailboxes_file: ConfigPath | None = Field(
+        None, description="A file of addresses, as [mailboxes] file is. One of mailboxes, mailboxes_file."
+    )
+
+
+class Stream(Section):
+    """The long answer to GetStreamingEvents."""
+
+    window: Window = Field(
+        1800,
+        description="How long Exchange keeps a stream open before it is opened anew: whole minutes, 1m to 30m.",
+    )
+    heartbeat: PositiveDuration = Field(
+        45, description="How often Exchange sends a sign of life. Silence of twice that is a dead connection."
+    )
+    max_envelope: Annotated[int, Field(strict=True, ge=65536)] = Field(
+        16 * 1024 * 1024, description="Bytes that one SOAP envelope may have; a longer one ends the stream."
+    )
+
+
+class Backoff(Section):
+    """How long to wait after failures: with full jitter, between 0 and the value reached."""
+
+    first: PositiveDuration = Field(1, description="The most after the first failure of a group.")
+    factor: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = Field(
+        2, description="By how much each further failure in a row multiplies it."
+    )
+    cap: PositiveDuration = Field(60, description="What it never exceeds.")
+    parked_first: PositiveDuration = Field(60, description="The same for a mailbox that was refused.")
+    parked_cap: PositiveDuration = Field(3600, description="The same for a mailbox that was refused.")
+
+
+class Delivery(Section):
+    """How events are handed to handlers."""
+
+    queue: Count = Field(10_000, description="Events that may wait for a handler.")
+    timeout: PositiveDuration = Field(30, description="How long one call of a handler may take.")
+    attempts: Count = Field(5, description="How often an event is tried before it is given up.")
+    retry_first: PositiveDuration = Field(1, description="The wait after the first failed try; it doubles.")
+    retry_cap: PositiveDuration = Field(60, description="What that wait never exceeds.")
+
+
+def _type_pattern(value: str) -> str:
+    if trouble := check_type(value):
+        raise ValueError(trouble)
+    return value
+
+
+def _mailbox_pattern(value: str) -> str:
+    return value.strip().lower() if any(sign in value for sign in "*?[") else parse_address(value)
+
+
+class HandlerFilter(Section):
+    """Which events a handler gets; each list is "any of these", and all lists must agree."""
+
+    mailboxes: tuple[Annotated[str, AfterValidator(_mailbox_pattern)], ...] = Field(
+        ("*",), min_length=1, description='Addresses or globs such as "*@sales.example.com".'
+    )
+    types: tuple[Annotated[str, AfterValidator(_type_pattern)], ...] = Field(
+        EVERY_CHANGE,
+        min_length=1,
+        description='CloudEvents types, globs of them ("exchange.item.*"), or short names ("created").',
+    )
+    folders: tuple[Text, ...] = Field(
+        ("*",),
+        min_length=1,
+        description="Folder ids: of the folder itself, or of the one the thing is in or came from. * is any.",
+    )
+
+
+class HandlerConfig(BaseModel):
+    """One handler, [handlers.NAME]. Every key that is not listed here is an option of the handler itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, validate_default=True)
+
+    use: Text = Field(description='A built-in or installed handler by name, or "module:factory".')
+    filter: HandlerFilter = Field(HandlerFilter(), description="Which events it gets.")
+    timeout: PositiveDuration | None = Field(None, description="Instead of [delivery] timeout.")
+    queue: Count | None = Field(None, description="Instead of [delivery] queue.")
+    attempts: Count | None = Field(None, description="Instead of [delivery] attempts.")
+
+    _directory: Path = PrivateAttr(default_factory=Path.cwd)
+
+    def model_post_init(self, context: Context | None, /) -> None:
+        if context is not None:
+            self._directory = context.directory
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """What the factory is called with."""
+        return self.model_extra or {}
+
+    @property
+    def directory(self) -> Path:
+        """Where relative paths in the options count from."""
+        return self._directory
+
+    def delivery(self, common: Delivery) -> Delivery:
+        """The [delivery] section with this handler's own values in it."""
+        own = {"timeout": self.timeout, "queue": self.queue, "attempts": self.attempts}
+        return common.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+class Log(Section):
+    """What the log says, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least to be logged.")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description='"auto" is "console" on a terminal and "json", one object a line, elsewhere.'
+    )
+
+
+class Shutdown(Section):
+    """How the daemon ends."""
+
+    grace: Duration = Field(10, description="How long handlers may take to finish what is in their queues.")
+    unsubscribe: Flag = Field(True, description="Tell Exchange to forget the subscriptions.")
+
+
+class Config(Section):
+    """The whole file."""
+
+    state_directory: ConfigPath = Field(
+        Path("state"), description="Where the daemon keeps what it must remember."
+    )
+    exchange: Exchange = Exchange()
+    auth: Auth
+    mailboxes: Mailboxes = Mailboxes()
+    subscription: Subscription = Subscription()
+    affinity: Affinity = Affinity()
+    groups: tuple[StaticGroup, ...] = ()
+    stream: Stream = Stream()
+    backoff: Backoff = Backoff()
+    delivery: Delivery = Delivery()
+    handlers: dict[str, HandlerConfig]
+    log: Log = Log()
+    shutdown: Shutdown = Shutdown()
+
+    @property
+    def all_mailboxes(self) -> tuple[str, ...]:
+        """The addresses of [mailboxes] and of all static groups, each once."""
+        grouped = (address for group in self.groups for address in group.mailboxes)
+        return tuple(dict.fromkeys((*self.mailboxes.addresses, *grouped)))

@@ -1,0 +1,87 @@
+"""What must hold between several values. A rule names the sections it reads, and is asked when they are sound."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from listener.config.model import Config
+from listener.config.problems import Loc
+from listener.config.values import is_loopback
+
+Found: TypeAlias = Iterator[tuple[Loc, str]]
+_HANDLER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Rule(NamedTuple):
+    sections: frozenset[str]
+    find: Callable[[Config], Found]
+
+
+RULES: list[Rule] = []
+
+
+def _rule(*sections: str) -> Callable[[Callable[[Config], Found]], Callable[[Config], Found]]:
+    def register(find: Callable[[Config], Found]) -> Callable[[Config], Found]:
+        RULES.append(Rule(frozenset(sections), find))
+        return find
+
+    return register
+
+
+@_rule("mailboxes", "groups")
+def _somebody_to_listen_to(config: Config) -> Found:
+    if not config.all_mailboxes:
+        yield ("mailboxes",), "at least one mailbox is required: in addresses, in file or in [[groups]]"
+
+
+@_rule("exchange", "mailboxes", "groups")
+def _every_mailbox_has_a_url(config: Config) -> Found:
+    exchange = config.exchange
+    grouped = {address for group in config.groups for address in group.mailboxes}
+    if not exchange.autodiscover and exchange.ews_url is None and set(config.mailboxes.addresses) - grouped:
+        yield ("exchange", "ews_url"), "is required when autodiscover = false"
+    for index, group in enumerate(config.groups):
+        if group.ews_url is None and exchange.ews_url is None:
+            yield ("groups", index, "ews_url"), "is required here or in [exchange]"
+    if exchange.autodiscover and config.mailboxes.impersonate_by == "SID" and config.mailboxes.addresses:
+        yield ("exchange", "autodiscover"), 'must be false when impersonate_by = "SID"'
+
+
+@_rule("exchange", "groups", "auth")
+def _passwords_are_not_sent_in_clear(config: Config) -> Found:
+    exchange = config.exchange
+    urls: list[tuple[Loc, str | None]] = [
+        (("exchange", "ews_url"), exchange.ews_url),
+        (("exchange", "autodiscover_url"), exchange.autodiscover_url),
+        *((("groups", index, "ews_url"), group.ews_url) for index, group in enumerate(config.groups)),
+    ]
+    for loc, url in urls if config.auth.kind == "basic" else ():
+        if url is not None and not url.lower().startswith("https:") and not is_loopback(url):
+            yield (
+                loc,
+                "must be https, because Basic authentication sends the password (or a loopback address)",
+            )
+
+
+@_rule("backoff")
+def _backoff_grows(config: Config) -> Found:
+    backoff = config.backoff
+    if backoff.cap < backoff.first:
+        yield ("backoff", "cap"), "must not be less than first"
+    if backoff.parked_cap < backoff.parked_first:
+        yield ("backoff", "parked_cap"), "must not be less than parked_first"
+
+
+@_rule("delivery")
+def _retries_grow(config: Config) -> Found:
+    if config.delivery.retry_cap < config.delivery.retry_first:
+        yield ("delivery", "retry_cap"), "must not be less than retry_first"
+
+
+@_rule("handlers")
+def _handlers_have_names(config: Config) -> Found:
+    if not config.handlers:
+        yield ("handlers",), 'at least one handler is required, such as [handlers.log] with use = "log"'
+    for name in config.handlers:
+        if not _HANDLER_NAME.fullmatch(name):
+            yield ("handlers", name), "a handler's name is made of letters, digits, - and _"

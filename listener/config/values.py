@@ -1,0 +1,174 @@
+"""The types of single values: durations, addresses, URLs, paths, folder names."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+
+from listener.filters import EVENT_NAMES
+from listener.suggest import did_you_mean
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
+_ADDRESS = re.compile(r"[^\s@<>\"(),:;\\\[\]]+@[^\s@<>\"(),:;\\\[\]]+", re.ASCII)
+_SID = re.compile(r"S-1(?:-\d+){1,15}")
+
+DISTINGUISHED_FOLDERS: Final = frozenset(
+    """
+    calendar contacts deleteditems drafts inbox journal notes outbox sentitems tasks msgfolderroot
+    publicfoldersroot root junkemail searchfolders voicemail recoverableitemsroot recoverableitemsdeletions
+    recoverableitemsversions recoverableitemspurges recoverableitemsdiscoveryholds archiveroot
+    archivemsgfolderroot archivedeleteditems archiveinbox archiverecoverableitemsroot
+    archiverecoverableitemsdeletions archiverecoverableitemsversions archiverecoverableitemspurges
+    archiverecoverableitemsdiscoveryholds syncissues conflicts localfailures serverfailures recipientcache
+    quickcontacts conversationhistory adminauditlogs todosearch mycontacts directory imcontactlist
+    peopleconnect favorites mecontact personmetadata teamspaceactivity teamspacemessaging teamspaceworkitems
+    scheduled orionnotes tagitems alltaggeditems externalcontacts teamchat teamchathistory yammerroot
+    yammerinbound yammeroutbound yammerfeeds onedriveroot onedriverecylebin onedrivesystem onedrivevolume
+    important starred archive
+    """.split()  # noqa: SIM905
+)
+"""`DistinguishedFolderIdNameType` of the EWS schema's types.xsd (one of the names is misspelt there)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What validation needs to know of the world: relative paths count from `directory`, which is absolute."""
+
+    directory: Path
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from a number or from a text such as `45s`, `30m`, `2h`, `1d`. Raises ValueError."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        return float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
+    raise ValueError('must be a number of seconds, or a text such as "45s", "30m", "2h", "1d"')
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads as these seconds."""
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _UNITS[unit] == 0:
+            return f"{seconds / _UNITS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def parse_address(value: str) -> str:
+    """An SMTP address or user principal name in lower case. Raises ValueError."""
+    address = value.strip().lower()
+    if not _ADDRESS.fullmatch(address):
+        raise ValueError(f'"{value}" is no address of the form name@domain')
+    return address
+
+
+def parse_sid(value: str) -> str:
+    """A security identifier (MS-DTYP, `S-1-5-21-…`). Raises ValueError."""
+    sid = value.strip().upper()
+    if not _SID.fullmatch(sid):
+        raise ValueError(f'"{value}" is no security identifier of the form S-1-5-21-…')
+    return sid
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+
+def _positive(seconds: float) -> float:
+    if seconds == 0:
+        raise ValueError("must be more than 0")
+    return seconds
+
+
+def _window(seconds: float) -> float:
+    if seconds % 60 or not 60 <= seconds <= 1800:
+        raise ValueError("must be whole minutes from 1m to 30m: Exchange takes no others")
+    return seconds
+
+
+def _url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or re.search(r"\s", value):
+        raise ValueError("must be a URL of the form https://host/path")
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user or a password: they belong in [auth]")
+    return value
+
+
+def _proxy(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL of the form http://host:port")
+    return value
+
+
+def _header_text(value: str) -> str:
+    if not (value.isascii() and value.isprintable() and value.strip()):
+        raise ValueError("must be printable ASCII")
+    return value
+
+
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    context: Context | None = info.context
+    return (context.directory if context else Path.cwd()) / path
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+def _folder_name(value: str) -> str:
+    name = value.lower()
+    if name not in DISTINGUISHED_FOLDERS:
+        raise ValueError(f'there is no folder "{value}"{did_you_mean(value, DISTINGUISHED_FOLDERS)}')
+    return name
+
+
+def _event_name(value: str) -> str:
+    if value not in EVENT_NAMES:
+        raise ValueError(f'there is no event "{value}"{did_you_mean(value, EVENT_NAMES)}')
+    return value
+
+
+def _no_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("must not name anything twice")
+    return names
+
+
+def _non_empty_text(value: Any) -> Any:
+    if value == "":
+        raise ValueError("must not be empty")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_non_empty_text)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+Window = Annotated[Duration, AfterValidator(_window)]
+Url = Annotated[str, AfterValidator(_url)]
+ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
+HeaderText = Annotated[str, AfterValidator(_header_text)]
+ConfigPath = Annotated[Path, BeforeValidator(_non_empty_text), AfterValidator(_absolute)]
+ExistingFile = Annotated[ConfigPath, AfterValidator(_existing)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderNames = Annotated[tuple[FolderName, ...], Field(min_length=1), AfterValidator(_no_repeats)]
+EventNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_event_name)], ...],
+    Field(min_length=1),
+    AfterValidator(_no_repeats),
+]

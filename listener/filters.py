@@ -1,0 +1,78 @@
+"""Which events a handler asks for: pure, and asked once per event and handler."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+from listener.event import MailboxEvent
+from listener.suggest import did_you_mean
+
+EVENT_NAMES: Final = ("created", "modified", "deleted", "moved", "copied", "new_mail", "free_busy_changed")
+"""The seven kinds of change that a subscription can ask for, by their short names."""
+
+EVENT_TYPES: Final = (
+    *(f"exchange.item.{name}" for name in EVENT_NAMES),
+    *(f"exchange.folder.{name}" for name in EVENT_NAMES if name != "new_mail"),
+    *(f"exchange.listener.{name}" for name in ("gap", "recovered", "parked")),
+)
+"""Every CloudEvents type that can reach a handler. `exchange.listener.…` tell of the listener itself."""
+
+EVERY_CHANGE: Final = ("exchange.item.*", "exchange.folder.*")
+_ANY = "*"
+_CACHED_MAILBOXES = 100_000
+
+
+def check_type(pattern: str) -> str | None:
+    """What is wrong with a pattern of types, or None: it must be able to match something."""
+    if any(fnmatchcase(name, _full(pattern)) for name in EVENT_TYPES):
+        return None
+    known = [*EVENT_TYPES, *sorted({name.rpartition(".")[2] for name in EVENT_TYPES})]
+    return f'no type of event matches "{pattern}"{did_you_mean(pattern, known)}'
+
+
+class EventFilter:
+    """A compiled filter: an event passes if its mailbox, its type and one of its folders each match a pattern.
+
+    `mailboxes`: addresses or globs, whatever their case. `types`: CloudEvents types, globs of them, or short
+    names (`created` is any `exchange.*.created`). `folders`: exact folder ids, held against the event's
+    `parent_folder_id`, `old_parent_folder_id` and `folder_id`; `*` is any folder.
+    """
+
+    __slots__ = ("_folders", "_mailboxes", "_passed", "_types")
+
+    def __init__(
+        self,
+        *,
+        mailboxes: Sequence[str] = (_ANY,),
+        types: Sequence[str] = EVERY_CHANGE,
+        folders: Sequence[str] = (_ANY,),
+    ) -> None:
+        self._mailboxes = None if _ANY in mailboxes else tuple(pattern.lower() for pattern in mailboxes)
+        self._types = frozenset(
+            name for name in EVENT_TYPES if any(fnmatchcase(name, _full(pattern)) for pattern in types)
+        )
+        self._folders = None if _ANY in folders else frozenset(folders)
+        self._passed: dict[str, bool] = {}  # what the patterns said of a mailbox
+
+    def matches(self, event: MailboxEvent) -> bool:
+        if event.type not in self._types:
+            return False
+        if self._mailboxes is not None and not self._mailbox_passes(event.mailbox):
+            return False
+        return self._folders is None or not self._folders.isdisjoint(
+            (event.parent_folder_id, event.old_parent_folder_id, event.folder_id)
+        )
+
+    def _mailbox_passes(self, mailbox: str) -> bool:
+        known = self._passed.get(mailbox)
+        if known is None:
+            if len(self._passed) >= _CACHED_MAILBOXES:
+                self._passed.clear()
+            lowered = mailbox.lower()
+            known = any(fnmatchcase(lowered, pattern) for pattern in self._mailboxes or ())
+            self._passed[mailbox] = known
+        return known
+
+
+def _full(pattern: str) -> str:
+    return pattern if "." in pattern or _ANY in pattern else f"exchange.*.{pattern}"

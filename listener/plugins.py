@@ -1,0 +1,190 @@
+"""Finds the handlers that the configuration names, and binds their options, before any socket opens."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from listener.config.model import HandlerConfig
+from listener.config.problems import Loc, describe, dotted
+from listener.errors import ConfigError, Problem
+from listener.filters import EventFilter
+from listener.handler import Handler, HandlerFactory
+from listener.suggest import did_you_mean
+
+ENTRY_POINT_GROUP = "listener.handlers"
+
+
+@dataclass(frozen=True)
+class LoadedHandler:
+    """A handler that is ready to be opened. `accepts.matches(event)` is its filter.
+
+    `open()` calls the factory with its options and returns the context manager, whatever the factory may raise.
+    """
+
+    name: str
+    use: str
+    open: Callable[[], AbstractAsyncContextManager[Handler]]
+    accepts: EventFilter
+
+
+def load_handlers(handlers: Mapping[str, HandlerConfig]) -> list[LoadedHandler]:
+    """All handlers in the order of the configuration.
+
+    Raises ConfigError with every problem: a handler or module that is not there or cannot be imported, an option
+    that the factory does not know, lacks, or wants to be of another type.
+    """
+    loaded, problems = [], []
+    for name, config in handlers.items():
+        found: list[Problem] = []
+        factory = _resolve(name, config.use, found)
+        options = _bind(name, factory, config, found) if factory is not None else {}
+        problems += found
+        if factory is not None and not found:
+            accepts = EventFilter(**config.filter.model_dump())
+            loaded.append(LoadedHandler(name, config.use, partial(factory, **options), accepts))
+    if problems:
+        raise ConfigError(problems)
+    return loaded
+
+
+def _resolve(name: str, use: str, problems: list[Problem]) -> HandlerFactory | None:
+    where = dotted(("handlers", name, "use"))
+    target = use
+    if ":" not in use:
+        targets = {point.name: set[str]() for point in entry_points(group=ENTRY_POINT_GROUP)}
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            targets[point.name].add(point.value)
+        if use not in targets:
+            problems.append(Problem(where, f'there is no handler "{use}"{did_you_mean(use, targets)}'))
+            return None
+        if len(targets[use]) > 1:
+            several = ", ".join(sorted(targets[use]))
+            problems.append(
+                Problem(where, f'several handlers are installed as "{use}"; name one of {several}')
+            )
+            return None
+        (target,) = targets[use]
+    module_name, _, path = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001  (a plugin's module may raise anything; it is the one to name)
+        text = f"cannot import {module_name}: {type(error).__name__}: {error}"
+        problems.append(Problem(where, text))
+        return None
+    factory: Any = module
+    for part in path.split("."):
+        if not hasattr(factory, part):
+            public = [known for known in dir(factory) if not known.startswith("_")]
+            hint = did_you_mean(part, public)
+            problems.append(
+                Problem(where, f'{module_name} has no "{path}"{hint if hint.endswith("?") else ""}')
+            )
+            return None
+        factory = getattr(factory, part)
+    if not callable(factory):
+        problems.append(
+            Problem(where, f"{target} cannot be called: it must be a factory, see docs/HANDLERS.md")
+        )
+        return None
+    return factory  # type: ignore[no-any-return]
+
+
+def _bind(
+    name: str, factory: HandlerFactory, config: HandlerConfig, problems: list[Problem]
+) -> dict[str, object]:
+    """The options as the factory's arguments, converted to what its annotations say."""
+    where = dotted(("handlers", name, "use"))
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        problems.append(Problem(where, f"cannot tell what arguments {config.use} takes"))
+        return {}
+    named = {
+        parameter.name: parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    bound: dict[str, object] = {}
+    for key, value in config.options.items():
+        if key in named:
+            bound[key] = _convert(("handlers", name, key), factory, named[key], config, problems)
+        elif takes_any:
+            bound[key] = value
+        else:
+            hint = did_you_mean(key, [*named, *HandlerConfig.model_fields])
+            problems.append(
+                Problem(dotted(("handlers", name, key)), f'"{config.use}" has no such option{hint}')
+            )
+    for parameter in parameters:
+        if parameter.name in HandlerConfig.model_fields and parameter.name in named:
+            what = f'"{config.use}" must not have an option "{parameter.name}": the listener takes that key'
+            problems.append(Problem(where, what))
+        elif parameter.default is not parameter.empty or parameter.name in bound:
+            continue
+        elif parameter.name in named:
+            key = dotted(("handlers", name, parameter.name))
+            problems.append(Problem(key, f'is required by "{config.use}"'))
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            what = f'"{config.use}" takes "{parameter.name}" by position only, but options go by name'
+            problems.append(Problem(where, what))
+    return bound
+
+
+def _annotation(factory: HandlerFactory, parameter: inspect.Parameter) -> Any:
+    """The parameter's annotation; alone, so that a return annotation nobody can evaluate does no harm."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    names = vars(sys.modules[inspect.unwrap(factory).__module__])
+    holder = type("_", (), {"__annotations__": {"it": parameter.annotation}})
+    return get_type_hints(holder, names, include_extras=True)["it"]
+
+
+def _convert(
+    loc: Loc,
+    factory: HandlerFactory,
+    parameter: inspect.Parameter,
+    config: HandlerConfig,
+    problems: list[Problem],
+) -> object:
+    value = config.options[parameter.name]
+    # By way of JSON, strict mode still makes a Path from a text and a tuple from a list, but no number from a text.
+    try:
+        annotation = _annotation(factory, parameter)
+        converted: object = TypeAdapter(annotation).validate_json(to_json(value), strict=True)
+    except ValidationError as error:
+        problems.extend(
+            Problem(dotted((*loc, *_indexes(details["loc"]))), describe(details, []))
+            for details in error.errors(include_url=False)
+        )
+        return None
+    except (NameError, PydanticUserError):
+        problems.append(
+            Problem(dotted(loc), f"the type {parameter.annotation} of this option cannot be checked")
+        )
+        return None
+    return _absolute(converted, config.directory)
+
+
+def _indexes(loc: Loc) -> Loc:
+    return tuple(part for part in loc if isinstance(part, int))
+
+
+def _absolute(value: object, directory: Path) -> object:
+    if isinstance(value, Path):
+        return directory / value
+    if isinstance(value, list | tuple):
+        return type(value)(_absolute(item, directory) for item in value)
+    return value
