@@ -1,8 +1,8 @@
 """The published EWS schemas, when they are at hand: request and reply bodies are held against them.
 
 They are Microsoft's and no part of this distribution. The folder that holds `messages.xsd` and `types.xsd` is
-named by the environment variable EWS_SCHEMA_DIR, else it is `../shared/ews-schema`, seen from the repository's
-root. Without it, tests marked `@xsd_available` are skipped.
+named by the environment variable EWS_SCHEMA_DIR, else it is `../shared/ews-schema`, seen from the root of the
+repository. Without it, tests marked `@xsd_available` are skipped.
 """
 
 import os
