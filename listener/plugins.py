@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from listener.config.model import HandlerConfig
+from listener.config.load import examine
+from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Loc, describe, dotted
 from listener.errors import ConfigError, Problem
 from listener.filters import EventFilter
@@ -35,6 +36,19 @@ class LoadedHandler:
     use: str
     open: Callable[[], AbstractAsyncContextManager[Handler]]
     accepts: EventFilter
+
+
+def load_all(path: Path) -> tuple[Config, list[LoadedHandler]]:
+    """The configuration in the file, and its handlers. Raises ConfigError with the problems of both together."""
+    config, handlers, problems = examine(path)
+    loaded: list[LoadedHandler] = []
+    try:
+        loaded = load_handlers(handlers)
+    except ConfigError as error:
+        problems += error.problems
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config, loaded
 
 
 def load_handlers(handlers: Mapping[str, HandlerConfig]) -> list[LoadedHandler]:

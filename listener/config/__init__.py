@@ -6,7 +6,7 @@
 listener/plugins.py.
 """
 
-from listener.config.load import load, parse
+from listener.config.load import examine, load, parse
 from listener.config.model import (
     Affinity,
     Auth,
@@ -41,6 +41,7 @@ __all__ = [
     "StaticGroup",
     "Stream",
     "Subscription",
+    "examine",
     "load",
     "parse",
 ]

@@ -6,19 +6,27 @@ import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from listener.config.files import collect_mailboxes, resolve_secret
-from listener.config.model import Config
+from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Problems
 from listener.config.rules import RULES
 from listener.config.values import Context
 from listener.errors import ConfigError, Problem
 
 _TOML_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_STAND_INS: dict[str, Any] = {"auth": {"user": "-", "password": "-"}, "handlers": {"-": {"use": "-"}}}
+_STAND_INS: dict[str, Any] = {"auth": {"user": "-", "password": "-"}, "handlers": {}}
+
+
+class Examined(NamedTuple):
+    """`config` is None if there are problems. `handlers` are those whose sections are sound, even then."""
+
+    config: Config | None
+    handlers: Mapping[str, HandlerConfig]
+    problems: list[Problem]
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -27,16 +35,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     Raises ConfigError with every problem: the file itself, its syntax (`where` is then `FILE:LINE:COLUMN`), its
     keys and values (`where` is the dotted key), and the files it names (`mailboxes.txt:17`).
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError([Problem(f"{path}:{line}", "is not UTF-8 text")]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_syntax_problem(path, str(error))]) from None
-    return parse(document, path.absolute().parent, environ)
+    return _config_or_error(examine(path, environ))
 
 
 def parse(document: dict[str, Any], directory: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -44,6 +43,32 @@ def parse(document: dict[str, Any], directory: Path, environ: Mapping[str, str] 
 
     Raises ConfigError with every problem.
     """
+    return _config_or_error(_examine(document, directory.absolute(), environ))
+
+
+def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
+    """As `load`, but the problems are returned beside what is sound."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        problem = Problem(str(path), f"cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        problem = Problem(f"{path}:{line}", "is not UTF-8 text")
+    except tomllib.TOMLDecodeError as error:
+        problem = _syntax_problem(path, str(error))
+    else:
+        return _examine(document, path.absolute().parent, environ)
+    return Examined(None, {}, [problem])
+
+
+def _config_or_error(examined: Examined) -> Config:
+    if examined.config is None:
+        raise ConfigError(examined.problems)
+    return examined.config
+
+
+def _examine(document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> Examined:
     document = deepcopy(document)
     problems = Problems(document)
     collect_mailboxes(document, directory, problems)
@@ -60,9 +85,7 @@ def parse(document: dict[str, Any], directory: Path, environ: Mapping[str, str] 
         if broken.isdisjoint(rule.sections):
             for loc, what in rule.find(config):
                 problems.add(loc, what)
-    if problems:
-        raise ConfigError(problems.in_order())
-    return config
+    return Examined(None if problems else config, config.handlers, problems.in_order())
 
 
 def _syntax_problem(path: Path, message: str) -> Problem:

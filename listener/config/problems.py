@@ -50,9 +50,9 @@ class Problems:
         self.broken.add(str(loc[0]))
 
     def add_errors(self, errors: Sequence[ErrorDetails], model: type[BaseModel]) -> dict[str, Any]:
-        """Add pydantic's errors. Returns the document without what they refuse: where only unknown keys are
-        wrong with a section, the rest of it is sound."""
-        sound = deepcopy(self._document)
+        """Add pydantic's errors. Returns what is sound of the document: without unknown keys, without sections
+        in which anything else is wrong; of a handler only the concerned key is missing, if it can be."""
+        sound = deepcopy({key: value for key, value in self._document.items() if key not in self.broken})
         for error in errors:
             loc = self._real(error["loc"])
             if error["type"] == "too_short" and any(
@@ -62,10 +62,12 @@ class Problems:
             problem = Problem(dotted(loc), describe(error, known_keys(model, loc[:-1])))
             self._found.append((loc, problem))
             if error["type"] == "extra_forbidden":
-                _at(sound, loc[:-1]).pop(loc[-1])
+                _drop(sound, loc)
             else:
+                handler = loc[0] == "handlers"
+                _drop(sound, loc[: 1 if not handler else 2 if loc[-1] == "use" else 3])
                 self.broken.add(str(loc[0]))
-        return {key: value for key, value in sound.items() if key not in self.broken}
+        return sound
 
     def in_order(self) -> list[Problem]:
         """Each problem once, as the file has them; what is missing stands at the end of its table."""
@@ -103,6 +105,12 @@ def _at(value: Any, loc: Loc) -> Any:
         except (LookupError, TypeError):
             return None
     return value
+
+
+def _drop(document: dict[str, Any], loc: Loc) -> None:
+    table = _at(document, loc[:-1])
+    if isinstance(table, dict):
+        table.pop(loc[-1], None)
 
 
 def dotted(loc: Loc) -> str:

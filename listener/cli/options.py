@@ -1,0 +1,18 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="EWS_LISTENER_CONFIG",
+        default_factory=lambda: Path("config.toml"),
+        show_default="config.toml",
+        help="The configuration file.",
+    ),
+]

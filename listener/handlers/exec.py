@@ -1,0 +1,79 @@
+"""`use = "exec"`: one process an event, with the event on its standard input."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from listener import Handler, MailboxEvent, Reject
+
+EX_DATAERR = 65
+"""Of sysexits.h: the input is at fault, so trying again is of no use."""
+
+_TAIL = 2000  # bytes of the command's standard error that are kept
+_AFTER_EXIT = 1.0  # seconds that a grandchild may keep standard error open
+
+
+class CommandError(Exception):
+    """The command ended with another status than 0."""
+
+
+@asynccontextmanager
+async def open_exec(*, command: list[str]) -> AsyncIterator[Handler]:
+    """Run `command`, a program and its arguments (no shell), for each event.
+
+    The event's JSON comes on standard input, EWS_EVENT_ID, EWS_EVENT_TYPE and EWS_MAILBOX in the environment;
+    standard output is dropped. Exit status 0 acknowledges the event, 65 rejects it, any other is a failure, which
+    is logged with the end of standard error. A call that takes longer than the handler's timeout is ended
+    (SIGTERM, after 5 s SIGKILL). Raises FileNotFoundError if there is no such program.
+    """
+    _require_program(command)
+
+    async def handle(event: MailboxEvent) -> None:
+        status, errors = await _run(command, event)
+        if status == 0:
+            return
+        how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+        raise (
+            Reject(errors or how) if status == EX_DATAERR else CommandError(f"{how}: {errors}".rstrip(": "))
+        )
+
+    yield handle
+
+
+async def _run(command: list[str], event: MailboxEvent) -> tuple[int, str]:
+    """The exit status and the end of standard error."""
+    environment = {"EWS_EVENT_ID": event.id, "EWS_EVENT_TYPE": event.type, "EWS_MAILBOX": event.mailbox}
+    start = partial(
+        trio.run_process,
+        command,
+        stdin=event.to_json().encode() + b"\n",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+        env=os.environ | environment,
+    )
+    tail = bytearray()
+
+    async def keep_tail(stream: trio.abc.ReceiveStream) -> None:
+        async with stream:
+            while chunk := await stream.receive_some():
+                tail.extend(chunk)
+                del tail[:-_TAIL]
+
+    async with trio.open_nursery() as reading:
+        async with trio.open_nursery() as running:
+            process: trio.Process = await running.start(start)
+            assert process.stderr is not None  # noqa: S101  (for the type checker)
+            reading.start_soon(keep_tail, process.stderr)
+        reading.cancel_scope.deadline = trio.current_time() + _AFTER_EXIT
+    return process.returncode or 0, tail.decode(errors="replace").strip()
+
+
+def _require_program(command: list[str]) -> None:
+    if not command or shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"there is no program {command[0] if command else 'in an empty command'}")
