@@ -1,0 +1,26 @@
+"""An Exchange server to run the listener against, with its own reading of the published protocol.
+
+It imports nothing of `listener.ews`, so that a misunderstanding cannot stand on both sides. Sources: MS-OXWSNTIF,
+MS-OXWSCDATA, MS-OXWSADISC, and on learn.microsoft.com "Notification subscriptions, mailbox events, and EWS in
+Exchange", "How to: Maintain affinity between a group of subscriptions and the Mailbox server in Exchange" and
+"EWS throttling in Exchange".
+
+    settings.py       what a simulated organisation is made of
+    names.py          plausible people
+    mailstore.py      mailboxes, folders and items, and the events that each change of them makes
+    directory.py      the organisation: accounts, rights, which mailbox lives on which back end
+    traffic.py        seeded users who read, write, move and delete
+    ledger.py         the truth: one line a change
+    requests.py       bytes of a request -> values
+    replies.py        values -> bytes of a reply
+    routing.py        which back end answers
+    budgets.py        throttling
+    subscriptions.py  subscription tables and streams
+    operations.py     the operations on folders and items
+    exchange.py       the server without its sockets: requests in, replies out, the time given
+    autodiscover.py   SOAP and POX
+    authentication.py who is asking
+    control.py        the doors for tests: events on demand, state, rate
+    server.py         the socket
+    run.py            the process
+"""

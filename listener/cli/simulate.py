@@ -1,0 +1,53 @@
+"""`ews-listener simulate`: an Exchange server to try things on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def simulate(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    mailboxes: Annotated[int, typer.Option(min=0, help="How many mailboxes there are.")] = 20,
+    backends: Annotated[int, typer.Option(min=1, help="How many back ends they live on.")] = 3,
+    rate: Annotated[float, typer.Option(min=0, help="Events a second, over all mailboxes.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same organisation and traffic.")] = 1,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Write each change into this file, one JSON line each.")
+    ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="HTTPS, with a certificate authority of its own.")
+    ] = False,
+    heartbeat: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between the heart-beats of a stream.")
+    ] = 45.0,
+    duration: Annotated[
+        float | None, typer.Option(min=0, help="End after so many seconds; otherwise run until interrupted.")
+    ] = None,
+    write_config: Annotated[
+        Path | None,
+        typer.Option(help="Write a configuration for `ews-listener run`, and the files it names beside it."),
+    ] = None,
+) -> None:
+    """Run a simulated Exchange server.
+
+    The first line on standard output is one JSON object that says where it is and how to log in.
+    """
+    from listener.simulator.run import main
+    from listener.simulator.settings import Settings
+
+    settings = Settings(
+        port=port,
+        mailboxes=mailboxes,
+        backends=backends,
+        rate=rate,
+        seed=seed,
+        ledger=ledger,
+        tls=tls,
+        heartbeat=heartbeat,
+    )
+    try:
+        main(settings, duration=duration, write_config=write_config)
+    except OSError as error:
+        typer.echo(f"cannot run the simulator: {error}", err=True)
+        raise typer.Exit(1) from None

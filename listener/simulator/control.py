@@ -1,0 +1,108 @@
+"""The doors for tests: events on demand, the state of everything, the rate of the traffic. No authentication.
+
+POST …/events   {"mailbox": address, "kind": EWS element name, "count": n}   -> {"events": [ledger lines]}
+POST …/traffic  {"rate": events a second}                                    -> {"rate": …}
+GET  …/state                                                                 -> see `state`
+"""
+
+from collections import Counter
+from random import Random
+from typing import Annotated, Any
+
+import msgspec
+
+from listener.simulator.exchange import Exchange
+from listener.simulator.ledger import Line
+from listener.simulator.mailstore import KINDS
+from listener.simulator.replies import Reply
+from listener.simulator.traffic import Traffic, make
+
+
+class EventsOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST events."""
+
+    mailbox: str
+    kind: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
+
+
+class TrafficOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST traffic. `rate` is in events a second."""
+
+    rate: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _NotFound(Exception):  # noqa: N818
+    pass
+
+
+class Control:
+    """Answers requests below the control URL; `path` is what follows it, `events` for one."""
+
+    def __init__(self, exchange: Exchange, traffic: Traffic, dice: Random) -> None:
+        self._exchange = exchange
+        self._traffic = traffic
+        self._dice = dice
+
+    def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
+        """The reply, in JSON; 400 and 404 say in `error` what is wrong."""
+        try:
+            match method, path.strip("/"):
+                case "POST", "events":
+                    order = msgspec.json.decode(body, type=EventsOrder)
+                    return _json(200, {"events": self.events(order, now)})
+                case "POST", "traffic":
+                    self._traffic.set_rate(msgspec.json.decode(body, type=TrafficOrder).rate)
+                    return _json(200, {"rate": self._traffic.rate})
+                case "GET", "state":
+                    return _json(200, self.state())
+        except msgspec.DecodeError as error:
+            return _json(400, {"error": str(error)})
+        except _NotFound as error:
+            return _json(404, {"error": str(error)})
+        return _json(404, {"error": f"{method} {path} is not known here"})
+
+    def events(self, order: EventsOrder, now: float) -> list[Line]:
+        """Make genuine changes that hold `count` events of the kind; every event that they make is told."""
+        mailbox = self._exchange.directory.find(order.mailbox)
+        if mailbox is None:
+            raise _NotFound(f"no mailbox {order.mailbox!r}")
+        if order.kind not in KINDS:
+            raise _NotFound(f"no event kind {order.kind!r}; there are {', '.join(KINDS)}")
+        lines: list[Line] = []
+        for _ in range(order.count):
+            lines += self._exchange.publish(make(mailbox, order.kind, self._dice, now))
+        return lines
+
+    def state(self) -> dict[str, Any]:
+        """What there is right now. `generated` counts ledger lines, `queued` the events that are not written to
+        any stream yet; `mailboxes_subscribed` and `mailboxes_streaming` count mailboxes, not subscriptions."""
+        exchange = self._exchange
+        requests: dict[str, dict[str, int]] = {}
+        for (operation, status), count in sorted(exchange.requests.items()):
+            requests.setdefault(operation, {})[str(status)] = count
+        homes = Counter(exchange.directory.home(mailbox) for mailbox in exchange.directory)
+        subscriptions = list(exchange.subscriptions)
+        return {
+            "mailboxes": exchange.settings.mailboxes,
+            "rate": self._traffic.rate,
+            "generated": exchange.ledger.count,
+            "queued": exchange.subscriptions.queued(),
+            "subscriptions": len(subscriptions),
+            "mailboxes_subscribed": len({s.mailbox for s in subscriptions}),
+            "mailboxes_streaming": len({s.mailbox for s in subscriptions if s.stream}),
+            "backends": [
+                {"name": name, "mailboxes": homes[name], "subscriptions": len(table)}
+                for name, table in exchange.subscriptions.tables.items()
+            ],
+            "streams": [
+                {"backend": stream.backend, "account": stream.account, "ids": len(stream.subscriptions)}
+                for stream in exchange.streams
+            ],
+            "hanging": exchange.budgets.charges(),
+            "requests": requests,
+        }
+
+
+def _json(status: int, value: object) -> Reply:
+    return Reply(status, msgspec.json.encode(value) + b"\n", content_type="application/json")

@@ -1,0 +1,64 @@
+"""The organisation: people and their mailboxes, which back end each one lives on, and who may act for whom."""
+
+from collections.abc import Iterator, Mapping
+from random import Random
+from uuid import UUID
+
+from listener.simulator.mailstore import Mailbox
+from listener.simulator.names import people
+from listener.simulator.settings import Settings
+
+
+class Directory:
+    """`mailboxes` maps lower-case SMTP addresses to mailboxes, `homes` the same addresses to back ends.
+
+    The service account has no mailbox. Its right to impersonate is limited by a management scope: all mailboxes
+    but `outsider`, which exists so that a refusal can be seen.
+    """
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        dice = Random(f"directory {settings.seed}")
+        domain = settings.domain
+        self.backends = tuple(f"ex{number:02}.{domain}" for number in range(1, settings.backends + 1))
+        self.accounts: Mapping[str, str] = {settings.user: settings.password}
+        self.outsider = f"ceo@{domain}"
+        self.mailboxes: dict[str, Mailbox] = {}
+        self.homes: dict[str, str] = {}
+        persons = [*people(settings.mailboxes, dice), ("Chief Executive", "ceo")]
+        for name, local in persons:
+            address = f"{local}@{domain}"
+            guid = UUID(int=dice.getrandbits(128), version=4)
+            self.mailboxes[address] = Mailbox(address, name, guid, now)
+            self.homes[address] = dice.choice(self.backends)
+        self._names: dict[str, str] = {}
+        for address, mailbox in self.mailboxes.items():
+            # The user principal name is the address here; the SID is derived, as good as any.
+            self._names[self.sid(mailbox)] = address
+            self._names[str(mailbox.guid)] = address
+        self._impersonators = {settings.user}
+
+    def __iter__(self) -> Iterator[Mailbox]:
+        """The mailboxes that the service account may impersonate."""
+        return (mailbox for address, mailbox in self.mailboxes.items() if address != self.outsider)
+
+    def find(self, name: str) -> Mailbox | None:
+        """The mailbox of an SMTP address, UPN, SID or Exchange GUID."""
+        lowered = name.strip().lower()
+        return self.mailboxes.get(self._names.get(lowered, lowered))
+
+    def may_impersonate(self, account: str, mailbox: Mailbox) -> bool:
+        return account in self._impersonators and mailbox.address != self.outsider
+
+    def home(self, mailbox: Mailbox) -> str:
+        """The back end whose database holds the mailbox."""
+        return self.homes[mailbox.address]
+
+    @staticmethod
+    def sid(mailbox: Mailbox) -> str:
+        """The owner's security identifier, lower case."""
+        return f"s-1-5-21-{mailbox.guid.time_low}-{mailbox.guid.time_mid}-1004-{mailbox.guid.node % 100000}"
+
+
+def grouping(backend: str) -> str:
+    """GroupingInformation of the mailboxes on a back end."""
+    return backend.partition(".")[0].upper() + "-SITE1"

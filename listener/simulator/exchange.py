@@ -1,0 +1,292 @@
+"""Exchange without its sockets: requests in, replies out, the time given.
+
+`handle(request, now)` answers one request; `publish(events)` tells of changes; `advance(now)` lets time pass. Now
+is in Unix seconds throughout. What a stream writes, and when, is in subscriptions.Stream.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from random import Random
+from uuid import UUID
+
+from lxml import etree
+
+from listener.simulator import autodiscover, replies
+from listener.simulator.budgets import Budgets
+from listener.simulator.directory import Directory
+from listener.simulator.ledger import Ledger, Line
+from listener.simulator.mailstore import KINDS, Event, Mailbox
+from listener.simulator.operations import OPERATIONS, Session, find_folder
+from listener.simulator.replies import Failure, Reply
+from listener.simulator.requests import (
+    STREAMING_VERSIONS,
+    VERSIONS,
+    Call,
+    HttpRequest,
+    M,
+    Malformed,
+    T,
+    parse_call,
+)
+from listener.simulator.routing import COOKIE, Route, override_cookie, route
+from listener.simulator.settings import Settings
+from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
+
+_EXPIRY_INTERVAL = 5.0
+_ABOUT_SUBSCRIPTIONS = ("GetStreamingEvents", "Unsubscribe")
+
+
+class Exchange:
+    """One organisation's servers. `requests` counts (operation, HTTP status); `base_url` is where clients reach
+    them, without a slash at the end, and must be set before Autodiscover can answer."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, now: float) -> None:
+        self.settings = settings
+        self.directory = Directory(settings, now)
+        self.subscriptions = Subscriptions(self.directory.backends, settings.limits)
+        self.budgets = Budgets(settings.limits)
+        self.ledger = ledger
+        self.base_url = ""
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.streams: dict[Stream, None] = {}
+        self._dice = Random(f"exchange {settings.seed}")
+        self._expiry = now + _EXPIRY_INTERVAL
+
+    def publish(self, events: Iterable[Event]) -> list[Line]:
+        """Write changes into the ledger and queue them for whoever has subscribed."""
+        lines = []
+        for event in events:
+            lines.append(self.ledger.enter(event))
+            self.subscriptions.publish(event)
+        if lines:
+            self.ledger.flush()
+        return lines
+
+    def advance(self, now: float) -> None:
+        """Let subscriptions die that nobody reads."""
+        if now >= self._expiry:
+            self._expiry = now + _EXPIRY_INTERVAL
+            self.subscriptions.expire(now)
+
+    def handle(self, request: HttpRequest, now: float) -> Reply:
+        """Answer one request of an authenticated account."""
+        path = request.path.partition("?")[0].lower()
+        if path == "/ews/exchange.asmx":
+            name, reply = self._ews(request, now)
+        elif path.startswith("/autodiscover/autodiscover."):
+            name, reply = "Autodiscover", self._autodiscover(path, request)
+        else:
+            name, reply = "-", replies.page(404, "Not Found")
+        self.requests[name, reply.status] += 1
+        return reply
+
+    def _autodiscover(self, path: str, request: HttpRequest) -> Reply:
+        ews_url = f"{self.base_url}/EWS/Exchange.asmx"
+        most = self.settings.limits.users_per_discovery
+        reply = replies.page(404, "Not Found")
+        try:
+            if path == "/autodiscover/autodiscover.svc" and request.method == "POST":
+                reply = Reply(200, autodiscover.soap(request.body, self.directory, ews_url, most))
+            elif path == "/autodiscover/autodiscover.xml" and request.method == "POST":
+                reply = Reply(200, autodiscover.pox(request.body, self.directory, ews_url))
+        except Malformed as error:
+            reply = replies.page(400, f"Bad Request: {error}")
+        reply.headers += self._server_headers(self._dice.choice(self.directory.backends), request)
+        reply.delay = self.settings.network.latency
+        return reply
+
+    # -- EWS -------------------------------------------------------------------------------------------------
+
+    def _ews(self, request: HttpRequest, now: float) -> tuple[str, Reply]:
+        if request.method != "POST":
+            return "-", replies.page(405, "Method Not Allowed", [("Allow", "POST")])
+        name = "-"
+        try:
+            call = parse_call(request.body)
+            name = call.operation
+            return name, self._call(call, request, now)
+        except Malformed as error:
+            failure = Failure("ErrorSchemaValidation", f"The request failed schema validation: {error}")
+        except Failure as refused:
+            failure = refused
+        headers = self._server_headers(self._dice.choice(self.directory.backends), request)
+        delay = self.settings.network.latency
+        return name, Reply(500, replies.fault(failure), headers, delay=delay)
+
+    def _call(self, call: Call, request: HttpRequest, now: float) -> Reply:
+        """Answer in the right place. Failure: a fault."""
+        if call.version is not None and call.version not in VERSIONS:
+            raise Failure("ErrorInvalidServerVersion")
+        actor = self._actor(call, request.account)
+        charged = actor.address if actor else request.account
+        home = None
+        if call.operation not in _ABOUT_SUBSCRIPTIONS and actor:
+            home = self.directory.home(actor)
+        way = route(request, home, self.directory, self._dice)
+        headers = self._server_headers(way.backend, request)
+        network = self.settings.network
+        delay = network.latency
+        if way.proxied:
+            delay = self._dice.uniform(*network.proxied_latency)
+            chance = self._dice.random()
+            if chance < network.proxied_500:
+                return replies.page(500, "Runtime Error", headers, delay=delay)
+            if chance < network.proxied_500 + network.proxied_503:
+                return replies.page(503, "Service Unavailable", headers, delay=delay)
+        session = Session(call, request.account, actor, way.backend, self.directory, now)
+        if call.operation == "GetStreamingEvents":
+            return self._stream(session, charged, headers, delay)
+        leave = self.budgets.enter(charged)
+        try:
+            body = self._answer(session, charged, way)
+        except Failure as failure:
+            if failure.fault:
+                return Reply(500, replies.fault(failure), headers, delay=delay, finish=leave)
+            content = "<m:Items/>" if call.operation == "GetItem" else ""
+            body = replies.response(call.operation, [replies.error(call.operation, failure, content)])
+        else:
+            if call.operation == "Subscribe" and way.affinity:
+                cookie = f"{COOKIE}={override_cookie(way.backend)}; path=/; HttpOnly"
+                headers.append(("Set-Cookie", cookie))
+        return Reply(200, replies.envelope(body), headers, delay=delay, finish=leave)
+
+    def _actor(self, call: Call, account: str) -> Mailbox | None:
+        """Whose mailbox it is about. Failure: the impersonation is refused."""
+        if call.impersonated is None:
+            return self.directory.find(account)
+        mailbox = self.directory.find(call.impersonated)
+        if mailbox is None:
+            raise Failure("ErrorNonExistentMailbox", fault=True)
+        if not self.directory.may_impersonate(account, mailbox):
+            raise Failure("ErrorImpersonateUserDenied", fault=True)
+        return mailbox
+
+    def _answer(self, session: Session, charged: str, way: Route) -> str:
+        operation = session.call.operation
+        if operation == "Subscribe":
+            return self._subscribe(session, charged, way)
+        if operation == "Unsubscribe":
+            return self._unsubscribe(session)
+        if operation in OPERATIONS:
+            return OPERATIONS[operation](session)
+        raise Failure("ErrorInvalidRequest", fault=True)
+
+    # -- subscriptions ---------------------------------------------------------------------------------------
+
+    def _subscribe(self, session: Session, charged: str, way: Route) -> str:
+        _check_version(session.call)
+        request = session.call.element.find(f"{M}StreamingSubscriptionRequest")
+        if request is None:
+            raise Failure("ErrorInvalidSubscriptionRequest", "Only streaming subscriptions are offered here.")
+        kinds = frozenset(element.text or "" for element in request.iterfind(f"{T}EventTypes/{T}EventType"))
+        if not kinds or not kinds <= frozenset(KINDS):
+            raise _invalid("EventTypes")
+        folder_ids = request.findall(f"{T}FolderIds/*")
+        everything = request.get("SubscribeToAllFolders", "false") in ("true", "1")
+        if everything == bool(folder_ids):
+            raise Failure("ErrorInvalidSubscriptionRequest")
+        if session.actor is None:
+            raise Failure("ErrorMissingEmailAddress")
+        folders = None if everything else frozenset(_watched(session, element) for element in folder_ids)
+        made = self.subscriptions.add(
+            way.backend, session.actor, session.account, charged, kinds, folders, session.now
+        )
+        message = replies.success("Subscribe", f"<m:SubscriptionId>{made.id}</m:SubscriptionId>")
+        return replies.response("Subscribe", [message])
+
+    def _unsubscribe(self, session: Session) -> str:
+        id_ = session.call.element.findtext(f"{M}SubscriptionId") or ""
+        found = self.subscriptions.find(session.backend, id_, session.account)
+        self.subscriptions.remove(found, "ErrorSubscriptionUnsubscribed")
+        return replies.response("Unsubscribe", [replies.success("Unsubscribe")])
+
+    def _stream(self, session: Session, charged: str, headers: list[tuple[str, str]], delay: float) -> Reply:
+        """The long answer to GetStreamingEvents. Failure: a fault."""
+        _check_version(session.call)
+        request = session.call.element
+        ids = [element.text or "" for element in request.iterfind(f"{M}SubscriptionIds/{T}SubscriptionId")]
+        minutes = request.findtext(f"{M}ConnectionTimeout") or ""
+        if not minutes.isdecimal() or not 1 <= int(minutes) <= 30:
+            raise _invalid("ConnectionTimeout")
+        if not ids:
+            raise _invalid("SubscriptionIds")
+        if len(ids) > self.settings.limits.ids_per_stream:
+            raise Failure("ErrorInvalidRequest", fault=True)
+        leave = self.budgets.hang(charged)
+        good: dict[str, Subscription] = {}
+        failed: dict[str, list[str]] = {}
+        for id_ in ids:
+            try:
+                good[id_] = self.subscriptions.find(session.backend, id_, session.account)
+            except Failure as failure:
+                failed.setdefault(failure.code, []).append(id_)
+        readable = () if failed and self.settings.wire.ends_after_bad_id else tuple(good.values())
+        stream = Stream(
+            session.backend,
+            session.account,
+            readable,
+            session.now,
+            window=int(minutes) * 60.0,
+            heartbeat=self.settings.heartbeat,
+            wire=self.settings.wire,
+            dice=self._dice,
+        )
+        if failed:
+            stream.refuse(failed)
+        self.streams[stream] = None
+
+        def finish() -> None:
+            leave()
+            self.streams.pop(stream, None)
+
+        return Reply(200, stream, headers, delay=delay, finish=finish)
+
+    # -- headers ---------------------------------------------------------------------------------------------
+
+    def _server_headers(self, backend: str, request: HttpRequest) -> list[tuple[str, str]]:
+        """What Exchange adds to every reply; `request` says what the client already has."""
+        machine = backend.partition(".")[0].upper()
+        asked = request.headers.get("client-request-id")
+        headers = [
+            ("Server", "Microsoft-IIS/10.0"),
+            ("request-id", str(UUID(int=self._dice.getrandbits(128), version=4))),
+            *([("client-request-id", asked)] if asked else []),
+            ("X-CalculatedBETarget", backend),
+            ("X-DiagInfo", machine),
+            ("X-BEServer", machine),
+            ("X-FEServer", "FE01"),
+            ("X-AspNet-Version", "4.0.30319"),
+            ("X-Powered-By", "ASP.NET"),
+        ]
+        if request.cookie("exchangecookie") is None:
+            headers.append(
+                ("Set-Cookie", f"exchangecookie={self._dice.getrandbits(128):032x}; path=/; HttpOnly")
+            )
+        headers.append(("Set-Cookie", f"X-BackEndCookie={override_cookie(backend)}; path=/EWS; HttpOnly"))
+        return headers
+
+
+def _check_version(call: Call) -> None:
+    if call.version not in STREAMING_VERSIONS:
+        raise Failure(
+            "ErrorInvalidRequest", "Streaming needs RequestServerVersion Exchange2010_SP1.", fault=True
+        )
+
+
+def _watched(session: Session, element: etree._Element) -> str:
+    """The id of a folder that is subscribed to."""
+    try:
+        return find_folder(element, session)[1].id
+    except Failure as failure:
+        if failure.code == "ErrorAccessDenied":
+            raise Failure("ErrorSubscriptionDelegateAccessNotSupported") from None
+        raise
+
+
+def _invalid(element: str) -> Failure:
+    name = f"http://schemas.microsoft.com/exchange/services/2006/messages:{element}"
+    return Failure(
+        "ErrorSchemaValidation",
+        f"The request failed schema validation: The '{name}' element is invalid.",
+        fault=True,
+    )

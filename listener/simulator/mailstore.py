@@ -1,0 +1,390 @@
+"""Mailboxes, folders and items, and the events that each change of them makes.
+
+Every method that changes something takes the time (Unix seconds) and returns the events that Exchange would report
+for it, in order. What a later synchronisation needs is kept too: each change has a number that rises within its
+mailbox, items and folders remember the number of their last change, and folders the numbers of what was deleted.
+
+Ids have the form that Exchange gives them: base64 of a MAPI entry id behind the mailbox's GUID, 120 characters for
+a folder and 152 for an item. Change keys hold the change number, so no two changes of one object share a key.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterator
+from itertools import islice
+from uuid import UUID
+
+import msgspec
+
+_STORE_PROVIDER = bytes.fromhex("ea4d6aa61bcd11cd9bc800aa002fc45a")
+
+# Distinguished id, display name, folder class, distinguished id of the parent.
+_TREE = (
+    ("root", "root", "", None),
+    ("msgfolderroot", "Top of Information Store", "IPF.Note", "root"),
+    ("inbox", "Inbox", "IPF.Note", "msgfolderroot"),
+    ("sentitems", "Sent Items", "IPF.Note", "msgfolderroot"),
+    ("drafts", "Drafts", "IPF.Note", "msgfolderroot"),
+    ("outbox", "Outbox", "IPF.Note", "msgfolderroot"),
+    ("deleteditems", "Deleted Items", "IPF.Note", "msgfolderroot"),
+    ("junkemail", "Junk Email", "IPF.Note", "msgfolderroot"),
+    ("calendar", "Calendar", "IPF.Appointment", "msgfolderroot"),
+    ("contacts", "Contacts", "IPF.Contact", "msgfolderroot"),
+    ("tasks", "Tasks", "IPF.Task", "msgfolderroot"),
+    ("notes", "Notes", "IPF.StickyNote", "msgfolderroot"),
+    ("journal", "Journal", "IPF.Journal", "msgfolderroot"),
+    ("recoverableitemsroot", "Recoverable Items", "", "root"),
+    ("recoverableitemsdeletions", "Deletions", "", "recoverableitemsroot"),
+)
+KINDS = (
+    "CopiedEvent",
+    "CreatedEvent",
+    "DeletedEvent",
+    "ModifiedEvent",
+    "MovedEvent",
+    "NewMailEvent",
+    "FreeBusyChangedEvent",
+)
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One change as Exchange reports it. `kind` is the EWS element's name (one of KINDS); `time` is in Unix
+    seconds. Either the item fields or the folder fields are there; the old ones only in moves and copies."""
+
+    kind: str
+    mailbox: str
+    time: float
+    item_id: str | None = None
+    folder_id: str | None = None
+    change_key: str
+    parent_folder_id: str
+    parent_change_key: str
+    old_id: str | None = None
+    old_change_key: str | None = None
+    old_parent_folder_id: str | None = None
+    old_parent_change_key: str | None = None
+    unread_count: int | None = None
+
+
+class Item(msgspec.Struct, kw_only=True, eq=False):
+    """A message, an appointment or a contact. Times are in Unix seconds."""
+
+    id: str
+    counter: int
+    changed: int
+    folder: "Folder"
+    item_class: str
+    subject: str
+    sender: str
+    created: float
+    modified: float
+    read: bool = True
+
+
+class Folder(msgspec.Struct, kw_only=True, eq=False):
+    """A folder. `items` is in the order of arrival. `deleted` maps the ids of items that left it to the number of
+    the change that took them away."""
+
+    id: str
+    counter: int
+    changed: int
+    parent: "Folder | None"
+    distinguished: str | None
+    name: str
+    folder_class: str
+    modified: float
+    unread: int = 0
+    items: dict[str, Item] = {}
+    deleted: dict[str, int] = {}
+
+
+class Mailbox:
+    """One mailbox: its folder tree and all that can happen in it. `guid` is its Exchange GUID.
+
+    The tree is built when it is first asked for: thousands of mailboxes may never be touched.
+    """
+
+    def __init__(self, address: str, name: str, guid: UUID, born: float) -> None:
+        self.address = address
+        self.name = name
+        self.guid = guid
+        self.changes = 0
+        self.deleted_folders: dict[str, int] = {}
+        self._born = born
+        self._counter = 0
+        self._replica = UUID(int=guid.int ^ 0x5A5A5A5A).bytes_le
+        self._id_prefix = b"\x00\x03\x24\x00" + str(guid).encode() + b"\x00"
+        self._folders: dict[str, Folder] = {}
+        self._distinguished: dict[str, Folder] = {}
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    @property
+    def folders(self) -> dict[str, Folder]:
+        """All folders by id, parents before children."""
+        if not self._folders:
+            self._plant()
+        return self._folders
+
+    def distinguished(self, name: str) -> Folder:
+        """The folder of that distinguished id. KeyError if this server has none of that name."""
+        self.folders  # noqa: B018  (plants the tree)
+        return self._distinguished[name]
+
+    def children(self, folder: Folder) -> list[Folder]:
+        """The folders directly below."""
+        return [other for other in self.folders.values() if other.parent is folder]
+
+    def below(self, folder: Folder) -> list[Folder]:
+        """The folders at any depth below, parents first."""
+        found: list[Folder] = []
+        for child in self.children(folder):
+            found += [child, *self.below(child)]
+        return found
+
+    def item(self, item_id: str) -> Item | None:
+        """The item of that id, wherever it lies."""
+        return next((f.items[item_id] for f in self.folders.values() if item_id in f.items), None)
+
+    def own_folders(self) -> list[Folder]:
+        """The folders that the user made, apart from what lies in Deleted Items."""
+        bin_ = self.distinguished("deleteditems")
+        return [f for f in self.folders.values() if f.distinguished is None and f.parent is not bin_]
+
+    def item_count(self) -> int:
+        return sum(len(folder.items) for folder in self.folders.values())
+
+    @staticmethod
+    def latest(folder: Folder, count: int) -> list[Item]:
+        """The items that came last, newest first, at most `count`."""
+        return list(islice(_newest(folder), count))
+
+    def change_key(self, thing: Item | Folder) -> str:
+        """The key of its present state."""
+        lead = b"\x09" if isinstance(thing, Item) else b"\x01"
+        key = lead + b"\0\0\0\x16\0\0\0" + self._replica + thing.changed.to_bytes(6, "big")
+        return b64encode(key).decode()
+
+    # -- items -----------------------------------------------------------------------------------------------
+
+    def deliver(self, subject: str, sender: str, now: float) -> list[Event]:
+        """A mail arrives in the inbox."""
+        item = self._create(self.distinguished("inbox"), "IPM.Note", subject, sender, now, read=False)
+        return [
+            self._event("CreatedEvent", item, now),
+            self._event("NewMailEvent", item, now),
+            self._touch(item.folder, now),
+        ]
+
+    def save(self, folder: Folder, item_class: str, subject: str, now: float) -> list[Event]:
+        """The user makes an item: a draft, a copy of what was sent, an appointment, a contact."""
+        item = self._create(folder, item_class, subject, self.address, now, read=True)
+        events = [self._event("CreatedEvent", item, now)]
+        if folder.folder_class == "IPF.Appointment":
+            events.append(self._event("FreeBusyChangedEvent", item, now))
+        return [*events, self._touch(folder, now)]
+
+    def mark(self, item: Item, now: float, *, read: bool) -> list[Event]:
+        """The read flag is set or taken away. Nothing happens if it stood so already."""
+        if item.read == read:
+            return []
+        self._changed(item, now)
+        item.read = read
+        item.folder.unread += -1 if read else 1
+        return [self._event("ModifiedEvent", item, now), self._touch(item.folder, now)]
+
+    def edit(self, item: Item, subject: str, now: float) -> list[Event]:
+        """The item's content changes."""
+        self._changed(item, now)
+        item.subject = subject
+        return [self._event("ModifiedEvent", item, now)]
+
+    def reschedule(self, item: Item, now: float) -> list[Event]:
+        """An appointment moves in time, and with it the owner's free/busy state."""
+        self._changed(item, now)
+        return [self._event("ModifiedEvent", item, now), self._event("FreeBusyChangedEvent", item, now)]
+
+    def move(self, item: Item, target: Folder, now: float) -> list[Event]:
+        """The item goes to another folder, where it has a new id. A deletion by the user is a move to Deleted
+        Items."""
+        source, old_id, old_key = item.folder, item.id, self.change_key(item)
+        self._take(item)
+        self._put(item, target, now)
+        return [
+            self._event("MovedEvent", item, now, old_id=old_id, old_change_key=old_key, old_parent=source),
+            self._touch(source, now),
+            self._touch(target, now),
+        ]
+
+    def copy(self, item: Item, target: Folder, now: float) -> list[Event]:
+        """A second item of the same content, in any folder."""
+        twin = self._create(target, item.item_class, item.subject, item.sender, now, read=item.read)
+        old_key = self.change_key(item)
+        return [
+            self._event(
+                "CopiedEvent", twin, now, old_id=item.id, old_change_key=old_key, old_parent=item.folder
+            ),
+            self._touch(target, now),
+        ]
+
+    def purge(self, item: Item, now: float) -> list[Event]:
+        """The item is deleted for good."""
+        self._take(item)
+        self._changed(item, now)
+        events = [self._event("DeletedEvent", item, now)]
+        if item.folder.folder_class == "IPF.Appointment":
+            events.append(self._event("FreeBusyChangedEvent", item, now))
+        return [*events, self._touch(item.folder, now)]
+
+    # -- folders ---------------------------------------------------------------------------------------------
+
+    def create_folder(self, name: str, parent: Folder, now: float) -> list[Event]:
+        """A new folder of mail."""
+        self.changes += 1
+        folder = self._plant_folder(name, "IPF.Note", parent, None, now)
+        return [self._event("CreatedEvent", folder, now), self._touch(parent, now)]
+
+    def rename_folder(self, folder: Folder, name: str, now: float) -> list[Event]:
+        """The folder is called something else."""
+        self._changed(folder, now)
+        folder.name = name
+        return [self._event("ModifiedEvent", folder, now)]
+
+    def move_folder(self, folder: Folder, parent: Folder, now: float) -> list[Event]:
+        """The folder, with all in it, goes below another one; its id stays."""
+        source, old_key = self._parent(folder), self.change_key(folder)
+        self._changed(folder, now)
+        folder.parent = parent
+        # Parents stand before their children, see `folders`.
+        for moved in (folder, *self.below(folder)):
+            self._folders[moved.id] = self._folders.pop(moved.id)
+        return [
+            self._event(
+                "MovedEvent", folder, now, old_id=folder.id, old_change_key=old_key, old_parent=source
+            ),
+            self._touch(source, now),
+            self._touch(parent, now),
+        ]
+
+    def purge_folder(self, folder: Folder, now: float) -> list[Event]:
+        """The folder is deleted for good, with all in it. Exchange reports each folder, but not the items."""
+        events = []
+        for gone in (*reversed(self.below(folder)), folder):
+            self._changed(gone, now)
+            del self._folders[gone.id]
+            self.deleted_folders[gone.id] = gone.changed
+            events.append(self._event("DeletedEvent", gone, now))
+        return [*events, self._touch(self._parent(folder), now)]
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _plant(self) -> None:
+        for distinguished, name, folder_class, parent in _TREE:
+            above = self._distinguished[parent] if parent else None
+            self._plant_folder(name, folder_class, above, distinguished, self._born)
+
+    def _plant_folder(
+        self, name: str, folder_class: str, parent: Folder | None, distinguished: str | None, now: float
+    ) -> Folder:
+        self._counter += 1
+        entry = (
+            bytes(4)
+            + self._replica
+            + b"\x01\x00"
+            + self._replica
+            + self._counter.to_bytes(6, "big")
+            + bytes(2)
+        )
+        folder = Folder(
+            id=b64encode(self._id_prefix + b"\x2e\x00" + entry).decode(),
+            counter=self._counter,
+            changed=self.changes,
+            parent=parent,
+            distinguished=distinguished,
+            name=name,
+            folder_class=folder_class,
+            modified=now,
+        )
+        self._folders[folder.id] = folder
+        if distinguished:
+            self._distinguished[distinguished] = folder
+        return folder
+
+    def _create(
+        self, folder: Folder, item_class: str, subject: str, sender: str, now: float, *, read: bool
+    ) -> Item:
+        item = Item(
+            id="",
+            counter=0,
+            changed=0,
+            folder=folder,
+            item_class=item_class,
+            subject=subject,
+            sender=sender,
+            created=now,
+            modified=now,
+            read=read,
+        )
+        self._put(item, folder, now)
+        return item
+
+    def _put(self, item: Item, folder: Folder, now: float) -> None:
+        self._counter += 1
+        entry = bytes(4) + self._replica + b"\x07\x00" + self._replica + folder.counter.to_bytes(6, "big")
+        entry += bytes(2) + self._replica + self._counter.to_bytes(6, "big") + bytes(2)
+        item.id = b64encode(self._id_prefix + b"\x46\x00" + entry).decode()
+        item.counter = self._counter
+        item.folder = folder
+        self._changed(item, now)
+        folder.items[item.id] = item
+        folder.unread += not item.read
+
+    def _take(self, item: Item) -> None:
+        del item.folder.items[item.id]
+        item.folder.unread -= not item.read
+        item.folder.deleted[item.id] = self.changes + 1
+
+    def _changed(self, thing: Item | Folder, now: float) -> None:
+        self.changes += 1
+        thing.changed = self.changes
+        thing.modified = now
+
+    def _touch(self, folder: Folder, now: float) -> Event:
+        """The event about a folder whose content changed."""
+        self._changed(folder, now)
+        return self._event("ModifiedEvent", folder, now, unread_count=folder.unread)
+
+    def _parent(self, folder: Folder) -> Folder:
+        return folder.parent or folder
+
+    def _event(
+        self,
+        kind: str,
+        thing: Item | Folder,
+        now: float,
+        *,
+        old_id: str | None = None,
+        old_change_key: str | None = None,
+        old_parent: Folder | None = None,
+        unread_count: int | None = None,
+    ) -> Event:
+        is_item = isinstance(thing, Item)
+        parent = thing.folder if isinstance(thing, Item) else self._parent(thing)
+        return Event(
+            kind=kind,
+            mailbox=self.address,
+            time=now,
+            item_id=thing.id if is_item else None,
+            folder_id=None if is_item else thing.id,
+            change_key=self.change_key(thing),
+            parent_folder_id=parent.id,
+            parent_change_key=self.change_key(parent),
+            old_id=old_id,
+            old_change_key=old_change_key,
+            old_parent_folder_id=old_parent.id if old_parent else None,
+            old_parent_change_key=self.change_key(old_parent) if old_parent else None,
+            unread_count=unread_count,
+        )
+
+
+def _newest(folder: Folder) -> Iterator[Item]:
+    return reversed(folder.items.values())

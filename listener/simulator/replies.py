@@ -1,0 +1,247 @@
+"""Values as the bytes of a reply: envelopes, response messages and faults, in the form that Exchange writes them.
+
+Texts are those of Exchange where its documentation prints them ("ResponseCode", learn.microsoft.com; MS-OXWSCDATA).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+from xml.sax.saxutils import escape, quoteattr
+
+from listener.simulator.mailstore import Event
+
+if TYPE_CHECKING:
+    from listener.simulator.subscriptions import Stream
+
+M = "http://schemas.microsoft.com/exchange/services/2006/messages"
+T = "http://schemas.microsoft.com/exchange/services/2006/types"
+ERRORS = "http://schemas.microsoft.com/exchange/services/2006/errors"
+SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
+DECLARATION = '<?xml version="1.0" encoding="utf-8"?>'
+
+TEXTS = {
+    "ErrorAccessDenied": "Access is denied. Check credentials and try again.",
+    "ErrorExceededConnectionCount": "You have exceeded the available concurrent connections for your account.  Try "
+    "again once your other requests have completed.",
+    "ErrorExceededSubscriptionCount": "You have exceeded the available subscriptions for your account.  Remove "
+    "unnecessary subscriptions and try your request again.",
+    "ErrorFolderNotFound": "The specified folder could not be found in the store.",
+    "ErrorImpersonateUserDenied": "The account does not have permission to impersonate the requested user.",
+    "ErrorInvalidIdMalformed": "Id is malformed.",
+    "ErrorInvalidOperation": "The operation is not supported.",
+    "ErrorInvalidRequest": "The request is invalid.",
+    "ErrorInvalidServerVersion": "The specified server version is invalid.",
+    "ErrorInvalidSubscriptionRequest": "The subscription request is invalid.",
+    "ErrorItemNotFound": "The specified object was not found in the store.",
+    "ErrorMissedNotificationEvents": "One or more events were missed; the subscription is no longer valid.",
+    "ErrorMissingEmailAddress": "When making a request as an account that does not have a mailbox, you must specify "
+    "the mailbox primary SMTP address for any distinguished folder Ids.",
+    "ErrorNewEventStreamConnectionOpened": "Another connection has been opened for this subscription.",
+    "ErrorNonExistentMailbox": "The SMTP address has no mailbox associated with it.",
+    "ErrorServerBusy": "The server cannot service this request right now. Try again later.",
+    "ErrorSubscriptionAccessDenied": "Only the creator of a subscription can use it.",
+    "ErrorSubscriptionDelegateAccessNotSupported": "Subscriptions are not supported for delegate user access.",
+    "ErrorSubscriptionNotFound": "The subscription has expired, or no such subscription exists on this server.",
+}
+
+
+class Prefixes(NamedTuple):
+    """Namespace prefixes of the messages and of the types."""
+
+    m: str = "m"
+    t: str = "t"
+
+
+EXCHANGE = Prefixes()
+
+
+class Failure(Exception):  # noqa: N818
+    """An operation ends with this code. `fault` is a SOAP fault on HTTP 500; otherwise the code stands in the
+    response message. `values` go to MessageXml."""
+
+    def __init__(
+        self, code: str, text: str | None = None, *, fault: bool = False, values: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.text = text or TEXTS.get(code, "An internal server error occurred. The operation failed.")
+        self.fault = fault
+        self.values = values or {}
+
+
+def timestamp(seconds: float) -> str:
+    """xs:dateTime in whole seconds, as event time stamps have it."""
+    return _second(int(seconds))
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# -- envelopes -----------------------------------------------------------------------------------------------
+
+_VERSION = (
+    'MajorVersion="15" MinorVersion="2" MajorBuildNumber="2562" MinorBuildNumber="17" Version="V2017_07_11"'
+)
+
+
+def envelope(content: str) -> bytes:
+    """The reply to one request."""
+    return (
+        f'{DECLARATION}<s:Envelope xmlns:s="{SOAP}"><s:Header>'
+        f'<h:ServerVersionInfo {_VERSION} xmlns:h="{T}" xmlns="{T}" xmlns:xsd="http://www.w3.org/2001/XMLSchema" '
+        f'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"/></s:Header>'
+        f'<s:Body xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema">'
+        f"{content}</s:Body></s:Envelope>"
+    ).encode()
+
+
+def stream_envelope(content: str, *, prefix: str = "", declaration: bool = False) -> bytes:
+    """One envelope of a stream. Exchange writes it with default namespaces; with `prefix` it is written the way
+    that proxies and other servers do."""
+    xml = DECLARATION if declaration else ""
+    if prefix:
+        return (
+            f'{xml}<{prefix}:Envelope xmlns:{prefix}="{SOAP}"><{prefix}:Header>'
+            f'<h:ServerVersionInfo xmlns:h="{T}" {_VERSION}/></{prefix}:Header>'
+            f"<{prefix}:Body>{content}</{prefix}:Body></{prefix}:Envelope>"
+        ).encode()
+    return (
+        f'{xml}<Envelope xmlns="{SOAP}"><soap11:Header xmlns:soap11="{SOAP}"><ServerVersionInfo '
+        f'xmlns:xsd="http://www.w3.org/2001/XMLSchema" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
+        f'{_VERSION} xmlns="{T}" /></soap11:Header><soap11:Body xmlns:soap11="{SOAP}">{content}'
+        "</soap11:Body></Envelope>"
+    ).encode()
+
+
+def response(operation: str, messages: Iterable[str], names: Prefixes = EXCHANGE) -> str:
+    """`m:{operation}Response` around its response messages."""
+    m, t = names.m, names.t
+    return (
+        f'<{m}:{operation}Response xmlns:{m}="{M}" xmlns:{t}="{T}"><{m}:ResponseMessages>'
+        f"{''.join(messages)}</{m}:ResponseMessages></{m}:{operation}Response>"
+    )
+
+
+def success(operation: str, content: str = "", names: Prefixes = EXCHANGE) -> str:
+    """A response message without error."""
+    m = names.m
+    return (
+        f'<{m}:{operation}ResponseMessage ResponseClass="Success"><{m}:ResponseCode>NoError</{m}:ResponseCode>'
+        f"{content}</{m}:{operation}ResponseMessage>"
+    )
+
+
+def error(operation: str, failure: Failure, content: str = "", names: Prefixes = EXCHANGE) -> str:
+    """A response message that tells of a failure."""
+    m, t = names.m, names.t
+    values = "".join(
+        f"<{t}:Value Name={quoteattr(name)}>{escape(value)}</{t}:Value>"
+        for name, value in failure.values.items()
+    )
+    return (
+        f'<{m}:{operation}ResponseMessage ResponseClass="Error"><{m}:MessageText>{escape(failure.text)}'
+        f"</{m}:MessageText><{m}:ResponseCode>{failure.code}</{m}:ResponseCode>"
+        f"<{m}:DescriptiveLinkKey>0</{m}:DescriptiveLinkKey>"
+        + (f"<{m}:MessageXml>{values}</{m}:MessageXml>" if values else "")
+        + f"{content}</{m}:{operation}ResponseMessage>"
+    )
+
+
+def fault(failure: Failure) -> bytes:
+    """A SOAP fault, which Exchange sends with HTTP 500 and without a SOAP header."""
+    values = "".join(
+        f"<t:Value Name={quoteattr(name)}>{escape(value)}</t:Value>" for name, value in failure.values.items()
+    )
+    return (
+        f'{DECLARATION}<s:Envelope xmlns:s="{SOAP}"><s:Body><s:Fault>'
+        f'<faultcode xmlns:a="{T}">a:{failure.code}</faultcode>'
+        f'<faultstring xml:lang="en-US">{escape(failure.text)}</faultstring><detail>'
+        f'<e:ResponseCode xmlns:e="{ERRORS}">{failure.code}</e:ResponseCode>'
+        f'<e:Message xmlns:e="{ERRORS}">{escape(failure.text)}</e:Message>'
+        + (f'<t:MessageXml xmlns:t="{T}">{values}</t:MessageXml>' if values else "")
+        + "</detail></s:Fault></s:Body></s:Envelope>"
+    ).encode()
+
+
+# -- notifications -------------------------------------------------------------------------------------------
+
+
+def event(change: Event, t: str = "t") -> str:
+    """One event element of a notification."""
+    tag = "ItemId" if change.item_id else "FolderId"
+    old = ""
+    if change.old_id:
+        old = (
+            f'<{t}:Old{tag} Id="{change.old_id}" ChangeKey="{change.old_change_key}" />'
+            f'<{t}:OldParentFolderId Id="{change.old_parent_folder_id}" '
+            f'ChangeKey="{change.old_parent_change_key}" />'
+        )
+    elif change.unread_count is not None:
+        old = f"<{t}:UnreadCount>{change.unread_count}</{t}:UnreadCount>"
+    return (
+        f"<{t}:{change.kind}><{t}:TimeStamp>{timestamp(change.time)}</{t}:TimeStamp>"
+        f'<{t}:{tag} Id="{change.item_id or change.folder_id}" ChangeKey="{change.change_key}" />'
+        f'<{t}:ParentFolderId Id="{change.parent_folder_id}" ChangeKey="{change.parent_change_key}" />'
+        f"{old}</{t}:{change.kind}>"
+    )
+
+
+def notification(
+    subscription_id: str, events: Sequence[Event], *, more: bool, names: Prefixes = EXCHANGE, tag_in: str = ""
+) -> str:
+    """`m:Notification` with at most 50 events; `more` is MoreEvents, written only when true, as a server does
+    that has no watermarks to tell of. The schema puts the element in the types' namespace; servers write it in
+    that of the messages, which is the default of `tag_in` (a prefix)."""
+    t, tag = names.t, f"{tag_in or names.m}:Notification"
+    return (
+        f"<{tag}><{t}:SubscriptionId>{subscription_id}</{t}:SubscriptionId>"
+        + (f"<{t}:MoreEvents>true</{t}:MoreEvents>" if more else "")
+        + "".join([event(change, t) for change in events])
+        + f"</{tag}>"
+    )
+
+
+def status_notification(subscription_id: str, *, names: Prefixes = EXCHANGE, tag_in: str = "") -> str:
+    """`m:Notification` with nothing but a StatusEvent."""
+    t, tag = names.t, f"{tag_in or names.m}:Notification"
+    return f"<{tag}><{t}:SubscriptionId>{subscription_id}</{t}:SubscriptionId><{t}:StatusEvent/></{tag}>"
+
+
+# -- HTTP ----------------------------------------------------------------------------------------------------
+
+
+class Reply:
+    """What goes back over HTTP: `body` is complete, or a stream that is open until it ends.
+
+    `delay` is how long the server works on it, in seconds. `finish` must be called once, when the last byte is
+    sent or the client has gone: it gives back what the request held of the budgets.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        body: "bytes | Stream",
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        content_type: str = "text/xml; charset=utf-8",
+        delay: float = 0.0,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers = [("Cache-Control", "private"), ("Content-Type", content_type), *headers]
+        self.delay = delay
+        self.finish = finish
+
+
+def page(status: int, title: str, headers: Iterable[tuple[str, str]] = (), *, delay: float = 0.0) -> Reply:
+    """An HTML page, as IIS sends it for errors of its own."""
+    html = (
+        '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01//EN" "http://www.w3.org/TR/html4/strict.dtd">\r\n'
+        f"<HTML><HEAD><TITLE>{title}</TITLE></HEAD><BODY><h2>{title}</h2><hr><p>HTTP Error {status}. {title}.</p>"
+        "</BODY></HTML>\r\n"
+    )
+    return Reply(status, html.encode(), headers, content_type="text/html; charset=us-ascii", delay=delay)

@@ -1,0 +1,63 @@
+"""Which back end answers ("How to: Maintain affinity between a group of subscriptions and the Mailbox server").
+
+The front end sends a request
+
+1. where the cookie X-BackEndOverrideCookie points, if `X-PreferServerAffinity: true` comes with it;
+2. else to the home of the mailbox in X-AnchorMailbox;
+3. else to any back end.
+
+A request about a mailbox should arrive at that mailbox's home. With `X-PreferServerAffinity: true` and a cookie or
+an anchor it stays where it arrived: that is how one back end comes to hold the subscriptions of a group. Without,
+the back end that got it by chance or by a wrong anchor proxies it to the right one, which is slow and sometimes
+fails (settings.Network). A stream or an Unsubscribe is never proxied: subscriptions of another back end are unknown.
+"""
+
+from base64 import b64decode, b64encode
+from binascii import Error as NotBase64
+from random import Random
+from typing import NamedTuple
+
+from listener.simulator.directory import Directory
+from listener.simulator.requests import HttpRequest
+
+COOKIE = "X-BackEndOverrideCookie"
+
+
+class Route(NamedTuple):
+    """`backend` answers; `proxied` says that another one got the request first. `affinity` is the client's wish
+    to stay with one back end."""
+
+    backend: str
+    proxied: bool
+    affinity: bool
+
+
+def route(request: HttpRequest, home: str | None, directory: Directory, dice: Random) -> Route:
+    """Where the request goes. `home` is the back end of the mailbox that it is about, None if it is about
+    subscriptions."""
+    affinity = request.headers.get("x-preferserveraffinity", "").strip().lower() == "true"
+    arrived = _from_cookie(request, directory) if affinity else None
+    if arrived is None:
+        anchor = directory.find(request.headers.get("x-anchormailbox", ""))
+        arrived = directory.home(anchor) if anchor else None
+    known = arrived is not None
+    arrived = arrived or dice.choice(directory.backends)
+    if home is None or home == arrived or (affinity and known):
+        return Route(arrived, proxied=False, affinity=affinity)
+    return Route(home, proxied=True, affinity=affinity)
+
+
+def override_cookie(backend: str) -> str:
+    """The value of X-BackEndOverrideCookie that leads to this back end."""
+    return b64encode(f"{backend}~1943999999~2049-12-31T23:59:59".encode()).decode().rstrip("=")
+
+
+def _from_cookie(request: HttpRequest, directory: Directory) -> str | None:
+    value = request.cookie(COOKIE)
+    if value is None:
+        return None
+    try:
+        name = b64decode(value + "=" * (-len(value) % 4)).decode("ascii").partition("~")[0]
+    except (NotBase64, UnicodeDecodeError):
+        return None
+    return name if name in directory.backends else None

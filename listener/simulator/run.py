@@ -1,0 +1,95 @@
+"""The process: serve, say where, and end when asked to."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+
+from listener.simulator.server import Running, serve
+from listener.simulator.settings import Settings
+
+
+def main(settings: Settings, *, duration: float | None = None, write_config: Path | None = None) -> None:
+    """Run until SIGINT, SIGTERM or the end of `duration` (seconds).
+
+    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `user`,
+    `password`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened.
+    """
+    trio.run(_run, settings, duration, write_config)
+
+
+async def _run(settings: Settings, duration: float | None, write_config: Path | None) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            running: Running = await nursery.start(serve, settings)
+            with _files(running, settings, write_config) as (ca_file, mailboxes_file):
+                first = {
+                    "ews_url": running.ews_url,
+                    "autodiscover_url": running.autodiscover_url,
+                    "control_url": running.control_url,
+                    "user": running.user,
+                    "password": running.password,
+                    "ca_file": str(ca_file) if ca_file else None,
+                    "mailboxes_file": str(mailboxes_file) if mailboxes_file else None,
+                }
+                sys.stdout.write(json.dumps(first) + "\n")
+                sys.stdout.flush()
+                with trio.move_on_after(duration if duration is not None else float("inf")):
+                    async for _ in signals:
+                        break
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _files(
+    running: Running, settings: Settings, config: Path | None
+) -> Iterator[tuple[Path | None, Path | None]]:
+    """The files that go with a run: (CA certificate, list of mailboxes). Those beside a configuration stay."""
+    with TemporaryDirectory(prefix="ews-simulator-") as temporary:
+        folder = config.resolve().parent if config else Path(temporary)
+        ca_file = mailboxes_file = None
+        if running.ca_pem:
+            ca_file = folder / "ca.pem"
+            ca_file.write_bytes(running.ca_pem)
+        if config:
+            mailboxes_file = folder / "mailboxes.txt"
+            addresses = sorted(mailbox.address for mailbox in running.exchange.directory)
+            mailboxes_file.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
+            config.write_text(configuration(running, settings, tls=ca_file is not None), encoding="utf-8")
+        yield ca_file, mailboxes_file
+
+
+def configuration(running: Running, settings: Settings, *, tls: bool) -> str:
+    """A configuration for `ews-listener run` against this simulator, TOML. The files that it names lie beside it."""
+
+    def text(value: str) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    ca_file = 'ca_file = "ca.pem"\n' if tls else ""
+    return f"""\
+state_directory = "state"
+
+[exchange]
+ews_url = {text(running.ews_url)}
+autodiscover_url = {text(running.autodiscover_url)}
+{ca_file}
+[auth]
+kind = "basic"
+user = {text(running.user)}
+password = {text(running.password)}
+
+[mailboxes]
+file = "mailboxes.txt"
+
+[stream]
+heartbeat = {settings.heartbeat:g}
+
+[handlers.deliveries]
+use = "file"
+path = "deliveries.jsonl"
+"""

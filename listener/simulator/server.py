@@ -1,0 +1,273 @@
+"""The socket: HTTP/1.1 on trio, plain or TLS, around an Exchange that knows nothing of it.
+
+Streams are written in ticks of a few milliseconds, so that many events go out in one write. trio switches Nagle's
+algorithm off.
+"""
+
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+from typing import NamedTuple
+
+import h11
+import trio
+import trustme
+
+from listener.simulator import replies
+from listener.simulator.authentication import BasicLogin, Denied, Login
+from listener.simulator.control import Control
+from listener.simulator.exchange import Exchange
+from listener.simulator.ledger import Ledger
+from listener.simulator.replies import Reply
+from listener.simulator.requests import HttpRequest
+from listener.simulator.settings import Settings
+from listener.simulator.subscriptions import Stream
+from listener.simulator.traffic import Traffic
+
+TICK = 0.003
+"""How long a stream waits for further events before it writes, in seconds."""
+_CONTROL = "/control"
+_LARGEST_BODY = 4 << 20
+_RECEIVE = 1 << 16
+_EXPIRY_CHECK = 5.0
+
+
+class Running(NamedTuple):
+    """A server that accepts connections. `ca_pem` is the certificate of its authority, None without TLS; the rest
+    are the live parts, for tests in the same process."""
+
+    ews_url: str
+    autodiscover_url: str
+    control_url: str
+    user: str
+    password: str
+    ca_pem: bytes | None
+    exchange: Exchange
+    traffic: Traffic
+    control: Control
+
+
+async def serve(
+    settings: Settings, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; the `Running` is handed over when connections are accepted.
+
+    Its clock is the system's at the start, and trio's from there on: it runs under trio.testing.MockClock and
+    takes no notice when somebody sets the system's clock. OSError: the port or the ledger cannot be opened.
+    """
+    offset = time.time() - trio.current_time()
+
+    def clock() -> float:
+        return trio.current_time() + offset
+
+    with Ledger(settings.ledger) as ledger:
+        exchange = Exchange(settings, ledger, clock())
+        traffic = Traffic(list(exchange.directory), settings.rate, Random(f"traffic {settings.seed}"))
+        control = Control(exchange, traffic, Random(f"control {settings.seed}"))
+        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+        port = listeners[0].socket.getsockname()[1]
+        authority = trustme.CA() if settings.tls else None
+        scheme = "https" if authority else "http"
+        exchange.base_url = f"{scheme}://{settings.host}:{port}"
+        context = _tls_context(authority, settings.host) if authority else None
+
+        async def handle(raw: trio.SocketStream) -> None:
+            transport: _Transport = raw
+            if context:
+                transport = trio.SSLStream(raw, context, server_side=True, https_compatible=True)
+            login = BasicLogin(exchange.directory.accounts, settings.host)
+            async with _closing(transport):
+                await _Connection(transport, exchange, control, login, clock, offset).run()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pulse, exchange, traffic, clock)
+            await nursery.start(trio.serve_listeners, handle, listeners)
+            task_status.started(
+                Running(
+                    ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
+                    autodiscover_url=f"{exchange.base_url}/autodiscover/autodiscover.svc",
+                    control_url=f"{exchange.base_url}{_CONTROL}",
+                    user=settings.user,
+                    password=settings.password,
+                    ca_pem=authority.cert_pem.bytes() if authority else None,
+                    exchange=exchange,
+                    traffic=traffic,
+                    control=control,
+                )
+            )
+
+
+async def _pulse(exchange: Exchange, traffic: Traffic, clock: Callable[[], float]) -> None:
+    """Let users do things, and time pass."""
+    while True:
+        changed = trio.Event()
+        traffic.wake = changed.set
+        now = clock()
+        exchange.publish(traffic.due(now))
+        exchange.advance(now)
+        with trio.move_on_after(min(traffic.interval, _EXPIRY_CHECK)):
+            await changed.wait()
+
+
+def _tls_context(authority: trustme.CA, host: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    authority.issue_cert("localhost", "127.0.0.1", *{host} - {"localhost", "127.0.0.1"}).configure_cert(
+        context
+    )
+    return context
+
+
+_Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+@asynccontextmanager
+async def _closing(transport: _Transport) -> AsyncIterator[None]:
+    """A peer that goes away at whatever moment, or does not speak HTTP, ends its own connection only."""
+    try:
+        yield
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+        pass
+    finally:
+        await trio.aclose_forcefully(transport)
+
+
+class _TooLarge(Exception):  # noqa: N818
+    pass
+
+
+class _Connection:
+    """One client's connection: requests one after another, each with its reply."""
+
+    def __init__(
+        self,
+        transport: _Transport,
+        exchange: Exchange,
+        control: Control,
+        login: Login,
+        clock: Callable[[], float],
+        offset: float,
+    ) -> None:
+        self._transport = transport
+        self._exchange = exchange
+        self._control = control
+        self._login = login
+        self._clock = clock
+        self._offset = offset
+        self._http = h11.Connection(h11.SERVER)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                received = await self._receive()
+            except _TooLarge:
+                await self._send_reply(replies.page(413, "Request Entity Too Large"))
+                return
+            if received is None:
+                break
+            reply = self._reply(*received)
+            try:
+                if reply.delay:
+                    await trio.sleep(reply.delay)
+                await self._send_reply(reply)
+            finally:
+                if isinstance(reply.body, Stream):
+                    reply.body.close(self._clock())
+                reply.finish()
+            if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+                break
+            self._http.start_next_cycle()
+
+    def _reply(self, head: h11.Request, body: bytes) -> Reply:
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in head.headers:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}; {value}" if name in headers else value
+        method, path = head.method.decode("latin-1"), head.target.decode("latin-1")
+        if path.startswith(_CONTROL):
+            return self._control.handle(method, path.removeprefix(_CONTROL), body, self._clock())
+        account = self._login.check(headers.get("authorization"))
+        if isinstance(account, Denied):
+            self._exchange.requests["-", 401] += 1
+            return replies.page(
+                401, "Unauthorized", [("WWW-Authenticate", challenge) for challenge in account.challenges]
+            )
+        return self._exchange.handle(HttpRequest(method, path, headers, body, account), self._clock())
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    async def _receive(self) -> tuple[h11.Request, bytes] | None:
+        """The next request with its whole body; None at the end."""
+        head: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                if self._http.they_are_waiting_for_100_continue:
+                    await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                self._http.receive_data(bytes(await self._transport.receive_some(_RECEIVE)))
+            elif isinstance(event, h11.Request):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > _LARGEST_BODY:
+                    raise _TooLarge
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                return head, bytes(body)
+            else:
+                return None
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    async def _send(self, *events: h11.Event) -> None:
+        data = b"".join([self._http.send(event) or b"" for event in events])
+        await self._transport.send_all(data)
+
+    async def _send_reply(self, reply: Reply) -> None:
+        headers = [
+            *reply.headers,
+            ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self._clock()))),
+        ]
+        if isinstance(reply.body, Stream):
+            headers.append(("Transfer-Encoding", "chunked"))
+            await self._send(h11.Response(status_code=reply.status, headers=headers, reason="OK"))
+            if await self._send_stream(reply.body):
+                await self._send(h11.EndOfMessage())
+        else:
+            headers.append(("Content-Length", str(len(reply.body))))
+            response = h11.Response(status_code=reply.status, headers=headers)
+            await self._send(response, h11.Data(reply.body), h11.EndOfMessage())
+
+    async def _send_stream(self, stream: Stream) -> bool:
+        """Write the stream to its end; False if the client went away before that."""
+        whole = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            while True:
+                news = trio.Event()
+                stream.wake = news.set
+                with trio.move_on_at(stream.deadline - self._offset):
+                    await news.wait()
+                await trio.sleep(TICK)
+                data = stream.take(self._clock())
+                if data:
+                    await self._send(h11.Data(data))
+                if stream.ended:
+                    rest = stream.take(self._clock())
+                    if rest:
+                        await self._send(h11.Data(rest))
+                    whole = True
+                    nursery.cancel_scope.cancel()
+                    break
+        return whole
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """Notice that the client has gone, while nothing is to be written."""
+        while True:
+            data = await self._transport.receive_some(_RECEIVE)
+            if not data:
+                scope.cancel()
+                return
+            self._http.receive_data(bytes(data))

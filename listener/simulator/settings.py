@@ -1,0 +1,86 @@
+"""What a simulated organisation is made of. Times are in seconds unless the name says otherwise."""
+
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Throttling policy and queue limits; the defaults are those of Exchange Online and Exchange Server 2019
+    ("EWS throttling in Exchange", learn.microsoft.com)."""
+
+    hanging_connections: int = 10
+    """Open GetStreamingEvents requests a charged mailbox or account (HangingConnectionLimit)."""
+    subscriptions: int = 20
+    """Subscriptions a charged mailbox or account (EWSMaxSubscriptions)."""
+    concurrency: int = 27
+    """Requests under way, streams apart, a charged mailbox or account (EWSMaxConcurrency)."""
+    ids_per_stream: int = 200
+    queued_events: int = 5000
+    """Events kept for a subscription that nobody reads; one more and the subscription is lost."""
+    patience_minutes: float = 30
+    """How long a subscription lives without a reader."""
+    users_per_discovery: int = 100
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things take, and how often a request fails that reached the wrong back end.
+
+    A request that is routed rightly (see routing.py) is answered after `latency` and never fails by itself. One
+    that its back end must proxy to another takes between `proxied_latency[0]` and `[1]` seconds, and is answered
+    500 in `proxied_500` and 503 in `proxied_503` of all cases.
+    """
+
+    latency: float = 0.002
+    proxied_latency: tuple[float, float] = (0.05, 0.3)
+    proxied_500: float = 0.03
+    proxied_503: float = 0.03
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """What streams look like. The defaults are the form of Exchange Server; the shares are chances from 0 to 1,
+    one throw an envelope."""
+
+    together: float = 0.2
+    """How often the notifications of several subscriptions share one envelope."""
+    declaration: float = 0.0
+    """How often an envelope of a stream starts with an XML declaration."""
+    prefixes: bool = False
+    """Other prefixes than Exchange's, as proxies and other servers write them."""
+    status_events: float = 0.0
+    """How often a heart-beat comes as a StatusEvent for each subscription, as some servers send it."""
+    notification_in_types: bool = False
+    """`t:Notification`, as the schema has it, in place of the `m:Notification` that servers send."""
+    ends_after_bad_id: bool = True
+    """Whether the body ends after an error about a subscription; otherwise it stays open, and says nothing but
+    heart-beats."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One simulated organisation and its server."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    mailboxes: int = 20
+    backends: int = 3
+    rate: float = 10.0
+    """Events a second over all mailboxes; 0 is silence."""
+    seed: int = 1
+    ledger: Path | None = None
+    tls: bool = False
+    heartbeat: float = 45.0
+    domain: str = "contoso.example"
+    limits: Limits = Limits()
+    network: Network = Network()
+    wire: Wire = Wire()
+
+    @property
+    def user(self) -> str:
+        """The service account, which may impersonate all mailboxes within its management scope."""
+        return f"svc-listener@{self.domain}"
+
+    @property
+    def password(self) -> str:
+        """The service account's password; the same for the same seed."""
+        return f"Pw-{Random(f'password {self.seed}').getrandbits(64):016x}"

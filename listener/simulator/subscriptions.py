@@ -1,0 +1,335 @@
+"""Streaming subscriptions, one table a back end, and the streams that read them (MS-OXWSNTIF).
+
+Rules that clients trip over:
+
+- A subscription belongs to the account that made it, and to the back end that answered.
+- Events are queued while nobody reads, up to a limit; one more, and the subscription is lost
+  (ErrorMissedNotificationEvents). Without a reader it lives for some minutes only.
+- The newest stream wins: it ends the one that read the same subscription, after that one has written all that was
+  queued until then (ErrorNewEventStreamConnectionOpened).
+- Beside a subscription that fails the good ones of the same stream are delivered nothing more.
+- Ids start again at 1 when a back end restarts, so an id may come to mean another subscription.
+"""
+
+from base64 import b64encode
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
+
+from listener.simulator import replies
+from listener.simulator.mailstore import Event, Mailbox
+from listener.simulator.replies import Failure
+from listener.simulator.settings import Limits, Wire
+
+EVENTS_PER_NOTIFICATION = 50
+_CHUNK = 1 << 18
+_PREFIXES = (
+    ("s", replies.Prefixes("m", "t")),
+    ("soap", replies.Prefixes("msg", "typ")),
+    ("SOAP", replies.Prefixes("ns1", "ns2")),
+)
+
+
+class Subscription:
+    """One mailbox watched for one account. `folders` None means all folders of the mailbox."""
+
+    def __init__(
+        self,
+        id_: str,
+        backend: str,
+        mailbox: Mailbox,
+        owner: str,
+        charged: str,
+        kinds: frozenset[str],
+        folders: frozenset[str] | None,
+        now: float,
+    ) -> None:
+        self.id = id_
+        self.backend = backend
+        self.mailbox = mailbox.address
+        self.owner = owner
+        self.charged = charged
+        self.kinds = kinds
+        self.folders = folders
+        self.queue: deque[Event] = deque()
+        self.failure: str | None = None
+        self.stream: Stream | None = None
+        self.idle_since = now
+
+    def wants(self, event: Event) -> bool:
+        """Whether the event is of a kind and in a folder that was asked for."""
+        if event.kind not in self.kinds:
+            return False
+        return self.folders is None or not self.folders.isdisjoint(
+            (event.parent_folder_id, event.folder_id, event.old_parent_folder_id)
+        )
+
+
+class Subscriptions:
+    """The tables of all back ends."""
+
+    def __init__(self, backends: Iterable[str], limits: Limits) -> None:
+        self.tables: dict[str, dict[str, Subscription]] = {backend: {} for backend in backends}
+        self._limits = limits
+        self._issued = dict.fromkeys(self.tables, 0)
+        self._watchers: dict[str, list[Subscription]] = {}
+        self._charged: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Subscription]:
+        return (subscription for table in self.tables.values() for subscription in table.values())
+
+    def add(
+        self,
+        backend: str,
+        mailbox: Mailbox,
+        owner: str,
+        charged: str,
+        kinds: frozenset[str],
+        folders: frozenset[str] | None,
+        now: float,
+    ) -> Subscription:
+        """A new subscription on that back end. Failure: `charged` has as many as it may have."""
+        if self._charged[charged] >= self._limits.subscriptions:
+            raise Failure("ErrorExceededSubscriptionCount")
+        self._charged[charged] += 1
+        self._issued[backend] += 1
+        id_ = _subscription_id(backend, mailbox, self._issued[backend])
+        subscription = Subscription(id_, backend, mailbox, owner, charged, kinds, folders, now)
+        self.tables[backend][id_] = subscription
+        self._watchers.setdefault(mailbox.address, []).append(subscription)
+        return subscription
+
+    def find(self, backend: str, id_: str, account: str) -> Subscription:
+        """The subscription of that id, for its owner. Failure: ErrorSubscriptionNotFound,
+        ErrorSubscriptionAccessDenied, or what befell the subscription."""
+        subscription = self.tables[backend].get(id_)
+        if subscription is None:
+            raise Failure("ErrorSubscriptionNotFound")
+        if subscription.owner != account:
+            raise Failure("ErrorSubscriptionAccessDenied")
+        if subscription.failure:
+            self.remove(subscription, subscription.failure)
+            raise Failure(subscription.failure)
+        return subscription
+
+    def remove(self, subscription: Subscription, why: str) -> None:
+        """Forget it. A stream that reads it tells its client `why` (a response code)."""
+        del self.tables[subscription.backend][subscription.id]
+        self._watchers[subscription.mailbox].remove(subscription)
+        self._charged[subscription.charged] -= 1
+        subscription.failure = why
+        if subscription.stream:
+            subscription.stream.mark(subscription)
+
+    def publish(self, event: Event) -> None:
+        """Queue the event for everybody who wants it."""
+        overflown = []
+        for subscription in self._watchers.get(event.mailbox, ()):
+            if subscription.failure or not subscription.wants(event):
+                continue
+            if len(subscription.queue) >= self._limits.queued_events:
+                overflown.append(subscription)
+                continue
+            subscription.queue.append(event)
+            if subscription.stream:
+                subscription.stream.mark(subscription)
+        for subscription in overflown:
+            subscription.queue.clear()
+            if subscription.stream:
+                self.remove(subscription, "ErrorMissedNotificationEvents")
+            else:
+                # It stays in its table until somebody asks, who must be told.
+                subscription.failure = "ErrorMissedNotificationEvents"
+
+    def expire(self, now: float) -> None:
+        """Drop what nobody has read for too long."""
+        patience = self._limits.patience_minutes * 60
+        for subscription in list(self):
+            if subscription.stream is None and now - subscription.idle_since >= patience:
+                self.remove(subscription, "ErrorSubscriptionNotFound")
+
+    def queued(self) -> int:
+        """Events that no stream has written yet."""
+        return sum(len(subscription.queue) for subscription in self)
+
+
+class Stream:
+    """One open GetStreamingEvents response.
+
+    `take(now)` gives the bytes to be written now; `deadline` says when it has something to say even without a new
+    event; `wake` is called when there is something to take at once. When `ended` is true and all is taken the body
+    is at its end. `close(now)` must follow, also when the client has gone away.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        account: str,
+        subscriptions: Sequence[Subscription],
+        now: float,
+        *,
+        window: float,
+        heartbeat: float,
+        wire: Wire,
+        dice: Random,
+    ) -> None:
+        self.backend = backend
+        self.account = account
+        self.subscriptions = list(subscriptions)
+        self.ended = False
+        self.wake: Callable[[], None] = lambda: None
+        self._closes = now + window
+        self._beat = now
+        self._heartbeat = heartbeat
+        self._wire = wire
+        self._dice = dice
+        self._outbox: list[bytes] = []
+        self._mute = False
+        self._ready: dict[Subscription, None] = {}
+        for subscription in self.subscriptions:
+            if subscription.stream:
+                subscription.stream.supersede(now)
+            subscription.stream = self
+            if subscription.queue:
+                self._ready[subscription] = None
+
+    @property
+    def deadline(self) -> float:
+        """When `take` will have something, at the latest."""
+        if self._outbox or (self._ready and not self._mute) or self.ended:
+            return 0.0
+        return min(self._beat, self._closes)
+
+    def mark(self, subscription: Subscription) -> None:
+        """The subscription has events, or has failed."""
+        self._ready[subscription] = None
+        if not self._mute:
+            self.wake()
+
+    def take(self, now: float) -> bytes:
+        """The bytes to be written now; a long queue comes in several goes."""
+        pieces, self._outbox = self._outbox, []
+        if not self.ended:
+            if now >= self._beat:
+                pieces.append(self._heart_beat())
+                self._beat = now + self._heartbeat
+            if not self._mute:
+                pieces += self._news(_CHUNK)
+            if now >= self._closes and not self.ended and (self._mute or not self._ready):
+                pieces.append(self._status("Closed"))
+                self.ended = True
+        return b"".join(pieces)
+
+    def refuse(self, failed: dict[str, list[str]]) -> None:
+        """Tell of ids that cannot be read (response code -> ids). The good ones get nothing from now on."""
+        for code, ids in failed.items():
+            self._outbox.append(self._failure(code, ids))
+        if self._wire.ends_after_bad_id or not self.subscriptions:
+            self.ended = True
+        self._mute = True
+        self.wake()
+
+    def supersede(self, now: float) -> None:
+        """Another stream reads from now on: write what is queued, then end."""
+        if not self.ended:
+            if not self._mute:
+                self._outbox += self._news(1 << 62)
+            self._outbox.append(self._failure("ErrorNewEventStreamConnectionOpened", []))
+            self.ended = True
+        self.close(now)
+        self.wake()
+
+    def close(self, now: float) -> None:
+        """Nobody reads here any more."""
+        for subscription in self.subscriptions:
+            if subscription.stream is self:
+                subscription.stream = None
+                subscription.idle_since = now
+        self.subscriptions = []
+        self._ready.clear()
+        self.ended = True
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _news(self, limit: int) -> list[bytes]:
+        """Envelopes for what is queued, about `limit` bytes of them at most; then those for what has failed."""
+        envelopes: list[bytes] = []
+        together: list[str] = []
+        size = 0
+        failed: dict[str, list[str]] = {}
+        names, prefix, tag_in = self._prefixes()
+        while self._ready and size < limit:
+            subscription = next(iter(self._ready))
+            queue = subscription.queue
+            if queue:
+                events = [queue.popleft() for _ in range(min(len(queue), EVENTS_PER_NOTIFICATION))]
+                together.append(
+                    replies.notification(
+                        subscription.id, events, more=bool(queue), names=names, tag_in=tag_in
+                    )
+                )
+                size += len(together[-1])
+                if queue or not self._chance(self._wire.together):
+                    envelopes.append(self._notifications(together, names, prefix))
+                    together = []
+            if not queue:
+                del self._ready[subscription]
+                if subscription.failure:
+                    failed.setdefault(subscription.failure, []).append(subscription.id)
+                    self.subscriptions.remove(subscription)
+                    subscription.stream = None
+        if together:
+            envelopes.append(self._notifications(together, names, prefix))
+        for code, ids in failed.items():
+            envelopes.append(self._failure(code, ids))
+            if code != "ErrorSubscriptionUnsubscribed":
+                self._mute = True
+                self.ended = self.ended or self._wire.ends_after_bad_id
+        self.ended = self.ended or not self.subscriptions
+        return envelopes
+
+    def _prefixes(self) -> tuple[replies.Prefixes, str, str]:
+        prefix, names = self._dice.choice(_PREFIXES) if self._wire.prefixes else ("", replies.EXCHANGE)
+        return names, prefix, names.t if self._wire.notification_in_types else ""
+
+    def _chance(self, share: float) -> bool:
+        return share > 0 and self._dice.random() < share
+
+    def _envelope(self, message: str, names: replies.Prefixes, prefix: str) -> bytes:
+        content = replies.response("GetStreamingEvents", [message], names)
+        declaration = self._chance(self._wire.declaration)
+        return replies.stream_envelope(content, prefix=prefix, declaration=declaration)
+
+    def _notifications(self, notifications: list[str], names: replies.Prefixes, prefix: str) -> bytes:
+        m = names.m
+        content = f"<{m}:Notifications>{''.join(notifications)}</{m}:Notifications>"
+        return self._envelope(replies.success("GetStreamingEvents", content, names), names, prefix)
+
+    def _heart_beat(self) -> bytes:
+        if self.subscriptions and self._chance(self._wire.status_events):
+            names, prefix, tag_in = self._prefixes()
+            beats = [
+                replies.status_notification(subscription.id, names=names, tag_in=tag_in)
+                for subscription in self.subscriptions
+            ]
+            return self._notifications(beats, names, prefix)
+        return self._status("OK")
+
+    def _status(self, status: str) -> bytes:
+        names, prefix, _ = self._prefixes()
+        content = f"<{names.m}:ConnectionStatus>{status}</{names.m}:ConnectionStatus>"
+        return self._envelope(replies.success("GetStreamingEvents", content, names), names, prefix)
+
+    def _failure(self, code: str, ids: list[str]) -> bytes:
+        names, prefix, _ = self._prefixes()
+        listed = "".join(f"<{names.t}:SubscriptionId>{id_}</{names.t}:SubscriptionId>" for id_ in ids)
+        content = f"<{names.m}:ErrorSubscriptionIds>{listed}</{names.m}:ErrorSubscriptionIds>" if ids else ""
+        message = replies.error("GetStreamingEvents", Failure(code), content, names)
+        return self._envelope(message, names, prefix)
+
+
+def _subscription_id(backend: str, mailbox: Mailbox, number: int) -> str:
+    """Length and name of the server, length and GUID of the mailbox, the number: base64 of all that."""
+    name = backend.encode()
+    raw = len(name).to_bytes(2, "little") + name + (16).to_bytes(4, "little") + mailbox.guid.bytes_le
+    return b64encode(raw + number.to_bytes(8, "little")).decode()

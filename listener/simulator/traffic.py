@@ -1,0 +1,251 @@
+"""Seeded users: what happens in an organisation's mailboxes, at a given rate.
+
+The mix is that of an office: most is mail that arrives and is read, then filing and deleting, now and then an
+appointment or a new folder. Some mailboxes are much busier than others. The clock and the dice are given, so the
+same seed and the same times make the same changes.
+"""
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from random import Random
+
+from listener.simulator import names
+from listener.simulator.mailstore import Event, Folder, Item, Mailbox
+
+ITEMS_KEPT = 60
+"""Above so many items, a mailbox's oldest are deleted, as a retention policy would."""
+_FOLDERS_KEPT = 6
+
+
+class Traffic:
+    """Makes changes in `mailboxes`, about `rate` events a second over all of them. `wake` is called when the rate
+    is set."""
+
+    def __init__(self, mailboxes: Sequence[Mailbox], rate: float, dice: Random) -> None:
+        self.rate = rate
+        self.wake: Callable[[], None] = lambda: None
+        self._mailboxes = mailboxes
+        self._dice = dice
+        self._owed = 0.0
+        self._then: float | None = None
+        # A user's share of the traffic falls with its rank, as in most organisations.
+        self._busy = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
+
+    def due(self, now: float) -> list[Event]:
+        """The events of all changes that happen between the last call and `now`, which is their time."""
+        if self._then is not None:
+            self._owed += self.rate * (now - self._then)
+        self._then = now
+        events: list[Event] = []
+        while self._owed >= 1 and self._mailboxes:
+            made = self._change(self._pick(), now)
+            self._owed -= len(made)
+            events += made
+        return events
+
+    @property
+    def interval(self) -> float:
+        """How long to wait between two calls of `due`, in seconds."""
+        return min(max(1 / self.rate, 0.005), 1.0) if self.rate else 60.0
+
+    def set_rate(self, rate: float) -> None:
+        """From now on so many events a second; what was owed before is forgotten."""
+        self.rate = rate
+        self._owed = 0.0
+        self._then = None
+        self.wake()
+
+    def _pick(self) -> Mailbox:
+        index = bisect(self._busy, self._dice.random() * self._busy[-1])
+        return self._mailboxes[min(index, len(self._mailboxes) - 1)]
+
+    def _change(self, mailbox: Mailbox, now: float) -> list[Event]:
+        if mailbox.item_count() > ITEMS_KEPT:
+            return self._retention(mailbox, now)
+        action = _ACTIONS[bisect(_CHANCES, self._dice.random() * _CHANCES[-1])]
+        # Whoever cannot do that, because there is nothing to do it with, gets a mail instead.
+        return action(mailbox, self._dice, now) or _arrive(mailbox, self._dice, now)
+
+    def _retention(self, mailbox: Mailbox, now: float) -> list[Event]:
+        fullest = max(mailbox.folders.values(), key=lambda folder: len(folder.items))
+        return mailbox.purge(next(iter(fullest.items.values())), now)
+
+
+def make(mailbox: Mailbox, kind: str, dice: Random, now: float) -> list[Event]:
+    """One genuine change whose events hold exactly one of `kind` about an item; what has to exist for it is
+    made first, and its events come first. KeyError: no such kind."""
+    return _MAKERS[kind](mailbox, dice, now)
+
+
+# -- what users do -------------------------------------------------------------------------------------------
+
+
+def _arrive(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    sender = names.person(dice).lower().replace(" ", ".") + "@fabrikam.example"
+    return mailbox.deliver(names.subject(dice), sender, now)
+
+
+def _read(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    unread = [item for item in mailbox.latest(mailbox.distinguished("inbox"), 8) if not item.read]
+    return mailbox.mark(dice.choice(unread), now, read=True) if unread else []
+
+
+def _unread_again(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item = _recent(mailbox, dice)
+    return mailbox.mark(item, now, read=False) if item else []
+
+
+def _send(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", names.subject(dice), now)
+
+
+def _draft(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", names.subject(dice), now)
+
+
+def _categorise(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item = _recent(mailbox, dice)
+    return mailbox.edit(item, item.subject, now) if item else []
+
+
+def _file(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item, folders = _recent(mailbox, dice), mailbox.own_folders()
+    return mailbox.move(item, dice.choice(folders), now) if item and folders else []
+
+
+def _copy(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item, folders = _recent(mailbox, dice), mailbox.own_folders()
+    return mailbox.copy(item, dice.choice(folders), now) if item and folders else []
+
+
+def _delete(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item = _recent(mailbox, dice)
+    return mailbox.move(item, mailbox.distinguished("deleteditems"), now) if item else []
+
+
+def _purge(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    bin_ = mailbox.distinguished("deleteditems")
+    return mailbox.purge(next(iter(bin_.items.values())), now) if bin_.items else []
+
+
+def _appoint(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", names.subject(dice), now)
+
+
+def _postpone(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    planned = mailbox.latest(mailbox.distinguished("calendar"), 5)
+    return mailbox.reschedule(dice.choice(planned), now) if planned else []
+
+
+def _meet(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", names.person(dice), now)
+
+
+def _new_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    if len(mailbox.own_folders()) >= _FOLDERS_KEPT:
+        return []
+    parent = dice.choice(("inbox", "msgfolderroot"))
+    return mailbox.create_folder(names.folder_name(dice), mailbox.distinguished(parent), now)
+
+
+def _rename_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    folders = mailbox.own_folders()
+    return mailbox.rename_folder(dice.choice(folders), names.folder_name(dice), now) if folders else []
+
+
+def _move_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    folders = mailbox.own_folders()
+    if not folders:
+        return []
+    folder = dice.choice(folders)
+    inbox, top = mailbox.distinguished("inbox"), mailbox.distinguished("msgfolderroot")
+    return mailbox.move_folder(folder, top if folder.parent is inbox else inbox, now)
+
+
+def _delete_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    bin_ = mailbox.distinguished("deleteditems")
+    binned = mailbox.children(bin_)
+    if binned:
+        return mailbox.purge_folder(binned[0], now)
+    folders = mailbox.own_folders()
+    return mailbox.move_folder(dice.choice(folders), bin_, now) if folders else []
+
+
+def _recent(mailbox: Mailbox, dice: Random) -> Item | None:
+    """A message that the user could have before their eyes."""
+    items = mailbox.latest(mailbox.distinguished("inbox"), 8)
+    return dice.choice(items) if items else None
+
+
+_Action = Callable[[Mailbox, Random, float], list[Event]]
+_MIX: tuple[tuple[float, _Action], ...] = (
+    (34, _arrive),
+    (22, _read),
+    (2, _unread_again),
+    (9, _send),
+    (4, _draft),
+    (4, _categorise),
+    (6, _file),
+    (1, _copy),
+    (8, _delete),
+    (4, _purge),
+    (2, _appoint),
+    (1, _postpone),
+    (0.5, _meet),
+    (1, _new_folder),
+    (0.3, _rename_folder),
+    (0.2, _move_folder),
+    (0.2, _delete_folder),
+)
+_CHANCES = list(accumulate(chance for chance, _ in _MIX))
+_ACTIONS = [action for _, action in _MIX]
+
+
+# -- changes on demand ---------------------------------------------------------------------------------------
+
+
+def _existing(
+    mailbox: Mailbox, folder: Folder, item_class: str, dice: Random, now: float
+) -> tuple[Item, list[Event]]:
+    """An item of the folder, made if there is none."""
+    events = [] if folder.items else mailbox.save(folder, item_class, names.subject(dice), now)
+    return mailbox.latest(folder, 1)[0], events
+
+
+def _make_moved(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    drafts, bin_ = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
+    item, events = _existing(mailbox, drafts, "IPM.Note", dice, now)
+    return events + mailbox.move(item, bin_, now)
+
+
+def _make_copied(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    drafts, notes = mailbox.distinguished("drafts"), mailbox.distinguished("sentitems")
+    item, events = _existing(mailbox, drafts, "IPM.Note", dice, now)
+    return events + mailbox.copy(item, notes, now)
+
+
+def _make_deleted(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", dice, now)
+    return events + mailbox.purge(item, now)
+
+
+def _make_modified(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", dice, now)
+    return events + mailbox.edit(item, names.subject(dice), now)
+
+
+def _make_free_busy(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    calendar = mailbox.distinguished("calendar")
+    return mailbox.save(calendar, "IPM.Appointment", names.subject(dice), now)
+
+
+_MAKERS: dict[str, _Action] = {
+    "CopiedEvent": _make_copied,
+    "CreatedEvent": _draft,
+    "DeletedEvent": _make_deleted,
+    "ModifiedEvent": _make_modified,
+    "MovedEvent": _make_moved,
+    "NewMailEvent": _arrive,
+    "FreeBusyChangedEvent": _make_free_busy,
+}
