@@ -1,4 +1,14 @@
-"""What can go wrong with a request to Exchange, and what to do about it: as data."""
+"""What can go wrong with a request to Exchange, and what to do about it: as data.
+
+Three sorts of names share one table, since what is to be done is all that a reader of it asks:
+
+- Exchange's own response codes (MS-OXWSCDATA 2.2.5.24 ResponseCodeType), the codes of Autodiscover (MS-OXWSADISC
+  2.2.5.2 ErrorCode), and the fault codes of SOAP 1.1 section 4.4.1 where a server says nothing better;
+- `Http` and the status, where a reply had no code in its body;
+- our own names for trouble on the way.
+
+A code that is not in VERDICTS is treated as transient (RETRY), and is worth one line in the log.
+"""
 
 from enum import StrEnum
 
@@ -6,14 +16,15 @@ import msgspec
 
 
 class Verdict(StrEnum):
-    """What is to be done about a failure."""
+    """What is to be done about a failure. Whatever the verdict, a told `Failure.wait` is obeyed."""
 
     RETRY = "retry"  # the same again, after a back-off
     WAIT = "wait"  # the server said how long; send nothing meanwhile
     RESUBSCRIBE = "resubscribe"  # the subscription is gone: a new one, and catch up
     REGROUP = "regroup"  # the mailbox is elsewhere: discover, group and subscribe anew
     PARK = "park"  # this mailbox cannot be listened to: look again slowly, tell the operator once
-    CREDENTIALS = "credentials"  # noqa: S105  (a fresh token once, then tell)
+    CREDENTIALS = "credentials"  # a fresh token once, then park and tell
+    RESYNC = "resync"  # the sync state is of no use: a full sync of that folder
     STOP = "stop"  # a fault in us or in the configuration: say so loudly, do not hammer
 
 
@@ -22,7 +33,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     `code` is Exchange's response code (`ErrorServerBusy`), or `Http503`, or one of our own names for trouble on
     the way (`ConnectTimeout`, `ConnectionReset`, `NotSoap`, …). `wait` is in seconds: how long the server told us
-    to wait. `subscription_ids` are those the server named; empty means all of the request.
+    to wait. `subscription_ids` are those the server named; empty means all of the request. `location` is where a
+    redirect leads.
     """
 
     code: str
@@ -30,6 +42,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     wait: float | None = None
     subscription_ids: tuple[str, ...] = ()
+    location: str | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -39,4 +52,129 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.code}: {self.text}" if self.text else self.code
 
 
-VERDICTS: dict[str, Verdict] = {}
+_EXCHANGE = {
+    Verdict.WAIT: (
+        "ErrorServerBusy",
+        # Besides waiting it asks for fewer connections, or for streams charged to the mailbox by impersonation.
+        "ErrorExceededConnectionCount",
+    ),
+    Verdict.RETRY: (
+        "ErrorInternalServerTransientError",
+        "ErrorTimeoutExpired",
+        "ErrorTooManyObjectsOpened",
+        "ErrorInsufficientResources",
+        "ErrorADUnavailable",
+        "ErrorMailboxFailover",
+        "ErrorInternalServerError",
+        "ErrorConnectionFailed",
+        "ErrorBatchProcessingStopped",
+        # Another connection reads this subscription now, and the newer one wins. The subscription lives on, so
+        # there is nothing to renew; if the other reader is not ours, backing off keeps the two from a duel.
+        "ErrorNewEventStreamConnectionOpened",
+    ),
+    Verdict.RESUBSCRIBE: (
+        "ErrorSubscriptionNotFound",
+        "ErrorInvalidSubscription",
+        "ErrorExpiredSubscription",
+        "ErrorEventNotFound",
+        "ErrorInvalidWatermark",
+        "ErrorSubscriptionUnsubscribed",
+        "ErrorProxiedSubscriptionCallFailure",
+        "ErrorMissedNotificationEvents",
+    ),
+    Verdict.REGROUP: (
+        "ErrorProxyRequestNotAllowed",
+        "ErrorReadEventsFailed",
+        "ErrorMailboxMoveInProgress",
+        "ErrorMailboxStoreUnavailable",
+        "ErrorCrossSiteRequest",
+        "ErrorWrongServerVersion",
+        "ErrorNoRespondingCASInDestinationSite",
+        "ErrorProxyCallFailed",
+    ),
+    Verdict.PARK: (
+        "ErrorNonExistentMailbox",
+        "ErrorInvalidSmtpAddress",
+        "ErrorAccountDisabled",
+        "ErrorCannotFindUser",
+        "ErrorSubscriptionDelegateAccessNotSupported",
+        "ErrorImpersonateUserDenied",
+        "ErrorImpersonationDenied",
+        "ErrorImpersonationFailed",
+        "ErrorAccessDenied",
+        "ErrorSubscriptionAccessDenied",
+        "ErrorExceededSubscriptionCount",
+    ),
+    Verdict.RESYNC: ("ErrorInvalidSyncStateData",),
+    Verdict.STOP: (
+        "ErrorInvalidSubscriptionRequest",
+        "ErrorSchemaValidation",
+        "ErrorIncorrectSchemaVersion",
+        "ErrorInvalidServerVersion",
+    ),
+}
+
+_AUTODISCOVER = {
+    Verdict.WAIT: ("ServerBusy",),
+    Verdict.RETRY: ("InternalServerError",),
+    Verdict.PARK: (
+        "InvalidUser",
+        "InvalidDomain",
+        "NotFederated",
+        "SettingIsNotAvailable",
+        "AddressNotFound",
+    ),
+    Verdict.STOP: ("InvalidRequest", "InvalidSetting"),
+}
+
+_SOAP = {
+    Verdict.RETRY: ("Server", "SoapFault"),  # SoapFault: a fault that names no code at all
+    Verdict.STOP: ("Client", "MustUnderstand", "VersionMismatch"),
+}
+
+_HTTP = {
+    Verdict.RETRY: (
+        "Http301",  # a redirect of EWS leads to an error page or a login page, not to another EWS
+        "Http302",
+        "Http303",
+        "Http307",
+        "Http308",
+        "Http408",
+        "Http500",
+        "Http502",
+        "Http503",
+        "Http504",
+    ),
+    Verdict.WAIT: ("Http429",),
+    Verdict.REGROUP: ("Http404", "Http451"),
+    Verdict.PARK: ("Http403",),
+    Verdict.CREDENTIALS: ("Http401", "Http440"),
+    Verdict.STOP: ("Http400", "Http405", "Http407", "Http413", "Http415"),
+}
+
+_OURS = {
+    Verdict.RETRY: (
+        "ConnectFailed",
+        "ConnectTimeout",
+        "ConnectionReset",
+        "EnvelopeTooLarge",  # an envelope outgrew the buffer
+        "ForbiddenXml",  # a document type declaration, which SOAP 1.1 section 3 forbids
+        "MalformedXml",
+        "NameNotResolved",
+        "NotSoap",  # something else than SOAP, mostly the HTML page of a proxy
+        "ReadTimeout",
+        "StreamIncomplete",  # the stream ended inside an envelope
+        "StreamSilent",  # no heart-beat for twice its interval
+        "TlsFailed",  # certificates are renewed without us: it is worth trying again
+        "UnexpectedReply",  # well-formed SOAP that lacks what was asked for
+    ),
+    Verdict.PARK: ("InsecureRedirect",),  # Autodiscover sent us to an address that is not https
+    Verdict.STOP: ("EwsDisabled",),  # 403 with X-EWS-Policy-Reason
+}
+
+VERDICTS: dict[str, Verdict] = {
+    code: verdict
+    for table in (_EXCHANGE, _AUTODISCOVER, _SOAP, _HTTP, _OURS)
+    for verdict, codes in table.items()
+    for code in codes
+}

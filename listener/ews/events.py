@@ -1,0 +1,159 @@
+"""Notifications and their events, as values (MS-OXWSNTIF 2.2.4, MS-OXWSCDATA NotificationType)."""
+
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import msgspec
+from lxml import etree
+
+from listener.event import MailboxEvent
+from listener.ews.soap import MESSAGES, TYPES, text
+
+
+class EventKind(StrEnum):
+    """The event types of a subscription, under their wire names."""
+
+    COPIED = "CopiedEvent"
+    CREATED = "CreatedEvent"
+    DELETED = "DeletedEvent"
+    MODIFIED = "ModifiedEvent"
+    MOVED = "MovedEvent"
+    NEW_MAIL = "NewMailEvent"
+    FREE_BUSY_CHANGED = "FreeBusyChangedEvent"
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One event of a notification.
+
+    It has an `item_id` or a `folder_id`, and `change_key` is that of this item or folder. `timestamp` is RFC 3339
+    in UTC with as many fractional digits (0 to 9) as were sent. What was not sent is None.
+    """
+
+    kind: EventKind
+    timestamp: str = ""
+    item_id: str | None = None
+    folder_id: str | None = None
+    change_key: str | None = None
+    parent_folder_id: str | None = None
+    old_item_id: str | None = None
+    old_folder_id: str | None = None
+    old_parent_folder_id: str | None = None
+    unread_count: int | None = None
+
+
+class Notification(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Events of one subscription, in the order of the server; `more_events`: the next follow at once."""
+
+    subscription_id: str
+    events: tuple[Event, ...] = ()
+    more_events: bool = False
+    previous_watermark: str | None = None
+
+
+def read_notification(element: etree._Element) -> Notification:
+    """A Notification element as a value. Elements that are unknown are passed over, StatusEvent too."""
+    subscription_id = ""
+    watermark = None
+    more = False
+    events = []
+    for part in element:
+        name = _LOCAL.get(part.tag)
+        if (kind := _KINDS.get(name)) is not None:
+            events.append(_read_event(kind, part))
+        elif name == "SubscriptionId":
+            subscription_id = text(part)
+        elif name == "MoreEvents":
+            more = text(part) in ("true", "1")
+        elif name == "PreviousWatermark":
+            watermark = text(part) or None
+    return Notification(
+        subscription_id=subscription_id, events=tuple(events), more_events=more, previous_watermark=watermark
+    )
+
+
+def _read_event(kind: EventKind, element: etree._Element) -> Event:
+    fields: dict[str, str | None] = {}
+    timestamp, unread = "", None
+    for part in element:
+        name = _LOCAL.get(part.tag)
+        if (field := _IDS.get(name)) is not None:
+            fields[field] = part.get("Id")
+            if field in ("item_id", "folder_id"):
+                fields["change_key"] = part.get("ChangeKey")
+        elif name == "TimeStamp":
+            timestamp = _utc(text(part))
+        elif name == "UnreadCount":
+            unread = _integer(text(part))
+    return Event(kind=kind, timestamp=timestamp, unread_count=unread, **fields)
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if _INTEGER.fullmatch(digits) else None
+
+
+def _utc(time: str) -> str:
+    if time.endswith("Z") or (match := _TIME.fullmatch(time)) is None:
+        return time
+    seconds, fraction, offset = match.groups()
+    if offset is None:
+        return f"{time}Z"
+    try:
+        moment = datetime.fromisoformat(seconds + offset).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return time
+    return f"{moment.replace(tzinfo=None).isoformat()}{fraction or ''}Z"
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,10}")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?([+-]\d\d:\d\d)?", re.ASCII)
+_IDS: dict[str | None, str] = {
+    "ItemId": "item_id",
+    "FolderId": "folder_id",
+    "ParentFolderId": "parent_folder_id",
+    "OldItemId": "old_item_id",
+    "OldFolderId": "old_folder_id",
+    "OldParentFolderId": "old_parent_folder_id",
+}
+_KINDS: dict[str | None, EventKind] = {str(kind): kind for kind in EventKind}
+# One look-up tells the element, in whichever namespace it came: cheaper than cutting each tag.
+_LOCAL = {
+    namespace + name: name
+    for namespace in (f"{{{TYPES}}}", f"{{{MESSAGES}}}", "")
+    for name in (
+        "SubscriptionId",
+        "PreviousWatermark",
+        "MoreEvents",
+        "TimeStamp",
+        "UnreadCount",
+        *_IDS,
+        *_KINDS,
+    )
+    if name is not None
+}
+
+# --- for handlers
+
+
+def mailbox_event(mailbox: str, event: Event) -> MailboxEvent:
+    """The event as handlers get it, of this mailbox."""
+    return MailboxEvent(
+        type=(_FOLDER_TYPES if event.item_id is None else _ITEM_TYPES)[event.kind],
+        mailbox=mailbox,
+        time=event.timestamp,
+        item_id=event.item_id,
+        folder_id=event.folder_id,
+        change_key=event.change_key,
+        parent_folder_id=event.parent_folder_id,
+        old_item_id=event.old_item_id,
+        old_folder_id=event.old_folder_id,
+        old_parent_folder_id=event.old_parent_folder_id,
+        unread_count=event.unread_count,
+    )
+
+
+_ITEM_TYPES = {kind: f"exchange.item.{kind.name.lower()}" for kind in EventKind}
+_FOLDER_TYPES = {kind: f"exchange.folder.{kind.name.lower()}" for kind in EventKind}
+
+EVENT_TYPES: tuple[str, ...] = (*_ITEM_TYPES.values(), *_FOLDER_TYPES.values())
+"""The CloudEvents types of all events that Exchange reports."""

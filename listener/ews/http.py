@@ -1,0 +1,73 @@
+"""What an HTTP reply says that brought no result: its body first, then its status and headers."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from msgspec.structs import replace
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.ews.soap import message_failure, parse, response_messages
+from listener.ews.xml import excerpt, html_title, is_html
+
+# Codes of parse() that tell less than the status does: no SOAP at all, or a fault with nothing but SOAP's own code.
+_UNREADABLE = frozenset({"NotSoap", "MalformedXml", "ForbiddenXml", "UnexpectedReply"})
+_GENERIC = frozenset({"Client", "Server", "SoapFault"})
+_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s*(?:$|,|\s[^\s=]))")
+
+
+def http_failure(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Failure:
+    """Why a reply of this status brought no result. `now` must be aware: Retry-After may be a date.
+
+    A code in the body (a fault, or a response message) wins over the status, and its BackOffMilliseconds over
+    Retry-After. `Http` and the status is the code otherwise, `EwsDisabled` if X-EWS-Policy-Reason came with a 403.
+    The names of headers may be in any case.
+    """
+    fields = {name.lower(): value for name, value in headers.items()}
+    wait = _retry_after(fields.get("retry-after", ""), now)
+    said = _failure_in(body)
+    if said is not None and said.code not in _UNREADABLE | _GENERIC:
+        return replace(said, status=status, wait=wait if said.wait is None else said.wait)
+    code, parts, location = f"Http{status}", [], None
+    if status == 403 and (reason := fields.get("x-ews-policy-reason")):
+        code = "EwsDisabled"
+        parts.append(f"EWS is switched off for this tenant or application: {excerpt(reason)}")
+    if status in (301, 302, 303, 307, 308, 451):
+        location = fields.get("x-ms-location") or fields.get("location")
+        parts.append(f"redirected to {excerpt(location)}" if location else "redirected to nowhere")
+    if status == 401 and (schemes := _SCHEME.findall(fields.get("www-authenticate", ""))):
+        parts.append(f"the server offers {', '.join(dict.fromkeys(schemes))}")
+    if diagnostics := fields.get("x-ms-diagnostics"):
+        parts.append(excerpt(diagnostics))
+    if said is not None and said.code in _GENERIC:
+        parts.append(said.text)
+    elif is_html(body):
+        parts.append(f"an HTML page: {html_title(body) or 'without a title'}")
+    else:
+        parts.append(excerpt(body))
+    return Failure(
+        code=code, text="; ".join(filter(None, parts)), status=status, wait=wait, location=location
+    )
+
+
+def _failure_in(body: bytes) -> Failure | None:
+    try:
+        return next(filter(None, map(message_failure, response_messages(parse(body)))), None)
+    except ExchangeError as error:
+        return error.failure
+
+
+def _retry_after(value: str, now: datetime) -> float | None:
+    """RFC 9110 section 10.2.3: seconds, or a date; None if it is neither."""
+    value = value.strip()
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - now).total_seconds())

@@ -1,0 +1,117 @@
+"""From bytes to an element tree, for bytes that nobody vouches for.
+
+- A document type declaration is refused, whatever it holds (SOAP 1.1 section 3): no entity is ever declared, so
+  none is expanded, and nothing is fetched.
+- Size, depth and text length are held by libxml2's own limits (`huge_tree` stays off).
+- Exchange passes on control characters that mails hold, as characters and as references (`&#x0;`), and so writes
+  documents that are not XML. Such a document is read once more without them.
+- Comments and processing instructions are dropped, so that all children are elements.
+"""
+
+import re
+
+from lxml import etree
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+
+_PARSER = etree.XMLParser(
+    resolve_entities=False, no_network=True, collect_ids=False, remove_comments=True, remove_pis=True
+)
+_PROLOG = rb"(?:\xef\xbb\xbf)?(?:\s|<\?.*?\?>|<!--.*?-->)*+"
+_MARKUP = re.compile(rb"[\xef\xbb\xbf\xfe\xff\s\0]*+<")
+_DOCTYPE = re.compile(_PROLOG + rb"<!DOCTYPE", re.DOTALL)
+_HTML = re.compile(_PROLOG + rb"<(?:!DOCTYPE\s+)?html\b", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(rb"<title[^>]{0,200}>(.{0,1000}?)</title", re.DOTALL | re.IGNORECASE)
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x([0-9a-fA-F]+)|([0-9]+));")
+_REPLACEMENT = b"&#xFFFD;"
+_EXCERPT_LENGTH = 200
+
+
+def read(content: bytes) -> etree._Element:
+    """The root of the document.
+
+    Raises ExchangeError: `NotSoap` for an HTML page or no markup at all, `ForbiddenXml` for a document type
+    declaration, `MalformedXml` for all else that cannot be read.
+    """
+    if _HTML.match(content) or not _MARKUP.match(content):
+        raise ExchangeError(not_soap(content))
+    if _DOCTYPE.match(content):
+        raise ExchangeError(forbidden())
+    try:
+        root = etree.fromstring(content, _PARSER)
+    except etree.XMLSyntaxError as error:
+        root = _read_scrubbed(content, error)
+    # In an encoding like UTF-16 the declaration escapes the look at the bytes.
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise ExchangeError(forbidden())
+    return root
+
+
+def _read_scrubbed(content: bytes, error: etree.XMLSyntaxError) -> etree._Element:
+    scrubbed = _CONTROL.sub(_scrub, content)
+    if scrubbed != content:
+        try:
+            return etree.fromstring(scrubbed, _PARSER)
+        except etree.XMLSyntaxError as again:
+            error = again
+    raise ExchangeError(Failure(code="MalformedXml", text=excerpt(error.msg or "no XML"))) from None
+
+
+def _scrub(match: re.Match[bytes]) -> bytes:
+    hexadecimal, decimal = match.groups()
+    digits, base = (hexadecimal, 16) if hexadecimal else (decimal or b"0", 10)
+    digits = digits.lstrip(b"0") or b"0"
+    valid = len(digits) <= 7 and _is_character(int(digits, base))
+    return match[0] if valid else _REPLACEMENT
+
+
+def _is_character(code: int) -> bool:
+    """XML 1.0, production 2."""
+    return (
+        code in (9, 10, 13)
+        or 0x20 <= code <= 0xD7FF
+        or 0xE000 <= code <= 0xFFFD
+        or 0x10000 <= code <= 0x10FFFF
+    )
+
+
+def is_html(content: bytes) -> bool:
+    return _HTML.match(content) is not None
+
+
+def not_soap(content: bytes) -> Failure:
+    """The `NotSoap` failure for this content, which names the page by its title, or shows how it begins."""
+    if title := html_title(content):
+        return Failure(code="NotSoap", text=f"an HTML page: {title}")
+    if is_html(content):
+        return Failure(code="NotSoap", text="an HTML page without a title")
+    return Failure(code="NotSoap", text=excerpt(content) or "an empty reply")
+
+
+def forbidden() -> Failure:
+    return Failure(code="ForbiddenXml", text="a document type declaration, which SOAP forbids")
+
+
+def html_title(content: bytes) -> str | None:
+    """The title of an HTML page, made short and printable; None if the content is no HTML or has none."""
+    if is_html(content) and (match := _TITLE.search(content, 0, 16_384)):
+        return excerpt(match[1]) or None
+    return None
+
+
+def excerpt(content: bytes | str) -> str:
+    """How the content begins: at most 200 printable characters on one line."""
+    if isinstance(content, bytes):
+        content = content[: 4 * _EXCERPT_LENGTH].decode(errors="replace")
+    line = " ".join(content[: 4 * _EXCERPT_LENGTH].split())
+    line = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
+    )
+    return line if len(line) <= _EXCERPT_LENGTH else line[: _EXCERPT_LENGTH - 1] + "…"
+
+
+def local_name(element: etree._Element) -> str:
+    """The name without its namespace."""
+    tag = element.tag
+    return tag[tag.rfind("}") + 1 :]
