@@ -49,16 +49,17 @@ def parse(document: dict[str, Any], directory: Path, environ: Mapping[str, str] 
 def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
     """As `load`, but the problems are returned beside what is sound."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         problem = Problem(str(path), f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         problem = Problem(f"{path}:{line}", "is not UTF-8 text")
-    except tomllib.TOMLDecodeError as error:
-        problem = _syntax_problem(path, str(error))
     else:
-        return _examine(document, path.absolute().parent, environ)
+        try:
+            return _examine(tomllib.loads(text), path.absolute().parent, environ)
+        except tomllib.TOMLDecodeError as error:
+            problem = _syntax_problem(path, text, str(error))
     return Examined(None, {}, [problem])
 
 
@@ -88,8 +89,11 @@ def _examine(document: dict[str, Any], directory: Path, environ: Mapping[str, st
     return Examined(None if problems else config, config.handlers, problems.in_order())
 
 
-def _syntax_problem(path: Path, message: str) -> Problem:
+def _syntax_problem(path: Path, text: str, message: str) -> Problem:
+    """The place, which `tomllib` tells only inside its message, as `FILE:LINE:COLUMN`."""
     place = _TOML_PLACE.search(message)
-    if place is None or place[1] is None:
+    if place is None:
         return Problem(str(path), message)
-    return Problem(f"{path}:{place[1]}:{place[2]}", message[: place.start()])
+    end = text.count("\n") + 1, len(text) - text.rfind("\n")
+    line, column = (place[1], place[2]) if place[1] else end
+    return Problem(f"{path}:{line}:{column}", message[: place.start()])

@@ -100,7 +100,8 @@ class Mailboxes(Section):
     """Which mailboxes to listen to."""
 
     addresses: tuple[str, ...] = Field(
-        (), description="SMTP addresses. After loading, those of `file` stand behind them."
+        (),
+        description="SMTP addresses.",  # after loading, those of `file` too
     )
     file: ConfigPath | None = Field(
         None, description="A text file with one address a line; blank lines and lines after # are skipped."
@@ -148,8 +149,7 @@ class StaticGroup(Section):
     )
     mailboxes: tuple[str, ...] = Field(
         (),
-        description="Addresses, which need not stand in [mailboxes]. After loading, those of `mailboxes_file` "
-        "stand here.",
+        description="Addresses, which need not stand in [mailboxes].",  # after loading, those of the file too
     )
     mailboxes_file: ConfigPath | None = Field(
         None, description="A file of addresses, as [mailboxes] file is. One of mailboxes, mailboxes_file."
@@ -179,8 +179,8 @@ class Backoff(Section):
         2, description="By how much each further failure in a row multiplies it."
     )
     cap: PositiveDuration = Field(60, description="What it never exceeds.")
-    parked_first: PositiveDuration = Field(60, description="The same for a mailbox that was refused.")
-    parked_cap: PositiveDuration = Field(3600, description="The same for a mailbox that was refused.")
+    parked_first: PositiveDuration = Field(60, description="As `first`, for a mailbox that was refused.")
+    parked_cap: PositiveDuration = Field(3600, description="As `cap`, for a mailbox that was refused.")
 
 
 class Delivery(Section):

@@ -55,8 +55,8 @@ def format_duration(seconds: float) -> str:
     """The shortest text that `parse_duration` reads as these seconds."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % _UNITS[unit] == 0:
-            return f"{seconds / _UNITS[unit]:g}{unit}"
-    return f"{seconds:g}s"
+            return f"{seconds / _UNITS[unit]:.15g}{unit}"
+    return f"{seconds:.15g}s"
 
 
 def parse_address(value: str) -> str:

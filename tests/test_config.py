@@ -1,0 +1,401 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.config import Config, Delivery, examine, load, parse
+from listener.config.values import format_duration, parse_duration
+from listener.errors import ConfigError
+
+HERE = Path("/etc/ews-listener")
+SECRET = "pl4nted-s3cret"
+
+
+def document(**sections: Any) -> dict[str, Any]:
+    """The least that is good, with some sections replaced; None takes one out."""
+    least = {
+        "exchange": {"ews_url": "https://mail.example.com/EWS/Exchange.asmx"},
+        "auth": {"user": "svc@example.com", "password": SECRET},
+        "mailboxes": {"addresses": ["alice@example.com"]},
+        "handlers": {"log": {"use": "log"}},
+    }
+    return {key: value for key, value in (least | sections).items() if value is not None}
+
+
+def problems(directory: Path = HERE, environ: dict[str, str] | None = None, **sections: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(document(**sections), directory, environ or {})
+    return [str(problem) for problem in caught.value.problems]
+
+
+def good(directory: Path = HERE, environ: dict[str, str] | None = None, **sections: Any) -> Config:
+    return parse(document(**sections), directory, environ or {})
+
+
+def test_the_least_configuration_has_the_documented_defaults() -> None:
+    config = good()
+    assert config.state_directory == HERE / "state"
+    assert config.stream.window == 1800
+    assert config.backoff.parked_cap == 3600
+    assert config.affinity.group_size == 200
+    assert config.subscription.folders == "all"
+    assert len(config.subscription.events) == 7
+    assert config.delivery == Delivery(queue=10_000, timeout=30, attempts=5, retry_first=1, retry_cap=60)
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
+    found = problems(
+        stat_directory="x",
+        exchange={"vesion": 1, "ews_url": "http://mail.example.com/", "concurrency": 0},
+        auth={"user": 5, "password": SECRET},
+        stream={"window": "90s", "heartbeat": True},
+        handlers={"a": {"use": "x", "attempts": 0, "filter": {"types": ["creatd"]}}, "b c": {}},
+        backoff={"first": 10, "cap": 5},
+    )
+    assert found == [
+        'exchange.vesion: unknown key, did you mean "version"?',
+        "exchange.concurrency: must be at least 1",
+        "auth.user: must be a text in quotes",
+        "handlers.a.attempts: must be at least 1",
+        'handlers.a.filter.types[0]: no type of event matches "creatd", did you mean "created"?',
+        'handlers."b c".use: is required',
+        'stat_directory: unknown key, did you mean "state_directory"?',
+        "stream.window: must be whole minutes from 1m to 30m: Exchange takes no others",
+        'stream.heartbeat: must be a number of seconds, or a text such as "45s", "30m", "2h", "1d"',
+        "backoff.cap: must not be less than first",
+    ]
+
+
+def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> None:
+    assert problems(exchange={"vesion": 1, "ews_url": "http://mail.example.com/"}) == [
+        'exchange.vesion: unknown key, did you mean "version"?',
+        "exchange.ews_url: must be https, because Basic authentication sends the password (or a loopback address)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"auth": None}, "auth: is required"),
+        ({"handlers": None}, "handlers: is required"),
+        ({"handlers": {}}, 'handlers: at least one handler is required, such as [handlers.log] with use = "log"'),
+        ({"handlers": {"ä": {"use": "log"}}}, 'handlers."ä": a handler\'s name is made of letters, digits, - and _'),
+        ({"handlers": {"a": 1}}, "handlers.a: must be a table"),
+        ({"stream": 1}, "stream: must be a table"),
+        ({"groups": {"name": "x"}}, "groups: must be a list"),
+        ({"mailboxes": None}, "mailboxes: at least one mailbox is required: in addresses, in file or in [[groups]]"),
+        ({"mailboxes": {"addresses": "a@b"}}, "mailboxes.addresses: must be a list"),
+        ({"mailboxes": {"addresses": ["a@b.c", 1]}}, "mailboxes.addresses[1]: must be a text in quotes"),
+        ({"exchange": {"autodiscover": False}}, "exchange.ews_url: is required when autodiscover = false"),
+        ({"exchange": {"autodiscover": 1}}, "exchange.autodiscover: must be true or false"),
+        ({"exchange": {"user_agent": "a\nb"}}, "exchange.user_agent: must be printable ASCII"),
+        ({"exchange": {"ews_url": "mail.example.com"}}, "exchange.ews_url: must be a URL of the form https://host/path"),
+        ({"exchange": {"ews_url": "https://h:99999/"}}, "exchange.ews_url: must be a URL of the form https://host/path"),
+        ({"exchange": {"proxy": "proxy:3128"}}, "exchange.proxy: must be a URL of the form http://host:port"),
+        (
+            {"exchange": {"version": "Exchange2013_SP2"}},
+            (
+                'exchange.version: must be "Exchange2010_SP1", "Exchange2010_SP2", "Exchange2013", '
+                '"Exchange2013_SP1" or "Exchange2016", did you mean "Exchange2013_SP1"?'
+            ),
+        ),
+        ({"auth": {"user": "x", "password": "y", "kind": "ntml"}}, 'auth.kind: must be "basic"'),
+        ({"affinity": {"group_size": 201}}, "affinity.group_size: must be at most 200"),
+        ({"affinity": {"group_size": "9"}}, "affinity.group_size: must be a whole number"),
+        ({"subscription": {"folders": "inbox"}}, 'subscription.folders: must be "all"'),
+        (
+            {"subscription": {"folders": ["inbx"]}},
+            'subscription.folders[0]: there is no folder "inbx", did you mean "inbox"?',
+        ),
+        ({"subscription": {"folders": []}}, "subscription.folders: must not be empty"),
+        (
+            {"subscription": {"events": ["created", "created"]}},
+            "subscription.events: must not name anything twice",
+        ),
+        (
+            {"subscription": {"events": ["newmail"]}},
+            'subscription.events[0]: there is no event "newmail", did you mean "new_mail"?',
+        ),
+        ({"delivery": {"retry_cap": 0.5}}, "delivery.retry_cap: must not be less than retry_first"),
+        ({"delivery": {"timeout": 0}}, "delivery.timeout: must be more than 0"),
+        ({"backoff": {"parked_cap": "30s"}}, "backoff.parked_cap: must not be less than parked_first"),
+        ({"backoff": {"factor": float("inf")}}, "backoff.factor: must be a finite number"),
+        ({"log": {"format": "jso"}}, 'log.format: must be "auto", "console" or "json", did you mean "json"?'),
+        (
+            {"handlers": {"a": {"use": "x", "filter": {"mailbox": ["x"]}}}},
+            'handlers.a.filter.mailbox: unknown key, did you mean "mailboxes"?',
+        ),
+        (
+            {"handlers": {"a": {"use": "x", "filter": {"mailboxes": ["x"]}}}},
+            'handlers.a.filter.mailboxes[0]: "x" is no address of the form name@domain',
+        ),
+    ],
+)  # fmt: skip
+def test_a_problem_names_its_key(sections: dict[str, Any], problem: str) -> None:
+    assert problems(**sections) == [problem]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8080/EWS",
+        "http://localhost/EWS",
+        "http://[::1]:9/EWS",
+        "https://mail.example.com/EWS",
+    ],
+)
+def test_a_password_may_go_to_https_or_to_loopback(url: str) -> None:
+    assert good(exchange={"ews_url": url}).exchange.ews_url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["http://mail.example.com/", "http://127.0.0.1.example.com/", "http://128.0.0.1/"]
+)
+@pytest.mark.parametrize("key", ["ews_url", "autodiscover_url"])
+def test_a_password_goes_nowhere_else(url: str, key: str) -> None:
+    (problem,) = problems(exchange={key: url})
+    assert problem.startswith(f"exchange.{key}: must be https")
+
+
+class TestMailboxes:
+    def test_list_and_file_become_one(self, tmp_path: Path) -> None:
+        (tmp_path / "m.txt").write_text(
+            "\ufeff# our people\n\n Bob@Example.com  # the boss\r\nc#d@example.com\n"
+        )
+        config = good(tmp_path, mailboxes={"addresses": ["Alice@example.COM"], "file": "m.txt"})
+        assert config.mailboxes.addresses == ("alice@example.com", "bob@example.com", "c#d@example.com")
+        assert config.mailboxes.file == tmp_path / "m.txt"
+
+    def test_bad_and_repeated_ones_are_told_by_their_places(self, tmp_path: Path) -> None:
+        (tmp_path / "m.txt").write_text("x@example.com\n\nA@example.com\nfoo bar\nX@example.com\n")
+        assert problems(
+            tmp_path,
+            mailboxes={"addresses": ["a@example.com", "nope", "a@EXAMPLE.com"], "file": "m.txt"},
+        ) == [
+            'mailboxes.addresses[1]: "nope" is no address of the form name@domain',
+            'mailboxes.addresses[2]: "a@example.com" stands already at mailboxes.addresses[0]',
+            'm.txt:3: "a@example.com" stands already at mailboxes.addresses[0]',
+            'm.txt:4: "foo bar" is no address of the form name@domain',
+            'm.txt:5: "x@example.com" stands already at m.txt:1',
+        ]
+
+    @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+    def test_a_file_that_cannot_be_read(self, tmp_path: Path, content: bytes | None) -> None:
+        if content is not None:
+            (tmp_path / "m.txt").write_bytes(content)
+        (problem,) = problems(tmp_path, mailboxes={"file": "m.txt"})
+        trouble = f"cannot read {tmp_path}/m.txt: No such file or directory"
+        expected = trouble if content is None else f"{tmp_path}/m.txt is not UTF-8 text"
+        assert problem == f"mailboxes.file: {expected}"
+
+    def test_static_groups_need_no_other_mailboxes(self, tmp_path: Path) -> None:
+        (tmp_path / "b.txt").write_text("b@example.com\n")
+        config = good(
+            tmp_path,
+            exchange={"autodiscover": False},
+            mailboxes=None,
+            groups=[
+                {"ews_url": "https://a.example.com/", "name": "a", "mailboxes": ["A@example.com"]},
+                {"ews_url": "https://b.example.com/", "mailboxes_file": "b.txt"},
+            ],
+        )
+        assert [group.mailboxes for group in config.groups] == [("a@example.com",), ("b@example.com",)]
+        assert config.all_mailboxes == ("a@example.com", "b@example.com")
+
+    def test_a_member_of_a_group_may_be_listed_too_but_not_be_in_two_groups(self) -> None:
+        def group(address: str) -> dict[str, Any]:
+            return {"ews_url": "https://a.example.com/", "mailboxes": [address]}
+
+        listed = {"addresses": ["a@example.com"]}
+        assert good(mailboxes=listed, groups=[group("a@example.com")]).all_mailboxes == ("a@example.com",)
+        assert problems(mailboxes=listed, groups=[group("a@example.com"), group("A@example.com")]) == [
+            'groups[1].mailboxes[0]: "a@example.com" stands already at groups[0].mailboxes[0]'
+        ]
+
+    def test_a_group_needs_members_and_a_url(self) -> None:
+        assert problems(
+            exchange=None, groups=[{"name": "x"}, {"mailboxes": ["b@example.com"], "nme": "y"}]
+        ) == [
+            "groups[0]: needs one of mailboxes and mailboxes_file, and not both",
+            'groups[1].nme: unknown key, did you mean "name"?',
+        ]
+        assert problems(exchange=None, groups=[{"mailboxes": ["b@example.com"]}]) == [
+            "groups[0].ews_url: is required here or in [exchange]"
+        ]
+
+    def test_by_sid(self) -> None:
+        sid = {"impersonate_by": "SID", "addresses": ["s-1-5-21-1-2-3-500"]}
+        exchange = {"ews_url": "https://mail.example.com/", "autodiscover": False}
+        assert good(exchange=exchange, mailboxes=sid).mailboxes.addresses == ("S-1-5-21-1-2-3-500",)
+        assert problems(mailboxes=sid) == ['exchange.autodiscover: must be false when impersonate_by = "SID"']
+        assert problems(exchange=exchange, mailboxes=sid | {"addresses": ["a@b.c"]}) == [
+            'mailboxes.addresses[0]: "a@b.c" is no security identifier of the form S-1-5-21-…'
+        ]
+
+
+class TestSecrets:
+    def password(self, directory: Path, **auth: Any) -> str:
+        environ = {"PASSWORD": SECRET}
+        return good(directory, environ, auth={"user": "svc"} | auth).auth.password.get_secret_value()
+
+    def test_from_each_source(self, tmp_path: Path) -> None:
+        file = tmp_path / "password.txt"
+        file.write_text(f"  {SECRET}\n")
+        file.chmod(0o600)
+        assert self.password(tmp_path, password=SECRET) == SECRET
+        assert self.password(tmp_path, password_file="password.txt") == SECRET
+        assert self.password(tmp_path, password_env="PASSWORD") == SECRET
+
+    @pytest.mark.parametrize(
+        ("auth", "problem"),
+        [
+            ({}, "auth.password: one of password, password_file and password_env is required"),
+            (
+                {"password": SECRET, "password_env": "PASSWORD"},
+                "auth.password_env: one of password, password_file and password_env may be given, not several",
+            ),
+            ({"password": ""}, "auth.password: must not be empty"),
+            ({"password": 5}, "auth.password: must be a text in quotes"),
+            ({"password_env": "NOPE"}, "auth.password_env: there is no environment variable NOPE"),
+            ({"password_env": "EMPTY"}, "auth.password_env: the environment variable EMPTY is empty"),
+            ({"password_env": ""}, "auth.password_env: must not be empty"),
+            (
+                {"password_file": "no.txt"},
+                "auth.password_file: cannot read {}/no.txt: No such file or directory",
+            ),
+            (
+                {"password_file": "open.txt"},
+                "auth.password_file: every user can get at {}/open.txt (its mode is 0644): chmod 0600 it",
+            ),
+            (
+                {"password_file": "two.txt"},
+                "auth.password_file: {}/two.txt must hold one line of text, the secret",
+            ),
+            ({"password_file": "bytes.txt"}, "auth.password_file: {}/bytes.txt is not UTF-8 text"),
+        ],
+    )
+    def test_what_can_be_wrong(self, tmp_path: Path, auth: dict[str, Any], problem: str) -> None:
+        for name, content, mode in (
+            ("open.txt", SECRET.encode(), 0o644),
+            ("two.txt", f"{SECRET}\n{SECRET}".encode(), 0o600),
+            ("bytes.txt", SECRET.encode() + b"\xff", 0o600),
+        ):
+            (tmp_path / name).write_bytes(content)
+            (tmp_path / name).chmod(mode)
+        found = problems(tmp_path, {"PASSWORD": SECRET, "EMPTY": ""}, auth={"user": "svc"} | auth)
+        assert found == [problem.format(tmp_path)]
+
+    def test_neither_errors_nor_reprs_tell_them(self) -> None:
+        proxy = f"http://user:{SECRET}@proxy.example.com:3128"
+        config = good(exchange={"proxy": proxy})
+        assert config.exchange.proxy is not None
+        assert config.exchange.proxy.get_secret_value() == proxy
+        texts = [repr(config), str(config), repr(config.auth), config.model_dump_json()]
+        texts += problems(
+            exchange={"proxy": f"ftp://user:{SECRET}@h"}, auth={"usr": "x", "password": [SECRET]}
+        )
+        texts += problems(
+            exchange={"ews_url": f"https://user:{SECRET}@h/"}, auth={"user": "x", "pasword": SECRET}
+        )
+        assert not [text for text in texts if SECRET in text]
+
+
+class TestHandlers:
+    def test_own_keys_are_apart_from_the_factorys_options(self) -> None:
+        section = {
+            "use": "acme:open", "timeout": "2m", "path": "x", "options": 1, "filter": {"mailboxes": ["*@B.c"]},
+        }  # fmt: skip
+        handler = good(handlers={"audit": section}).handlers["audit"]
+        assert handler.options == {"path": "x", "options": 1}
+        assert handler.filter.mailboxes == ("*@b.c",)
+        assert handler.directory == HERE
+        assert handler.delivery(Delivery(attempts=7)) == Delivery(attempts=7, timeout=120)
+
+    def test_sound_ones_are_there_to_be_examined_further(self, tmp_path: Path) -> None:
+        (tmp_path / "config.toml").write_text(
+            '[handlers.a]\nuse = "x"\nqueue = 0\npath = "p"\n[handlers.b]\npath = "q"\n[handlers.c]\nuse = "y"\n'
+        )
+        examined = examine(tmp_path / "config.toml")
+        assert examined.config is None
+        assert {name: dict(handler.options) for name, handler in examined.handlers.items()} == {
+            "a": {"path": "p"},
+            "c": {},
+        }
+
+
+class TestFile:
+    def test_paths_count_from_its_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc" / "m.txt").write_text("a@example.com")
+        (tmp_path / "etc" / "c.toml").write_text(
+            'state_directory = "../var"\nauth = {user = "u", password = "p"}\nmailboxes.file = "m.txt"\n'
+            'handlers.log.use = "log"\n'
+        )
+        monkeypatch.chdir(tmp_path)
+        config = load(Path("etc/c.toml"))
+        assert config.state_directory == tmp_path / "etc" / "../var"
+        assert config.mailboxes.addresses == ("a@example.com",)
+
+    @pytest.mark.parametrize(
+        ("content", "place", "what"),
+        [
+            (b"[exchange]\nx = = 1\n", ":2:5", "Invalid value"),
+            (b'x = "\xe4"\n', ":1", "is not UTF-8 text"),
+            (b"a = 1\nb = {x", ":2:7", "Expected '=' after a key in a key/value pair"),
+        ],
+    )
+    def test_syntax_errors_have_a_place(self, tmp_path: Path, content: bytes, place: str, what: str) -> None:
+        path = tmp_path / "c.toml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert str(caught.value) == f"{path}{place}: {what}"
+
+    def test_a_missing_one(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
+            load(tmp_path / "none.toml")
+
+    def test_a_certificate_file_must_exist(self, tmp_path: Path) -> None:
+        (problem,) = problems(tmp_path, exchange={"ca_file": "ca.pem"})
+        assert problem == f"exchange.ca_file: there is no file {tmp_path}/ca.pem"
+        (tmp_path / "ca.pem").touch()
+        assert good(tmp_path, exchange={"ca_file": "ca.pem"}).exchange.ca_file == tmp_path / "ca.pem"
+
+
+class TestDurations:
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [
+            ("45s", 45),
+            ("1.5m", 90),
+            ("30m", 1800),
+            ("2h", 7200),
+            ("1d", 86400),
+            (" 3 s ", 3),
+            (7, 7),
+            (0.25, 0.25),
+        ],
+    )
+    def test_read(self, text: object, seconds: float) -> None:
+        assert parse_duration(text) == seconds
+
+    @pytest.mark.parametrize(
+        "text", ["", "5", "-5s", "5w", "1h30m", True, None, -1, float("nan"), float("inf"), [5]]
+    )
+    def test_refused(self, text: object) -> None:
+        with pytest.raises(ValueError, match="must be a number of seconds"):
+            parse_duration(text)
+
+    @given(st.integers(0, 10**6))
+    def test_what_is_written_is_read(self, seconds: int) -> None:
+        text = format_duration(seconds)
+        assert "e" not in text
+        assert parse_duration(text) == seconds
+
+
+def test_nothing_can_be_changed() -> None:
+    config = good()
+    with pytest.raises(ValueError, match="frozen"):
+        config.log.level = "debug"  # type: ignore[misc]
