@@ -6,8 +6,8 @@ mailbox is the anchor. Source: "Maintain affinity between a group of subscriptio
 Exchange", learn.microsoft.com.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -33,17 +33,28 @@ class Group:
 
     name: str
     ews_url: str
+    grouping_information: str
     mailboxes: tuple[str, ...]
 
 
-def groups(placements: Iterable[Placement], size: int = LARGEST_GROUP) -> tuple[Group, ...]:
-    """Sorts mailboxes into as few groups as `size` allows. The same input in any order gives the same groups."""
-    found: list[Group] = []
-    taken: dict[str, int] = {}
+def groups(
+    placements: Iterable[Placement], size: int = LARGEST_GROUP, existing: Sequence[Group] = ()
+) -> tuple[Group, ...]:
+    """Sorts mailboxes into as few groups as `size` allows; the same input in any order gives the same groups.
+
+    Those `existing` come first and keep their mailboxes; they are filled up before new ones are made.
+    """
+    found = list(existing)
     for (url, information), members in groupby(sorted(set(placements)), key=lambda place: place[:2]):
-        mailboxes = [place.mailbox for place in members]
         label = information or urlsplit(url).hostname or url
-        for start in range(0, len(mailboxes), size):
-            taken[label] = taken.get(label, 0) + 1
-            found.append(Group(f"{label}/{taken[label]}", url, tuple(mailboxes[start : start + size])))
+        mailboxes = [place.mailbox for place in members]
+        for at, group in enumerate(found):
+            if (group.ews_url, group.grouping_information) == (url, information):
+                room = max(0, size - len(group.mailboxes))
+                together = sorted({*group.mailboxes, *mailboxes[:room]})
+                found[at] = replace(group, mailboxes=tuple(together))
+                mailboxes = mailboxes[room:]
+        number = sum(group.name.rpartition("/")[0] == label for group in found)
+        for count, start in enumerate(range(0, len(mailboxes), size), number + 1):
+            found.append(Group(f"{label}/{count}", url, information, tuple(mailboxes[start : start + size])))
     return tuple(found)

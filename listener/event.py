@@ -61,9 +61,7 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if self.subject is not None:
             attributes["subject"] = self.subject
         attributes["data"] = {
-            name: value
-            for name in _DATA_FIELDS
-            if (value := getattr(self, name)) is not None
+            name: value for name in _DATA_FIELDS if (value := getattr(self, name)) is not None
         }
         return attributes
 

@@ -25,7 +25,8 @@ from typing import TypeAlias
 from listener.event import MailboxEvent
 
 Handler: TypeAlias = Callable[[MailboxEvent], Awaitable[None]]
-HandlerFactory: TypeAlias = Callable[..., AbstractAsyncContextManager[Handler]]
+HandlerContext: TypeAlias = AbstractAsyncContextManager[Handler]
+HandlerFactory: TypeAlias = Callable[..., HandlerContext]
 
 
 class Retry(Exception):  # noqa: N818  (it is a request, not an error)

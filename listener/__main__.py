@@ -1,0 +1,5 @@
+"""`python -m listener` is `ews-listener`."""
+
+from listener.cli import main
+
+main()

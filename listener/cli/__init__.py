@@ -1,0 +1,47 @@
+"""The command line. One file a command; errors become exit codes here, and only here (docs/CLI.md lists them).
+
+The commands' modules import nothing heavy at their top: `--help` and completion must answer at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from listener._version import __version__
+from listener.cli.check import check
+from listener.cli.demo import demo
+from listener.cli.run import run
+from listener.cli.simulate import simulate
+
+app = typer.Typer(
+    name="ews-listener",
+    help="Listens to Exchange mailboxes over EWS streaming notifications and hands each event to your handlers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(check)
+app.command()(demo)
+app.command()(simulate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """The `ews-listener` command."""
+    app()

@@ -1,0 +1,47 @@
+"""`ews-listener demo`: the daemon against a simulated Exchange, in one command."""
+
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    mailboxes: Annotated[
+        int, typer.Option(min=1, help="How many mailboxes the simulated Exchange has.")
+    ] = 300,
+    rate: Annotated[float, typer.Option(min=0, help="Events a second, over all mailboxes.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same traffic.")] = 1,
+    duration: Annotated[
+        float | None, typer.Option(min=0, help="Seconds of traffic.", show_default="until Ctrl-C")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="End with the summary as one line of JSON.")] = False,
+) -> None:
+    """Run the daemon against a simulated Exchange, and hold what is delivered against what happened.
+
+    Ends with exit code 0 only if nothing was lost.
+    """
+    import sys
+    from functools import partial
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    import msgspec
+    import trio
+
+    from listener import log
+    from listener.cli.ending import reported, signalled
+    from listener.demo.session import Plan, Session
+    from listener.demo.view import print_summary, shown
+
+    live = sys.stdout.isatty() and not json
+    log.configure("warning" if live else "info", "auto", stream=sys.stderr)
+    with TemporaryDirectory(prefix="ews-listener-demo-") as directory, reported():
+        plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration)
+        session = Session(plan, Path(directory))
+        trio.run(signalled, partial(shown, session) if live else session.run)
+        summary = session.summary()
+    if json:
+        print(msgspec.json.encode(summary).decode(), flush=True)
+    else:
+        print_summary(summary)
+    raise SystemExit(0 if summary["lost"] == 0 else 1)

@@ -1,0 +1,150 @@
+"""The composition root: builds everything from the configuration, in one nursery, and ends it in order.
+
+Start: handlers, then groups. End: groups (they unsubscribe), then what is queued for the handlers, then these.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import trio
+
+from listener._version import __version__
+from listener.affinity import Group, Placement
+from listener.backoff import Backoff
+from listener.config import Config
+from listener.delivery import Delivery, Lane, Patience, Source
+from listener.ews.events import EventKind
+from listener.ews.subscription import FolderRef
+from listener.exchange import auth
+from listener.exchange.client import Access, ExchangeClient
+from listener.exchange.discovery import Autodiscover
+from listener.group import GroupState, Policy
+from listener.roster import Roster
+from listener.supervisor import GroupRunner, Wish
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """The listener of one configuration, ready to run.
+
+    `roster` and `delivery` are for whoever watches it.
+    """
+
+    def __init__(self, config: Config, sources: Sequence[Source]) -> None:
+        self.config = config
+        self.access = access(config)
+        self.wish = wish(config)
+        self.policy = policy(config)
+        self.delivery = Delivery(tuple(Lane(source, patience(config, source.name)) for source in sources))
+        known, sought = placements(config)
+        self.roster = Roster(
+            known=known,
+            sought=sought,
+            discovery=Autodiscover(
+                self.access,
+                version=config.exchange.version,
+                url=config.exchange.autodiscover_url,
+                ews_url=config.exchange.ews_url,
+            ),
+            new_runner=self._new_runner,
+            group_size=config.affinity.group_size,
+            retry=self.policy.parked,
+        )
+
+    async def run(self, stop: trio.Event) -> None:
+        """Listens until `stop` is set, and then ends in order.
+
+        Raises ConfigError when a handler cannot be opened.
+        """
+        log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
+        async with trio.open_nursery() as handlers:
+            await handlers.start(self.delivery.run)
+            async with trio.open_nursery() as groups:
+                groups.start_soon(self.roster.run)
+                await stop.wait()
+                log.info("listener.stopping", grace=self.config.shutdown.grace)
+                self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
+            await self.delivery.drain(self.config.shutdown.grace)
+            handlers.cancel_scope.cancel()
+        log.info("listener.stopped")
+
+    def _new_runner(self, group: Group) -> GroupRunner:
+        client = ExchangeClient(group.ews_url, self.access)
+        state = GroupState.start(group.mailboxes, self.policy)
+        return GroupRunner(group, client, self.wish, self.delivery.publish, state)
+
+
+def access(config: Config) -> Access:
+    """What every request needs, from [exchange] and [auth]."""
+    exchange = config.exchange
+    return Access(
+        auth=auth.build(config.auth),
+        requests=trio.CapacityLimiter(exchange.concurrency),
+        user_agent=exchange.user_agent,
+        tls=tls(exchange.ca_file),
+        proxy=None if exchange.proxy is None else exchange.proxy.get_secret_value(),
+        connect_timeout=exchange.connect_timeout,
+        request_timeout=exchange.request_timeout,
+    )
+
+
+def tls(ca_file: Path | None) -> ssl.SSLContext:
+    """TLS 1.2 and up, against the given authorities, else against those that the system trusts."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def wish(config: Config) -> Wish:
+    """What is asked of Exchange, from [subscription], [affinity] and [stream]."""
+    folders = config.subscription.folders
+    return Wish(
+        version=config.exchange.version,
+        impersonate_by=config.mailboxes.impersonate_by,
+        folders=None if folders == "all" else tuple(FolderRef(name) for name in folders),
+        events=tuple(
+            EventKind(f"{name.title().replace('_', '')}Event") for name in config.subscription.events
+        ),
+        impersonate_anchor_on_stream=config.affinity.impersonate_anchor_on_stream,
+        window=round(config.stream.window / 60),
+        silence=2 * config.stream.heartbeat,
+        max_envelope=config.stream.max_envelope,
+        subscribe_concurrency=config.affinity.subscribe_concurrency,
+    )
+
+
+def policy(config: Config) -> Policy:
+    """The patience of groups, from [backoff]."""
+    backoff = config.backoff
+    return Policy(
+        backoff=Backoff(backoff.first, backoff.factor, backoff.cap),
+        parked=Backoff(backoff.parked_first, backoff.factor, backoff.parked_cap),
+    )
+
+
+def patience(config: Config, handler: str) -> Patience:
+    """The patience with one handler, from [delivery] and [handlers.NAME]."""
+    own = config.handlers.get(handler)
+    delivery = config.delivery if own is None else own.delivery(config.delivery)
+    retry = Backoff(first=delivery.retry_first, cap=delivery.retry_cap)
+    return Patience(queue=delivery.queue, timeout=delivery.timeout, attempts=delivery.attempts, retry=retry)
+
+
+def placements(config: Config) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
+    """The mailboxes whose place the configuration tells, and those that must be sought."""
+    ews_url = config.exchange.ews_url or ""
+    known = [
+        Placement(group.ews_url or ews_url, group.name, mailbox)
+        for group in config.groups
+        for mailbox in group.mailboxes
+    ]
+    placed = {place.mailbox for place in known}
+    rest = tuple(mailbox for mailbox in config.mailboxes.addresses if mailbox not in placed)
+    if config.exchange.autodiscover:
+        return tuple(known), rest
+    return (*known, *(Placement(ews_url, "", mailbox) for mailbox in rest)), ()

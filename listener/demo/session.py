@@ -1,0 +1,165 @@
+"""Runs the simulator as a process of its own and the daemon here, over real sockets, and takes the measure."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import PIPE
+
+import httpx
+import msgspec
+import trio
+
+from listener.daemon import Daemon
+from listener.demo.verdict import Key, Verdict, compare, key_of, read_ledger
+from listener.errors import ListenerError
+from listener.event import MailboxEvent
+from listener.handler import Handler
+from listener.plugins import load_all
+
+# How long traffic waits for the mailboxes to stream, and the end for what is still on its way; seconds.
+SETTLE = 60.0
+LAST_CALL = 10.0
+POLL = 0.05
+
+
+class SimulatorError(ListenerError):
+    """The simulator did not start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be shown. `rate` is in events per second, `duration` in seconds (None: until told to stop)."""
+
+    mailboxes: int
+    rate: float
+    seed: int
+    duration: float | None
+
+
+@dataclass(slots=True)
+class Probe:
+    """A handler that notes what it is called with, and when (Unix seconds)."""
+
+    calls: list[tuple[Key, float]] = field(default_factory=list)
+    latest: deque[MailboxEvent] = field(default_factory=lambda: deque(maxlen=8))
+    name: str = "demo"
+
+    @property
+    def accepts(self) -> Probe:
+        return self
+
+    def matches(self, event: MailboxEvent, /) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Handler]:
+        async def handle(event: MailboxEvent) -> None:
+            self.calls.append((key_of(event), time.time()))
+            self.latest.append(event)
+
+        yield handle
+
+
+class Session:
+    """One run of the demo. What it shows while it runs: `daemon`, `probe`, `generating`, `started` (Unix time)."""
+
+    def __init__(self, plan: Plan, directory: Path) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.probe = Probe()
+        self.daemon: Daemon | None = None
+        self.started = time.time()
+        self.generating_since: float | None = None
+        self.streaming_at_end = 0
+
+    async def run(self, stop: trio.Event) -> None:
+        """Runs until the duration is over or `stop` is set. Raises SimulatorError."""
+        async with self._simulator() as control_url, httpx.AsyncClient(trust_env=False) as http:
+            config, handlers = load_all(self.directory / "config.toml")
+            self.daemon = Daemon(config, [*handlers, self.probe])
+            end = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.daemon.run, end)
+                await self._measure(http, control_url, stop)
+                self.streaming_at_end = self.daemon.roster.streaming
+                end.set()
+
+    def summary(self) -> dict[str, object]:
+        """The fixed keys of `demo --json`."""
+        with (self.directory / "ledger.jsonl").open("rb") as file:
+            ledger, faults = read_ledger(file)
+        verdict: Verdict = compare(ledger, self.probe.calls)
+        return {
+            "mailboxes": self.plan.mailboxes,
+            "streaming": self.streaming_at_end,
+            "groups": len(self.daemon.roster.runners) if self.daemon else 0,
+            "generated": verdict.generated,
+            "delivered": verdict.delivered,
+            "duplicates": verdict.duplicates,
+            "lost": verdict.lost,
+            "faults": faults,
+            "p50_ms": verdict.p50_ms,
+            "p99_ms": verdict.p99_ms,
+        }
+
+    async def _measure(self, http: httpx.AsyncClient, control_url: str, stop: trio.Event) -> None:
+        assert self.daemon is not None
+        with trio.move_on_after(SETTLE):
+            while self.daemon.roster.streaming < self.plan.mailboxes and not stop.is_set():  # noqa: ASYNC110
+                await trio.sleep(POLL)
+        await _post(http, f"{control_url}/traffic", {"rate": self.plan.rate})
+        self.generating_since = time.time()
+        with trio.move_on_after(math.inf if self.plan.duration is None else self.plan.duration):
+            await stop.wait()
+        await _post(http, f"{control_url}/traffic", {"rate": 0})
+        state = (await http.get(f"{control_url}/state")).raise_for_status().json()
+        with trio.move_on_after(LAST_CALL):
+            while len(self.probe.calls) < state["generated"]:  # noqa: ASYNC110
+                await trio.sleep(POLL)
+
+    @asynccontextmanager
+    async def _simulator(self) -> AsyncIterator[str]:
+        plan, here = self.plan, self.directory
+        command = [
+            *(sys.executable, "-m", "listener", "simulate", "--rate", "0"),
+            *("--mailboxes", str(plan.mailboxes), "--seed", str(plan.seed)),
+            *("--ledger", str(here / "ledger.jsonl"), "--write-config", str(here / "config.toml")),
+        ]
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=PIPE,
+            stdout=PIPE,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        try:
+            assert process.stdout is not None
+            first = bytearray()
+            while b"\n" not in first:
+                chunk = await process.stdout.receive_some()
+                if not chunk:
+                    raise SimulatorError(
+                        f"the simulator ended before it began, with exit code {await process.wait()}"
+                    )
+                first += chunk
+            yield str(msgspec.json.decode(first.partition(b"\n")[0])["control_url"])
+        finally:
+            with trio.CancelScope(shield=True):
+                process.terminate()
+                with trio.move_on_after(5):
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+
+
+async def _post(http: httpx.AsyncClient, url: str, content: dict[str, object]) -> None:
+    (await http.post(url, json=content)).raise_for_status()

@@ -1,0 +1,110 @@
+"""The demo on a terminal: groups and what they do, events a second, the latest events."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from urllib.parse import unquote
+
+import trio
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from listener.demo.session import Session
+from listener.event import MailboxEvent
+
+REFRESH = 0.25
+MOST_GROUPS = 16
+COLOURS = {"streaming": "green", "subscribing": "cyan", "waiting": "yellow", "stopping": "dim"}
+
+
+async def shown(session: Session, stop: trio.Event) -> None:
+    """Runs the session with a live view of it."""
+    rates: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=round(2 / REFRESH))
+    with Live(console=Console(), auto_refresh=False, screen=False, redirect_stderr=False) as live:
+        async with trio.open_nursery() as nursery:
+
+            async def refresh() -> None:
+                while True:
+                    rates.append((time.monotonic(), len(session.probe.calls)))
+                    live.update(picture(session, _rate(rates)), refresh=True)
+                    await trio.sleep(REFRESH)
+
+            nursery.start_soon(refresh)
+            await session.run(stop)
+            nursery.cancel_scope.cancel()
+
+
+def picture(session: Session, rate: float) -> RenderableType:
+    """What the terminal shows at this moment; `rate` is in events per second."""
+    daemon = session.daemon
+    if daemon is None:
+        return Text("Starting a simulated Exchange …", style="dim")
+    streaming, total = daemon.roster.streaming, session.plan.mailboxes
+    head = Text.assemble(
+        ("ews-listener demo", "bold"),
+        ("   mailboxes streaming ", "dim"),
+        (f"{streaming}/{total}", "green" if streaming == total else "yellow"),
+        ("   events ", "dim"),
+        f"{len(session.probe.calls):,}",
+        ("   a second ", "dim"),
+        f"{rate:,.0f}",
+        ("   Ctrl-C ends it", "dim"),
+    )
+    return Group(head, _groups(session), _latest(session.probe.latest))
+
+
+def _groups(session: Session) -> Table:
+    assert session.daemon is not None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("group", "left"), ("anchor", "left"), ("mailboxes", "right"), ("state", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("events", justify="right")
+    runners = list(session.daemon.roster.runners.values())
+    for runner in runners[:MOST_GROUPS]:
+        phase = runner.state.phase
+        table.add_row(
+            runner.group.name,
+            runner.state.anchor,
+            f"{runner.mailboxes_streaming}/{len(runner.state.members)}",
+            Text(phase, style=COLOURS.get(phase, "")),
+            f"{runner.events:,}",
+        )
+    if len(runners) > MOST_GROUPS:
+        table.add_row(f"… {len(runners) - MOST_GROUPS} more", "", "", "", "")
+    return table
+
+
+def _latest(events: deque[MailboxEvent]) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="latest events", title_style="dim", title_justify="left"
+    )
+    for name in ("time", "mailbox", "type", "subject"):
+        table.add_column(name, no_wrap=True)
+    for event in reversed(events):
+        subject = event.subject or ""
+        shape = f"{subject[:6]}…{subject[-10:]}"
+        table.add_row(
+            event.time[11:23].rstrip("Z"), unquote(event.mailbox), event.type, Text(shape, style="dim")
+        )
+    return table
+
+
+def _rate(rates: deque[tuple[float, int]]) -> float:
+    (then, before), (now, after) = rates[0], rates[-1]
+    return (after - before) / (now - then) if now > then else 0.0
+
+
+def print_summary(summary: dict[str, object]) -> None:
+    """The end of a demo, for people."""
+    nothing = summary["lost"] == 0
+    console = Console(file=sys.stdout, highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, value in summary.items():
+        table.add_row(Text(key, style="dim"), "-" if value is None else f"{value:,}")
+    console.print(table)
+    console.print(Text("nothing was lost", "bold green") if nothing else Text("events were lost", "bold red"))

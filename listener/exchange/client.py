@@ -1,0 +1,215 @@
+"""One group's way to Exchange: an httpx client with a cookie jar of its own.
+
+This is the one place that knows httpx's errors: they leave as `ExchangeError` with a `Failure` whose code is one
+of our own names (docs/TROUBLE.md lists them).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+
+import httpx
+import trio
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.ews.http import http_failure
+
+# What a page may take up that is not a stream: an error page, or the answer to one Subscribe.
+LARGEST_ANSWER = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What all groups of one account have in common. Times are in seconds.
+
+    `requests` holds back what is not a stream: EWSMaxConcurrency counts those of the whole account together.
+    """
+
+    auth: httpx.Auth
+    requests: trio.CapacityLimiter
+    user_agent: str
+    tls: ssl.SSLContext
+    proxy: str | None = None
+    connect_timeout: float = 10.0
+    request_timeout: float = 60.0
+
+
+class ExchangeClient:
+    """One group's connections to one EWS URL. Use it as an async context manager."""
+
+    def __init__(self, url: str, access: Access) -> None:
+        self.url = url
+        self._access = access
+        self._http = httpx.AsyncClient(
+            auth=access.auth,
+            verify=access.tls,
+            proxy=access.proxy,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=10, keepalive_expiry=60),
+            headers={
+                "User-Agent": access.user_agent,
+                "Content-Type": "text/xml; charset=utf-8",
+                "Accept": "text/xml",
+                # A compressed stream would be held back until the compressor has enough.
+                "Accept-Encoding": "identity",
+            },
+        )
+
+    async def __aenter__(self) -> ExchangeClient:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    def forget_cookies(self) -> None:
+        """The next request is routed by its anchor alone, and may be given a new back end."""
+        self._http.cookies.clear()
+
+    async def call(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """Posts one SOAP request and returns the body of a 200 answer, which may still hold a fault.
+
+        Raises ExchangeError for every other status and for trouble on the way.
+        """
+        async with self._access.requests:
+            with trio.move_on_after(self._access.request_timeout):
+                async with aclosing(await self._post(body, headers)) as answer:
+                    return await _whole(answer)
+        raise ExchangeError(
+            Failure(code="ReadTimeout", text=f"no answer in {self._access.request_timeout:g} s")
+        )
+
+    async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Posts GetStreamingEvents and returns its answer, to be received as it comes and closed by the caller.
+
+        How long to wait for the answer and for each chunk is the caller's own affair: no read time-out is set.
+        Raises ExchangeError when the answer is not a 200.
+        """
+        return await self._post(body, headers)
+
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        request = self._http.build_request("POST", self.url, content=body, headers=headers)
+        with mapped_errors():
+            response = await self._http.send(request, stream=True)
+        answer = Answer(response)
+        if answer.status == httpx.codes.OK:
+            return answer
+        async with aclosing(answer):
+            content = await _whole(answer)
+            # Some servers write a second, stray answer after a fault: this connection is not used again.
+            answer.hang_up()
+        raise ExchangeError(http_failure(answer.status, answer.headers, content, datetime.now(UTC)))
+
+
+class Answer:
+    """The body of an answer, received piece by piece."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._chunks = response.aiter_raw()
+        self._inflate: Callable[[bytes], bytes] | None = None
+
+    async def receive(self) -> bytes:
+        """The next bytes; empty at the end. Raises ExchangeError for trouble on the way."""
+        if self._inflate is None:
+            self._inflate = _inflater(self.headers.get("content-encoding", "identity"))
+        data = b""
+        with mapped_errors():
+            while not data:  # a decompressor may need more before it gives any
+                chunk = await anext(self._chunks, b"")
+                if not chunk:
+                    break
+                data = self._inflate(chunk)
+        return data
+
+    def hang_up(self) -> None:
+        """Makes sure that the connection serves no further request."""
+        connection = self._response.extensions["network_stream"].get_extra_info("socket")
+        # The pool finds it at its end and closes it; closing it here would pull it from under the pool's feet.
+        with suppress(OSError):  # the peer was faster
+            connection.shutdown(trio.socket.SHUT_RDWR)
+
+    async def aclose(self) -> None:
+        """Ends the connection if the body has not been received whole."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await self._response.aclose()
+            # httpx nests generators: each runs into the closed connection here, and so none is left to the
+            # garbage collector.
+            with suppress(httpx.HTTPError, httpx.StreamError):
+                async for _ in self._chunks:
+                    pass
+
+
+def _inflater(encoding: str) -> Callable[[bytes], bytes]:
+    """Some proxies compress unasked."""
+    match encoding.strip().lower():
+        case "identity" | "":
+            return bytes
+        case "gzip" | "deflate":
+            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress
+    raise ExchangeError(Failure(code="NotSoap", text=f"Content-Encoding {encoding} was not asked for"))
+
+
+async def _whole(answer: Answer) -> bytes:
+    content = bytearray()
+    while chunk := await answer.receive():
+        content += chunk
+        if len(content) > LARGEST_ANSWER:
+            raise ExchangeError(Failure(code="EnvelopeTooLarge", text=f"over {LARGEST_ANSWER} bytes"))
+    return bytes(content)
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turns what httpx raises into ExchangeError."""
+    try:
+        yield
+    except zlib.error as error:
+        raise ExchangeError(Failure(code="NotSoap", text="compressed, and not well")) from error
+    except httpx.HTTPError as error:
+        raise ExchangeError(Failure(code=_code(error), text=_text(error))) from error
+
+
+def _code(error: httpx.HTTPError) -> str:
+    match error:
+        case httpx.ConnectTimeout():
+            return "ConnectTimeout"
+        case httpx.TimeoutException():
+            return "ReadTimeout"
+        case httpx.ConnectError() if _caused_by(error, socket.gaierror):
+            return "NameNotResolved"
+        case httpx.ConnectError() if _caused_by(error, ssl.SSLError):
+            return "TlsFailed"
+        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
+            return "ConnectFailed"
+        case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
+            return "StreamIncomplete"
+        case _:
+            return "ConnectionReset"
+
+
+def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, kind):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__

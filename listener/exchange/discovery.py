@@ -1,0 +1,158 @@
+"""Autodiscover: asks where mailboxes live, SOAP first, POX where SOAP is not there.
+
+The order in which hosts are tried, the redirects and the error codes are those of "Autodiscover for Exchange",
+learn.microsoft.com. The endpoint that answered is asked first the next time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from urllib.parse import urljoin, urlsplit
+
+import structlog
+import trio
+
+from listener.affinity import Placement
+from listener.errors import ExchangeError
+from listener.ews.autodiscover import (
+    Redirect,
+    UserSettings,
+    candidate_urls,
+    get_user_settings,
+    pox_request,
+    read_pox,
+    read_user_settings,
+)
+from listener.ews.codes import Failure
+from listener.exchange.client import Access, ExchangeClient
+
+log = structlog.get_logger()
+
+USERS_A_REQUEST = 100
+MOST_REDIRECTS = 10
+POX_PATH = "/autodiscover/autodiscover.xml"
+
+Answer = UserSettings | Redirect | Failure
+
+
+class Autodiscover:
+    """Finds the places of mailboxes.
+
+    `url` is asked instead of the hosts that follow from the mail domain. A mailbox that Autodiscover is not there
+    for, or knows nothing of, is placed at `ews_url` if that is given.
+    """
+
+    def __init__(self, access: Access, *, version: str, url: str | None = None, ews_url: str | None = None) -> None:
+        self._access = access
+        self._version = version
+        self._url = url
+        self._ews_url = ews_url
+        self._answering: dict[str, str] = {}  # by mail domain
+
+    async def discover(self, mailboxes: Sequence[str], /) -> dict[str, Placement | Failure]:
+        """The place of each mailbox, or why it has none. Raises nothing for what a server or a network does."""
+        found: dict[str, Placement | Failure] = {}
+        domains: defaultdict[str, list[str]] = defaultdict(list)
+        for mailbox in mailboxes:
+            domains[mailbox.rpartition("@")[2]].append(mailbox)
+
+        async def one_batch(batch: Sequence[str]) -> None:
+            for mailbox, answer in (await self._ask({mailbox: mailbox for mailbox in batch})).items():
+                found[mailbox] = self._place(mailbox, answer)
+
+        async with trio.open_nursery() as nursery:
+            for members in domains.values():
+                for start in range(0, len(members), USERS_A_REQUEST):
+                    nursery.start_soon(one_batch, members[start : start + USERS_A_REQUEST])
+        return found
+
+    def _place(self, mailbox: str, answer: Answer) -> Placement | Failure:
+        match answer:
+            case UserSettings(external_ews_url=url) if url:
+                return Placement(url, answer.grouping_information or "", mailbox)
+            case UserSettings(internal_ews_url=url) if url:
+                return Placement(url, answer.grouping_information or "", mailbox)
+            case UserSettings():
+                answer = Failure(code="SettingIsNotAvailable", text="Autodiscover names no EWS URL")
+            case Redirect():
+                answer = Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects")
+        if self._ews_url is not None and answer.code in NOTHING_KNOWN:
+            return Placement(self._ews_url, "", mailbox)
+        return answer
+
+    async def _ask(self, addresses: Mapping[str, str], url: str | None = None, hops: int = 0) -> dict[str, Answer]:
+        """Asks for mailboxes of one domain, each under the address that it is known by now."""
+        domain = next(iter(addresses.values())).rpartition("@")[2]
+        answers: dict[str, Answer] = {}
+        try:
+            told = await self._ask_somebody(url, domain, tuple(addresses.values()))
+        except ExchangeError as error:
+            return dict.fromkeys(addresses, error.failure)
+        for mailbox, address in addresses.items():
+            answer = told.get(address) or Failure(code="UnexpectedReply", text="Autodiscover left this mailbox out")
+            answers[mailbox] = answer
+            if isinstance(answer, Redirect) and hops < MOST_REDIRECTS:
+                moved = {mailbox: answer.address or address}
+                answers |= await self._ask(moved, answer.url, hops + 1)
+        return answers
+
+    async def _ask_somebody(self, url: str | None, domain: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
+        """The answers of the first endpoint that gives any. Raises ExchangeError if none does."""
+        known = url or self._url or self._answering.get(domain)
+        error = ExchangeError(Failure(code="NameNotResolved", text=f"no Autodiscover for {domain}"))
+        for candidate in [known] if known else candidate_urls(domain):
+            for ask in (self._pox, self._soap) if candidate.endswith(".xml") else (self._soap, self._pox):
+                try:
+                    answers = await ask(candidate, addresses)
+                except ExchangeError as refused:
+                    error = refused
+                    log.debug("discovery.endpoint_failed", url=candidate, code=refused.failure.code)
+                    if refused.failure.code not in NOT_THIS_WAY:
+                        break
+                else:
+                    if url is None:
+                        self._answering[domain] = candidate
+                    return answers
+            if error.failure.code not in NOBODY_THERE:
+                break
+        raise error
+
+    async def _soap(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
+        body = get_user_settings(addresses, version=self._version, to_url=url)
+        return read_user_settings(await self._post(url, body, addresses[0]), addresses)
+
+    async def _pox(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
+        """One request a mailbox: POX knows no other way."""
+        url = urljoin(url, POX_PATH)
+        answers: dict[str, Answer] = {}
+        for address in addresses:
+            content = await self._post(url, pox_request(address), address)
+            try:
+                answers[address] = read_pox(content)
+            except ExchangeError as error:
+                if error.failure.code in NOT_THIS_WAY:
+                    raise
+                answers[address] = error.failure
+        return answers
+
+    async def _post(self, url: str, body: bytes, anchor: str) -> bytes:
+        for _ in range(MOST_REDIRECTS + 1):
+            async with ExchangeClient(url, self._access) as client:
+                try:
+                    return await client.call(body, {"X-AnchorMailbox": anchor})
+                except ExchangeError as error:
+                    target = error.failure.location
+                    if target is None:
+                        raise
+            target = urljoin(url, target)
+            if urlsplit(target).scheme != "https":
+                raise ExchangeError(Failure(code="InsecureRedirect", text=f"{url} redirects to {target}"))
+            url = target
+        raise ExchangeError(Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {url}"))
+
+
+# The endpoint is there but does not speak this way, or it is not there at all.
+NOT_THIS_WAY = frozenset({"Http404", "Http405", "Http415", "Http500", "Http501", "NotSoap", "UnexpectedReply"})
+NOBODY_THERE = NOT_THIS_WAY | {"NameNotResolved", "ConnectFailed", "ConnectTimeout", "TlsFailed", "InsecureRedirect"}
+NOTHING_KNOWN = NOBODY_THERE | {"SettingIsNotAvailable"}

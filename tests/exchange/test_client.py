@@ -1,0 +1,218 @@
+"""The client against a peer that writes what it is told to, byte by byte, over a real socket."""
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from listener.errors import ExchangeError
+from listener.exchange.client import Access, ExchangeClient
+
+Peer = Callable[[trio.SocketStream], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def access(**changes: object) -> Access:
+    settings: dict[str, object] = {
+        "auth": httpx.BasicAuth("svc", "secret"),
+        "requests": trio.CapacityLimiter(10),
+        "user_agent": "test/1",
+        "tls": ssl.create_default_context(),
+    }
+    return Access(**(settings | changes))  # type: ignore[arg-type]
+
+
+async def head(stream: trio.SocketStream) -> bytes:
+    """Reads one whole request; empty when the client hung up."""
+    data = bytearray()
+    while b"\r\n\r\n" not in data:
+        chunk = await stream.receive_some()
+        if not chunk:
+            return b""
+        data += chunk
+    top, _, body = bytes(data).partition(b"\r\n\r\n")
+    (length,) = (
+        int(line.split(b":")[1]) for line in top.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
+    while len(body) < length:
+        body += await stream.receive_some()
+    return top
+
+
+@asynccontextmanager
+async def served(peer: Peer, **changes: object) -> AsyncIterator[ExchangeClient]:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await peer(stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        async with ExchangeClient(f"http://127.0.0.1:{port}/EWS/Exchange.asmx", access(**changes)) as client:
+            yield client
+        nursery.cancel_scope.cancel()
+
+
+def answer(status: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers, b"", body]
+    return b"\r\n".join(lines)
+
+
+async def test_a_call_carries_credentials_headers_and_the_groups_cookie() -> None:
+    seen: list[bytes] = []
+
+    async def peer(stream: trio.SocketStream) -> None:
+        while request := await head(stream):
+            seen.append(request.lower())
+            await stream.send_all(
+                answer(b"200 OK", b"<a/>", b"Set-Cookie: X-BackEndOverrideCookie=BE1~1; path=/")
+            )
+
+    async with served(peer) as client:
+        for _ in range(2):
+            assert await client.call(b"<x/>", {"X-AnchorMailbox": "ann@x.example"}) == b"<a/>"
+        client.forget_cookies()
+        await client.call(b"<x/>", {})
+    assert all(b"authorization: basic c3zjonnly3jlda==" in request for request in seen)
+    assert b"x-anchormailbox: ann@x.example" in seen[0]
+    assert b"accept-encoding: identity" in seen[0]
+    assert b"user-agent: test/1" in seen[0]
+    assert [b"cookie: x-backendoverridecookie=be1~1" in request for request in seen] == [False, True, False]
+
+
+async def test_after_a_refusal_the_connection_is_not_used_again() -> None:
+    connections = 0
+
+    async def peer(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        while await head(stream):
+            if connections == 1:
+                await stream.send_all(
+                    answer(b"503 Busy", b"no", b"Retry-After: 7") + answer(b"200 OK", b"<stray/>")
+                )
+            else:
+                await stream.send_all(answer(b"200 OK", b"<a/>"))
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {})
+        assert (caught.value.failure.code, caught.value.failure.wait) == ("Http503", 7)
+        assert await client.call(b"<x/>", {}) == b"<a/>"
+    assert connections == 2
+
+
+async def test_a_stream_comes_as_it_is_written_and_ends_with_the_body() -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        await stream.send_all(CHUNKED + b"3\r\nabc\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"2\r\nde\r\n0\r\n\r\n")
+
+    async with served(peer) as client, aclosing(await client.open_stream(b"<x/>", {})) as stream:
+        received = b""
+        while data := await stream.receive():
+            received += data
+    assert received == b"abcde"
+
+
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        (CHUNKED + b"3\r\nabc\r\n", "StreamIncomplete"),
+        (CHUNKED + b"3\r\nabc\r\nzzz", "ConnectionReset"),
+        (OK + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nnogzi", "NotSoap"),
+    ],
+)
+async def test_a_stream_that_breaks_says_how(written: bytes, code: str) -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        await stream.send_all(written)
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            async with aclosing(await client.open_stream(b"<x/>", {})) as stream:
+                while await stream.receive():
+                    pass
+    assert caught.value.failure.code == code
+
+
+async def test_a_peer_that_hangs_up_without_an_answer_is_named() -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {})
+    assert caught.value.failure.code == "ConnectionReset"
+
+
+async def test_nobody_listening_is_a_failed_connection() -> None:
+    async with ExchangeClient("http://127.0.0.1:9/EWS/Exchange.asmx", access()) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {})
+    assert caught.value.failure.code == "ConnectFailed"
+
+
+async def test_a_name_that_is_not_there_is_said_so() -> None:
+    async with ExchangeClient("http://mail.invalid/EWS/Exchange.asmx", access()) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {})
+    assert caught.value.failure.code == "NameNotResolved"
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_said_so() -> None:
+    import trustme
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    async def peer(stream: trio.SocketStream) -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await trio.SSLStream(stream, context, server_side=True).do_handshake()
+
+    async with served(peer) as client:
+        client.url = client.url.replace("http:", "https:")
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {})
+    assert caught.value.failure.code == "TlsFailed"
+
+
+async def test_a_peer_that_accepts_and_never_answers_costs_one_time_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        await trio.sleep_forever()
+
+    async with served(peer, request_timeout=60.0) as client:
+        autojump_clock.autojump_threshold = 0.1
+        begun = trio.current_time()
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {})
+        assert caught.value.failure.code == "ReadTimeout"
+        assert trio.current_time() - begun == pytest.approx(60, abs=1)
+
+
+async def test_giving_up_a_stream_closes_its_connection() -> None:
+    closed = trio.Event()
+
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        await stream.send_all(CHUNKED + b"3\r\nabc\r\n")
+        assert await stream.receive_some() == b""
+        closed.set()
+
+    async with served(peer) as client:
+        async with aclosing(await client.open_stream(b"<x/>", {})) as stream:
+            assert await stream.receive() == b"abc"
+            with trio.move_on_after(0.01):
+                await stream.receive()
+        with trio.fail_after(5):
+            await closed.wait()

@@ -1,0 +1,239 @@
+"""Handlers that raise, hang, reject and lag, on a virtual clock."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener import Handler, MailboxEvent, Reject, Retry
+from listener.backoff import Backoff
+from listener.delivery import Delivery, Lane, Patience
+from listener.errors import ConfigError
+
+PATIENCE = Patience(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, cap=60))
+
+
+def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:
+    return MailboxEvent(type=kind, mailbox="ann@x.example", time="2026-01-01T00:00:00Z", item_id=str(number))
+
+
+@dataclass
+class Plugin:
+    """A handler written as `act`, which notes what it has handled."""
+
+    act: Callable[[MailboxEvent], Awaitable[None]] | None = None
+    name: str = "good"
+    handled: list[str] = field(default_factory=list)
+    opened: int = 0
+    closed: int = 0
+    wants: str = "exchange.item.created"
+
+    @property
+    def accepts(self) -> "Plugin":
+        return self
+
+    def matches(self, event: MailboxEvent, /) -> bool:
+        return event.type == self.wants
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Handler]:
+        self.opened += 1
+
+        async def handle(event: MailboxEvent) -> None:
+            if self.act is not None:
+                await self.act(event)
+            self.handled.append(event.item_id or "")
+
+        try:
+            yield handle
+        finally:
+            self.closed += 1
+
+
+@asynccontextmanager
+async def running(*plugins: Plugin, patience: Patience = PATIENCE) -> AsyncIterator[Delivery]:
+    delivery = Delivery(tuple(Lane(plugin, patience) for plugin in plugins))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(delivery.run)
+        yield delivery
+        nursery.cancel_scope.cancel()
+
+
+async def test_each_handler_gets_what_its_filter_wants_in_order() -> None:
+    good, folders = Plugin(), Plugin(name="folders", wants="exchange.folder.created")
+    async with running(good, folders) as delivery:
+        await delivery.publish([event(1), event(2, "exchange.folder.created"), event(3)])
+        await delivery.drain(1)
+    assert (good.handled, folders.handled) == (["1", "3"], ["2"])
+    assert (good.opened, good.closed) == (1, 1)
+
+
+async def test_a_handler_that_raises_gets_the_event_again_and_is_named(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tries: list[float] = []
+
+    async def act(_: MailboxEvent) -> None:
+        tries.append(trio.current_time())
+        if len(tries) < 3:
+            raise ValueError("no")
+
+    bad = Plugin(act, name="bad")
+    with structlog.testing.capture_logs() as lines:
+        async with running(bad) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    assert bad.handled == ["1"]
+    assert [later - tries[0] for later in tries] == [0, 1, 3]
+    failed = [line for line in lines if line["event"] == "handler.failed"]
+    assert [(line["handler"], line["attempt"], line["mailbox"]) for line in failed] == [
+        ("bad", 1, "ann@x.example"),
+        ("bad", 2, "ann@x.example"),
+    ]
+    assert isinstance(failed[0]["exc_info"], ValueError)
+
+
+async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(event: MailboxEvent) -> None:
+        if event.item_id == "1":
+            raise ValueError("never")
+
+    bad = Plugin(act)
+    with structlog.testing.capture_logs() as lines:
+        async with running(bad) as delivery:
+            await delivery.publish([event(1), event(2)])
+            await delivery.drain(100)
+            assert (delivery.lanes[0].delivered, delivery.lanes[0].given_up) == (1, 1)
+    assert bad.handled == ["2"]
+    assert [line["id"] for line in lines if line["event"] == "handler.gave_up"] == [event(1).id]
+
+
+async def test_a_handler_that_hangs_is_named_and_harms_no_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(_: MailboxEvent) -> None:
+        await trio.sleep_forever()
+
+    hanging, good = Plugin(act, name="hanging"), Plugin()
+    with structlog.testing.capture_logs() as lines:
+        async with running(hanging, good) as delivery:
+            begun = trio.current_time()
+            await delivery.publish([event(1)])
+            await trio.testing.wait_all_tasks_blocked()
+            assert good.handled == ["1"]
+            assert trio.current_time() == begun
+            await delivery.drain(1000)
+    assert [line["handler"] for line in lines if line["event"] == "handler.timeout"] == ["hanging"] * 3
+
+
+async def test_retry_waits_as_long_as_it_says_and_reject_gives_up_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tries: list[tuple[str, float]] = []
+
+    async def act(event: MailboxEvent) -> None:
+        tries.append((event.item_id or "", trio.current_time()))
+        if event.item_id == "1":
+            raise Reject("not for me")
+        if len(tries) == 2:
+            raise Retry(after=17)
+
+    plugin = Plugin(act)
+    with structlog.testing.capture_logs() as lines:
+        async with running(plugin) as delivery:
+            await delivery.publish([event(1), event(2)])
+            await delivery.drain(100)
+    assert [item for item, _ in tries] == ["1", "2", "2"]
+    assert tries[2][1] - tries[1][1] == 17
+    assert [line["reason"] for line in lines if line["event"] == "handler.rejected"] == ["not for me"]
+
+
+async def test_a_full_queue_holds_nobody_up_and_the_log_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(_: MailboxEvent) -> None:
+        await trio.sleep(1)
+
+    slow, good = Plugin(act, name="slow"), Plugin()
+    patience = Patience(queue=2)
+    delivery = Delivery((Lane(slow, patience), Lane(good, PATIENCE)))
+    with structlog.testing.capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(delivery.run)
+            await delivery.publish([event(n) for n in range(5)])
+            await delivery.publish([event(n) for n in range(5, 7)])
+            await delivery.drain(100)
+            await delivery.publish([event(9)])
+            nursery.cancel_scope.cancel()
+    assert slow.handled == ["0", "1"]
+    assert len(good.handled) == 8
+    overflow = [line for line in lines if line["event"].startswith("handler.overflow")]
+    assert [(line["event"], line["handler"]) for line in overflow] == [
+        ("handler.overflow", "slow"),
+        ("handler.overflow_ended", "slow"),
+    ]
+    assert overflow[1]["not_delivered"] == 5
+
+
+async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None:
+    class Broken(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            raise PermissionError("/var/log/acme.jsonl")
+            yield
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(Plugin(), Broken(name="audit")):
+            pass
+    (error,) = caught.value.split(ConfigError)[0].exceptions  # type: ignore[union-attr]
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert str(error) == "handlers.audit: could not be opened: PermissionError: /var/log/acme.jsonl"
+
+
+async def test_a_context_that_breaks_is_opened_again_with_the_event_in_hand(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with trio.open_nursery() as nursery:
+                self.opened += 1
+
+                async def handle(event: MailboxEvent) -> None:
+                    if self.opened == 1:
+                        nursery.start_soon(crash)
+                        await trio.sleep_forever()
+                    self.handled.append(event.item_id or "")
+
+                async def crash() -> None:
+                    raise OSError("the child is gone")
+
+                yield handle
+
+    fragile = Fragile()
+    with structlog.testing.capture_logs() as lines:
+        async with running(fragile) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    assert (fragile.opened, fragile.handled) == (2, ["1"])
+    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
+
+
+async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+    async def act(_: MailboxEvent) -> None:
+        await trio.sleep(3)
+
+    slow = Plugin(act)
+    with structlog.testing.capture_logs() as lines:
+        async with running(slow) as delivery:
+            await delivery.publish([event(n) for n in range(5)])
+            await delivery.drain(10)
+    (stopped,) = (line for line in lines if line["event"] == "handler.stopped")
+    assert (stopped["delivered"], stopped["not_delivered"]) == (3, 2)
