@@ -1,0 +1,153 @@
+"""config.example.toml and docs/CONFIGURATION.md say what the model says."""
+
+import inspect
+import re
+import runpy
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from listener import __version__
+from listener.config import (
+    BasicAuth,
+    Config,
+    Delivery,
+    Exchange,
+    HandlerConfig,
+    HandlerFilter,
+    Mailboxes,
+    StaticGroup,
+    load,
+    parse,
+)
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "config.example.toml"
+ENVIRON = {"EWS_LISTENER_PASSWORD": "x"}
+OPTION = re.compile(r"^#(?=\S)", re.MULTILINE)
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
+}
+WITHOUT_DEFAULT = {
+    Exchange: {"ews_url", "autodiscover_url", "ca_file", "proxy"},
+    BasicAuth: {"user", "password", "password_file", "password_env"},
+    Mailboxes: {"addresses", "file"},
+}
+
+
+@pytest.fixture
+def everything() -> dict[str, Any]:
+    """The example with all its options in force."""
+    return tomllib.loads(OPTION.sub("", EXAMPLE.read_text()).replace("{version}", __version__))
+
+
+def test_it_is_good_as_it_is() -> None:
+    config = load(EXAMPLE, ENVIRON)
+    assert config.handlers["log"].use == "log"
+    assert config.mailboxes.addresses == ("alice@example.com", "bob@example.com")
+
+
+def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_path: Path) -> None:
+    for name, content in (("company-ca.pem", ""), ("mailboxes.txt", "x@b.c"), ("site-b.txt", "y@b.c")):
+        (tmp_path / name).write_text(content)
+    del everything["auth"]["password"], everything["auth"]["password_file"]  # only one of the three may be
+    config = parse(everything, tmp_path, ENVIRON)
+    plain = parse(tomllib.loads(EXAMPLE.read_text()), tmp_path, ENVIRON)
+    for name in (
+        "subscription",
+        "affinity",
+        "stream",
+        "backoff",
+        "delivery",
+        "log",
+        "shutdown",
+        "state_directory",
+    ):
+        assert getattr(config, name) == getattr(plain, name), name
+    assert [group.name for group in config.groups] == ["site-a", ""]
+    assert list(config.handlers) == ["log", "archive", "notify", "feed"]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_option_stands_with_its_default(everything: dict[str, Any], section: str) -> None:
+    model, shown = SECTIONS[section], everything[section]
+    assert set(shown) == set(model.model_fields)
+    free = WITHOUT_DEFAULT.get(model, set())
+    fields = model.model_fields
+    assert not [key for key in free if not fields[key].is_required() and fields[key].default]
+    required = {"user": "u", "password": "p"} if model is BasicAuth else {}
+    given = {key: value for key, value in shown.items() if key not in free}
+    assert model.model_validate(required | given) == model.model_validate(required)
+
+
+def test_every_option_of_groups_and_of_handlers_stands(everything: dict[str, Any]) -> None:
+    assert {key for group in everything["groups"] for key in group} == set(StaticGroup.model_fields)
+    log = everything["handlers"]["log"]
+    assert set(HandlerConfig.model_fields) <= set(log)
+    defaults = {name: list(field.default) for name, field in HandlerFilter.model_fields.items()}
+    assert log["filter"] == defaults
+    assert everything["state_directory"] == Config.model_fields["state_directory"].default.name
+    common = Delivery()
+    handler = parse({"handlers": {"log": log}, "auth": {"user": "u", "password": "p"},
+                     "mailboxes": {"addresses": ["a@b.c"]}}, ROOT).handlers["log"]  # fmt: skip
+    assert handler.delivery(common) == common
+
+
+def test_no_section_is_missing_and_none_is_unknown(everything: dict[str, Any]) -> None:
+    assert set(everything) == set(Config.model_fields)
+
+
+BUILT_IN = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
+    "listener.handlers"
+]
+FACTORIES = {name: EntryPoint(name, target, "").load() for name, target in BUILT_IN.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        pytest.param(name, parameter, id=f"{name}.{parameter.name}")
+        for name, factory in FACTORIES.items()
+        for parameter in inspect.signature(factory).parameters.values()
+    ],
+)
+def test_every_option_of_a_built_in_handler_stands(
+    everything: dict[str, Any], name: str, parameter: inspect.Parameter
+) -> None:
+    (section,) = (section for section in everything["handlers"].values() if section["use"] == name)
+    assert parameter.name in section
+    if parameter.default is not parameter.empty:
+        assert section[parameter.name] == parameter.default
+        default = str(parameter.default).lower()
+    else:
+        default = "required"
+    row = re.compile(rf"\| `{name}` \| `{parameter.name}` \| .* \| `?{re.escape(default)}`? \|")
+    assert row.search((ROOT / "docs/CONFIGURATION.md").read_text()), "docs/CONFIGURATION.md lacks this option"
+
+
+def test_the_reference_is_current() -> None:
+    reference = runpy.run_path(str(ROOT / "docs/reference.py"))
+    text = (ROOT / "docs/CONFIGURATION.md").read_text()
+    assert text == reference["page"](text), "run: python docs/reference.py"
+    for model in (*SECTIONS.values(), StaticGroup, HandlerConfig, HandlerFilter):
+        assert all(field.description for field in model.model_fields.values()), model
+
+
+def test_the_smallest_example_of_the_page_is_good(tmp_path: Path) -> None:
+    text = (ROOT / "docs/CONFIGURATION.md").read_text()
+    (smallest,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "password.txt").write_text("x")
+    (tmp_path / "password.txt").chmod(0o600)
+    assert parse(tomllib.loads(smallest), tmp_path).all_mailboxes == ("alice@example.com",)
+
+
+def test_each_built_in_handler_has_an_entry_point() -> None:
+    modules = {f"listener.handlers.{path.stem}" for path in (ROOT / "listener/handlers").glob("[a-z]*.py")}
+    assert modules == {target.partition(":")[0] for target in BUILT_IN.values()}
