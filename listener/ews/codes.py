@@ -2,8 +2,9 @@
 
 Three sorts of names share one table, since what is to be done is all that a reader of it asks:
 
-- Exchange's own response codes (MS-OXWSCDATA 2.2.5.24 ResponseCodeType), the codes of Autodiscover (MS-OXWSADISC
-  2.2.5.2 ErrorCode), and the fault codes of SOAP 1.1 section 4.4.1 where a server says nothing better;
+- Exchange's own response codes (MS-OXWSCDATA, ResponseCodeType), the codes of Autodiscover (MS-OXWSADISC,
+  ErrorCode; MS-OXDSCLI, ErrorCode, as `Pox` and the number), and the fault codes of SOAP 1.1 section 4.4.1 where a
+  server says nothing better;
 - `Http` and the status, where a reply had no code in its body;
 - our own names for trouble on the way.
 
@@ -117,14 +118,10 @@ _EXCHANGE = {
 _AUTODISCOVER = {
     Verdict.WAIT: ("ServerBusy",),
     Verdict.RETRY: ("InternalServerError",),
-    Verdict.PARK: (
-        "InvalidUser",
-        "InvalidDomain",
-        "NotFederated",
-        "SettingIsNotAvailable",
-        "AddressNotFound",
-    ),
-    Verdict.STOP: ("InvalidRequest", "InvalidSetting"),
+    # Pox500: there is no such address.
+    Verdict.PARK: ("InvalidUser", "InvalidDomain", "NotFederated", "SettingIsNotAvailable", "Pox500"),
+    # Pox600: the request was invalid; Pox601: nobody provides the schema that it asks for.
+    Verdict.STOP: ("InvalidRequest", "InvalidSetting", "Pox600", "Pox601"),
 }
 
 _SOAP = {
@@ -168,7 +165,10 @@ _OURS = {
         "TlsFailed",  # certificates are renewed without us: it is worth trying again
         "UnexpectedReply",  # well-formed SOAP that lacks what was asked for
     ),
-    Verdict.PARK: ("InsecureRedirect",),  # Autodiscover sent us to an address that is not https
+    Verdict.PARK: (
+        "InsecureRedirect",  # Autodiscover sent us to an address that is not https
+        "TooManyRedirects",
+    ),
     Verdict.STOP: ("EwsDisabled",),  # 403 with X-EWS-Policy-Reason
 }
 

@@ -1,14 +1,18 @@
 """Notifications and their events, as values (MS-OXWSNTIF 2.2.4, MS-OXWSCDATA NotificationType)."""
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any, TypeVar
 
 import msgspec
 from lxml import etree
 
 from listener.event import MailboxEvent
 from listener.ews.soap import MESSAGES, TYPES, text
+
+_T = TypeVar("_T")
 
 
 class EventKind(StrEnum):
@@ -58,9 +62,9 @@ def read_notification(element: etree._Element) -> Notification:
     more = False
     events = []
     for part in element:
-        name = _LOCAL.get(part.tag)
-        if (kind := _KINDS.get(name)) is not None:
-            events.append(_read_event(kind, part))
+        name = _PARTS.get(part.tag)
+        if isinstance(name, EventKind):
+            events.append(_read_event(name, part))
         elif name == "SubscriptionId":
             subscription_id = text(part)
         elif name == "MoreEvents":
@@ -73,19 +77,18 @@ def read_notification(element: etree._Element) -> Notification:
 
 
 def _read_event(kind: EventKind, element: etree._Element) -> Event:
-    fields: dict[str, str | None] = {}
-    timestamp, unread = "", None
+    fields: dict[str, Any] = {"kind": kind}
     for part in element:
-        name = _LOCAL.get(part.tag)
-        if (field := _IDS.get(name)) is not None:
+        field = _FIELDS.get(part.tag)
+        if field == "timestamp":
+            fields[field] = _utc(text(part))
+        elif field == "unread_count":
+            fields[field] = _integer(text(part))
+        elif field is not None:
             fields[field] = part.get("Id")
             if field in ("item_id", "folder_id"):
                 fields["change_key"] = part.get("ChangeKey")
-        elif name == "TimeStamp":
-            timestamp = _utc(text(part))
-        elif name == "UnreadCount":
-            unread = _integer(text(part))
-    return Event(kind=kind, timestamp=timestamp, unread_count=unread, **fields)
+    return Event(**fields)
 
 
 def _integer(digits: str) -> int | None:
@@ -107,30 +110,31 @@ def _utc(time: str) -> str:
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?([+-]\d\d:\d\d)?", re.ASCII)
-_IDS: dict[str | None, str] = {
-    "ItemId": "item_id",
-    "FolderId": "folder_id",
-    "ParentFolderId": "parent_folder_id",
-    "OldItemId": "old_item_id",
-    "OldFolderId": "old_folder_id",
-    "OldParentFolderId": "old_parent_folder_id",
-}
-_KINDS: dict[str | None, EventKind] = {str(kind): kind for kind in EventKind}
-# One look-up tells the element, in whichever namespace it came: cheaper than cutting each tag.
-_LOCAL = {
-    namespace + name: name
-    for namespace in (f"{{{TYPES}}}", f"{{{MESSAGES}}}", "")
-    for name in (
-        "SubscriptionId",
-        "PreviousWatermark",
-        "MoreEvents",
-        "TimeStamp",
-        "UnreadCount",
-        *_IDS,
-        *_KINDS,
-    )
-    if name is not None
-}
+
+
+def _by_tag(names: Mapping[str, _T]) -> dict[str, _T]:
+    """One look-up tells the element, in whichever namespace it came: cheaper than cutting each tag."""
+    return {
+        prefix + name: of for name, of in names.items() for prefix in (f"{{{TYPES}}}", f"{{{MESSAGES}}}", "")
+    }
+
+
+_PARTS: dict[str, str] = _by_tag(
+    {name: name for name in ("SubscriptionId", "MoreEvents", "PreviousWatermark")}
+    | {kind.value: kind for kind in EventKind}
+)
+_FIELDS = _by_tag(
+    {
+        "TimeStamp": "timestamp",
+        "ItemId": "item_id",
+        "FolderId": "folder_id",
+        "ParentFolderId": "parent_folder_id",
+        "UnreadCount": "unread_count",
+        "OldItemId": "old_item_id",
+        "OldFolderId": "old_folder_id",
+        "OldParentFolderId": "old_parent_folder_id",
+    }
+)
 
 # --- for handlers
 

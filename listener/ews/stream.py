@@ -94,28 +94,31 @@ class StreamParser:
     def _find_start(self) -> None:
         """Discards what may stand between envelopes, and sets `_closing` if an envelope begins."""
         while self._buffer:
+            if start := _START.match(self._buffer):
+                if start[2] != b"Envelope":
+                    raise ExchangeError(not_soap(bytes(self._buffer)))
+                self._closing = b"</" + (start[1] or b"") + b"Envelope"
+                self._offset = start.end()
+                return
             if blank := _BLANK.match(self._buffer):
                 self._discard(blank.end())
                 continue
-            head = bytes(self._buffer[:_HEAD])
             for opening, closing in _PASSED_OVER:
-                if head.startswith(opening):
+                if self._buffer.startswith(opening):
                     end = self._search(closing, max(self._offset, len(opening)))
                     break
             else:
-                self._enter(head)
+                self._expect_start()
                 return
             if end is None:
                 return
             self._check_size(end)
             self._discard(end)
 
-    def _enter(self, head: bytes) -> None:
-        """Sets `_closing` if the buffer, whose beginning is `head`, begins with the start tag of an envelope."""
-        if (start := _START.match(head)) and start[2] == b"Envelope":
-            self._closing = b"</" + (start[1] or b"") + b"Envelope"
-            self._offset = start.end()
-        elif head.upper().startswith(_DOCTYPE):
+    def _expect_start(self) -> None:
+        """Raises ExchangeError unless more bytes could still make this the beginning of something good."""
+        head = bytes(self._buffer[:_HEAD])
+        if head.upper().startswith(_DOCTYPE):
             # The name of the document type tells a web page: it may be yet to come.
             if is_html(head) or len(head) == _HEAD or b">" in head or b"[" in head:
                 raise ExchangeError(not_soap(bytes(self._buffer)) if is_html(head) else forbidden())
@@ -190,9 +193,11 @@ def _read_envelope(content: bytes, signals: list[Signal]) -> None:
 def _read_message(message: etree._Element, signals: list[Signal]) -> None:
     told = len(signals)
     failing: tuple[str, ...] = ()
-    closed = False
+    good = closed = False
     for part in message:
         match local_name(part):
+            case "ResponseCode":
+                good = part.text == "NoError"
             case "Notifications":
                 notifications = [
                     read_notification(each) for each in part if local_name(each) == "Notification"
@@ -202,7 +207,7 @@ def _read_message(message: etree._Element, signals: list[Signal]) -> None:
                 failing = tuple(text(each) for each in part)
             case "ConnectionStatus":
                 closed = text(part) == "Closed"
-    if failure := message_failure(message, failing):
+    if not good and (failure := message_failure(message, failing)):
         signals.append(failure)
     if closed:
         signals.append(Closed())

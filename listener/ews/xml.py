@@ -21,6 +21,7 @@ _PARSER = etree.XMLParser(
 _PROLOG = rb"(?:\xef\xbb\xbf)?(?:\s|<\?.*?\?>|<!--.*?-->)*+"
 _MARKUP = re.compile(rb"[\xef\xbb\xbf\xfe\xff\s\0]*+<")
 _DOCTYPE = re.compile(_PROLOG + rb"<!DOCTYPE", re.DOTALL)
+_HARMLESS = re.compile(_PROLOG + rb"<(?!html\b)[^!\s]", re.DOTALL | re.IGNORECASE)
 _HTML = re.compile(_PROLOG + rb"<(?:!DOCTYPE\s+)?html\b", re.DOTALL | re.IGNORECASE)
 _TITLE = re.compile(rb"<title[^>]{0,200}>(.{0,1000}?)</title", re.DOTALL | re.IGNORECASE)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x([0-9a-fA-F]+)|([0-9]+));")
@@ -34,10 +35,11 @@ def read(content: bytes) -> etree._Element:
     Raises ExchangeError: `NotSoap` for an HTML page or no markup at all, `ForbiddenXml` for a document type
     declaration, `MalformedXml` for all else that cannot be read.
     """
-    if _HTML.match(content) or not _MARKUP.match(content):
-        raise ExchangeError(not_soap(content))
-    if _DOCTYPE.match(content):
-        raise ExchangeError(forbidden())
+    if not _HARMLESS.match(content):
+        if _DOCTYPE.match(content) and not is_html(content):
+            raise ExchangeError(forbidden())
+        if is_html(content) or not _MARKUP.match(content):
+            raise ExchangeError(not_soap(content))
     try:
         root = etree.fromstring(content, _PARSER)
     except etree.XMLSyntaxError as error:
