@@ -87,23 +87,24 @@ def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 def _masked(key: object, value: object) -> object:
     if isinstance(value, bool | int | float | None):
         return value
-    if isinstance(key, bytes):
-        key = key.decode("latin-1")
-    if isinstance(key, str) and _SECRET_KEY.search(key):
+    if _SECRET_KEY.search(_text(key)):
         return MASK
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, str):
+    if isinstance(value, str | bytes | BaseException):
+        value = repr(value) if isinstance(value, BaseException) else _text(value)
         for pattern, replacement in _SECRET_TEXT:
             value = pattern.sub(replacement, value)
         return value
     if isinstance(value, Mapping):
-        return {name: _masked(name, item) for name, item in value.items()}
+        return {_text(name): _masked(name, item) for name, item in value.items()}
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str | bytes):
         return [_masked(None, value[0]), _masked(value[0], value[1])]  # one of a list of headers
     if isinstance(value, list | tuple | set | frozenset):
         return [_masked(None, item) for item in value]
     return value
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -119,8 +120,8 @@ def _first_things_first(_logger: WrappedLogger, _method: str, event: EventDict) 
 def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
     try:
         return _ENCODER.encode(event)
-    except (UnicodeEncodeError, TypeError):  # a lone surrogate, or a key that is no text
-        return json.dumps({str(key): value for key, value in event.items()}, default=repr).encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(event, default=repr).encode()
 
 
 def _console_end(stream: TextIO) -> tuple[Processor, ...]:

@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener import MailboxEvent
+from listener.filters import EVENT_TYPES
+
+FIELDS: dict[str, Any] = {
+    "type": "exchange.item.moved",
+    "mailbox": "alice@example.com",
+    "time": "2026-03-01T12:00:00.1234567Z",
+    "item_id": "AAA=",
+    "change_key": "CQAAAA==",
+    "parent_folder_id": "FFF=",
+    "old_item_id": "BBB=",
+    "old_parent_folder_id": "GGG=",
+}
+EVENT = MailboxEvent(**FIELDS)
+
+
+def test_cloudevents_form() -> None:
+    """The required attributes of CloudEvents 1.0 and its JSON format."""
+    assert json.loads(EVENT.to_json()) == {
+        "specversion": "1.0",
+        "id": EVENT.id,
+        "type": "exchange.item.moved",
+        "source": "mailto:alice@example.com",
+        "subject": "AAA=",
+        "time": "2026-03-01T12:00:00.1234567Z",
+        "datacontenttype": "application/json",
+        "data": {
+            "mailbox": "alice@example.com",
+            "item_id": "AAA=",
+            "change_key": "CQAAAA==",
+            "parent_folder_id": "FFF=",
+            "old_item_id": "BBB=",
+            "old_parent_folder_id": "GGG=",
+        },
+    }
+
+
+def test_json_is_one_line() -> None:
+    assert "\n" not in MailboxEvent(**FIELDS | {"mailbox": "a\nb@example.com"}).to_json()
+
+
+def test_the_id_is_the_same_for_the_same_report_only() -> None:
+    assert MailboxEvent(**FIELDS).id == EVENT.id
+    assert len(EVENT.id) == 32
+    changed = [{name: f"{value}x"} for name, value in FIELDS.items()]
+    changed += [{"folder_id": "AAA=", "item_id": None}, {"unread_count": 0}]
+    ids = {MailboxEvent(**FIELDS | change).id for change in changed}
+    assert len(ids) == len(changed)
+    assert EVENT.id not in ids
+
+
+def test_the_id_does_not_change_from_release_to_release() -> None:
+    """Receivers keep ids to recognise repeats, over restarts and upgrades of the listener."""
+    assert EVENT.id == "4e350cdddfad9d140b89d2e212fb2c0d"
+
+
+def test_the_subject_is_the_item_or_the_folder() -> None:
+    assert EVENT.subject == "AAA="
+    folder = MailboxEvent(
+        type="exchange.folder.modified", mailbox="a@b.c", time="t", folder_id="F", unread_count=0
+    )
+    assert folder.subject == "F"
+    assert folder.to_cloudevent()["data"] == {"mailbox": "a@b.c", "folder_id": "F", "unread_count": 0}
+    nothing = MailboxEvent(type="exchange.listener.gap", mailbox="a@b.c", time="t")
+    assert "subject" not in nothing.to_cloudevent()
+
+
+@pytest.mark.parametrize(
+    ("mailbox", "source"),
+    [("o'neil+x@example.com", "mailto:o'neil+x@example.com"), ("a?b#c%@example.com", "mailto:a?b%23c%25@example.com"),
+     ("jürgen@example.com", "mailto:j%C3%BCrgen@example.com")],
+)  # fmt: skip
+def test_the_source_is_a_uri(mailbox: str, source: str) -> None:
+    assert MailboxEvent(**FIELDS | {"mailbox": mailbox}).source == source
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError, match="immutable"):
+        EVENT.type = "x"  # type: ignore[misc]
+
+
+@given(st.builds(MailboxEvent))
+def test_any_event_makes_json_that_says_all_of_it(event: MailboxEvent) -> None:
+    told = json.loads(event.to_json())
+    fields = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not None}
+    assert {"type": told["type"], "time": told["time"]} | told["data"] == fields
+
+
+def test_docs_list_every_type() -> None:
+    text = (Path(__file__).parent.parent / "docs/EVENTS.md").read_text()
+    assert not [name for name in EVENT_TYPES if f"`{name}`" not in text]
+    (example,) = (line for line in text.splitlines() if line.startswith('{"specversion"'))
+    told = json.loads(example)
+    event = MailboxEvent(type=told["type"], time=told["time"], **told["data"])
+    assert event.to_json() == example

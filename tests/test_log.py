@@ -1,0 +1,232 @@
+"""Logging, and the catalogue of its event names in docs/LOGS.md."""
+
+import ast
+import io
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from listener import log
+
+ROOT = Path(__file__).parent.parent
+SECRET = "pl4nted-s3cret"
+METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
+NAME = re.compile(r"[a-z][a-z_]*(\.[a-z][a-z_]*)+")
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root, libraries = logging.getLogger(), [logging.getLogger(name) for name in ("httpx", "httpcore")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in (root, *libraries)]
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def lines() -> Callable[[], list[dict[str, Any]]]:
+    """JSON logging at level info; what was logged since the last call."""
+    stream = io.TextIOWrapper(buffer := io.BytesIO())
+    log.configure("info", "auto", stream)
+
+    def read() -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in buffer.getvalue().splitlines()]
+        buffer.truncate(0)
+        buffer.seek(0)
+        assert not stream.closed  # and so it is kept alive
+        return found
+
+    return read
+
+
+def test_a_line_is_one_json_object(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    logger = structlog.get_logger()
+    logger.debug("group.asleep")
+    logger.info("group.started", group="a", mailboxes=3, wait=1.5, path=Path("/x"), none=None)
+    (line,) = lines()
+    assert list(line)[:3] == ["time", "level", "event"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert line == {
+        "level": "info", "event": "group.started", "group": "a", "mailboxes": 3, "wait": 1.5,
+        "path": "PosixPath('/x')", "none": None,
+    }  # fmt: skip
+
+
+def test_what_is_no_good_json_is_logged_all_the_same(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    structlog.get_logger().info("a.b", text="\udc80", table={(1, 2): 3})
+    structlog.get_logger().info("a.c", raw=b"bytes")
+    (first, second) = lines()
+    assert first["text"] == "\udc80"
+    assert second["raw"] == "bytes"
+
+
+def test_exceptions_are_text(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    try:
+        raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
+    except ExceptionGroup:
+        structlog.get_logger().exception("handler.failed", handler="a")
+    (line,) = lines()
+    assert line["level"] == "error"
+    assert "ValueError: one" in line["exception"]
+    assert "KeyError: 'two'" in line["exception"]
+
+
+def test_secrets_are_masked_by_their_keys(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    structlog.get_logger().info(
+        "a.b",
+        password=SECRET,
+        client_secret=SECRET,
+        access_token=SecretStr(SECRET),
+        headers={"Authorization": f"Basic {SECRET}", "X-AnchorMailbox": "a@b.c", "set-cookie": [SECRET]},
+        raw_headers=[(b"Cookie", SECRET.encode()), (b"Host", b"h")],
+        nested=[{"api_key": SECRET}],
+        token_lifetime=20,
+        holder=SecretStr(SECRET),
+    )
+    (line,) = lines()
+    assert SECRET not in json.dumps(line)
+    assert line["headers"] == {"Authorization": "***", "X-AnchorMailbox": "a@b.c", "set-cookie": "***"}
+    assert line["raw_headers"] == [["Cookie", "***"], ["Host", "h"]]
+    assert line["token_lifetime"] == 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Basic {}",
+        "{{'authorization': 'Bearer {}', 'x': 1}}",
+        "(b'Authorization', b'Negotiate {}')",
+        "Cookie: X-BackEndOverrideCookie={}; path=/",
+        "Set-Cookie: exchangecookie={}",
+        "cannot reach http://user:{}@proxy:3128/",
+    ],
+)
+@pytest.mark.parametrize("format_", ["json", "console"])
+def test_credentials_in_texts_and_tracebacks_are_masked(text: str, format_: Any) -> None:
+    log.configure("info", format_, stream := io.TextIOWrapper(buffer := io.BytesIO(), write_through=True))
+    try:
+        raise ValueError(text.format(SECRET))
+    except ValueError as error:
+        structlog.get_logger().exception("a.b", reason=str(error), reasons=[str(error)], error=error)
+    stream.flush()
+    told = buffer.getvalue().decode()
+    assert "a.b" in told
+    assert "***" in told
+    assert SECRET not in told
+
+
+def test_words_about_secrets_are_no_secrets(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    text = "Basic authentication was refused; see the cookie table at https://example.com/@x"
+    structlog.get_logger().info("a.b", text=text)
+    assert lines()[0]["text"] == text
+
+
+def test_other_libraries_and_warnings_come_in(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    logging.getLogger("httpx").info("HTTP Request: POST …")
+    logging.getLogger("httpcore.connection").debug("connect_tcp.started")
+    logging.getLogger("acme").warning("password is %s", "long")
+    logging.getLogger("acme").log(35, "between the levels")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        logging.captureWarnings(True)  # anew, since the test runner catches warnings itself
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    first, second, third = lines()
+    assert (first["event"], first["logger"], first["message"]) == ("python.log", "acme", "password is long")
+    assert (second["level"], second["message"]) == ("warning", "between the levels")
+    assert third["event"] == "python.warning"
+    assert "DeprecationWarning: old" in third["message"]
+
+
+def test_exceptions_of_other_libraries(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("acme").exception("went wrong")
+    (line,) = lines()
+    assert "ValueError: boom" in line["exception"]
+
+
+def test_it_can_be_configured_again(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    logger = structlog.get_logger()
+    logger.info("a.b")
+    stream = io.TextIOWrapper(buffer := io.BytesIO())
+    log.configure("warning", "json", stream)
+    logger.info("a.c")
+    logging.getLogger("acme").warning("once")
+    assert [line["event"] for line in lines()] == ["a.b"]
+    assert buffer.getvalue().count(b"python.log") == 1
+    stream.close()
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
+def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch, no_color: str | None, coloured: bool) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    stream = Terminal(buffer := io.BytesIO(), write_through=True)
+    log.configure("info", "auto", stream)
+    structlog.get_logger().info("group.started", group="a", password=SECRET)
+    stream.flush()
+    text = buffer.getvalue().decode()
+    assert "group.started" in text
+    assert SECRET not in text
+    assert ("\x1b[" in text) is coloured
+
+
+def logged() -> dict[str, set[str]]:
+    """The names of log events in the source, and where each stands.
+
+    They are the first arguments of `….info("…")` and so on, and then every other text that looks like one of them:
+    it begins with the same word, and is no module's name.
+    """
+    files = {path: ast.parse(path.read_text()) for path in (ROOT / "listener").rglob("*.py")}
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    modules |= {module.removesuffix(".__init__") for module in modules}
+    said = {name for tree in files.values() for name in names_in_calls(tree)}
+    subjects = {name.partition(".")[0] for name in said}
+    found: dict[str, set[str]] = {}
+    for path, tree in files.items():
+        for node in ast.walk(tree):
+            name = node.value if isinstance(node, ast.Constant) else None
+            if not isinstance(name, str) or not NAME.fullmatch(name) or name in modules:
+                continue
+            if name in said or name.partition(".")[0] in subjects:
+                found.setdefault(name, set()).add(f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def names_in_calls(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            place = 0 if node.func.attr in METHODS else 1 if node.func.attr == "log" else len(node.args)
+            for argument in node.args[place : place + 1]:
+                if isinstance(argument, ast.Constant) and NAME.fullmatch(str(argument.value)):
+                    yield str(argument.value)
+
+
+def test_docs_list_every_log_event_and_no_other() -> None:
+    listed = re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/LOGS.md").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed)), "docs/LOGS.md lists a name twice"
+    found = logged()
+    assert found, "no log event was found in the source: has the way of logging changed?"
+    unlisted = {name: sorted(found[name]) for name in sorted(found.keys() - set(listed))}
+    assert not unlisted, f"logged, but without a row in docs/LOGS.md: {unlisted}"
+    unknown = sorted(set(listed) - found.keys())
+    assert not unknown, f"listed in docs/LOGS.md, but logged nowhere in listener/: {unknown}"
