@@ -1,7 +1,6 @@
 """Who is asking. Each connection has a `Login`, since some schemes authenticate a connection and not a request."""
 
 from base64 import b64decode
-from binascii import Error as NotBase64
 from collections.abc import Mapping
 from hmac import compare_digest
 from typing import NamedTuple, Protocol
@@ -34,7 +33,7 @@ class BasicLogin:
             return self._denied
         try:
             user, _, password = b64decode(credentials, validate=True).decode().partition(":")
-        except (NotBase64, UnicodeDecodeError):
+        except ValueError:
             return self._denied
         expected = self._accounts.get(user.lower())
         if expected is None or not compare_digest(expected.encode(), password.encode()):

@@ -4,7 +4,6 @@ Sources: MS-OXWSFOLD, MS-OXWSCORE, MS-OXWSSRCH, MS-OXWSCVTID.
 """
 
 from base64 import b64decode, b64encode
-from binascii import Error as NotBase64
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 from xml.sax.saxutils import escape, quoteattr
@@ -72,7 +71,7 @@ def _mailbox_of_id(id_: str, session: Session) -> Mailbox:
 def _decode(id_: str) -> bytes:
     try:
         return b64decode(id_, validate=True)
-    except (NotBase64, ValueError):
+    except ValueError:
         raise Failure("ErrorInvalidIdMalformed") from None
 
 
@@ -176,19 +175,21 @@ def _each(
     one: Callable[[etree._Element], str],
     on_error: str = "",
 ) -> Iterator[str]:
-    """One response message for each element; a failure stays with its own."""
+    """One response message for each element; a failure stays with its own. Failure: a fault ends it all."""
     for element in elements:
         try:
             content = one(element)
         except Failure as failure:
+            if failure.fault:
+                raise
             yield error(operation, failure, on_error)
         else:
             yield success(operation, content)
 
 
 def _page(things: list[_Thing], view: etree._Element | None) -> tuple[list[_Thing], str]:
-    offset = int(view.get("Offset", "0")) if view is not None else 0
-    size = int(view.get("MaxEntriesReturned", "1000")) if view is not None else 1000
+    """The part that is asked for, and the attributes that say where it stands (FindResponsePagingAttributes)."""
+    offset, size = _number(view, "Offset", 0), _number(view, "MaxEntriesReturned", 1000)
     if view is not None and view.get("BasePoint") == "End":
         offset = max(0, len(things) - offset - size)
     page = things[offset : offset + min(size, 1000)]
@@ -197,6 +198,15 @@ def _page(things: list[_Thing], view: etree._Element | None) -> tuple[list[_Thin
         f'IndexedPagingOffset="{offset + len(page)}" TotalItemsInView="{len(things)}" '
         f'IncludesLastItemInRange="{str(last).lower()}"'
     )
+
+
+def _number(view: etree._Element | None, attribute: str, default: int) -> int:
+    value = None if view is None else view.get(attribute)
+    if value is None:
+        return default
+    if not value.isdecimal():
+        raise Failure("ErrorSchemaValidation", f"The '{attribute}' attribute is invalid.", fault=True)
+    return int(value)
 
 
 # -- shapes --------------------------------------------------------------------------------------------------

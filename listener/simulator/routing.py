@@ -13,7 +13,6 @@ fails (settings.Network). A stream or an Unsubscribe is never proxied: subscript
 """
 
 from base64 import b64decode, b64encode
-from binascii import Error as NotBase64
 from random import Random
 from typing import NamedTuple
 
@@ -58,6 +57,6 @@ def _from_cookie(request: HttpRequest, directory: Directory) -> str | None:
         return None
     try:
         name = b64decode(value + "=" * (-len(value) % 4)).decode("ascii").partition("~")[0]
-    except (NotBase64, UnicodeDecodeError):
+    except ValueError:
         return None
     return name if name in directory.backends else None

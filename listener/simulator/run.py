@@ -20,7 +20,17 @@ def main(settings: Settings, *, duration: float | None = None, write_config: Pat
     The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `user`,
     `password`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened.
     """
-    trio.run(_run, settings, duration, write_config)
+    try:
+        trio.run(_run, settings, duration, write_config)
+    except ExceptionGroup as group:
+        raise _only(group) from None
+
+
+def _only(error: Exception) -> Exception:
+    """What the nurseries have wrapped, if it is one error alone."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def _run(settings: Settings, duration: float | None, write_config: Path | None) -> None:

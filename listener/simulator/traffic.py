@@ -82,8 +82,7 @@ def make(mailbox: Mailbox, kind: str, dice: Random, now: float) -> list[Event]:
 
 
 def _arrive(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    sender = names.person(dice).lower().replace(" ", ".") + "@fabrikam.example"
-    return mailbox.deliver(names.subject(dice), sender, now)
+    return mailbox.deliver(names.subject(dice), _stranger(dice), now)
 
 
 def _read(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
@@ -133,6 +132,15 @@ def _appoint(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
     return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", names.subject(dice), now)
 
 
+def _invite(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+    """A meeting request: the mail, the tentative appointment, and what the calendar attendant adds to it."""
+    topic = names.subject(dice)
+    mail = mailbox.deliver(topic, _stranger(dice), now)
+    calendar = mailbox.distinguished("calendar")
+    entry = mailbox.save(calendar, "IPM.Appointment", topic, now)
+    return [*mail, *entry, *mailbox.edit(mailbox.latest(calendar, 1)[0], topic, now)]
+
+
 def _postpone(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
     planned = mailbox.latest(mailbox.distinguished("calendar"), 5)
     return mailbox.reschedule(dice.choice(planned), now) if planned else []
@@ -172,6 +180,10 @@ def _delete_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
     return mailbox.move_folder(dice.choice(folders), bin_, now) if folders else []
 
 
+def _stranger(dice: Random) -> str:
+    return names.person(dice).lower().replace(" ", ".") + "@fabrikam.example"
+
+
 def _recent(mailbox: Mailbox, dice: Random) -> Item | None:
     """A message that the user could have before their eyes."""
     items = mailbox.latest(mailbox.distinguished("inbox"), 8)
@@ -191,6 +203,7 @@ _MIX: tuple[tuple[float, _Action], ...] = (
     (8, _delete),
     (4, _purge),
     (2, _appoint),
+    (1, _invite),
     (1, _postpone),
     (0.5, _meet),
     (1, _new_folder),

@@ -1,0 +1,30 @@
+import pytest
+
+from listener.simulator.budgets import Budgets
+from listener.simulator.replies import Failure
+from listener.simulator.settings import Limits
+
+
+def test_each_has_a_budget_of_its_own() -> None:
+    budgets = Budgets(Limits(concurrency=2, hanging_connections=1))
+    leave = budgets.enter("alice")
+    budgets.enter("alice")
+    budgets.enter("bob")
+    with pytest.raises(Failure) as refused:
+        budgets.enter("alice")
+    assert refused.value.code == "ErrorExceededConnectionCount"
+    assert refused.value.fault
+    leave()
+    budgets.enter("alice")
+
+
+def test_streams_are_counted_apart_from_requests() -> None:
+    budgets = Budgets(Limits(concurrency=1, hanging_connections=1))
+    budgets.enter("alice")
+    end = budgets.hang("alice")
+    assert budgets.charges() == {"alice": 1}
+    with pytest.raises(Failure, match="ErrorExceededConnectionCount"):
+        budgets.hang("alice")
+    end()
+    assert budgets.charges() == {}
+    budgets.hang("alice")

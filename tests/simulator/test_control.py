@@ -1,0 +1,81 @@
+import json
+from random import Random
+from typing import Any
+
+import pytest
+
+from listener.simulator.control import Control
+from listener.simulator.mailstore import KINDS
+from listener.simulator.traffic import Traffic
+from tests.simulator.client import Client
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.client = Client()
+        self.traffic = Traffic(self.client.mailboxes, 0, Random(1))
+        self.control = Control(self.client.exchange, self.traffic, Random(1))
+
+    def ask(self, method: str, path: str, value: object = None) -> tuple[int, Any]:
+        reply = self.control.handle(method, path, json.dumps(value).encode(), self.client.now)
+        assert isinstance(reply.body, bytes)
+        return reply.status, json.loads(reply.body)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_events_on_demand(kind: str) -> None:
+    desk = Desk()
+    alice = desk.client.mailboxes[0]
+    reader = desk.client.stream(alice, [desk.client.subscribe(alice)])
+    status, answer = desk.ask("POST", "/events", {"mailbox": alice.address, "kind": kind, "count": 4})
+    assert status == 200
+    lines = answer["events"]
+    assert [line["seq"] for line in lines] == list(range(1, desk.client.ledger.count + 1))
+    assert sum(line["kind"] == kind and "item_id" in line for line in lines) == 4
+    assert reader.read() == ["OK", *(line["kind"] for line in lines)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "status"),
+    [
+        ("/events", {"mailbox": "nobody@contoso.example", "kind": "NewMailEvent"}, 404),
+        ("/events", {"mailbox": "ceo@contoso.example", "kind": "NewMail"}, 404),
+        ("/events", {"mailbox": "ceo@contoso.example", "kind": "NewMailEvent", "count": 0}, 400),
+        ("/events", {"kind": "NewMailEvent"}, 400),
+        ("/traffic", {"rate": -1}, 400),
+        ("/nothing", {}, 404),
+    ],
+)
+def test_orders_that_make_no_sense(path: str, value: object, status: int) -> None:
+    desk = Desk()
+    told, answer = desk.ask("POST", path, value)
+    assert (told, list(answer)) == (status, ["error"])
+    assert desk.client.ledger.count == 0
+
+
+def test_the_rate() -> None:
+    desk = Desk()
+    assert desk.ask("POST", "/traffic", {"rate": 25}) == (200, {"rate": 25.0})
+    assert desk.traffic.rate == 25.0
+
+
+def test_the_state() -> None:
+    desk = Desk()
+    client = desk.client
+    (alice,), (bob,) = client.on(0), client.on(1)
+    read, _ = client.subscribe(alice), client.subscribe(bob)
+    client.stream(alice, [read]).read()
+    for mailbox in (alice, bob):
+        desk.ask("POST", "/events", {"mailbox": mailbox.address, "kind": "NewMailEvent"})
+    status, state = desk.ask("GET", "/state")
+    assert status == 200
+    assert state["mailboxes"] == 20
+    assert (state["generated"], state["queued"]) == (6, 6)
+    assert (state["subscriptions"], state["mailboxes_subscribed"], state["mailboxes_streaming"]) == (2, 2, 1)
+    assert [backend["subscriptions"] for backend in state["backends"]] == [1, 1, 0]
+    assert sum(backend["mailboxes"] for backend in state["backends"]) == 20
+    assert state["streams"] == [
+        {"backend": "ex01.contoso.example", "account": client.settings.user, "ids": 1}
+    ]
+    assert state["hanging"] == {alice.address: 1}
+    assert state["requests"] == {"GetStreamingEvents": {"200": 1}, "Subscribe": {"200": 2}}

@@ -1,0 +1,302 @@
+"""The life of streams and subscriptions, as transcripts of what a client reads."""
+
+from collections import Counter
+
+import pytest
+from lxml import etree
+
+from listener.simulator.mailstore import Mailbox
+from listener.simulator.replies import Failure
+from listener.simulator.settings import Limits, Settings, Wire
+from tests.simulator.client import NAMES, Client, M, code, envelopes, stream_body, subscribe_body
+from tests.xsd import validate, xsd_available
+
+ARRIVAL = ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
+
+
+def arrive(client: Client, mailbox: Mailbox, count: int = 1) -> None:
+    for _ in range(count):
+        client.exchange.publish(mailbox.deliver("Hello", "bob@fabrikam.example", client.now))
+
+
+def draft(client: Client, mailbox: Mailbox) -> None:
+    """One event that stands alone."""
+    folder = mailbox.distinguished("drafts")
+    if not folder.items:
+        client.exchange.publish(mailbox.save(folder, "IPM.Note", "x", client.now))
+    item = next(iter(folder.items.values()))
+    client.exchange.publish(mailbox.edit(item, "y", client.now))
+
+
+def test_a_quiet_window_from_first_heart_beat_to_closed() -> None:
+    client = Client(Settings(rate=0, heartbeat=45))
+    alice = client.mailboxes[0]
+    reader = client.stream(alice, [client.subscribe(alice)], minutes=2)
+    told = []
+    while not reader.stream.ended:
+        client.now = max(client.now, reader.stream.deadline)
+        told.append((client.now - 1_700_000_000, reader.read()))
+    assert told == [(0, ["OK"]), (45, ["OK"]), (90, ["OK"]), (120, ["Closed"])]
+
+
+def test_events_come_at_once_and_wake_the_writer() -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    reader = client.stream(alice, [client.subscribe(alice)])
+    assert reader.read() == ["OK"]
+    woken: list[float] = []
+    reader.stream.wake = lambda: woken.append(client.now)
+    assert reader.stream.deadline > client.now
+    arrive(client, alice)
+    assert woken
+    assert reader.stream.deadline <= client.now
+    assert reader.read() == ARRIVAL
+    assert reader.read() == []
+
+
+def test_events_wait_while_nobody_reads() -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    arrive(client, alice)
+    first = client.stream(alice, [id_], minutes=1)
+    assert first.read() == ["OK", *ARRIVAL]
+    client.now += 60
+    assert first.read() == ["OK", "Closed"]
+    first.hang_up()
+    arrive(client, alice)
+    second = client.stream(alice, [id_])
+    assert second.read() == ["OK", *ARRIVAL]
+
+
+def test_only_what_was_asked_for() -> None:
+    client = Client()
+    alice, bob = client.mailboxes[:2]
+    inbox = f'<t:FolderId Id="{alice.distinguished("inbox").id}"/>'
+    new_mail = client.subscribe(alice, body=subscribe_body(["NewMailEvent"]))
+    in_inbox = client.subscribe(alice, body=subscribe_body(folders=inbox))
+    kinds = client.stream(alice, [new_mail])
+    folders = client.stream(alice, [in_inbox])
+    arrive(client, alice)
+    arrive(client, bob)
+    draft(client, alice)
+    item = next(iter(alice.distinguished("inbox").items.values()))
+    client.exchange.publish(alice.move(item, alice.distinguished("junkemail"), client.now))
+    assert kinds.read() == ["OK", "NewMailEvent"]
+    # The move out of the folder is told to it, and so is the folder's own change.
+    assert folders.read() == ["OK", *ARRIVAL, "MovedEvent", "ModifiedEvent"]
+
+
+def test_fifty_events_a_notification() -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice, body=subscribe_body(["NewMailEvent"]))
+    arrive(client, alice, 120)
+    data = client.stream(alice, [id_]).bytes()
+    sizes, more = [], []
+    for notification in (n for root in envelopes(data) for n in root.iter(f"{{{M}}}Notification")):
+        sizes.append(len(notification.findall("t:NewMailEvent", NAMES)))
+        more.append(notification.findtext("t:MoreEvents", namespaces=NAMES))
+    assert (sizes, more) == ([50, 50, 20], ["true", "true", None])
+
+
+def test_a_long_queue_comes_in_several_goes() -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    arrive(client, alice, 600)
+    reader = client.stream(alice, [id_], minutes=1)
+    goes = [reader.bytes()]
+    while reader.stream.deadline <= client.now:
+        goes.append(reader.bytes())
+    assert len(goes) > 2
+    assert max(map(len, goes)) < 400_000
+    assert sum(go.count(b"<t:NewMailEvent>") for go in goes) == 600
+
+
+def test_the_newest_stream_wins_after_the_old_one_said_all() -> None:
+    client = Client()
+    alice, bob = client.mailboxes[:2]
+    ids = [client.subscribe(mailbox, anchor=alice.address, affinity=True) for mailbox in (alice, bob)]
+    old = client.stream(alice, ids)
+    assert old.read() == ["OK"]
+    arrive(client, alice)
+    new = client.stream(alice, ids[:1])
+    arrive(client, alice)
+    assert old.stream.ended
+    assert old.read() == [*ARRIVAL, "ErrorNewEventStreamConnectionOpened 0"]
+    assert old.read() == []
+    assert new.read() == ["OK", *ARRIVAL]
+
+
+def test_beside_a_bad_id_the_good_ones_get_nothing() -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    arrive(client, alice)
+    reader = client.stream(alice, [id_, "bm9uc2Vuc2U=", "bW9yZQ=="])
+    assert reader.read() == ["ErrorSubscriptionNotFound 2"]
+    assert reader.stream.ended
+    reader.hang_up()
+    assert client.stream(alice, [id_]).read() == ["OK", *ARRIVAL]
+
+
+def test_some_servers_leave_the_socket_open_after_a_bad_id() -> None:
+    client = Client(Settings(rate=0, wire=Wire(ends_after_bad_id=False)))
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    reader = client.stream(alice, [id_, "bm9uc2Vuc2U="], minutes=1)
+    assert reader.read() == ["ErrorSubscriptionNotFound 1", "OK"]
+    arrive(client, alice)
+    assert reader.read() == []
+    client.now += 45
+    assert reader.read() == ["OK"]
+    client.now += 15
+    assert reader.read() == ["Closed"]
+
+
+def test_a_queue_that_overflows_without_a_reader() -> None:
+    client = Client(Settings(rate=0, limits=Limits(queued_events=5)))
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    arrive(client, alice, 2)
+    assert client.exchange.subscriptions.queued() == 0
+    assert client.stream(alice, [id_]).read() == ["ErrorMissedNotificationEvents 1"]
+    assert client.stream(alice, [id_]).read() == ["ErrorSubscriptionNotFound 1"]
+
+
+def test_a_reader_too_slow_loses_its_subscription() -> None:
+    client = Client(Settings(rate=0, limits=Limits(queued_events=5)))
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    reader = client.stream(alice, [id_])
+    arrive(client, alice, 2)
+    assert reader.read() == ["OK", "ErrorMissedNotificationEvents 1"]
+    assert reader.stream.ended
+    assert client.stream(alice, [id_]).read() == ["ErrorSubscriptionNotFound 1"]
+
+
+def test_patience_has_an_end_only_without_a_reader() -> None:
+    client = Client(Settings(rate=0, limits=Limits(patience_minutes=5)))
+    alice, bob = client.mailboxes[:2]
+    read, unread = client.subscribe(alice), client.subscribe(bob)
+    reader = client.stream(alice, [read])
+    client.now += 299
+    client.exchange.advance(client.now)
+    assert len(list(client.exchange.subscriptions)) == 2
+    client.now += 10
+    client.exchange.advance(client.now)
+    assert client.stream(bob, [unread]).read() == ["ErrorSubscriptionNotFound 1"]
+    reader.hang_up()
+    client.now += 310
+    client.exchange.advance(client.now)
+    assert client.stream(alice, [read]).read() == ["ErrorSubscriptionNotFound 1"]
+
+
+def test_unsubscribing_ends_the_stream_with_the_last_of_its_subscriptions() -> None:
+    client = Client()
+    alice, bob = client.mailboxes[:2]
+    ids = [client.subscribe(mailbox, anchor=alice.address, affinity=True) for mailbox in (alice, bob)]
+    reader = client.stream(alice, ids)
+    reader.read()
+    for id_ in ids:
+        body = f"<m:Unsubscribe><m:SubscriptionId>{id_}</m:SubscriptionId></m:Unsubscribe>"
+        assert not reader.stream.ended
+        assert code(client.post(body, impersonate=alice.address)) == "NoError"
+        assert reader.read() == ["ErrorSubscriptionUnsubscribed 1"]
+    assert reader.stream.ended
+
+
+def test_a_subscription_belongs_to_the_account_that_made_it() -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    with pytest.raises(Failure, match="ErrorSubscriptionAccessDenied"):
+        client.exchange.subscriptions.find(
+            client.exchange.directory.home(alice), id_, "other@contoso.example"
+        )
+
+
+def test_a_subscription_is_unknown_on_another_back_end() -> None:
+    client = Client()
+    (alice,), (bob,) = client.on(0), client.on(1)
+    id_ = client.subscribe(alice)
+    wrong = client.stream(alice, [id_], anchor=bob.address)
+    assert wrong.read() == ["ErrorSubscriptionNotFound 1"]
+
+
+def test_a_group_lives_on_the_back_end_of_its_anchor() -> None:
+    client = Client()
+    (alice,), (bob,) = client.on(0), client.on(1)
+    ids = [
+        client.subscribe(alice, affinity=True),
+        client.subscribe(bob, anchor=alice.address, affinity=True, cookie=0),
+    ]
+    reader = client.stream(alice, ids, affinity=True, cookie=0)
+    arrive(client, bob)
+    assert reader.read() == ["OK", *ARRIVAL]
+
+
+def test_several_subscriptions_share_an_envelope_now_and_then() -> None:
+    client = Client(Settings(rate=0, wire=Wire(together=0.5)))
+    anchor = client.mailboxes[0]
+    ids = [client.subscribe(m, anchor=anchor.address, affinity=True) for m in client.mailboxes]
+    reader = client.stream(anchor, ids)
+    sizes: Counter[int] = Counter()
+    for mailbox in client.mailboxes:
+        arrive(client, mailbox)
+    for root in envelopes(reader.bytes()):
+        sizes[len(list(root.iter(f"{{{M}}}Notification")))] += 1
+    assert sum(size * count for size, count in sizes.items()) == len(client.mailboxes)
+    assert max(sizes) > 1
+
+
+@xsd_available
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_every_envelope_is_valid(prefixes: bool) -> None:
+    # On the wire Notification stands in the messages' namespace, in the schema in that of the types.
+    wire = Wire(
+        notification_in_types=True, prefixes=prefixes, declaration=0.3, status_events=0.5, together=0.5
+    )
+    client = Client(Settings(rate=0, wire=wire, heartbeat=10))
+    anchor = client.mailboxes[0]
+    ids = [client.subscribe(m, anchor=anchor.address, affinity=True) for m in client.mailboxes]
+    data = client.stream(anchor, [*ids, "bm9uc2Vuc2U="]).bytes()
+    reader = client.stream(anchor, ids, minutes=1)
+    for _ in range(7):
+        for mailbox in client.mailboxes:
+            arrive(client, mailbox)
+            draft(client, mailbox)
+        data += reader.bytes()
+        client.now += 10
+    roots = envelopes(data)
+    assert len(roots) > 50
+    for root in roots:
+        body = root.find("s:Body/*", NAMES)
+        assert body is not None
+        validate(body)
+
+
+def test_prefixes_and_declarations_vary_when_asked_to() -> None:
+    client = Client(Settings(rate=0, wire=Wire(prefixes=True, declaration=0.5), heartbeat=1))
+    alice = client.mailboxes[0]
+    reader = client.stream(alice, [client.subscribe(alice)], minutes=1)
+    data = b""
+    while not reader.stream.ended:
+        data += reader.bytes()
+        client.now += 1
+    assert {root.prefix for root in envelopes(data)} == {"s", "soap", "SOAP"}
+    assert 10 < data.count(b"<?xml") < 50
+    genuine = Client()
+    reader = genuine.stream(genuine.mailboxes[0], [genuine.subscribe(genuine.mailboxes[0])])
+    assert reader.bytes().startswith(
+        b'<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><soap11:Header'
+    )
+
+
+def test_a_stream_of_nothing_but_strangers_is_told_so() -> None:
+    client = Client()
+    reply = client.post(stream_body(["bm9uc2Vuc2U="]), impersonate=client.mailboxes[0].address)
+    assert code(reply) == "stream"
+    assert etree.QName(envelopes(reply.body.take(client.now))[0]).localname == "Envelope"  # type: ignore[union-attr]
+    assert reply.body.ended  # type: ignore[union-attr]

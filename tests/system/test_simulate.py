@@ -1,0 +1,74 @@
+"""`ews-listener simulate` as a process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Start = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(simulate: Start, number: signal.Signals) -> None:
+    process, told = simulate("--rate", "0")
+    assert sorted(told) == [
+        "autodiscover_url", "ca_file", "control_url", "ews_url", "mailboxes_file", "password", "user",
+    ]  # fmt: skip
+    assert told["ca_file"] is None
+    assert told["mailboxes_file"] is None
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+def test_it_ends_by_itself_and_leaves_its_files(simulate: Start, tmp_path: Path) -> None:
+    config = tmp_path / "listener.toml"
+    ledger = tmp_path / "ledger.jsonl"
+    process, told = simulate(
+        "--tls", "--rate", "200", "--mailboxes", "7", "--duration", "0.5",
+        "--write-config", str(config), "--ledger", str(ledger),
+    )  # fmt: skip
+    assert process.wait(10) == 0
+    assert told["ews_url"].startswith("https://")
+    assert told["mailboxes_file"] == str(tmp_path / "mailboxes.txt")
+    assert len((tmp_path / "mailboxes.txt").read_text().split()) == 7
+    assert told["ca_file"] == str(tmp_path / "ca.pem")
+    assert "BEGIN CERTIFICATE" in (tmp_path / "ca.pem").read_text()
+    assert told["ews_url"] in config.read_text()
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    assert len(lines) > 20
+
+
+def test_the_same_seed_makes_the_same_organisation(simulate: Start) -> None:
+    passwords = [simulate("--rate", "0", "--seed", seed)[1]["password"] for seed in ("5", "5", "6")]
+    assert passwords[0] == passwords[1] != passwords[2]
+
+
+def test_control_from_outside(simulate: Start, tmp_path: Path) -> None:
+    _, told = simulate("--rate", "0", "--write-config", str(tmp_path / "listener.toml"))
+    address = (tmp_path / "mailboxes.txt").read_text().split()[0]
+    order = json.dumps({"mailbox": address, "kind": "MovedEvent", "count": 3}).encode()
+    with urllib.request.urlopen(f"{told['control_url']}/events", order, timeout=10) as reply:
+        assert sum(line["kind"] == "MovedEvent" for line in json.load(reply)["events"]) == 3
+    with urllib.request.urlopen(f"{told['control_url']}/state", timeout=10) as reply:
+        assert json.load(reply)["queued"] == 0
+
+
+def test_the_command_needs_nothing_heavy_to_tell_of_itself() -> None:
+    code = (
+        "import sys, listener.cli.simulate; "
+        "print([name for name in ('trio', 'lxml', 'h11', 'trustme') if name in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert told.stdout.strip() == "[]"
