@@ -1,0 +1,116 @@
+"""What an HTTP reply says that brought no result."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.ews.codes import Failure
+from listener.ews.http import http_failure
+from tests.ews.samples import back_off, fault, refused, subscribed
+
+NOW = datetime(2024, 5, 14, 9, 30, tzinfo=UTC)
+
+
+def failure(status: int, body: bytes = b"", **headers: str) -> Failure:
+    return http_failure(status, {name.replace("_", "-"): value for name, value in headers.items()}, body, NOW)
+
+
+def test_a_bare_status() -> None:
+    assert failure(502) == Failure(code="Http502", status=502, text="")
+
+
+def test_a_code_in_the_body_wins_over_the_status() -> None:
+    assert failure(500, fault(text="Busy.")) == Failure(code="ErrorServerBusy", status=500, text="Busy.")
+    said = failure(500, refused("Subscribe", "ErrorAccessDenied"))
+    assert said == Failure(code="ErrorAccessDenied", status=500, text="No.")
+
+
+def test_a_fault_wins_over_a_good_status_too() -> None:
+    assert failure(200, fault()).code == "ErrorServerBusy"
+
+
+@pytest.mark.parametrize("status", [401, 500, 503])
+@pytest.mark.parametrize("faultcode", ["s:Client", "s:Server", ""])
+def test_a_status_tells_more_than_a_fault_without_a_code(status: int, faultcode: str) -> None:
+    said = failure(status, fault(None, faultcode=faultcode, text="Went wrong."))
+    assert said == Failure(code=f"Http{status}", status=status, text="Went wrong.")
+
+
+def test_a_good_body_on_a_bad_status_does_not_hide_it() -> None:
+    assert failure(500, subscribed()).code == "Http500"
+
+
+@pytest.mark.parametrize(
+    ("value", "wait"),
+    [
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("Tue, 14 May 2024 09:31:30 GMT", 90.0),
+        ("Tue, 14 May 2024 09:31:30 -0000", 90.0),
+        ("Tue, 14 May 2024 11:30:01 +0200", 1.0),
+        ("Tue, 14 May 2024 08:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_retry_after(value: str, wait: float | None) -> None:
+    assert failure(503, retry_after=value).wait == wait
+
+
+@given(st.text() | st.from_regex(r"\w{3}, \d+ \w{3} \d+ \d+:\d+:\d+ [+-]\d{4}"))
+def test_no_retry_after_raises(value: str) -> None:
+    wait = failure(503, retry_after=value).wait
+    assert wait is None or wait >= 0
+
+
+def test_the_wait_of_the_body_wins_over_retry_after() -> None:
+    assert failure(503, fault(values=back_off(2500)), Retry_After="60").wait == 2.5
+    assert failure(503, fault(), Retry_After="60").wait == 60.0
+
+
+def test_ews_is_switched_off() -> None:
+    said = failure(403, b"<html><title>403</title></html>", x_ews_policy_reason="EwsBlocked")
+    assert said.code == "EwsDisabled"
+    assert said.text == ("EWS is switched off for this tenant or application: EwsBlocked; an HTML page: 403")
+    assert failure(403).code == "Http403"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_named(status: int) -> None:
+    said = failure(status, Location="/owa/error.aspx")
+    assert said.code == f"Http{status}"
+    assert said.text == "redirected to /owa/error.aspx"
+    assert said.location == "/owa/error.aspx"
+
+
+def test_a_redirect_in_microsofts_own_way() -> None:
+    said = failure(451, X_MS_Location="https://pod2.example.org/ews", Location="x")
+    assert said.location == "https://pod2.example.org/ews"
+    assert failure(302).text == "redirected to nowhere"
+
+
+@pytest.mark.parametrize(
+    ("challenge", "text"),
+    [
+        ('Negotiate, NTLM, Basic realm="mail.example.org"', "the server offers Negotiate, NTLM, Basic"),
+        ('Bearer realm="", client_id="0000", error="invalid_token"', "the server offers Bearer"),
+        ("NTLM", "the server offers NTLM"),
+        ("", ""),
+    ],
+)
+def test_what_the_server_wants_to_hear(challenge: str, text: str) -> None:
+    assert failure(401, WWW_Authenticate=challenge).text == text
+
+
+def test_diagnostics_are_told() -> None:
+    said = failure(401, x_ms_diagnostics='2000003;reason="The audience claim value is invalid.";')
+    assert said.text == '2000003;reason="The audience claim value is invalid.";'
+
+
+def test_a_body_that_is_no_soap_is_shown() -> None:
+    assert failure(503, b"no healthy upstream").text == "no healthy upstream"
+    assert failure(502, b"<html><head><title>502 Bad Gateway</title>").text == "an HTML page: 502 Bad Gateway"

@@ -1,0 +1,186 @@
+"""Envelopes out, bodies and faults in."""
+
+import pytest
+from lxml import etree
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure, Verdict
+from listener.ews.soap import (
+    Impersonation,
+    ImpersonationKind,
+    build,
+    envelope,
+    message_failure,
+    only_message,
+    parse,
+    response_messages,
+)
+from tests.ews.samples import DECLARATION, SOAP, TYPES, back_off, fault, refused, reply, subscribed
+from tests.ews.samples import envelope as sample
+from tests.xsd import validate, xsd_available
+
+KINDS: list[ImpersonationKind] = ["PrincipalName", "SID", "PrimarySmtpAddress", "SmtpAddress"]
+
+
+def failure(content: bytes) -> Failure:
+    with pytest.raises(ExchangeError) as caught:
+        parse(content)
+    return caught.value.failure
+
+
+# --- out
+
+
+def request(kind: ImpersonationKind | None = None) -> etree._Element:
+    impersonate = None if kind is None else Impersonation(kind, "anna@example.org")
+    body = build("m:Unsubscribe", build("m:SubscriptionId", "ä<&"))
+    return etree.fromstring(envelope(body, version="Exchange2013_SP1", impersonate=impersonate))
+
+
+def test_an_envelope_without_impersonation() -> None:
+    root = request()
+    assert root.tag == f"{{{SOAP}}}Envelope"
+    assert [part.tag for part in root] == [f"{{{SOAP}}}Header", f"{{{SOAP}}}Body"]
+    (version,) = root[0]
+    assert version.tag == f"{{{TYPES}}}RequestServerVersion"
+    assert version.get("Version") == "Exchange2013_SP1"
+    assert root[1][0][0].text == "ä<&"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_impersonation(kind: ImpersonationKind) -> None:
+    impersonation = request(kind)[0][1]
+    assert impersonation.tag == f"{{{TYPES}}}ExchangeImpersonation"
+    assert impersonation[0].tag == f"{{{TYPES}}}ConnectingSID"
+    assert [(who.tag, who.text) for who in impersonation[0]] == [(f"{{{TYPES}}}{kind}", "anna@example.org")]
+
+
+@xsd_available
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_headers_are_valid(kind: ImpersonationKind | None) -> None:
+    for header in request(kind)[0]:
+        validate(header)
+
+
+def test_only_prefixes_in_use_are_declared() -> None:
+    assert set(request().nsmap) == {"soap", "m", "t"}
+
+
+def test_what_xml_cannot_hold_is_no_request() -> None:
+    with pytest.raises(ValueError, match="XML"):
+        build("m:SubscriptionId", "\x00")
+
+
+# --- in
+
+
+@pytest.mark.parametrize("prefix", ["", "s", "soap11", "SOAP-ENV"])
+def test_the_body_is_found_under_any_prefix(prefix: str) -> None:
+    assert parse(DECLARATION + sample("<x>1</x>", prefix=prefix)).text == "1"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"<html><head><title>Sign in</title></head></html>", "NotSoap"),
+        (b"<a/>", "NotSoap"),
+        (f'<s:Envelope xmlns:s="{SOAP}"/>'.encode(), "NotSoap"),
+        (sample(""), "UnexpectedReply"),
+        (sample("<x>&nbsp;</x>"), "MalformedXml"),
+        (b"<!DOCTYPE x>" + sample("<x/>"), "ForbiddenXml"),
+    ],
+)
+def test_what_is_no_soap(content: bytes, code: str) -> None:
+    assert failure(content).code == code
+
+
+def test_xhtml_is_named_by_its_title() -> None:
+    page = b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title>Off</title></head></html>'
+    assert failure(page) == Failure(code="NotSoap", text="an HTML page: Off")
+
+
+# --- faults
+
+
+def test_a_fault_with_its_code_and_wait() -> None:
+    said = failure(fault(text="Busy.", values=back_off(297749)))
+    assert said == Failure(code="ErrorServerBusy", text="Busy.", wait=297.749)
+    assert said.verdict is Verdict.WAIT
+
+
+@pytest.mark.parametrize("namespace", [TYPES, "urn:other"])
+def test_the_code_stands_in_any_namespace(namespace: str) -> None:
+    said = failure(fault("ErrorImpersonateUserDenied", faultcode="s:Client", namespace=namespace))
+    assert said.code == "ErrorImpersonateUserDenied"
+
+
+@pytest.mark.parametrize(
+    ("faultcode", "code"),
+    [("a:ErrorInvalidServerVersion", "ErrorInvalidServerVersion"), ("Server", "Server"), ("", "SoapFault")],
+)
+def test_the_code_may_stand_only_in_the_faultcode(faultcode: str, code: str) -> None:
+    assert failure(fault(None, faultcode=faultcode)).code == code
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "9" * 40])
+def test_a_wait_that_is_no_number_is_none(value: str) -> None:
+    assert failure(fault(values=back_off(value))).wait is None
+
+
+def test_the_server_may_tell_to_wait_not_at_all() -> None:
+    assert failure(fault("ErrorExceededConnectionCount", values=back_off(0))).wait == 0.0
+
+
+def test_other_values_are_no_wait() -> None:
+    values = back_off(5).replace("BackOffMilliseconds", "BudgetMilliseconds")
+    assert failure(fault(values=values)).wait is None
+
+
+def test_a_violation_of_the_schema_is_told() -> None:
+    violation = (
+        f'<t:MessageXml xmlns:t="{TYPES}"><t:Violation>The element is invalid.</t:Violation></t:MessageXml>'
+    )
+    said = failure(fault("ErrorSchemaValidation", text="The request failed.", values=violation))
+    assert said.text == "The request failed. (The element is invalid.)"
+
+
+# --- response messages
+
+
+def test_a_good_message() -> None:
+    (message,) = response_messages(parse(subscribed()))
+    assert message_failure(message) is None
+
+
+def test_a_bad_message() -> None:
+    xml = back_off(4000).replace("t:MessageXml", "m:MessageXml")
+    with pytest.raises(ExchangeError) as caught:
+        only_message(refused("Subscribe", "ErrorExceededSubscriptionCount", "Too\n many.", xml))
+    assert caught.value.failure == Failure(code="ErrorExceededSubscriptionCount", text="Too many.", wait=4.0)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "code", "expected"),
+    [
+        ('ResponseClass="Success"', "NoError", None),
+        ('ResponseClass="Warning"', "ErrorBatchProcessingStopped", None),
+        ('ResponseClass="Error"', "ErrorAccessDenied", "ErrorAccessDenied"),
+        ('ResponseClass="Error"', "", "UnexpectedReply"),
+        ('ResponseClass="Success"', "", None),
+        ("", "ErrorAccessDenied", "ErrorAccessDenied"),
+        ("", "NoError", None),
+    ],
+)
+def test_which_messages_are_failures(attributes: str, code: str, expected: str | None) -> None:
+    inside = f"<m:ResponseCode>{code}</m:ResponseCode>" if code else ""
+    content = reply(
+        "Unsubscribe", f"<m:UnsubscribeResponseMessage {attributes}>{inside}</m:UnsubscribeResponseMessage>"
+    )
+    said = message_failure(response_messages(parse(content))[0])
+    assert (said and said.code) == expected
+
+
+def test_a_reply_without_messages() -> None:
+    with pytest.raises(ExchangeError) as caught:
+        response_messages(parse(reply("Subscribe", "")))
+    assert caught.value.failure.code == "UnexpectedReply"

@@ -1,0 +1,130 @@
+"""Bytes that nobody vouches for."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.ews.xml import excerpt, html_title, local_name, read
+
+
+def failure(content: bytes) -> Failure:
+    with pytest.raises(ExchangeError) as caught:
+        read(content)
+    return caught.value.failure
+
+
+_BOMB = b'<!DOCTYPE l [<!ENTITY a "ha">' + b"".join(
+    b'<!ENTITY a%d "&a%d;&a%d;">' % (n + 1, n, n) for n in range(30)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<!DOCTYPE a><a/>",
+        b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- c --><!DOCTYPE a><a/>',
+        b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
+        b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>',
+        _BOMB + b"]><a>&a30;</a>",
+        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "x">]><a>&b;</a>'.encode("utf-16"),
+    ],
+)
+def test_a_document_type_is_refused_whatever_it_holds(content: bytes) -> None:
+    assert failure(content).code == "ForbiddenXml"
+
+
+@pytest.mark.parametrize("content", [b"<a><![CDATA[<!DOCTYPE a>]]></a>", b"<a>&lt;!DOCTYPE a></a>"])
+def test_a_document_type_in_a_text_is_only_a_text(content: bytes) -> None:
+    assert read(content).text == "<!DOCTYPE a>"
+
+
+@pytest.mark.parametrize("content", [b"<a>&b;</a>", b"<a>", b"<a></b>", b"<a/><a/>", b"<", b"<a>\xff</a>"])
+def test_what_is_no_xml(content: bytes) -> None:
+    assert failure(content).code == "MalformedXml"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "an empty reply"),
+        (b" \r\n", "an empty reply"),
+        (b"Service\n Unavailable\x1b[31m", "Service Unavailable\ufffd[31m"),
+        (b"<!DOCTYPE html><html><title>Sign in</title>", "an HTML page: Sign in"),
+        (b"\n<HTML><body>no</body></HTML>", "an HTML page without a title"),
+        (b"x" * 1000, "x" * 199 + "…"),
+    ],
+)
+def test_what_is_no_markup_or_a_web_page_is_named(content: bytes, text: str) -> None:
+    assert failure(content) == Failure(code="NotSoap", text=text)
+
+
+@pytest.mark.parametrize(
+    ("sent", "got"),
+    [
+        (b"&#x0;", "\ufffd"),
+        (b"&#0000;", "\ufffd"),
+        (b"&#x1F;&#8;", "\ufffd\ufffd"),
+        (b"&#xD800;&#xFFFE;&#x110000;", "\ufffd" * 3),
+        (b"&#99999999999999999999;", "\ufffd"),
+        (b"a\x00b\x0cc", "a\ufffdb\ufffdc"),
+        (b"&#x0;&#x41;&#66;&#10;\t&amp;", "\ufffdAB\n\t&"),
+    ],
+)
+def test_characters_that_xml_forbids_are_replaced(sent: bytes, got: str) -> None:
+    assert read(b"<a>" + sent + b"</a>").text == got
+
+
+def test_scrubbing_does_not_heal_what_is_broken_otherwise() -> None:
+    assert failure(b"<a>&#0;</b>").code == "MalformedXml"
+    assert failure(b"<a>\x00&b;</a>").code == "MalformedXml"
+
+
+def test_comments_and_instructions_are_dropped() -> None:
+    root = read(b"<?x?><a>1<!-- c -->2<?p i?><b/></a>")
+    assert root.text == "12"
+    assert [local_name(child) for child in root] == ["b"]
+
+
+def test_other_encodings_are_read_by_their_declaration() -> None:
+    content = "<?xml version='1.0' encoding='{}'?><a>ä</a>"
+    assert read(content.format("utf-16").encode("utf-16")).text == "ä"
+    assert read(content.format("iso-8859-1").encode("iso-8859-1")).text == "ä"
+
+
+@pytest.mark.parametrize(
+    "piece", [b"<?", b"<!--", b" ", b"<title", b"<title>", b"<html><title>", b"<a>", b"&#"]
+)
+def test_no_content_costs_more_than_its_length(piece: bytes) -> None:
+    begun = time.process_time()
+    for content in (piece * 200_000, b"<html>" + piece * 200_000, b"<a>" + piece * 200_000):
+        failure(content)
+    assert time.process_time() - begun < 5
+
+
+def test_an_excerpt_is_one_short_printable_line() -> None:
+    assert excerpt("a\r\n\tb\x1b\u202e") == "a b\ufffd\ufffd"
+    assert excerpt("ä".encode() * 1000) == "ä" * 199 + "…"
+    assert excerpt(b"") == ""
+
+
+def test_only_a_web_page_has_a_title() -> None:
+    assert html_title(b"<a><title>x</title></a>") is None
+    assert html_title(b"<html><title> \n </title>") is None
+    assert html_title(b"<html><title lang='de'>Anmeldung</title>") == "Anmeldung"
+
+
+@settings(deadline=None)
+@given(st.binary() | st.text("<>/!?&#x0;ab '\"=[]-DOCTYPEhtml").map(str.encode))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    try:
+        read(content)
+    except ExchangeError as error:
+        refused = error.failure
+    else:
+        return
+    assert refused.code in ("NotSoap", "MalformedXml", "ForbiddenXml")
+    assert refused.text.isprintable()
