@@ -1,0 +1,85 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from listener import MailboxEvent, Reject
+from listener.handlers.exec import CommandError, open_exec
+
+EVENT = MailboxEvent(type="exchange.item.created", mailbox="a@b.c", time="2026-01-01T00:00:00Z", item_id="I")
+
+
+def program(text: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-S", "-c", text, *arguments]
+
+
+async def test_the_event_is_on_standard_input_and_in_the_environment(tmp_path: Path) -> None:
+    text = (
+        "import json, os, sys; found = [sys.stdin.read(), {k: v for k, v in os.environ.items() if k[:4] == 'EWS_'}]\n"
+        "open(sys.argv[1], 'w').write(json.dumps(found)); print('dropped')"
+    )
+    async with open_exec(command=program(text, str(tmp_path / "out"))) as handle:
+        await handle(EVENT)
+    line, environment = json.loads((tmp_path / "out").read_text())
+    assert line == EVENT.to_json() + "\n"
+    assert environment == {"EWS_EVENT_ID": EVENT.id, "EWS_EVENT_TYPE": EVENT.type, "EWS_MAILBOX": "a@b.c"}
+
+
+async def test_a_failure_carries_the_end_of_standard_error() -> None:
+    text = "import sys; sys.stderr.write('x' * 100_000 + ' no more disk\\n'); sys.exit(3)"
+    async with open_exec(command=program(text)) as handle:
+        with pytest.raises(CommandError, match=r"^exit status 3: x+ no more disk$") as caught:
+            await handle(EVENT)
+    assert len(str(caught.value)) < 2100
+
+
+async def test_a_killed_program_is_a_failure() -> None:
+    async with open_exec(command=program("import os; os.kill(os.getpid(), 9)")) as handle:
+        with pytest.raises(CommandError, match=r"^killed by signal 9$"):
+            await handle(EVENT)
+
+
+async def test_status_65_rejects() -> None:
+    async with open_exec(command=program("import sys; sys.exit('no such user' and 65)")) as handle:
+        with pytest.raises(Reject, match="exit status 65"):
+            await handle(EVENT)
+
+
+async def test_a_program_need_not_read_its_input() -> None:
+    big = MailboxEvent(type="exchange.item.created", mailbox="a@b.c", time="t", item_id="I" * 1_000_000)
+    async with open_exec(command=["true"]) as handle:
+        await handle(big)
+
+
+async def test_a_cancelled_call_ends_the_program(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    text = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
+    async with open_exec(command=program(text, str(fifo))) as handle, trio.open_nursery() as nursery:
+        nursery.start_soon(handle, EVENT)
+        pid = int(await trio.Path(fifo).read_text())
+        os.kill(pid, 0)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_program_left_behind_does_not_hold_the_event_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its child keeps standard error open; that is waited for a second by the clock, not for ever."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with open_exec(command=["sh", "-c", 'cat "$0" & exit 0', str(fifo)]) as handle:
+        await handle(EVENT)
+    await trio.Path(fifo).write_text("now the child ends too")
+
+
+@pytest.mark.parametrize("command", [[], ["no-such-program-anywhere"]])
+async def test_a_missing_program_is_an_error_at_the_start(command: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no program"):
+        async with open_exec(command=command):
+            pytest.fail("it opened")

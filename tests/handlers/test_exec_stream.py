@@ -1,0 +1,155 @@
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from listener import MailboxEvent, Reject, Retry
+from listener.handlers.exec_stream import open_exec_stream
+
+EVENTS = [
+    MailboxEvent(
+        type="exchange.item.created", mailbox="a@b.c", time="2026-01-01T00:00:00Z", item_id=str(number)
+    )
+    for number in range(5)
+]
+LINES = [event.to_json() for event in EVENTS]
+ANSWERS = (
+    "import sys\nfor line in sys.stdin:\n    open(sys.argv[1], 'a').write(line)\n    print({}, flush=True)\n"
+)
+ONCE = (
+    "import sys\nopen(sys.argv[1], 'a').write(sys.stdin.readline())\n"
+    "print('ok', flush=True)\nsys.stdin.readline()"
+)
+
+
+def program(text: str, *arguments: Path) -> list[str]:
+    return [sys.executable, "-S", "-c", text, *map(str, arguments)]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+async def test_one_process_gets_a_line_an_event(out: Path) -> None:
+    async with open_exec_stream(command=["sh", "-c", 'cat >> "$0"; echo end >> "$0"', str(out)]) as handle:
+        for event in EVENTS:
+            await handle(event)
+    assert out.read_text().splitlines() == [*LINES, "end"]
+
+
+async def test_an_answer_acknowledges(out: Path) -> None:
+    async with open_exec_stream(command=program(ANSWERS.format("'ok'"), out), acknowledge=True) as handle:
+        for number, event in enumerate(EVENTS, 1):
+            await handle(event)
+            assert out.read_text().splitlines() == LINES[:number]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        ("retry later please", Retry, "later please"),
+        ("reject", Reject, ""),
+        ("reject not mine", Reject, "not mine"),
+        ("hello", ValueError, "the process answered 'hello' instead of ok, retry or reject"),
+    ],
+)
+async def test_other_answers(out: Path, answer: str, error: type[Exception], text: str) -> None:
+    async with open_exec_stream(
+        command=program(ANSWERS.format(repr(answer)), out), acknowledge=True
+    ) as handle:
+        for _ in range(2):
+            with pytest.raises(error) as caught:
+                await handle(EVENTS[0])
+            assert str(caught.value) == text
+    assert len(out.read_text().splitlines()) == 2
+
+
+async def test_an_answer_without_end_is_refused() -> None:
+    text = "import sys\nwhile True: sys.stdout.write('x' * 1000)"
+    async with open_exec_stream(command=program(text), acknowledge=True) as handle:
+        with pytest.raises(ValueError, match="without end"):
+            await handle(EVENTS[0])
+
+
+async def test_a_process_that_ends_is_started_again_after_a_growing_wait(
+    out: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    """It answers once and then dies with the second event in hand."""
+    with capture_logs() as log:
+        async with open_exec_stream(
+            command=program(ONCE, out), acknowledge=True, restart_first=1, restart_cap=3
+        ) as handle:
+            for event, wait in zip(EVENTS, [1.0, 2.0, 3.0, 3.0], strict=False):
+                await handle(event)
+                with pytest.raises(Retry, match="the process has ended") as caught:
+                    await handle(EVENTS[4])
+                assert caught.value.after is None
+                with pytest.raises(Retry) as caught:
+                    await handle(EVENTS[4])
+                assert caught.value.after == wait
+                mock_clock.jump(wait)
+            await handle(EVENTS[4])
+    assert out.read_text().splitlines() == LINES
+    assert [line["restart_after"] for line in log] == [1.0, 2.0, 3.0, 3.0]
+    assert {line["event"] for line in log} == {"handler.process_ended"}
+
+
+async def test_a_process_that_lived_long_is_started_again_soon(
+    out: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    with capture_logs() as log:
+        async with open_exec_stream(command=program(ONCE, out), acknowledge=True) as handle:
+            for _ in range(3):
+                await handle(EVENTS[0])
+                mock_clock.jump(100)
+                for _ in range(2):
+                    with pytest.raises(Retry):
+                        await handle(EVENTS[1])
+                mock_clock.jump(1)
+    assert [line["restart_after"] for line in log] == [1.0, 1.0, 1.0]
+
+
+async def test_a_cancelled_call_ends_the_process_so_that_no_answer_is_taken_for_another(out: Path) -> None:
+    os.mkfifo(out)
+    text = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
+    async with open_exec_stream(command=program(text, out), acknowledge=True) as handle:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handle, EVENTS[0])
+            pid = int(await trio.Path(out).read_text())
+            nursery.cancel_scope.cancel()
+        with pytest.raises(Retry) as caught:
+            await handle(EVENTS[0])
+        assert caught.value.after is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_process_that_does_not_end_is_made_to(
+    out: Path, autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """The end of its input and SIGTERM leave it cold, so SIGKILL it is; 5 s after each, by the clock."""
+    os.mkfifo(out)
+    text = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
+    )
+    async with open_exec_stream(command=program(text, out)) as handle:
+        await handle(EVENTS[0])
+        with open(out) as ready:
+            pid = int(ready.read())
+        start = trio.current_time()
+    assert trio.current_time() - start == pytest.approx(10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("command", [[], ["no-such-program-anywhere"]])
+async def test_a_missing_program_is_an_error_at_the_start(command: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no program"):
+        async with open_exec_stream(command=command):
+            pytest.fail("it opened")
