@@ -13,7 +13,7 @@ from lxml import etree
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.ews.xml import excerpt, local_name, not_soap, read
+from listener.ews.xml import excerpt, local_name, read
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 MESSAGES = "http://schemas.microsoft.com/exchange/services/2006/messages"
@@ -73,8 +73,6 @@ def parse(content: bytes) -> etree._Element:
     root = read(content)
     body = child(root, "Body") if local_name(root) == "Envelope" else None
     if body is None:
-        if local_name(root) in ("html", "HTML"):
-            raise ExchangeError(not_soap(content))
         raise ExchangeError(Failure(code="NotSoap", text=f"an XML document of root {local_name(root)}"))
     if not len(body):
         raise ExchangeError(Failure(code="UnexpectedReply", text="an empty soap:Body"))

@@ -7,7 +7,7 @@ The rules:
 2. An envelope begins with a start tag whose local name is Envelope. It ends with the first end tag of just this
    name, prefix included: `</s:Envelope` can stand inside only in a comment or in CDATA, where no server puts it.
 3. An envelope is parsed when its last byte has come, and its signals are returned by that feed(), in the order of
-   the document. How the bytes are cut into chunks changes nothing.
+   the document. How the bytes are cut into chunks changes nothing of that.
 4. Each response message gives its Notifications that hold events, then its Failure if it is one, then Closed if
    that is its status. One that gives none of these is a Heartbeat: NoError with status OK, or a StatusEvent.
    Closed is not the end of the body.
