@@ -144,7 +144,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
         await first.until(b"</Envelope>")
 
 
-async def test_the_end_of_a_stream_and_the_next_request(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_end_of_a_stream_and_the_next_request() -> None:
     async with simulator() as running, connected(running) as wire:
         address, id_ = await wire.subscribe()
         body = envelope(stream_body([id_, "bm9uc2Vuc2U="]), impersonate=address)

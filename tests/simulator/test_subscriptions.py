@@ -1,14 +1,17 @@
 """The life of streams and subscriptions, as transcripts of what a client reads."""
 
+from base64 import b64decode
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lxml import etree
 
 from listener.simulator.mailstore import Mailbox
 from listener.simulator.replies import Failure
 from listener.simulator.settings import Limits, Settings, Wire
-from tests.simulator.client import NAMES, Client, M, code, envelopes, stream_body, subscribe_body
+from tests.simulator.client import NAMES, Client, M, T, code, envelopes, stream_body, subscribe_body
 from tests.xsd import validate, xsd_available
 
 ARRIVAL = ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
@@ -249,6 +252,38 @@ def test_several_subscriptions_share_an_envelope_now_and_then() -> None:
         sizes[len(list(root.iter(f"{{{M}}}Notification")))] += 1
     assert sum(size * count for size, count in sizes.items()) == len(client.mailboxes)
     assert max(sizes) > 1
+
+
+@given(st.lists(st.sampled_from(["arrive", "arrive", "read", "reopen", "hang up", "wait"]), max_size=30))
+def test_whoever_reads_each_stream_to_its_end_gets_each_event_once_and_in_order(actions: list[str]) -> None:
+    client = Client()
+    alice = client.mailboxes[0]
+    id_ = client.subscribe(alice)
+    reader = client.stream(alice, [id_], minutes=1)
+    seen = b""
+    for action in [*actions, "reopen"]:
+        if action == "arrive":
+            arrive(client, alice)
+        elif action == "read":
+            seen += reader.bytes()
+        elif action == "wait":
+            client.now += 50
+        else:
+            if action == "hang up":
+                # All that was taken arrived; what was not is still queued.
+                seen += reader.bytes()
+                reader.hang_up()
+            newer = client.stream(alice, [id_], minutes=1)
+            seen += reader.bytes()
+            reader.hang_up()
+            reader = newer
+    seen += reader.bytes()
+    keys = [element.get("ChangeKey") for root in envelopes(seen) for element in root.iter(f"{{{T}}}ItemId")]
+    numbers = [int.from_bytes(b64decode(key or "")[-6:], "big") for key in keys]
+    # Each arrival is two events of one item, CreatedEvent and NewMailEvent.
+    assert numbers == sorted(numbers)
+    assert numbers[::2] == numbers[1::2]
+    assert len(set(numbers)) == actions.count("arrive") == len(numbers) / 2
 
 
 @xsd_available
