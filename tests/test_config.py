@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ({"handlers": {"a": 1}}, "handlers.a: must be a table"),
         ({"stream": 1}, "stream: must be a table"),
         ({"groups": {"name": "x"}}, "groups: must be a list"),
+        ({"groups": [1]}, "groups[0]: must be a table"),
         ({"mailboxes": None}, "mailboxes: at least one mailbox is required: in addresses, in file or in [[groups]]"),
         ({"mailboxes": {"addresses": "a@b"}}, "mailboxes.addresses: must be a list"),
         ({"mailboxes": {"addresses": ["a@b.c", 1]}}, "mailboxes.addresses[1]: must be a text in quotes"),
@@ -393,6 +395,33 @@ class TestDurations:
         text = format_duration(seconds)
         assert "e" not in text
         assert parse_duration(text) == seconds
+
+
+VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["5s", "all", "a@b.c"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+KEYS = sorted(
+    {key for field in Config.model_fields.values() for key in getattr(field.annotation, "model_fields", {})}
+    | set(Config.model_fields)
+    | {"ews_url", "mailboxes_file", "use", "filter", "types"}
+)
+SECTIONS = st.dictionaries(
+    st.sampled_from(KEYS), VALUES | st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3), max_size=3
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(Config.model_fields)),
+        VALUES | SECTIONS | st.lists(SECTIONS, max_size=2),
+        max_size=4,
+    )
+)
+def test_whatever_stands_in_the_file_problems_are_told_and_nothing_breaks(sections: dict[str, Any]) -> None:
+    with suppress(ConfigError):  # any other exception is a failure
+        parse(document(**sections), HERE, {})
 
 
 def test_nothing_can_be_changed() -> None:

@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from listener.cli.check import check
+
+APP = typer.Typer()
+APP.command()(check)
+SECRET = "pl4nted-s3cret"
+GOOD = f"""
+[auth]
+user = "svc@example.com"
+password = "{SECRET}"
+[mailboxes]
+addresses = ["alice@example.com", "bob@example.com"]
+[[groups]]
+ews_url = "https://mail.example.com/EWS/Exchange.asmx"
+mailboxes = ["carol@example.com"]
+[handlers.all]
+use = "listener.handlers.log:open_log"
+[handlers.new]
+use = "listener.handlers.exec:open_exec"
+command = ["true"]
+filter.types = ["new_mail", "created"]
+"""
+BAD = GOOD.replace("bob@", "Alice@").replace("command", "comand").replace("user =", "usr =")
+WRONG = [
+    ("auth.usr", 'unknown key, did you mean "user"?'),
+    ("auth.user", "is required"),
+    ("mailboxes.addresses[1]", '"alice@example.com" stands already at mailboxes.addresses[0]'),
+    ("handlers.new.comand", '"listener.handlers.exec:open_exec" has no such option, did you mean "command"?'),
+    ("handlers.new.command", 'is required by "listener.handlers.exec:open_exec"'),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def run(*arguments: object, env: dict[str, str] | None = None) -> Any:
+    result = CliRunner().invoke(APP, [str(argument) for argument in arguments], env=env)
+    assert SECRET not in result.output
+    return result
+
+
+def test_a_good_configuration_is_summed_up(config: Path) -> None:
+    config.write_text(GOOD)
+    result = run("--config", config)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"{config} is good.",
+        "mailboxes: 3, 1 of them in 1 static group(s)",
+        "handler all (listener.handlers.log:open_log): every change",
+        "handler new (listener.handlers.exec:open_exec): types new_mail, created",
+    ]
+
+
+def test_every_problem_is_a_line_on_standard_error(config: Path) -> None:
+    config.write_text(BAD)
+    result = run("-c", config)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [f"error: {where}: {what}" for where, what in WRONG]
+
+
+def test_json_of_a_good_one(config: Path) -> None:
+    config.write_text(GOOD)
+    result = run("--config", config, "--json")
+    assert result.exit_code == 0
+    every = {"mailboxes": ["*"], "types": ["exchange.item.*", "exchange.folder.*"], "folders": ["*"]}
+    assert json.loads(result.stdout) == {
+        "ok": True,
+        "problems": [],
+        "mailboxes": 3,
+        "static_groups": 1,
+        "handlers": [
+            {"name": "all", "use": "listener.handlers.log:open_log", "filter": every},
+            {
+                "name": "new",
+                "use": "listener.handlers.exec:open_exec",
+                "filter": every | {"types": ["new_mail", "created"]},
+            },
+        ],
+    }
+
+
+def test_json_of_a_bad_one(config: Path) -> None:
+    config.write_text(BAD)
+    result = run("--config", config, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {
+        "ok": False,
+        "problems": [{"where": where, "what": what} for where, what in WRONG],
+        "mailboxes": None,
+        "static_groups": None,
+        "handlers": [],
+    }
+
+
+def test_where_the_file_is_looked_for(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parent)
+    assert run().stderr == "error: config.toml: cannot be read: No such file or directory\n"
+    config.write_text(GOOD)
+    assert run().stdout.startswith("config.toml is good.\n")
+    result = run(env={"EWS_LISTENER_CONFIG": "other.toml"})
+    assert result.stderr == "error: other.toml: cannot be read: No such file or directory\n"
+
+
+def test_its_import_is_light() -> None:
+    text = "import sys, listener.cli.check; print(*{'pydantic', 'trio', 'structlog', 'lxml'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
+    assert found.stdout == "\n"
