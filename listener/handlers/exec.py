@@ -68,7 +68,7 @@ async def _run(command: list[str], event: MailboxEvent) -> tuple[int, str]:
     async with trio.open_nursery() as reading:
         async with trio.open_nursery() as running:
             process: trio.Process = await running.start(start)
-            assert process.stderr is not None  # noqa: S101  (for the type checker)
+            assert process.stderr is not None
             reading.start_soon(keep_tail, process.stderr)
         reading.cancel_scope.deadline = trio.current_time() + _AFTER_EXIT
     return process.returncode or 0, tail.decode(errors="replace").strip()

@@ -74,7 +74,7 @@ class _Child:
         process = await self._running()
         whole = False
         try:
-            assert process.stdin is not None  # noqa: S101  (for the type checker)
+            assert process.stdin is not None
             await process.stdin.send_all(line)
             answer = await self._answer(process) if self._acknowledge else "ok"
             whole = True
@@ -91,7 +91,7 @@ class _Child:
         if process is None:
             return
         with trio.CancelScope(shield=True):
-            assert process.stdin is not None  # noqa: S101  (for the type checker)
+            assert process.stdin is not None
             await process.stdin.aclose()
             for urge in (process.terminate, process.kill):
                 with trio.move_on_after(_GRACE):
@@ -134,7 +134,7 @@ class _Child:
         self._wait *= 2
 
     async def _answer(self, process: trio.Process) -> str:
-        assert process.stdout is not None  # noqa: S101  (for the type checker)
+        assert process.stdout is not None
         while b"\n" not in self._answers:
             chunk = await process.stdout.receive_some()
             if not chunk:
