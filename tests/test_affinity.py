@@ -33,7 +33,10 @@ def test_more_than_two_hundred_mailboxes_make_more_groups() -> None:
 def test_groups_that_exist_are_filled_up_before_new_ones_are_made() -> None:
     old = groups([Placement(URL, "DAG1", f"user{n}@contoso.example") for n in (1, 3)], size=3)
     new = groups([Placement(URL, "DAG1", f"user{n}@contoso.example") for n in (2, 4)], size=3, existing=old)
-    assert [(g.name, [m[4] for m in g.mailboxes]) for g in new] == [("DAG1/1", ["1", "2", "3"]), ("DAG1/2", ["4"])]
+    assert [(g.name, [m[4] for m in g.mailboxes]) for g in new] == [
+        ("DAG1/1", ["1", "2", "3"]),
+        ("DAG1/2", ["4"]),
+    ]
 
 
 placements = st.lists(

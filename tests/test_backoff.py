@@ -10,7 +10,9 @@ def test_waits_grow_to_the_cap() -> None:
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1000)))
-def test_jitter_is_full_and_never_undercuts_what_the_server_told(n: int, dice: float, told: float | None) -> None:
+def test_jitter_is_full_and_never_undercuts_what_the_server_told(
+    n: int, dice: float, told: float | None
+) -> None:
     backoff = Backoff()
     wait = backoff.delay(n, dice, told)
     assert (told or 0) <= wait <= (told or 0) + backoff.longest(n)

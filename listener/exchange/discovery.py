@@ -16,6 +16,8 @@ import trio
 from listener.affinity import Placement
 from listener.errors import ExchangeError
 from listener.ews.autodiscover import (
+    POX_PATH,
+    Answer,
     Redirect,
     UserSettings,
     candidate_urls,
@@ -31,9 +33,6 @@ log = structlog.get_logger()
 
 USERS_A_REQUEST = 100
 MOST_REDIRECTS = 10
-POX_PATH = "/autodiscover/autodiscover.xml"
-
-Answer = UserSettings | Redirect | Failure
 
 
 class Autodiscover:
@@ -43,7 +42,9 @@ class Autodiscover:
     for, or knows nothing of, is placed at `ews_url` if that is given.
     """
 
-    def __init__(self, access: Access, *, version: str, url: str | None = None, ews_url: str | None = None) -> None:
+    def __init__(
+        self, access: Access, *, version: str, url: str | None = None, ews_url: str | None = None
+    ) -> None:
         self._access = access
         self._version = version
         self._url = url
@@ -81,7 +82,9 @@ class Autodiscover:
             return Placement(self._ews_url, "", mailbox)
         return answer
 
-    async def _ask(self, addresses: Mapping[str, str], url: str | None = None, hops: int = 0) -> dict[str, Answer]:
+    async def _ask(
+        self, addresses: Mapping[str, str], url: str | None = None, hops: int = 0
+    ) -> dict[str, Answer]:
         """Asks for mailboxes of one domain, each under the address that it is known by now."""
         domain = next(iter(addresses.values())).rpartition("@")[2]
         answers: dict[str, Answer] = {}
@@ -90,14 +93,18 @@ class Autodiscover:
         except ExchangeError as error:
             return dict.fromkeys(addresses, error.failure)
         for mailbox, address in addresses.items():
-            answer = told.get(address) or Failure(code="UnexpectedReply", text="Autodiscover left this mailbox out")
+            answer = told.get(address) or Failure(
+                code="UnexpectedReply", text="Autodiscover left this mailbox out"
+            )
             answers[mailbox] = answer
             if isinstance(answer, Redirect) and hops < MOST_REDIRECTS:
                 moved = {mailbox: answer.address or address}
                 answers |= await self._ask(moved, answer.url, hops + 1)
         return answers
 
-    async def _ask_somebody(self, url: str | None, domain: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
+    async def _ask_somebody(
+        self, url: str | None, domain: str, addresses: Sequence[str]
+    ) -> Mapping[str, Answer]:
         """The answers of the first endpoint that gives any. Raises ExchangeError if none does."""
         known = url or self._url or self._answering.get(domain)
         error = ExchangeError(Failure(code="NameNotResolved", text=f"no Autodiscover for {domain}"))
@@ -149,10 +156,20 @@ class Autodiscover:
             if urlsplit(target).scheme != "https":
                 raise ExchangeError(Failure(code="InsecureRedirect", text=f"{url} redirects to {target}"))
             url = target
-        raise ExchangeError(Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {url}"))
+        raise ExchangeError(
+            Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {url}")
+        )
 
 
 # The endpoint is there but does not speak this way, or it is not there at all.
-NOT_THIS_WAY = frozenset({"Http404", "Http405", "Http415", "Http500", "Http501", "NotSoap", "UnexpectedReply"})
-NOBODY_THERE = NOT_THIS_WAY | {"NameNotResolved", "ConnectFailed", "ConnectTimeout", "TlsFailed", "InsecureRedirect"}
+NOT_THIS_WAY = frozenset(
+    {"Http404", "Http405", "Http415", "Http500", "Http501", "NotSoap", "UnexpectedReply"}
+)
+NOBODY_THERE = NOT_THIS_WAY | {
+    "NameNotResolved",
+    "ConnectFailed",
+    "ConnectTimeout",
+    "TlsFailed",
+    "InsecureRedirect",
+}
 NOTHING_KNOWN = NOBODY_THERE | {"SettingIsNotAvailable"}
