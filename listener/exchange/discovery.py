@@ -92,38 +92,50 @@ class Autodiscover:
             told = await self._ask_somebody(url, domain, tuple(addresses.values()))
         except ExchangeError as error:
             return dict.fromkeys(addresses, error.failure)
+        moved: defaultdict[tuple[str | None, str], dict[str, str]] = defaultdict(dict)
         for mailbox, address in addresses.items():
-            answer = told.get(address) or Failure(
-                code="UnexpectedReply", text="Autodiscover left this mailbox out"
-            )
-            answers[mailbox] = answer
+            answers[mailbox] = answer = told[address]
             if isinstance(answer, Redirect) and hops < MOST_REDIRECTS:
-                moved = {mailbox: answer.address or address}
-                answers |= await self._ask(moved, answer.url, hops + 1)
+                known_by_now = answer.address or address
+                moved[answer.url, known_by_now.rpartition("@")[2].lower()][mailbox] = known_by_now
+        for (target, _domain), together in moved.items():
+            answers |= await self._ask(together, target, hops + 1)
         return answers
 
     async def _ask_somebody(
         self, url: str | None, domain: str, addresses: Sequence[str]
     ) -> Mapping[str, Answer]:
         """The answers of the first endpoint that gives any. Raises ExchangeError if none does."""
-        known = url or self._url or self._answering.get(domain)
-        error = ExchangeError(Failure(code="NameNotResolved", text=f"no Autodiscover for {domain}"))
-        for candidate in [known] if known else candidate_urls(domain):
-            for ask in (self._pox, self._soap) if candidate.endswith(".xml") else (self._soap, self._pox):
-                try:
-                    answers = await ask(candidate, addresses)
-                except ExchangeError as refused:
-                    error = refused
-                    log.debug("discovery.endpoint_failed", url=candidate, code=refused.failure.code)
-                    if refused.failure.code not in NOT_THIS_WAY:
-                        break
-                else:
-                    if url is None:
-                        self._answering[domain] = candidate
-                    return answers
-            if error.failure.code not in NOBODY_THERE:
-                break
-        raise error
+        errors: list[ExchangeError] = []  # one an endpoint
+        for candidate in self._candidates(url, domain):
+            try:
+                answers = await self._ask_either_way(candidate, addresses)
+            except ExchangeError as error:
+                errors.append(error)
+                if error.failure.code not in TRY_ANOTHER_HOST:
+                    break
+            else:
+                if url is None:
+                    self._answering[domain] = candidate
+                return answers
+        raise next((error for error in errors if error.failure.code not in NOTHING_KNOWN), errors[-1])
+
+    def _candidates(self, url: str | None, domain: str) -> list[str]:
+        if told := url or self._url:
+            return [told]
+        answering = self._answering.get(domain)
+        return list(dict.fromkeys([*([answering] if answering else ()), *candidate_urls(domain)]))
+
+    async def _ask_either_way(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
+        ways = (self._pox, self._soap) if url.endswith(".xml") else (self._soap, self._pox)
+        for ask in ways:
+            try:
+                return await ask(url, addresses)
+            except ExchangeError as error:
+                log.debug("discovery.endpoint_failed", url=url, code=error.failure.code)
+                if error.failure.code not in NOT_THIS_WAY or ask is ways[-1]:
+                    raise
+        raise AssertionError("the last way returns or raises")
 
     async def _soap(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
         body = get_user_settings(addresses, version=self._version, to_url=url)
@@ -165,11 +177,15 @@ class Autodiscover:
 NOT_THIS_WAY = frozenset(
     {"Http404", "Http405", "Http415", "Http500", "Http501", "NotSoap", "UnexpectedReply"}
 )
-NOBODY_THERE = NOT_THIS_WAY | {
+# At the mail domain itself there is often a website, which knows nothing of mail.
+TRY_ANOTHER_HOST = NOT_THIS_WAY | {
     "NameNotResolved",
     "ConnectFailed",
     "ConnectTimeout",
     "TlsFailed",
     "InsecureRedirect",
+    "Http401",
+    "Http403",
 }
-NOTHING_KNOWN = NOBODY_THERE | {"SettingIsNotAvailable"}
+# Http500 may pass, and Http401 is about the password: neither tells that there is no Autodiscover.
+NOTHING_KNOWN = TRY_ANOTHER_HOST - {"Http401", "Http500"} | {"SettingIsNotAvailable"}

@@ -1,0 +1,133 @@
+"""A small internet for tests: https hosts that answer by script, behind a CONNECT proxy, over real sockets."""
+
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+import h11
+import httpx
+import trio
+import trustme
+
+from listener.exchange.client import Access
+
+Transport = trio.SSLStream[trio.SocketStream]
+
+
+class Asked(NamedTuple):
+    """One request. Header names are in lower case."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Page(NamedTuple):
+    """One answer."""
+
+    status: int
+    body: bytes = b""
+    headers: Sequence[tuple[str, str]] = ()
+
+
+Answering = Callable[[Asked], Page]
+
+
+@cache
+def _authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@dataclass
+class Internet:
+    """`pages` has what answers at each https URL; another URL of a host that is there is a 404.
+
+    A host without pages cannot be connected to, one in `untrusted` has a certificate that nobody vouches for.
+    """
+
+    pages: dict[str, Answering | Page] = field(default_factory=dict)
+    untrusted: set[str] = field(default_factory=set)
+    asked: list[Asked] = field(default_factory=list)
+    connects: list[str] = field(default_factory=list)
+
+    @property
+    def urls(self) -> list[str]:
+        return [asked.url for asked in self.asked]
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            # The client may close without a farewell, or not like the certificate.
+            with suppress(trio.BrokenResourceError, h11.RemoteProtocolError):
+                await self._tunnel(stream)
+
+    async def _tunnel(self, stream: trio.SocketStream) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await stream.receive_some()
+        host = head.split()[1].decode().partition(":")[0]
+        self.connects.append(host)
+        if not any(httpx.URL(url).host == host for url in self.pages):
+            await stream.send_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+            return
+        await stream.send_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        vouching = trustme.CA() if host in self.untrusted else _authority()
+        vouching.issue_cert(host).configure_cert(context)
+        await self._answer(trio.SSLStream(stream, context, server_side=True, https_compatible=True), host)
+
+    async def _answer(self, stream: Transport, host: str) -> None:
+        http = h11.Connection(h11.SERVER)
+        events: deque[h11.Event] = deque()
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(bytes(await stream.receive_some()))
+                continue
+            assert isinstance(event, h11.Event)
+            if isinstance(event, h11.ConnectionClosed):
+                return
+            events.append(event)
+            if not isinstance(event, h11.EndOfMessage):
+                continue
+            request = events.popleft()
+            assert isinstance(request, h11.Request)
+            asked = Asked(
+                f"https://{host}{request.target.decode()}",
+                {name.decode(): value.decode() for name, value in request.headers},
+                b"".join(bytes(part.data) for part in events if isinstance(part, h11.Data)),
+            )
+            events.clear()
+            self.asked.append(asked)
+            page = self.pages.get(asked.url, Page(404))
+            if not isinstance(page, Page):
+                page = page(asked)
+            headers = [*page.headers, ("Content-Length", str(len(page.body)))]
+            sent: list[h11.Event] = [
+                h11.Response(status_code=page.status, headers=headers),
+                h11.Data(data=page.body),
+                h11.EndOfMessage(),
+            ]
+            await stream.send_all(b"".join(http.send(part) or b"" for part in sent))
+            http.start_next_cycle()
+
+
+@asynccontextmanager
+async def connected(internet: Internet) -> AsyncIterator[Access]:
+    """The way to that internet."""
+    context = ssl.create_default_context()
+    _authority().configure_trust(context)
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, internet.serve, listeners)
+        yield Access(
+            auth=httpx.BasicAuth("svc", "secret"),
+            requests=trio.CapacityLimiter(10),
+            user_agent="test/1",
+            tls=context,
+            proxy=f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}",
+        )
+        nursery.cancel_scope.cancel()

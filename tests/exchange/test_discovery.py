@@ -1,0 +1,395 @@
+"""Autodiscover against hosts that are written as a few lines of script."""
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from xml.sax.saxutils import escape
+
+import pytest
+import structlog.testing
+from lxml import etree
+
+from listener.affinity import Placement
+from listener.ews.codes import Failure
+from listener.exchange.discovery import Autodiscover
+from tests.exchange.internet import Answering, Asked, Internet, Page, connected
+
+A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
+POX_REQUEST = "http://schemas.microsoft.com/exchange/autodiscover/outlook/requestschema/2006"
+POX_OUTER = "http://schemas.microsoft.com/exchange/autodiscover/responseschema/2006"
+POX_INNER = "http://schemas.microsoft.com/exchange/autodiscover/outlook/responseschema/2006a"
+EWS = "https://mail.example.org/EWS/Exchange.asmx"
+FALLBACK = "https://fallback.example.org/EWS/Exchange.asmx"
+
+
+def soap_url(host: str) -> str:
+    return f"https://{host}/autodiscover/autodiscover.svc"
+
+
+def pox_url(host: str) -> str:
+    return f"https://{host}/autodiscover/autodiscover.xml"
+
+
+# --- what the endpoints say
+
+
+def users_of(asked: Asked) -> list[str]:
+    return [user.text or "" for user in etree.fromstring(asked.body).iter(f"{{{A}}}Mailbox")]
+
+
+def response(users: str, code: str = "NoError") -> bytes:
+    return (
+        '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>'
+        f'<GetUserSettingsResponseMessage xmlns="{A}"><Response><ErrorCode>{code}</ErrorCode><ErrorMessage/>'
+        f"<UserResponses>{users}</UserResponses></Response></GetUserSettingsResponseMessage></s:Body></s:Envelope>"
+    ).encode()
+
+
+def user(code: str = "NoError", target: str = "", message: str = "", **settings: str) -> str:
+    values = "".join(
+        f"<UserSetting><Name>{name}</Name><Value>{escape(value)}</Value></UserSetting>"
+        for name, value in settings.items()
+    )
+    return (
+        f"<UserResponse><ErrorCode>{code}</ErrorCode><ErrorMessage>{message}</ErrorMessage>"
+        f"<RedirectTarget>{escape(target)}</RedirectTarget><UserSettingErrors/>"
+        f"<UserSettings>{values}</UserSettings></UserResponse>"
+    )
+
+
+def at_home(_mailbox: str) -> str:
+    return user(ExternalEwsUrl=EWS, GroupingInformation="DAG1")
+
+
+def soap(tell: Callable[[str], str] = at_home) -> Answering:
+    """An endpoint that tells this of each mailbox."""
+    return lambda asked: Page(200, response("".join(map(tell, users_of(asked)))))
+
+
+def pox(tell: Callable[[str], str]) -> Answering:
+    def answer(asked: Asked) -> Page:
+        mailbox = etree.fromstring(asked.body).findtext(f".//{{{POX_REQUEST}}}EMailAddress") or ""
+        return Page(
+            200,
+            f'<Autodiscover xmlns="{POX_OUTER}"><Response xmlns="{POX_INNER}">{tell(mailbox)}</Response>'
+            "</Autodiscover>".encode(),
+        )
+
+    return answer
+
+
+def account(inside: str) -> str:
+    return f"<Account><AccountType>email</AccountType>{inside}</Account>"
+
+
+def pox_at_home(_mailbox: str) -> str:
+    return account(
+        f"<Action>settings</Action><Protocol><Type>EXPR</Type><EwsUrl>{EWS}</EwsUrl>"
+        "<GroupingInformation>DAG1</GroupingInformation></Protocol>"
+    )
+
+
+async def discovered(
+    internet: Internet, *mailboxes: str, url: str | None = None, ews_url: str | None = None
+) -> Mapping[str, Placement | Failure]:
+    async with connected(internet) as access:
+        autodiscover = Autodiscover(access, version="Exchange2013_SP1", url=url, ews_url=ews_url)
+        return await autodiscover.discover(mailboxes)
+
+
+async def code_of(internet: Internet, ews_url: str | None = None, url: str | None = None) -> str:
+    found = (await discovered(internet, "ann@example.org", ews_url=ews_url, url=url))["ann@example.org"]
+    assert isinstance(found, Failure), found
+    return found.code
+
+
+# --- who is asked, and what comes of it
+
+
+async def test_many_mailboxes_are_asked_for_a_hundred_at_a_time() -> None:
+    internet = Internet({soap_url("example.org"): soap()})
+    mailboxes = [f"user{n:03}@example.org" for n in range(250)]
+    found = await discovered(internet, *mailboxes)
+    assert found == {mailbox: Placement(EWS, "DAG1", mailbox) for mailbox in mailboxes}
+    batches = [users_of(asked) for asked in internet.asked]
+    assert sorted(map(len, batches)) == [50, 100, 100]
+    assert sorted(chain(*batches)) == mailboxes
+
+
+async def test_each_request_says_who_it_is_about_and_who_asks() -> None:
+    internet = Internet({soap_url("example.org"): Page(404), pox_url("example.org"): pox(pox_at_home)})
+    await discovered(internet, "ann@example.org", "bob@example.org")
+    assert [asked.headers["x-anchormailbox"] for asked in internet.asked] == [
+        "ann@example.org",  # the first of all whom the request over SOAP is about
+        "ann@example.org",
+        "bob@example.org",
+    ]
+    assert {asked.headers["authorization"] for asked in internet.asked} == {"Basic c3ZjOnNlY3JldA=="}
+    assert {asked.headers["content-type"] for asked in internet.asked} == {"text/xml; charset=utf-8"}
+
+
+async def test_each_mail_domain_is_asked_for_its_own() -> None:
+    internet = Internet({soap_url("example.org"): soap(), soap_url("example.net"): soap()})
+    await discovered(internet, "ann@example.org", "bob@example.net", "cat@example.org")
+    assert sorted((asked.url, users_of(asked)) for asked in internet.asked) == [
+        (soap_url("example.net"), ["bob@example.net"]),
+        (soap_url("example.org"), ["ann@example.org", "cat@example.org"]),
+    ]
+
+
+async def test_without_grouping_information_the_url_alone_groups() -> None:
+    internet = Internet({soap_url("example.org"): soap(lambda _: user(InternalEwsUrl=EWS))})
+    assert await discovered(internet, "ann@example.org") == {
+        "ann@example.org": Placement(EWS, "", "ann@example.org")
+    }
+
+
+async def test_the_outer_url_is_preferred() -> None:
+    both = user(InternalEwsUrl="https://inside.example.org/EWS", ExternalEwsUrl=EWS)
+    internet = Internet({soap_url("example.org"): soap(lambda _: both)})
+    found = (await discovered(internet, "ann@example.org"))["ann@example.org"]
+    assert isinstance(found, Placement)
+    assert found.ews_url == EWS
+
+
+async def test_a_mailbox_that_is_refused_harms_no_other() -> None:
+    def tell(mailbox: str) -> str:
+        return user("InvalidUser", message="no such user") if mailbox.startswith("bob") else at_home(mailbox)
+
+    internet = Internet({soap_url("example.org"): soap(tell)})
+    found = await discovered(
+        internet, "ann@example.org", "bob@example.org", "cat@example.org", ews_url=FALLBACK
+    )
+    assert found == {
+        "ann@example.org": Placement(EWS, "DAG1", "ann@example.org"),
+        "bob@example.org": Failure(code="InvalidUser", text="no such user"),
+        "cat@example.org": Placement(EWS, "DAG1", "cat@example.org"),
+    }
+
+
+# --- redirects
+
+
+async def test_another_address_is_asked_for_where_its_own_domain_lives() -> None:
+    internet = Internet(
+        {
+            soap_url("example.org"): soap(lambda _: user("RedirectAddress", "ann@tenant.example.net")),
+            soap_url("tenant.example.net"): soap(),
+        }
+    )
+    found = await discovered(internet, "ann@example.org")
+    assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+    assert [(asked.url, users_of(asked)) for asked in internet.asked] == [
+        (soap_url("example.org"), ["ann@example.org"]),
+        (soap_url("tenant.example.net"), ["ann@tenant.example.net"]),
+    ]
+    assert internet.asked[1].headers["x-anchormailbox"] == "ann@tenant.example.net"
+
+
+async def test_mailboxes_that_moved_together_are_asked_for_together() -> None:
+    def moved(mailbox: str) -> str:
+        name = mailbox.partition("@")[0]
+        return user("RedirectAddress", f"{name}@tenant.example.net")
+
+    internet = Internet({soap_url("example.org"): soap(moved), soap_url("tenant.example.net"): soap()})
+    mailboxes = [f"user{n:03}@example.org" for n in range(100)]
+    found = await discovered(internet, *mailboxes)
+    assert found == {mailbox: Placement(EWS, "DAG1", mailbox) for mailbox in mailboxes}
+    assert internet.urls == [soap_url("example.org"), soap_url("tenant.example.net")]
+
+
+async def test_another_url_is_asked_and_not_remembered_for_the_others() -> None:
+    elsewhere = soap_url("site2.example.org")
+
+    def tell(mailbox: str) -> str:
+        return user("RedirectUrl", elsewhere) if mailbox.startswith("bob") else at_home(mailbox)
+
+    site2 = user(ExternalEwsUrl="https://site2.example.org/EWS", GroupingInformation="DAG2")
+    internet = Internet({soap_url("example.org"): soap(tell), elsewhere: soap(lambda _: site2)})
+    async with connected(internet) as access:
+        autodiscover = Autodiscover(access, version="Exchange2013_SP1")
+        found = await autodiscover.discover(["ann@example.org", "bob@example.org"])
+        await autodiscover.discover(["cat@example.org"])
+    assert found["ann@example.org"] == Placement(EWS, "DAG1", "ann@example.org")
+    assert found["bob@example.org"] == Placement("https://site2.example.org/EWS", "DAG2", "bob@example.org")
+    assert internet.urls == [soap_url("example.org"), elsewhere, soap_url("example.org")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        soap(lambda _: user("RedirectAddress", "ann@example.org")),
+        soap(lambda _: user("RedirectUrl", soap_url("example.org"))),
+        Page(302, headers=[("Location", soap_url("example.org"))]),
+        Page(451, headers=[("X-MS-Location", soap_url("example.org"))]),
+    ],
+    ids=["RedirectAddress", "RedirectUrl", "302", "451"],
+)
+async def test_redirects_that_lead_nowhere_end_after_ten(answer: Answering | Page) -> None:
+    internet = Internet({soap_url("example.org"): answer})
+    assert await code_of(internet, ews_url=FALLBACK) == "TooManyRedirects"
+    assert len(internet.asked) == 11
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_of_http_is_followed_with_body_and_headers(status: int) -> None:
+    internet = Internet(
+        {
+            soap_url("example.org"): Page(status, headers=[("Location", soap_url("mail.example.org"))]),
+            soap_url("mail.example.org"): soap(),
+        }
+    )
+    found = await discovered(internet, "ann@example.org")
+    assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+    assert internet.asked[0].body == internet.asked[1].body
+    assert internet.asked[1].headers["x-anchormailbox"] == "ann@example.org"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        soap(lambda _: user("RedirectUrl", "http://plain.example.org/autodiscover/autodiscover.svc")),
+        Page(302, headers=[("Location", "http://plain.example.org/autodiscover/autodiscover.svc")]),
+    ],
+    ids=["RedirectUrl", "302"],
+)
+async def test_credentials_are_never_sent_in_the_clear(answer: Answering | Page) -> None:
+    internet = Internet({soap_url("example.org"): answer})
+    assert await code_of(internet, url=soap_url("example.org")) == "InsecureRedirect"
+    assert internet.connects == ["example.org"]
+
+
+# --- endpoints
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        Page(404),
+        Page(405),
+        Page(415),
+        Page(200, b"<html><title>Welcome</title></html>", [("Content-Type", "text/html")]),
+    ],
+    ids=["404", "405", "415", "200 with HTML"],
+)
+async def test_where_soap_is_not_there_pox_is_asked_for_each_mailbox(page: Page) -> None:
+    internet = Internet({soap_url("example.org"): page, pox_url("example.org"): pox(pox_at_home)})
+    found = await discovered(internet, "ann@example.org", "bob@example.org")
+    assert found == {name: Placement(EWS, "DAG1", name) for name in ("ann@example.org", "bob@example.org")}
+    assert internet.urls == [soap_url("example.org"), pox_url("example.org"), pox_url("example.org")]
+
+
+async def test_pox_refuses_one_mailbox_and_redirects_another() -> None:
+    def tell(mailbox: str) -> str:
+        match mailbox.partition("@")[0]:
+            case "bob":
+                return (
+                    '<Error Time="10:00" Id="1"><ErrorCode>500</ErrorCode><Message>unknown</Message></Error>'
+                )
+            case "cat":
+                return account("<Action>redirectAddr</Action><RedirectAddr>cat@example.net</RedirectAddr>")
+        return pox_at_home(mailbox)
+
+    internet = Internet({pox_url("example.org"): pox(tell), pox_url("example.net"): pox(pox_at_home)})
+    found = await discovered(internet, "ann@example.org", "bob@example.org", "cat@example.org")
+    assert found == {
+        "ann@example.org": Placement(EWS, "DAG1", "ann@example.org"),
+        "bob@example.org": Failure(code="Pox500", text="unknown"),
+        "cat@example.org": Placement(EWS, "DAG1", "cat@example.org"),
+    }
+
+
+async def test_a_configured_pox_endpoint_is_not_asked_for_soap() -> None:
+    internet = Internet({pox_url("example.org"): pox(pox_at_home)})
+    found = await discovered(internet, "ann@elsewhere.example", url=pox_url("example.org"))
+    assert found == {"ann@elsewhere.example": Placement(EWS, "DAG1", "ann@elsewhere.example")}
+    assert internet.urls == [pox_url("example.org")]
+
+
+@pytest.mark.parametrize(
+    "website",
+    [Page(404), Page(403), Page(401), Page(302, headers=[("Location", "http://www.example.org/")])],
+    ids=["404", "403", "401", "redirect to http"],
+)
+async def test_a_website_at_the_mail_domain_hides_no_autodiscover(website: Page) -> None:
+    site = {soap_url("example.org"): website, pox_url("example.org"): website}
+    internet = Internet({**site, soap_url("autodiscover.example.org"): soap()})
+    found = await discovered(internet, "ann@example.org")
+    assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+
+
+async def test_a_certificate_that_is_not_trusted_leads_on_to_the_next_host() -> None:
+    internet = Internet({soap_url("example.org"): soap(), soap_url("autodiscover.example.org"): soap()})
+    internet.untrusted.add("example.org")
+    assert isinstance((await discovered(internet, "ann@example.org"))["ann@example.org"], Placement)
+    assert internet.urls == [soap_url("autodiscover.example.org")]
+
+
+async def test_the_endpoint_that_answered_is_asked_first_the_next_time() -> None:
+    internet = Internet({soap_url("autodiscover.example.org"): soap()})
+    async with connected(internet) as access:
+        autodiscover = Autodiscover(access, version="Exchange2013_SP1")
+        await autodiscover.discover(["ann@example.org"])
+        await autodiscover.discover(["bob@example.org"])
+        assert internet.connects == ["example.org", "autodiscover.example.org", "autodiscover.example.org"]
+        # It moves to another host, and is found again.
+        internet.pages = {soap_url("example.org"): soap()}
+        found = await autodiscover.discover(["cat@example.org"])
+    assert found == {"cat@example.org": Placement(EWS, "DAG1", "cat@example.org")}
+
+
+# --- nobody there, and trouble that passes
+
+
+async def test_where_nobody_answers_the_configured_url_stands() -> None:
+    mailboxes = ["ann@example.org", "bob@example.org"]
+    found = await discovered(Internet(), *mailboxes, ews_url=FALLBACK)
+    assert found == {mailbox: Placement(FALLBACK, "", mailbox) for mailbox in mailboxes}
+
+
+async def test_where_nobody_answers_and_nothing_is_configured_it_is_a_failure() -> None:
+    internet = Internet()
+    with structlog.testing.capture_logs() as lines:
+        assert await code_of(internet) == "ConnectFailed"
+    assert internet.connects == ["example.org", "autodiscover.example.org"]
+    assert [(line["event"], line["url"]) for line in lines] == [
+        ("discovery.endpoint_failed", soap_url("example.org")),
+        ("discovery.endpoint_failed", soap_url("autodiscover.example.org")),
+    ]
+
+
+async def test_an_endpoint_that_names_no_url_leaves_it_to_the_configured_one() -> None:
+    internet = Internet({soap_url("example.org"): soap(lambda _: user(GroupingInformation="DAG1"))})
+    assert await code_of(internet) == "SettingIsNotAvailable"
+    assert await discovered(internet, "ann@example.org", ews_url=FALLBACK) == {
+        "ann@example.org": Placement(FALLBACK, "", "ann@example.org")
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "code", "wait"),
+    [
+        (Page(200, response("", "ServerBusy")), "ServerBusy", None),
+        (Page(200, response(user("ServerBusy"))), "ServerBusy", None),
+        (Page(200, response(user("InternalServerError"))), "InternalServerError", None),
+        (Page(503, headers=[("Retry-After", "30")]), "Http503", 30.0),
+        (Page(429, headers=[("Retry-After", "30")]), "Http429", 30.0),
+        (Page(502), "Http502", None),
+        (Page(500), "Http500", None),
+        (Page(401), "Http401", None),
+    ],
+)
+async def test_trouble_that_passes_is_no_reason_to_place_a_mailbox_elsewhere(
+    page: Page, code: str, wait: float | None
+) -> None:
+    internet = Internet({soap_url("example.org"): page, pox_url("example.org"): page})
+    found = (await discovered(internet, "ann@example.org", ews_url=FALLBACK))["ann@example.org"]
+    assert isinstance(found, Failure)
+    assert (found.code, found.wait) == (code, wait)
+
+
+async def test_an_answer_that_leaves_somebody_out_places_nobody() -> None:
+    """Users and answers are matched by nothing but their order."""
+    internet = Internet({soap_url("example.org"): Page(200, response(at_home("")))})
+    found = await discovered(internet, "ann@example.org", "bob@example.org")
+    assert all(isinstance(why, Failure) for why in found.values())
+    assert list(found) == ["ann@example.org", "bob@example.org"]
