@@ -1,0 +1,154 @@
+"""What the demo says of deliveries, held against what it says it says."""
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.demo.verdict import Key, LedgerLine, Verdict, compare, key_of, read_ledger
+from listener.event import MailboxEvent
+
+KINDS = {
+    "CreatedEvent": "created",
+    "ModifiedEvent": "modified",
+    "DeletedEvent": "deleted",
+    "MovedEvent": "moved",
+    "CopiedEvent": "copied",
+    "NewMailEvent": "new_mail",
+    "FreeBusyChangedEvent": "free_busy_changed",
+}
+
+
+def change(
+    time: float, item: str = "item", mailbox: str = "ann@x.example", kind: str = "ModifiedEvent"
+) -> LedgerLine:
+    return LedgerLine(
+        seq=0, time=time, mailbox=mailbox, kind=kind, item_id=item, parent_folder_id="inbox"
+    )  # fmt: skip
+
+
+def call(line: LedgerLine, after: float) -> tuple[Key, float]:
+    return line.key, line.time + after
+
+
+def test_nothing_happened() -> None:
+    assert compare([], []) == Verdict(0, 0, 0, 0, None, None)
+
+
+def test_what_was_delivered_once_each() -> None:
+    lines = [change(float(n), f"item{n}") for n in range(3)]
+    assert compare(lines, [call(line, 0.004) for line in lines]) == Verdict(3, 3, 0, 0, 4.0, 4.0)
+
+
+def test_what_was_not_delivered_is_lost() -> None:
+    lines = [change(1.0, "a"), change(2.0, "b"), change(3.0, "b")]
+    assert compare(lines, [call(lines[1], 0.01)]) == Verdict(3, 1, 0, 2, 10.0, 10.0)
+
+
+def test_what_was_delivered_again_or_never_happened_is_a_duplicate() -> None:
+    line = change(1.0)
+    stranger = change(1.0, "stranger")
+    again = [call(line, 0.01), call(line, 0.02), call(stranger, 0.01)]
+    assert compare([line], again) == Verdict(1, 3, 2, 0, 10.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        change(1.0, "other"),
+        change(1.0, mailbox="bob@x.example"),
+        change(1.0, kind="CreatedEvent"),
+        msgspec.structs.replace(change(1.0), item_id=None, folder_id="item"),
+        msgspec.structs.replace(change(1.0), parent_folder_id="sent"),
+    ],
+    ids=["thing", "mailbox", "kind", "folder for item", "parent"],
+)
+def test_a_delivery_belongs_to_its_own_change_only(other: LedgerLine) -> None:
+    assert compare([change(1.0)], [call(other, 0.01)]) == Verdict(1, 1, 1, 1, None, None)
+
+
+def test_the_kth_delivery_belongs_to_the_kth_such_change() -> None:
+    first, second, third = (change(time) for time in (1.0, 2.0, 3.0))
+    verdict = compare([third, first, second], [call(second, 0.020), call(third, 0.030), call(first, 0.010)])
+    assert verdict == Verdict(3, 3, 0, 0, 20.0, 30.0)
+
+
+def test_percentiles() -> None:
+    lines = [change(float(n), f"item{n}") for n in range(200)]
+    calls = [call(line, (n + 1) / 1000) for n, line in enumerate(lines)]
+    random.Random(1).shuffle(calls)
+    verdict = compare(lines, calls)
+    assert verdict.p50_ms == pytest.approx(101, abs=1)
+    assert verdict.p99_ms == pytest.approx(199, abs=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("item", "folder"), [("thing", None), (None, "thing")], ids=["item", "folder"])
+def test_a_ledger_line_and_its_event_have_one_key(kind: str, item: str | None, folder: str | None) -> None:
+    line = msgspec.structs.replace(change(1.0, kind=kind), item_id=item, folder_id=folder)
+    event = MailboxEvent(
+        type=f"exchange.{'item' if item else 'folder'}.{KINDS[kind]}",
+        mailbox="ann@x.example",
+        time="2026-01-01T00:00:00Z",
+        parent_folder_id="inbox",
+        item_id=item,
+        folder_id=folder,
+    )
+    assert key_of(event) == line.key
+
+
+def test_the_ledger_is_read_with_its_faults() -> None:
+    lines = [change(1.0, "a"), change(2.0, "b")]
+    fault = b'{"seq":3,"time":2.5,"mailbox":"ann@x.example","kind":"fault"}'
+    written = [msgspec.json.encode(lines[0]), fault, msgspec.json.encode(lines[1])]
+    assert read_ledger(written) == (lines, 1)
+
+
+# --- properties
+
+changes = st.lists(
+    st.builds(
+        change,
+        time=st.floats(0, 1000),
+        item=st.sampled_from("abc"),
+        mailbox=st.sampled_from(["ann@x.example", "bob@x.example"]),
+        kind=st.sampled_from(["CreatedEvent", "ModifiedEvent"]),
+    ),
+    max_size=30,
+)
+
+
+@given(changes, st.data())
+def test_whatever_is_missing_is_lost_and_whatever_is_too_much_a_duplicate(
+    lines: list[LedgerLine], data: st.DataObject
+) -> None:
+    copies = data.draw(st.lists(st.integers(0, 3), min_size=len(lines), max_size=len(lines)))
+    # One thing changes once here, so that each delivery has one change that it can belong to.
+    lines = [msgspec.structs.replace(line, item_id=f"{line.item_id}{n}") for n, line in enumerate(lines)]
+    calls = [call(line, 0.01) for line, count in zip(lines, copies, strict=True) for _ in range(count)]
+    verdict = compare(lines, data.draw(st.permutations(calls)))
+    assert verdict.generated == len(lines)
+    assert verdict.delivered == sum(copies)
+    assert verdict.lost == copies.count(0)
+    assert verdict.duplicates == sum(max(0, count - 1) for count in copies)
+
+
+@given(changes, changes)
+def test_the_books_balance(lines: list[LedgerLine], others: list[LedgerLine]) -> None:
+    verdict = compare(lines, [call(line, 0.01) for line in others])
+    assert verdict.generated - verdict.lost == verdict.delivered - verdict.duplicates
+    assert 0 <= verdict.lost <= verdict.generated
+    assert 0 <= verdict.duplicates <= verdict.delivered
+    assert (verdict.p50_ms is None) == (verdict.lost == verdict.generated)
+
+
+@given(changes, st.floats(0, 5))
+def test_a_delivery_that_is_late_by_as_much_for_all_is_late_by_that(
+    lines: list[LedgerLine], delay: float
+) -> None:
+    verdict = compare(lines, [call(line, delay) for line in reversed(lines)])
+    assert (verdict.lost, verdict.duplicates) == (0, 0)
+    if lines:
+        assert verdict.p50_ms == verdict.p99_ms == pytest.approx(1000 * delay, abs=0.1)

@@ -1,0 +1,237 @@
+"""The roster on a virtual clock, with an Autodiscover and with groups that are written as a few lines of script."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog.testing
+import trio
+import trio.testing
+
+from listener.affinity import Group, Placement
+from listener.backoff import Backoff
+from listener.ews.codes import Failure
+from listener.group import Joined, Outcome, Stop
+from listener.roster import Roster
+
+EWS = "https://mail.example/EWS"
+UNKNOWN = Failure(code="InvalidUser", text="no such user")
+
+
+def at(place: str, *mailboxes: str) -> tuple[Placement, ...]:
+    return tuple(Placement(EWS, place, mailbox) for mailbox in mailboxes)
+
+
+@dataclass
+class Runner:
+    """Stands where a GroupRunner does: lives until it is told to stop, and for `farewell` seconds more."""
+
+    group: Group
+    farewell: float
+    told: list[Outcome] = field(default_factory=list)
+    ended: bool = False
+    mailboxes_streaming: int = 0
+    _stop: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self, outcome: Outcome) -> None:
+        self.told.append(outcome)
+        if isinstance(outcome, Stop):
+            self._stop.set()
+
+    async def run(self) -> None:
+        await self._stop.wait()
+        await trio.sleep(self.farewell)
+        self.ended = True
+
+
+@dataclass
+class Directory:
+    """Stands where Autodiscover does: `places` may change while time passes; an answer takes `delay` seconds."""
+
+    places: dict[str, Placement | Failure] = field(default_factory=dict)
+    delay: float = 0.1
+    asked: list[tuple[float, list[str]]] = field(default_factory=list)
+
+    def move_in(self, *placements: Placement) -> None:
+        self.places |= {place.mailbox: place for place in placements}
+
+    async def discover(self, mailboxes: Sequence[str], /) -> dict[str, Placement | Failure]:
+        self.asked.append((round(trio.current_time()), list(mailboxes)))
+        await trio.sleep(self.delay)
+        return {mailbox: self.places.get(mailbox, UNKNOWN) for mailbox in mailboxes}
+
+
+@dataclass
+class Run:
+    roster: Roster
+    runners: list[Runner]
+    ended: Callable[[], bool]
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        return {runner.group.name: runner.group.mailboxes for runner in self.runners}
+
+
+@asynccontextmanager
+async def running(
+    directory: Directory,
+    *sought: str,
+    known: tuple[Placement, ...] = (),
+    group_size: int = 200,
+    farewell: float = 0.0,
+) -> AsyncIterator[Run]:
+    runners: list[Runner] = []
+    ended = False
+
+    def new_runner(group: Group) -> Any:
+        runners.append(Runner(group, farewell))
+        return runners[-1]
+
+    roster = Roster(
+        known=known,
+        sought=sought,
+        discovery=directory,
+        new_runner=new_runner,
+        group_size=group_size,
+        retry=Backoff(first=60, factor=2, cap=3600),
+    )
+
+    async def run() -> None:
+        nonlocal ended
+        await roster.run()
+        ended = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield Run(roster, runners, lambda: ended)
+        nursery.cancel_scope.cancel()
+
+
+def told(lines: Sequence[Any], name: str) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if key not in ("event", "log_level")}
+        for line in lines
+        if line["event"] == name
+    ]
+
+
+async def test_each_place_gets_groups_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob", "cat"), *at("DAG2", "dan"))
+    async with running(directory, "dan", "cat", "bob", "ann", group_size=2) as run:
+        await trio.sleep(1)
+        assert run.groups == {"DAG1/1": ("ann", "bob"), "DAG1/2": ("cat",), "DAG2/1": ("dan",)}
+        assert list(run.roster.runners) == list(run.groups)
+        assert run.roster.mailboxes == 4
+        run.runners[0].mailboxes_streaming, run.runners[2].mailboxes_streaming = 2, 1
+        assert run.roster.streaming == 3
+        await trio.sleep(100_000)
+    assert len(directory.asked) == 1
+
+
+async def test_what_the_configuration_places_runs_before_anything_is_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=1000)
+    async with running(directory, "cat", known=at("site", "ann", "bob")) as run:
+        await trio.sleep(1)
+        assert run.groups == {"site/1": ("ann", "bob")}
+        assert run.roster.mailboxes == 3
+
+
+async def test_nobody_is_asked_where_nobody_is_sought(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    async with running(directory, known=at("site", "ann")) as run:
+        await trio.sleep(100_000)
+        assert run.groups == {"site/1": ("ann",)}
+        assert not run.ended()
+    assert directory.asked == []
+
+
+async def test_who_is_found_later_joins_a_group_with_room(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "bob", "cat", "dan"))
+    async with running(directory, "ann", "bob", "cat", "dan", group_size=2) as run:
+        await trio.sleep(30)
+        assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("dan",)}
+        assert run.roster.missing == {"ann": UNKNOWN}
+        directory.move_in(*at("DAG1", "ann"))
+        await trio.sleep(60)
+        assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann", "dan")}
+        assert [runner.told for runner in run.runners] == [[], [Joined(("ann", "dan"))]]
+        assert run.roster.missing == {}
+    assert [mailboxes for _, mailboxes in directory.asked] == [["ann", "bob", "cat", "dan"], ["ann"]]
+
+
+async def test_who_is_found_later_and_finds_no_room_gets_a_new_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "bob", "cat"))
+    async with running(directory, "ann", "bob", "cat", "dan", group_size=2) as run:
+        await trio.sleep(30)
+        directory.move_in(*at("DAG1", "ann"), *at("DAG2", "dan"))
+        await trio.sleep(60)
+        assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann",), "DAG2/1": ("dan",)}
+        assert run.runners[0].told == []
+
+
+async def test_the_missing_are_sought_more_and_more_slowly(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory(delay=0)
+    async with running(directory, "ann"):
+        await trio.sleep(20_000)
+    assert [time for time, _ in directory.asked] == [
+        0, 60, 180, 420, 900, 1860, 3780, 7380, 10980, 14580, 18180,
+    ]  # fmt: skip
+
+
+async def test_a_missing_mailbox_is_told_once_until_the_reason_changes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann", "bob", "cat"):
+            await trio.sleep(1000)
+            directory.places["bob"] = Failure(code="RedirectUrl")
+            await trio.sleep(10_000)
+    assert told(lines, "discovery.failed") == [
+        {"mailbox": "bob", "code": "InvalidUser", "text": "no such user"},
+        {"mailbox": "cat", "code": "InvalidUser", "text": "no such user"},
+        {"mailbox": "bob", "code": "RedirectUrl", "text": ""},
+    ]
+    assert told(lines, "discovery.found")[0] == {"mailboxes": 1, "missing": 2, "codes": {"InvalidUser": 2}}
+
+
+async def test_stop_tells_every_group_and_waits_for_all(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"), *at("DAG2", "bob"))
+    async with running(directory, "ann", "bob", farewell=5) as run:
+        await trio.sleep(10)
+        run.roster.stop(unsubscribe=False)
+        await trio.sleep(4)
+        assert not run.ended()
+        await trio.sleep(2)
+        assert run.ended()
+        assert [runner.told for runner in run.runners] == [[Stop(unsubscribe=False)]] * 2
+        assert all(runner.ended for runner in run.runners)
+
+
+async def test_stop_while_autodiscover_is_asked(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory(delay=1000)
+    async with running(directory, "cat", known=at("site", "ann"), farewell=1) as run:
+        await trio.sleep(10)
+        run.roster.stop(unsubscribe=True)
+        await trio.sleep(2)
+        assert run.ended()
+        assert [(runner.told, runner.ended) for runner in run.runners] == [([Stop(unsubscribe=True)], True)]
+
+
+async def test_stop_between_two_searches(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Directory(), "ann") as run:
+        await trio.sleep(10)
+        run.roster.stop(unsubscribe=True)
+        await trio.sleep(1)
+        assert run.ended()
+        assert run.runners == []
