@@ -62,6 +62,9 @@ class Lane:
     _queue: deque[MailboxEvent] = field(default_factory=deque)
     _more: trio.Event = field(default_factory=trio.Event)
     _idle: trio.Event = field(default_factory=trio.Event)
+    _ended: trio.Event = field(default_factory=trio.Event)
+    _pause: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _finishing: trio.Event = field(default_factory=trio.Event)
     _overflowing: bool = False
 
     @property
@@ -87,19 +90,23 @@ class Lane:
             self._overflowing = False
             log.warning("handler.overflow_ended", handler=self.source.name, not_delivered=self.overflowed)
 
-    async def drained(self) -> None:
-        """Returns when the queue is empty."""
+    async def finish(self) -> None:
+        """Returns when the queue is empty and the handler has been closed; run() is over by then."""
         while self._queue:
             self._idle = trio.Event()
             await self._idle.wait()
+        self._finishing.set()
+        self._more.set()
+        self._pause.cancel()
+        await self._ended.wait()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Opens the handler and feeds it until cancelled; a handler whose context breaks is opened again.
+        """Opens the handler and feeds it until finish(); a handler whose context breaks is opened again.
 
         Raises ConfigError if it cannot be opened the first time.
         """
         name, started, failures = self.source.name, False, 0
-        while True:
+        while not self._finishing.is_set():
             delivered = self.delivered
             try:
                 async with self.source.open() as handler:
@@ -115,9 +122,13 @@ class Lane:
                 failures = 1 if self.delivered > delivered else failures + 1
                 log.error("handler.broken", handler=name, failures=failures, exc_info=error)
             else:
+                if self._finishing.is_set():
+                    break
                 failures += 1
                 log.error("handler.broken", handler=name, failures=failures)
-            await trio.sleep(self.patience.retry.longest(failures))
+            with trio.CancelScope() as self._pause:
+                await trio.sleep(self.patience.retry.longest(failures))
+        self._ended.set()
 
     async def _feed(self, handler: Handler) -> None:
         while True:
@@ -125,6 +136,8 @@ class Lane:
                 await self._deliver(handler, self._queue[0])
                 self._queue.popleft()
             self._idle.set()
+            if self._finishing.is_set():
+                return
             self._more = trio.Event()
             await self._more.wait()
 
@@ -171,17 +184,21 @@ class Delivery:
             lane.offer(batch)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Opens all handlers, in order, then feeds them until cancelled. Raises ConfigError as Lane.run() does."""
+        """Opens all handlers, in order, then feeds them until drain(). Raises ConfigError as Lane.run() does."""
         async with trio.open_nursery() as nursery:
             for lane in self.lanes:
                 await nursery.start(lane.run)
             task_status.started()
 
     async def drain(self, grace: float) -> None:
-        """Waits until the handlers have finished what is queued, `grace` seconds at most."""
+        """Waits until the handlers have finished what is queued and are closed, `grace` seconds at most.
+
+        What is left then ends when run() is cancelled.
+        """
         with trio.move_on_after(grace):
-            for lane in self.lanes:
-                await lane.drained()
+            async with trio.open_nursery() as nursery:
+                for lane in self.lanes:
+                    nursery.start_soon(lane.finish)
         for lane in self.lanes:
             log.info(
                 "handler.stopped",

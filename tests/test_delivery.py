@@ -168,10 +168,10 @@ async def test_a_full_queue_holds_nobody_up_and_the_log_counts(
             await nursery.start(delivery.run)
             await delivery.publish([event(n) for n in range(5)])
             await delivery.publish([event(n) for n in range(5, 7)])
-            await delivery.drain(100)
+            await trio.sleep(100)
             await delivery.publish([event(9)])
-            nursery.cancel_scope.cancel()
-    assert slow.handled == ["0", "1"]
+            await delivery.drain(100)
+    assert slow.handled == ["0", "1", "9"]
     assert len(good.handled) == 8
     overflow = [line for line in lines if line["event"].startswith("handler.overflow")]
     assert [(line["event"], line["handler"]) for line in overflow] == [
@@ -237,3 +237,71 @@ async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: tr
             await delivery.drain(10)
     (stopped,) = (line for line in lines if line["event"] == "handler.stopped")
     assert (stopped["delivered"], stopped["not_delivered"]) == (3, 2)
+
+
+async def test_a_handler_is_closed_in_peace_while_another_hangs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whoever flushes at the end needs to await, which a cancelled task cannot."""
+
+    class Flushing(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                yield handle
+            await trio.sleep(2)
+            self.handled.append("flushed")
+
+    async def hang(_: MailboxEvent) -> None:
+        await trio.sleep_forever()
+
+    hanging, flushing = Plugin(hang, name="hanging"), Flushing()
+    with structlog.testing.capture_logs() as lines:
+        async with running(hanging, flushing) as delivery:
+            await delivery.publish([event(1)])
+            begun = trio.current_time()
+            await delivery.drain(10)
+            assert trio.current_time() - begun == 10
+    assert (flushing.handled, flushing.closed) == (["1", "flushed"], 1)
+    assert hanging.closed == 1
+    assert not [line for line in lines if line["event"] == "handler.broken"]
+
+
+async def test_a_handler_that_waits_to_be_opened_again_does_not_hold_up_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Ending(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                if self.opened > 1:
+                    raise OSError("the server is gone")
+                with trio.move_on_after(5):
+                    yield handle
+
+    ending = Ending()
+    async with running(ending) as delivery:
+        await trio.sleep(1000)
+        begun = trio.current_time()
+        await delivery.drain(100)
+        assert trio.current_time() == begun
+    assert ending.closed == ending.opened
+
+
+async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Failing(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                yield handle
+            raise OSError("cannot flush")
+
+    failing = Failing()
+    with structlog.testing.capture_logs() as lines:
+        async with running(failing) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    assert (failing.opened, failing.handled) == (1, ["1"])
+    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
