@@ -28,13 +28,19 @@ class Group:
     """Mailboxes that share one connection, sorted by address: the first is the anchor.
 
     `name` is what logs call the group: GroupingInformation (or the server's name where there is none) and a
-    number.
+    number. A group that is `closed` was set apart, and nobody joins it.
     """
 
     name: str
     ews_url: str
     grouping_information: str
     mailboxes: tuple[str, ...]
+    closed: bool = False
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What its mailboxes have in common."""
+        return self.ews_url, self.grouping_information
 
 
 def groups(
@@ -45,16 +51,37 @@ def groups(
     Those `existing` come first and keep their mailboxes; they are filled up before new ones are made.
     """
     found = list(existing)
-    for (url, information), members in groupby(sorted(set(placements)), key=lambda place: place[:2]):
-        label = information or urlsplit(url).hostname or url
-        mailboxes = [place.mailbox for place in members]
+    for place, members in groupby(sorted(set(placements)), key=lambda placement: placement[:2]):
+        mailboxes = [placement.mailbox for placement in members]
         for at, group in enumerate(found):
-            if (group.ews_url, group.grouping_information) == (url, information):
+            if group.place == place and not group.closed:
                 room = max(0, size - len(group.mailboxes))
                 together = sorted({*group.mailboxes, *mailboxes[:room]})
                 found[at] = replace(group, mailboxes=tuple(together))
                 mailboxes = mailboxes[room:]
-        number = sum(group.name.rpartition("/")[0] == label for group in found)
-        for count, start in enumerate(range(0, len(mailboxes), size), number + 1):
-            found.append(Group(f"{label}/{count}", url, information, tuple(mailboxes[start : start + size])))
+        for start in range(0, len(mailboxes), size):
+            found.append(Group(_name(place, found), *place, tuple(mailboxes[start : start + size])))
     return tuple(found)
+
+
+def without(existing: Sequence[Group], mailboxes: Iterable[str]) -> tuple[Group, ...]:
+    """The groups after these mailboxes have left; a group that nobody is left in is gone."""
+    gone = set(mailboxes)
+    left = (
+        replace(group, mailboxes=tuple(m for m in group.mailboxes if m not in gone)) for group in existing
+    )
+    return tuple(group for group in left if group.mailboxes)
+
+
+def separated(existing: Sequence[Group], group: Group, mailboxes: Iterable[str]) -> tuple[Group, ...]:
+    """The groups after these mailboxes have left `group` for one of their own, which comes last."""
+    alone = tuple(sorted(mailboxes))
+    left = without(existing, alone)
+    return (*left, Group(_name(group.place, existing), *group.place, alone, closed=True))
+
+
+def _name(place: tuple[str, str], existing: Sequence[Group]) -> str:
+    url, information = place
+    label = information or urlsplit(url).hostname or url
+    numbers = [int(number) for of, _, number in (g.name.rpartition("/") for g in existing) if of == label]
+    return f"{label}/{max(numbers, default=0) + 1}"

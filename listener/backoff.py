@@ -1,4 +1,8 @@
-"""How long to wait after the n-th failure in a row: capped exponential back-off with full jitter."""
+"""How long to wait after the n-th failure in a row: capped exponential back-off with full jitter.
+
+Once the waits have reached their cap, a wait is at least half of it: full jitter alone would now and then ask a
+server that has been down for an hour twice within seconds.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +23,9 @@ class Backoff:
     def delay(self, failures: int, dice: float, told: float | None = None) -> float:
         """Seconds to wait: what the server told us, if it did, plus a part of the back-off.
 
-        `dice` lies in [0, 1] and spreads clients that failed together over the whole time (full jitter). It is
-        added to what the server told, not taken from it: a server that says 30 s means at least 30 s.
+        `dice` lies in [0, 1] and spreads clients that failed together over the whole time. It is added to what the
+        server told, not taken from it: a server that says 30 s means at least 30 s.
         """
-        return (told or 0.0) + dice * self.longest(failures)
+        longest = self.longest(failures)
+        least = self.cap / 2 if longest == self.cap > self.first else 0.0
+        return (told or 0.0) + least + dice * (longest - least)

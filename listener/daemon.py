@@ -20,11 +20,12 @@ from listener.delivery import Delivery, Lane, Patience, Source
 from listener.ews.events import EventKind
 from listener.ews.subscription import FolderRef
 from listener.exchange import auth
+from listener.exchange.budget import Budget
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
 from listener.roster import Roster
-from listener.supervisor import GroupRunner, Wish
+from listener.supervisor import GroupRunner, Registry, Wish
 
 log = structlog.get_logger()
 
@@ -54,6 +55,7 @@ class Daemon:
             new_runner=self._new_runner,
             group_size=config.affinity.group_size,
             retry=self.policy.parked,
+            refresh=config.affinity.refresh,
         )
 
     async def run(self, stop: trio.Event) -> None:
@@ -66,17 +68,43 @@ class Daemon:
             await handlers.start(self.delivery.run)
             async with trio.open_nursery() as groups:
                 groups.start_soon(self.roster.run)
-                await stop.wait()
+                async with trio.open_nursery() as meanwhile:
+                    meanwhile.start_soon(self._tell_progress)
+                    await stop.wait()
+                    meanwhile.cancel_scope.cancel()
                 log.info("listener.stopping", grace=self.config.shutdown.grace)
                 self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
             await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         log.info("listener.stopped")
 
-    def _new_runner(self, group: Group) -> GroupRunner:
+    async def _tell_progress(self) -> None:
+        """Thousands of mailboxes take their time to come back: the log says how far they are."""
+        told = 0
+        while True:
+            await trio.sleep(PROGRESS)
+            streaming, mailboxes = self.roster.streaming, self.roster.mailboxes
+            if streaming != told or streaming < mailboxes - self.roster.parked - len(self.roster.missing):
+                log.info(
+                    "listener.progress",
+                    streaming=streaming,
+                    mailboxes=mailboxes,
+                    groups=len(self.roster.runners),
+                    parked=self.roster.parked,
+                    missing=len(self.roster.missing),
+                    concurrency=self.access.budget.limit,
+                    pause=round(self.access.budget.pause, 3),
+                )
+                told = streaming
+
+    def _new_runner(self, group: Group, registry: Registry) -> GroupRunner:
         client = ExchangeClient(group.ews_url, self.access)
         state = GroupState.start(group.mailboxes, self.policy)
-        return GroupRunner(group, client, self.wish, self.delivery.publish, state)
+        return GroupRunner(group, client, self.wish, self.delivery.publish, registry, state)
+
+
+# Seconds between two lines of progress.
+PROGRESS = 10.0
 
 
 def access(config: Config) -> Access:
@@ -84,7 +112,7 @@ def access(config: Config) -> Access:
     exchange = config.exchange
     return Access(
         auth=auth.build(config.auth),
-        requests=trio.CapacityLimiter(exchange.concurrency),
+        budget=Budget(exchange.concurrency),
         user_agent=exchange.user_agent,
         tls=tls(exchange.ca_file),
         proxy=None if exchange.proxy is None else exchange.proxy.get_secret_value(),

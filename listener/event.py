@@ -6,12 +6,13 @@ from urllib.parse import quote
 import msgspec
 
 
-class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One change that Exchange reported in one mailbox.
 
     `type` is the CloudEvents type: `exchange.item.created`, `exchange.folder.modified`, … (docs/EVENTS.md lists
     all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent.
-    Ids are Exchange's own opaque, case-sensitive ids. A field that the server did not send is None.
+    Ids are Exchange's own opaque, case-sensitive ids. `reason` is for the listener's own events
+    (`exchange.listener.parked`, …). A field that there is nothing to say in is None.
     """
 
     type: str
@@ -25,14 +26,15 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     old_folder_id: str | None = None
     old_parent_folder_id: str | None = None
     unread_count: int | None = None
+    reason: str | None = None
 
     @property
     def id(self) -> str:
         """32 hexadecimal digits, the same for the same report: a repeat can be recognised by it.
 
-        It is a digest of all fields, so two reports that differ in nothing have one id.
+        It is a digest of all fields that are there, so two reports that differ in nothing have one id.
         """
-        return blake2b(_ENCODE(msgspec.structs.astuple(self)), digest_size=16).hexdigest()
+        return blake2b(_ENCODE(self), digest_size=16).hexdigest()
 
     @property
     def source(self) -> str:

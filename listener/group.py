@@ -12,14 +12,19 @@ The rules:
    the pause before the next one grows.
 4. Who cannot be subscribed holds nobody up: the others stream, the refused mailbox waits for its own `due` time
    and is subscribed beside the running stream, which is then replaced by one that carries it too.
-5. Nothing new is asked of the server while the group is paused; a stream that is open stays open.
+5. A mailbox that seems to live elsewhere is asked for with Autodiscover before it is subscribed again, and leaves
+   if it does.
+6. A subscription that fails again and again in company leaves for a group of its own. If the server refuses the
+   connection as a whole again and again, half of the mailboxes leave: so a bad one ends up alone, and where a
+   connection may serve one user only, everybody does.
+7. Nothing new is asked of the server while the group is paused; a stream that is open stays open.
 
 Times are seconds on one monotonic clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from listener.backoff import Backoff
@@ -60,7 +65,21 @@ class Unsubscribe:
     anchor: str
 
 
-Action = Subscribe | Stream | Wait | Unsubscribe
+@dataclass(frozen=True, slots=True)
+class Discover:
+    """Ask where these mailboxes live now."""
+
+    mailboxes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Separate:
+    """Give these mailboxes a group, and so a connection, of their own."""
+
+    mailboxes: tuple[str, ...]
+
+
+Action = Subscribe | Stream | Wait | Unsubscribe | Discover | Separate
 
 # --- outcomes: what came of it
 
@@ -87,6 +106,28 @@ class Waited:
 
 
 @dataclass(frozen=True, slots=True)
+class Discovered:
+    """What a Discover came to: who has left for another group, and whose place could not be told."""
+
+    gone: tuple[str, ...] = ()
+    unknown: tuple[tuple[str, Failure], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Separated:
+    """A Separate is over: these mailboxes have left."""
+
+    mailboxes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """These mailboxes may have moved."""
+
+    mailboxes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """Mailboxes are to be added to the group."""
 
@@ -105,23 +146,28 @@ class Unsubscribed:
     """An Unsubscribe is over, whatever came of it."""
 
 
-Outcome = Subscribed | StreamEnded | Waited | Joined | Stop | Unsubscribed
+Outcome = Subscribed | StreamEnded | Waited | Discovered | Separated | Doubted | Joined | Stop | Unsubscribed
 
 # --- the state
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The patience of a group; seconds."""
+    """The patience of a group; seconds, and how many failures in a row are too many to go on in company."""
 
     backoff: Backoff = Backoff()
-    parked: Backoff = Backoff(first=60.0, cap=3600.0)
-    settled: float = 30.0
+    parked: Backoff = Backoff(first=15.0, cap=3600.0)
+    settled: float = 10.0
+    strikes: int = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One mailbox of the group. Without a subscription it is asked for at `due`; `failure` is why it has none."""
+    """One mailbox of the group.
+
+    Without a subscription it is asked for at `due`; `failure` is why it has none. `parked`: only the operator can
+    help. `astray`: its place must be asked for first. `leaving`: it is on its way to a group of its own.
+    """
 
     mailbox: str
     subscription: str | None = None
@@ -129,6 +175,8 @@ class Member:
     due: float = 0.0
     failure: Failure | None = None
     parked: bool = False
+    astray: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +187,12 @@ class GroupState:
     anchor: str
     policy: Policy = Policy()
     failures: int = 0  # of the connection, in a row
+    refusals: int = 0  # of the connection as a whole, for no reason of its own, in a row
     paused_until: float | None = None
     subscribe: Subscribe | None = None
     stream: Stream | None = None
+    discover: Discover | None = None
+    separate: Separate | None = None
     unsubscribe: Unsubscribe | None = None
     stopping: bool = False
 
@@ -153,9 +204,10 @@ class GroupState:
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """What is to be going on now. None left, and stopping: the group is over."""
+        """What is to be going on now. Nothing: the group is over."""
         wait = None if self.stopping else self._wait()
-        return tuple(a for a in (self.stream, self.subscribe, wait, self.unsubscribe) if a is not None)
+        actions = (self.stream, self.subscribe, self.discover, self.separate, wait, self.unsubscribe)
+        return tuple(action for action in actions if action is not None)
 
     @property
     def live(self) -> tuple[tuple[str, str], ...]:
@@ -174,10 +226,11 @@ class GroupState:
     def _wait(self) -> Wait | None:
         if self.paused_until is not None:
             return Wait(self.paused_until)
-        if self.subscribe is None:
-            due = min((m.due for m in self.members if m.subscription is None), default=None)
-            return None if due is None else Wait(due)
-        return None
+        # Who is due while a Subscribe or a Discover is under way comes next.
+        lanes = ((False, self.subscribe), (True, self.discover))
+        open_lanes = {astray for astray, under_way in lanes if under_way is None}
+        due = min((m.due for m in self.members if _wanting(m) and m.astray in open_lanes), default=None)
+        return None if due is None else Wait(due)
 
 
 def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) -> GroupState:
@@ -185,7 +238,15 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
     match outcome:
         case Stop(unsubscribe):
             farewell = Unsubscribe(state.live, state.anchor) if unsubscribe and state.live else None
-            return replace(state, stopping=True, subscribe=None, stream=None, unsubscribe=farewell)
+            return replace(
+                state,
+                stopping=True,
+                subscribe=None,
+                stream=None,
+                discover=None,
+                separate=None,
+                unsubscribe=farewell,
+            )
         case _ if state.stopping:
             # What was under way when the group was told to stop may still report; nothing is begun any more.
             return replace(state, unsubscribe=None) if isinstance(outcome, Unsubscribed) else state
@@ -196,6 +257,16 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
         case Waited():
             if state.paused_until is not None and state.paused_until <= now:
                 state = replace(state, paused_until=None)
+        case Discovered():
+            state = _after_discover(state, outcome, now, dice)
+        case Separated(mailboxes):
+            state = _without(replace(state, separate=None), mailboxes)
+        case Doubted(mailboxes):
+            doubted = set(mailboxes)
+            state = _each(
+                state,
+                lambda m: replace(m, subscription=None, astray=True, due=now) if m.mailbox in doubted else m,
+            )
         case Joined(mailboxes):
             known = {m.mailbox for m in state.members}
             new = tuple(Member(mailbox, due=now) for mailbox in mailboxes if mailbox not in known)
@@ -216,13 +287,28 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
             return _refused(member, failure, state.policy, now, dice)
         return member
 
-    state = replace(state, subscribe=None, members=tuple(map(settle, state.members)))
+    state = _each(replace(state, subscribe=None), settle)
     blocking = [f for f in refused.values() if f.verdict is Verdict.WAIT]
-    if not blocking and afresh and not ids:
-        # The anchor came first and failed: the next attempt would meet the same server, unless only the mailbox
-        # is to blame.
+    if afresh and not ids and not blocking:
+        # The anchor came first and failed. A mailbox that is refused is parked, and so the next one is tried at
+        # once; otherwise the next one would meet the same server.
         blocking = [f for f in refused.values() if f.verdict is not Verdict.PARK]
+        astray_only = all(f.verdict is Verdict.REGROUP for f in blocking)
+        if astray_only and state.failures < state.policy.strikes:
+            return replace(state, failures=state.failures + len(blocking))
     return _pause(state, blocking, now, dice) if blocking else state
+
+
+def _after_discover(state: GroupState, outcome: Discovered, now: float, dice: float) -> GroupState:
+    asked = set(state.discover.mailboxes) if state.discover is not None else set()
+    unknown = dict(outcome.unknown)
+
+    def settle(member: Member) -> Member:
+        if failure := unknown.get(member.mailbox):
+            return replace(_refused(member, failure, state.policy, now, dice), astray=True)
+        return replace(member, astray=False, due=now) if member.mailbox in asked else member
+
+    return _each(_without(replace(state, discover=None), outcome.gone), settle)
 
 
 def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: float) -> GroupState:
@@ -230,9 +316,11 @@ def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: flo
     ours = {subscription for _mailbox, subscription in state.live}
     named = {i: failure for failure in outcome.failures for i in failure.subscription_ids if i in ours}
     general = [failure for failure in outcome.failures if ours.isdisjoint(failure.subscription_ids)]
-    state = replace(state, stream=None, failures=0 if settled else state.failures)
-    lost_all = any(failure.verdict is Verdict.RESUBSCRIBE for failure in general)
-    denied = next((failure for failure in general if failure.verdict is Verdict.PARK), None)
+    verdicts = {failure.verdict for failure in general}
+    state = replace(state, stream=None)
+    if settled:
+        state = replace(state, failures=0, refusals=0)
+    lost_all = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
 
     def settle(member: Member) -> Member:
         if member.subscription is None:
@@ -242,33 +330,50 @@ def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: flo
             member = replace(member, failures=0)
         if failure is not None:
             return _lost(member, failure, state.policy, now, dice)
-        if denied is not None and member.mailbox == state.anchor:
-            # The stream is asked for in the anchor's name: who may not act for the anchor hears this.
-            return _refused(replace(member, subscription=None), denied, state.policy, now, dice)
-        return replace(member, subscription=None, due=now) if lost_all else member
+        if lost_all is not None:
+            astray = lost_all.verdict is Verdict.REGROUP
+            return replace(member, subscription=None, due=now, failure=lost_all, astray=astray)
+        return member
 
-    state = replace(state, members=tuple(map(settle, state.members)))
+    company = len(state.live) > 1
+    first = state.failures == 0
+    state = _each(state, settle)
     if named and not general:
-        return state  # the others are waiting for their stream: at once, without the bad ones
-    if denied is not None or (general and lost_all and state.failures == 0):
-        return replace(state, failures=state.failures + 1)
-    if general or not settled:
-        return _pause(state, general, now, dice)
-    return state
+        return _send_strikers_away(state)  # the others' stream is opened at once, without the bad ones
+    if company and verdicts & _OF_THE_COMPANY:
+        state = _halve(replace(state, refusals=state.refusals + 1))
+        if Verdict.PARK in verdicts:
+            # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
+            state = replace(state, anchor=_next_anchor(state))
+        if first:
+            return replace(state, failures=1)
+    elif Verdict.PARK in verdicts:
+        denied = next(failure for failure in general if failure.verdict is Verdict.PARK)
+        return _each(
+            state, lambda m: _refused(replace(m, subscription=None), denied, state.policy, now, dice)
+        )
+    elif lost_all is not None and first:
+        return replace(state, failures=1)
+    return _pause(state, general, now, dice) if general or not settled else state
 
 
 def _pause(state: GroupState, failures: list[Failure], now: float, dice: float) -> GroupState:
     count = state.failures + 1
     told = max((f.wait for f in failures if f.wait is not None), default=None)
-    slow = any(f.verdict in _FOR_THE_OPERATOR for f in failures)
+    # Credentials are tried once more at once, since a token may just have died; after that they might lock the
+    # account.
+    slow = any(
+        f.verdict is Verdict.STOP or (f.verdict is Verdict.CREDENTIALS and state.failures) for f in failures
+    )
     backoff = state.policy.parked if slow else state.policy.backoff
     return replace(state, failures=count, paused_until=now + backoff.delay(count, dice, told))
 
 
 def _lost(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
     member = replace(member, subscription=None)
-    if failure.verdict is Verdict.RESUBSCRIBE and member.failures == 0:
-        return replace(member, failures=1, due=now, failure=failure)
+    if failure.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP) and member.failures == 0:
+        astray = failure.verdict is Verdict.REGROUP
+        return replace(member, failures=1, due=now, failure=failure, astray=astray)
     return _refused(member, failure, policy, now, dice)
 
 
@@ -277,17 +382,44 @@ def _refused(member: Member, failure: Failure, policy: Policy, now: float, dice:
     count = member.failures + 1 if parked == member.parked else 1
     backoff = policy.parked if parked else policy.backoff
     due = now + backoff.delay(count, dice, failure.wait)
-    return replace(member, failures=count, due=due, failure=failure, parked=parked)
+    astray = failure.verdict is Verdict.REGROUP
+    return replace(member, failures=count, due=due, failure=failure, parked=parked, astray=astray)
+
+
+def _send_strikers_away(state: GroupState) -> GroupState:
+    """Marks those that the stream has lost too often: what is wrong with them shall be their own affair."""
+    if len(state.members) == 1:
+        return state
+    strikes = state.policy.strikes
+    return _each(
+        state,
+        lambda m: replace(m, leaving=True) if _wanting(m) and not m.parked and m.failures >= strikes else m,
+    )
+
+
+def _halve(state: GroupState) -> GroupState:
+    """Marks the second half of the members after too many refusals of them all together."""
+    if state.refusals < state.policy.strikes:
+        return state
+    staying = [m.mailbox for m in state.members if not m.leaving]
+    half = set(staying[(len(staying) + 1) // 2 :])
+    marked = _each(state, lambda m: replace(m, leaving=True, subscription=None) if m.mailbox in half else m)
+    return replace(marked, failures=0, refusals=0)
 
 
 def _plan(state: GroupState, now: float) -> GroupState:
     """Sets going what the members need, unless the group is paused."""
+    if state.separate is None and (leaving := tuple(m.mailbox for m in state.members if m.leaving)):
+        state = replace(state, separate=Separate(leaving))
     if not state.live:
         state = replace(state, stream=None)
-    elif any(m.parked for m in state.members if m.mailbox == state.anchor):
+    elif not any(m.mailbox == state.anchor and not m.parked for m in state.members):
         state = replace(state, anchor=_best_anchor(m for m in state.members if m.subscription is not None))
     if state.paused_until is not None:
         return state
+    if state.discover is None:
+        astray = tuple(m.mailbox for m in state.members if _wanting(m) and m.astray and m.due <= now)
+        state = replace(state, discover=Discover(astray) if astray else None)
     if state.subscribe is None:
         state = _plan_subscribe(state, now)
     if state.live and (state.stream is None or state.stream.subscriptions != state.live):
@@ -296,7 +428,7 @@ def _plan(state: GroupState, now: float) -> GroupState:
 
 
 def _plan_subscribe(state: GroupState, now: float) -> GroupState:
-    due = [m for m in state.members if m.subscription is None and m.due <= now]
+    due = [m for m in state.members if _wanting(m) and not m.astray and m.due <= now]
     if not due:
         return state
     if state.live:
@@ -310,9 +442,28 @@ def _best_anchor(members: Iterable[Member]) -> str:
     return min(members, key=lambda m: (m.parked, m.failures // 3, m.mailbox)).mailbox
 
 
+def _next_anchor(state: GroupState) -> str:
+    names = [m.mailbox for m in state.members if not m.leaving]
+    return next((name for name in names if name > state.anchor), names[0])
+
+
+def _wanting(member: Member) -> bool:
+    """Whether it has no subscription and this group is the one to get it."""
+    return member.subscription is None and not member.leaving
+
+
+def _each(state: GroupState, change: Callable[[Member], Member]) -> GroupState:
+    return replace(state, members=tuple(map(change, state.members)))
+
+
+def _without(state: GroupState, mailboxes: Iterable[str]) -> GroupState:
+    gone = set(mailboxes)
+    return replace(state, members=tuple(m for m in state.members if m.mailbox not in gone))
+
+
 def _address(member: Member) -> str:
     return member.mailbox
 
 
-# Asking again soon would change nothing, and refused credentials might lock the account.
-_FOR_THE_OPERATOR = frozenset({Verdict.STOP, Verdict.CREDENTIALS})
+# Said of a connection as a whole, these may be owed to a single one of those that share it.
+_OF_THE_COMPANY = frozenset({Verdict.PARK, Verdict.RESUBSCRIBE})

@@ -10,11 +10,11 @@ from typing import Protocol
 import structlog
 import trio
 
-from listener.affinity import Group, Placement, groups
+from listener.affinity import Group, Placement, groups, separated, without
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
-from listener.group import Joined, Stop
-from listener.supervisor import GroupRunner
+from listener.group import Discovered, Doubted, Joined, Stop
+from listener.supervisor import GroupRunner, Registry
 
 log = structlog.get_logger()
 
@@ -30,19 +30,22 @@ class Roster:
     """All groups and their runners.
 
     `known` are mailboxes whose place the configuration tells, `sought` those that must be discovered, `missing`
-    those that were sought in vain so far. `retry` is the patience between two searches for these.
+    those that were sought in vain so far. `retry` is the patience between two searches for these; `refresh` are
+    the seconds in which every place that was found is asked for again.
     """
 
     known: tuple[Placement, ...]
     sought: tuple[str, ...]
     discovery: Discovery
-    new_runner: Callable[[Group], GroupRunner]
+    new_runner: Callable[[Group, Registry], GroupRunner]
     group_size: int
     retry: Backoff
+    refresh: float
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     _groups: tuple[Group, ...] = ()
-    _seeking: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _nursery: trio.Nursery | None = None
+    _searching: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
     def mailboxes(self) -> int:
@@ -54,20 +57,51 @@ class Roster:
         """How many have an open stream that the server has been heard on."""
         return sum(runner.mailboxes_streaming for runner in self.runners.values())
 
+    @property
+    def parked(self) -> int:
+        """How many wait for the operator."""
+        return sum(member.parked for runner in self.runners.values() for member in runner.state.members)
+
     async def run(self) -> None:
         """Keeps a runner for each group; returns when all have ended after stop()."""
-        async with trio.open_nursery() as nursery:
-            self._place(self.known, nursery)
-            with self._seeking:
-                await self._seek(nursery)
+        async with trio.open_nursery() as self._nursery:
+            self._place(self.known)
+            with self._searching:
+                async with trio.open_nursery() as searches:
+                    searches.start_soon(self._search)
+                    searches.start_soon(self._refresh)
+        self._nursery = None
 
     def stop(self, *, unsubscribe: bool) -> None:
         """Tells every group to end."""
-        self._seeking.cancel()
+        self._searching.cancel()
         for runner in self.runners.values():
             runner.tell(Stop(unsubscribe))
 
-    async def _seek(self, nursery: trio.Nursery) -> None:
+    # --- what groups ask for
+
+    async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered:
+        """Asks where mailboxes of a group live now, and brings those that live elsewhere to their new group."""
+        fixed = {place.mailbox for place in self.known}
+        found = await self.discovery.discover([mailbox for mailbox in mailboxes if mailbox not in fixed])
+        places = [place for place in found.values() if isinstance(place, Placement)]
+        moved = [place for place in places if place[:2] != group.place]
+        for place in moved:
+            log.info("mailbox.moved", mailbox=place.mailbox, group=group.name, to=place.grouping_information)
+        gone = tuple(place.mailbox for place in moved)
+        self._groups = without(self._groups, gone)
+        self._place(moved)
+        unknown = tuple((mailbox, why) for mailbox, why in found.items() if isinstance(why, Failure))
+        return Discovered(gone, unknown)
+
+    def separate(self, group: Group, mailboxes: Sequence[str], /) -> None:
+        """Gives mailboxes of a group one of their own."""
+        self._groups = separated(self._groups, group, mailboxes)
+        self._keep_runners()
+
+    # --- finding mailboxes, at first and now and then
+
+    async def _search(self) -> None:
         pending, failures = list(self.sought), 0
         while pending:
             found = await self.discovery.discover(pending)
@@ -75,22 +109,46 @@ class Roster:
             missing = {mailbox: why for mailbox, why in found.items() if isinstance(why, Failure)}
             self._tell(places, missing)
             self.missing = missing
-            self._place(places, nursery)
+            self._place(places)
             pending = list(missing)
             if pending:
                 failures += 1
                 await trio.sleep(self.retry.longest(failures))
 
-    def _place(self, places: Iterable[Placement], nursery: trio.Nursery) -> None:
+    async def _refresh(self) -> None:
+        """Asks for all places again, a few at a time, evenly over the whole interval."""
+        batches = [self.sought[start : start + BATCH] for start in range(0, len(self.sought), BATCH)]
+        while batches:
+            for batch in batches:
+                await trio.sleep(self.refresh / len(batches))
+                home = {mailbox: group for group in self._groups for mailbox in group.mailboxes}
+                found = await self.discovery.discover([mailbox for mailbox in batch if mailbox in home])
+                for mailbox, place in found.items():
+                    if isinstance(place, Placement) and place[:2] != home[mailbox].place:
+                        self.runners[home[mailbox].name].tell(Doubted((mailbox,)))
+
+    def _place(self, places: Iterable[Placement]) -> None:
         self._groups = groups(places, self.group_size, self._groups)
+        self._keep_runners()
+
+    def _keep_runners(self) -> None:
+        """A runner for each group, which knows who belongs to it."""
         for group in self._groups:
             runner = self.runners.get(group.name)
-            if runner is None:
-                self.runners[group.name] = runner = self.new_runner(group)
-                nursery.start_soon(runner.run)
+            if runner is None or runner.finished:
+                self.runners[group.name] = runner = self.new_runner(group, self)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._run, runner)
             elif runner.group != group:
+                joined = tuple(set(group.mailboxes).difference(runner.group.mailboxes))
                 runner.group = group
-                runner.tell(Joined(group.mailboxes))
+                if joined:
+                    runner.tell(Joined(joined))
+
+    async def _run(self, runner: GroupRunner) -> None:
+        await runner.run()
+        if self.runners.get(runner.group.name) is runner:
+            del self.runners[runner.group.name]
 
     def _tell(self, places: Sequence[Placement], missing: dict[str, Failure]) -> None:
         codes = Counter(why.code for why in missing.values())
@@ -99,3 +157,7 @@ class Roster:
             known = self.missing.get(mailbox)
             if known is None or known.code != why.code:
                 log.warning("discovery.failed", mailbox=mailbox, code=why.code, text=why.text)
+
+
+# Mailboxes that are asked for again together.
+BATCH = 100

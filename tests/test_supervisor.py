@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
-from listener.group import GroupState, Joined, Policy, Stop
+from listener.group import Discovered, GroupState, Joined, Policy, Stop
 from listener.supervisor import GroupRunner, Wish
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
@@ -57,11 +58,9 @@ def created(subscription: str, item: str) -> bytes:
     )
 
 
-def gone(*ids: str) -> bytes:
+def gone(*ids: str, code: str = "ErrorSubscriptionNotFound") -> bytes:
     listed = "".join(f"<m:SubscriptionId>{i}</m:SubscriptionId>" for i in ids)
-    return envelope(
-        message(f"<m:ErrorSubscriptionIds>{listed}</m:ErrorSubscriptionIds>", "ErrorSubscriptionNotFound")
-    )
+    return envelope(message(f"<m:ErrorSubscriptionIds>{listed}</m:ErrorSubscriptionIds>", code))
 
 
 class Body:
@@ -96,8 +95,9 @@ class Server:
     log: list[tuple[str, Any, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     streams: list[Body] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     forgot: int = 0
-    made: int = 0
+    made: Counter[str] = field(default_factory=Counter)
     side_by_side: int = 0
     most: int = 0
 
@@ -116,7 +116,10 @@ class Server:
         self.log.append((operation, what, headers["X-AnchorMailbox"]))
         self.times.append(trio.current_time())
 
-    async def call(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure.code)
+
+    async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
         (user,) = re.findall(rb"<t:SmtpAddress>(.*?)</t:SmtpAddress>", body)
         mailbox = user.decode()
         operation = "Subscribe" if b"<m:Subscribe" in body else "Unsubscribe"
@@ -126,11 +129,12 @@ class Server:
         await trio.sleep(0.1)
         self.side_by_side -= 1
         if operation == "Unsubscribe":
-            return envelope(message(""))
+            return read(envelope(message("")))
         if self.refuse.get(mailbox):
             raise ExchangeError(self.refuse[mailbox].pop(0))
-        self.made += 1
-        return envelope(message(f"<m:SubscriptionId>{mailbox}#{self.made}</m:SubscriptionId>"))
+        self.made[mailbox] += 1
+        id_ = f"{mailbox}#{self.made[mailbox]}"
+        return read(envelope(message(f"<m:SubscriptionId>{id_}</m:SubscriptionId>")))
 
     async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Body:
         ids = tuple(i.decode() for i in re.findall(rb"<t:SubscriptionId>(.*?)</t:SubscriptionId>", body))
@@ -141,6 +145,23 @@ class Server:
     @property
     def operations(self) -> list[tuple[str, Any]]:
         return [entry[:2] for entry in self.log]
+
+
+@dataclass
+class Registry:
+    """Tells everybody to stay, but for those that have moved."""
+
+    moved: set[str] = field(default_factory=set)
+    sought: list[str] = field(default_factory=list)
+    separated: list[str] = field(default_factory=list)
+
+    async def seek(self, _group: Group, mailboxes: Sequence[str], /) -> Discovered:
+        self.sought += mailboxes
+        await trio.sleep(1)
+        return Discovered(gone=tuple(m for m in mailboxes if m in self.moved))
+
+    def separate(self, _group: Group, mailboxes: Sequence[str], /) -> None:
+        self.separated += mailboxes
 
 
 @dataclass
@@ -160,6 +181,7 @@ async def running(
     *mailboxes: str,
     wish: Wish = WISH,
     publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]] | None = None,
+    registry: "Registry | None" = None,
 ) -> AsyncIterator[Run]:
     events: list[MailboxEvent] = []
 
@@ -176,6 +198,7 @@ async def running(
         server,  # type: ignore[arg-type]
         wish,
         publish or note,
+        registry or Registry(),
         GroupState.start(mailboxes, POLICY),
         Loaded(),
     )
@@ -289,19 +312,98 @@ async def test_a_slow_handler_does_not_look_like_a_silent_server(
         assert len(server.streams) == 1
 
 
-async def test_a_server_that_never_answers_the_stream_is_given_up(
+async def test_bytes_that_trickle_in_and_make_no_sense_are_as_good_as_silence(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    class Mute(Server):
-        async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Body:
-            self.note("Stream", (), headers)
-            await trio.sleep_forever()
-            raise AssertionError
+    async def script(_server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        while True:
+            await trio.sleep(1)
+            yield b" "
 
-    server = Mute()
+    server = Server(script)
     async with running(server, "ann"):
-        await trio.sleep(0.1 + 90 + 1.1)
-    assert [operation for operation, _ in server.operations] == ["Subscribe", "Stream", "Stream"]
+        await trio.sleep(89)
+        assert [body.closed for body in server.streams] == [False]
+        await trio.sleep(3)
+        assert [body.closed for body in server.streams] == [True, False]
+
+
+async def test_a_mailbox_that_moved_away_leaves_and_the_others_stream_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        if len(server.streams) == 1:
+            await trio.sleep(60)
+            yield gone(ids[0], code="ErrorMailboxMoveInProgress")
+        while True:
+            await trio.sleep(45)
+            yield OK
+
+    server, registry = Server(script), Registry(moved={"ann"})
+    async with running(server, "ann", "bob", registry=registry) as run:
+        await trio.sleep(100)
+        assert registry.sought == ["ann"]
+        assert [m.mailbox for m in run.runner.state.members] == ["bob"]
+        assert run.runner.state.anchor == "bob"
+        assert server.operations[2:] == [("Stream", ("ann#1", "bob#1")), ("Stream", ("bob#1",))]
+        assert server.failures == ["ErrorMailboxMoveInProgress"]
+
+
+async def test_who_fails_again_and_again_in_company_is_separated(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        if bad := [i for i in ids if i.startswith("bob")]:
+            yield gone(*bad)
+        while True:
+            await trio.sleep(45)
+            yield OK
+
+    server, registry = Server(script), Registry()
+    async with running(server, "ann", "bob", "cat", registry=registry) as run:
+        await trio.sleep(60)
+        assert registry.separated == ["bob"]
+        assert run.runner.mailboxes_streaming == 2
+
+
+async def test_a_server_for_one_user_a_connection_ends_up_with_groups_of_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Selfish(Server):
+        async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Body:
+            if body.count(b"<t:SubscriptionId>") > 1:
+                self.note("Refused", (), headers)
+                raise ExchangeError(Failure(code="ErrorSubscriptionAccessDenied"))
+            return await super().open_stream(body, headers)
+
+    names = [f"user{n}" for n in range(8)]
+    registry = Registry()
+    async with running(Selfish(), *names, registry=registry) as run:
+        await trio.sleep(120)
+        assert [m.mailbox for m in run.runner.state.members] == ["user0"]
+        assert run.runner.mailboxes_streaming == 1
+        assert sorted(registry.separated) == names[1:]
+
+
+async def test_too_many_connections_of_the_account_are_charged_to_the_anchor_from_then_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    asked: list[bool] = []
+
+    class Strict(Server):
+        async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Body:
+            asked.append(b"ExchangeImpersonation" in body)
+            if not asked[-1]:
+                raise ExchangeError(Failure(code="ErrorExceededConnectionCount", wait=0.0))
+            return await super().open_stream(body, headers)
+
+    async with running(Strict(), "ann", wish=replace(WISH, impersonate_anchor_on_stream=False)) as run:
+        await trio.sleep(10)
+        assert run.runner.mailboxes_streaming == 1
+    assert asked == [False, True]
 
 
 async def test_a_lost_subscription_is_renewed_while_the_others_stream_on(
@@ -320,15 +422,15 @@ async def test_a_lost_subscription_is_renewed_while_the_others_stream_on(
     async with running(server, "ann", "bob", "cat"):
         await trio.sleep(70)
     assert server.operations[3:] == [
-        ("Stream", ("ann#1", "bob#2", "cat#3")),
-        ("Stream", ("ann#1", "cat#3")),
+        ("Stream", ("ann#1", "bob#1", "cat#1")),
+        ("Stream", ("ann#1", "cat#1")),
         ("Subscribe", "bob"),
-        ("Stream", ("ann#1", "bob#4", "cat#3")),
+        ("Stream", ("ann#1", "bob#2", "cat#1")),
     ] or server.operations[3:] == [
-        ("Stream", ("ann#1", "bob#2", "cat#3")),
+        ("Stream", ("ann#1", "bob#1", "cat#1")),
         ("Subscribe", "bob"),
-        ("Stream", ("ann#1", "cat#3")),
-        ("Stream", ("ann#1", "bob#4", "cat#3")),
+        ("Stream", ("ann#1", "cat#1")),
+        ("Stream", ("ann#1", "bob#2", "cat#1")),
     ]
 
 
@@ -356,7 +458,7 @@ async def test_a_stream_that_is_replaced_is_read_to_its_end(autojump_clock: trio
             ("Subscribe", "ann"),
             ("Stream", ("ann#1",)),
             ("Subscribe", "bob"),
-            ("Stream", ("ann#1", "bob#2")),
+            ("Stream", ("ann#1", "bob#1")),
         ]
         assert run.items == [("ann", "in flight")]
         assert [body.closed for body in server.streams] == [True, False]
@@ -428,17 +530,18 @@ async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Hanging(Server):
-        async def call(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
             if b"<m:Unsubscribe" in body:
                 await trio.sleep_forever()
-            return await super().call(body, headers)
+            return await super().call(body, headers, read)
 
     server = Hanging()
     group = Group("DAG1/1", "https://mail.example/EWS", "DAG1", ("ann",))
 
     async def publish(_batch: Sequence[MailboxEvent]) -> None: ...
 
-    runner = GroupRunner(group, server, WISH, publish, GroupState.start(("ann",), POLICY))  # type: ignore[arg-type]
+    state = GroupState.start(("ann",), POLICY)
+    runner = GroupRunner(group, server, WISH, publish, Registry(), state)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(runner.run)
         await trio.sleep(10)
@@ -456,6 +559,10 @@ async def test_a_mailbox_that_is_refused_is_parked_and_told_once(
         async with running(server, "ann", "bob") as run:
             await trio.sleep(3600)
             assert run.runner.mailboxes_streaming == 2
+    assert [(event.type, event.mailbox, event.reason) for event in run.events] == [
+        ("exchange.listener.parked", "bob", "ErrorImpersonateUserDenied: not in the scope"),
+        ("exchange.listener.unparked", "bob", None),
+    ]
     told = [line for line in lines if line["event"] in ("mailbox.parked", "mailbox.unparked")]
     assert [(line["event"], line["mailbox"], line.get("code")) for line in told] == [
         ("mailbox.parked", "bob", "ErrorImpersonateUserDenied"),

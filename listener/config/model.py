@@ -136,6 +136,10 @@ class Affinity(Section):
     subscribe_concurrency: Count = Field(
         5, description="Subscribe requests side by side in one group, once its anchor is subscribed."
     )
+    refresh: PositiveDuration = Field(
+        86400,
+        description="In this time Autodiscover is asked again, little by little, where each mailbox lives.",
+    )
 
 
 class StaticGroup(Section):
@@ -178,8 +182,8 @@ class Backoff(Section):
     factor: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = Field(
         2, description="By how much each further failure in a row multiplies it."
     )
-    cap: PositiveDuration = Field(60, description="What it never exceeds.")
-    parked_first: PositiveDuration = Field(60, description="As `first`, for a mailbox that was refused.")
+    cap: PositiveDuration = Field(120, description="What it never exceeds.")
+    parked_first: PositiveDuration = Field(15, description="As `first`, for a mailbox that was refused.")
     parked_cap: PositiveDuration = Field(3600, description="As `cap`, for a mailbox that was refused.")
 
 

@@ -7,7 +7,8 @@ learn.microsoft.com. The endpoint that answered is asked first the next time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import structlog
@@ -30,6 +31,8 @@ from listener.ews.codes import Failure
 from listener.exchange.client import Access, ExchangeClient
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 USERS_A_REQUEST = 100
 MOST_REDIRECTS = 10
@@ -139,27 +142,28 @@ class Autodiscover:
 
     async def _soap(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
         body = get_user_settings(addresses, version=self._version, to_url=url)
-        return read_user_settings(await self._post(url, body, addresses[0]), addresses)
+        return await self._post(
+            url, body, addresses[0], lambda content: read_user_settings(content, addresses)
+        )
 
     async def _pox(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
         """One request a mailbox: POX knows no other way."""
         url = urljoin(url, POX_PATH)
         answers: dict[str, Answer] = {}
         for address in addresses:
-            content = await self._post(url, pox_request(address), address)
             try:
-                answers[address] = read_pox(content)
+                answers[address] = await self._post(url, pox_request(address), address, read_pox)
             except ExchangeError as error:
                 if error.failure.code in NOT_THIS_WAY:
                     raise
                 answers[address] = error.failure
         return answers
 
-    async def _post(self, url: str, body: bytes, anchor: str) -> bytes:
+    async def _post(self, url: str, body: bytes, anchor: str, read: Callable[[bytes], T]) -> T:
         for _ in range(MOST_REDIRECTS + 1):
             async with ExchangeClient(url, self._access) as client:
                 try:
-                    return await client.call(body, {"X-AnchorMailbox": anchor})
+                    return await client.call(body, {"X-AnchorMailbox": anchor}, read)
                 except ExchangeError as error:
                     target = error.failure.location
                     if target is None:

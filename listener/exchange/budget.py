@@ -1,0 +1,88 @@
+"""How much one account may ask of one server: requests side by side, and pauses that all of them keep.
+
+The limits that a server sets its clients (EWSMaxConcurrency, CAS budgets) can't be asked for. So the listener starts
+with the configured number, halves it when the server says that it is busy, and adds one for every quiet half
+minute. Source: "EWS throttling in Exchange", learn.microsoft.com.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import structlog
+import trio
+
+from listener.backoff import Backoff
+from listener.ews.codes import VERDICTS, Failure, Verdict
+
+log = structlog.get_logger()
+
+QUIET = 30.0
+OWN_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
+
+
+class Budget:
+    """Admits `most` requests at a time, fewer while the server is busy, and none while it asked for a pause.
+
+    Use it as an async context manager around each request; tell it how the request went.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._limiter = trio.CapacityLimiter(most)
+        self._paused_until = -float("inf")
+        self._raised_at = -float("inf")
+        self._busy = 0
+        self._unknown: set[str] = set()
+
+    @property
+    def limit(self) -> int:
+        """How many requests are admitted at a time now."""
+        return int(self._limiter.total_tokens)
+
+    @property
+    def pause(self) -> float:
+        """How many seconds the server wants to be left alone still."""
+        return max(0.0, self._paused_until - trio.current_time())
+
+    async def __aenter__(self) -> None:
+        await self._limiter.acquire()
+        try:
+            while self.pause:  # noqa: ASYNC110  (it may have been prolonged meanwhile)
+                await trio.sleep_until(self._paused_until)
+        except BaseException:
+            self._limiter.release()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._limiter.release()
+
+    def went_well(self) -> None:
+        """A request was answered as it should be."""
+        self._busy = 0
+        now = trio.current_time()
+        if self.limit < self.most and now - self._raised_at >= QUIET:
+            self._raised_at = now
+            self._limiter.total_tokens = self.limit + 1
+
+    def failed(self, failure: Failure) -> None:
+        """A request came to nothing."""
+        if failure.code not in VERDICTS and failure.code not in self._unknown:
+            self._unknown.add(failure.code)
+            log.warning("exchange.unknown_code", code=failure.code, text=failure.text)
+        if failure.verdict is Verdict.WAIT:
+            self._back_off(failure)
+
+    def _back_off(self, failure: Failure) -> None:
+        now = trio.current_time()
+        if self.pause:  # one of those that were under way when the server first said so
+            self._paused_until = max(self._paused_until, now + (failure.wait or 0.0))
+            return
+        self._busy += 1
+        seconds = failure.wait or OWN_PAUSE.longest(self._busy)
+        self._paused_until = now + seconds
+        self._raised_at = self._paused_until
+        self._limiter.total_tokens = max(1, self.limit // 2)
+        log.warning("exchange.busy", code=failure.code, seconds=round(seconds, 3), concurrency=self.limit)
