@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.system.processes import Listener, Recorder, Simulator, start_listener
 
 
 @pytest.fixture
@@ -32,3 +35,46 @@ def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str
     for process in processes:
         with process:
             process.kill()
+
+
+@pytest.fixture
+def simulator(
+    simulate: Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]], tmp_path: Path
+) -> Callable[..., Simulator]:
+    """Starts a silent simulator of four mailboxes, or as the options say, and has it write a configuration."""
+
+    def start(*options: str) -> Simulator:
+        config = tmp_path / "listener.toml"
+        process, told = simulate("--rate", "0", "--mailboxes", "4", "--write-config", str(config), *options)
+        return Simulator(process, told, config)
+
+    return start
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Listener]]:
+    """Starts `ews-listener run` with the simulator's configuration."""
+    listeners = []
+
+    def start(simulator: Simulator, **environment: str) -> Listener:
+        listeners.append(start_listener(simulator.config, environment))
+        return listeners[-1]
+
+    yield start
+    for listener in listeners:
+        with listener.process as process:
+            process.kill()
+
+
+@pytest.fixture
+def record() -> Iterator[Callable[[Simulator], Recorder]]:
+    """Starts a recording proxy in front of the simulator."""
+    recorders = []
+
+    def start(simulator: Simulator) -> Recorder:
+        recorders.append(Recorder(simulator.port))
+        return recorders[-1]
+
+    yield start
+    for recorder in recorders:
+        recorder.close()

@@ -1,0 +1,221 @@
+"""The simulator and the daemon as processes, and ways to watch them: by polling, each time with a deadline."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+PATIENCE = 15.0
+Result = TypeVar("Result")
+
+
+def until(
+    seen: Callable[[], Result | Literal[False] | None], what: str, patience: float = PATIENCE
+) -> Result:
+    """What `seen` returns as soon as it is true. AssertionError after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not (result := seen()):
+        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
+        time.sleep(0.01)
+    return result
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that may not be there yet, or be written at this moment."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+@dataclass
+class Simulator:
+    """`ews-listener simulate`; its configuration for the daemon lies at `config`."""
+
+    process: "subprocess.Popen[str]"
+    told: dict[str, Any]
+    config: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.config.parent
+
+    @property
+    def mailboxes(self) -> list[str]:
+        return (self.folder / "mailboxes.txt").read_text().split()
+
+    @property
+    def port(self) -> int:
+        return int(self.told["ews_url"].split(":")[2].partition("/")[0])
+
+    @property
+    def deliveries(self) -> list[dict[str, Any]]:
+        return json_lines(self.folder / "deliveries.jsonl")
+
+    def state(self) -> dict[str, Any]:
+        return self._ask("state", None)
+
+    def make(self, mailbox: str, kind: str = "NewMailEvent", count: int = 1) -> list[dict[str, Any]]:
+        """Makes events, and gives what the ledger says of them."""
+        order = {"mailbox": mailbox, "kind": kind, "count": count}
+        lines: list[dict[str, Any]] = self._ask("events", order)["events"]
+        return lines
+
+    def streaming(self, mailboxes: int) -> None:
+        """Returns when so many mailboxes have a stream."""
+        until(lambda: self.state()["mailboxes_streaming"] == mailboxes, f"{mailboxes} mailboxes streaming")
+
+    def append(self, text: str) -> None:
+        """Writes more into the configuration."""
+        self.config.write_text(self.config.read_text() + text)
+
+    def change(self, old: str, new: str) -> None:
+        """Replaces something in the configuration."""
+        before = self.config.read_text()
+        assert old in before
+        self.config.write_text(before.replace(old, new))
+
+    def _ask(self, what: str, order: object) -> dict[str, Any]:
+        context = ssl.create_default_context(cafile=self.told["ca_file"]) if self.told["ca_file"] else None
+        body = None if order is None else json.dumps(order).encode()
+        url = f"{self.told['control_url']}/{what}"
+        with urllib.request.urlopen(url, body, timeout=10, context=context) as reply:
+            answer: dict[str, Any] = json.load(reply)
+        return answer
+
+
+@dataclass
+class Listener:
+    """`ews-listener run`, with its standard error in a file."""
+
+    process: "subprocess.Popen[bytes]"
+    errors: Path
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return json_lines(self.errors)
+
+    def logged(self, event: str, **fields: object) -> list[dict[str, Any]]:
+        """The lines of this event that have these fields."""
+        return [
+            line
+            for line in self.log
+            if line["event"] == event and all(line.get(key) == value for key, value in fields.items())
+        ]
+
+    def until_logged(self, event: str, count: int = 1, **fields: object) -> list[dict[str, Any]]:
+        """The lines of this event, as soon as there are so many."""
+        return until(
+            lambda: lines if len(lines := self.logged(event, **fields)) >= count else None,
+            f"{event} {fields}; the log: {self.errors.read_text()[-3000:]}",
+        )
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends the signal and gives the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running: {self.errors.read_text()[-3000:]}") from None
+
+
+def start_listener(config: Path, environment: Mapping[str, str]) -> Listener:
+    errors = config.parent / "log.jsonl"
+    with errors.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "listener", "run", "--config", str(config)],
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env={**os.environ, **environment},
+        )
+    return Listener(process, errors)
+
+
+@dataclass
+class Request:
+    """One request as it was on the wire; header names in lower case."""
+
+    operation: str
+    headers: dict[str, str]
+    body: str
+
+
+class Recorder:
+    """A TCP proxy that notes what clients send, connection by connection."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._sent: list[bytearray] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._server]
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    @property
+    def port(self) -> int:
+        return int(self._server.getsockname()[1])
+
+    @property
+    def requests(self) -> list[Request]:
+        """All whole requests, in the order of their connections."""
+        return [request for sent in self._sent for request in parse_requests(bytes(sent))]
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+        for thread in self._threads:
+            thread.join()
+        for each in self._sockets:
+            each.close()
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._server.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [client, server]
+                self._sent.append(bytearray())
+                self._start(self._copy, client, server, self._sent[-1])
+                self._start(self._copy, server, client, bytearray())
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket, noted: bytearray) -> None:
+        with suppress(OSError):  # either end may hang up
+            while data := source.recv(65536):
+                noted += data
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def parse_requests(sent: bytes) -> list[Request]:
+    requests = []
+    while b"\r\n\r\n" in sent:
+        top, _, rest = sent.partition(b"\r\n\r\n")
+        pairs = [line.partition(": ") for line in top.decode().split("\r\n")[1:]]
+        headers = {name.lower(): value for name, _, value in pairs}
+        length = int(headers.get("content-length", 0))
+        if len(rest) < length:
+            break
+        body = rest[:length].decode()
+        named = [name for name in ("Subscribe", "GetStreamingEvents", "Unsubscribe") if f"<m:{name}" in body]
+        requests.append(Request(named[0] if named else "-", headers, body))
+        sent = rest[length:]
+    return requests
