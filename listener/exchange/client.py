@@ -9,11 +9,12 @@ from __future__ import annotations
 import socket
 import ssl
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import TypeVar
 
 import httpx
 import trio
@@ -21,6 +22,9 @@ import trio
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
+from listener.exchange.budget import Budget
+
+T = TypeVar("T")
 
 # What a page may take up that is not a stream: an error page, or the answer to one Subscribe.
 LARGEST_ANSWER = 16 * 1024 * 1024
@@ -30,11 +34,11 @@ LARGEST_ANSWER = 16 * 1024 * 1024
 class Access:
     """What all groups of one account have in common. Times are in seconds.
 
-    `requests` holds back what is not a stream: EWSMaxConcurrency counts those of the whole account together.
+    `budget` holds back what would be too much for the server; a stream counts until it is open.
     """
 
     auth: httpx.Auth
-    requests: trio.CapacityLimiter
+    budget: Budget
     user_agent: str
     tls: ssl.SSLContext
     proxy: str | None = None
@@ -78,26 +82,39 @@ class ExchangeClient:
         """The next request is routed by its anchor alone, and may be given a new back end."""
         self._http.cookies.clear()
 
-    async def call(self, body: bytes, headers: Mapping[str, str]) -> bytes:
-        """Posts one SOAP request and returns the body of a 200 answer, which may still hold a fault.
+    async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], T]) -> T:
+        """Posts one SOAP request and returns what `read` makes of a 200 answer.
 
-        Raises ExchangeError for every other status and for trouble on the way.
+        Raises ExchangeError for every other status, for trouble on the way, and as `read` does.
         """
-        async with self._access.requests:
-            with trio.move_on_after(self._access.request_timeout):
-                async with aclosing(await self._post(body, headers)) as answer:
-                    return await _whole(answer)
-        raise ExchangeError(
-            Failure(code="ReadTimeout", text=f"no answer in {self._access.request_timeout:g} s")
-        )
+        return await self._asked(body, headers, lambda answer: _read_whole(answer, read))
 
     async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Posts GetStreamingEvents and returns its answer, to be received as it comes and closed by the caller.
 
-        How long to wait for the answer and for each chunk is the caller's own affair: no read time-out is set.
-        Raises ExchangeError when the answer is not a 200.
+        How long to wait for each chunk is the caller's own affair: no read time-out is set. Raises ExchangeError
+        when the answer is not a 200.
         """
-        return await self._post(body, headers)
+        return await self._asked(body, headers, _as_it_is)
+
+    def failed(self, failure: Failure) -> None:
+        """Takes note of what an open stream said, as of every other failure."""
+        self._access.budget.failed(failure)
+
+    async def _asked(
+        self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
+    ) -> T:
+        budget, seconds = self._access.budget, self._access.request_timeout
+        try:
+            async with budget:
+                with trio.move_on_after(seconds):
+                    taken = await take(await self._post(body, headers))
+                    budget.went_well()
+                    return taken
+            raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
+        except ExchangeError as error:
+            budget.failed(error.failure)
+            raise
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         request = self._http.build_request("POST", self.url, content=body, headers=headers)
@@ -162,6 +179,15 @@ def _inflater(encoding: str) -> Callable[[bytes], bytes]:
         case "gzip" | "deflate":
             return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress
     raise ExchangeError(Failure(code="NotSoap", text=f"Content-Encoding {encoding} was not asked for"))
+
+
+async def _as_it_is(answer: Answer) -> Answer:
+    return answer
+
+
+async def _read_whole(answer: Answer, read: Callable[[bytes], T]) -> T:
+    async with aclosing(answer):
+        return read(await _whole(answer))
 
 
 async def _whole(answer: Answer) -> bytes:

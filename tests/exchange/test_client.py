@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from listener.errors import ExchangeError
+from listener.exchange.budget import Budget
 from listener.exchange.client import Access, ExchangeClient
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
@@ -20,7 +21,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 def access(**changes: object) -> Access:
     settings: dict[str, object] = {
         "auth": httpx.BasicAuth("svc", "secret"),
-        "requests": trio.CapacityLimiter(10),
+        "budget": Budget(10),
         "user_agent": "test/1",
         "tls": ssl.create_default_context(),
     }
@@ -76,9 +77,9 @@ async def test_a_call_carries_credentials_headers_and_the_groups_cookie() -> Non
 
     async with served(peer) as client:
         for _ in range(2):
-            assert await client.call(b"<x/>", {"X-AnchorMailbox": "ann@x.example"}) == b"<a/>"
+            assert await client.call(b"<x/>", {"X-AnchorMailbox": "ann@x.example"}, bytes) == b"<a/>"
         client.forget_cookies()
-        await client.call(b"<x/>", {})
+        await client.call(b"<x/>", {}, bytes)
     assert all(b"authorization: basic c3zjonnly3jlda==" in request for request in seen)
     assert b"x-anchormailbox: ann@x.example" in seen[0]
     assert b"accept-encoding: identity" in seen[0]
@@ -102,9 +103,9 @@ async def test_after_a_refusal_the_connection_is_not_used_again() -> None:
 
     async with served(peer) as client:
         with pytest.raises(ExchangeError) as caught:
-            await client.call(b"<x/>", {})
+            await client.call(b"<x/>", {}, bytes)
         assert (caught.value.failure.code, caught.value.failure.wait) == ("Http503", 7)
-        assert await client.call(b"<x/>", {}) == b"<a/>"
+        assert await client.call(b"<x/>", {}, bytes) == b"<a/>"
     assert connections == 2
 
 
@@ -149,21 +150,21 @@ async def test_a_peer_that_hangs_up_without_an_answer_is_named() -> None:
 
     async with served(peer) as client:
         with pytest.raises(ExchangeError) as caught:
-            await client.call(b"<x/>", {})
+            await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "ConnectionReset"
 
 
 async def test_nobody_listening_is_a_failed_connection() -> None:
     async with ExchangeClient("http://127.0.0.1:9/EWS/Exchange.asmx", access()) as client:
         with pytest.raises(ExchangeError) as caught:
-            await client.call(b"<x/>", {})
+            await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "ConnectFailed"
 
 
 async def test_a_name_that_is_not_there_is_said_so() -> None:
     async with ExchangeClient("http://mail.invalid/EWS/Exchange.asmx", access()) as client:
         with pytest.raises(ExchangeError) as caught:
-            await client.call(b"<x/>", {})
+            await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "NameNotResolved"
 
 
@@ -180,7 +181,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_said_so() -> None:
     async with served(peer) as client:
         client.url = client.url.replace("http:", "https:")
         with pytest.raises(ExchangeError) as caught:
-            await client.call(b"<x/>", {})
+            await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "TlsFailed"
     assert "certificate verify failed" in caught.value.failure.text
 
@@ -196,7 +197,7 @@ async def test_a_peer_that_accepts_and_never_answers_costs_one_time_out(
         autojump_clock.autojump_threshold = 0.1
         begun = trio.current_time()
         with pytest.raises(ExchangeError) as caught:
-            await client.call(b"<x/>", {})
+            await client.call(b"<x/>", {}, bytes)
         assert caught.value.failure.code == "ReadTimeout"
         assert trio.current_time() - begun == pytest.approx(60, abs=1)
 
