@@ -1,0 +1,136 @@
+"""`ews-listener demo` as a process."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.system.processes import PATIENCE, json_lines, until
+
+KEYS = [
+    "mailboxes", "streaming", "groups", "generated", "delivered", "duplicates", "lost", "faults", "p50_ms", "p99_ms",
+]  # fmt: skip
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A marked environment, inherited by whatever a demo starts. Nothing of it may be left at the end."""
+    mark, temporary = uuid4().hex, tmp_path / "tmp"
+    temporary.mkdir()
+    yield os.environ | {
+        "EWS_LISTENER_TEST": mark,
+        "TMPDIR": str(temporary),
+        "TERM": "xterm",
+        "COLUMNS": "120",
+    }
+    assert marked(mark) == []
+    assert list(temporary.iterdir()) == []
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of all processes with this mark in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it has ended, or is not ours
+    return [command for command in found if command]  # without those that only wait to be reaped
+
+
+def demo(*options: str) -> list[str]:
+    return [sys.executable, "-m", "listener", "demo", *options]
+
+
+def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str]) -> None:
+    command = demo("--mailboxes", "40", "--rate", "100", "--duration", "3", "--json")
+    run = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=3 + PATIENCE, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (line,) = run.stdout.splitlines()
+    summary = json.loads(line)
+    assert list(summary) == KEYS
+    assert (summary["mailboxes"], summary["streaming"]) == (40, 40)
+    assert 1 <= summary["groups"] <= 40
+    assert summary["generated"] == summary["delivered"] >= 200
+    assert (summary["duplicates"], summary["lost"], summary["faults"]) == (0, 0, 0)
+    assert 0 < summary["p50_ms"] <= summary["p99_ms"]
+    log = [json.loads(line) for line in run.stderr.splitlines()]
+    assert {"listener.started", "group.streaming", "listener.stopped"} <= {line["event"] for line in log}
+    assert not [line for line in log if line["level"] in ("warning", "error")]
+
+
+def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            demo("--mailboxes", "10", "--rate", "200"),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: any(line["event"] == "group.streaming" for line in json_lines(log)), "a stream")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all in the foreground
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log.read_text()
+    told = dict(re.findall(r"^(\w+) +([\d,.-]+) *$", output, re.MULTILINE))
+    assert list(told) == KEYS
+    assert (told["mailboxes"], told["lost"], told["duplicates"]) == ("10", "0", "0")
+    assert output.splitlines()[-1].strip() == "nothing was lost"
+
+
+def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[str, str]) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        demo("--mailboxes", "12", "--rate", "100"), env=environment, preexec_fn=lambda: os.login_tty(slave)
+    )
+    os.close(slave)
+    screen = ""
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not ("12/12" in screen and "exchange.item." in screen):
+            assert time.monotonic() < deadline, screen
+            screen = read_screen(master, screen)
+        os.write(master, b"\x03")
+        while process.poll() is None:
+            assert time.monotonic() < deadline + PATIENCE, screen
+            screen = read_screen(master, screen)
+        screen = read_screen(master, screen)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+    assert process.returncode == 0
+    for shown in ("ews-listener demo", "mailboxes streaming", "anchor", "latest events", "Ctrl-C ends it"):
+        assert shown in screen
+    assert "nothing was lost" in screen[-200:]
+    assert "Traceback" not in screen
+    assert '"event"' not in screen  # no log lines between the pictures
+
+
+def read_screen(master: int, screen: str) -> str:
+    """What was on the terminal and what has come since, without colours and cursor movements."""
+    if not select.select([master], [], [], 0.05)[0]:
+        return screen
+    try:
+        data = os.read(master, 1 << 16)
+    except OSError:  # nobody has it open any more
+        return screen
+    return screen + re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace"))
