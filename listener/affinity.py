@@ -51,16 +51,17 @@ def groups(
     Those `existing` come first and keep their mailboxes; they are filled up before new ones are made.
     """
     found = list(existing)
-    for place, members in groupby(sorted(set(placements)), key=lambda placement: placement[:2]):
+    for (url, information), members in groupby(sorted(set(placements)), key=lambda place: place[:2]):
         mailboxes = [placement.mailbox for placement in members]
         for at, group in enumerate(found):
-            if group.place == place and not group.closed:
+            if group.place == (url, information) and not group.closed:
                 room = max(0, size - len(group.mailboxes))
                 together = sorted({*group.mailboxes, *mailboxes[:room]})
                 found[at] = replace(group, mailboxes=tuple(together))
                 mailboxes = mailboxes[room:]
         for start in range(0, len(mailboxes), size):
-            found.append(Group(_name(place, found), *place, tuple(mailboxes[start : start + size])))
+            name = _name(url, information, found)
+            found.append(Group(name, url, information, tuple(mailboxes[start : start + size])))
     return tuple(found)
 
 
@@ -77,11 +78,10 @@ def separated(existing: Sequence[Group], group: Group, mailboxes: Iterable[str])
     """The groups after these mailboxes have left `group` for one of their own, which comes last."""
     alone = tuple(sorted(mailboxes))
     left = without(existing, alone)
-    return (*left, Group(_name(group.place, existing), *group.place, alone, closed=True))
+    return (*left, Group(_name(*group.place, existing), *group.place, alone, closed=True))
 
 
-def _name(place: tuple[str, str], existing: Sequence[Group]) -> str:
-    url, information = place
+def _name(url: str, information: str, existing: Sequence[Group]) -> str:
     label = information or urlsplit(url).hostname or url
     numbers = [int(number) for of, _, number in (g.name.rpartition("/") for g in existing) if of == label]
     return f"{label}/{max(numbers, default=0) + 1}"
