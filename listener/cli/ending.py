@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import trio
 
@@ -37,17 +38,21 @@ def _leaves(group: BaseExceptionGroup[ConfigError]) -> Iterator[ConfigError]:
 
 async def signalled(work: Callable[[trio.Event], Awaitable[None]]) -> None:
     """Runs `work(stop)`: the first SIGINT or SIGTERM sets `stop`, a second one ends the process as if unhandled."""
-    stop = trio.Event()
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    stop, asked = trio.Event(), False
+    token = trio.lowlevel.current_trio_token()
 
-            async def listen() -> None:
-                async for number in signals:
-                    if stop.is_set():
-                        signal.signal(number, signal.SIG_DFL)
-                        os.kill(os.getpid(), number)
-                    stop.set()
+    def note(number: int, _frame: FrameType | None) -> None:
+        # Not trio's own receiver: this must work while a handler that blocks keeps all tasks waiting.
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        asked = True
+        token.run_sync_soon(stop.set)
 
-            nursery.start_soon(listen)
-            await work(stop)
-            nursery.cancel_scope.cancel()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        await work(stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

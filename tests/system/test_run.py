@@ -25,6 +25,7 @@ TYPES = {
 }
 
 PLUGIN = """
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 import trio
@@ -51,6 +52,13 @@ async def open_raising():
 async def open_hanging():
     async def handle(event):
         await trio.sleep_forever()
+    yield handle
+
+@asynccontextmanager
+async def open_blocking(*, path: Path):
+    async def handle(event):
+        path.touch()
+        time.sleep(1000)
     yield handle
 """
 
@@ -205,6 +213,24 @@ def test_a_second_signal_ends_it_at_once(simulator: Start, listen: Listen, plugi
     assert daemon.end() == -signal.SIGTERM
 
 
+def test_a_handler_that_blocks_everything_can_be_ended_too(
+    simulator: Start, listen: Listen, plugins: str
+) -> None:
+    there = simulator()
+    there.append(handler("blocking", "acme:open_blocking", 'path = "blocked"'))
+    daemon = listen(there, PYTHONPATH=plugins)
+    there.streaming(4)
+    there.make(there.mailboxes[0])
+    until((there.folder / "blocked").exists, "the handler that blocks")
+
+    def ended() -> bool:
+        daemon.process.send_signal(signal.SIGTERM)  # two that come at once may count as one
+        return daemon.process.poll() is not None
+
+    until(ended, "the end")
+    assert daemon.wait() == -signal.SIGTERM
+
+
 # --- what is wrong from the start
 
 
@@ -330,6 +356,19 @@ def test_autodiscover_sorts_mailboxes_by_back_end(simulator: Start, listen: List
     assert all(codes.keys() == {"200"} for codes in state["requests"].values())
     (found,) = daemon.logged("discovery.found")
     assert (found["mailboxes"], found["missing"]) == (30, 0)
+
+
+def test_a_mailbox_that_is_not_there_is_told_and_harms_no_other(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    with (there.folder / "mailboxes.txt").open("a") as file:
+        file.write("nobody@contoso.example\n")
+    daemon = listen(there)
+    there.streaming(4)
+    (failed,) = daemon.until_logged("discovery.failed")
+    assert (failed["mailbox"], failed["code"]) == ("nobody@contoso.example", "InvalidUser")
+    (found,) = daemon.logged("discovery.found")
+    assert (found["mailboxes"], found["missing"], found["codes"]) == (4, 1, {"InvalidUser": 1})
+    assert daemon.end() == 0
 
 
 def test_an_exchange_that_dies_and_comes_back_is_listened_to_again(simulator: Start, listen: Listen) -> None:

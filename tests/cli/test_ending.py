@@ -1,0 +1,47 @@
+"""How errors become exit codes."""
+
+import pytest
+
+from listener.cli.ending import reported
+from listener.errors import ConfigError, Problem
+
+ONE = ConfigError([Problem("handlers.audit", "could not be opened")])
+OTHER = ConfigError([Problem("auth.user", "is required"), Problem("mailboxes.file", "cannot read x")])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ONE, ["error: handlers.audit: could not be opened"]),
+        (OTHER, ["error: auth.user: is required", "error: mailboxes.file: cannot read x"]),
+        (ExceptionGroup("", [ExceptionGroup("", [ONE])]), ["error: handlers.audit: could not be opened"]),
+        (
+            ExceptionGroup("", [ONE, ExceptionGroup("", [OTHER])]),
+            [
+                "error: handlers.audit: could not be opened",
+                "error: auth.user: is required",
+                "error: mailboxes.file: cannot read x",
+            ],
+        ),
+    ],
+    ids=["alone", "several problems", "from a nursery", "several errors"],
+)  # fmt: skip
+def test_what_is_wrong_with_the_configuration_is_told_line_by_line(
+    error: Exception, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, reported():
+        raise error
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in told))
+
+
+def test_what_is_no_such_error_is_not_swallowed() -> None:
+    with pytest.raises(ExceptionGroup) as caught, reported():
+        raise ExceptionGroup("", [ONE, ZeroDivisionError("a fault in us")])
+    assert caught.group_contains(ZeroDivisionError)
+
+
+def test_without_an_error_nothing_happens(capsys: pytest.CaptureFixture[str]) -> None:
+    with reported():
+        pass
+    assert capsys.readouterr() == ("", "")
