@@ -21,6 +21,18 @@ def simulate(
     heartbeat: Annotated[
         float, typer.Option(min=0.1, help="Seconds between the heart-beats of a stream.")
     ] = 45.0,
+    faults: Annotated[
+        str, typer.Option(help="What goes wrong: none, light, heavy, or a TOML file of faults.")
+    ] = "none",
+    print_faults: Annotated[
+        bool, typer.Option("--print-faults", help="Print those faults as TOML and end.")
+    ] = False,
+    one_user_per_stream: Annotated[
+        bool,
+        typer.Option(
+            "--one-user-per-stream", help="Only who impersonates its mailbox may read a subscription."
+        ),
+    ] = False,
     duration: Annotated[
         float | None, typer.Option(min=0, help="End after so many seconds; otherwise run until interrupted.")
     ] = None,
@@ -33,9 +45,19 @@ def simulate(
 
     The first line on standard output is one JSON object that says where it is and how to log in.
     """
+    from listener.simulator.faults import FaultError
+    from listener.simulator.plans import load, to_toml
     from listener.simulator.run import main
-    from listener.simulator.settings import Settings
+    from listener.simulator.settings import Rules, Settings
 
+    try:
+        plan = load(faults)
+    except FaultError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    if print_faults:
+        typer.echo(to_toml(plan), nl=False)
+        return
     settings = Settings(
         port=port,
         mailboxes=mailboxes,
@@ -45,9 +67,14 @@ def simulate(
         ledger=ledger,
         tls=tls,
         heartbeat=heartbeat,
+        faults=plan,
+        rules=Rules(one_user_per_stream=one_user_per_stream),
     )
     try:
         main(settings, duration=duration, write_config=write_config)
+    except FaultError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
     except OSError as error:
         typer.echo(f"cannot run the simulator: {error}", err=True)
         raise typer.Exit(1) from None

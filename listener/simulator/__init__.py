@@ -8,6 +8,8 @@ Exchange", "How to: Maintain affinity between a group of subscriptions and the M
     settings.py       what a simulated organisation is made of
     names.py          plausible people
     mailstore.py      mailboxes, folders and items, and the events that each change of them makes
+    faults.py         what can be broken, as values
+    plans.py          when: profiles, TOML
     directory.py      the organisation: accounts, rights, which mailbox lives on which back end
     traffic.py        seeded users who read, write, move and delete
     ledger.py         the truth: one line a change
@@ -17,10 +19,18 @@ Exchange", "How to: Maintain affinity between a group of subscriptions and the M
     budgets.py        throttling
     subscriptions.py  subscription tables and streams
     operations.py     the operations on folders and items
+    chaos.py          makes faults, on time or on demand
+    answers.py        faults in the answer to a request
+    interference.py   faults in an open stream
+    disasters.py      faults of back ends, mailboxes, the organisation
+    conditions.py     what is the matter right now
     exchange.py       the server without its sockets: requests in, replies out, the time given
     autodiscover.py   SOAP and POX
     authentication.py who is asking
-    control.py        the doors for tests: events on demand, state, rate
-    server.py         the socket
+    control.py        the doors for tests: events on demand, state, rate, faults
+    server.py         the sockets
+    outlet.py         the sending side of a connection, with good manners and bad ones
+    door.py           the listening socket, open or shut
+    tls.py            certificates, good and bad
     run.py            the process
 """

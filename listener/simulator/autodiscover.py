@@ -6,6 +6,7 @@ from xml.sax.saxutils import escape
 from lxml import etree
 
 from listener.simulator.directory import Directory, grouping
+from listener.simulator.faults import AutodiscoverFailure
 from listener.simulator.mailstore import Mailbox
 from listener.simulator.requests import SOAP, Malformed, parse_xml
 
@@ -16,8 +17,15 @@ _REQUEST_POX = "http://schemas.microsoft.com/exchange/autodiscover/outlook/reque
 _ACTION = f"{_A}/Autodiscover/GetUserSettings"
 
 
-def soap(body: bytes, directory: Directory, ews_url: str, most_users: int) -> bytes:
-    """The answer to POST autodiscover.svc. Malformed: the body is no GetUserSettings request."""
+def soap(
+    body: bytes,
+    directory: Directory,
+    ews_url: str,
+    most_users: int,
+    failing: AutodiscoverFailure | None = None,
+) -> bytes:
+    """The answer to POST autodiscover.svc; `failing`, it holds that code. Malformed: the body is no GetUserSettings
+    request."""
     root = parse_xml(body)
     request = root.find(f"{SOAP}Body/{{{_A}}}GetUserSettingsRequestMessage/{{{_A}}}Request")
     if request is None:
@@ -37,6 +45,10 @@ def soap(body: bytes, directory: Directory, ews_url: str, most_users: int) -> by
         return _response("InvalidRequest", "At least one user and one setting must be requested.", ())
     if len(users) > most_users:
         return _response("InvalidRequest", f"At most {most_users} users can be asked for at once.", ())
+    if failing and failing.code:
+        if failing.level == "response":
+            return _response(failing.code, "The request cannot be served now.", ())
+        return _response("NoError", "", (_refused(failing.code, f"No answer for '{user}'") for user in users))
     return _response("NoError", "", (_user(user, wanted, directory, ews_url) for user in users))
 
 
@@ -58,11 +70,7 @@ def _settings(mailbox: Mailbox, directory: Directory, ews_url: str) -> dict[str,
 def _user(user: str, wanted: Iterable[str], directory: Directory, ews_url: str) -> str:
     mailbox = directory.find(user)
     if mailbox is None:
-        return (
-            "<UserResponse><ErrorCode>InvalidUser</ErrorCode>"
-            f"<ErrorMessage>Invalid user: '{escape(user)}'</ErrorMessage>"
-            '<RedirectTarget i:nil="true"/><UserSettingErrors/><UserSettings/></UserResponse>'
-        )
+        return _refused("InvalidUser", f"Invalid user: '{user}'")
     known = _settings(mailbox, directory, ews_url)
     errors, settings = [], []
     for name in wanted:
@@ -81,6 +89,13 @@ def _user(user: str, wanted: Iterable[str], directory: Directory, ews_url: str) 
         "<UserResponse><ErrorCode>NoError</ErrorCode><ErrorMessage>No error.</ErrorMessage>"
         f'<RedirectTarget i:nil="true"/><UserSettingErrors>{"".join(errors)}</UserSettingErrors>'
         f"<UserSettings>{''.join(settings)}</UserSettings></UserResponse>"
+    )
+
+
+def _refused(code: str, message: str) -> str:
+    return (
+        f"<UserResponse><ErrorCode>{code}</ErrorCode><ErrorMessage>{escape(message)}</ErrorMessage>"
+        '<RedirectTarget i:nil="true"/><UserSettingErrors/><UserSettings/></UserResponse>'
     )
 
 

@@ -30,6 +30,16 @@ class Budgets:
             raise Failure("ErrorExceededConnectionCount", fault=True, values={"BackOffMilliseconds": "0"})
         return _take(self._hanging, charged)
 
+    @property
+    def running(self) -> int:
+        """Requests under way, streams apart."""
+        return sum(self._running.values())
+
+    @property
+    def hanging(self) -> int:
+        """Streams under way."""
+        return sum(self._hanging.values())
+
     def charges(self) -> dict[str, int]:
         """Open streams by whom they are charged to."""
         return dict(self._hanging)

@@ -3,6 +3,11 @@
 POST …/events   {"mailbox": address, "kind": EWS element name, "count": n}   -> {"events": [ledger lines]}
 POST …/traffic  {"rate": events a second}                                    -> {"rate": …}
 GET  …/state                                                                 -> see `state`
+POST …/faults   {"kind": …, its parameters}      one fault now       -> {"made": [ledger lines]}, empty if it waits
+                {"kind": …, "at" or "per_minute": …}  later          -> {"made": []}; times count from now
+                {"profile": name}                a profile from now  -> {"made": []}; none: no more faults, what
+                                                                        lasts ends at once
+GET  …/faults   what can be broken, and what was                     -> see `faults`
 """
 
 from collections import Counter
@@ -11,9 +16,13 @@ from typing import Annotated, Any
 
 import msgspec
 
+from listener.simulator.disasters import Unfit
 from listener.simulator.exchange import Exchange
+from listener.simulator.faults import KINDS as FAULTS
+from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
 from listener.simulator.ledger import Line
 from listener.simulator.mailstore import KINDS
+from listener.simulator.plans import MOMENTS, PROFILES, parse_entry
 from listener.simulator.replies import Reply
 from listener.simulator.traffic import Traffic, make
 
@@ -45,7 +54,7 @@ class Control:
         self._dice = dice
 
     def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
-        """The reply, in JSON; 400 and 404 say in `error` what is wrong."""
+        """The reply, in JSON; 400, 404 and 409 say in `error` what is wrong."""
         try:
             match method, path.strip("/"):
                 case "POST", "events":
@@ -56,6 +65,15 @@ class Control:
                     return _json(200, {"rate": self._traffic.rate})
                 case "GET", "state":
                     return _json(200, self.state())
+                case "POST", "faults":
+                    wanted = msgspec.json.decode(body, type=dict[str, Any])
+                    return _json(200, {"made": self.make_faults(wanted, now)})
+                case "GET", "faults":
+                    return _json(200, self.faults())
+        except FaultError as error:
+            return _json(400, {"error": str(error)})
+        except Unfit as error:
+            return _json(409, {"error": str(error)})
         except msgspec.DecodeError as error:
             return _json(400, {"error": str(error)})
         except _NotFound as error:
@@ -74,9 +92,35 @@ class Control:
             lines += self._exchange.publish(make(mailbox, order.kind, self._dice, now))
         return lines
 
+    def make_faults(self, order: dict[str, Any], now: float) -> list[Line]:
+        """One fault now, or a plan that starts now. FaultError: it makes no sense. Unfit: it befalls nothing."""
+        chaos = self._exchange.chaos
+        if "profile" in order:
+            profile = str(order["profile"])
+            if profile not in PROFILES or len(order) > 1:
+                raise FaultError(f'unknown profile "{profile}"{did_you_mean(profile, PROFILES)}')
+            if profile == "none":
+                chaos.stop()
+            else:
+                chaos.begin(PROFILES[profile], now)
+        elif order.keys() & MOMENTS:
+            chaos.begin([parse_entry(order)], now)
+        else:
+            return chaos.order(parse(order), now)
+        return []
+
+    def faults(self) -> dict[str, Any]:
+        """The kinds of faults with their parameters, the profiles, and what Chaos.state tells."""
+        kinds = [
+            {"kind": name, "about": about(kind), "parameters": parameters(kind)}
+            for name, kind in FAULTS.items()
+        ]
+        return {"kinds": kinds, "profiles": list(PROFILES), **self._exchange.chaos.state()}
+
     def state(self) -> dict[str, Any]:
-        """What there is right now. `generated` counts ledger lines, `queued` the events that are not written to
-        any stream yet; `mailboxes_subscribed` and `mailboxes_streaming` count mailboxes, not subscriptions."""
+        """What there is right now. `generated` counts the changes in the ledger, `faults` the faults, `queued` the
+        events that are not written to any stream yet; `mailboxes_subscribed` and `mailboxes_streaming` count
+        mailboxes, not subscriptions."""
         exchange = self._exchange
         requests: dict[str, dict[str, int]] = {}
         for (operation, status), count in sorted(exchange.requests.items()):
@@ -87,6 +131,7 @@ class Control:
             "mailboxes": exchange.settings.mailboxes,
             "rate": self._traffic.rate,
             "generated": exchange.ledger.count,
+            "faults": exchange.ledger.faults,
             "queued": exchange.subscriptions.queued(),
             "subscriptions": len(subscriptions),
             "mailboxes_subscribed": len({s.mailbox for s in subscriptions}),

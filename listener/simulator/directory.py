@@ -10,7 +10,8 @@ from listener.simulator.settings import Settings
 
 
 class Directory:
-    """`mailboxes` maps lower-case SMTP addresses to mailboxes, `homes` the same addresses to back ends.
+    """`mailboxes` maps lower-case SMTP addresses to mailboxes, `homes` the same addresses to back ends. `alive` are
+    the back ends that work.
 
     The service account has no mailbox. Its right to impersonate is limited by a management scope: all mailboxes
     but `outsider`, which exists so that a refusal can be seen.
@@ -20,6 +21,7 @@ class Directory:
         dice = Random(f"directory {settings.seed}")
         domain = settings.domain
         self.backends = tuple(f"ex{number:02}.{domain}" for number in range(1, settings.backends + 1))
+        self.alive = self.backends
         self.accounts: Mapping[str, str] = {settings.user: settings.password}
         self.outsider = f"ceo@{domain}"
         self.mailboxes: dict[str, Mailbox] = {}
@@ -48,6 +50,11 @@ class Directory:
 
     def may_impersonate(self, account: str, mailbox: Mailbox) -> bool:
         return account in self._impersonators and mailbox.address != self.outsider
+
+    def backend(self, name: str) -> str | None:
+        """The back end of that name, with or without its domain."""
+        lowered = name.strip().lower()
+        return next((each for each in self.backends if lowered in (each, each.partition(".")[0])), None)
 
     def home(self, mailbox: Mailbox) -> str:
         """The back end whose database holds the mailbox."""

@@ -4,16 +4,22 @@
 is in Unix seconds throughout. What a stream writes, and when, is in subscriptions.Stream.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from random import Random
 from uuid import UUID
 
 from lxml import etree
 
-from listener.simulator import autodiscover, replies
+from listener.simulator import answers, autodiscover, replies
 from listener.simulator.budgets import Budgets
+from listener.simulator.chaos import Chaos
+from listener.simulator.conditions import Conditions
 from listener.simulator.directory import Directory
+from listener.simulator.disasters import Disasters
+from listener.simulator.faults import HangUp
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Event, Mailbox
 from listener.simulator.operations import OPERATIONS, Session, find_folder
@@ -33,12 +39,14 @@ from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
 _EXPIRY_INTERVAL = 5.0
+_ADDRESS = re.compile(rb"[^\s<>;,]+@[^\s<>;,]+")
 _ABOUT_SUBSCRIPTIONS = ("GetStreamingEvents", "Unsubscribe")
 
 
 class Exchange:
     """One organisation's servers. `requests` counts (operation, HTTP status); `base_url` is where clients reach
-    them, without a slash at the end, and must be set before Autodiscover can answer."""
+    them, without a slash at the end, and must be set before Autodiscover can answer. `chaos` makes faults.
+    FaultError: `settings.faults` name what is not there."""
 
     def __init__(self, settings: Settings, ledger: Ledger, now: float) -> None:
         self.settings = settings
@@ -51,6 +59,13 @@ class Exchange:
         self.streams: dict[Stream, None] = {}
         self._dice = Random(f"exchange {settings.seed}")
         self._expiry = now + _EXPIRY_INTERVAL
+        self.conditions = Conditions()
+        dice = Random(f"faults {settings.seed}")
+        disasters = Disasters(
+            self.directory, self.subscriptions, self.streams, self.conditions, dice, tls=settings.tls
+        )
+        self.chaos = Chaos(self.directory, self.subscriptions, self.streams, disasters, ledger, dice)
+        self.chaos.begin(settings.faults, now)
 
     def publish(self, events: Iterable[Event]) -> list[Line]:
         """Write changes into the ledger and queue them for whoever has subscribed."""
@@ -63,7 +78,8 @@ class Exchange:
         return lines
 
     def advance(self, now: float) -> None:
-        """Let subscriptions die that nobody reads."""
+        """Let subscriptions die that nobody reads, and faults happen."""
+        self.chaos.advance(now)
         if now >= self._expiry:
             self._expiry = now + _EXPIRY_INTERVAL
             self.subscriptions.expire(now)
@@ -71,22 +87,45 @@ class Exchange:
     def handle(self, request: HttpRequest, now: float) -> Reply:
         """Answer one request of an authenticated account."""
         path = request.path.partition("?")[0].lower()
-        if path == "/ews/exchange.asmx":
+        if self.conditions.outage:
+            name, reply = "-", self._outage()
+        elif path == "/ews/exchange.asmx":
             name, reply = self._ews(request, now)
         elif path.startswith("/autodiscover/autodiscover."):
-            name, reply = "Autodiscover", self._autodiscover(path, request)
+            name, reply = "Autodiscover", self._autodiscover(path, request, now)
         else:
             name, reply = "-", replies.page(404, "Not Found")
         self.requests[name, reply.status] += 1
         return reply
 
-    def _autodiscover(self, path: str, request: HttpRequest) -> Reply:
+    def _outage(self) -> Reply:
+        reply = replies.page(503, "Service Unavailable")
+        if self.conditions.outage and self.conditions.outage.how != "503":
+            reply.manner = HangUp(reset=True)
+        return reply
+
+    # -- Autodiscover ----------------------------------------------------------------------------------------
+
+    def _autodiscover(self, path: str, request: HttpRequest, now: float) -> Reply:
+        def concerned() -> list[str]:
+            return [found.decode("utf-8", "replace").lower() for found in _ADDRESS.findall(request.body)]
+
+        genuine = partial(self._discover, path, request)
+        fault = self.chaos.strike("Autodiscover", concerned, now)
+        if fault is None:
+            return genuine()
+        return answers.answer(fault, "Autodiscover", [], self.settings.host, now, genuine)
+
+    def _discover(self, path: str, request: HttpRequest) -> Reply:
         ews_url = f"{self.base_url}/EWS/Exchange.asmx"
         most = self.settings.limits.users_per_discovery
+        failing = self.conditions.discovery
+        if failing and (failing.code is None or not path.endswith(".svc")):
+            return replies.page(failing.status, "Autodiscover is not available")
         reply = replies.page(404, "Not Found")
         try:
             if path == "/autodiscover/autodiscover.svc" and request.method == "POST":
-                reply = Reply(200, autodiscover.soap(request.body, self.directory, ews_url, most))
+                reply = Reply(200, autodiscover.soap(request.body, self.directory, ews_url, most, failing))
             elif path == "/autodiscover/autodiscover.xml" and request.method == "POST":
                 reply = Reply(200, autodiscover.pox(request.body, self.directory, ews_url))
         except Malformed as error:
@@ -100,18 +139,35 @@ class Exchange:
     def _ews(self, request: HttpRequest, now: float) -> tuple[str, Reply]:
         if request.method != "POST":
             return "-", replies.page(405, "Method Not Allowed", [("Allow", "POST")])
-        name = "-"
         try:
             call = parse_call(request.body)
-            name = call.operation
-            return name, self._call(call, request, now)
         except Malformed as error:
             failure = Failure("ErrorSchemaValidation", f"The request failed schema validation: {error}")
+            return "-", self._fault(failure, request)
+        genuine = partial(self._genuine, call, request, now)
+        fault = self.chaos.strike(call.operation, partial(self._concerned, call), now)
+        if fault is None:
+            return call.operation, genuine()
+        host = self.settings.host
+        return call.operation, answers.answer(fault, call.operation, _stream_ids(call), host, now, genuine)
+
+    def _genuine(self, call: Call, request: HttpRequest, now: float) -> Reply:
+        try:
+            return self._call(call, request, now)
         except Failure as refused:
-            failure = refused
+            return self._fault(refused, request)
+
+    def _fault(self, failure: Failure, request: HttpRequest) -> Reply:
         headers = self._server_headers(self._dice.choice(self.directory.backends), request)
-        delay = self.settings.network.latency
-        return name, Reply(500, replies.fault(failure), headers, delay=delay)
+        return Reply(500, replies.fault(failure), headers, delay=self.settings.network.latency)
+
+    def _concerned(self, call: Call) -> list[str]:
+        """The addresses of the mailboxes that a request is about."""
+        ids = set(_stream_ids(call))
+        if ids:
+            return sorted({each.mailbox for each in self.subscriptions if each.id in ids})
+        mailbox = self.directory.find(call.impersonated or "")
+        return [mailbox.address] if mailbox else []
 
     def _call(self, call: Call, request: HttpRequest, now: float) -> Reply:
         """Answer in the right place. Failure: a fault."""
@@ -126,6 +182,8 @@ class Exchange:
         headers = self._server_headers(way.backend, request)
         network = self.settings.network
         delay = network.latency
+        if way.backend in self.conditions.down:
+            return replies.page(503, "Service Unavailable", headers, delay=delay)
         if way.proxied:
             delay = self._dice.uniform(*network.proxied_latency)
             chance = self._dice.random()
@@ -133,6 +191,7 @@ class Exchange:
                 return replies.page(500, "Runtime Error", headers, delay=delay)
             if chance < network.proxied_500 + network.proxied_503:
                 return replies.page(503, "Service Unavailable", headers, delay=delay)
+        self._check_throttle(streaming=call.operation == "GetStreamingEvents")
         session = Session(call, request.account, actor, way.backend, self.directory, now)
         if call.operation == "GetStreamingEvents":
             return self._stream(session, charged, headers, delay)
@@ -150,6 +209,17 @@ class Exchange:
                 headers.append(("Set-Cookie", cookie))
         return Reply(200, replies.envelope(body), headers, delay=delay, finish=leave)
 
+    def _check_throttle(self, *, streaming: bool) -> None:
+        """Failure: the account has too much under way."""
+        throttled = self.conditions.throttled
+        if throttled is None:
+            return
+        running = self.budgets.hanging if streaming else self.budgets.running
+        most = throttled.connections if streaming else throttled.concurrency
+        if most is not None and running >= most:
+            values = {"BackOffMilliseconds": str(throttled.back_off_ms)}
+            raise Failure("ErrorServerBusy", fault=True, values=values)
+
     def _actor(self, call: Call, account: str) -> Mailbox | None:
         """Whose mailbox it is about. Failure: the impersonation is refused."""
         if call.impersonated is None:
@@ -157,6 +227,9 @@ class Exchange:
         mailbox = self.directory.find(call.impersonated)
         if mailbox is None:
             raise Failure("ErrorNonExistentMailbox", fault=True)
+        refusal = self.conditions.refusal(mailbox.address)
+        if refusal:
+            raise Failure(refusal, fault=True)
         if not self.directory.may_impersonate(account, mailbox):
             raise Failure("ErrorImpersonateUserDenied", fault=True)
         return mailbox
@@ -187,6 +260,9 @@ class Exchange:
             raise Failure("ErrorInvalidSubscriptionRequest")
         if session.actor is None:
             raise Failure("ErrorMissingEmailAddress")
+        moving = self.conditions.moving.get(session.actor.address)
+        if moving:
+            raise Failure(moving)
         folders = None if everything else frozenset(_watched(session, element) for element in folder_ids)
         made = self.subscriptions.add(
             way.backend, session.actor, session.account, charged, kinds, folders, session.now
@@ -204,7 +280,7 @@ class Exchange:
         """The long answer to GetStreamingEvents. Failure: a fault."""
         _check_version(session.call)
         request = session.call.element
-        ids = [element.text or "" for element in request.iterfind(f"{M}SubscriptionIds/{T}SubscriptionId")]
+        ids = _stream_ids(session.call)
         minutes = request.findtext(f"{M}ConnectionTimeout") or ""
         if not minutes.isdecimal() or not 1 <= int(minutes) <= 30:
             raise _invalid("ConnectionTimeout")
@@ -217,7 +293,10 @@ class Exchange:
         failed: dict[str, list[str]] = {}
         for id_ in ids:
             try:
-                good[id_] = self.subscriptions.find(session.backend, id_, session.account)
+                found = self.subscriptions.find(session.backend, id_, session.account)
+                if self.settings.rules.one_user_per_stream and found.charged != charged:
+                    raise Failure("ErrorSubscriptionAccessDenied")
+                good[id_] = found
             except Failure as failure:
                 failed.setdefault(failure.code, []).append(id_)
         readable = () if failed and self.settings.wire.ends_after_bad_id else tuple(good.values())
@@ -264,6 +343,10 @@ class Exchange:
             )
         headers.append(("Set-Cookie", f"X-BackEndCookie={override_cookie(backend)}; path=/EWS; HttpOnly"))
         return headers
+
+
+def _stream_ids(call: Call) -> list[str]:
+    return [element.text or "" for element in call.element.iterfind(f"{M}SubscriptionIds/{T}SubscriptionId")]
 
 
 def _check_version(call: Call) -> None:

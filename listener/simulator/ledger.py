@@ -1,7 +1,9 @@
-"""The truth that deliveries are held against: one JSON line a change."""
+"""The truth that deliveries are held against: one JSON line a change, or a fault."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -9,8 +11,11 @@ from listener.simulator.mailstore import Event
 
 
 class Line(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """One line. `time` is in Unix seconds. `kind` is the EWS element's name, and later lines may tell of other
-    things than changes (a fault has the kind "fault"); then the ids are left out."""
+    """One line. `time` is in Unix seconds. `kind` is the EWS element's name.
+
+    A line of the kind "fault" tells of a fault (faults.py): `fault` is its kind, `parameters` are those that differ
+    from their defaults, and `mailbox` (else empty), `backend` and `subscription` say what it befell.
+    """
 
     seq: int
     time: float
@@ -21,13 +26,19 @@ class Line(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=Tr
     parent_folder_id: str | None = None
     change_key: str | None = None
     old_id: str | None = None
+    fault: str | None = None
+    backend: str | None = None
+    subscription: str | None = None
+    parameters: Mapping[str, Any] | None = None
 
 
 class Ledger:
-    """Counts and writes lines; `path` None counts only. A context manager, which closes the file."""
+    """Counts and writes lines: `count` changes and `faults` faults. `path` None counts only. A context manager,
+    which closes the file."""
 
     def __init__(self, path: Path | None) -> None:
         self.count = 0
+        self.faults = 0
         self._file = path.open("wb", buffering=1 << 16) if path else None
         self._encode = msgspec.json.Encoder().encode
 
@@ -44,7 +55,7 @@ class Ledger:
         """Write one change down."""
         self.count += 1
         line = Line(
-            seq=self.count,
+            seq=self.count + self.faults,
             time=event.time,
             mailbox=event.mailbox,
             kind=event.kind,
@@ -56,6 +67,33 @@ class Ledger:
         )
         if self._file:
             self._file.write(self._encode(line) + b"\n")
+        return line
+
+    def enter_fault(
+        self,
+        kind: str,
+        now: float,
+        *,
+        mailbox: str = "",
+        backend: str | None = None,
+        subscription: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Line:
+        """Write one fault down, for readers to see at once."""
+        self.faults += 1
+        line = Line(
+            seq=self.count + self.faults,
+            time=now,
+            mailbox=mailbox,
+            kind="fault",
+            fault=kind,
+            backend=backend,
+            subscription=subscription,
+            parameters=parameters or None,
+        )
+        if self._file:
+            self._file.write(self._encode(line) + b"\n")
+            self._file.flush()
         return line
 
     def flush(self) -> None:

@@ -3,6 +3,8 @@
 Texts are those of Exchange where its documentation prints them ("ResponseCode", learn.microsoft.com; MS-OXWSCDATA).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,6 +14,7 @@ from xml.sax.saxutils import escape, quoteattr
 from listener.simulator.mailstore import Event
 
 if TYPE_CHECKING:
+    from listener.simulator.faults import Fault
     from listener.simulator.subscriptions import Stream
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
@@ -125,12 +128,13 @@ def response(operation: str, messages: Iterable[str], names: Prefixes = EXCHANGE
     )
 
 
-def success(operation: str, content: str = "", names: Prefixes = EXCHANGE) -> str:
-    """A response message without error."""
+def success(operation: str, content: str = "", names: Prefixes = EXCHANGE, *, remark: str = "") -> str:
+    """A response message without error; `remark` is written as its MessageText the way it is."""
     m = names.m
+    text = f"<{m}:MessageText>{remark}</{m}:MessageText>" if remark else ""
     return (
-        f'<{m}:{operation}ResponseMessage ResponseClass="Success"><{m}:ResponseCode>NoError</{m}:ResponseCode>'
-        f"{content}</{m}:{operation}ResponseMessage>"
+        f'<{m}:{operation}ResponseMessage ResponseClass="Success">{text}'
+        f"<{m}:ResponseCode>NoError</{m}:ResponseCode>{content}</{m}:{operation}ResponseMessage>"
     )
 
 
@@ -150,20 +154,35 @@ def error(operation: str, failure: Failure, content: str = "", names: Prefixes =
     )
 
 
-def fault(failure: Failure) -> bytes:
-    """A SOAP fault, which Exchange sends with HTTP 500 and without a SOAP header."""
+def error_subscription_ids(ids: Iterable[str], names: Prefixes = EXCHANGE) -> str:
+    """Which subscriptions an error is about; nothing if there are none."""
+    m, t = names.m, names.t
+    listed = "".join(f"<{t}:SubscriptionId>{escape(id_)}</{t}:SubscriptionId>" for id_ in ids)
+    return f"<{m}:ErrorSubscriptionIds>{listed}</{m}:ErrorSubscriptionIds>" if listed else ""
+
+
+def fault(failure: Failure, *, detail: bool = True) -> bytes:
+    """A SOAP fault, which Exchange sends with HTTP 500 and without a SOAP header. Without `detail` the code stands in
+    faultcode alone."""
     values = "".join(
         f"<t:Value Name={quoteattr(name)}>{escape(value)}</t:Value>" for name, value in failure.values.items()
     )
     return (
         f'{DECLARATION}<s:Envelope xmlns:s="{SOAP}"><s:Body><s:Fault>'
         f'<faultcode xmlns:a="{T}">a:{failure.code}</faultcode>'
-        f'<faultstring xml:lang="en-US">{escape(failure.text)}</faultstring><detail>'
-        f'<e:ResponseCode xmlns:e="{ERRORS}">{failure.code}</e:ResponseCode>'
+        f'<faultstring xml:lang="en-US">{escape(failure.text)}</faultstring>'
+        + (_detail(failure, values) if detail else "")
+        + "</s:Fault></s:Body></s:Envelope>"
+    ).encode()
+
+
+def _detail(failure: Failure, values: str) -> str:
+    return (
+        f'<detail><e:ResponseCode xmlns:e="{ERRORS}">{failure.code}</e:ResponseCode>'
         f'<e:Message xmlns:e="{ERRORS}">{escape(failure.text)}</e:Message>'
         + (f'<t:MessageXml xmlns:t="{T}">{values}</t:MessageXml>' if values else "")
-        + "</detail></s:Fault></s:Body></s:Envelope>"
-    ).encode()
+        + "</detail>"
+    )
 
 
 # -- notifications -------------------------------------------------------------------------------------------
@@ -217,13 +236,14 @@ class Reply:
     """What goes back over HTTP: `body` is complete, or a stream that is open until it ends.
 
     `delay` is how long the server works on it, in seconds. `finish` must be called once, when the last byte is
-    sent or the client has gone: it gives back what the request held of the budgets.
+    sent or the client has gone: it gives back what the request held of the budgets. `manner` is a fault that the
+    connection makes of it (faults.py).
     """
 
     def __init__(
         self,
         status: int,
-        body: "bytes | Stream",
+        body: bytes | Stream,
         headers: Iterable[tuple[str, str]] = (),
         *,
         content_type: str = "text/xml; charset=utf-8",
@@ -235,6 +255,7 @@ class Reply:
         self.headers = [("Cache-Control", "private"), ("Content-Type", content_type), *headers]
         self.delay = delay
         self.finish = finish
+        self.manner: Fault | None = None
 
 
 def page(status: int, title: str, headers: Iterable[tuple[str, str]] = (), *, delay: float = 0.0) -> Reply:

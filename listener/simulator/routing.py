@@ -6,6 +6,8 @@ The front end sends a request
 2. else to the home of the mailbox in X-AnchorMailbox;
 3. else to any back end.
 
+Back ends that are dead take no part: a cookie that leads to one is not obeyed.
+
 A request about a mailbox should arrive at that mailbox's home. With `X-PreferServerAffinity: true` and a cookie or
 an anchor it stays where it arrived: that is how one back end comes to hold the subscriptions of a group. Without,
 the back end that got it by chance or by a wrong anchor proxies it to the right one, which is slow and sometimes
@@ -40,7 +42,7 @@ def route(request: HttpRequest, home: str | None, directory: Directory, dice: Ra
         anchor = directory.find(request.headers.get("x-anchormailbox", ""))
         arrived = directory.home(anchor) if anchor else None
     known = arrived is not None
-    arrived = arrived or dice.choice(directory.backends)
+    arrived = arrived or dice.choice(directory.alive)
     if home is None or home == arrived or (affinity and known):
         return Route(arrived, proxied=False, affinity=affinity)
     return Route(home, proxied=True, affinity=affinity)
@@ -59,4 +61,4 @@ def _from_cookie(request: HttpRequest, directory: Directory) -> str | None:
         name = b64decode(value + "=" * (-len(value) % 4)).decode("ascii").partition("~")[0]
     except ValueError:
         return None
-    return name if name in directory.backends else None
+    return name if name in directory.alive else None

@@ -18,7 +18,8 @@ def main(settings: Settings, *, duration: float | None = None, write_config: Pat
     """Run until SIGINT, SIGTERM or the end of `duration` (seconds).
 
     The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `user`,
-    `password`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened.
+    `password`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened. FaultError: the faults
+    name what is not there.
     """
     try:
         trio.run(_run, settings, duration, write_config)

@@ -4,26 +4,29 @@ Streams are written in ticks of a few milliseconds, so that many events go out i
 algorithm off.
 """
 
-import ssl
+import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
 import h11
 import trio
-import trustme
 
-from listener.simulator import replies
+from listener.simulator import faults, replies
 from listener.simulator.authentication import BasicLogin, Denied, Login
 from listener.simulator.control import Control
+from listener.simulator.door import Door
 from listener.simulator.exchange import Exchange
 from listener.simulator.ledger import Ledger
+from listener.simulator.outlet import Gzipped, Outlet, Transport
 from listener.simulator.replies import Reply
 from listener.simulator.requests import HttpRequest
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream
+from listener.simulator.tls import Certificates
 from listener.simulator.traffic import Traffic
 
 TICK = 0.003
@@ -32,10 +35,15 @@ _CONTROL = "/control"
 _LARGEST_BODY = 4 << 20
 _RECEIVE = 1 << 16
 _EXPIRY_CHECK = 5.0
+_STREAM_CHECK = 0.1
+_SHORTEST_PULSE = 0.001
+_STUMP = 40
+"""How many bytes a body lacks that is cut in an envelope: less than any envelope has behind its last element."""
 
 
 class Running(NamedTuple):
-    """A server that accepts connections. `ca_pem` is the certificate of its authority, None without TLS; the rest
+    """A server that accepts connections. `control_url` has a port of its own, which no fault touches; the doors for
+    tests are below the other port, too. `ca_pem` is the certificate of its authority, None without TLS; the rest
     are the live parts, for tests in the same process."""
 
     ews_url: str
@@ -56,6 +64,7 @@ async def serve(
 
     Its clock is the system's at the start, and trio's from there on: it runs under trio.testing.MockClock and
     takes no notice when somebody sets the system's clock. OSError: the port or the ledger cannot be opened.
+    FaultError: the faults name what is not there.
     """
     offset = time.time() - trio.current_time()
 
@@ -68,30 +77,33 @@ async def serve(
         control = Control(exchange, traffic, Random(f"control {settings.seed}"))
         listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
         port = listeners[0].socket.getsockname()[1]
-        authority = trustme.CA() if settings.tls else None
-        scheme = "https" if authority else "http"
+        control_listeners = await trio.open_tcp_listeners(0, host=settings.host)
+        control_port = control_listeners[0].socket.getsockname()[1]
+        certificates = Certificates(settings.host) if settings.tls else None
+        scheme = "https" if certificates else "http"
         exchange.base_url = f"{scheme}://{settings.host}:{port}"
-        context = _tls_context(authority, settings.host) if authority else None
 
         async def handle(raw: trio.SocketStream) -> None:
-            transport: _Transport = raw
-            if context:
+            transport: Transport = raw
+            if certificates:
+                bad = exchange.conditions.certificate if raw.socket.getsockname()[1] == port else None
+                context = certificates.context(bad)
                 transport = trio.SSLStream(raw, context, server_side=True, https_compatible=True)
             login = BasicLogin(exchange.directory.accounts, settings.host)
-            async with _closing(transport):
+            async with _hanging_up(transport):
                 await _Connection(transport, exchange, control, login, clock, offset).run()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_pulse, exchange, traffic, clock)
-            await nursery.start(trio.serve_listeners, handle, listeners)
+            await nursery.start(trio.serve_listeners, handle, control_listeners)
+            nursery.start_soon(_pulse, exchange, traffic, clock, Door(listeners, handle, nursery))
             task_status.started(
                 Running(
                     ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
                     autodiscover_url=f"{exchange.base_url}/autodiscover/autodiscover.svc",
-                    control_url=f"{exchange.base_url}{_CONTROL}",
+                    control_url=f"{scheme}://{settings.host}:{control_port}{_CONTROL}",
                     user=settings.user,
                     password=settings.password,
-                    ca_pem=authority.cert_pem.bytes() if authority else None,
+                    ca_pem=certificates.ca_pem if certificates else None,
                     exchange=exchange,
                     traffic=traffic,
                     control=control,
@@ -99,32 +111,25 @@ async def serve(
             )
 
 
-async def _pulse(exchange: Exchange, traffic: Traffic, clock: Callable[[], float]) -> None:
-    """Let users do things, and time pass."""
-    while True:
-        changed = trio.Event()
-        traffic.wake = changed.set
-        now = clock()
-        exchange.publish(traffic.due(now))
-        exchange.advance(now)
-        with trio.move_on_after(min(traffic.interval, _EXPIRY_CHECK)):
-            await changed.wait()
-
-
-def _tls_context(authority: trustme.CA, host: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    authority.issue_cert("localhost", "127.0.0.1", *{host} - {"localhost", "127.0.0.1"}).configure_cert(
-        context
-    )
-    return context
-
-
-_Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+async def _pulse(exchange: Exchange, traffic: Traffic, clock: Callable[[], float], door: Door) -> None:
+    """Let users do things, faults happen, and time pass."""
+    chaos = exchange.chaos
+    with closing(door):
+        while True:
+            changed = trio.Event()
+            traffic.wake = chaos.wake = changed.set
+            now = clock()
+            exchange.publish(traffic.due(now))
+            exchange.advance(now)
+            outage = exchange.conditions.outage
+            await door.set_open(wanted=outage is None or outage.how != "refuse")
+            pause = min(traffic.interval, _EXPIRY_CHECK, max(chaos.deadline - now, _SHORTEST_PULSE))
+            with trio.move_on_after(min(pause, _STREAM_CHECK) if chaos.waiting else pause):
+                await changed.wait()
 
 
 @asynccontextmanager
-async def _closing(transport: _Transport) -> AsyncIterator[None]:
+async def _hanging_up(transport: Transport) -> AsyncIterator[None]:
     """A peer that goes away at whatever moment, or does not speak HTTP, ends its own connection only."""
     try:
         yield
@@ -132,6 +137,13 @@ async def _closing(transport: _Transport) -> AsyncIterator[None]:
         pass
     finally:
         await trio.aclose_forcefully(transport)
+
+
+_STRAY_BODY = b"<html><body>The connection was lost.</body></html>"
+_STRAY = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(_STRAY_BODY),
+    _STRAY_BODY,
+)
 
 
 class _TooLarge(Exception):  # noqa: N818
@@ -143,7 +155,7 @@ class _Connection:
 
     def __init__(
         self,
-        transport: _Transport,
+        transport: Transport,
         exchange: Exchange,
         control: Control,
         login: Login,
@@ -151,6 +163,7 @@ class _Connection:
         offset: float,
     ) -> None:
         self._transport = transport
+        self._outlet = Outlet(transport)
         self._exchange = exchange
         self._control = control
         self._login = login
@@ -223,51 +236,133 @@ class _Connection:
 
     async def _send(self, *events: h11.Event) -> None:
         data = b"".join([self._http.send(event) or b"" for event in events])
-        await self._transport.send_all(data)
+        await self._outlet.send(data)
 
     async def _send_reply(self, reply: Reply) -> None:
-        headers = [
+        match reply.manner:
+            case None:
+                await self._send_well(reply)
+            case faults.NoAnswer() as silence:
+                with trio.move_on_after(math.inf if silence.seconds is None else silence.seconds):
+                    await self._client_gone()
+            case faults.HangUp() as hang_up:
+                if hang_up.reset:
+                    await self._outlet.reset()
+            case faults.Slow() as slow:
+                end = self._clock() + slow.seconds
+                self._outlet.slow(slow.interval, lambda: self._clock() < end)
+                await self._send_well(reply)
+            case faults.Cut() as cut if isinstance(reply.body, Stream):
+                reply.body.misbehave(cut)
+                await self._send_well(reply)
+            case faults.Cut() as cut:
+                await self._send_cut(reply, cut)
+            case faults.StrayResponse():
+                await self._send_well(reply)
+                await self._outlet.send(_STRAY)
+            case faults.Gzip():
+                await self._send_gzipped(reply)
+            case other:
+                raise AssertionError(f"{other} is no manner of answering")
+
+    def _headers(self, reply: Reply) -> list[tuple[str, str]]:
+        return [
             *reply.headers,
             ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self._clock()))),
         ]
+
+    async def _send_well(self, reply: Reply, gzipped: Gzipped | None = None) -> None:
+        headers = self._headers(reply)
         if isinstance(reply.body, Stream):
             headers.append(("Transfer-Encoding", "chunked"))
             await self._send(h11.Response(status_code=reply.status, headers=headers, reason="OK"))
-            if await self._send_stream(reply.body):
-                await self._send(h11.EndOfMessage())
+            if await self._send_stream(reply.body, gzipped.piece if gzipped else bytes):
+                rest = gzipped.end() if gzipped else b""
+                await self._send(h11.Data(rest), h11.EndOfMessage())
         else:
             headers.append(("Content-Length", str(len(reply.body))))
             response = h11.Response(status_code=reply.status, headers=headers)
             await self._send(response, h11.Data(reply.body), h11.EndOfMessage())
 
-    async def _send_stream(self, stream: Stream) -> bool:
-        """Write the stream to its end; False if the client went away before that."""
-        whole = False
+    async def _send_gzipped(self, reply: Reply) -> None:
+        reply.headers.append(("Content-Encoding", "gzip"))
+        gzipped = Gzipped()
+        if not isinstance(reply.body, Stream):
+            reply.body = gzipped.piece(reply.body) + gzipped.end()
+        await self._send_well(reply, gzipped)
+
+    async def _send_cut(self, reply: Reply, cut: faults.Cut) -> None:
+        assert isinstance(reply.body, bytes)
+        body = reply.body[:-_STUMP] if cut.where == "envelope" else reply.body
+        if cut.how == "order":
+            reply.body = body
+            await self._send_well(reply)
+            return
+        headers = [*self._headers(reply), ("Content-Length", str(len(reply.body) + _STUMP))]
+        await self._send(h11.Response(status_code=reply.status, headers=headers), h11.Data(body))
+        if cut.how == "reset":
+            await self._outlet.reset()
+
+    async def _send_stream(self, stream: Stream, piece: Callable[[bytes], bytes]) -> bool:
+        """Write the stream to its end; False if the client went away before that, or a fault has cut it."""
+        whole = reset = False
+        manner: faults.Fault | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, nursery.cancel_scope)
             while True:
                 news = trio.Event()
                 stream.wake = news.set
-                with trio.move_on_at(stream.deadline - self._offset):
-                    await news.wait()
-                await trio.sleep(TICK)
+                if stream.manner is manner:
+                    with trio.move_on_at(stream.deadline - self._offset):
+                        await news.wait()
+                    await trio.sleep(TICK)
+                manner = stream.manner
+                match manner:
+                    case None:
+                        pass
+                    case faults.SilentStream():
+                        await self._changed_manner(stream, manner)
+                        continue
+                    case faults.HangUp():
+                        reset = True
+                        break
+                    case faults.Slow() as slow:
+                        self._outlet.slow(slow.interval, partial(_is, stream, slow))
+                    case faults.Cut() as cut:
+                        data = stream.take(self._clock()) or stream.remark()
+                        await self._send(h11.Data(piece(data[:-_STUMP] if cut.where == "envelope" else data)))
+                        whole, reset = cut.how == "order", cut.how == "reset"
+                        break
                 data = stream.take(self._clock())
                 if data:
-                    await self._send(h11.Data(data))
+                    await self._send(h11.Data(piece(data)))
                 if stream.ended:
                     rest = stream.take(self._clock())
                     if rest:
-                        await self._send(h11.Data(rest))
+                        await self._send(h11.Data(piece(rest)))
                     whole = True
-                    nursery.cancel_scope.cancel()
                     break
+            nursery.cancel_scope.cancel()
+        if reset:
+            await self._outlet.reset()
         return whole
+
+    @staticmethod
+    async def _changed_manner(stream: Stream, manner: faults.Fault) -> None:
+        while stream.manner is manner:
+            news = trio.Event()
+            stream.wake = news.set
+            await news.wait()
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """Notice that the client has gone, while nothing is to be written."""
-        while True:
-            data = await self._transport.receive_some(_RECEIVE)
-            if not data:
-                scope.cancel()
-                return
+        await self._client_gone()
+        scope.cancel()
+
+    async def _client_gone(self) -> None:
+        while data := await self._transport.receive_some(_RECEIVE):
             self._http.receive_data(bytes(data))
+
+
+def _is(stream: Stream, manner: faults.Fault) -> bool:
+    return stream.manner is manner

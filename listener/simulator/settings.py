@@ -5,6 +5,8 @@ from random import Random
 
 import msgspec
 
+from listener.simulator.plans import Plan
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Throttling policy and queue limits; the defaults are those of Exchange Online and Exchange Server 2019
@@ -57,6 +59,14 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
     heart-beats."""
 
 
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What some servers are strict about."""
+
+    one_user_per_stream: bool = False
+    """Whether a subscription is read by those only who impersonate whom it was made for: a stream can then have the
+    subscriptions of one mailbox alone. Others are refused with ErrorSubscriptionAccessDenied."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One simulated organisation and its server."""
 
@@ -74,6 +84,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     network: Network = Network()
     wire: Wire = Wire()
+    rules: Rules = Rules()
+    faults: Plan = ()
+    """The faults that are made from the start on."""
 
     @property
     def user(self) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
 from listener.simulator import replies
+from listener.simulator.faults import Fault
 from listener.simulator.mailstore import Event, Mailbox
 from listener.simulator.replies import Failure
 from listener.simulator.settings import Limits, Wire
@@ -53,6 +54,7 @@ class Subscription:
         self.folders = folders
         self.queue: deque[Event] = deque()
         self.failure: str | None = None
+        self.silent = False
         self.stream: Stream | None = None
         self.idle_since = now
 
@@ -112,11 +114,25 @@ class Subscriptions:
             raise Failure(subscription.failure)
         return subscription
 
-    def remove(self, subscription: Subscription, why: str) -> None:
-        """Forget it. A stream that reads it tells its client `why` (a response code)."""
+    def of(self, mailbox: str) -> list[Subscription]:
+        """The subscriptions to a mailbox."""
+        return list(self._watchers.get(mailbox, ()))
+
+    def forget(self, subscription: Subscription) -> None:
+        """It is gone, and a stream that reads it is told nothing."""
         del self.tables[subscription.backend][subscription.id]
         self._watchers[subscription.mailbox].remove(subscription)
         self._charged[subscription.charged] -= 1
+
+    def restart(self, backend: str) -> None:
+        """The back end has forgotten all, its numbers too."""
+        for subscription in list(self.tables[backend].values()):
+            self.forget(subscription)
+        self._issued[backend] = 0
+
+    def remove(self, subscription: Subscription, why: str) -> None:
+        """Forget it. A stream that reads it tells its client `why` (a response code)."""
+        self.forget(subscription)
         subscription.failure = why
         if subscription.stream:
             subscription.stream.mark(subscription)
@@ -125,7 +141,7 @@ class Subscriptions:
         """Queue the event for everybody who wants it."""
         overflown = []
         for subscription in self._watchers.get(event.mailbox, ()):
-            if subscription.failure or not subscription.wants(event):
+            if subscription.failure or subscription.silent or not subscription.wants(event):
                 continue
             if len(subscription.queue) >= self._limits.queued_events:
                 overflown.append(subscription)
@@ -134,12 +150,16 @@ class Subscriptions:
             if subscription.stream:
                 subscription.stream.mark(subscription)
         for subscription in overflown:
-            subscription.queue.clear()
-            if subscription.stream:
-                self.remove(subscription, "ErrorMissedNotificationEvents")
-            else:
-                # It stays in its table until somebody asks, who must be told.
-                subscription.failure = "ErrorMissedNotificationEvents"
+            self.overflow(subscription)
+
+    def overflow(self, subscription: Subscription) -> None:
+        """Its queue has been too short: what is in it is lost, and so is the subscription."""
+        subscription.queue.clear()
+        if subscription.stream:
+            self.remove(subscription, "ErrorMissedNotificationEvents")
+        else:
+            # It stays in its table until somebody asks, who must be told.
+            subscription.failure = "ErrorMissedNotificationEvents"
 
     def expire(self, now: float) -> None:
         """Drop what nobody has read for too long."""
@@ -158,7 +178,8 @@ class Stream:
 
     `take(now)` gives the bytes to be written now; `deadline` says when it has something to say even without a new
     event; `wake` is called when there is something to take at once. When `ended` is true and all is taken the body
-    is at its end. `close(now)` must follow, also when the client has gone away.
+    is at its end. `close(now)` must follow, also when the client has gone away. `manner` is a fault that the
+    connection makes of it from now on (faults.py).
     """
 
     def __init__(
@@ -177,6 +198,7 @@ class Stream:
         self.account = account
         self.subscriptions = list(subscriptions)
         self.ended = False
+        self.manner: Fault | None = None
         self.wake: Callable[[], None] = lambda: None
         self._closes = now + window
         self._beat = now
@@ -185,6 +207,7 @@ class Stream:
         self._dice = dice
         self._outbox: list[bytes] = []
         self._mute = False
+        self._last_word = True
         self._ready: dict[Subscription, None] = {}
         for subscription in self.subscriptions:
             if subscription.stream:
@@ -216,7 +239,8 @@ class Stream:
             if not self._mute:
                 pieces += self._news(_CHUNK)
             if now >= self._closes and not self.ended and (self._mute or not self._ready):
-                pieces.append(self._status("Closed"))
+                if self._last_word:
+                    pieces.append(self._status("Closed"))
                 self.ended = True
         return b"".join(pieces)
 
@@ -248,6 +272,41 @@ class Stream:
         self.subscriptions = []
         self._ready.clear()
         self.ended = True
+
+    # -- faults ----------------------------------------------------------------------------------------------
+
+    def misbehave(self, manner: Fault | None) -> None:
+        """From now on the connection treats the stream in this way."""
+        self.manner = manner
+        self.wake()
+
+    def inject(self, data: bytes) -> None:
+        """Write this next."""
+        self._outbox.append(data)
+        self.wake()
+
+    def fail(self, code: str, ids: list[str], *, ends: bool) -> None:
+        """Tell of a failure. After it come heart-beats at most."""
+        self.inject(self._failure(code, ids))
+        self._mute = True
+        self.ended = self.ended or ends
+
+    def close_early(self, now: float, then: str, seconds: float) -> None:
+        """Say `Closed`; then end, say it again ("closed"), or go on with events for some seconds ("events")."""
+        if not self._mute:
+            self._outbox += self._news(1 << 62)
+        self.inject(self._status("Closed"))
+        if then == "events":
+            self._last_word = False
+            self._closes = now + seconds
+            return
+        if then == "closed":
+            self._outbox.append(self._status("Closed"))
+        self.ended = True
+
+    def remark(self, text: str = "") -> bytes:
+        """A heart-beat with this MessageText, written the way it is."""
+        return self._status("OK", text)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -315,15 +374,15 @@ class Stream:
             return self._notifications(beats, names, prefix)
         return self._status("OK")
 
-    def _status(self, status: str) -> bytes:
+    def _status(self, status: str, remark: str = "") -> bytes:
         names, prefix, _ = self._prefixes()
         content = f"<{names.m}:ConnectionStatus>{status}</{names.m}:ConnectionStatus>"
-        return self._envelope(replies.success("GetStreamingEvents", content, names), names, prefix)
+        message = replies.success("GetStreamingEvents", content, names, remark=remark)
+        return self._envelope(message, names, prefix)
 
     def _failure(self, code: str, ids: list[str]) -> bytes:
         names, prefix, _ = self._prefixes()
-        listed = "".join(f"<{names.t}:SubscriptionId>{id_}</{names.t}:SubscriptionId>" for id_ in ids)
-        content = f"<{names.m}:ErrorSubscriptionIds>{listed}</{names.m}:ErrorSubscriptionIds>" if ids else ""
+        content = replies.error_subscription_ids(ids, names)
         message = replies.error("GetStreamingEvents", Failure(code), content, names)
         return self._envelope(message, names, prefix)
 
