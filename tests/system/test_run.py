@@ -3,13 +3,14 @@
 import json
 import re
 import signal
+import socket
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.system.processes import Listener, Recorder, Simulator, json_lines, until
+from tests.system.processes import PATIENCE, Listener, Recorder, Simulator, json_lines, until
 
 Start = Callable[..., Simulator]
 Listen = Callable[..., Listener]
@@ -229,6 +230,27 @@ def test_a_handler_that_blocks_everything_can_be_ended_too(
 
     until(ended, "the end")
     assert daemon.wait() == -signal.SIGTERM
+
+
+def test_it_ends_in_order_though_exchange_is_gone(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    daemon = listen(there)
+    there.streaming(4)
+    there.process.kill()
+    daemon.until_logged("group.waiting")
+    assert daemon.end() == 0
+    assert daemon.log[-1]["event"] == "listener.stopped"
+
+
+def test_it_ends_in_order_though_exchange_never_answers(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        there.change(f":{there.port}/", f":{mute.getsockname()[1]}/")
+        daemon = listen(there)
+        mute.settimeout(PATIENCE)
+        with mute.accept()[0]:
+            assert daemon.end() == 0
+    assert daemon.log[-1]["event"] == "listener.stopped"
 
 
 # --- what is wrong from the start
