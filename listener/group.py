@@ -8,15 +8,16 @@ The rules:
 2. A group without a live subscription begins afresh: new cookies, the anchor subscribed first, then the others.
    The anchor is the first mailbox by address; one that fails three times over, or is parked, makes way.
 3. One connection carries all live subscriptions. It is opened again without subscribing anew whenever it ends,
-   because subscriptions outlive it. A connection that did not last `settled` seconds counts as a failure, and so
-   the pause before the next one grows.
+   because subscriptions outlive it. The pause before that grows with each failure in a row; where the server was
+   heard, but the connection did not last `settled` seconds, it grows too, but stays short.
 4. Who cannot be subscribed holds nobody up: the others stream, the refused mailbox waits for its own `due` time
    and is subscribed beside the running stream, which is then replaced by one that carries it too.
 5. A mailbox that seems to live elsewhere is asked for with Autodiscover before it is subscribed again, and leaves
    if it does.
-6. A subscription that fails again and again in company leaves for a group of its own. If the server refuses the
-   connection as a whole again and again, half of the mailboxes leave: so a bad one ends up alone, and where a
-   connection may serve one user only, everybody does.
+6. What is said of more than half of the subscriptions is taken as said of the connection. A single subscription
+   that fails again and again in company leaves for a group of its own. If the server refuses the connection as a
+   whole again and again, half of the mailboxes leave: so a bad one ends up alone, and where a connection may serve
+   one user only, everybody does.
 7. Nothing new is asked of the server while the group is paused; a stream that is open stays open.
 
 Times are seconds on one monotonic clock.
@@ -94,10 +95,14 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The connection is over, after `lasted` seconds. No failures: the server closed it in good order."""
+    """The connection is over, after `lasted` seconds. No failures: the server closed it in good order.
+
+    `heard`: the server said something that makes sense before.
+    """
 
     lasted: float
     failures: tuple[Failure, ...] = ()
+    heard: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,7 @@ class Policy:
 
     backoff: Backoff = Backoff()
     parked: Backoff = Backoff(first=15.0, cap=3600.0)
+    flapping: Backoff = Backoff(first=1.0, cap=15.0)
     settled: float = 10.0
     strikes: int = 3
 
@@ -186,8 +192,9 @@ class GroupState:
     members: tuple[Member, ...]
     anchor: str
     policy: Policy = Policy()
-    failures: int = 0  # of the connection, in a row
-    refusals: int = 0  # of the connection as a whole, for no reason of its own, in a row
+    failures: int = 0  # in a row, of requests and of connections on which nothing was heard
+    flaps: int = 0  # in a row, of connections that were heard but did not last
+    refusals: int = 0  # in a row, of connections that were ended at once, perhaps because of a single member
     paused_until: float | None = None
     subscribe: Subscribe | None = None
     stream: Stream | None = None
@@ -312,69 +319,93 @@ def _after_discover(state: GroupState, outcome: Discovered, now: float, dice: fl
 
 
 def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: float) -> GroupState:
-    settled = outcome.lasted >= state.policy.settled
-    ours = {subscription for _mailbox, subscription in state.live}
-    named = {i: failure for failure in outcome.failures for i in failure.subscription_ids if i in ours}
-    general = [failure for failure in outcome.failures if ours.isdisjoint(failure.subscription_ids)]
-    verdicts = {failure.verdict for failure in general}
-    state = replace(state, stream=None)
-    if settled:
-        state = replace(state, failures=0, refusals=0)
-    lost_all = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
-
-    def settle(member: Member) -> Member:
-        if member.subscription is None:
-            return member
-        failure = named.get(member.subscription)
-        if settled:
-            member = replace(member, failures=0)
-        if failure is not None:
-            return _lost(member, failure, state.policy, now, dice)
-        if lost_all is not None:
-            astray = lost_all.verdict is Verdict.REGROUP
-            return replace(member, subscription=None, due=now, failure=lost_all, astray=astray)
-        return member
-
+    state = _credited(replace(state, stream=None), outcome)
+    untroubled = not (state.failures or state.flaps)
+    named, general = _accusations(state, outcome.failures)
+    if named:
+        state = _each(state, lambda m: _accused(m, named.get(m.subscription), state.policy, now, dice))
+        if not general:
+            return state  # the others' stream is opened at once, without the bad ones
     company = len(state.live) > 1
-    first = state.failures == 0
-    state = _each(state, settle)
-    if named and not general:
-        return _send_strikers_away(state)  # the others' stream is opened at once, without the bad ones
-    if company and verdicts & _OF_THE_COMPANY:
-        state = _halve(replace(state, refusals=state.refusals + 1))
-        if Verdict.PARK in verdicts:
-            # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
-            state = replace(state, anchor=_next_anchor(state))
-        if first:
-            return replace(state, failures=1)
-    elif Verdict.PARK in verdicts:
-        denied = next(failure for failure in general if failure.verdict is Verdict.PARK)
+    lost = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
+    denied = next((f for f in general if f.verdict is Verdict.PARK), None)
+    if lost is not None:
+        state = _each(state, lambda m: _unsubscribed(m, lost, now))
+    if denied is not None and not company:
         return _each(
             state, lambda m: _refused(replace(m, subscription=None), denied, state.policy, now, dice)
         )
-    elif lost_all is not None and first:
-        return replace(state, failures=1)
-    return _pause(state, general, now, dice) if general or not settled else state
+    if company and (lost or denied) and outcome.lasted < AT_ONCE:
+        state = _halve(replace(state, refusals=state.refusals + 1))
+        # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
+        state = state if denied is None else replace(state, anchor=_next_anchor(state))
+    if untroubled and (lost or denied):
+        return replace(state, flaps=1)
+    if general or outcome.lasted < state.policy.settled:
+        return _pause(state, general, now, dice, heard=outcome.heard)
+    return state
 
 
-def _pause(state: GroupState, failures: list[Failure], now: float, dice: float) -> GroupState:
-    count = state.failures + 1
-    told = max((f.wait for f in failures if f.wait is not None), default=None)
-    # Credentials are tried once more at once, since a token may just have died; after that they might lock the
-    # account.
+def _credited(state: GroupState, outcome: StreamEnded) -> GroupState:
+    """The state when what this connection achieved has been set against earlier failures."""
+    if outcome.heard:
+        state = replace(state, failures=0)
+    if outcome.lasted >= AT_ONCE:
+        state = replace(state, refusals=0)
+    if outcome.lasted >= state.policy.settled:
+        state = _each(state, lambda m: m if m.subscription is None else replace(m, failures=0))
+        state = replace(state, flaps=0)
+    return state
+
+
+def _accusations(
+    state: GroupState, failures: tuple[Failure, ...]
+) -> tuple[dict[str | None, Failure], list[Failure]]:
+    """What is said of single subscriptions, by id, and what of the connection."""
+    ours = {subscription for _mailbox, subscription in state.live}
+    named: dict[str | None, Failure] = {
+        id_: failure for failure in failures for id_ in failure.subscription_ids if id_ in ours
+    }
+    if len(named) * 2 > len(ours):
+        return {}, list(failures)
+    return named, [f for f in failures if ours.isdisjoint(f.subscription_ids)]
+
+
+def _accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
+    if failure is None:
+        return member
+    if member.failures + 1 >= policy.strikes and failure.verdict is not Verdict.PARK:
+        return replace(member, subscription=None, leaving=True, failure=failure)
+    if failure.verdict in (Verdict.RETRY, Verdict.WAIT, Verdict.CREDENTIALS):
+        return replace(member, failures=member.failures + 1)  # the subscription lives on
+    if failure.verdict is not Verdict.PARK and member.failures == 0:
+        return replace(_unsubscribed(member, failure, now), failures=1)
+    return _refused(replace(member, subscription=None), failure, policy, now, dice)
+
+
+def _unsubscribed(member: Member, failure: Failure, now: float) -> Member:
+    """The subscription is gone and is asked for again at once, perhaps elsewhere."""
+    if member.subscription is None:
+        return member
+    astray = failure.verdict is Verdict.REGROUP
+    return replace(member, subscription=None, due=now, failure=failure, astray=astray)
+
+
+def _pause(
+    state: GroupState, failures: list[Failure], now: float, dice: float, heard: bool = False
+) -> GroupState:
+    # Credentials are tried once more soon, since a token may just have died; after that they might lock the account.
     slow = any(
         f.verdict is Verdict.STOP or (f.verdict is Verdict.CREDENTIALS and state.failures) for f in failures
     )
-    backoff = state.policy.parked if slow else state.policy.backoff
-    return replace(state, failures=count, paused_until=now + backoff.delay(count, dice, told))
-
-
-def _lost(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
-    member = replace(member, subscription=None)
-    if failure.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP) and member.failures == 0:
-        astray = failure.verdict is Verdict.REGROUP
-        return replace(member, failures=1, due=now, failure=failure, astray=astray)
-    return _refused(member, failure, policy, now, dice)
+    told = max((f.wait for f in failures if f.wait is not None), default=None)
+    if heard and not slow:
+        count = state.flaps + 1
+        state, backoff = replace(state, flaps=count), state.policy.flapping
+    else:
+        count = state.failures + 1
+        state, backoff = replace(state, failures=count), state.policy.parked if slow else state.policy.backoff
+    return replace(state, paused_until=now + backoff.delay(count, dice, told))
 
 
 def _refused(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
@@ -386,17 +417,6 @@ def _refused(member: Member, failure: Failure, policy: Policy, now: float, dice:
     return replace(member, failures=count, due=due, failure=failure, parked=parked, astray=astray)
 
 
-def _send_strikers_away(state: GroupState) -> GroupState:
-    """Marks those that the stream has lost too often: what is wrong with them shall be their own affair."""
-    if len(state.members) == 1:
-        return state
-    strikes = state.policy.strikes
-    return _each(
-        state,
-        lambda m: replace(m, leaving=True) if _wanting(m) and not m.parked and m.failures >= strikes else m,
-    )
-
-
 def _halve(state: GroupState) -> GroupState:
     """Marks the second half of the members after too many refusals of them all together."""
     if state.refusals < state.policy.strikes:
@@ -404,7 +424,7 @@ def _halve(state: GroupState) -> GroupState:
     staying = [m.mailbox for m in state.members if not m.leaving]
     half = set(staying[(len(staying) + 1) // 2 :])
     marked = _each(state, lambda m: replace(m, leaving=True, subscription=None) if m.mailbox in half else m)
-    return replace(marked, failures=0, refusals=0)
+    return replace(marked, failures=0, flaps=0, refusals=0)
 
 
 def _plan(state: GroupState, now: float) -> GroupState:
@@ -465,5 +485,5 @@ def _address(member: Member) -> str:
     return member.mailbox
 
 
-# Said of a connection as a whole, these may be owed to a single one of those that share it.
-_OF_THE_COMPANY = frozenset({Verdict.PARK, Verdict.RESUBSCRIBE})
+# A connection that ended sooner, in seconds, was not wanted by the server in the first place.
+AT_ONCE = 2.0

@@ -243,7 +243,7 @@ class GroupRunner:
     async def _stream(self, action: Stream, task: Task) -> StreamEnded:
         begun = trio.current_time()
         failures = await self._read_stream(action, task)
-        return StreamEnded(trio.current_time() - begun, failures)
+        return StreamEnded(trio.current_time() - begun, failures, task.heard)
 
     async def _read_stream(self, action: Stream, task: Task) -> tuple[Failure, ...]:
         owners = {id_: mailbox for mailbox, id_ in action.subscriptions}
@@ -267,6 +267,7 @@ class GroupRunner:
                     signals = parser.feed(data) if data else parser.end()
                     if signals:
                         quiet = 0.0
+                        task.heard = task.heard or not isinstance(signals[0], Failure)
                         if self._running.get(action) is task:
                             self._heard(action)
                     await self._publish(signals, owners)
@@ -323,7 +324,7 @@ class GroupRunner:
 
     def _tell_transition(self, before: GroupState, after: GroupState, outcome: Outcome) -> None:
         match outcome:
-            case StreamEnded(lasted, failures):
+            case StreamEnded(lasted, failures, _):
                 self._tell_stream_end(lasted, failures)
             case Discovered(gone):
                 self._log.info("group.discovered", gone=len(gone), unknown=len(outcome.unknown))
@@ -348,7 +349,7 @@ class GroupRunner:
             self._log.info("group.anchor_changed", old=before.anchor, anchor=after.anchor)
         if after.paused_until is not None and after.paused_until != before.paused_until:
             seconds = round(after.paused_until - trio.current_time(), 3)
-            self._log.warning("group.waiting", seconds=seconds, failures=after.failures)
+            self._log.warning("group.waiting", seconds=seconds, failures=after.failures or after.flaps)
         if after.subscribe is not None and after.subscribe != before.subscribe:
             self._log.info("group.subscribing", mailboxes=len(after.subscribe.mailboxes))
 
@@ -367,6 +368,7 @@ class Task:
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
+        self.heard = False
         self._until = inf
         self._awaiting: trio.CancelScope | None = None
 

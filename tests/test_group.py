@@ -63,12 +63,21 @@ def test_closed_opens_the_stream_again_at_once_without_subscribing_anew() -> Non
 
 def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
     state, now = streaming(), 1.0
-    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+    for pause in (1, 2, 4, 8, 15, 15):
         state = advance(state, StreamEnded(lasted=0.1), now)
         assert state.actions == (Wait(now + pause),)
         now += pause
         state = advance(state, Waited(), now)
         assert state.actions == (Stream(ALL, "ann"),)
+
+
+def test_a_server_that_is_not_heard_at_all_is_asked_more_and_more_seldom() -> None:
+    state, now = streaming(), 1.0
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        state = advance(state, StreamEnded(0.1, (Failure(code="Http503"),), heard=False), now)
+        assert state.actions == (Wait(now + pause),)
+        now += pause
+        state = advance(state, Waited(), now)
 
 
 def test_a_broken_stream_waits_with_full_jitter_and_keeps_its_subscriptions() -> None:
@@ -77,10 +86,15 @@ def test_a_broken_stream_waits_with_full_jitter_and_keeps_its_subscriptions() ->
     assert advance(state, Waited(), now=10.25).actions == (Stream(ALL, "ann"),)
 
 
-def test_a_settled_stream_resets_the_count_of_failures() -> None:
-    state = replace(streaming(), failures=5)
+def test_a_server_that_was_heard_is_no_longer_taken_for_dead() -> None:
+    state = advance(replace(streaming(), failures=5), StreamEnded(1), now=10)
+    assert (state.failures, state.flaps, state.actions) == (0, 1, (Wait(11),))
+
+
+def test_a_settled_stream_makes_all_forgotten() -> None:
+    state = replace(streaming(), failures=5, flaps=3, refusals=2)
     state = advance(state, StreamEnded(31, (Failure(code="StreamSilent"),)), now=10)
-    assert (state.failures, state.actions) == (1, (Wait(11),))
+    assert (state.failures, state.flaps, state.refusals, state.actions) == (0, 1, 0, (Wait(11),))
 
 
 def test_what_the_server_tells_is_waited_at_least() -> None:
@@ -140,16 +154,18 @@ def test_all_subscriptions_lost_means_a_fresh_start_at_once() -> None:
     assert unnamed.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
 
 
-def test_a_subscription_lost_again_and_again_waits_longer() -> None:
-    state, now, waits = streaming(), 10.0, []
-    for n in range(4):
-        gone = Failure(code=failure(Verdict.RESUBSCRIBE).code, subscription_ids=(state.live[1][1],))
-        state = advance(state, StreamEnded(5, (gone,)), now)
-        waits.append(state.members[1].due - now)
-        now += 61
-        state = advance(state, Waited(), now)
-        state = advance(state, Subscribed((("bob", f"new{n}"),)), now)
-    assert waits == [0, 2, 4, 8]
+def test_a_passing_failure_of_one_subscription_costs_it_nothing() -> None:
+    transient = Failure(code="ErrorInternalServerError", subscription_ids=("2",))
+    state = advance(streaming(), StreamEnded(5, (transient,)), now=10)
+    assert state.actions == (Stream(ALL, "ann"),)
+
+
+def test_what_is_said_of_most_subscriptions_is_said_of_the_connection() -> None:
+    busy = tuple(Failure(code="ErrorServerBusy", wait=5.0, subscription_ids=(i,)) for i in "123")
+    state = advance(streaming(), StreamEnded(1, busy), now=10)
+    assert state.live == ALL
+    assert state.actions == (Wait(16),)
+    assert not any(m.failures for m in state.members)
 
 
 def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
@@ -193,6 +209,7 @@ def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> 
         state = advance(state, StreamEnded(5, (gone,)), now)
         if n < 2:
             assert state.separate is None
+            assert state.members[1].due - now == 2 * n
             now += 60
             state = advance(state, Waited(), now)
             state = advance(state, Subscribed((("bob", f"new{n}"),)), now)
@@ -244,9 +261,10 @@ def test_what_only_the_operator_can_mend_is_asked_for_slowly() -> None:
 
 
 def test_refused_credentials_are_tried_once_more_and_then_slowly() -> None:
-    state = advance(streaming(), StreamEnded(0, (failure(Verdict.CREDENTIALS),)), now=0)
+    refused = StreamEnded(0, (failure(Verdict.CREDENTIALS),), heard=False)
+    state = advance(streaming(), refused, now=0)
     assert state.actions == (Wait(1),)
-    state = advance(advance(state, Waited(), now=1), StreamEnded(0, (failure(Verdict.CREDENTIALS),)), now=1)
+    state = advance(advance(state, Waited(), now=1), refused, now=1)
     assert state.actions == (Wait(1 + 120),)
 
 
@@ -316,7 +334,7 @@ class AnyLife(RuleBasedStateMachine):
         ended = data.draw(st.lists(failures, max_size=2))
         named = [replace_ids(f, data.draw(st.sets(st.sampled_from(ids)))) for f in ended]
         self.now += lasted
-        self.tell(StreamEnded(lasted, tuple(named)), dice)
+        self.tell(StreamEnded(lasted, tuple(named), data.draw(st.booleans())), dice)
 
     @precondition(lambda self: any(isinstance(a, Wait) for a in self.state.actions))
     @rule()

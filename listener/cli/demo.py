@@ -14,6 +14,10 @@ def demo(
     duration: Annotated[
         float | None, typer.Option(min=0, help="Seconds of traffic.", show_default="until Ctrl-C")
     ] = None,
+    faults: Annotated[
+        str,
+        typer.Option(help="What the simulated Exchange suffers: none, light, heavy, or a file of faults."),
+    ] = "none",
     json: Annotated[bool, typer.Option("--json", help="End with the summary as one line of JSON.")] = False,
 ) -> None:
     """Run the daemon against a simulated Exchange, and hold what is delivered against what happened.
@@ -30,13 +34,14 @@ def demo(
 
     from listener import log
     from listener.cli.ending import reported, signalled
-    from listener.demo.session import Plan, Session
+    from listener.demo.session import Plan, Session, orders
     from listener.demo.view import print_summary, shown
 
     live = sys.stdout.isatty() and not json
     log.configure("warning" if live else "info", "auto", stream=sys.stderr)
     with TemporaryDirectory(prefix="ews-listener-demo-") as directory, reported():
-        plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration)
+        orders(faults)  # a mistake in it is told before anything starts
+        plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration, faults=faults)
         session = Session(plan, Path(directory))
         trio.run(signalled, partial(shown, session) if live else session.run)
         summary = session.summary()

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import tomllib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,15 +20,19 @@ import trio
 
 from listener.daemon import Daemon
 from listener.demo.verdict import Key, Verdict, compare, key_of, read_ledger
-from listener.errors import ListenerError
+from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
 from listener.plugins import load_all
+from listener.simulator import plans
+from listener.simulator.faults import FaultError
 
 # How long traffic waits for the mailboxes to stream, and the end for what is still on its way; seconds.
 SETTLE = 60.0
 LAST_CALL = 10.0
 POLL = 0.05
+# The simulator's; short, so that a stream that fell silent is found within a demo.
+HEARTBEAT = 5.0
 
 
 class SimulatorError(ListenerError):
@@ -36,12 +41,16 @@ class SimulatorError(ListenerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be shown. `rate` is in events per second, `duration` in seconds (None: until told to stop)."""
+    """What is to be shown. `rate` is in events per second, `duration` in seconds (None: until told to stop).
+
+    `faults` is a profile of the simulator or a file of faults.
+    """
 
     mailboxes: int
     rate: float
     seed: int
     duration: float | None
+    faults: str = "none"
 
 
 @dataclass(slots=True)
@@ -79,6 +88,7 @@ class Session:
         self.started = time.time()
         self.generating_since: float | None = None
         self.streaming_at_end = 0
+        self.groups_at_end = 0
 
     async def run(self, stop: trio.Event) -> None:
         """Runs until the duration is over or `stop` is set. Raises SimulatorError."""
@@ -90,6 +100,7 @@ class Session:
                 nursery.start_soon(self.daemon.run, end)
                 await self._measure(http, control_url, stop)
                 self.streaming_at_end = self.daemon.roster.streaming
+                self.groups_at_end = len(self.daemon.roster.runners)
                 end.set()
 
     def summary(self) -> dict[str, object]:
@@ -100,7 +111,7 @@ class Session:
         return {
             "mailboxes": self.plan.mailboxes,
             "streaming": self.streaming_at_end,
-            "groups": len(self.daemon.roster.runners) if self.daemon else 0,
+            "groups": self.groups_at_end,
             "generated": verdict.generated,
             "delivered": verdict.delivered,
             "duplicates": verdict.duplicates,
@@ -112,17 +123,29 @@ class Session:
 
     async def _measure(self, http: httpx.AsyncClient, control_url: str, stop: trio.Event) -> None:
         assert self.daemon is not None
-        with trio.move_on_after(SETTLE):
-            while self.daemon.roster.streaming < self.plan.mailboxes and not stop.is_set():  # noqa: ASYNC110
-                await trio.sleep(POLL)
+        await self._all_streaming(stop)
         await _post(http, f"{control_url}/traffic", {"rate": self.plan.rate})
+        for order in orders(self.plan.faults):
+            await _post(http, f"{control_url}/faults", order)
         self.generating_since = time.time()
         with trio.move_on_after(math.inf if self.plan.duration is None else self.plan.duration):
             await stop.wait()
         await _post(http, f"{control_url}/traffic", {"rate": 0})
+        if self.plan.faults != "none":
+            await _post(http, f"{control_url}/faults", {"profile": "none"})
+            await self._all_streaming()
         state = (await http.get(f"{control_url}/state")).raise_for_status().json()
         with trio.move_on_after(LAST_CALL):
             while len(self.probe.calls) < state["generated"]:  # noqa: ASYNC110
+                await trio.sleep(POLL)
+
+    async def _all_streaming(self, stop: trio.Event | None = None) -> None:
+        """Returns when every mailbox streams, or after SETTLE seconds, or when told to stop."""
+        assert self.daemon is not None
+        with trio.move_on_after(SETTLE):
+            while self.daemon.roster.streaming < self.plan.mailboxes:
+                if stop is not None and stop.is_set():
+                    return
                 await trio.sleep(POLL)
 
     @asynccontextmanager
@@ -131,6 +154,7 @@ class Session:
         command = [
             *(sys.executable, "-m", "listener", "simulate", "--rate", "0"),
             *("--mailboxes", str(plan.mailboxes), "--seed", str(plan.seed)),
+            *("--heartbeat", str(HEARTBEAT)),
             *("--ledger", str(here / "ledger.jsonl"), "--write-config", str(here / "config.toml")),
         ]
         process = await trio.lowlevel.open_process(
@@ -159,6 +183,23 @@ class Session:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+
+
+def orders(faults: str) -> list[dict[str, object]]:
+    """What is to be posted to the simulator: a profile by its name, or the entries of a file of faults.
+
+    Raises ConfigError if it is neither, or the file makes no sense.
+    """
+    try:
+        plans.load(faults)
+    except FaultError as error:
+        raise ConfigError([Problem("--faults", str(error))]) from None
+    if faults in plans.PROFILES:
+        return [{"profile": faults}]
+    entries: list[dict[str, object]] = tomllib.loads(Path(faults).read_text(encoding="utf-8")).get(
+        "faults", []
+    )
+    return entries
 
 
 async def _post(http: httpx.AsyncClient, url: str, content: dict[str, object]) -> None:

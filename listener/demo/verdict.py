@@ -27,8 +27,8 @@ class LedgerLine(msgspec.Struct):
 
     seq: int
     time: float
-    mailbox: str
     kind: str
+    mailbox: str = ""
     item_id: str | None = None
     folder_id: str | None = None
     parent_folder_id: str | None = None

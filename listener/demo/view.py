@@ -45,15 +45,15 @@ def picture(session: Session, rate: float) -> RenderableType:
     if daemon is None:
         return Text("Starting a simulated Exchange …", style="dim")
     streaming, total = daemon.roster.streaming, session.plan.mailboxes
-    head = Text.assemble(
-        ("ews-listener demo", "bold"),
-        ("   mailboxes streaming ", "dim"),
-        (f"{streaming}/{total}", "green" if streaming == total else "yellow"),
-        ("   events ", "dim"),
-        f"{len(session.probe.calls):,}",
-        ("   a second ", "dim"),
-        f"{rate:,.0f}",
-        ("   Ctrl-C ends it", "dim"),
+    head = Table.grid(padding=(0, 3))
+    colour = "green" if streaming == total else "yellow"
+    head.add_row(
+        Text("ews-listener demo", "bold"),
+        Text.assemble(("mailboxes streaming ", "dim"), (f"{streaming}/{total}", colour)),
+        Text.assemble(("events ", "dim"), f"{len(session.probe.calls):,}"),
+        Text.assemble(("a second ", "dim"), f"{rate:,.0f}"),
+        Text.assemble(("faults ", "dim"), session.plan.faults),
+        Text("Ctrl-C ends it", "dim"),
     )
     return Group(head, _groups(session), _latest(session.probe.latest))
 

@@ -1,8 +1,8 @@
 """How much one account may ask of one server: requests side by side, and pauses that all of them keep.
 
 The limits that a server sets its clients (EWSMaxConcurrency, CAS budgets) can't be asked for. So the listener starts
-with the configured number, halves it when the server says that it is busy, and adds one for every quiet half
-minute. Source: "EWS throttling in Exchange", learn.microsoft.com.
+with the configured number, halves it when the server says that it is busy, and adds one for every ten
+quiet seconds. Source: "EWS throttling in Exchange", learn.microsoft.com.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from listener.ews.codes import VERDICTS, Failure, Verdict
 
 log = structlog.get_logger()
 
-QUIET = 30.0
+QUIET = 10.0
+FEWEST = 2
 OWN_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
 
 
@@ -84,5 +85,5 @@ class Budget:
         seconds = failure.wait or OWN_PAUSE.longest(self._busy)
         self._paused_until = now + seconds
         self._raised_at = self._paused_until
-        self._limiter.total_tokens = max(1, self.limit // 2)
+        self._limiter.total_tokens = max(min(FEWEST, self.most), self.limit // 2)
         log.warning("exchange.busy", code=failure.code, seconds=round(seconds, 3), concurrency=self.limit)
