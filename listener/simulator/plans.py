@@ -134,7 +134,7 @@ def _often(per_minute: float, kind: str, **given: Any) -> Entry:
 
 # A client that has parked a mailbox, or was told to wait, must be back within a minute of the last fault: nothing
 # here lasts longer than a few seconds. What spoils requests lapses soon when there is none.
-_SOON = 5.0
+_SOON = 15.0
 
 _LIGHT: Plan = (
     _often(2, "response_code", code="ErrorServerBusy", place="fault", back_off_ms=1000, within=_SOON),
