@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from lxml import etree
 
 from listener.simulator.exchange import Exchange
-from listener.simulator.ledger import Ledger
+from listener.simulator.faults import parse
+from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Mailbox
 from listener.simulator.replies import Reply
 from listener.simulator.requests import HttpRequest
@@ -101,6 +102,15 @@ class Client:
         assert id_
         reply.finish()
         return id_
+
+    def break_(self, kind: str, **given: object) -> list[Line]:
+        """Make a fault now; the lines of the ledger, none if it waits."""
+        return self.exchange.chaos.order(parse({"kind": kind, **given}), self.now)
+
+    def pass_(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        self.exchange.advance(self.now)
 
     def stream(self, mailbox: Mailbox, ids: Iterable[str], minutes: int = 30, **options: object) -> "Reader":
         body = stream_body(ids, minutes)
