@@ -226,17 +226,16 @@ class Chaos:
             for stream in self._streams
             if not stream.ended
             and stream.manner is None
-            and stream.subscriptions
             and (not fault.backend or stream.backend == backend)
-            and (not mailbox or any(each.mailbox == mailbox for each in stream.subscriptions))
+            and any(mailbox in ("", each.mailbox) for each in stream.subscriptions if not each.gone)
         ]
         if not found:
             return None
         stream = self._dice.choice(found)
         subscription: Subscription | None = None
         if mailbox or (isinstance(fault, StreamCode) and fault.ids == "one"):
-            candidates = [each for each in stream.subscriptions if not mailbox or each.mailbox == mailbox]
-            subscription = self._dice.choice(candidates)
+            living = [each for each in stream.subscriptions if not each.gone]
+            subscription = self._dice.choice([each for each in living if mailbox in ("", each.mailbox)])
         line = self._note(
             fault,
             now,

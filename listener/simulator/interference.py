@@ -49,10 +49,11 @@ def interfere(
 def _fail(
     fault: faults.StreamCode, stream: Stream, subscription: Subscription | None, table: Subscriptions
 ) -> None:
-    concerned = stream.subscriptions if fault.ids == "all" or subscription is None else [subscription]
+    everything = [each for each in stream.subscriptions if not each.gone]
+    concerned = everything if fault.ids == "all" or subscription is None else [subscription]
     ids = [] if fault.ids == "none" else [each.id for each in concerned]
     if fault.code in LOST:
-        for each in list(concerned):
+        for each in concerned:
             table.forget(each)
     stream.fail(fault.code, ids, ends=fault.ends)
 

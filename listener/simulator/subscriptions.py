@@ -55,6 +55,7 @@ class Subscription:
         self.queue: deque[Event] = deque()
         self.failure: str | None = None
         self.silent = False
+        self.gone = False
         self.stream: Stream | None = None
         self.idle_since = now
 
@@ -123,6 +124,7 @@ class Subscriptions:
         del self.tables[subscription.backend][subscription.id]
         self._watchers[subscription.mailbox].remove(subscription)
         self._charged[subscription.charged] -= 1
+        subscription.gone = True
 
     def restart(self, backend: str) -> None:
         """The back end has forgotten all, its numbers too."""

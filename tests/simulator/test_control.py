@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from listener.simulator.control import Control
+from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.mailstore import KINDS
 from listener.simulator.traffic import Traffic
 from tests.simulator.client import Client
@@ -43,6 +44,14 @@ def test_events_on_demand(kind: str) -> None:
         ("/events", {"mailbox": "ceo@contoso.example", "kind": "NewMailEvent", "count": 0}, 400),
         ("/events", {"kind": "NewMailEvent"}, 400),
         ("/traffic", {"rate": -1}, 400),
+        ("/faults", {"kind": "outage", "secnods": 1}, 400),
+        ("/faults", {"kind": "mailbox_move", "mailbox": "nobody@contoso.example"}, 400),
+        ("/faults", {"kind": "outage", "until": 3}, 400),
+        ("/faults", {"profile": "hevy"}, 400),
+        ("/faults", {"profile": "heavy", "kind": "outage"}, 400),
+        ("/faults", {}, 400),
+        ("/faults", [], 400),
+        ("/faults", {"kind": "overflow"}, 409),
         ("/nothing", {}, 404),
     ],
 )
@@ -79,3 +88,54 @@ def test_the_state() -> None:
     ]
     assert state["hanging"] == {alice.address: 1}
     assert state["requests"] == {"GetStreamingEvents": {"200": 1}, "Subscribe": {"200": 2}}
+
+
+def test_a_fault_now() -> None:
+    desk = Desk()
+    alice = desk.client.mailboxes[0].address
+    status, answer = desk.ask("POST", "/faults", {"kind": "mailbox_disabled", "mailbox": alice, "seconds": 2})
+    assert status == 200
+    assert answer["made"] == [
+        {
+            "seq": 1,
+            "time": desk.client.now,
+            "mailbox": alice,
+            "kind": "fault",
+            "fault": "mailbox_disabled",
+            "parameters": {"mailbox": alice, "seconds": 2.0},
+        }
+    ]
+    assert desk.ask("POST", "/faults", {"kind": "http", "status": 503}) == (200, {"made": []})
+    state = desk.ask("GET", "/state")[1]
+    assert (state["generated"], state["faults"]) == (0, 1)
+
+
+def test_faults_later() -> None:
+    desk = Desk()
+    assert desk.ask("POST", "/faults", {"kind": "outage", "at": 5, "seconds": 1}) == (200, {"made": []})
+    assert desk.ask("GET", "/faults")[1]["next"] == desk.client.now + 5
+    desk.client.pass_(5)
+    assert desk.ask("GET", "/faults")[1]["made"] == {"outage": 1}
+
+
+def test_profiles_begin_and_stop() -> None:
+    desk = Desk()
+    assert desk.ask("POST", "/faults", {"profile": "heavy"}) == (200, {"made": []})
+    desk.client.pass_(30)
+    told = desk.ask("GET", "/faults")[1]
+    assert sum(told["made"].values()) > 10
+    assert told["next"] is not None
+    desk.ask("POST", "/faults", {"profile": "none"})
+    told = desk.ask("GET", "/faults")[1]
+    assert (told["lasting"], told["waiting"], told["next"]) == ([], [], None)
+
+
+def test_the_kinds_of_faults() -> None:
+    told = Desk().ask("GET", "/faults")[1]
+    assert told["profiles"] == ["none", "light", "heavy"]
+    kinds = {kind["kind"]: kind for kind in told["kinds"]}
+    assert list(kinds) == list(FAULTS)
+    assert kinds["outage"]["parameters"] == [
+        {"name": "seconds", "type": "number", "required": False, "default": 10.0},
+        {"name": "how", "type": "refuse | reset | 503", "required": False, "default": "refuse"},
+    ]

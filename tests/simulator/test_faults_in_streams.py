@@ -52,6 +52,20 @@ def test_errors_are_valid(ids: str) -> None:
     assert len(root.findall(".//t:SubscriptionId", NAMES)) == {"none": 0, "one": 1, "all": 2}[ids]
 
 
+def test_what_is_gone_is_not_lost_twice() -> None:
+    office = Office()
+    for _ in range(2):
+        office.client.break_("stream_code", code="ErrorSubscriptionNotFound", ends=False)
+    assert list(office.client.exchange.subscriptions) == []
+    assert office.client.break_("stream_code", code="ErrorSubscriptionNotFound") == []
+    ids = [
+        id_.text
+        for root in envelopes(office.reader.bytes())
+        for id_ in root.iterfind(".//t:SubscriptionId", NAMES)
+    ]
+    assert sorted(map(str, ids)) == sorted(office.ids)
+
+
 @pytest.mark.parametrize(
     ("code", "ids", "left"),
     [
