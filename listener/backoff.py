@@ -12,7 +12,7 @@ class Backoff:
     """Waits grow from `first` by `factor` up to `cap`; all in seconds."""
 
     first: float = 1.0
-    factor: float = 2.0
+    factor: float = 1.5
     cap: float = 60.0
 
     def longest(self, failures: int) -> float:

@@ -54,7 +54,8 @@ class Daemon:
             ),
             new_runner=self._new_runner,
             group_size=config.affinity.group_size,
-            retry=self.policy.parked,
+            retry=self.policy.backoff,
+            parked=self.policy.parked,
             refresh=config.affinity.refresh,
         )
 
@@ -65,18 +66,37 @@ class Daemon:
         """
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
         async with trio.open_nursery() as handlers:
-            await handlers.start(self.delivery.run)
-            async with trio.open_nursery() as groups:
-                groups.start_soon(self.roster.run)
-                async with trio.open_nursery() as meanwhile:
-                    meanwhile.start_soon(self._tell_progress)
-                    await stop.wait()
-                    meanwhile.cancel_scope.cancel()
-                log.info("listener.stopping", grace=self.config.shutdown.grace)
-                self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
-            await self.delivery.drain(self.config.shutdown.grace)
+            if await self._open_handlers(handlers, stop):
+                await self._listen(stop)
+                await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         log.info("listener.stopped")
+
+    async def _open_handlers(self, handlers: trio.Nursery, stop: trio.Event) -> bool:
+        """Whether all handlers were opened before `stop` was set."""
+        opened = False
+        async with trio.open_nursery() as opening:
+
+            async def give_up() -> None:
+                await stop.wait()
+                opening.cancel_scope.cancel()
+
+            opening.start_soon(give_up)
+            await handlers.start(self.delivery.run)
+            opened = True
+            opening.cancel_scope.cancel()
+        return opened
+
+    async def _listen(self, stop: trio.Event) -> None:
+        """Keeps all groups at work until `stop` is set and they have ended."""
+        async with trio.open_nursery() as groups:
+            groups.start_soon(self.roster.run)
+            async with trio.open_nursery() as meanwhile:
+                meanwhile.start_soon(self._tell_progress)
+                await stop.wait()
+                meanwhile.cancel_scope.cancel()
+            log.info("listener.stopping", grace=self.config.shutdown.grace)
+            self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
 
     async def _tell_progress(self) -> None:
         """Thousands of mailboxes take their time to come back: the log says how far they are."""
@@ -84,13 +104,13 @@ class Daemon:
         while True:
             await trio.sleep(PROGRESS)
             streaming, mailboxes = self.roster.streaming, self.roster.mailboxes
-            if streaming != told or streaming < mailboxes - self.roster.parked - len(self.roster.missing):
+            if streaming != told or streaming < mailboxes - self.roster.waiting - len(self.roster.missing):
                 log.info(
                     "listener.progress",
                     streaming=streaming,
                     mailboxes=mailboxes,
                     groups=len(self.roster.runners),
-                    parked=self.roster.parked,
+                    parked=self.roster.waiting,
                     missing=len(self.roster.missing),
                     concurrency=self.access.budget.limit,
                     pause=round(self.access.budget.pause, 3),
@@ -159,7 +179,7 @@ def patience(config: Config, handler: str) -> Patience:
     """The patience with one handler, from [delivery] and [handlers.NAME]."""
     own = config.handlers.get(handler)
     delivery = config.delivery if own is None else own.delivery(config.delivery)
-    retry = Backoff(first=delivery.retry_first, cap=delivery.retry_cap)
+    retry = Backoff(first=delivery.retry_first, factor=2.0, cap=delivery.retry_cap)
     return Patience(queue=delivery.queue, timeout=delivery.timeout, attempts=delivery.attempts, retry=retry)
 
 

@@ -30,7 +30,7 @@ class Patience:
     queue: int = 10_000
     timeout: float = 30.0
     attempts: int = 5
-    retry: Backoff = Backoff(first=1.0, cap=60.0)
+    retry: Backoff = Backoff(first=1.0, factor=2.0, cap=60.0)
 
 
 class Accepts(Protocol):

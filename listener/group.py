@@ -18,7 +18,8 @@ The rules:
    that fails again and again in company leaves for a group of its own. If the server refuses the connection as a
    whole again and again, half of the mailboxes leave: so a bad one ends up alone, and where a connection may serve
    one user only, everybody does.
-7. Nothing new is asked of the server while the group is paused; a stream that is open stays open.
+7. Nothing new is asked of the server while the group is paused; a stream that is open stays open. A pause that the
+   server did not ask for ends early when the server is heard in another group.
 
 Times are seconds on one monotonic clock.
 """
@@ -53,9 +54,10 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing until this moment."""
+    """Do nothing until this moment; if `eager`, only until the server is heard in another group, and a little."""
 
     until: float
+    eager: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ class StreamEnded:
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    """A Wait is over."""
+    """A Wait is over; `early`, because the server was heard in another group."""
+
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ class Policy:
 
     backoff: Backoff = Backoff()
     parked: Backoff = Backoff(first=15.0, cap=3600.0)
-    flapping: Backoff = Backoff(first=1.0, cap=15.0)
+    flapping: Backoff = Backoff(first=1.0, factor=2.0, cap=15.0)
     settled: float = 10.0
     strikes: int = 3
 
@@ -196,6 +200,7 @@ class GroupState:
     flaps: int = 0  # in a row, of connections that were heard but did not last
     refusals: int = 0  # in a row, of connections that were ended at once, perhaps because of a single member
     paused_until: float | None = None
+    eager: bool = False  # the pause is our own idea, not the server's
     subscribe: Subscribe | None = None
     stream: Stream | None = None
     discover: Discover | None = None
@@ -232,7 +237,7 @@ class GroupState:
 
     def _wait(self) -> Wait | None:
         if self.paused_until is not None:
-            return Wait(self.paused_until)
+            return Wait(self.paused_until, self.eager)
         # Who is due while a Subscribe or a Discover is under way comes next.
         lanes = ((False, self.subscribe), (True, self.discover))
         open_lanes = {astray for astray, under_way in lanes if under_way is None}
@@ -261,9 +266,10 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
             state = _after_subscribe(state, outcome, now, dice)
         case StreamEnded():
             state = _after_stream(state, outcome, now, dice)
-        case Waited():
-            if state.paused_until is not None and state.paused_until <= now:
+        case Waited(early):
+            if state.paused_until is not None and (state.paused_until <= now or (early and state.eager)):
                 state = replace(state, paused_until=None)
+                state = _each(state, lambda m: _encouraged(m, now)) if early else state
         case Discovered():
             state = _after_discover(state, outcome, now, dice)
         case Separated(mailboxes):
@@ -294,7 +300,7 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
             return _refused(member, failure, state.policy, now, dice)
         return member
 
-    state = _each(replace(state, subscribe=None), settle)
+    state = _each(replace(state, subscribe=None, failures=0 if ids else state.failures), settle)
     blocking = [f for f in refused.values() if f.verdict is Verdict.WAIT]
     if afresh and not ids and not blocking:
         # The anchor came first and failed. A mailbox that is refused is parked, and so the next one is tried at
@@ -320,7 +326,6 @@ def _after_discover(state: GroupState, outcome: Discovered, now: float, dice: fl
 
 def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: float) -> GroupState:
     state = _credited(replace(state, stream=None), outcome)
-    untroubled = not (state.failures or state.flaps)
     named, general = _accusations(state, outcome.failures)
     if named:
         state = _each(state, lambda m: _accused(m, named.get(m.subscription), state.policy, now, dice))
@@ -335,12 +340,13 @@ def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: flo
         return _each(
             state, lambda m: _refused(replace(m, subscription=None), denied, state.policy, now, dice)
         )
-    if company and (lost or denied) and outcome.lasted < AT_ONCE:
-        state = _halve(replace(state, refusals=state.refusals + 1))
+    if (lost or denied) and outcome.lasted < AT_ONCE:
+        state = replace(state, refusals=state.refusals + 1)
+        state = _halve(state) if company else state
         # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
         state = state if denied is None else replace(state, anchor=_next_anchor(state))
-    if untroubled and (lost or denied):
-        return replace(state, flaps=1)
+    if (lost or denied) and state.refusals <= 1:
+        return state  # a back end that began anew has forgotten all: what that takes is no reason to wait
     if general or outcome.lasted < state.policy.settled:
         return _pause(state, general, now, dice, heard=outcome.heard)
     return state
@@ -383,6 +389,13 @@ def _accused(member: Member, failure: Failure | None, policy: Policy, now: float
     return _refused(replace(member, subscription=None), failure, policy, now, dice)
 
 
+def _encouraged(member: Member, now: float) -> Member:
+    """What failed for no reason of its own need not wait any longer."""
+    failure = member.failure
+    own_idea = failure is not None and failure.verdict is Verdict.RETRY and failure.wait is None
+    return replace(member, due=min(member.due, now)) if own_idea and not member.parked else member
+
+
 def _unsubscribed(member: Member, failure: Failure, now: float) -> Member:
     """The subscription is gone and is asked for again at once, perhaps elsewhere."""
     if member.subscription is None:
@@ -405,7 +418,9 @@ def _pause(
     else:
         count = state.failures + 1
         state, backoff = replace(state, failures=count), state.policy.parked if slow else state.policy.backoff
-    return replace(state, paused_until=now + backoff.delay(count, dice, told))
+    pause = backoff.delay(count, dice, told)
+    eager = told is None and all(f.verdict is Verdict.RETRY for f in failures)
+    return replace(state, paused_until=now + pause, eager=eager)
 
 
 def _refused(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:

@@ -12,7 +12,7 @@ import trio
 
 from listener.affinity import Group, Placement, groups, separated, without
 from listener.backoff import Backoff
-from listener.ews.codes import Failure
+from listener.ews.codes import Failure, Verdict
 from listener.group import Discovered, Doubted, Joined, Stop
 from listener.supervisor import GroupRunner, Registry
 
@@ -22,7 +22,9 @@ log = structlog.get_logger()
 class Discovery(Protocol):
     """Asks where mailboxes live (listener/exchange/discovery.py does)."""
 
-    async def discover(self, mailboxes: Sequence[str], /) -> dict[str, Placement | Failure]: ...
+    async def discover(
+        self, mailboxes: Sequence[str], /, *, fall_back: bool = True
+    ) -> dict[str, Placement | Failure]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,8 +32,8 @@ class Roster:
     """All groups and their runners.
 
     `known` are mailboxes whose place the configuration tells, `sought` those that must be discovered, `missing`
-    those that were sought in vain so far. `retry` is the patience between two searches for these; `refresh` are
-    the seconds in which every place that was found is asked for again.
+    those that were sought in vain so far. `retry` and `parked` are the patience between two searches for these;
+    `refresh` are the seconds in which every place that was found is asked for again.
     """
 
     known: tuple[Placement, ...]
@@ -40,6 +42,7 @@ class Roster:
     new_runner: Callable[[Group, Registry], GroupRunner]
     group_size: int
     retry: Backoff
+    parked: Backoff
     refresh: float
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
@@ -58,8 +61,8 @@ class Roster:
         return sum(runner.mailboxes_streaming for runner in self.runners.values())
 
     @property
-    def parked(self) -> int:
-        """How many wait for the operator."""
+    def waiting(self) -> int:
+        """How many are parked, and wait for the operator."""
         return sum(member.parked for runner in self.runners.values() for member in runner.state.members)
 
     async def run(self) -> None:
@@ -83,7 +86,9 @@ class Roster:
     async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered:
         """Asks where mailboxes of a group live now, and brings those that live elsewhere to their new group."""
         fixed = {place.mailbox for place in self.known}
-        found = await self.discovery.discover([mailbox for mailbox in mailboxes if mailbox not in fixed])
+        # Whoever had a place keeps it while Autodiscover is ill: no falling back to a place without a group.
+        sought = [mailbox for mailbox in mailboxes if mailbox not in fixed]
+        found = await self.discovery.discover(sought, fall_back=False)
         places = [place for place in found.values() if isinstance(place, Placement)]
         moved = [place for place in places if place[:2] != group.place]
         for place in moved:
@@ -113,7 +118,13 @@ class Roster:
             pending = list(missing)
             if pending:
                 failures += 1
-                await trio.sleep(self.retry.longest(failures))
+                await trio.sleep(self._patience(missing.values(), failures))
+
+    def _patience(self, missing: Iterable[Failure], failures: int) -> float:
+        """Seconds until the missing are sought again: soon, if the trouble of any of them may pass by itself."""
+        passing = [why for why in missing if why.verdict in (Verdict.RETRY, Verdict.WAIT)]
+        told = max((why.wait for why in passing if why.wait is not None), default=0.0)
+        return max(told, (self.retry if passing else self.parked).longest(failures))
 
     async def _refresh(self) -> None:
         """Asks for all places again, a few at a time, evenly over the whole interval."""
@@ -122,7 +133,8 @@ class Roster:
             for batch in batches:
                 await trio.sleep(self.refresh / len(batches))
                 home = {mailbox: group for group in self._groups for mailbox in group.mailboxes}
-                found = await self.discovery.discover([mailbox for mailbox in batch if mailbox in home])
+                placed = [mailbox for mailbox in batch if mailbox in home]
+                found = await self.discovery.discover(placed, fall_back=False)
                 for mailbox, place in found.items():
                     if isinstance(place, Placement) and place[:2] != home[mailbox].place:
                         self.runners[home[mailbox].name].tell(Doubted((mailbox,)))

@@ -163,9 +163,8 @@ class GroupRunner:
                     outcome = await self._subscribe(action)
                 case Stream():
                     outcome = await self._stream(action, task)
-                case Wait(until):
-                    await trio.sleep_until(until)
-                    outcome = Waited()
+                case Wait():
+                    outcome = await self._wait(action)
                 case Unsubscribe():
                     await self._unsubscribe(action)
                     outcome = Unsubscribed()
@@ -175,6 +174,16 @@ class GroupRunner:
                     self.registry.separate(self.group, mailboxes)
                     outcome = Separated(mailboxes)
             await self._mail.send((action, task, outcome))
+
+    async def _wait(self, action: Wait) -> Waited:
+        with trio.CancelScope(deadline=action.until):
+            if not action.eager:
+                await trio.sleep_forever()
+            await self.client.budget.wait_heard()
+            # Not all at the same moment.
+            await trio.sleep(self.dice.uniform(0, ENCOURAGED))
+            return Waited(early=True)
+        return Waited()
 
     # --- Subscribe and Unsubscribe
 
@@ -274,7 +283,7 @@ class GroupRunner:
                     failures = tuple(signal for signal in signals if isinstance(signal, Failure))
                     closed = closed or any(isinstance(signal, Closed) for signal in signals)
                     for failure in failures:
-                        self.client.failed(failure)
+                        self.client.budget.failed(failure)
                     if failures or not data:
                         return failures
         except ExchangeError as error:
@@ -300,6 +309,7 @@ class GroupRunner:
     def _heard(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
             self.streaming, self._streamed = True, action
+            self.client.budget.heard()
             self._log.info("group.streaming", mailboxes=len(action.subscriptions), anchor=action.anchor)
 
     def _silent(self) -> Failure:
@@ -406,6 +416,9 @@ def pairs(before: Sequence[Member], after: Sequence[Member]) -> Iterator[tuple[M
 def _why(failure: Failure | None) -> dict[str, str]:
     return {} if failure is None else {"code": failure.code, "text": failure.text}
 
+
+# Seconds over which the groups come back that had waited until the server was heard.
+ENCOURAGED = 3.0
 
 # A server may write on after Closed, but not for long.
 AFTER_CLOSED = 5.0

@@ -14,7 +14,7 @@ from listener.backoff import Backoff
 from listener.delivery import Delivery, Lane, Patience
 from listener.errors import ConfigError
 
-PATIENCE = Patience(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, cap=60))
+PATIENCE = Patience(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
 
 
 def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:

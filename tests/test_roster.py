@@ -54,11 +54,15 @@ class Directory:
     places: dict[str, Placement | Failure] = field(default_factory=dict)
     delay: float = 0.1
     asked: list[tuple[float, list[str]]] = field(default_factory=list)
+    fell_back: list[bool] = field(default_factory=list)
 
     def move_in(self, *placements: Placement) -> None:
         self.places |= {place.mailbox: place for place in placements}
 
-    async def discover(self, mailboxes: Sequence[str], /) -> dict[str, Placement | Failure]:
+    async def discover(
+        self, mailboxes: Sequence[str], /, *, fall_back: bool = True
+    ) -> dict[str, Placement | Failure]:
+        self.fell_back.append(fall_back)
         self.asked.append((round(trio.current_time()), list(mailboxes)))
         await trio.sleep(self.delay)
         return {mailbox: self.places.get(mailbox, UNKNOWN) for mailbox in mailboxes}
@@ -97,7 +101,8 @@ async def running(
         discovery=directory,
         new_runner=new_runner,
         group_size=group_size,
-        retry=Backoff(first=60, factor=2, cap=3600),
+        retry=Backoff(first=1, factor=2, cap=120),
+        parked=Backoff(first=60, factor=2, cap=3600),
         refresh=refresh,
     )
 
@@ -296,3 +301,22 @@ async def test_places_are_asked_for_again_slowly_and_a_move_is_told_to_the_group
     assert [time for time, _ in directory.asked] == [0, 1200, 2400, 3600, 4800]
     assert [len(asked) for _, asked in directory.asked] == [250, 100, 100, 50, 100]
     assert run.runners[0].told == [Doubted(("user001",))]
+    assert directory.fell_back == [True, False, False, False, False]
+
+
+async def test_an_autodiscover_in_trouble_is_asked_again_soon(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory(delay=0)
+    directory.places["ann"] = Failure(code="ConnectTimeout")
+    async with running(directory, "ann"):
+        await trio.sleep(100)
+    assert [time for time, _ in directory.asked] == [0, 1, 3, 7, 15, 31, 63]
+
+
+async def test_a_busy_autodiscover_is_asked_again_when_it_said(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=0)
+    directory.places["ann"] = Failure(code="Http503", wait=300.0)
+    async with running(directory, "ann"):
+        await trio.sleep(700)
+    assert [time for time, _ in directory.asked] == [0, 300, 600]

@@ -21,6 +21,7 @@ from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
+from listener.exchange.budget import Budget
 from listener.group import Discovered, GroupState, Joined, Policy, Stop
 from listener.supervisor import GroupRunner, Wish
 
@@ -95,7 +96,7 @@ class Server:
     log: list[tuple[str, Any, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     streams: list[Body] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    budget: Budget = field(default_factory=lambda: Budget(10))
     forgot: int = 0
     made: Counter[str] = field(default_factory=Counter)
     side_by_side: int = 0
@@ -115,9 +116,6 @@ class Server:
         assert headers["X-PreferServerAffinity"] == "true"
         self.log.append((operation, what, headers["X-AnchorMailbox"]))
         self.times.append(trio.current_time())
-
-    def failed(self, failure: Failure) -> None:
-        self.failures.append(failure.code)
 
     async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
         (user,) = re.findall(rb"<t:SmtpAddress>(.*?)</t:SmtpAddress>", body)
@@ -348,7 +346,6 @@ async def test_a_mailbox_that_moved_away_leaves_and_the_others_stream_on(
         assert [m.mailbox for m in run.runner.state.members] == ["bob"]
         assert run.runner.state.anchor == "bob"
         assert server.operations[2:] == [("Stream", ("ann#1", "bob#1")), ("Stream", ("bob#1",))]
-        assert server.failures == ["ErrorMailboxMoveInProgress"]
 
 
 async def test_who_fails_again_and_again_in_company_is_separated(
@@ -508,6 +505,31 @@ async def test_retries_grow_to_the_cap_and_no_further(autojump_clock: trio.testi
     ]
     assert gaps[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert set(gaps[6:]) == {60}
+
+
+async def test_a_group_that_waits_comes_back_when_the_server_is_heard_in_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server = Server(refuse={"ann": [Failure(code="Http503")] * 20})
+    async with running(server, "ann") as run:
+        await trio.sleep(200)
+        assert run.runner.state.paused_until is not None
+        assert run.runner.state.paused_until > trio.current_time() + 10
+        server.refuse.clear()
+        server.budget.heard()
+        await trio.sleep(4)
+        assert run.runner.mailboxes_streaming == 1
+
+
+async def test_a_pause_that_the_server_asked_for_is_kept_whoever_is_heard(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server = Server(refuse={"ann": [Failure(code="ErrorServerBusy", wait=100.0)]})
+    async with running(server, "ann"):
+        await trio.sleep(10)
+        server.budget.heard()
+        await trio.sleep(80)
+        assert len(server.operations) == 1
 
 
 async def test_stop_unsubscribes_everybody_and_ends_the_runner(

@@ -180,7 +180,7 @@ class Backoff(Section):
 
     first: PositiveDuration = Field(1, description="The most after the first failure of a group.")
     factor: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = Field(
-        2, description="By how much each further failure in a row multiplies it."
+        1.5, description="By how much each further failure in a row multiplies it."
     )
     cap: PositiveDuration = Field(120, description="What it never exceeds.")
     parked_first: PositiveDuration = Field(15, description="As `first`, for a mailbox that was refused.")

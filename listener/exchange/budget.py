@@ -35,6 +35,7 @@ class Budget:
         self._raised_at = -float("inf")
         self._busy = 0
         self._unknown: set[str] = set()
+        self._heard = trio.Event()
 
     @property
     def limit(self) -> int:
@@ -67,6 +68,15 @@ class Budget:
         if self.limit < self.most and now - self._raised_at >= QUIET:
             self._raised_at = now
             self._limiter.total_tokens = self.limit + 1
+
+    def heard(self) -> None:
+        """A stream has been opened, and the server says something on it."""
+        self._heard.set()
+        self._heard = trio.Event()
+
+    async def wait_heard(self) -> None:
+        """Returns when the server is heard on a stream that has just been opened."""
+        await self._heard.wait()
 
     def failed(self, failure: Failure) -> None:
         """A request came to nothing."""

@@ -97,9 +97,10 @@ class ExchangeClient:
         """
         return await self._asked(body, headers, _as_it_is)
 
-    def failed(self, failure: Failure) -> None:
-        """Takes note of what an open stream said, as of every other failure."""
-        self._access.budget.failed(failure)
+    @property
+    def budget(self) -> Budget:
+        """What all groups of the account share."""
+        return self._access.budget
 
     async def _asked(
         self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]

@@ -54,8 +54,13 @@ class Autodiscover:
         self._ews_url = ews_url
         self._answering: dict[str, str] = {}  # by mail domain
 
-    async def discover(self, mailboxes: Sequence[str], /) -> dict[str, Placement | Failure]:
-        """The place of each mailbox, or why it has none. Raises nothing for what a server or a network does."""
+    async def discover(
+        self, mailboxes: Sequence[str], /, *, fall_back: bool = True
+    ) -> dict[str, Placement | Failure]:
+        """The place of each mailbox, or why it has none. Raises nothing for what a server or a network does.
+
+        Without `fall_back`, a mailbox that Autodiscover says nothing of has no place, even if there is an `ews_url`.
+        """
         found: dict[str, Placement | Failure] = {}
         domains: defaultdict[str, list[str]] = defaultdict(list)
         for mailbox in mailboxes:
@@ -63,7 +68,7 @@ class Autodiscover:
 
         async def one_batch(batch: Sequence[str]) -> None:
             for mailbox, answer in (await self._ask({mailbox: mailbox for mailbox in batch})).items():
-                found[mailbox] = self._place(mailbox, answer)
+                found[mailbox] = self._place(mailbox, answer, self._ews_url if fall_back else None)
 
         async with trio.open_nursery() as nursery:
             for members in domains.values():
@@ -71,7 +76,7 @@ class Autodiscover:
                     nursery.start_soon(one_batch, members[start : start + USERS_A_REQUEST])
         return found
 
-    def _place(self, mailbox: str, answer: Answer) -> Placement | Failure:
+    def _place(self, mailbox: str, answer: Answer, ews_url: str | None) -> Placement | Failure:
         match answer:
             case UserSettings(external_ews_url=url) if url:
                 return Placement(url, answer.grouping_information or "", mailbox)
@@ -81,8 +86,8 @@ class Autodiscover:
                 answer = Failure(code="SettingIsNotAvailable", text="Autodiscover names no EWS URL")
             case Redirect():
                 answer = Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects")
-        if self._ews_url is not None and answer.code in NOTHING_KNOWN:
-            return Placement(self._ews_url, "", mailbox)
+        if ews_url is not None and answer.code in NOTHING_KNOWN:
+            return Placement(ews_url, "", mailbox)
         return answer
 
     async def _ask(

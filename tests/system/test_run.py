@@ -50,6 +50,11 @@ async def open_raising():
     yield handle
 
 @asynccontextmanager
+async def open_mute():
+    await trio.sleep_forever()
+    yield None
+
+@asynccontextmanager
 async def open_hanging():
     async def handle(event):
         await trio.sleep_forever()
@@ -269,6 +274,16 @@ def test_a_bad_configuration_is_told_whole(simulator: Start, listen: Listen) -> 
     assert len(told) == 4
     assert there.told["password"] not in daemon.errors.read_text()
     assert there.state()["requests"] == {}
+
+
+def test_a_handler_that_never_opens_does_not_hold_up_the_end(
+    simulator: Start, listen: Listen, plugins: str
+) -> None:
+    there = simulator()
+    there.append(handler("mute", "acme:open_mute"))
+    daemon = listen(there, PYTHONPATH=plugins)
+    daemon.until_logged("handler.started", handler="deliveries")
+    assert daemon.end() == 0
 
 
 def test_a_handler_that_cannot_be_opened_is_named(simulator: Start, listen: Listen) -> None:
