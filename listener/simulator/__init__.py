@@ -2,8 +2,8 @@
 
 It imports nothing of `listener.ews`, so that a misunderstanding cannot stand on both sides. Sources: MS-OXWSNTIF,
 MS-OXWSCDATA, MS-OXWSADISC, and on learn.microsoft.com "Notification subscriptions, mailbox events, and EWS in
-Exchange", "How to: Maintain affinity between a group of subscriptions and the Mailbox server in Exchange" and
-"EWS throttling in Exchange".
+Exchange", "Handling notification-related errors in EWS in Exchange", "How to: Maintain affinity between a group of
+subscriptions and the Mailbox server in Exchange" and "EWS throttling in Exchange".
 
     settings.py       what a simulated organisation is made of
     names.py          plausible people
