@@ -10,7 +10,7 @@ FLOORS = {
     "listener": 0, "listener._version": 0, "listener.event": 0, "listener.handler": 0, "listener.errors": 0,
     "listener.suggest": 0,
     "listener.ews": 0,
-    "listener.backoff": 1, "listener.affinity": 1, "listener.group": 1, "listener.config": 1, "listener.log": 1,
+    "listener.backoff": 1, "listener.actions": 1, "listener.affinity": 1, "listener.group": 1, "listener.config": 1, "listener.log": 1,
     "listener.filters": 1,
     "listener.exchange": 2, "listener.plugins": 2, "listener.handlers": 2,
     "listener.supervisor": 3, "listener.delivery": 3,
