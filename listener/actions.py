@@ -1,4 +1,4 @@
-"""What a group of subscriptions can ask for, and what can come of it: the vocabulary of its life (listener/group.py)."""
+"""What a group of subscriptions can ask for, and what can come of it: the words of listener/group.py."""
 
 from dataclasses import dataclass
 
