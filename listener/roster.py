@@ -49,6 +49,7 @@ class Roster:
     _groups: tuple[Group, ...] = ()
     _nursery: trio.Nursery | None = None
     _searching: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _stopped: trio.Event = field(default_factory=trio.Event)
 
     @property
     def mailboxes(self) -> int:
@@ -77,6 +78,7 @@ class Roster:
 
     def stop(self, *, unsubscribe: bool) -> None:
         """Tells every group to end."""
+        self._stopped.set()
         self._searching.cancel()
         for runner in self.runners.values():
             runner.tell(Stop(unsubscribe))
@@ -158,7 +160,19 @@ class Roster:
                     runner.tell(Joined(joined))
 
     async def _run(self, runner: GroupRunner) -> None:
-        await runner.run()
+        """Runs one group to its end. A mistake of ours in one group must not stop the others: it starts anew."""
+        failures = 0
+        while True:
+            try:
+                await runner.run()
+                break
+            except Exception as error:
+                failures += 1
+                log.error("group.crashed", group=runner.group.name, exc_info=error)
+            with trio.move_on_after(self.parked.longest(failures)):
+                await self._stopped.wait()
+                break
+            self.runners[runner.group.name] = runner = self.new_runner(runner.group, self)
         if self.runners.get(runner.group.name) is runner:
             del self.runners[runner.group.name]
 

@@ -107,7 +107,8 @@ class GroupRunner:
     _log: structlog.typing.FilteringBoundLogger = field(init=False)
 
     def __post_init__(self) -> None:
-        self._mail, self._inbox = trio.open_memory_channel[Message](1000)
+        # As many outcomes as there are tasks and tellers: bounded by these, and nobody may wait here.
+        self._mail, self._inbox = trio.open_memory_channel[Message](inf)
         self._log = log.bind(group=self.group.name)
         self._impersonating = self.wish.impersonate_anchor_on_stream
 
@@ -135,7 +136,7 @@ class GroupRunner:
         return len(self.state.stream.subscriptions) if self.streaming and self.state.stream else 0
 
     def tell(self, outcome: Outcome) -> None:
-        """Hands in what happened outside: Joined, Stop."""
+        """Hands in what happened outside: Joined, Doubted, Stop."""
         self._mail.send_nowait((None, None, outcome))
 
     def _arrange(self, nursery: trio.Nursery) -> bool:
@@ -277,7 +278,7 @@ class GroupRunner:
                     if signals:
                         quiet = 0.0
                         task.heard = task.heard or not isinstance(signals[0], Failure)
-                        if self._running.get(action) is task:
+                        if task.heard and self._running.get(action) is task:
                             self._heard(action)
                     await self._publish(signals, owners)
                     failures = tuple(signal for signal in signals if isinstance(signal, Failure))

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import structlog.testing
 import trio
 import trio.testing
@@ -320,3 +321,46 @@ async def test_a_busy_autodiscover_is_asked_again_when_it_said(
     async with running(directory, "ann"):
         await trio.sleep(700)
     assert [time for time, _ in directory.asked] == [0, 300, 600]
+
+
+async def test_a_mistake_of_ours_in_one_group_does_not_stop_the_others(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"), *at("DAG2", "bob"))
+    crashed: list[str] = []
+    run_well = Runner.run
+
+    async def run_badly_once(self: Runner) -> None:
+        if self.group.name == "DAG1/1" and not crashed:
+            await trio.sleep(5)
+            crashed.append(self.group.name)
+            raise LookupError("a mistake")
+        await run_well(self)
+
+    monkeypatch.setattr(Runner, "run", run_badly_once)
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann", "bob") as run:
+            await trio.sleep(10)
+            assert [runner.ended for runner in run.runners] == [False, False]
+            await trio.sleep(100)
+            assert [runner.group.name for runner in run.runners] == ["DAG1/1", "DAG2/1", "DAG1/1"]
+            assert run.roster.runners["DAG1/1"] is run.runners[2]
+    assert [line["group"] for line in told(lines, "group.crashed")] == ["DAG1/1"]
+
+
+async def test_stop_while_a_group_waits_to_start_anew(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+
+    async def run_badly(_self: Runner) -> None:
+        raise LookupError("a mistake")
+
+    monkeypatch.setattr(Runner, "run", run_badly)
+    async with running(directory, "ann") as run:
+        await trio.sleep(5)
+        run.roster.stop(unsubscribe=True)
+        await trio.sleep(1)
+        assert run.ended()
