@@ -20,7 +20,7 @@ from listener.delivery import Delivery, Lane, Patience, Source
 from listener.ews.events import EventKind
 from listener.ews.subscription import FolderRef
 from listener.exchange import auth
-from listener.exchange.budget import Budget
+from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
@@ -112,8 +112,8 @@ class Daemon:
                     groups=len(self.roster.runners),
                     parked=self.roster.waiting,
                     missing=len(self.roster.missing),
-                    concurrency=self.access.budget.limit,
-                    pause=round(self.access.budget.pause, 3),
+                    concurrency=self.access.budgets.limit,
+                    pause=round(self.access.budgets.pause, 3),
                 )
                 told = streaming
 
@@ -132,7 +132,7 @@ def access(config: Config) -> Access:
     exchange = config.exchange
     return Access(
         auth=auth.build(config.auth),
-        budget=Budget(exchange.concurrency),
+        budgets=Budgets(exchange.concurrency),
         user_agent=exchange.user_agent,
         tls=tls(exchange.ca_file),
         proxy=None if exchange.proxy is None else exchange.proxy.get_secret_value(),

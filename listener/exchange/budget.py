@@ -8,6 +8,7 @@ quiet seconds. Source: "EWS throttling in Exchange", learn.microsoft.com.
 from __future__ import annotations
 
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -20,6 +21,29 @@ log = structlog.get_logger()
 QUIET = 10.0
 FEWEST = 2
 OWN_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
+
+
+class Budgets:
+    """The budgets of one account: one for each server, by the host of its URL."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._by_host: dict[str, Budget] = {}
+
+    def of(self, url: str) -> Budget:
+        """The budget for requests to this URL."""
+        host = urlsplit(url).netloc
+        return self._by_host.setdefault(host, Budget(self.most))
+
+    @property
+    def limit(self) -> int:
+        """The fewest requests side by side that any server is asked now."""
+        return min((budget.limit for budget in self._by_host.values()), default=self.most)
+
+    @property
+    def pause(self) -> float:
+        """How many seconds any of the servers wants to be left alone still."""
+        return max((budget.pause for budget in self._by_host.values()), default=0.0)
 
 
 class Budget:

@@ -22,7 +22,7 @@ import trio
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
-from listener.exchange.budget import Budget
+from listener.exchange.budget import Budget, Budgets
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ LARGEST_ANSWER = 16 * 1024 * 1024
 class Access:
     """What all groups of one account have in common. Times are in seconds.
 
-    `budget` holds back what would be too much for the server; a stream counts until it is open.
+    `budgets` hold back what would be too much for a server; a stream counts until it is open.
     """
 
     auth: httpx.Auth
-    budget: Budget
+    budgets: Budgets
     user_agent: str
     tls: ssl.SSLContext
     proxy: str | None = None
@@ -99,13 +99,13 @@ class ExchangeClient:
 
     @property
     def budget(self) -> Budget:
-        """What all groups of the account share."""
-        return self._access.budget
+        """What all groups of the account that speak to this server share."""
+        return self._access.budgets.of(self.url)
 
     async def _asked(
         self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
     ) -> T:
-        budget, seconds = self._access.budget, self._access.request_timeout
+        budget, seconds = self.budget, self._access.request_timeout
         try:
             async with budget:
                 with trio.move_on_after(seconds):

@@ -13,7 +13,7 @@ import httpx
 import trio
 import trustme
 
-from listener.exchange.budget import Budget
+from listener.exchange.budget import Budgets
 from listener.exchange.client import Access
 
 Transport = trio.SSLStream[trio.SocketStream]
@@ -126,7 +126,7 @@ async def connected(internet: Internet) -> AsyncIterator[Access]:
         nursery.start_soon(trio.serve_listeners, internet.serve, listeners)
         yield Access(
             auth=httpx.BasicAuth("svc", "secret"),
-            budget=Budget(10),
+            budgets=Budgets(10),
             user_agent="test/1",
             tls=context,
             proxy=f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}",

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from listener.errors import ExchangeError
-from listener.exchange.budget import Budget
+from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
@@ -21,7 +21,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 def access(**changes: object) -> Access:
     settings: dict[str, object] = {
         "auth": httpx.BasicAuth("svc", "secret"),
-        "budget": Budget(10),
+        "budgets": Budgets(10),
         "user_agent": "test/1",
         "tls": ssl.create_default_context(),
     }
