@@ -286,21 +286,25 @@ def _accusations(
     """What is said of single subscriptions, by id, and what of the connection."""
     ours = {subscription for _mailbox, subscription in state.live}
     named: dict[str | None, Failure] = {
-        id_: failure for failure in failures for id_ in failure.subscription_ids if id_ in ours
+        id_: failure
+        for failure in failures
+        if failure.verdict is not Verdict.WAIT  # a server that is busy is so for all
+        for id_ in failure.subscription_ids
+        if id_ in ours
     }
     if len(named) * 2 > len(ours):
         return {}, list(failures)
-    return named, [f for f in failures if ours.isdisjoint(f.subscription_ids)]
+    return named, [f for f in failures if named.keys().isdisjoint(f.subscription_ids)]
 
 
 def _accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
     if failure is None:
         return member
-    if member.failures + 1 >= policy.strikes and failure.verdict is not Verdict.PARK:
+    if member.failures + 1 >= policy.strikes and failure.verdict not in HOPELESS:
         return replace(member, subscription=None, leaving=True, failure=failure)
-    if failure.verdict in (Verdict.RETRY, Verdict.WAIT, Verdict.CREDENTIALS):
+    if failure.verdict in (Verdict.RETRY, Verdict.CREDENTIALS):
         return replace(member, failures=member.failures + 1)  # the subscription lives on
-    if failure.verdict is not Verdict.PARK and member.failures == 0:
+    if failure.verdict not in HOPELESS and member.failures == 0:
         return replace(_unsubscribed(member, failure, now), failures=1)
     return _refused(replace(member, subscription=None), failure, policy, now, dice)
 
@@ -340,9 +344,11 @@ def _pause(
 
 
 def _refused(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
-    parked = failure.verdict in (Verdict.PARK, Verdict.STOP)
+    twice = member.failure is not None and member.failure.verdict is failure.verdict
+    hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
+    parked = hopeless or member.parked  # until it works, whatever else comes between
     count = member.failures + 1 if parked == member.parked else 1
-    backoff = policy.parked if parked else policy.backoff
+    backoff = policy.parked if hopeless else policy.backoff
     due = now + backoff.delay(count, dice, failure.wait)
     astray = failure.verdict is Verdict.REGROUP
     return replace(member, failures=count, due=due, failure=failure, parked=parked, astray=astray)
@@ -415,6 +421,9 @@ def _without(state: GroupState, mailboxes: Iterable[str]) -> GroupState:
 def _address(member: Member) -> str:
     return member.mailbox
 
+
+# A mailbox that gets these is parked.
+HOPELESS = (Verdict.PARK, Verdict.STOP)
 
 # A connection that ended sooner, in seconds, was not wanted by the server in the first place.
 AT_ONCE = 2.0

@@ -1,0 +1,505 @@
+"""The table of what to do about a failure, walked row by row: from the bytes of an answer to what a group does.
+
+Each row comes in all places where it can stand, in the answer to a Subscribe and in a stream, with the ids of one
+subscription and without. What is to be done is written here a second time, in words, from the documentation of the
+response codes ("ResponseCode", MS-OXWSCDATA; "EWS throttling in Exchange", learn.microsoft.com), so that a slip in
+the table shows.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+import structlog.testing
+
+from listener.backoff import Backoff
+from listener.errors import ExchangeError
+from listener.ews.autodiscover import read_pox, read_user_settings
+from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.ews.http import http_failure
+from listener.ews.stream import StreamParser
+from listener.ews.subscription import read_subscribe
+from listener.exchange.budget import Budget
+from listener.group import (
+    Discover,
+    Discovered,
+    GroupState,
+    Policy,
+    Stream,
+    StreamEnded,
+    Subscribe,
+    Subscribed,
+    Wait,
+    Waited,
+    advance,
+)
+
+# What is to be done, and about which codes.
+AGAIN = """
+    ErrorInternalServerTransientError ErrorTimeoutExpired ErrorTooManyObjectsOpened ErrorInsufficientResources
+    ErrorADUnavailable ErrorMailboxFailover ErrorInternalServerError ErrorConnectionFailed
+    ErrorBatchProcessingStopped ErrorNewEventStreamConnectionOpened
+    Http301 Http302 Http307 Http308 Http500 Http502 Http503 Http504 NotSoap
+"""
+PAUSE = "ErrorServerBusy ErrorExceededConnectionCount Http429 ServerBusy"
+RESUBSCRIBE = """
+    ErrorSubscriptionNotFound ErrorInvalidSubscription ErrorExpiredSubscription ErrorEventNotFound
+    ErrorInvalidWatermark ErrorSubscriptionUnsubscribed ErrorProxiedSubscriptionCallFailure
+    ErrorMissedNotificationEvents
+"""
+REGROUP = """
+    ErrorProxyRequestNotAllowed ErrorReadEventsFailed ErrorMailboxMoveInProgress ErrorMailboxStoreUnavailable
+    ErrorCrossSiteRequest ErrorWrongServerVersion ErrorNoRespondingCASInDestinationSite ErrorProxyCallFailed
+    Http451
+"""
+PARK = """
+    ErrorNonExistentMailbox ErrorInvalidSmtpAddress ErrorAccountDisabled ErrorCannotFindUser
+    ErrorSubscriptionDelegateAccessNotSupported ErrorImpersonateUserDenied ErrorImpersonationDenied
+    ErrorImpersonationFailed ErrorAccessDenied ErrorSubscriptionAccessDenied ErrorExceededSubscriptionCount
+    InvalidUser InvalidDomain NotFederated SettingIsNotAvailable
+"""
+LOUD = """
+    ErrorInvalidSubscriptionRequest ErrorSchemaValidation ErrorIncorrectSchemaVersion ErrorInvalidServerVersion
+    EwsDisabled InvalidRequest InvalidSetting
+"""
+LOGIN = "Http401"
+FULL_SYNC = "ErrorInvalidSyncStateData"
+WORDS = {
+    "again": AGAIN, "pause": PAUSE, "resubscribe": RESUBSCRIBE, "regroup": REGROUP, "park": PARK, "loud": LOUD,
+    "login": LOGIN, "full sync": FULL_SYNC,
+}  # fmt: skip
+DOCUMENTED = {code: word for word, codes in WORDS.items() for code in codes.split()}
+WORD_OF = {
+    Verdict.RETRY: "again", Verdict.WAIT: "pause", Verdict.RESUBSCRIBE: "resubscribe", Verdict.REGROUP: "regroup",
+    Verdict.PARK: "park", Verdict.CREDENTIALS: "login", Verdict.STOP: "loud", Verdict.RESYNC: "full sync",
+}  # fmt: skip
+UNKNOWN = "ErrorOfAnotherDay"
+
+# ruff: noqa: SIM905
+# Codes that only Autodiscover says, in its own form.
+AUTODISCOVER = """
+    InvalidUser InvalidDomain NotFederated SettingIsNotAvailable ServerBusy InternalServerError InvalidRequest
+    InvalidSetting Pox500 Pox600 Pox601 InsecureRedirect TooManyRedirects
+""".split()
+# Names of our own for what happens before a byte comes, or between two: the client makes them.
+BY_THE_CLIENT = """
+    ConnectFailed ConnectTimeout ConnectionReset NameNotResolved ReadTimeout StreamSilent TlsFailed
+""".split()
+OF_SOAP = ["Client", "Server", "MustUnderstand", "VersionMismatch"]
+OF_EWS = [
+    code
+    for code in (*VERDICTS, UNKNOWN)
+    if code.startswith("Error") or code in OF_SOAP or code == "SoapFault"
+]
+OF_HTTP = [code for code in VERDICTS if code.startswith("Http")] + ["EwsDisabled"]
+UNREADABLE = [
+    "NotSoap",
+    "MalformedXml",
+    "ForbiddenXml",
+    "UnexpectedReply",
+    "EnvelopeTooLarge",
+    "StreamIncomplete",
+]
+
+SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
+M = "http://schemas.microsoft.com/exchange/services/2006/messages"
+T = "http://schemas.microsoft.com/exchange/services/2006/types"
+A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
+ERRORS = "http://schemas.microsoft.com/exchange/services/2006/errors"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TOLD = 5.0  # seconds that the server asks for
+
+
+def envelope(body: str) -> bytes:
+    return (
+        f'<s:Envelope xmlns:s="{SOAP}" xmlns:m="{M}" xmlns:t="{T}"><s:Body>{body}</s:Body></s:Envelope>'
+    ).encode()
+
+
+def busy(code: str) -> str:
+    """MessageXml of a server that says how long it wants to be left alone."""
+    if WORD_OF[Failure(code=code).verdict] != "pause":
+        return ""
+    return f'<t:Value Name="BackOffMilliseconds">{TOLD * 1000:.0f}</t:Value>'
+
+
+def message(operation: str, code: str, ids: tuple[str, ...] = ()) -> bytes:
+    listed = "".join(f"<t:SubscriptionId>{id_}</t:SubscriptionId>" for id_ in ids)
+    xml = f"<m:MessageXml>{busy(code)}</m:MessageXml>" if busy(code) else ""
+    failing = f"<m:ErrorSubscriptionIds>{listed}</m:ErrorSubscriptionIds>" if ids else ""
+    return envelope(
+        f"<m:{operation}Response><m:ResponseMessages><m:{operation}ResponseMessage ResponseClass='Error'>"
+        f"<m:MessageText>It is so.</m:MessageText><m:ResponseCode>{code}</m:ResponseCode>"
+        f"<m:DescriptiveLinkKey>0</m:DescriptiveLinkKey>{xml}{failing}"
+        f"</m:{operation}ResponseMessage></m:ResponseMessages></m:{operation}Response>"
+    )
+
+
+def fault_with_detail(code: str) -> bytes:
+    xml = f"<t:MessageXml>{busy(code)}</t:MessageXml>" if busy(code) else ""
+    return envelope(
+        "<s:Fault><faultcode>s:Client</faultcode><faultstring>It is so.</faultstring><detail>"
+        f'<e:ResponseCode xmlns:e="{ERRORS}">{code}</e:ResponseCode>{xml}</detail></s:Fault>'
+    )
+
+
+def fault_of(faultcode: str) -> bytes:
+    return envelope(f"<s:Fault>{faultcode}<faultstring>It is so.</faultstring></s:Fault>")
+
+
+def refused(content: bytes) -> Failure:
+    """What a Subscribe comes to when HTTP 200 brings this."""
+    with pytest.raises(ExchangeError) as raised:
+        read_subscribe(content)
+    return raised.value.failure
+
+
+def heard(content: bytes, *, end: bool = False, largest: int = 1 << 20) -> Failure:
+    """What a stream comes to when it brings this."""
+    parser = StreamParser(max_envelope=largest)
+    signals = parser.feed(content) + (parser.end() if end else [])
+    (failure,) = (signal for signal in signals if isinstance(signal, Failure))
+    return failure
+
+
+def faults(code: str) -> Iterator[tuple[str, bytes]]:
+    if code == "SoapFault":
+        yield "faultcode", fault_of("")
+        return
+    prefix = "s" if code in OF_SOAP else "a"
+    yield "faultcode", fault_of(f"<faultcode xmlns:a='{T}'>{prefix}:{code}</faultcode>")
+    if code.startswith("Error"):
+        yield "detail", fault_with_detail(code)
+
+
+def pages(code: str) -> Iterator[tuple[str, Failure]]:
+    html = b"<!DOCTYPE html><html><head><title>Trouble</title></head><body></body></html>"
+    headers = {"Retry-After": f"{TOLD:.0f}"} if code == "Http429" else {}
+    if code == "EwsDisabled":
+        yield "page", http_failure(403, {"X-EWS-Policy-Reason": "Disabled"}, html, NOW)
+        return
+    for name, body in (("page", html), ("empty", b"")):
+        yield name, http_failure(int(code.removeprefix("Http")), headers, body, NOW)
+
+
+def places(code: str, operation: str, ids: tuple[str, ...] = ()) -> list[tuple[str, Failure]]:
+    """All ways in which this code can come as the answer to this operation; in a stream, with these ids."""
+    read = heard if operation == "GetStreamingEvents" else refused
+    found: list[tuple[str, Failure]] = []
+    if code.startswith("Error"):
+        found.append(("message", read(message(operation, code, ids))))
+    if not ids:
+        if code in OF_EWS:
+            found += [(f"{place} on 200", read(content)) for place, content in faults(code)]
+        if code.startswith("Error"):
+            found += [
+                (f"{place} on 500", http_failure(500, {}, content, NOW)) for place, content in faults(code)
+            ]
+            found.append(("message on 500", http_failure(500, {}, message(operation, code), NOW)))
+        if code in OF_HTTP:
+            found += pages(code)
+        if code in BY_THE_CLIENT:
+            found.append(("the way", Failure(code=code)))
+        match code:
+            case "NotSoap":
+                found.append(("login page", read(b"<!DOCTYPE html><html><body>Sign in</body></html>")))
+            case "MalformedXml":
+                found.append(("bad bytes", read(envelope("<m:R><m:S></m:R>"))))
+            case "ForbiddenXml":
+                found.append(("doctype", read(b"<!DOCTYPE Envelope [<!ENTITY a 'b'>]>" + envelope("<m:R/>"))))
+            case "UnexpectedReply":
+                found.append(("nothing", read(envelope(f"<m:{operation}Response/>"))))
+            case "EnvelopeTooLarge" if read is heard:
+                found.append(("large", heard(envelope("<m:R/>" + "x" * 5000), largest=2000)))
+            case "StreamIncomplete" if read is heard:
+                found.append(("cut", heard(envelope("<m:R/>")[:-9], end=True)))
+    for place, failure in found:
+        assert failure.code == code, place
+    return found
+
+
+# --- the group that it befalls
+
+POLICY = Policy(
+    backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), flapping=Backoff(2, 2, 15), settled=30
+)
+EVERYBODY = (("ann", "1"), ("bob", "2"), ("cat", "3"))
+OTHERS = (("ann", "1"), ("cat", "3"))
+
+
+def streaming() -> GroupState:
+    return advance(GroupState.start(("ann", "bob", "cat"), POLICY), Subscribed(EVERYBODY), now=0)
+
+
+def word(code: str) -> str:
+    return DOCUMENTED.get(code) or WORD_OF[Failure(code=code).verdict]
+
+
+def told(failure: Failure) -> float:
+    """Only a fault's detail, a response message and Retry-After say how long."""
+    return failure.wait or 0.0
+
+
+def after_the_wait(state: GroupState) -> GroupState:
+    until = min(action.until for action in state.actions if isinstance(action, Wait))
+    return advance(state, Waited(), until)
+
+
+ALL = sorted({*VERDICTS, UNKNOWN} - set(AUTODISCOVER))
+
+
+def test_every_code_that_is_documented_has_its_row() -> None:
+    assert {code: WORD_OF[VERDICTS[code]] for code in DOCUMENTED} == DOCUMENTED
+
+
+def test_every_row_is_walked() -> None:
+    ways = {code: places(code, "Subscribe") + places(code, "GetStreamingEvents") for code in ALL}
+    assert not [code for code, found in ways.items() if not found]
+    for code in ALL:
+        if code.startswith("Error"):
+            assert [place for place, _ in ways[code]] == 2 * [
+                "message", "faultcode on 200", "detail on 200", "faultcode on 500", "detail on 500",
+                "message on 500",
+            ]  # fmt: skip
+
+
+def test_the_wait_is_read_wherever_a_server_writes_it() -> None:
+    for operation in ("Subscribe", "GetStreamingEvents"):
+        waits = {place: failure.wait for place, failure in places("ErrorServerBusy", operation)}
+        assert waits == {
+            "message": TOLD, "message on 500": TOLD, "detail on 200": TOLD, "detail on 500": TOLD,
+            "faultcode on 200": None, "faultcode on 500": None,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", ALL)
+def test_a_mailbox_whose_subscribe_is_answered_so(code: str) -> None:
+    """Its neighbours are subscribed: they stream, unless the server wants to be left alone."""
+    for place, failure in places(code, "Subscribe"):
+        state = advance(
+            GroupState.start(("ann", "bob", "cat"), POLICY), Subscribed(OTHERS, (("bob", failure),)), now=0
+        )
+        bob = state.members[1]
+        again = Subscribe(("bob",), "ann", afresh=False)
+        stream = Stream(OTHERS, "ann")
+        match word(code):
+            case "pause":
+                assert state.actions == (Wait(told(failure) + 1),), place
+                assert set(after_the_wait(state).actions) == {stream, again}, place
+            case "park" | "loud":
+                assert (bob.parked, bob.failure) == (True, failure), place
+                assert state.actions == (stream, Wait(60)), place
+                assert after_the_wait(state).actions == (stream, again), place
+            case "regroup":
+                assert state.actions == (stream, Wait(1)), place
+                assert after_the_wait(state).actions == (stream, Discover(("bob",))), place
+            case "login":
+                assert state.actions == (stream, Wait(1)), place
+                state = after_the_wait(state)
+                assert state.actions == (stream, again), place
+                state = advance(state, Subscribed(refused=(("bob", failure),)), now=1)
+                assert state.members[1].parked, "a second try with fresh credentials is the last for now"
+                assert state.actions == (stream, Wait(61)), place
+            case _:  # there is no subscription yet: to subscribe is the same again, and the new one too
+                assert not bob.parked
+                assert state.actions == (stream, Wait(1)), place
+                assert after_the_wait(state).actions == (stream, again), place
+
+
+@pytest.mark.parametrize("code", ALL)
+def test_an_anchor_whose_subscribe_is_answered_so(code: str) -> None:
+    """Nobody is subscribed yet: whatever is about the server makes all wait, whatever is about it alone nobody."""
+    for place, failure in places(code, "Subscribe"):
+        start = GroupState.start(("ann", "bob", "cat"), POLICY)
+        state = advance(start, Subscribed(refused=(("ann", failure),)), now=0)
+        eager = failure.verdict is Verdict.RETRY and failure.wait is None
+        match word(code):
+            case "pause":
+                assert state.actions == (Wait(told(failure) + 1),), place
+                assert after_the_wait(state).actions == start.actions, place
+            case "park":
+                assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),), place
+                assert state.members[0].parked
+            case "regroup":
+                assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True), Wait(1)), place
+                assert state.members[0].astray
+            case "loud":
+                assert state.actions == (Wait(60),), place
+                assert state.members[0].parked
+            case "login":
+                assert state.actions == (Wait(1),), place
+                state = after_the_wait(state)
+                assert state.actions == start.actions, place
+                state = advance(state, Subscribed(refused=(("ann", failure),)), now=1)
+                assert state.members[0].parked
+                assert state.actions == (Wait(1 + 120),), "no password is tried over and over"
+            case _:
+                assert state.actions == (Wait(1, eager),), place
+                assert after_the_wait(state).actions == start.actions, place
+
+
+@pytest.mark.parametrize("code", [code for code in ALL if code.startswith("Error")])
+def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
+    """The stream is opened again at once without the bad one; Exchange may deliver nothing beside it."""
+    for place, failure in places(code, "GetStreamingEvents", ("2",)):
+        state = advance(streaming(), StreamEnded(20, (failure,)), now=20)
+        bob = state.members[1]
+        stream = Stream(OTHERS, "ann")
+        match word(code):
+            case "again":
+                assert state.actions == (Stream(EVERYBODY, "ann"),), place
+                for _ in range(2):  # but not again and again in company
+                    state = advance(state, StreamEnded(0.1, (failure,)), now=20)
+                assert stream in state.actions, place
+                assert state.members[1].leaving, place
+            case "pause":
+                assert state.actions == (Wait(20 + TOLD + 2),), place
+                assert after_the_wait(state).actions == (Stream(EVERYBODY, "ann"),), place
+            case "resubscribe" | "full sync":
+                assert state.actions == (stream, Subscribe(("bob",), "ann", afresh=False)), place
+            case "regroup":
+                assert state.actions == (stream, Discover(("bob",))), place
+            case "park" | "loud":
+                assert (bob.parked, bob.subscription) == (True, None), place
+                assert state.actions == (stream, Wait(20 + 60)), place
+            case other:
+                raise AssertionError(other)
+
+
+@pytest.mark.parametrize("code", ALL)
+def test_a_stream_that_says_so_of_itself(code: str) -> None:
+    """Refused, or broken off before anything was heard on it."""
+    for place, failure in places(code, "GetStreamingEvents"):
+        state = advance(streaming(), StreamEnded(0.1, (failure,), heard=False), now=20)
+        all_of_them = Stream(EVERYBODY, "ann")
+        eager = failure.verdict is Verdict.RETRY and failure.wait is None
+        match word(code):
+            case "pause":
+                assert state.actions == (Wait(20 + told(failure) + 1),), place
+                assert after_the_wait(state).actions == (all_of_them,), place
+            case "resubscribe":
+                assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),), place
+            case "regroup":
+                assert state.actions == (Discover(("ann", "bob", "cat")),), place
+            case "park":
+                assert state.actions == (Stream(EVERYBODY, "bob"),), "it was asked for in the anchor's name"
+            case "loud":
+                assert state.actions == (Wait(20 + 60),), place
+            case "login":
+                assert state.actions == (Wait(21),), place
+                state = after_the_wait(state)
+                assert state.actions == (all_of_them,), place
+                state = advance(state, StreamEnded(0.1, (failure,), heard=False), now=21)
+                assert state.actions == (Wait(21 + 120),), place
+            case _:
+                assert state.actions == (Wait(21, eager),), place
+                assert after_the_wait(state).actions == (all_of_them,), place
+
+
+@pytest.mark.parametrize("code", ALL)
+def test_a_lonely_stream_that_says_so(code: str) -> None:
+    """A group of one: what is said of the connection is said of the mailbox."""
+    for place, failure in places(code, "GetStreamingEvents"):
+        state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), now=0)
+        state = advance(state, StreamEnded(0.1, (failure,), heard=False), now=20)
+        if word(code) == "park":
+            assert state.members[0].parked
+            assert state.actions == (Wait(20 + 60),), place
+        else:
+            assert not state.members[0].parked
+        assert state.actions, "nothing is given up for good"
+
+
+# --- Autodiscover
+
+
+def discovered(code: str) -> Failure:
+    if code.startswith("Pox"):
+        page = (
+            '<Autodiscover xmlns="http://schemas.microsoft.com/exchange/autodiscover/responseschema/2006">'
+            '<Response><Error Time="1" Id="2">'
+            f"<ErrorCode>{code.removeprefix('Pox')}</ErrorCode><Message>It is so.</Message></Error></Response>"
+            "</Autodiscover>"
+        )
+        try:
+            answer = read_pox(page.encode())
+        except ExchangeError as error:
+            return error.failure
+        assert isinstance(answer, Failure)
+        return answer
+    if not VERDICTS[code] or code in ("InsecureRedirect", "TooManyRedirects"):
+        return Failure(code=code)
+    body = (
+        f'<a:GetUserSettingsResponseMessage xmlns:a="{A}"><a:Response><a:ErrorCode>NoError</a:ErrorCode>'
+        f"<a:UserResponses><a:UserResponse><a:ErrorCode>{code}</a:ErrorCode><a:ErrorMessage>It is so."
+        "</a:ErrorMessage></a:UserResponse></a:UserResponses></a:Response></a:GetUserSettingsResponseMessage>"
+    )
+    failure = read_user_settings(envelope(body), ["bob"])["bob"]
+    assert isinstance(failure, Failure)
+    return failure
+
+
+@pytest.mark.parametrize("code", AUTODISCOVER)
+def test_a_mailbox_that_autodiscover_says_so_of(code: str) -> None:
+    failure = discovered(code)
+    assert failure.code == code
+    state = advance(streaming(), StreamEnded(20, (_about_bob("ErrorReadEventsFailed"),)), now=20)
+    assert Discover(("bob",)) in state.actions
+    state = advance(state, Discovered(unknown=(("bob", failure),)), now=21)
+    bob = state.members[1]
+    parked = word(code) in ("park", "loud")
+    assert bob.parked == parked
+    assert state.actions == (Stream(OTHERS, "ann"), Wait(21 + (60 if parked else 2))), "it harms no other"
+    assert after_the_wait(state).actions == (Stream(OTHERS, "ann"), Discover(("bob",)))
+
+
+# --- codes that nobody knows
+
+
+async def test_an_unknown_code_is_transient_and_is_logged_once_by_name() -> None:
+    budget = Budget(10)
+    with structlog.testing.capture_logs() as lines:
+        for operation in ("Subscribe", "GetStreamingEvents"):
+            for _, failure in places(UNKNOWN, operation):
+                assert failure.verdict is Verdict.RETRY
+                budget.failed(failure)
+        budget.failed(Failure(code="Http418"))
+        for code in VERDICTS:
+            budget.failed(Failure(code=code))
+    assert [line["code"] for line in lines if line["event"] == "exchange.unknown_code"] == [
+        UNKNOWN,
+        "Http418",
+    ]
+    assert all(line["log_level"] == "warning" for line in lines)
+
+
+def test_a_pause_that_is_told_is_kept_whatever_the_code() -> None:
+    for code in ALL:
+        failure = Failure(code=code, wait=7)
+        state = advance(streaming(), StreamEnded(0.1, (failure,), heard=False), now=20, dice=0)
+        if word(code) in ("again", "pause", "login", "loud", "full sync"):
+            assert state.actions == (Wait(27),), code
+
+
+def test_a_subscription_may_live_on_after_any_code_but_is_never_listed_twice() -> None:
+    """Two messages about the same subscription in one envelope are one trouble."""
+    for code in OF_EWS:
+        failure = _about_bob(code)
+        state = advance(streaming(), StreamEnded(20, (failure, failure)), now=20)
+        assert [m.mailbox for m in state.members] == ["ann", "bob", "cat"]
+        assert state.members[1].failures <= 1
+
+
+def test_a_parked_mailbox_stays_parked_whatever_else_comes_between() -> None:
+    """Else the operator would be told again each time."""
+    parked = Failure(code="ErrorNonExistentMailbox")
+    for code in ALL:
+        state = advance(streaming(), StreamEnded(20, (_about_bob(parked.code),)), now=20)
+        state = advance(after_the_wait(state), Subscribed(refused=(("bob", Failure(code=code)),)), now=80)
+        assert state.members[1].parked, code
+        state = advance(after_the_wait(state), Subscribed((("bob", "9"),)), now=1000)
+        assert not state.members[1].parked, code
+
+
+def _about_bob(code: str) -> Failure:
+    return Failure(code=code, subscription_ids=("2",))
