@@ -30,11 +30,14 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits, the same for the same report: a repeat can be recognised by it.
+        """32 hexadecimal digits, the same for every report of the same change, in every run and release.
 
-        It is a digest of all fields that are there, so two reports that differ in nothing have one id.
+        A thing is created, deleted, moved or copied to its id only once: of these, type, mailbox and the thing's id
+        make the event's id. Everything else can happen to a thing again: there, all fields do, the time among them.
         """
-        return blake2b(_ENCODE(self), digest_size=16).hexdigest()
+        once = self.type.rpartition(".")[2] in _ONCE and self.subject is not None
+        what = (self.type, self.mailbox, self.subject) if once else self
+        return blake2b(_ENCODE(what), digest_size=16).hexdigest()
 
     @property
     def source(self) -> str:
@@ -68,5 +71,6 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
         return attributes
 
 
+_ONCE = frozenset({"created", "deleted", "moved", "copied", "new_mail"})
 _ENCODE = msgspec.json.Encoder().encode
 _DATA_FIELDS = tuple(name for name in MailboxEvent.__struct_fields__ if name not in ("type", "time"))

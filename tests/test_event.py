@@ -48,19 +48,32 @@ def test_json_is_one_line() -> None:
     assert "\n" not in MailboxEvent(**FIELDS | {"mailbox": "a\nb@example.com"}).to_json()
 
 
-def test_the_id_is_the_same_for_the_same_report_only() -> None:
-    assert MailboxEvent(**FIELDS).id == EVENT.id
-    assert len(EVENT.id) == 32
-    changed = [{name: f"{value}x"} for name, value in FIELDS.items()]
+def test_what_can_happen_again_has_an_id_of_all_its_fields() -> None:
+    fields = FIELDS | {"type": "exchange.item.modified"}
+    event = MailboxEvent(**fields)
+    assert MailboxEvent(**fields).id == event.id
+    assert len(event.id) == 32
+    changed = [{name: f"{value}x"} for name, value in fields.items()]
     changed += [{"folder_id": "AAA=", "item_id": None}, {"unread_count": 0}]
-    ids = {MailboxEvent(**FIELDS | change).id for change in changed}
+    ids = {MailboxEvent(**fields | change).id for change in changed}
     assert len(ids) == len(changed)
-    assert EVENT.id not in ids
+    assert event.id not in ids
+
+
+@pytest.mark.parametrize("kind", ["created", "deleted", "moved", "copied", "new_mail"])
+def test_what_happens_once_has_an_id_of_the_thing_however_it_was_learned(kind: str) -> None:
+    fields = FIELDS | {"type": f"exchange.item.{kind}"}
+    event = MailboxEvent(**fields)
+    assert MailboxEvent(**fields | {"time": "2027-01-01T00:00:00Z", "change_key": None}).id == event.id
+    for other in ({"type": "exchange.item.modified"}, {"mailbox": "bob@example.com"}, {"item_id": "BBB="}):
+        assert MailboxEvent(**fields | other).id != event.id
 
 
 def test_the_id_does_not_change_from_release_to_release() -> None:
     """Receivers keep ids to recognise repeats, over restarts and upgrades of the listener."""
-    assert EVENT.id == "00fb0415dd6fe24c73cb2d443de82f36"
+    assert EVENT.id == "c7377a5c92176299599f3e9cb9945db1"
+    modified = MailboxEvent(**FIELDS | {"type": "exchange.item.modified"})
+    assert modified.id == "9b090c9d483708e545b733027e7e3bee"
 
 
 def test_the_subject_is_the_item_or_the_folder() -> None:
