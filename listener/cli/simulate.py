@@ -40,6 +40,7 @@ def simulate(
         Path | None,
         typer.Option(help="Write a configuration for `ews-listener run`, and the files it names beside it."),
     ] = None,
+    until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
     """Run a simulated Exchange server.
 
@@ -71,7 +72,12 @@ def simulate(
         rules=Rules(one_user_per_stream=one_user_per_stream),
     )
     try:
-        main(settings, duration=duration, write_config=write_config)
+        main(
+            settings,
+            duration=duration,
+            write_config=write_config,
+            until_stdin_closes=until_stdin_closes,
+        )
     except FaultError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

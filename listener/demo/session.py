@@ -152,7 +152,7 @@ class Session:
     async def _simulator(self) -> AsyncIterator[str]:
         plan, here = self.plan, self.directory
         command = [
-            *(sys.executable, "-m", "listener", "simulate", "--rate", "0"),
+            *(sys.executable, "-m", "listener", "simulate", "--rate", "0", "--until-stdin-closes"),
             *("--mailboxes", str(plan.mailboxes), "--seed", str(plan.seed)),
             *("--heartbeat", str(HEARTBEAT)),
             *("--ledger", str(here / "ledger.jsonl"), "--write-config", str(here / "config.toml")),

@@ -1,6 +1,7 @@
 """The process: serve, say where, and end when asked to."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,15 +15,21 @@ from listener.simulator.server import Running, serve
 from listener.simulator.settings import Settings
 
 
-def main(settings: Settings, *, duration: float | None = None, write_config: Path | None = None) -> None:
-    """Run until SIGINT, SIGTERM or the end of `duration` (seconds).
+def main(
+    settings: Settings,
+    *,
+    duration: float | None = None,
+    write_config: Path | None = None,
+    until_stdin_closes: bool = False,
+) -> None:
+    """Run until SIGINT, SIGTERM or the end of `duration` (seconds), or of standard input if that is wanted.
 
     The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `user`,
     `password`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened. FaultError: the faults
     name what is not there.
     """
     try:
-        trio.run(_run, settings, duration, write_config)
+        trio.run(_run, settings, duration, write_config, until_stdin_closes)
     except ExceptionGroup as group:
         raise _only(group) from None
 
@@ -34,9 +41,13 @@ def _only(error: Exception) -> Exception:
     return error
 
 
-async def _run(settings: Settings, duration: float | None, write_config: Path | None) -> None:
+async def _run(
+    settings: Settings, duration: float | None, write_config: Path | None, until_stdin_closes: bool
+) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
+            if until_stdin_closes:
+                nursery.start_soon(_cancel_when_stdin_closes, nursery.cancel_scope)
             running: Running = await nursery.start(serve, settings)
             with _files(running, settings, write_config) as (ca_file, mailboxes_file):
                 first = {
@@ -54,6 +65,14 @@ async def _run(settings: Settings, duration: float | None, write_config: Path | 
                     async for _ in signals:
                         break
             nursery.cancel_scope.cancel()
+
+
+async def _cancel_when_stdin_closes(scope: trio.CancelScope) -> None:
+    """Whoever has started this process holds the other end; it closes however that one ends."""
+    # os.read, since a thread that is left behind in sys.stdin would hold its lock when Python ends.
+    while await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), 1 << 16, abandon_on_cancel=True):
+        pass
+    scope.cancel()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,24 @@ def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_
     assert list(told) == KEYS
     assert (told["mailboxes"], told["lost"], told["duplicates"]) == ("10", "0", "0")
     assert output.splitlines()[-1].strip() == "nothing was lost"
+
+
+def test_a_demo_that_is_killed_leaves_no_simulator_behind(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    def running() -> list[str]:
+        return marked(environment["EWS_LISTENER_TEST"])
+
+    with subprocess.Popen(
+        demo("--mailboxes", "5"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            until(lambda: any("simulate" in command for command in running()), "a simulator")
+        finally:
+            process.kill()
+    until(lambda: not running(), "the end of the simulator")
+    shutil.rmtree(tmp_path / "tmp")  # its directory stays, as nobody was left to remove it
+    (tmp_path / "tmp").mkdir()
 
 
 def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[str, str]) -> None:

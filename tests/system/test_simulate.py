@@ -29,6 +29,29 @@ def test_a_signal_ends_it_cleanly(simulate: Start, number: signal.Signals) -> No
     assert process.stderr.read() == ""
 
 
+def test_it_ends_with_the_standard_input_of_who_started_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "listener", "simulate", "--rate", "0", "--until-stdin-closes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert b"ews_url" in process.stdout.readline()
+            process.stdin.write(b"whatever stands there\n")
+            process.stdin.flush()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+            process.stdin.close()
+            assert process.wait(10) == 0
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+
+
 def test_it_ends_by_itself_and_leaves_its_files(simulate: Start, tmp_path: Path) -> None:
     config = tmp_path / "listener.toml"
     ledger = tmp_path / "ledger.jsonl"
