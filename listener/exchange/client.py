@@ -34,7 +34,8 @@ LARGEST_ANSWER = 16 * 1024 * 1024
 class Access:
     """What all groups of one account have in common. Times are in seconds.
 
-    `budgets` hold back what would be too much for a server; a stream counts until it is open.
+    `budgets` hold back what would be too much for a server; a stream counts until it is open. `transport` takes the
+    place of the network.
     """
 
     auth: httpx.Auth
@@ -44,6 +45,7 @@ class Access:
     proxy: str | None = None
     connect_timeout: float = 10.0
     request_timeout: float = 60.0
+    transport: httpx.AsyncBaseTransport | None = None
 
 
 class ExchangeClient:
@@ -56,6 +58,7 @@ class ExchangeClient:
             auth=access.auth,
             verify=access.tls,
             proxy=access.proxy,
+            transport=access.transport,
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),

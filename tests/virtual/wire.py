@@ -1,0 +1,220 @@
+"""A network of nothing: httpx on one side, the simulator's Exchange on the other, and a virtual clock between.
+
+Faults of the wire are those of listener/simulator/server.py, as far as they can be told apart above the sockets.
+"""
+
+import time
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import trio
+
+from listener.simulator import faults, replies
+from listener.simulator.authentication import BasicLogin, Denied
+from listener.simulator.exchange import Exchange
+from listener.simulator.replies import Reply
+from listener.simulator.requests import HttpRequest
+from listener.simulator.server import TICK
+from listener.simulator.subscriptions import Stream
+
+EPOCH = 1_800_000_000.0
+STUMP = 40
+
+
+def clock() -> float:
+    """Unix seconds of the virtual world."""
+    return EPOCH + trio.current_time()
+
+
+class Socket:
+    """What httpx tells of the connection."""
+
+    def get_extra_info(self, _name: str) -> "Socket":
+        return self
+
+    def shutdown(self, _how: int) -> None: ...
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """Hands requests to `exchange`, which may be changed meanwhile. What it counts:
+
+    `asked` has (moment, anchor, operation) of each request, refused connections too; `now`, `most` are the requests
+    that are, and were at most, under way side by side until their headers have come.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.asked: list[tuple[float, str, str]] = []
+        self.under_way = 0
+        self.most = 0
+        self.open = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        anchor = request.headers.get("X-AnchorMailbox", "")
+        self.asked.append((trio.current_time(), anchor, operation(body)))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            return await self._answer(request, body)
+        finally:
+            self.under_way -= 1
+
+    async def _answer(self, request: httpx.Request, body: bytes) -> httpx.Response:
+        exchange = self.exchange
+        outage = exchange.conditions.outage
+        if outage is not None and outage.how == "refuse":
+            raise httpx.ConnectError("connection refused")
+        reply = self._reply(request, body)
+        try:
+            await trio.sleep(reply.delay)
+            match reply.manner:
+                case faults.NoAnswer() as silence:
+                    await trio.sleep(float("inf") if silence.seconds is None else silence.seconds)
+                    raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+                case faults.HangUp() as hang_up:
+                    if hang_up.reset:
+                        raise httpx.ReadError("connection reset")
+                    raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+                case faults.Slow() as slow if not isinstance(reply.body, Stream):
+                    await trio.sleep(min(slow.seconds, slow.interval * len(reply.body)))
+                case faults.Cut() as cut if isinstance(reply.body, Stream):
+                    reply.body.misbehave(cut)
+        except BaseException:
+            finish(reply)
+            raise
+        headers = [*reply.headers, ("Date", date())]
+        if isinstance(reply.manner, faults.Gzip):
+            headers.append(("Content-Encoding", "gzip"))
+        self.open += 1
+        return httpx.Response(
+            reply.status,
+            headers=headers,
+            stream=Body(self, reply),
+            extensions={"network_stream": Socket()},
+        )
+
+    def _reply(self, request: httpx.Request, body: bytes) -> Reply:
+        headers = dict(request.headers.items())
+        login = BasicLogin(self.exchange.directory.accounts, "virtual")
+        account = login.check(headers.get("authorization"))
+        if isinstance(account, Denied):
+            return replies.page(401, "Unauthorized", [("WWW-Authenticate", account.challenges[0])])
+        asked = HttpRequest(request.method, request.url.path, headers, body, account)
+        return self.exchange.handle(asked, clock())
+
+
+class Body(httpx.AsyncByteStream):
+    """The body of an answer, written when its time comes."""
+
+    def __init__(self, wire: Wire, reply: Reply) -> None:
+        self._wire = wire
+        self._reply = reply
+        self._deflate = zlib.compressobj(wbits=31) if isinstance(reply.manner, faults.Gzip) else None
+        self._closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body = self._reply.body
+        if isinstance(body, Stream):
+            async for data in written(body):
+                yield self._piece(data)
+        else:
+            for data in cut(body, self._reply.manner):
+                yield self._piece(data)
+        if self._deflate is not None:
+            yield self._deflate.flush()
+
+    def _piece(self, data: bytes) -> bytes:
+        if self._deflate is None:
+            return data
+        return self._deflate.compress(data) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._wire.open -= 1
+            finish(self._reply)
+
+
+def finish(reply: Reply) -> None:
+    if isinstance(reply.body, Stream):
+        reply.body.close(clock())
+    reply.finish()
+
+
+def cut(body: bytes, manner: faults.Fault | None) -> Any:
+    if not isinstance(manner, faults.Cut):
+        yield body
+        return
+    yield body[:-STUMP] if manner.where == "envelope" else body
+    if manner.how != "order":
+        raise trouble(manner.how)
+
+
+def trouble(how: str) -> httpx.HTTPError:
+    if how == "reset":
+        return httpx.ReadError("connection reset")
+    return httpx.RemoteProtocolError(
+        "peer closed connection without sending complete message body (incomplete)"
+    )
+
+
+async def written(stream: Stream) -> AsyncIterator[bytes]:
+    """What a stream writes, in its own time."""
+    manner: faults.Fault | None = None
+    while True:
+        news = trio.Event()
+        stream.wake = news.set
+        if stream.manner is manner:
+            with trio.move_on_at(stream.deadline - EPOCH):
+                await news.wait()
+            await trio.sleep(TICK)
+        manner = stream.manner
+        match manner:
+            case faults.SilentStream():
+                await changed(stream, manner)
+                continue
+            case faults.HangUp():
+                raise trouble("reset")
+            case faults.Slow() as slow:
+                data = stream.take(clock())
+                while data and stream.manner is slow:
+                    yield data[:1]
+                    data = data[1:]
+                    await trio.sleep(slow.interval)
+                if data:
+                    yield data
+                await trio.sleep(slow.interval)
+                continue
+            case faults.Cut() as how:
+                data = stream.take(clock()) or stream.remark()
+                yield data[:-STUMP] if how.where == "envelope" else data
+                if how.how == "order":
+                    return
+                raise trouble(how.how)
+        if data := stream.take(clock()):
+            yield data
+        if stream.ended:
+            if rest := stream.take(clock()):
+                yield rest
+            return
+
+
+async def changed(stream: Stream, manner: faults.Fault) -> None:
+    while stream.manner is manner:
+        news = trio.Event()
+        stream.wake = news.set
+        await news.wait()
+
+
+def operation(body: bytes) -> str:
+    for name in ("Subscribe", "GetStreamingEvents", "Unsubscribe"):
+        if f"<m:{name}>".encode() in body:
+            return name
+    return "Autodiscover"
+
+
+def date() -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(clock()))

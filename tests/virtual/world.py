@@ -1,0 +1,162 @@
+"""The whole daemon and a whole organisation in one process, without a socket, on a virtual clock."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import structlog.testing
+import trio
+
+import listener.daemon
+from listener import Handler, MailboxEvent
+from listener.config import Config
+from listener.daemon import Daemon
+from listener.simulator import faults
+from listener.simulator.exchange import Exchange
+from listener.simulator.ledger import Ledger, Line
+from listener.simulator.plans import Plan
+from listener.simulator.settings import Settings
+from listener.simulator.traffic import Traffic, make
+from tests.virtual.wire import Wire, clock
+
+URL = "https://mail.contoso.example"
+
+
+@dataclass
+class Notes:
+    """A handler that notes when each event came to it, by the id of its item."""
+
+    came: dict[str, float] = field(default_factory=dict)
+    lifecycle: list[MailboxEvent] = field(default_factory=list)
+    name: str = "notes"
+
+    @property
+    def accepts(self) -> "Notes":
+        return self
+
+    def matches(self, _event: MailboxEvent, /) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Handler]:
+        async def handle(event: MailboxEvent) -> None:
+            if event.type.startswith("exchange.listener."):
+                self.lifecycle.append(event)
+            else:
+                self.came.setdefault(event.item_id or event.folder_id or "", trio.current_time())
+
+        yield handle
+
+
+@dataclass
+class World:
+    """A running daemon (`roster`) and what it listens to (`exchange`, behind `wire`); `log` is its log so far."""
+
+    daemon: Daemon
+    exchange: Exchange
+    wire: Wire
+    notes: Notes
+    log: list[Any]
+    dice: Random = field(default_factory=lambda: Random(4))
+
+    @property
+    def mailboxes(self) -> list[str]:
+        return sorted(mailbox.address for mailbox in self.exchange.directory)
+
+    @property
+    def streaming(self) -> int:
+        """Mailboxes with a stream on both sides: what the daemon believes must be what the server knows."""
+        known = {each.mailbox for each in self.exchange.subscriptions if each.stream and not each.gone}
+        return min(self.daemon.roster.streaming, len(known))
+
+    async def until_streaming(self, count: int | None = None, *, within: float = 60.0) -> float:
+        """Returns how many seconds it took until so many mailboxes, or all, stream."""
+        count = len(self.mailboxes) if count is None else count
+        begun = trio.current_time()
+        while self.streaming < count:
+            assert trio.current_time() - begun <= within, f"{self.streaming} of {count} after {within} s"
+            await trio.sleep(0.05)
+        return trio.current_time() - begun
+
+    def make(self, mailbox: str, kind: str = "NewMailEvent") -> list[Line]:
+        """A change in a mailbox, and what the ledger says of it."""
+        found = self.exchange.directory.find(mailbox)
+        assert found is not None
+        return self.exchange.publish(make(found, kind, self.dice, clock()))
+
+    def order(self, kind: str, **parameters: Any) -> list[Line]:
+        """A fault, now."""
+        return self.exchange.chaos.order(faults.parse({"kind": kind, **parameters}), clock())
+
+    def asked(self, since: float) -> Counter[str]:
+        """How many requests came in the name of each anchor since then."""
+        return Counter(anchor for moment, anchor, _ in self.wire.asked if moment >= since)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if line["event"] == event]
+
+
+@asynccontextmanager
+async def world(
+    settings: Settings, *, plan: Plan = (), traffic: float = 0.0, **sections: dict[str, Any]
+) -> AsyncIterator[World]:
+    """A daemon at work on such an organisation, with these sections of the configuration; it has ended in order
+    when the context is left."""
+    exchange = Exchange(settings, Ledger(None), clock())
+    exchange.base_url = URL
+    exchange.chaos.begin(plan, clock())
+    wire = Wire(exchange)
+    notes = Notes()
+    config = configuration(settings, exchange, sections)
+    original = listener.daemon.access
+    with (
+        structlog.testing.capture_logs() as log,
+        patch.object(
+            listener.daemon, "access", lambda config: dataclasses.replace(original(config), transport=wire)
+        ),
+    ):
+        daemon = Daemon(config, [notes])
+        users = Traffic(list(exchange.directory), traffic, Random(f"traffic {settings.seed}"))
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pulse, exchange, users)
+            async with trio.open_nursery() as listening:
+                listening.start_soon(daemon.run, stop)
+                yield World(daemon, exchange, wire, notes, log)
+                stop.set()
+            nursery.cancel_scope.cancel()
+
+
+async def pulse(exchange: Exchange, traffic: Traffic) -> None:
+    """Let users do things, faults happen, and time pass."""
+    chaos = exchange.chaos
+    while True:
+        changed = trio.Event()
+        traffic.wake = chaos.wake = changed.set
+        now = clock()
+        exchange.publish(traffic.due(now))
+        exchange.advance(now)
+        pause = min(traffic.interval, 5.0, max(chaos.deadline - now, 0.001))
+        with trio.move_on_after(min(pause, 0.1) if chaos.waiting else pause):
+            await changed.wait()
+
+
+def configuration(settings: Settings, exchange: Exchange, sections: dict[str, dict[str, Any]]) -> Config:
+    document: dict[str, Any] = {
+        "exchange": {
+            "ews_url": f"{URL}/EWS/Exchange.asmx",
+            "autodiscover_url": f"{URL}/autodiscover/autodiscover.svc",
+        },
+        "auth": {"kind": "basic", "user": settings.user, "password": settings.password},
+        "mailboxes": {"addresses": sorted(mailbox.address for mailbox in exchange.directory)},
+        "stream": {"heartbeat": settings.heartbeat},
+        "handlers": {"notes": {"use": "log"}},
+    }
+    for section, values in sections.items():
+        document[section] = document.get(section, {}) | values
+    return Config.model_validate(document)
