@@ -13,6 +13,7 @@ subscriptions and the Mailbox server in Exchange" and "EWS throttling in Exchang
     directory.py      the organisation: accounts, rights, which mailbox lives on which back end
     traffic.py        seeded users who read, write, move and delete
     ledger.py         the truth: one line a change
+    http.py           one HTTP request and its reply
     requests.py       bytes of a request -> values
     replies.py        values -> bytes of a reply
     routing.py        which back end answers

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from listener.simulator import faults, replies
 from listener.simulator.faults import Fault
-from listener.simulator.replies import Failure, Reply
+from listener.simulator.http import Reply, page
+from listener.simulator.replies import Failure
 
 _LOGIN = b"""<!DOCTYPE html>
 <html><head><meta charset="utf-8"><title>Sign in</title></head><body><h1>Sign in</h1>
@@ -76,4 +77,4 @@ def http(fault: faults.Http, host: str, now: float) -> Reply:
         then = time.gmtime(now + fault.retry_after)
         date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", then)
         headers.append(("Retry-After", date if fault.retry_after_date else str(fault.retry_after)))
-    return replies.page(fault.status, _TITLES.get(fault.status, "Error"), headers)
+    return page(fault.status, _TITLES.get(fault.status, "Error"), headers)

@@ -20,15 +20,15 @@ from listener.simulator.conditions import Conditions
 from listener.simulator.directory import Directory
 from listener.simulator.disasters import Disasters
 from listener.simulator.faults import HangUp
+from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Event, Mailbox
 from listener.simulator.operations import OPERATIONS, Session, find_folder
-from listener.simulator.replies import Failure, Reply
+from listener.simulator.replies import Failure
 from listener.simulator.requests import (
     STREAMING_VERSIONS,
     VERSIONS,
     Call,
-    HttpRequest,
     M,
     Malformed,
     T,
@@ -94,12 +94,12 @@ class Exchange:
         elif path.startswith("/autodiscover/autodiscover."):
             name, reply = "Autodiscover", self._autodiscover(path, request, now)
         else:
-            name, reply = "-", replies.page(404, "Not Found")
+            name, reply = "-", page(404, "Not Found")
         self.requests[name, reply.status] += 1
         return reply
 
     def _outage(self) -> Reply:
-        reply = replies.page(503, "Service Unavailable")
+        reply = page(503, "Service Unavailable")
         if self.conditions.outage and self.conditions.outage.how != "503":
             reply.manner = HangUp(reset=True)
         return reply
@@ -121,15 +121,15 @@ class Exchange:
         most = self.settings.limits.users_per_discovery
         failing = self.conditions.discovery
         if failing and (failing.code is None or not path.endswith(".svc")):
-            return replies.page(failing.status, "Autodiscover is not available")
-        reply = replies.page(404, "Not Found")
+            return page(failing.status, "Autodiscover is not available")
+        reply = page(404, "Not Found")
         try:
             if path == "/autodiscover/autodiscover.svc" and request.method == "POST":
                 reply = Reply(200, autodiscover.soap(request.body, self.directory, ews_url, most, failing))
             elif path == "/autodiscover/autodiscover.xml" and request.method == "POST":
                 reply = Reply(200, autodiscover.pox(request.body, self.directory, ews_url))
         except Malformed as error:
-            reply = replies.page(400, f"Bad Request: {error}")
+            reply = page(400, f"Bad Request: {error}")
         reply.headers += self._server_headers(self._dice.choice(self.directory.backends), request)
         reply.delay = self.settings.network.latency
         return reply
@@ -138,7 +138,7 @@ class Exchange:
 
     def _ews(self, request: HttpRequest, now: float) -> tuple[str, Reply]:
         if request.method != "POST":
-            return "-", replies.page(405, "Method Not Allowed", [("Allow", "POST")])
+            return "-", page(405, "Method Not Allowed", [("Allow", "POST")])
         try:
             call = parse_call(request.body)
         except Malformed as error:
@@ -183,14 +183,14 @@ class Exchange:
         network = self.settings.network
         delay = network.latency
         if way.backend in self.conditions.down:
-            return replies.page(503, "Service Unavailable", headers, delay=delay)
+            return page(503, "Service Unavailable", headers, delay=delay)
         if way.proxied:
             delay = self._dice.uniform(*network.proxied_latency)
             chance = self._dice.random()
             if chance < network.proxied_500:
-                return replies.page(500, "Runtime Error", headers, delay=delay)
+                return page(500, "Runtime Error", headers, delay=delay)
             if chance < network.proxied_500 + network.proxied_503:
-                return replies.page(503, "Service Unavailable", headers, delay=delay)
+                return page(503, "Service Unavailable", headers, delay=delay)
         self._check_throttle(streaming=call.operation == "GetStreamingEvents")
         session = Session(call, request.account, actor, way.backend, self.directory, now)
         if call.operation == "GetStreamingEvents":

@@ -3,19 +3,13 @@
 Texts are those of Exchange where its documentation prints them ("ResponseCode", learn.microsoft.com; MS-OXWSCDATA).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from listener.simulator.mailstore import Event
-
-if TYPE_CHECKING:
-    from listener.simulator.faults import Fault
-    from listener.simulator.subscriptions import Stream
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
 T = "http://schemas.microsoft.com/exchange/services/2006/types"
@@ -227,42 +221,3 @@ def status_notification(subscription_id: str, *, names: Prefixes = EXCHANGE, tag
     """`m:Notification` with nothing but a StatusEvent."""
     t, tag = names.t, f"{tag_in or names.m}:Notification"
     return f"<{tag}><{t}:SubscriptionId>{subscription_id}</{t}:SubscriptionId><{t}:StatusEvent/></{tag}>"
-
-
-# -- HTTP ----------------------------------------------------------------------------------------------------
-
-
-class Reply:
-    """What goes back over HTTP: `body` is complete, or a stream that is open until it ends.
-
-    `delay` is how long the server works on it, in seconds. `finish` must be called once, when the last byte is
-    sent or the client has gone: it gives back what the request held of the budgets. `manner` is a fault that the
-    connection makes of it (faults.py).
-    """
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes | Stream,
-        headers: Iterable[tuple[str, str]] = (),
-        *,
-        content_type: str = "text/xml; charset=utf-8",
-        delay: float = 0.0,
-        finish: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.headers = [("Cache-Control", "private"), ("Content-Type", content_type), *headers]
-        self.delay = delay
-        self.finish = finish
-        self.manner: Fault | None = None
-
-
-def page(status: int, title: str, headers: Iterable[tuple[str, str]] = (), *, delay: float = 0.0) -> Reply:
-    """An HTML page, as IIS sends it for errors of its own."""
-    html = (
-        '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01//EN" "http://www.w3.org/TR/html4/strict.dtd">\r\n'
-        f"<HTML><HEAD><TITLE>{title}</TITLE></HEAD><BODY><h2>{title}</h2><hr><p>HTTP Error {status}. {title}.</p>"
-        "</BODY></HTML>\r\n"
-    )
-    return Reply(status, html.encode(), headers, content_type="text/html; charset=us-ascii", delay=delay)

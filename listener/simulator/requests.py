@@ -1,6 +1,5 @@
 """The bytes of a request as values."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from lxml import etree
@@ -16,24 +15,6 @@ STREAMING_VERSIONS = frozenset(
     "V2015_10_05 V2016_01_06 V2016_04_13 V2016_07_13 V2016_10_10 V2017_01_07 V2017_04_14 V2017_07_11".split()
 )
 VERSIONS = STREAMING_VERSIONS | {"Exchange2007", "Exchange2007_SP1", "Exchange2009", "Exchange2010"}
-
-
-class HttpRequest(NamedTuple):
-    """`headers` has lower-case names. `account` is who has authenticated."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-    account: str
-
-    def cookie(self, name: str) -> str | None:
-        """A cookie's value, without quotes."""
-        for pair in self.headers.get("cookie", "").split(";"):
-            key, _, value = pair.strip().partition("=")
-            if key == name:
-                return value.strip('"')
-        return None
 
 
 class Malformed(Exception):  # noqa: N818

@@ -19,7 +19,7 @@ from random import Random
 from typing import NamedTuple
 
 from listener.simulator.directory import Directory
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest
 
 COOKIE = "X-BackEndOverrideCookie"
 

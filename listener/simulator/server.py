@@ -15,15 +15,14 @@ from typing import NamedTuple
 import h11
 import trio
 
-from listener.simulator import faults, replies
+from listener.simulator import faults
 from listener.simulator.authentication import BasicLogin, Denied, Login
 from listener.simulator.control import Control
 from listener.simulator.door import Door
 from listener.simulator.exchange import Exchange
+from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger
 from listener.simulator.outlet import Gzipped, Outlet, Transport
-from listener.simulator.replies import Reply
-from listener.simulator.requests import HttpRequest
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream
 from listener.simulator.tls import Certificates
@@ -176,7 +175,7 @@ class _Connection:
             try:
                 received = await self._receive()
             except _TooLarge:
-                await self._send_reply(replies.page(413, "Request Entity Too Large"))
+                await self._send_reply(page(413, "Request Entity Too Large"))
                 return
             if received is None:
                 break
@@ -204,7 +203,7 @@ class _Connection:
         account = self._login.check(headers.get("authorization"))
         if isinstance(account, Denied):
             self._exchange.requests["-", 401] += 1
-            return replies.page(
+            return page(
                 401, "Unauthorized", [("WWW-Authenticate", challenge) for challenge in account.challenges]
             )
         return self._exchange.handle(HttpRequest(method, path, headers, body, account), self._clock())

@@ -1,8 +1,7 @@
 from lxml import etree
 
 from listener.simulator.directory import grouping
-from listener.simulator.replies import Reply
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest, Reply
 from tests.simulator.client import Client
 
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"

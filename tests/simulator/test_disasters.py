@@ -8,8 +8,7 @@ from lxml import etree
 from listener.simulator.directory import grouping
 from listener.simulator.disasters import Unfit
 from listener.simulator.faults import FaultError, HangUp
-from listener.simulator.replies import Reply
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest, Reply
 from listener.simulator.settings import Network, Rules, Settings
 from tests.simulator.client import Client, Reader, code, stream_body, subscribe_body
 from tests.simulator.test_autodiscover import soap

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest
 from listener.simulator.settings import Limits, Network, Settings
 from tests.simulator.client import NAMES, Client, code, envelope, message, root, stream_body, subscribe_body
 from tests.xsd import validate, xsd_available

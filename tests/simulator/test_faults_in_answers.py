@@ -6,8 +6,7 @@ import pytest
 from lxml import etree
 
 from listener.simulator import faults
-from listener.simulator.replies import Reply
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest, Reply
 from tests.simulator.client import NAMES, Client, code, message, root, stream_body, subscribe_body
 from tests.simulator.codes import CODES
 from tests.xsd import validate, xsd_available

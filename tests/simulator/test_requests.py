@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from listener.simulator.requests import Call, HttpRequest, Malformed, parse_call, parse_xml
+from listener.simulator.http import HttpRequest
+from listener.simulator.requests import Call, Malformed, parse_call, parse_xml
 from tests.simulator.client import envelope, stream_body
 
 

@@ -3,7 +3,7 @@ from random import Random
 import pytest
 
 from listener.simulator.directory import Directory
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest
 from listener.simulator.routing import COOKIE, Route, override_cookie, route
 from listener.simulator.settings import Settings
 
