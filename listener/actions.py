@@ -103,7 +103,7 @@ class Separated:
 
 @dataclass(frozen=True, slots=True)
 class Doubted:
-    """These mailboxes may have moved."""
+    """These mailboxes may have moved, or their subscriptions be gone."""
 
     mailboxes: tuple[str, ...]
 

@@ -207,6 +207,7 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
 
 def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: float) -> GroupState:
     ids, refused = dict(outcome.ids), dict(outcome.refused)
+    new = set(ids.values())
     afresh = state.subscribe is not None and state.subscribe.afresh
 
     def settle(member: Member) -> Member:
@@ -214,6 +215,9 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
             return replace(member, subscription=subscription, failure=None, parked=False)
         if failure := refused.get(member.mailbox):
             return _refused(member, failure, state.policy, now, dice)
+        if member.subscription in new:
+            # Ids begin anew when a server does: this one is somebody else's now.
+            return replace(member, subscription=None, due=now)
         return member
 
     state = _each(replace(state, subscribe=None, failures=0 if ids else state.failures), settle)

@@ -47,6 +47,8 @@ class Roster:
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     _groups: tuple[Group, ...] = ()
+    _owners: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    _claimed: dict[str, tuple[tuple[str, str], str]] = field(default_factory=dict)
     _nursery: trio.Nursery | None = None
     _searching: trio.CancelScope = field(default_factory=trio.CancelScope)
     _stopped: trio.Event = field(default_factory=trio.Event)
@@ -105,6 +107,29 @@ class Roster:
         """Gives mailboxes of a group one of their own."""
         self._groups = separated(self._groups, group, mailboxes)
         self._keep_runners()
+
+    def claim(self, group: Group, subscription: str, mailbox: str, /) -> None:
+        """Takes note of who a new subscription belongs to.
+
+        Some servers count subscriptions from 1 again when they start anew: whoever had this id at the same place
+        has lost its subscription, even if the server still answers to the id.
+        """
+        owners = self._owners.setdefault(group.place, {})
+        loser = owners.get(subscription)
+        former = self._claimed.get(mailbox)
+        if former is not None and self._owners[former[0]].get(former[1]) == mailbox:
+            del self._owners[former[0]][former[1]]
+        owners[subscription] = mailbox
+        self._claimed[mailbox] = group.place, subscription
+        if loser is None or loser == mailbox:
+            return
+        for runner in self.runners.values():
+            if runner.group != group and (loser, subscription) in runner.state.live:
+                runner.tell(Doubted((loser,)))
+
+    def owner(self, group: Group, subscription: str, /) -> str | None:
+        """Whose subscription this is, if it was made by one of the groups at this place."""
+        return self._owners.get(group.place, {}).get(subscription)
 
     # --- finding mailboxes, at first and now and then
 

@@ -60,6 +60,8 @@ class Registry(Protocol):
     """Knows all groups, and moves mailboxes between them (listener/roster.py does)."""
 
     async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered: ...
+    def claim(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
+    def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
 
 
@@ -212,6 +214,7 @@ class GroupRunner:
                 refused.append((mailbox, error.failure))
             else:
                 ids.append((mailbox, id_))
+                self.registry.claim(self.group, id_, mailbox)
                 self._log.debug("mailbox.subscribed", mailbox=mailbox, subscription_id=id_)
 
         async def worker() -> None:
@@ -298,7 +301,8 @@ class GroupRunner:
         batch: list[MailboxEvent] = []
         for signal in signals:
             if isinstance(signal, Notification):
-                mailbox = owners.get(signal.subscription_id)
+                id_ = signal.subscription_id
+                mailbox = self.registry.owner(self.group, id_) or owners.get(id_)
                 if mailbox is None:
                     self._log.warning("stream.foreign_notification", subscription_id=signal.subscription_id)
                 else:

@@ -149,6 +149,13 @@ def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream()
     assert not state.members[2].parked
 
 
+def test_an_id_that_the_server_gives_anew_is_lost_to_its_former_owner() -> None:
+    state = advance(streaming(), Joined(("dan",)), now=5)
+    state = advance(state, Subscribed((("dan", "1"),)), now=6)
+    assert state.live == (("bob", "2"), ("cat", "3"), ("dan", "1"))
+    assert state.subscribe == Subscribe(("ann",), "ann", afresh=False)
+
+
 def test_beside_a_bad_subscription_the_stream_is_reopened_at_once_without_it() -> None:
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "2"),)), now=10)
     assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ class Runner:
     ended: bool = False
     finished: bool = False
     mailboxes_streaming: int = 0
+    state: Any = None
     _stop: trio.Event = field(default_factory=trio.Event)
 
     def tell(self, outcome: Outcome) -> None:
@@ -347,6 +349,22 @@ async def test_a_mistake_of_ours_in_one_group_does_not_stop_the_others(
             assert [runner.group.name for runner in run.runners] == ["DAG1/1", "DAG2/1", "DAG1/1"]
             assert run.roster.runners["DAG1/1"] is run.runners[2]
     assert [line["group"] for line in told(lines, "group.crashed")] == ["DAG1/1"]
+
+
+async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"), *at("DAG2", "cat"))
+    async with running(directory, "ann", "bob", "cat", group_size=1) as run:
+        await trio.sleep(1)
+        ann, bob, cat = run.runners
+        for runner, mailbox in ((ann, "ann"), (cat, "cat")):
+            run.roster.claim(runner.group, "1", mailbox)
+            runner.state = SimpleNamespace(live=((mailbox, "1"),))
+        run.roster.claim(bob.group, "1", "bob")
+        assert [runner.told for runner in run.runners] == [[Doubted(("ann",))], [], []]
+        assert [run.roster.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", "cat"]
 
 
 async def test_stop_while_a_group_waits_to_start_anew(

@@ -152,6 +152,13 @@ class Registry:
     moved: set[str] = field(default_factory=set)
     sought: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
+    owners: dict[str, str] = field(default_factory=dict)
+
+    def claim(self, _group: Group, subscription: str, mailbox: str, /) -> None:
+        self.owners[subscription] = mailbox
+
+    def owner(self, _group: Group, subscription: str, /) -> str | None:
+        return self.owners.get(subscription)
 
     async def seek(self, _group: Group, mailboxes: Sequence[str], /) -> Discovered:
         self.sought += mailboxes
@@ -237,6 +244,27 @@ async def test_events_reach_publish_under_their_mailbox_and_strangers_do_not(
         assert [
             line["subscription_id"] for line in lines if line["event"] == "stream.foreign_notification"
         ] == ["stranger"]
+
+
+async def test_an_id_that_a_server_gave_anew_brings_no_events_to_its_former_owner(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A server that begins anew counts from 1 again: ann's old id may be bob's of another group by now."""
+    taken = trio.Event()
+
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        await taken.wait()
+        yield created(ids[0], "A")
+        await trio.sleep_forever()
+
+    registry = Registry()
+    async with running(Server(script), "ann", registry=registry) as run:
+        await trio.sleep(10)
+        registry.owners["ann#1"] = "bob"
+        taken.set()
+        await trio.sleep(1)
+        assert run.items == [("bob", "A")]
 
 
 async def test_closed_opens_the_stream_again_for_a_whole_day_without_subscribing_anew(

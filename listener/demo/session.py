@@ -66,7 +66,7 @@ class Probe:
         return self
 
     def matches(self, event: MailboxEvent, /) -> bool:
-        return True
+        return not event.type.startswith("exchange.listener.")
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
