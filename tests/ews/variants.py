@@ -8,18 +8,20 @@ from lxml import etree
 
 # In these, each child is an answer or a thing of its own; a stranger would not be passed over but counted.
 _COUNTED = ("Envelope", "Body", "ResponseMessages", "Items", "Folders")
-_PREFIX = re.compile(r"(?<=xmlns:)[mt](?==)|(?<=<)[mt]:|(?<=</)[mt]:")
+_PREFIX = re.compile(r"(</?)([mt]):|xmlns:([mt])=")
 _STRANGER = '<q:Surprise xmlns:q="urn:q" Id="x"><q:IsRead>true</q:IsRead>no</q:Surprise>'
 
 
 def reprefixed(content: bytes, m: str, t: str) -> bytes:
     """The reply with these prefixes for messages and types; one of them may be empty."""
     names = {"m": m, "t": t}
-    text = _PREFIX.sub(
-        lambda match: names[match[0][0]] + (":" if match[0][1:] and names[match[0][0]] else ""),
-        content.decode(),
-    )
-    return text.replace("xmlns:=", "xmlns=").encode()
+
+    def rename(match: re.Match[str]) -> str:
+        if match[3]:
+            return f"xmlns:{names[match[3]]}=" if names[match[3]] else "xmlns="
+        return f"{match[1]}{names[match[2]]}:" if names[match[2]] else match[1]
+
+    return _PREFIX.sub(rename, content.decode()).encode()
 
 
 def with_strangers(content: bytes, choose: Callable[[int], int]) -> bytes:
