@@ -135,6 +135,8 @@ class Lane:
             while self._queue:
                 await self._deliver(handler, self._queue[0])
                 self._queue.popleft()
+                if self.delivered % FAIR == 0:
+                    await trio.lowlevel.checkpoint()
             self._idle.set()
             if self._finishing.is_set():
                 return
@@ -207,6 +209,10 @@ class Delivery:
                 given_up=lane.given_up,
                 not_delivered=lane.overflowed + lane.waiting,
             )
+
+
+# After so many events the others have their turn, for a handler that never waits for anything would keep them out.
+FAIR = 50
 
 
 def _describe(error: BaseException) -> str:

@@ -305,3 +305,14 @@ async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
             await delivery.drain(100)
     assert (failing.opened, failing.handled) == (1, ["1"])
     assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
+
+
+async def test_a_handler_that_never_waits_does_not_keep_the_others_out() -> None:
+    good = Plugin()
+    async with running(good, patience=Patience(queue=100_000)) as delivery:
+        await delivery.publish([event(n) for n in range(100_000)])
+        turns = 0
+        while len(good.handled) < 100_000:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns > 1000
