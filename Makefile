@@ -7,7 +7,7 @@ ARGS   ?=
 .PHONY: help demo test lint format bench coverage clean
 help:
 	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
-	@echo "make test | lint | format | coverage | clean"
+	@echo "make test | lint | format | coverage | bench | clean"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.run
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

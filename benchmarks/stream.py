@@ -1,0 +1,99 @@
+"""What one event costs on its way from bytes to a handler: `make bench`. Microseconds, the best of five."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from listener import log
+from listener.delivery import Delivery, Lane, Patience
+from listener.event import MailboxEvent
+from listener.ews.events import Notification, mailbox_event
+from listener.ews.stream import StreamParser
+from listener.filters import EventFilter
+from listener.handlers.file import open_file
+
+EVENTS_AN_ENVELOPE = 3
+ENVELOPES = 5_000
+EVENT = (
+    '<t:CreatedEvent><t:TimeStamp>2026-01-01T12:00:00Z</t:TimeStamp><t:ItemId Id="AAMkAGI2TG93AAAA{n:060d}" '
+    'ChangeKey="CQAAABYAAAAiIsqMbYjsT5e/T7KzowPTAAAYWdZ9"/>'
+    '<t:ParentFolderId Id="AAMkAGI2TG93AAAB" ChangeKey="AQAAAA=="/>'
+    "</t:CreatedEvent>"
+)
+ENVELOPE = (
+    '<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><soap11:Header '
+    'xmlns:soap11="http://schemas.xmlsoap.org/soap/envelope/"><ServerVersionInfo MajorVersion="15" '
+    'xmlns="http://schemas.microsoft.com/exchange/services/2006/types"/></soap11:Header><soap11:Body '
+    'xmlns:soap11="http://schemas.xmlsoap.org/soap/envelope/"><m:GetStreamingEventsResponse '
+    'xmlns:m="http://schemas.microsoft.com/exchange/services/2006/messages" '
+    'xmlns:t="http://schemas.microsoft.com/exchange/services/2006/types"><m:ResponseMessages>'
+    '<m:GetStreamingEventsResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
+    "<m:Notifications><m:Notification><t:SubscriptionId>JQBleDAxLmNvbnRvc28uZXhhbXBsZRAAAAA=</t:SubscriptionId>"
+    "<t:MoreEvents>false</t:MoreEvents>{events}</m:Notification></m:Notifications></m:GetStreamingEventsResponseMessage>"
+    "</m:ResponseMessages></m:GetStreamingEventsResponse></soap11:Body></Envelope>"
+)
+
+
+def main() -> None:
+    """Prints a row a step."""
+    log.configure("error")
+    body = "".join(
+        ENVELOPE.format(events="".join(EVENT.format(n=3 * e + n) for n in range(EVENTS_AN_ENVELOPE)))
+        for e in range(ENVELOPES)
+    ).encode()
+    chunks = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
+    count = EVENTS_AN_ENVELOPE * ENVELOPES
+    parsed = parse(chunks)
+    events = to_events(parsed)
+    print(f"{count} events, {EVENTS_AN_ENVELOPE} an envelope, {len(body) / count:.0f} bytes an event")
+    row("parse the stream", count, lambda: parse(chunks))
+    row("make mailbox events", count, lambda: to_events(parsed))
+    row("to CloudEvents JSON", count, lambda: [event.to_json() for event in events])
+    row("deliver to the file handler", count, lambda: trio.run(deliver, events))
+
+
+def row(name: str, count: int, work: Callable[[], object]) -> None:
+    best = min(timed(work) for _ in range(5))
+    print(f"{name:30} {best / count * 1e6:7.2f} µs an event {count / best:12,.0f} events/s")
+
+
+def timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def parse(chunks: list[bytes]) -> list[Notification]:
+    parser = StreamParser()
+    return [s for chunk in chunks for s in parser.feed(chunk) if isinstance(s, Notification)]
+
+
+def to_events(notifications: list[Notification]) -> list[MailboxEvent]:
+    return [mailbox_event("ann@contoso.example", event) for n in notifications for event in n.events]
+
+
+class ToFile:
+    """The built-in handler, as the configuration would load it."""
+
+    name = "file"
+    accepts = EventFilter()
+
+    @staticmethod
+    def open():
+
+        return open_file(path=Path("/dev/null"))
+
+
+async def deliver(events: list[MailboxEvent]) -> None:
+    delivery = Delivery((Lane(ToFile(), Patience(queue=len(events))),))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(delivery.run)
+        await delivery.publish(events)
+        await delivery.drain(60)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    main()
