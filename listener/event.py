@@ -12,7 +12,8 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
     `type` is the CloudEvents type: `exchange.item.created`, `exchange.folder.modified`, … (docs/EVENTS.md lists
     all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent.
     Ids are Exchange's own opaque, case-sensitive ids. `reason` is for the listener's own events
-    (`exchange.listener.parked`, …). A field that there is nothing to say in is None.
+    (`exchange.listener.parked`, …). `recovered`: no stream told of it, it was found by comparing with the mailbox,
+    and `time` is when. A field that there is nothing to say in is None.
     """
 
     type: str
@@ -27,6 +28,7 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
     old_parent_folder_id: str | None = None
     unread_count: int | None = None
     reason: str | None = None
+    recovered: bool = False
 
     @property
     def id(self) -> str:
@@ -66,7 +68,9 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
         if self.subject is not None:
             attributes["subject"] = self.subject
         attributes["data"] = {
-            name: value for name in _DATA_FIELDS if (value := getattr(self, name)) is not None
+            name: value
+            for name in _DATA_FIELDS
+            if (value := getattr(self, name)) is not None and value is not False
         }
         return attributes
 
