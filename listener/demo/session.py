@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from listener.daemon import Daemon
-from listener.demo.verdict import Key, Verdict, compare, key_of, read_ledger
+from listener.demo.verdict import Call, call_of, compare, read_ledger
 from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
@@ -57,7 +57,7 @@ class Plan:
 class Probe:
     """A handler that notes what it is called with, and when (Unix seconds)."""
 
-    calls: list[tuple[Key, float]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     latest: deque[MailboxEvent] = field(default_factory=lambda: deque(maxlen=8))
     name: str = "demo"
 
@@ -71,7 +71,7 @@ class Probe:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
         async def handle(event: MailboxEvent) -> None:
-            self.calls.append((key_of(event), time.time()))
+            self.calls.append(call_of(event, time.time()))
             self.latest.append(event)
 
         yield handle
@@ -107,7 +107,7 @@ class Session:
         """The fixed keys of `demo --json`."""
         with (self.directory / "ledger.jsonl").open("rb") as file:
             ledger, faults = read_ledger(file)
-        verdict: Verdict = compare(ledger, self.probe.calls)
+        verdict = compare(ledger, self.probe.calls)
         return {
             "mailboxes": self.plan.mailboxes,
             "streaming": self.streaming_at_end,

@@ -1,10 +1,15 @@
 """Holds what was delivered against what happened. Pure.
 
 The ledger is the truth: one line a change. A change and a delivery belong together when mailbox, kind, thing and
-parent folder are the same; the first delivery belongs to the first such change, and so on.
+parent folder are the same; the first delivery belongs to the first such change, and so on. A recovered event belongs to
+no single change: it tells the state in which the thing was when it was found.
+
+A change is lost if no delivery about that thing tells its state or a later one. A thing that was moved stays the same
+thing, under its new id. A thing that came and went while a gap stood open leaves no trace that anyone could find: it is
+unseen, not lost.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -29,6 +34,7 @@ class LedgerLine(msgspec.Struct):
     time: float
     kind: str
     mailbox: str = ""
+    old_id: str | None = None
     item_id: str | None = None
     folder_id: str | None = None
     parent_folder_id: str | None = None
@@ -40,8 +46,17 @@ class LedgerLine(msgspec.Struct):
         return Key(self.mailbox, kind, self.item_id or self.folder_id or "", self.parent_folder_id)
 
 
+class Call(NamedTuple):
+    """A handler was called, at `time` in Unix seconds, with an event of this key."""
+
+    key: Key
+    time: float
+    recovered: bool = False
+
+
 class Verdict(NamedTuple):
-    """How the deliveries compare with the ledger. Latencies, in milliseconds, are None if nothing was delivered."""
+    """How the deliveries compare with the ledger. Latencies, in milliseconds, are of events that a stream told, and
+    None if there were none."""
 
     generated: int
     delivered: int
@@ -49,37 +64,98 @@ class Verdict(NamedTuple):
     lost: int
     p50_ms: float | None
     p99_ms: float | None
+    unseen: int = 0
 
 
-def key_of(event: MailboxEvent) -> Key:
-    """The key of a delivery."""
-    return Key(event.mailbox, event.type, event.subject or "", event.parent_folder_id)
+def call_of(event: MailboxEvent, time: float) -> Call:
+    """The call of a handler with this event."""
+    key = Key(event.mailbox, event.type, event.subject or "", event.parent_folder_id)
+    return Call(key, time, event.recovered)
 
 
-def compare(ledger: Iterable[LedgerLine], deliveries: Iterable[tuple[Key, float]]) -> Verdict:
-    """The verdict on deliveries, each with the Unix time at which its handler was called."""
-    changes: defaultdict[Key, list[float]] = defaultdict(list)
-    for line in ledger:
-        changes[line.key].append(line.time)
-    generated = sum(map(len, changes.values()))
-    calls: defaultdict[Key, list[float]] = defaultdict(list)
-    for key, time in deliveries:
-        calls[key].append(time)
-    delivered = sum(map(len, calls.values()))
-    matched = sum(min(len(times), len(calls.get(key, ()))) for key, times in changes.items())
-    latencies = sorted(
-        1000 * (called - changed)
-        for key, times in changes.items()
-        for changed, called in zip(sorted(times), sorted(calls.get(key, ())), strict=False)
-    )
+def compare(ledger: Iterable[LedgerLine], calls: Iterable[Call], *, gaps: bool = False) -> Verdict:
+    """The verdict on the calls of one handler. `gaps`: there were times in which no stream was open."""
+    lines = sorted(ledger, key=lambda line: line.seq)
+    calls = sorted(calls, key=lambda call: call.time)
+    told_by = _matched(lines, calls)
+    latencies = sorted(1000 * (calls[number].time - line.time) for number, line in told_by.items())
+    things = _Things(lines)
+    duplicates = 0
+    for number, call in enumerate(calls):
+        if (line := told_by.get(number)) is not None:
+            things.tell(line.key, line.seq)
+        elif not (call.recovered and things.tell(call.key, things.last_seq(call.key, call.time))):
+            duplicates += 1
+    matched = {line.seq for line in told_by.values()}
+    lost = unseen = 0
+    for line in lines:
+        if line.seq not in matched and not things.told(line):
+            if gaps and things.left_no_trace(line):
+                unseen += 1
+            else:
+                lost += 1
     return Verdict(
-        generated=generated,
-        delivered=delivered,
-        duplicates=delivered - matched,
-        lost=generated - matched,
+        generated=len(lines),
+        delivered=len(calls),
+        duplicates=duplicates,
+        lost=lost,
         p50_ms=_percentile(latencies, 50),
         p99_ms=_percentile(latencies, 99),
+        unseen=unseen,
     )
+
+
+def _matched(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine]:
+    """Which line each streamed call tells of, by the number of the call."""
+    waiting: defaultdict[Key, deque[LedgerLine]] = defaultdict(deque)
+    for line in lines:
+        waiting[line.key].append(line)
+    return {
+        number: waiting[call.key].popleft()
+        for number, call in enumerate(calls)
+        if not call.recovered and waiting.get(call.key)
+    }
+
+
+class _Things:
+    """Items and folders, each with its changes and how far these have been told."""
+
+    def __init__(self, lines: list[LedgerLine]) -> None:
+        self._root: dict[tuple[str, str], tuple[str, str]] = {}
+        self._lines: defaultdict[tuple[str, str], list[LedgerLine]] = defaultdict(list)
+        self._told: dict[tuple[str, str], int] = {}
+        for line in lines:
+            thing = line.mailbox, line.key.thing
+            if line.kind == "MovedEvent" and line.old_id is not None:
+                self._root[thing] = self._of(line.mailbox, line.old_id)
+            self._lines[self._of(*thing)].append(line)
+
+    def _of(self, mailbox: str, thing: str) -> tuple[str, str]:
+        return self._root.get((mailbox, thing), (mailbox, thing))
+
+    def tell(self, key: Key, seq: int | None) -> bool:
+        """Takes note that all up to `seq` has been told of the thing; whether that was new."""
+        root = self._of(key.mailbox, key.thing)
+        known = self._told.get(root, 0)
+        if seq is None or seq <= known:
+            return False
+        self._told[root] = seq
+        return True
+
+    def told(self, line: LedgerLine) -> bool:
+        return line.seq <= self._told.get(self._of(line.mailbox, line.key.thing), 0)
+
+    def last_seq(self, key: Key, time: float) -> int | None:
+        """The last change of the thing until then."""
+        lines = self._lines.get(self._of(key.mailbox, key.thing), ())
+        return max((line.seq for line in lines if line.time <= time), default=None)
+
+    def left_no_trace(self, line: LedgerLine) -> bool:
+        """Whether the thing came and went, and nothing of it was ever told."""
+        root = self._of(line.mailbox, line.key.thing)
+        lines = self._lines[root]
+        came = lines[0].kind in ("CreatedEvent", "CopiedEvent", "NewMailEvent")
+        return root not in self._told and came and lines[-1].kind == "DeletedEvent"
 
 
 def read_ledger(lines: Iterable[bytes]) -> tuple[list[LedgerLine], int]:
