@@ -1,12 +1,12 @@
 """Holds what was delivered against what happened. Pure.
 
 The ledger is the truth: one line a change. A change and a delivery belong together when mailbox, kind, thing and
-parent folder are the same; the first delivery belongs to the first such change, and so on. A recovered event belongs to
-no single change: it tells the state in which the thing was when it was found.
+parent folder are the same; the first delivery belongs to the first such change, and so on. A recovered event belongs
+to no single change: it tells the state in which the thing was when it was found.
 
 A change is lost if no delivery about that thing tells its state or a later one. A thing that was moved stays the same
-thing, under its new id. A thing that came and went while a gap stood open leaves no trace that anyone could find: it is
-unseen, not lost.
+thing, under its new id. A thing that came and went while a gap stood open leaves no trace that anyone could find: it
+is unseen, not lost.
 """
 
 from collections import defaultdict, deque
