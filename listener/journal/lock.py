@@ -1,0 +1,44 @@
+"""One process a state directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from listener.journal.schema import unusable
+
+FILE_NAME: Final = "lock"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes the directory (but not its parents' parents) and holds its lock; the system frees it if we are killed.
+
+    Raises ConfigError if it cannot be made, or if another process has it, whose id is then named.
+    """
+    path = directory / FILE_NAME
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        what = f"cannot be made: {error.strerror}"
+        raise unusable(path, what, "let the daemon's user write there, or choose another") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            what = f"is held by process {holder}"
+            raise unusable(path, what, "a state directory serves one daemon at a time") from None
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            pass  # a full disk: the lock holds all the same, only the id is not told
+        yield
+    finally:
+        os.close(descriptor)
