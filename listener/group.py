@@ -304,11 +304,13 @@ def _accusations(
 def _accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
     if failure is None:
         return member
-    if member.failures + 1 >= policy.strikes and failure.verdict not in HOPELESS:
+    denied = failure.verdict is Verdict.PARK
+    if failure.verdict is not Verdict.STOP and member.failures + 1 >= (2 if denied else policy.strikes):
         return replace(member, subscription=None, leaving=True, failure=failure)
     if failure.verdict in (Verdict.RETRY, Verdict.CREDENTIALS):
         return replace(member, failures=member.failures + 1)  # the subscription lives on
-    if failure.verdict not in HOPELESS and member.failures == 0:
+    if failure.verdict is not Verdict.STOP and member.failures == 0:
+        # What it is denied may be the company only: whether the mailbox is, a Subscribe tells.
         return replace(_unsubscribed(member, failure, now), failures=1)
     return _refused(replace(member, subscription=None), failure, policy, now, dice)
 

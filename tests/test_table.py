@@ -359,7 +359,15 @@ def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
                 assert state.actions == (stream, Subscribe(("bob",), "ann", afresh=False)), place
             case "regroup":
                 assert state.actions == (stream, Discover(("bob",))), place
-            case "park" | "loud":
+            case "park":  # whether it is the mailbox or only its company that is denied, a Subscribe tells
+                assert state.actions == (stream, Subscribe(("bob",), "ann", afresh=False)), place
+                parked = advance(state, Subscribed(refused=(("bob", failure),)), now=20)
+                assert parked.members[1].parked, place
+                assert parked.actions == (stream, Wait(20 + 60)), place
+                joined = advance(state, Subscribed((("bob", "2"),)), now=20)
+                alone = advance(joined, StreamEnded(0.1, (failure,)), now=20)
+                assert (stream in alone.actions, alone.members[1].leaving) == (True, True), place
+            case "loud":
                 assert (bob.parked, bob.subscription) == (True, None), place
                 assert state.actions == (stream, Wait(20 + 60)), place
             case other:
@@ -494,7 +502,8 @@ def test_a_parked_mailbox_stays_parked_whatever_else_comes_between() -> None:
     """Else the operator would be told again each time."""
     parked = Failure(code="ErrorNonExistentMailbox")
     for code in ALL:
-        state = advance(streaming(), StreamEnded(20, (_about_bob(parked.code),)), now=20)
+        start = GroupState.start(("ann", "bob", "cat"), POLICY)
+        state = advance(start, Subscribed(OTHERS, (("bob", parked),)), now=0)
         state = advance(after_the_wait(state), Subscribed(refused=(("bob", Failure(code=code)),)), now=80)
         assert state.members[1].parked, code
         state = advance(after_the_wait(state), Subscribed((("bob", "9"),)), now=1000)
@@ -503,3 +512,21 @@ def test_a_parked_mailbox_stays_parked_whatever_else_comes_between() -> None:
 
 def _about_bob(code: str) -> Failure:
     return Failure(code=code, subscription_ids=("2",))
+
+
+# --- waits beyond reason
+
+
+@pytest.mark.parametrize(("told", "kept"), [("30", 30.0), ("86400", 3600.0), ("99999999", 3600.0)])
+def test_a_wait_beyond_reason_is_not_kept(told: str, kept: float) -> None:
+    assert http_failure(503, {"Retry-After": told}, b"", NOW).wait == kept
+    body = message("Subscribe", "ErrorServerBusy").replace(b">5000<", f">{told}000<".encode())
+    assert refused(body).wait == http_failure(500, {}, body, NOW).wait == kept
+
+
+def test_a_date_is_measured_by_the_clock_of_who_says_it() -> None:
+    """That of the server may be a year ahead, and ours may jump."""
+    headers = {"Date": "Fri, 01 Jan 2027 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 2027 00:00:07 GMT"}
+    assert http_failure(503, headers, b"", NOW).wait == 7
+    assert http_failure(503, headers | {"Date": "rubbish"}, b"", NOW).wait == 3600
+    assert http_failure(503, {"Retry-After": "Thu, 01 Jan 2026 00:00:09 GMT"}, b"", NOW).wait == 9

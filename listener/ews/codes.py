@@ -15,6 +15,10 @@ from enum import StrEnum
 
 import msgspec
 
+# Seconds. A server that says more is asked nevertheless: an hour is longer than any throttling window, and a wrong
+# clock must not silence us for days.
+LONGEST_WAIT = 3600.0
+
 
 class Verdict(StrEnum):
     """What is to be done about a failure. Whatever the verdict, a told `Failure.wait` is obeyed."""

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from msgspec.structs import replace
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import LONGEST_WAIT, Failure
 from listener.ews.soap import message_failure, parse, response_messages
 from listener.ews.xml import excerpt, html_title, is_html
 
@@ -21,12 +21,14 @@ _SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s*(?:$|,|\s[^\s=]))"
 def http_failure(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Failure:
     """Why a reply of this status brought no result. `now` must be aware: Retry-After may be a date.
 
+    A date is measured by the server's own clock, where the reply tells it (Date): ours may differ, or jump.
+
     A code in the body (a fault, or a response message) wins over the status, and its BackOffMilliseconds over
     Retry-After. `Http` and the status is the code otherwise, `EwsDisabled` if X-EWS-Policy-Reason came with a 403.
     The names of headers may be in any case.
     """
     fields = {name.lower(): value for name, value in headers.items()}
-    wait = _retry_after(fields.get("retry-after", ""), now)
+    wait = _retry_after(fields.get("retry-after", ""), _date(fields.get("date", "")) or now)
     said = _failure_in(body)
     if said is not None and said.code not in _UNREADABLE | _GENERIC:
         return replace(said, status=status, wait=wait if said.wait is None else said.wait)
@@ -60,14 +62,17 @@ def _failure_in(body: bytes) -> Failure | None:
 
 
 def _retry_after(value: str, now: datetime) -> float | None:
-    """RFC 9110 section 10.2.3: seconds, or a date; None if it is neither."""
+    """RFC 9110 section 10.2.3: seconds, or a date; None if it is neither. LONGEST_WAIT at most."""
     value = value.strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
-        return float(value)
+        return min(float(value), LONGEST_WAIT)
+    date = _date(value)
+    return None if date is None else min(max(0.0, (date - now).total_seconds()), LONGEST_WAIT)
+
+
+def _date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
     except ValueError:
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - now).total_seconds())
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)

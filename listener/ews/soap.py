@@ -12,7 +12,7 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import LONGEST_WAIT, Failure
 from listener.ews.xml import excerpt, local_name, read
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -134,10 +134,10 @@ def only_message(content: bytes) -> etree._Element:
 
 
 def back_off(element: etree._Element) -> float | None:
-    """BackOffMilliseconds of `MessageXml/t:Value[@Name]` somewhere below, in seconds."""
+    """BackOffMilliseconds of `MessageXml/t:Value[@Name]` somewhere below, in seconds; LONGEST_WAIT at most."""
     for value in element.iter("{*}Value"):
         if value.get("Name") == "BackOffMilliseconds" and _MILLISECONDS.fullmatch(text(value)):
-            return int(text(value)) / 1000
+            return min(int(text(value)) / 1000, LONGEST_WAIT)
     return None
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import trio
 
-from listener.simulator import faults, replies
+from listener.simulator import faults
 from listener.simulator.authentication import BasicLogin, Denied
 from listener.simulator.exchange import Exchange
-from listener.simulator.replies import Reply
-from listener.simulator.requests import HttpRequest
+from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.server import TICK
 from listener.simulator.subscriptions import Stream
 
@@ -101,7 +100,7 @@ class Wire(httpx.AsyncBaseTransport):
         login = BasicLogin(self.exchange.directory.accounts, "virtual")
         account = login.check(headers.get("authorization"))
         if isinstance(account, Denied):
-            return replies.page(401, "Unauthorized", [("WWW-Authenticate", account.challenges[0])])
+            return page(401, "Unauthorized", [("WWW-Authenticate", account.challenges[0])])
         asked = HttpRequest(request.method, request.url.path, headers, body, account)
         return self.exchange.handle(asked, clock())
 

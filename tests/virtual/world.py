@@ -1,7 +1,6 @@
 """The whole daemon and a whole organisation in one process, without a socket, on a virtual clock."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -89,13 +88,18 @@ class World:
         assert found is not None
         return self.exchange.publish(make(found, kind, self.dice, clock()))
 
+    def touch(self, *mailboxes: str) -> set[str]:
+        """A change in each of these mailboxes, or in all; the ids of what was changed."""
+        lines = [line for mailbox in mailboxes or self.mailboxes for line in self.make(mailbox)]
+        return {line.item_id or line.folder_id or "" for line in lines}
+
     def order(self, kind: str, **parameters: Any) -> list[Line]:
         """A fault, now."""
         return self.exchange.chaos.order(faults.parse({"kind": kind, **parameters}), clock())
 
-    def asked(self, since: float) -> Counter[str]:
-        """How many requests came in the name of each anchor since then."""
-        return Counter(anchor for moment, anchor, _ in self.wire.asked if moment >= since)
+    def subscribes(self, since: float) -> int:
+        """How many Subscribe requests there were since then."""
+        return sum(moment >= since for moment, _, what in self.wire.asked if what == "Subscribe")
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log if line["event"] == event]
@@ -141,7 +145,7 @@ async def pulse(exchange: Exchange, traffic: Traffic) -> None:
         now = clock()
         exchange.publish(traffic.due(now))
         exchange.advance(now)
-        pause = min(traffic.interval, 5.0, max(chaos.deadline - now, 0.001))
+        pause = min(1 / traffic.rate if traffic.rate else 5.0, 5.0, max(chaos.deadline - now, 0.001))
         with trio.move_on_after(min(pause, 0.1) if chaos.waiting else pause):
             await changed.wait()
 

@@ -1,0 +1,56 @@
+"""A day in the life of the daemon: thousands of faults of all kinds, and at its end everything is as it was."""
+
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+
+from listener.simulator.faults import KINDS
+from listener.simulator.plans import PROFILES, Plan
+from listener.simulator.settings import Settings
+from tests.virtual.world import world
+
+HOUR = 3600.0
+# The profile is for minutes. A bad certificate takes TLS.
+SHARE = 1 / 40
+KINDS_MADE = set(KINDS) - {"bad_certificate"}
+
+
+def spread(seconds: float) -> Plan:
+    """The heavy profile, spread over a day, and what it lacks."""
+    return tuple(
+        entry._replace(per_minute=entry.per_minute * SHARE, until=seconds) for entry in PROFILES["heavy"]
+    )
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_a_day_of_faults(autojump_clock: trio.testing.MockClock, seed: int) -> None:
+    settings = Settings(mailboxes=24, backends=3, seed=seed, heartbeat=30.0)
+    trouble = 23 * HOUR
+    async with world(settings, traffic=0.02) as there:
+        await there.until_streaming()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        there.exchange.chaos.begin(spread(trouble), 1_800_000_000.0 + trio.current_time())
+        await trio.sleep(trouble)
+        took = await there.until_streaming(within=60)
+        faults = there.exchange.chaos.made
+        assert faults.total() >= 2000
+        assert set(faults) == KINDS_MADE
+        await trio.sleep(1800)
+        assert there.streaming == 24
+        made = there.touch()
+        await trio.sleep(1)
+        assert made <= there.notes.came.keys()
+        streams = len(there.exchange.streams)
+        groups = len(there.daemon.roster.runners)
+        assert streams == groups == there.wire.open
+        assert trio.lowlevel.current_statistics().tasks_living <= tasks + 4 * (groups - 3)
+        assert not there.logged("group.crashed")
+        said = Counter(line["event"] for line in there.log)
+        assert there.wire.most <= 10
+        print(
+            f"{faults.total()} faults, all back after {took:.1f} s, {groups} groups, {said.most_common(12)}"
+        )
+    assert there.wire.open == there.wire.under_way == 0
+    assert there.log[-1]["event"] == "listener.stopped"
