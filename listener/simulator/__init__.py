@@ -19,6 +19,10 @@ subscriptions and the Mailbox server in Exchange" and "EWS throttling in Exchang
     routing.py        which back end answers
     budgets.py        throttling
     subscriptions.py  subscription tables and streams
+    session.py        one request being served, and what the ids in it mean
+    shapes.py         folders and items as elements
+    search.py         restriction, order and page
+    sync.py           what has changed since a client looked last
     operations.py     the operations on folders and items
     chaos.py          makes faults, on time or on demand
     answers.py        faults in the answer to a request

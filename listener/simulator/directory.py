@@ -30,7 +30,7 @@ class Directory:
         for name, local in persons:
             address = f"{local}@{domain}"
             guid = UUID(int=dice.getrandbits(128), version=4)
-            self.mailboxes[address] = Mailbox(address, name, guid, now)
+            self.mailboxes[address] = Mailbox(address, name, guid, now, tombstones=settings.limits.tombstones)
             self.homes[address] = dice.choice(self.backends)
         self._names: dict[str, str] = {}
         for address, mailbox in self.mailboxes.items():

@@ -58,6 +58,8 @@ class Disasters:
                 return self._overflow(fault)
             case faults.SilentSubscription():
                 return self._silence(fault)
+            case faults.SyncStateLost():
+                return self._lose_sync_states(fault)
             case faults.MailboxDisabled():
                 return self._disable(fault)
             case faults.ImpersonationWithdrawn():
@@ -155,6 +157,12 @@ class Disasters:
                 subscription.silent = False
 
         return Made(chosen.mailbox, chosen.backend, chosen.id, undo=speak)
+
+    def _lose_sync_states(self, fault: faults.SyncStateLost) -> Made:
+        chosen = list(self._directory) if fault.mailbox == "*" else [self._mailbox(fault.mailbox)]
+        for mailbox in chosen:
+            mailbox.lose_sync_states(quietly=fault.quiet)
+        return Made("*" if fault.mailbox == "*" else chosen[0].address)
 
     def _disable(self, fault: faults.MailboxDisabled) -> Made:
         mailbox = self._mailbox(fault.mailbox)

@@ -23,7 +23,7 @@ from listener.simulator.faults import HangUp
 from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Event, Mailbox
-from listener.simulator.operations import OPERATIONS, Session, find_folder
+from listener.simulator.operations import OPERATIONS, SYNC_OPERATIONS
 from listener.simulator.replies import Failure
 from listener.simulator.requests import (
     STREAMING_VERSIONS,
@@ -35,6 +35,7 @@ from listener.simulator.requests import (
     parse_call,
 )
 from listener.simulator.routing import COOKIE, Route, override_cookie, route
+from listener.simulator.session import Session, find_folder
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
@@ -195,7 +196,7 @@ class Exchange:
         session = Session(call, request.account, actor, way.backend, self.directory, now)
         if call.operation == "GetStreamingEvents":
             return self._stream(session, charged, headers, delay)
-        leave = self.budgets.enter(charged)
+        leave = self.budgets.enter(charged, syncs=call.operation in SYNC_OPERATIONS)
         try:
             body = self._answer(session, charged, way)
         except Failure as failure:

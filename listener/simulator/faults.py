@@ -244,6 +244,14 @@ class SilentSubscription(OrganisationFault, frozen=True, kw_only=True):
     seconds: Seconds = 10.0
 
 
+class SyncStateLost(OrganisationFault, frozen=True, kw_only=True):
+    """The SyncStates of a mailbox (`*`: of any) are worth nothing from now on: they are refused with
+    ErrorInvalidSyncStateData, or, if it is `quiet`, all that is there is told anew as if there were none."""
+
+    mailbox: str = ""
+    quiet: bool = False
+
+
 class MailboxDisabled(OrganisationFault, frozen=True, kw_only=True):
     """A mailbox is gone for `seconds`: its subscriptions end with `code`, which every request about it gets too."""
 

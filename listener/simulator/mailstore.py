@@ -2,15 +2,17 @@
 
 Every method that changes something takes the time (Unix seconds) and returns the events that Exchange would report
 for it, in order. What a later synchronisation needs is kept too: each change has a number that rises within its
-mailbox, items and folders remember the number of their last change, and folders the numbers of what was deleted.
+mailbox, items and folders remember the numbers of their changes, and folders what has left them lately.
 
 Ids have the form that Exchange gives them: base64 of a MAPI entry id behind the mailbox's GUID, 120 characters for
 a folder and 152 for an item. Change keys hold the change number, so no two changes of one object share a key.
 """
 
 from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -65,12 +67,28 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     unread_count: int | None = None
 
 
+TOMBSTONES = 1000
+"""How many of the items that left it a folder remembers, unless another number is given."""
+
+
+class Tombstone(NamedTuple):
+    """What is left of an item in a folder that it left: the number of the change that took it away, and those of
+    its changes while it was there."""
+
+    changed: int
+    history: tuple[int, ...]
+
+
 class Item(msgspec.Struct, kw_only=True, eq=False):
-    """A message, an appointment or a contact. Times are in Unix seconds."""
+    """A message, an appointment or a contact. Times are in Unix seconds. `history` are the numbers of its changes
+    in the folder where it is now, `changed` is the last of them, and `edited` the last that concerned more than the
+    read flag."""
 
     id: str
     counter: int
     changed: int
+    edited: int
+    history: list[int]
     folder: "Folder"
     item_class: str
     subject: str
@@ -81,37 +99,50 @@ class Item(msgspec.Struct, kw_only=True, eq=False):
 
 
 class Folder(msgspec.Struct, kw_only=True, eq=False):
-    """A folder. `items` is in the order of arrival. `deleted` maps the ids of items that left it to the number of
-    the change that took them away."""
+    """A folder. `items` is in the order of arrival; `committed` is when one of them came or changed last (Unix
+    seconds). `reshaped` is the number of the last change of the folder itself, its name or its place, while
+    `changed` counts those of its content too. `deleted` are the latest of the items that left it, by their ids, of
+    `deleted_total`; `forgotten` is the number of the last change that took one away which is not among them."""
 
     id: str
     counter: int
     changed: int
+    reshaped: int
     parent: "Folder | None"
     distinguished: str | None
     name: str
     folder_class: str
     modified: float
+    committed: float
     unread: int = 0
     items: dict[str, Item] = {}
-    deleted: dict[str, int] = {}
+    deleted: dict[str, Tombstone] = {}
+    deleted_total: int = 0
+    forgotten: int = 0
 
 
 class Mailbox:
-    """One mailbox: its folder tree and all that can happen in it. `guid` is its Exchange GUID.
+    """One mailbox: its folder tree and all that can happen in it. `guid` is its Exchange GUID. `sync_epoch` counts
+    how often it has lost its memory of what clients know (sync.py), `resyncs_quietly` says whether they are told.
 
     The tree is built when it is first asked for: thousands of mailboxes may never be touched.
     """
 
-    def __init__(self, address: str, name: str, guid: UUID, born: float) -> None:
+    def __init__(
+        self, address: str, name: str, guid: UUID, born: float, *, tombstones: int = TOMBSTONES
+    ) -> None:
         self.address = address
         self.name = name
         self.guid = guid
         self.changes = 0
-        self.deleted_folders: dict[str, int] = {}
+        self.sync_epoch = 0
+        self.resyncs_quietly = False
         self._born = born
+        self._tombstones = tombstones
         self._counter = 0
         self._replica = UUID(int=guid.int ^ 0x5A5A5A5A).bytes_le
+        self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
+        self._folder_key = b"\x01\0\0\0\x16\0\0\0" + self._replica
         self._id_prefix = b"\x00\x03\x24\x00" + str(guid).encode() + b"\x00"
         self._folders: dict[str, Folder] = {}
         self._distinguished: dict[str, Folder] = {}
@@ -158,11 +189,15 @@ class Mailbox:
         """The items that came last, newest first, at most `count`."""
         return list(islice(_newest(folder), count))
 
+    def folder_id(self, counter: int) -> str:
+        """The id of the folder with this counter, whether it is there or not."""
+        entry = bytes(4) + self._replica + b"\x01\x00" + self._replica + counter.to_bytes(6, "big") + bytes(2)
+        return b64encode(self._id_prefix + b"\x2e\x00" + entry).decode()
+
     def change_key(self, thing: Item | Folder) -> str:
         """The key of its present state."""
-        lead = b"\x09" if isinstance(thing, Item) else b"\x01"
-        key = lead + b"\0\0\0\x16\0\0\0" + self._replica + thing.changed.to_bytes(6, "big")
-        return b64encode(key).decode()
+        lead = self._item_key if isinstance(thing, Item) else self._folder_key
+        return b2a_base64(lead + thing.changed.to_bytes(6, "big"), newline=False).decode()
 
     # -- items -----------------------------------------------------------------------------------------------
 
@@ -187,20 +222,20 @@ class Mailbox:
         """The read flag is set or taken away. Nothing happens if it stood so already."""
         if item.read == read:
             return []
-        self._changed(item, now)
+        self._changed_item(item, now, flag_only=True)
         item.read = read
         item.folder.unread += -1 if read else 1
         return [self._event("ModifiedEvent", item, now), self._touch(item.folder, now)]
 
     def edit(self, item: Item, subject: str, now: float) -> list[Event]:
         """The item's content changes."""
-        self._changed(item, now)
+        self._changed_item(item, now)
         item.subject = subject
         return [self._event("ModifiedEvent", item, now)]
 
     def reschedule(self, item: Item, now: float) -> list[Event]:
         """An appointment moves in time, and with it the owner's free/busy state."""
-        self._changed(item, now)
+        self._changed_item(item, now)
         return [self._event("ModifiedEvent", item, now), self._event("FreeBusyChangedEvent", item, now)]
 
     def move(self, item: Item, target: Folder, now: float) -> list[Event]:
@@ -245,14 +280,14 @@ class Mailbox:
 
     def rename_folder(self, folder: Folder, name: str, now: float) -> list[Event]:
         """The folder is called something else."""
-        self._changed(folder, now)
+        self._reshape(folder, now)
         folder.name = name
         return [self._event("ModifiedEvent", folder, now)]
 
     def move_folder(self, folder: Folder, parent: Folder, now: float) -> list[Event]:
         """The folder, with all in it, goes below another one; its id stays."""
         source, old_key = self._parent(folder), self.change_key(folder)
-        self._changed(folder, now)
+        self._reshape(folder, now)
         folder.parent = parent
         # Parents stand before their children, see `folders`.
         for moved in (folder, *self.below(folder)):
@@ -271,9 +306,13 @@ class Mailbox:
         for gone in (*reversed(self.below(folder)), folder):
             self._changed(gone, now)
             del self._folders[gone.id]
-            self.deleted_folders[gone.id] = gone.changed
             events.append(self._event("DeletedEvent", gone, now))
         return [*events, self._touch(self._parent(folder), now)]
+
+    def lose_sync_states(self, *, quietly: bool) -> None:
+        """What clients hold as SyncState is worth nothing from now on; `quietly` they are not told."""
+        self.sync_epoch += 1
+        self.resyncs_quietly = quietly
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -286,23 +325,17 @@ class Mailbox:
         self, name: str, folder_class: str, parent: Folder | None, distinguished: str | None, now: float
     ) -> Folder:
         self._counter += 1
-        entry = (
-            bytes(4)
-            + self._replica
-            + b"\x01\x00"
-            + self._replica
-            + self._counter.to_bytes(6, "big")
-            + bytes(2)
-        )
         folder = Folder(
-            id=b64encode(self._id_prefix + b"\x2e\x00" + entry).decode(),
+            id=self.folder_id(self._counter),
             counter=self._counter,
             changed=self.changes,
+            reshaped=self.changes,
             parent=parent,
             distinguished=distinguished,
             name=name,
             folder_class=folder_class,
             modified=now,
+            committed=now,
         )
         self._folders[folder.id] = folder
         if distinguished:
@@ -316,6 +349,8 @@ class Mailbox:
             id="",
             counter=0,
             changed=0,
+            edited=0,
+            history=[],
             folder=folder,
             item_class=item_class,
             subject=subject,
@@ -334,19 +369,37 @@ class Mailbox:
         item.id = b64encode(self._id_prefix + b"\x46\x00" + entry).decode()
         item.counter = self._counter
         item.folder = folder
-        self._changed(item, now)
+        item.history = []
+        self._changed_item(item, now)
         folder.items[item.id] = item
         folder.unread += not item.read
 
     def _take(self, item: Item) -> None:
-        del item.folder.items[item.id]
-        item.folder.unread -= not item.read
-        item.folder.deleted[item.id] = self.changes + 1
+        folder = item.folder
+        del folder.items[item.id]
+        folder.unread -= not item.read
+        # A number of its own: an item may come back into the folder by the same move.
+        self.changes += 1
+        folder.deleted[item.id] = Tombstone(self.changes, tuple(item.history))
+        folder.deleted_total += 1
+        if len(folder.deleted) > self._tombstones:
+            folder.forgotten = folder.deleted.pop(next(iter(folder.deleted))).changed
 
     def _changed(self, thing: Item | Folder, now: float) -> None:
         self.changes += 1
         thing.changed = self.changes
         thing.modified = now
+
+    def _changed_item(self, item: Item, now: float, *, flag_only: bool = False) -> None:
+        self._changed(item, now)
+        item.history.append(item.changed)
+        item.folder.committed = now
+        if not flag_only:
+            item.edited = item.changed
+
+    def _reshape(self, folder: Folder, now: float) -> None:
+        self._changed(folder, now)
+        folder.reshaped = folder.changed
 
     def _touch(self, folder: Folder, now: float) -> Event:
         """The event about a folder whose content changed."""

@@ -211,6 +211,8 @@ _HEAVY: Plan = (
     _often(2, "overflow"),
     _often(2, "overflow", quiet=True),
     _often(2, "silent_subscription", seconds=5),
+    _often(2, "sync_state_lost"),
+    _often(1, "sync_state_lost", quiet=True),
     _often(2, "mailbox_disabled", seconds=3),
     _often(1, "mailbox_disabled", seconds=3, code="ErrorAccountDisabled"),
     _often(2, "impersonation_withdrawn", seconds=3),

@@ -30,6 +30,7 @@ TEXTS = {
     "ErrorInvalidRequest": "The request is invalid.",
     "ErrorInvalidServerVersion": "The specified server version is invalid.",
     "ErrorInvalidSubscriptionRequest": "The subscription request is invalid.",
+    "ErrorInvalidSyncStateData": "Synchronization state data is corrupt or otherwise invalid.",
     "ErrorItemNotFound": "The specified object was not found in the store.",
     "ErrorMissedNotificationEvents": "One or more events were missed; the subscription is no longer valid.",
     "ErrorMissingEmailAddress": "When making a request as an account that does not have a mailbox, you must specify "
@@ -40,6 +41,7 @@ TEXTS = {
     "ErrorSubscriptionAccessDenied": "Only the creator of a subscription can use it.",
     "ErrorSubscriptionDelegateAccessNotSupported": "Subscriptions are not supported for delegate user access.",
     "ErrorSubscriptionNotFound": "The subscription has expired, or no such subscription exists on this server.",
+    "ErrorSyncFolderNotFound": "The specified sync folder was not found.",
 }
 
 

@@ -5,6 +5,7 @@ from random import Random
 
 import msgspec
 
+from listener.simulator.mailstore import TOMBSTONES
 from listener.simulator.plans import Plan
 
 
@@ -18,6 +19,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Subscriptions a charged mailbox or account (EWSMaxSubscriptions)."""
     concurrency: int = 27
     """Requests under way, streams apart, a charged mailbox or account (EWSMaxConcurrency)."""
+    sync_calls: int = 5
+    """Those of them that synchronise, a charged mailbox or account (ConcurrentSyncCalls)."""
+    tombstones: int = TOMBSTONES
+    """Deleted items that a folder remembers; a SyncState that would need an older one is refused."""
     ids_per_stream: int = 200
     queued_events: int = 5000
     """Events kept for a subscription that nobody reads; one more and the subscription is lost."""

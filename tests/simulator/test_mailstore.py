@@ -106,7 +106,6 @@ def test_the_life_of_a_folder() -> None:
     gone = mailbox.purge_folder(folder, 1005.0)
     assert told(gone) == ["DeletedEvent folder", "DeletedEvent folder", "ModifiedEvent folder"]
     assert mailbox.below(bin_) == []
-    assert folder.id in mailbox.deleted_folders
 
 
 def test_ids_look_like_those_of_exchange() -> None:

@@ -81,7 +81,19 @@ def test_properties_that_tell_whether_a_folder_changed() -> None:
     assert values() == ["2023-11-14T22:13:22Z", "0"]
     item = next(iter(alice.distinguished("inbox").items.values()))
     alice.purge(item, client.now + 60)
-    assert values() == ["2023-11-14T22:14:20Z", "1"]
+    assert values() == ["2023-11-14T22:13:22Z", "1"]
+    (item,) = alice.latest(alice.distinguished("inbox"), 1)
+    alice.edit(item, "Other", client.now + 120)
+    assert values() == ["2023-11-14T22:15:20Z", "1"]
+    alice.mark(item, client.now + 180, read=True)
+    assert values() == ["2023-11-14T22:16:20Z", "1"]
+    alice.move(item, alice.distinguished("junkemail"), client.now + 240)
+    assert values() == ["2023-11-14T22:16:20Z", "2"]
+    alice.rename_folder(alice.distinguished("inbox"), "In", client.now + 300)
+    alice.create_folder("Projects", alice.distinguished("inbox"), client.now + 300)
+    assert values() == ["2023-11-14T22:16:20Z", "2"]
+    alice.move(item, alice.distinguished("inbox"), client.now + 360)
+    assert values() == ["2023-11-14T22:19:20Z", "2"]
 
 
 def test_each_id_has_its_own_answer() -> None:
