@@ -19,6 +19,15 @@ from listener.ews.items import (
 )
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef
+from listener.ews.sync import (
+    Change,
+    ChangeKind,
+    FolderChange,
+    read_sync_folder_hierarchy,
+    read_sync_folder_items,
+    sync_folder_hierarchy,
+    sync_folder_items,
+)
 from listener.simulator.http import HttpRequest
 from listener.simulator.mailstore import Mailbox
 from tests.simulator.client import Client
@@ -72,6 +81,27 @@ class Anna:
     def items(self, *ids: str) -> dict[str, Item | Failure]:
         request = get_item(ids, properties=ALL_PROPERTIES, version=VERSION, impersonate=self.who)
         return read_get_item(self.post(request), ids)
+
+    def sync(
+        self, state: str | None = None, *, folder: FolderRef = INBOX, size: int = 512
+    ) -> tuple[str, tuple[Change, ...]]:
+        """All changes since the state, `size` at a time, and the new state."""
+        found: tuple[Change, ...] = ()
+        while True:
+            request = sync_folder_items(
+                folder, sync_state=state, max_changes=size, version=VERSION, impersonate=self.who
+            )
+            told = read_sync_folder_items(self.post(request))
+            assert len(told.changes) <= size
+            state, found = told.sync_state, found + told.changes
+            if told.includes_last:
+                return state, found
+
+    def sync_hierarchy(self, state: str | None = None) -> tuple[str, tuple[FolderChange, ...]]:
+        request = sync_folder_hierarchy(sync_state=state, version=VERSION, impersonate=self.who)
+        told = read_sync_folder_hierarchy(self.post(request))
+        assert told.includes_last
+        return told.sync_state, told.changes
 
 
 @pytest.fixture
@@ -182,3 +212,141 @@ def test_every_item_is_found_page_by_page(anna: Anna) -> None:
         seen += [item.item_id for item in page.found]
         position = next_page(page, *position)
     assert set(seen) == set(anna.mailbox.distinguished("inbox").items)
+
+
+def test_items_modified_since(anna: Anna) -> None:
+    start = anna.client.now
+    anna.deliver(5)
+    first, _, third, fourth, fifth = anna.mailbox.distinguished("inbox").items.values()
+    anna.mailbox.mark(first, anna.client.now, read=True)
+    page = anna.find_items(moment(start + 2.9))
+    assert [item.item_id for item in page.found] == [third.id, fourth.id, fifth.id, first.id]
+    assert page.total == 4
+    assert anna.find_items(moment(anna.client.now + 1)) == Page((), None, 0)
+
+
+def test_pages_of_a_folder_that_changes_meanwhile(anna: Anna) -> None:
+    anna.deliver(12)
+    inbox = anna.mailbox.distinguished("inbox")
+    seen: set[str] = set()
+    position: tuple[datetime | None, int] | None = (None, 0)
+    while position is not None:
+        page = anna.find_items(*position, size=4)
+        seen |= {item.item_id for item in page.found}
+        position = next_page(page, *position)
+        if len(inbox.items) > 6:
+            one, other = list(inbox.items.values())[:2]
+            anna.mailbox.purge(one, anna.client.now)
+            anna.mailbox.edit(other, "Changed", anna.client.now)
+            anna.client.pass_(1)
+    assert seen >= set(inbox.items)
+
+
+# --- what changed
+
+
+def kinds(changes: tuple[Change, ...]) -> dict[str, ChangeKind]:
+    assert len({change.item_id for change in changes}) == len(changes)
+    return {change.item_id: change.kind for change in changes}
+
+
+def test_the_first_state_tells_all_there_is(anna: Anna) -> None:
+    anna.deliver(5)
+    state, changes = anna.sync(size=2)
+    items = anna.mailbox.distinguished("inbox").items
+    assert kinds(changes) == dict.fromkeys(items, ChangeKind.CREATE)
+    assert {change.change_key for change in changes} == set(map(anna.mailbox.change_key, items.values()))
+    assert {change.element for change in changes} == {"Message"}
+    _, changes = anna.sync(state)
+    assert changes == ()
+
+
+def test_each_kind_of_change(anna: Anna) -> None:
+    anna.deliver(6)
+    state, _ = anna.sync()
+    untouched, read, edited, purged, moved, gone = anna.mailbox.distinguished("inbox").items.values()
+    purged_id, moved_id, gone_id = purged.id, moved.id, gone.id
+    now = anna.client.now + 1
+    anna.mailbox.mark(read, now, read=True)
+    anna.mailbox.edit(edited, "Dinner?", now)
+    anna.mailbox.purge(purged, now)
+    anna.mailbox.move(moved, anna.mailbox.distinguished("drafts"), now)
+    anna.mailbox.edit(gone, "Never mind", now)
+    anna.mailbox.purge(gone, now)
+    anna.deliver(1)
+    new = list(anna.mailbox.distinguished("inbox").items)[-1]
+    state, changes = anna.sync(state, size=2)
+    assert kinds(changes) == {
+        read.id: ChangeKind.READ_FLAG,
+        edited.id: ChangeKind.UPDATE,
+        purged_id: ChangeKind.DELETE,
+        moved_id: ChangeKind.DELETE,
+        gone_id: ChangeKind.DELETE,
+        new: ChangeKind.CREATE,
+    }
+    assert untouched.id not in kinds(changes)
+    assert [change.is_read for change in changes if change.item_id == read.id] == [True]
+    _, drafts = anna.sync(folder=FolderRef("drafts"))
+    assert kinds(drafts) == {moved.id: ChangeKind.CREATE}
+
+
+def test_properties_come_with_the_changes(anna: Anna) -> None:
+    anna.deliver(1)
+    request = sync_folder_items(INBOX, properties=ALL_PROPERTIES, version=VERSION, impersonate=anna.who)
+    (change,) = read_sync_folder_items(anna.post(request)).changes
+    (item,) = anna.find_items().found
+    assert (change.item_id, change.subject) == (item.item_id, "Mail <0>")
+    assert change.last_modified_time == "2023-11-14T22:13:20Z"
+    assert change.parent_folder_id == anna.mailbox.distinguished("inbox").id
+
+
+def test_a_state_of_no_use(anna: Anna) -> None:
+    for state in ("bm9uc2Vuc2U=", "nonsense"):
+        with pytest.raises(ExchangeError) as caught:
+            anna.sync(state)
+        assert caught.value.failure.verdict is Verdict.RESYNC
+
+
+def test_a_state_that_is_quietly_forgotten(anna: Anna) -> None:
+    anna.deliver(3)
+    state, _ = anna.sync()
+    anna.client.break_("sync_state_lost", mailbox=anna.mailbox.address, quiet=True)
+    _, changes = anna.sync(state)
+    items = anna.mailbox.distinguished("inbox").items
+    assert kinds(changes) == dict.fromkeys(items, ChangeKind.CREATE)
+
+
+def test_ignored_items_do_not_come(anna: Anna) -> None:
+    anna.deliver(3)
+    first, second, third = anna.mailbox.distinguished("inbox").items
+    request = sync_folder_items(INBOX, ignore=[second], version=VERSION, impersonate=anna.who)
+    changes = read_sync_folder_items(anna.post(request)).changes
+    assert set(kinds(changes)) == {first, third}
+
+
+def test_changes_of_the_hierarchy(anna: Anna) -> None:
+    state, changes = anna.sync_hierarchy()
+    assert {change.kind for change in changes} == {ChangeKind.CREATE}
+    ids = {folder.id for folder in anna.mailbox.folders.values() if folder.distinguished != "root"}
+    assert {change.folder_id for change in changes} <= ids
+    assert anna.mailbox.distinguished("inbox").id in {change.folder_id for change in changes}
+
+    top = anna.mailbox.distinguished("msgfolderroot")
+    now = anna.client.now + 1
+    anna.mailbox.create_folder("Offers", top, now)
+    anna.mailbox.create_folder("Orders", top, now)
+    offers, orders = list(anna.mailbox.folders.values())[-2:]
+    state, changes = anna.sync_hierarchy(state)
+    assert {(change.kind, change.display_name, change.folder_id) for change in changes} >= {
+        (ChangeKind.CREATE, "Offers", offers.id),
+        (ChangeKind.CREATE, "Orders", orders.id),
+    }
+
+    anna.mailbox.rename_folder(offers, "Old offers", now + 1)
+    anna.mailbox.purge_folder(orders, now + 1)
+    state, changes = anna.sync_hierarchy(state)
+    assert {(change.kind, change.display_name, change.folder_id) for change in changes} >= {
+        (ChangeKind.UPDATE, "Old offers", offers.id),
+        (ChangeKind.DELETE, None, orders.id),
+    }
+    assert anna.sync_hierarchy(state)[1] == ()
