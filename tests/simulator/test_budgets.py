@@ -28,3 +28,19 @@ def test_streams_are_counted_apart_from_requests() -> None:
     end()
     assert budgets.charges() == {}
     budgets.hang("alice")
+
+
+def test_synchronising_is_counted_among_the_requests_and_apart() -> None:
+    budgets = Budgets(Limits(concurrency=3, sync_calls=1))
+    leave = budgets.enter("alice", syncs=True)
+    with pytest.raises(Failure) as refused:
+        budgets.enter("alice", syncs=True)
+    assert (refused.value.code, refused.value.fault) == ("ErrorServerBusy", True)
+    assert budgets.running == 1, "what is refused is not charged"
+    budgets.enter("bob", syncs=True)
+    budgets.enter("alice")
+    budgets.enter("alice")
+    with pytest.raises(Failure, match="ErrorExceededConnectionCount"):
+        budgets.enter("alice", syncs=True)
+    leave()
+    budgets.enter("alice", syncs=True)

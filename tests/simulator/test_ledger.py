@@ -1,9 +1,13 @@
 import json
 from pathlib import Path
+from random import Random
 from uuid import UUID
 
+import pytest
+
 from listener.simulator.ledger import Ledger
-from listener.simulator.mailstore import Mailbox
+from listener.simulator.mailstore import KINDS, Folder, Item, Mailbox
+from listener.simulator.traffic import make
 
 
 def test_one_line_a_change(tmp_path: Path) -> None:
@@ -36,3 +40,21 @@ def test_without_a_file_it_counts() -> None:
         for event in mailbox.deliver("Hello", "bob@fabrikam.example", 1.0):
             ledger.enter(event)
         assert ledger.count == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_catch_up_is_judged_by_is_in_every_line(kind: str) -> None:
+    mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=1), 0.0)
+    lines = [Ledger(None).enter(event) for event in make(mailbox, kind, Random(1), 1.0)]
+    assert any(line.kind == kind for line in lines)
+    # A key tells states of a thing apart, and is what the server says of its last state.
+    keys = {line.item_id or line.folder_id: line.change_key for line in lines}
+    things: list[Item | Folder] = list(mailbox.folders.values())
+    things += [item for folder in mailbox.folders.values() for item in folder.items.values()]
+    for thing in things:
+        assert keys.get(thing.id) in (None, mailbox.change_key(thing))
+    for line in lines:
+        assert line.change_key
+        assert line.parent_folder_id
+        assert (line.item_id is None) != (line.folder_id is None)
+        assert (line.old_id is not None) == (line.kind in ("MovedEvent", "CopiedEvent"))
