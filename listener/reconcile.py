@@ -1,0 +1,496 @@
+"""Compares one mailbox with what is known of it, and tells what no stream told.
+
+One FindFolder tells which folders changed. Of those, SyncFolderItems tells the changes since the saved SyncState;
+where there is none yet, FindItem tells what was modified since, and what that cannot see is said in `unseen`. What is
+found waits for some seconds, because a stream may be a moment late; what is still untold then is kept together with
+the new states. So a crash repeats events, and drops none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from listener.differences import (
+    Context,
+    Delivered,
+    Differences,
+    Notes,
+    Record,
+    compare,
+    folder_events,
+    is_new,
+    item_events,
+    moment,
+    most_created,
+)
+from listener.errors import ExchangeError
+from listener.event import MailboxEvent
+from listener.ews.codes import Failure, Verdict
+from listener.ews.folders import Folder, find_folder, get_folder, read_find_folder, read_get_folder
+from listener.ews.items import Item, ItemProperty, find_item, next_page, read_find_item
+from listener.ews.soap import Impersonation
+from listener.ews.subscription import FolderRef
+from listener.ews.sync import Change, ChangeKind, ItemChanges, read_sync_folder_items, sync_folder_items
+
+T = TypeVar("T")
+
+
+class Caller(Protocol):
+    """Posts a SOAP request (listener.exchange.client.ExchangeClient does)."""
+
+    async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], T]) -> T: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How to ask about one mailbox: through its group's client, with the group's headers, in the mailbox's name."""
+
+    client: Caller
+    headers: Mapping[str, str]
+    version: str
+    impersonate: Impersonation | None
+
+    async def ask(
+        self, request: Callable[..., bytes], read: Callable[[bytes], T], *what: object, **how: Any
+    ) -> T:
+        """Builds a request, posts it, and reads the answer. Raises ExchangeError."""
+        body = request(*what, **how, version=self.version, impersonate=self.impersonate)
+        return await self.client.call(body, self.headers, read)
+
+
+class States(Protocol):
+    """Where events go and what is known of mailboxes is kept: by mailbox, then by a key, as bytes."""
+
+    async def load(self, mailbox: str, /) -> Mapping[str, bytes]: ...
+
+    async def save(
+        self, mailbox: str, events: Sequence[MailboxEvent], changes: Mapping[str, bytes | None], /
+    ) -> None:
+        """Returns when the events are on their way to the handlers for good, and then the changes are made too
+        (None removes). A crash may undo the changes, but not only the events."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wants:
+    """What the subscription asks for: `folders` None means all, `kinds` are last words of event types."""
+
+    folders: tuple[FolderRef, ...] | None
+    kinds: frozenset[str]
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a mailbox as a whole: the ids of the top folder and the inbox, and when (Unix seconds) it was
+    last compared."""
+
+    top: str
+    inbox: str
+    compared: float
+
+
+async def load_known(states: States, mailbox: str) -> tuple[Known | None, dict[str, Record]]:
+    """What is known of a mailbox, and of its folders by id: nothing until it was compared once to the end."""
+    kept = await states.load(mailbox)
+    if WHOLE not in kept:
+        return None, {}
+    records = {key: _DECODE_RECORD(value) for key, value in kept.items() if key != WHOLE}
+    return _DECODE_KNOWN(kept[WHOLE]), records
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """One comparison of one mailbox. `cutoff` is for folders of which nothing is known, or nothing old enough: when
+    the gap began (None: nothing was ever known, so nothing can be missing).
+
+    `trusting`: a sweep, with a stream open all the time. `distrusted` are folders whose states are younger than the
+    gap. `stubborn`: folders that cannot be read are passed over. Afterwards `found` counts the events that were told,
+    and `missed` the changes that a trusted stream should have told; `unseen` are the names of folders in which what
+    was deleted could not be seen, `unread` those that could not be read at all.
+    """
+
+    mailbox: str
+    way: Way
+    wants: Wants
+    states: States
+    delivered: Delivered
+    now: Callable[[], datetime]
+    grace: float
+    cutoff: datetime | None = None
+    trusting: bool = False
+    distrusted: Callable[[str], bool] = lambda _folder: False
+    stubborn: bool = False
+    found: int = 0
+    missed: int = 0
+    folders: int = 0
+    requests: int = 0
+    unseen: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    _inbox: str = ""
+    _notes: Notes = field(default_factory=Notes)
+    _pending: list[tuple[Change, Context]] = field(default_factory=list)
+    _records: dict[str, Record | None] = field(default_factory=dict)
+
+    async def run(self, known: Known | None, records: Mapping[str, Record]) -> None:
+        """Compares with this knowledge, and replaces it. Raises ExchangeError; what was told by then is kept."""
+        self.delivered.begin(self.mailbox)
+        self._notes = self.delivered.of(self.mailbox)
+        known, now = await self._survey(known)
+        self._inbox = known.inbox
+        if not records and self.cutoff is None:
+            self._records = {
+                id_: Record(folder=folder, settled=self._is_settled(None, folder))
+                for id_, folder in now.items()
+            }
+        else:
+            await self._compare(records, now)
+        known = msgspec.structs.replace(known, compared=self.now().timestamp())
+        await self.states.save(self.mailbox, (), _encoded(self._records) | {WHOLE: _ENCODE(known)})
+        self.delivered.done(self.mailbox)
+
+    async def _compare(self, records: Mapping[str, Record], now: Mapping[str, Folder]) -> None:
+        # Without records all folders are new to us, not to the mailbox.
+        known = records or {id_: Record(folder=folder) for id_, folder in now.items()}
+        differences = compare(known, now)
+        await self._tell_folders(differences, {"created", "moved"})
+        for folder in differences.created:
+            if self.trusting and self._notes.has("came", folder.folder_id):
+                # A copy of a folder is told as one event, without its items.
+                self._records[folder.folder_id] = Record(folder=folder)
+            else:
+                await self._look(folder, None)
+        for id_ in now:  # in the server's order
+            if id_ in differences.touched:
+                await self._look(now[id_], known[id_], fresh=not records)
+        await self._flush()
+        await self._tell_folders(differences, {"modified", "deleted"})
+        self._records |= {folder.folder_id: None for folder in differences.deleted}
+
+    # --- folders
+
+    async def _survey(self, known: Known | None) -> tuple[Known, dict[str, Folder]]:
+        """All folders that matter, by id. Search folders show items of others."""
+        refs = self.wants.folders
+        if refs is not None:
+            asked = (INBOX, *(ref for ref in refs if ref != INBOX))
+            folders = await self._get_folders(asked)
+            inbox = folders.get(INBOX)
+            known = Known(top="", inbox="" if inbox is None else inbox.folder_id, compared=0)
+            return known, {f.folder_id: f for ref, f in folders.items() if ref in refs}
+        if known is None:
+            homes = await self._get_folders((TOP, INBOX))
+            if TOP not in homes:
+                raise ExchangeError(Failure(code="UnexpectedReply", text="a mailbox without msgfolderroot"))
+            inbox = homes.get(INBOX)
+            known = Known(
+                top=homes[TOP].folder_id, inbox="" if inbox is None else inbox.folder_id, compared=0
+            )
+        found = await self._find_folders()
+        return known, {f.folder_id: f for f in _below(known.top, found) if f.element != "SearchFolder"}
+
+    async def _get_folders(self, refs: tuple[FolderRef, ...]) -> dict[FolderRef, Folder]:
+        told = await self._ask(get_folder, lambda content: read_get_folder(content, refs), refs)
+        for failure in told.values():
+            # Those that are gone are left out; that one cannot be told does not mean that it is gone.
+            if isinstance(failure, Failure) and failure.code not in GONE:
+                raise ExchangeError(failure)
+        return {ref: folder for ref, folder in told.items() if isinstance(folder, Folder)}
+
+    async def _find_folders(self) -> dict[str, Folder]:
+        for _ in range(SURVEYS):
+            found: dict[str, Folder] = {}
+            offset: int | None = 0
+            while offset is not None:
+                start = offset
+                read = partial(read_find_folder, offset=start)
+                page = await self._ask(find_folder, read, ROOT, offset=start)
+                found |= {folder.folder_id: folder for folder in page.found}
+                offset = page.next_offset
+            # A folder that went between two pages moves another one past the offset.
+            if start == 0 or page.total is None or len(found) == page.total:
+                return found
+        raise ExchangeError(Failure(code="UnexpectedReply", text="the folders changed while they were told"))
+
+    async def _tell_folders(self, differences: Differences, words: set[str]) -> None:
+        kinds = self.wants.kinds & words
+        # Once something was found, or forgotten by us, the stream is trusted no more.
+        trusting = self._context().trusting and not self.found
+
+        def untold() -> list[MailboxEvent]:
+            return folder_events(differences, self._context(kinds=kinds, trusting=trusting), self._notes)
+
+        if untold():
+            await trio.sleep(self.grace)
+            events = untold()
+            self.missed += sum(trusting and not event.type.endswith("modified") for event in events)
+            await self._tell(events, {})
+
+    # --- items
+
+    async def _look(self, folder: Folder, record: Record | None, *, fresh: bool = False) -> None:
+        """Tells what changed in a folder. `record` None: it is new, and all in it; `fresh`: nothing was known."""
+        settled = self._is_settled(record, folder)
+        about = self._context(folder=folder, cutoff=self._cutoff(record, fresh=fresh))
+        old = fresh or (record is not None and self.distrusted(folder.folder_id))
+        try:
+            if old or (record is not None and not record.complete):
+                if self.trusting:
+                    return  # nothing to compare with yet
+                await self._find(about)
+                self._say_unseen(folder, None if old else record)
+                record = Record(folder=folder) if record is None else record
+                self._records[folder.folder_id] = msgspec.structs.replace(
+                    record, folder=folder, settled=settled
+                )
+            else:
+                await self._sync(about, record, settled=settled)
+            self.folders += 1
+        except ExchangeError as error:
+            code, verdict = error.failure.code, error.failure.verdict
+            if code in GONE:
+                return  # the next comparison will say so
+            if verdict is not Verdict.PARK and not (self.stubborn and verdict is Verdict.RETRY):
+                raise
+            self.unread.append(f"{folder.display_name or folder.folder_id} ({code})")
+
+    def _is_settled(self, record: Record | None, folder: Folder) -> bool:
+        """Whether a change that is not known yet would show: times are of whole seconds, so not within the same."""
+        if record is not None and record.folder == folder:
+            return True
+        committed = moment(folder.commit_time_max)
+        return committed is not None and committed < self.now() - SKEW
+
+    def _cutoff(self, record: Record | None, *, fresh: bool) -> datetime | None:
+        """From when on changes in a folder are wanted: by the server's own clock where it has told one."""
+        if record is None or fresh or self.distrusted(record.folder.folder_id):
+            return self.cutoff
+        return moment(record.folder.commit_time_max) or self.cutoff
+
+    async def _sync(self, about: Context, record: Record | None, *, settled: bool) -> None:
+        assert about.folder is not None
+        folder, created, full = about.folder, 0, False
+        most = None if record is None else most_created(record.folder, folder)
+        state = None if record is None else record.sync_state
+        held: list[Change] = []
+        while True:
+            try:
+                self.requests += 1
+                page = await next_changes(self.way, folder, state, SYNCED)
+            except ExchangeError as error:
+                if record is None or error.failure.verdict is not Verdict.RESYNC:
+                    raise
+                await self._find(about)
+                self._say_unseen(folder, record)
+                self._records[folder.folder_id] = Record(folder=folder)
+                return
+            state = page.sync_state
+            created += sum(change.kind is ChangeKind.CREATE for change in page.changes)
+            full = full or (most is not None and created > most + SLACK)
+            for change in page.changes:
+                # What is older than the state: moved here, or the server took the state for none.
+                old = (
+                    change.kind is ChangeKind.CREATE and record is not None and _is_old(change, about.cutoff)
+                )
+                if old and not full:
+                    held.append(change)
+                elif not old:
+                    self._add(_as_found(change, about) if full else change, about)
+            if page.includes_last:
+                break
+            if len(self._pending) >= MANY:
+                if record is not None and not held and not full:
+                    self._records[folder.folder_id] = msgspec.structs.replace(record, sync_state=state)
+                await self._flush()
+        for change in () if full else held:
+            self._add(change, about)
+        if full:
+            self._say_unseen(folder, record)
+        self._records[folder.folder_id] = Record(
+            folder=folder, sync_state=state, complete=True, settled=settled
+        )
+
+    async def _find(self, about: Context) -> None:
+        """Tells the items that were modified since the cutoff. Those that are gone it cannot see."""
+        folder = about.folder
+        if folder is None or about.cutoff is None or _is_older(folder, about.cutoff):
+            return
+        about = replace(about, trusting=False)  # what is found like this may have been told long ago
+        ref = FolderRef(folder_id=folder.folder_id)
+        following: tuple[datetime | None, int] | None = (about.cutoff, 0)
+        while following is not None:
+            since, start = following
+            read, created = partial(read_find_item, offset=start), (ItemProperty.DATE_TIME_CREATED,)
+            page = await self._ask(find_item, read, ref, since=since, offset=start, properties=created)
+            for item in page.found:
+                self._add(_as_found(item, about), about)
+            following = next_page(page, since, start)
+            if len(self._pending) >= MANY:
+                await self._flush()
+
+    def _say_unseen(self, folder: Folder, record: Record | None) -> None:
+        """Unless the server's count shows that nothing was deleted."""
+        before = None if record is None else record.folder.deleted_count_total
+        if not self.trusting and (before is None or before != folder.deleted_count_total):
+            self.unseen.append(folder.display_name or folder.folder_id)
+
+    # --- telling
+
+    def _context(
+        self,
+        *,
+        kinds: frozenset[str] | None = None,
+        trusting: bool = True,
+        folder: Folder | None = None,
+        cutoff: datetime | None = None,
+    ) -> Context:
+        return Context(
+            mailbox=self.mailbox,
+            kinds=self.wants.kinds if kinds is None else kinds,
+            time=f"{self.now():%Y-%m-%dT%H:%M:%SZ}",
+            trusting=trusting and self.trusting and not self._notes.forgetful,
+            folder=folder,
+            is_inbox=folder is not None and folder.folder_id == self._inbox,
+            cutoff=cutoff,
+        )
+
+    def _add(self, change: Change, about: Context) -> None:
+        if item_events(change, about, self._notes):
+            self._pending.append((change, about))
+
+    async def _flush(self) -> None:
+        """Tells what is still untold after the grace, and keeps the states that this leads to."""
+        events: list[MailboxEvent] = []
+        if self._pending:
+            await trio.sleep(self.grace)
+            for change, about in self._pending:
+                if untold := item_events(change, about, self._notes):
+                    events += untold
+                    self.missed += about.trusting
+            self._pending.clear()
+        records, self._records = self._records, {}
+        if events or records:
+            await self._tell(events, _encoded(records))
+
+    async def _tell(self, events: list[MailboxEvent], changes: dict[str, bytes | None]) -> None:
+        await self.states.save(self.mailbox, events, changes)
+        self.delivered.note(events)
+        self.found += len(events)
+
+    async def _ask(
+        self, request: Callable[..., bytes], read: Callable[[bytes], T], *what: object, **how: Any
+    ) -> T:
+        self.requests += 1
+        return await self.way.ask(request, read, *what, **how)
+
+
+async def next_changes(
+    way: Way, folder: Folder, state: str | None, properties: Iterable[ItemProperty] = ()
+) -> ItemChanges:
+    """A page of a folder's changes since a state. Raises ExchangeError."""
+    ref = FolderRef(folder_id=folder.folder_id)
+    page = await way.ask(
+        sync_folder_items, read_sync_folder_items, ref, sync_state=state, properties=properties
+    )
+    if not page.includes_last and not page.changes and page.sync_state == state:
+        raise ExchangeError(Failure(code="UnexpectedReply", text="a SyncFolderItems that does not go on"))
+    return page
+
+
+async def build_page(way: Way, states: States, mailbox: str, skip: Container[str]) -> tuple[str, bool] | None:
+    """Fetches one page of the first state that is not complete, and keeps it; what it tells is of no interest.
+
+    Folders whose ids are in `skip` are passed over. Returns the folder's id and whether its state is complete now;
+    None if there is nothing left to do. Raises FolderError.
+    """
+    _, records = await load_known(states, mailbox)
+    todo = ((id_, record) for id_, record in records.items() if not record.complete and id_ not in skip)
+    id_, record = next(todo, (None, None))
+    if id_ is None or record is None:
+        return None
+    try:
+        page = await next_changes(way, record.folder, record.sync_state)
+    except ExchangeError as error:
+        if error.failure.verdict is not Verdict.RESYNC or record.sync_state is None:
+            raise FolderError(id_, error.failure) from error
+        page = ItemChanges(sync_state="", includes_last=False)  # begin anew
+    state = page.sync_state or None
+    record = msgspec.structs.replace(record, sync_state=state, complete=page.includes_last)
+    await states.save(mailbox, (), {id_: _ENCODE(record)})
+    return id_, record.complete
+
+
+class FolderError(ExchangeError):
+    """A request about one folder came to nothing."""
+
+    def __init__(self, folder_id: str, failure: Failure) -> None:
+        self.folder_id = folder_id
+        super().__init__(failure)
+
+
+def _encoded(records: Mapping[str, Record | None]) -> dict[str, bytes | None]:
+    return {id_: None if record is None else _ENCODE(record) for id_, record in records.items()}
+
+
+def _below(top: str, folders: Mapping[str, Folder]) -> list[Folder]:
+    """A folder and those at any depth below it."""
+    inside = {top: True}
+
+    def is_inside(id_: str | None) -> bool:
+        path = []
+        while id_ is not None and id_ not in inside and id_ in folders and id_ not in path:
+            path.append(id_)
+            id_ = folders[id_].parent_folder_id
+        answer = inside.get(id_ or "", False)
+        inside.update(dict.fromkeys(path, answer))
+        return answer
+
+    return [folder for id_, folder in folders.items() if is_inside(id_)]
+
+
+def _as_found(item: Item, about: Context) -> Change:
+    """An item as a change, of which only its times tell whether it is new."""
+    change = Change(
+        kind=ChangeKind.UPDATE,
+        item_id=item.item_id,
+        change_key=item.change_key,
+        date_time_created=item.date_time_created,
+    )
+    return msgspec.structs.replace(change, kind=ChangeKind.CREATE) if is_new(change, about.cutoff) else change
+
+
+def _is_old(change: Change, cutoff: datetime | None) -> bool:
+    modified = moment(change.last_modified_time)
+    return modified is not None and cutoff is not None and modified < cutoff
+
+
+def _is_older(folder: Folder, cutoff: datetime) -> bool:
+    """Whether nothing came or was changed in it since then."""
+    committed = moment(folder.commit_time_max)
+    return committed is not None and committed < cutoff
+
+
+WHOLE = ""
+ROOT, TOP, INBOX = FolderRef("root"), FolderRef("msgfolderroot"), FolderRef("inbox")
+GONE = frozenset(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"))
+SYNCED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.LAST_MODIFIED_TIME)
+
+# How often folders are asked for if they change between two pages.
+SURVEYS = 3
+
+# Items that may come between the survey and the SyncFolderItems without the latter being taken for a full one.
+SLACK = 20
+
+# Changes that are held in memory at most, give or take a page.
+MANY = 5000
+
+# How far the clocks of server and listener may differ.
+SKEW = timedelta(minutes=5)
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODE_RECORD = msgspec.msgpack.Decoder(Record).decode
+_DECODE_KNOWN = msgspec.msgpack.Decoder(Known).decode
