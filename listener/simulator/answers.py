@@ -54,11 +54,9 @@ def response_code(fault: faults.ResponseCode, operation: str, ids: list[str]) ->
         return Reply(fault.status, replies.fault(failure))
     if fault.place == "faultcode":
         return Reply(fault.status, replies.fault(failure, detail=False))
-    content = ""
+    content = replies.ERROR_CONTENT.get(operation, "")
     if operation == "GetStreamingEvents" and fault.ids != "none":
         content = replies.error_subscription_ids(ids[:1] if fault.ids == "one" else ids)
-    elif operation in ("GetItem", "FindFolder", "GetFolder"):
-        content = {"GetItem": "<m:Items/>", "GetFolder": "<m:Folders/>"}.get(operation, "")
     message = replies.error(operation, failure, content)
     return Reply(200, replies.envelope(replies.response(operation, [message])))
 

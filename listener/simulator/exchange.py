@@ -202,7 +202,7 @@ class Exchange:
         except Failure as failure:
             if failure.fault:
                 return Reply(500, replies.fault(failure), headers, delay=delay, finish=leave)
-            content = "<m:Items/>" if call.operation == "GetItem" else ""
+            content = replies.ERROR_CONTENT.get(call.operation, "")
             body = replies.response(call.operation, [replies.error(call.operation, failure, content)])
         else:
             if call.operation == "Subscribe" and way.affinity:

@@ -11,7 +11,7 @@ from lxml import etree
 
 from listener.simulator import sync
 from listener.simulator.mailstore import Folder, Mailbox
-from listener.simulator.replies import Failure, error, response, success
+from listener.simulator.replies import ERROR_CONTENT, Failure, error, response, success
 from listener.simulator.requests import M
 from listener.simulator.search import ordered, page, refuse_restriction, restricted
 from listener.simulator.session import Session, decode_id, find_folder, find_item
@@ -70,7 +70,7 @@ def get_item(session: Session) -> str:
         return f"<m:Items>{item_element(mailbox, item, shape)}</m:Items>"
 
     elements = session.call.element.iterfind(f"{M}ItemIds/*")
-    return response("GetItem", _each("GetItem", elements, one, on_error="<m:Items/>"))
+    return response("GetItem", _each("GetItem", elements, one))
 
 
 def convert_id(session: Session) -> str:
@@ -190,7 +190,6 @@ def _each(
     operation: str,
     elements: Iterator[etree._Element],
     one: Callable[[etree._Element], str],
-    on_error: str = "",
 ) -> Iterator[str]:
     """One response message for each element; a failure stays with its own. Failure: a fault ends it all."""
     for element in elements:
@@ -199,6 +198,6 @@ def _each(
         except Failure as failure:
             if failure.fault:
                 raise
-            yield error(operation, failure, on_error)
+            yield error(operation, failure, ERROR_CONTENT.get(operation, ""))
         else:
             yield success(operation, content)

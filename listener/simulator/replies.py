@@ -44,6 +44,14 @@ TEXTS = {
     "ErrorSyncFolderNotFound": "The specified sync folder was not found.",
 }
 
+ERROR_CONTENT = {
+    "GetFolder": "<m:Folders/>",
+    "GetItem": "<m:Items/>",
+    "SyncFolderItems": "<m:SyncState/><m:IncludesLastItemInRange>true</m:IncludesLastItemInRange>",
+    "SyncFolderHierarchy": "<m:SyncState/><m:IncludesLastFolderInRange>true</m:IncludesLastFolderInRange>",
+}
+"""What a response message holds beside its error, by operation."""
+
 
 class Prefixes(NamedTuple):
     """Namespace prefixes of the messages and of the types."""
