@@ -1,12 +1,15 @@
 """The composition root: builds everything from the configuration, in one nursery, and ends it in order.
 
-Start: handlers, then groups. End: groups (they unsubscribe), then what is queued for the handlers, then these.
+Start: journal, handlers, groups. End: groups (they unsubscribe), then what is in the journal for the handlers, then
+these, then the journal.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -24,10 +27,14 @@ from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
+from listener.journal import Journal, Retention, sqlite
 from listener.roster import Roster
+from listener.service import control
 from listener.supervisor import GroupRunner, Registry, Wish
 
 log = structlog.get_logger()
+
+OpenJournal = Callable[[], AbstractAsyncContextManager[Journal]]
 
 
 class Daemon:
@@ -36,8 +43,14 @@ class Daemon:
     `roster` and `delivery` are for whoever watches it.
     """
 
-    def __init__(self, config: Config, sources: Sequence[Source]) -> None:
+    def __init__(
+        self, config: Config, sources: Sequence[Source], open_journal: OpenJournal | None = None
+    ) -> None:
         self.config = config
+        self._durable = open_journal is None
+        self._open_journal = open_journal or partial(
+            sqlite.open_journal, config.state_directory, keep=retention(config)
+        )
         self.access = access(config)
         self.wish = wish(config)
         self.policy = policy(config)
@@ -62,17 +75,19 @@ class Daemon:
     async def run(self, stop: trio.Event) -> None:
         """Listens until `stop` is set, and then ends in order.
 
-        Raises ConfigError when a handler cannot be opened.
+        Raises ConfigError when the journal or a handler cannot be opened.
         """
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
-        async with trio.open_nursery() as handlers:
-            if await self._open_handlers(handlers, stop):
+        async with self._open_journal() as journal, trio.open_nursery() as handlers:
+            if await self._open_handlers(handlers, journal, stop):
+                if self._durable:
+                    await handlers.start(control.serve, self.config.state_directory, journal)
                 await self._listen(stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         log.info("listener.stopped")
 
-    async def _open_handlers(self, handlers: trio.Nursery, stop: trio.Event) -> bool:
+    async def _open_handlers(self, handlers: trio.Nursery, journal: Journal, stop: trio.Event) -> bool:
         """Whether all handlers were opened before `stop` was set."""
         opened = False
         async with trio.open_nursery() as opening:
@@ -82,7 +97,7 @@ class Daemon:
                 opening.cancel_scope.cancel()
 
             opening.start_soon(give_up)
-            await handlers.start(self.delivery.run)
+            await handlers.start(self.delivery.run, journal)
             opened = True
             opening.cancel_scope.cancel()
         return opened
@@ -172,6 +187,7 @@ def policy(config: Config) -> Policy:
     return Policy(
         backoff=Backoff(backoff.first, backoff.factor, backoff.cap),
         parked=Backoff(backoff.parked_first, backoff.factor, backoff.parked_cap),
+        flapping=Backoff(backoff.first, 2.0, min(backoff.cap, 15.0)),
     )
 
 
@@ -180,7 +196,18 @@ def patience(config: Config, handler: str) -> Patience:
     own = config.handlers.get(handler)
     delivery = config.delivery if own is None else own.delivery(config.delivery)
     retry = Backoff(first=delivery.retry_first, factor=2.0, cap=delivery.retry_cap)
-    return Patience(queue=delivery.queue, timeout=delivery.timeout, attempts=delivery.attempts, retry=retry)
+    return Patience(
+        queue=delivery.queue,
+        concurrency=delivery.concurrency,
+        timeout=delivery.timeout,
+        attempts=delivery.attempts,
+        retry=retry,
+    )
+
+
+def retention(config: Config) -> Retention:
+    """How much is kept, from [journal]."""
+    return Retention(age=config.journal.age, size=config.journal.size)
 
 
 def placements(config: Config) -> tuple[tuple[Placement, ...], tuple[str, ...]]:

@@ -1,16 +1,18 @@
-"""Hands events to handlers. Each has a queue and a task of its own: one that raises, hangs or lags harms no other.
+"""Hands what is in the journal to the handlers. One that raises, hangs or lags harms no other.
 
-A handler gets one event at a time, in the order in which they came. An event leaves the queue when the handler has
-returned, has rejected it, or has failed with it as often as the configuration allows. Queues are bounded and live
-in memory: what does not fit is not delivered to that handler, and the log says how much.
+Each handler has a way of its own through the journal and is fed from it: events of one mailbox in their order, those
+of different mailboxes independently. An event is done with when the handler has returned; when it failed as often as
+the configuration allows, or was rejected, it goes to the dead letters. Until then it stays in the journal, whatever
+happens to this process. Only so many events as `Patience.queue` says are in memory for a handler.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import itertools
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 import trio
@@ -18,16 +20,22 @@ import trio
 from listener.backoff import Backoff
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
-from listener.handler import Handler, HandlerContext, Reject, Retry
+from listener.handler import BatchHandler, Handler, HandlerContext, Reject, Retry
+from listener.journal import Entry, Journal, Reader
+from listener.turns import Turns
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How much a handler may try ours: events that wait, seconds a call, tries an event, waits between them."""
+    """How much a handler may try ours: events in memory, calls side by side, seconds a call, tries an event, waits
+    between them."""
 
     queue: int = 10_000
+    concurrency: int = 1
     timeout: float = 30.0
     attempts: int = 5
     retry: Backoff = Backoff(first=1.0, factor=2.0, cap=60.0)
@@ -52,69 +60,46 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class Lane:
-    """One handler, its queue and its task."""
+    """One handler, its way through the journal and its tasks."""
 
     source: Source
     patience: Patience
     delivered: int = 0
-    overflowed: int = 0
     given_up: int = 0
-    _queue: deque[MailboxEvent] = field(default_factory=deque)
-    _more: trio.Event = field(default_factory=trio.Event)
-    _idle: trio.Event = field(default_factory=trio.Event)
+    _turns: Turns = field(default_factory=Turns)
+    _reader: Reader | None = None
+    _change: trio.Event = field(default_factory=trio.Event)
+    _finishing: trio.Event = field(default_factory=trio.Event)
     _ended: trio.Event = field(default_factory=trio.Event)
     _pause: trio.CancelScope = field(default_factory=trio.CancelScope)
-    _finishing: trio.Event = field(default_factory=trio.Event)
-    _overflowing: bool = False
 
     @property
-    def waiting(self) -> int:
-        """Events that the handler has not finished with."""
-        return len(self._queue)
+    def behind(self) -> int:
+        """Events in the journal that the handler has not finished with, at most."""
+        return 0 if self._reader is None else self._reader.behind
 
-    def offer(self, batch: Sequence[MailboxEvent]) -> None:
-        """Queues those of the batch that the handler wants."""
-        matches = self.source.accepts.matches
-        wanted = [event for event in batch if matches(event)]
-        if not wanted:
-            return
-        room = self.patience.queue - len(self._queue)
-        self._queue.extend(wanted[:room])
-        self._more.set()
-        if len(wanted) > room:
-            self.overflowed += len(wanted) - room
-            if not self._overflowing:
-                self._overflowing = True
-                log.error("handler.overflow", handler=self.source.name, queue=self.patience.queue)
-        elif self._overflowing:
-            self._overflowing = False
-            log.warning("handler.overflow_ended", handler=self.source.name, not_delivered=self.overflowed)
+    def _is_finished(self) -> bool:
+        """Whether finish() was called and nothing is left to do."""
+        return self._finishing.is_set() and not self._turns and not self.behind
 
-    async def finish(self) -> None:
-        """Returns when the queue is empty and the handler has been closed; run() is over by then."""
-        while self._queue:
-            self._idle = trio.Event()
-            await self._idle.wait()
-        self._finishing.set()
-        self._more.set()
-        self._pause.cancel()
-        await self._ended.wait()
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, journal: Journal, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Opens the handler and feeds it until finish(); a handler whose context breaks is opened again.
 
         Raises ConfigError if it cannot be opened the first time.
         """
         name, started, failures = self.source.name, False, 0
-        while not self._finishing.is_set():
+        self._reader = await journal.reader(name, self.source.accepts.matches)
+        while not self._is_finished():
             delivered = self.delivered
             try:
                 async with self.source.open() as handler:
-                    log.info("handler.started", handler=name)
+                    log.info("handler.started", handler=name, behind=self.behind)
                     if not started:
                         started = True
                         task_status.started()
-                    await self._feed(handler)
+                    await self._feed(handler, self._reader)
             except Exception as error:  # the fence: a plugin's trouble is its own
                 if not started:
                     why = f"could not be opened: {_describe(error)}"
@@ -122,7 +107,7 @@ class Lane:
                 failures = 1 if self.delivered > delivered else failures + 1
                 log.error("handler.broken", handler=name, failures=failures, exc_info=error)
             else:
-                if self._finishing.is_set():
+                if self._is_finished():
                     break
                 failures += 1
                 log.error("handler.broken", handler=name, failures=failures)
@@ -130,72 +115,175 @@ class Lane:
                 await trio.sleep(self.patience.retry.longest(failures))
         self._ended.set()
 
-    async def _feed(self, handler: Handler) -> None:
+    async def finish(self) -> None:
+        """Returns when the handler has finished what is in the journal and has been closed; run() is over by then."""
+        self._finishing.set()
+        self._wake()
+        self._pause.cancel()
+        await self._ended.wait()
+
+    # --- feeding one opened handler
+
+    async def _feed(self, handler: Handler | BatchHandler, reader: Reader) -> None:
+        """Returns when finish() was called and nothing is left to do."""
+        self._turns.start_over()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, reader)
+            nursery.start_soon(self._wake_in_time)
+            if isinstance(handler, BatchHandler):
+                nursery.start_soon(self._work_in_batches, handler, reader)
+            else:
+                for _ in range(self.patience.concurrency):
+                    nursery.start_soon(self._work, handler, reader)
+            while not self._is_finished():
+                await self._change.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _read(self, reader: Reader) -> None:
         while True:
-            while self._queue:
-                await self._deliver(handler, self._queue[0])
-                self._queue.popleft()
-                if self.delivered % FAIR == 0:
-                    await trio.lowlevel.checkpoint()
-            self._idle.set()
-            if self._finishing.is_set():
-                return
-            self._more = trio.Event()
-            await self._more.wait()
+            room = self.patience.queue - len(self._turns)
+            if room > 0:
+                self._turns.put(await reader.read(min(room, AT_A_TIME)))
+                self._wake()
+            else:
+                await self._change.wait()
 
-    async def _deliver(self, handler: Handler, event: MailboxEvent) -> None:
-        for attempt in range(1, self.patience.attempts + 1):
-            after = None
-            try:
-                with trio.move_on_after(self.patience.timeout) as patience:
-                    await handler(event)
-                if not patience.cancelled_caught:
-                    self.delivered += 1
-                    return
-                self._tell("handler.timeout", event, attempt, seconds=self.patience.timeout)
-            except Retry as again:
-                after = again.after
-                self._tell("handler.retry", event, attempt, reason=str(again))
-            except Reject as rejected:
-                self.given_up += 1
-                self._tell("handler.rejected", event, attempt, reason=str(rejected))
-                return
-            except Exception as error:  # noqa: BLE001  (the fence)
-                self._tell("handler.failed", event, attempt, exc_info=error)
-            if attempt < self.patience.attempts:
-                await trio.sleep(self.patience.retry.longest(attempt) if after is None else after)
-        self.given_up += 1
-        log.error(
-            "handler.gave_up", handler=self.source.name, id=event.id, mailbox=event.mailbox, type=event.type
-        )
+    async def _wake_in_time(self) -> None:
+        """Gives those their turn whose time to be tried again has come."""
+        while True:
+            due = self._turns.next_due
+            with trio.CancelScope(deadline=float("inf") if due is None else due):
+                await self._change.wait()
+            if self._turns.wake(trio.current_time()):
+                self._wake()
 
-    def _tell(self, name: str, event: MailboxEvent, attempt: int, **fields: object) -> None:
-        about = {"handler": self.source.name, "id": event.id, "mailbox": event.mailbox, "type": event.type}
-        log.warning(name, **about, attempt=attempt, **fields)
+    async def _work(self, handler: Handler, reader: Reader) -> None:
+        """One call at a time, an event each."""
+        for count in itertools.count(1):
+            while (turn := self._turns.take()) is None:
+                await self._change.wait()
+            entry, tried = turn
+            seconds = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
+            if seconds is None:
+                self._turns.next_in(entry.event.mailbox)
+            else:
+                self._turns.wait(entry, trio.current_time() + seconds)
+            if seconds is not None or not self._turns or count % FAIR == 0:
+                self._wake()
+                # A handler that never waits for anything would keep everybody else out.
+                await trio.lowlevel.checkpoint()
+
+    async def _work_in_batches(self, handler: BatchHandler, reader: Reader) -> None:
+        """One call at a time, as many events as there are, up to what the handler takes."""
+        while True:
+            while not self._turns:
+                await self._change.wait()
+            with trio.move_on_after(getattr(handler, "max_wait", 0.0)):
+                while len(self._turns) < handler.max_batch and not self._finishing.is_set():
+                    await self._change.wait()
+            batch = self._turns.take_batch(handler.max_batch)
+            events = [entry.event for entry in batch]
+            for attempt in itertools.count(1):
+                seconds = await self._attempt(handler.handle_batch, events, batch, attempt, reader)
+                if seconds is None:
+                    break
+                await trio.sleep(seconds)
+            for mailbox in dict.fromkeys(event.mailbox for event in events):
+                self._turns.next_in(mailbox)
+            self._wake()
+            await trio.lowlevel.checkpoint()
+
+    async def _attempt(
+        self,
+        call: Callable[[T], Awaitable[None]],
+        what: T,
+        entries: list[Entry],
+        attempt: int,
+        reader: Reader,
+    ) -> float | None:
+        """Calls the handler. None: the entries are done with; else the seconds until they are to be tried again."""
+        after: float | None = None
+        trace = ""
+        try:
+            with trio.move_on_after(self.patience.timeout) as patience:
+                await call(what)
+            if not patience.cancelled_caught:
+                reader.acknowledge([entry.position for entry in entries])
+                self.delivered += len(entries)
+                self._done(entries)
+                return None
+            reason = f"no answer in {self.patience.timeout:g} s"
+            self._tell("handler.timeout", entries, attempt, seconds=self.patience.timeout)
+        except Retry as again:
+            after, reason = again.after, str(again) or "asked to be tried again"
+            self._tell("handler.retry", entries, attempt, reason=str(again))
+        except Reject as rejected:
+            self._tell("handler.rejected", entries, attempt, reason=str(rejected))
+            await self._bury(entries, str(rejected) or "rejected", "", attempt, reader)
+            return None
+        except Exception as error:  # noqa: BLE001  (the fence)
+            reason = f"{type(error).__name__}: {error}"
+            trace = "".join(traceback.format_exception(error))
+            self._tell("handler.failed", entries, attempt, exc_info=error)
+        if attempt < self.patience.attempts:
+            return self.patience.retry.longest(attempt) if after is None else after
+        log.error("handler.gave_up", **self._about(entries), reason=reason)
+        await self._bury(entries, reason, trace, attempt, reader)
+        return None
+
+    async def _bury(
+        self, entries: list[Entry], reason: str, trace: str, attempts: int, reader: Reader
+    ) -> None:
+        for entry in entries:
+            await reader.bury(entry, reason=reason, traceback=trace, attempts=attempts)
+        self.given_up += len(entries)
+        self._done(entries)
+
+    def _done(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self._turns.done(entry)
+
+    def _wake(self) -> None:
+        """Whoever waits for anything to change looks again."""
+        self._change.set()
+        self._change = trio.Event()
+
+    def _about(self, entries: list[Entry]) -> dict[str, object]:
+        event = entries[0].event
+        about: dict[str, object] = {"handler": self.source.name, "id": event.id}
+        about |= {"mailbox": event.mailbox, "type": event.type}
+        return about if len(entries) == 1 else about | {"batch": len(entries)}
+
+    def _tell(self, name: str, entries: list[Entry], attempt: int, **fields: object) -> None:
+        log.warning(name, **self._about(entries), attempt=attempt, **fields)
 
 
 @dataclass(slots=True)
 class Delivery:
-    """All handlers together."""
+    """All handlers together, and the journal that they are fed from while run() runs."""
 
     lanes: tuple[Lane, ...]
+    _journal: Journal | None = None
 
     async def publish(self, batch: Sequence[MailboxEvent]) -> None:
-        """Queues a batch for every handler that wants it. Never waits for one."""
-        for lane in self.lanes:
-            lane.offer(batch)
+        """Writes a batch to the journal; returns when it is safe there. Waits for no handler."""
+        assert self._journal is not None, "nothing is published before run() has started"
+        await self._journal.append(batch)
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, journal: Journal, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Opens all handlers, in order, then feeds them until drain(). Raises ConfigError as Lane.run() does."""
+        self._journal = journal
         async with trio.open_nursery() as nursery:
             for lane in self.lanes:
-                await nursery.start(lane.run)
+                await nursery.start(lane.run, journal)
             task_status.started()
 
     async def drain(self, grace: float) -> None:
-        """Waits until the handlers have finished what is queued and are closed, `grace` seconds at most.
+        """Waits until the handlers have finished what is in the journal and are closed, `grace` seconds at most.
 
-        What is left then ends when run() is cancelled.
+        What is left then stays in the journal for the next time.
         """
         with trio.move_on_after(grace):
             async with trio.open_nursery() as nursery:
@@ -207,11 +295,12 @@ class Delivery:
                 handler=lane.source.name,
                 delivered=lane.delivered,
                 given_up=lane.given_up,
-                not_delivered=lane.overflowed + lane.waiting,
+                behind=lane.behind,
             )
 
 
-# After so many events the others have their turn, for a handler that never waits for anything would keep them out.
+# Events that are read from the journal at a time, and those after which the others have their turn.
+AT_A_TIME = 500
 FAIR = 50
 
 

@@ -18,14 +18,29 @@ Returning acknowledges the event. Raising `Retry` asks for it again, raising `Re
 exception counts as a failure of the handler: it is logged under the handler's name and the event is tried again.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from listener.event import MailboxEvent
 
 Handler: TypeAlias = Callable[[MailboxEvent], Awaitable[None]]
-HandlerContext: TypeAlias = AbstractAsyncContextManager[Handler]
+
+
+@runtime_checkable
+class BatchHandler(Protocol):
+    """A handler that takes many events at a time, `max_batch` at most, of any mailboxes, each mailbox's in order.
+
+    It may also have `max_wait`: the seconds to wait for a batch to fill (else it gets what is there). Returning
+    acknowledges all of them; raising brings all of them again.
+    """
+
+    max_batch: int
+
+    async def handle_batch(self, events: Sequence[MailboxEvent], /) -> None: ...
+
+
+HandlerContext: TypeAlias = AbstractAsyncContextManager[Handler | BatchHandler]
 HandlerFactory: TypeAlias = Callable[..., HandlerContext]
 
 

@@ -4,7 +4,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -19,7 +18,7 @@ from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Loc, describe, dotted
 from listener.errors import ConfigError, Problem
 from listener.filters import EventFilter
-from listener.handler import Handler, HandlerFactory
+from listener.handler import HandlerContext, HandlerFactory
 from listener.suggest import did_you_mean
 
 ENTRY_POINT_GROUP = "listener.handlers"
@@ -34,7 +33,7 @@ class LoadedHandler:
 
     name: str
     use: str
-    open: Callable[[], AbstractAsyncContextManager[Handler]]
+    open: Callable[[], HandlerContext]
     accepts: EventFilter
 
 

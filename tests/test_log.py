@@ -207,6 +207,8 @@ def logged() -> dict[str, set[str]]:
             name = node.value if isinstance(node, ast.Constant) else None
             if not isinstance(name, str) or not NAME.fullmatch(name) or name in modules:
                 continue
+            if name.endswith(".db"):  # the name of a file
+                continue
             if name in said or name.partition(".")[0] in subjects:
                 found.setdefault(name, set()).add(f"{path.relative_to(ROOT)}:{node.lineno}")
     return found

@@ -9,6 +9,8 @@ import typer
 
 from listener._version import __version__
 from listener.cli.check import check
+from listener.cli.dead_letters import app as dead_letters
+from listener.cli.dead_letters import replay
 from listener.cli.demo import demo
 from listener.cli.run import run
 from listener.cli.simulate import simulate
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(check)
+app.add_typer(dead_letters)
+app.command()(replay)
 app.command()(demo)
 app.command()(simulate)
 

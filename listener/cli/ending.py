@@ -9,26 +9,28 @@ from types import FrameType
 
 import trio
 
-from listener.errors import ConfigError, Problem
+from listener.errors import ConfigError, ListenerError
 
+FAILED = 1
 CONFIGURATION = 2
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Prints what is wrong with the configuration, a line a problem, and ends with exit code 2."""
-    problems: list[Problem] = []
+    """Prints what is wrong, a line a problem, and ends with exit code 2 for the configuration, 1 for all else."""
+    errors: list[ListenerError] = []
     try:
         yield
-    except* ConfigError as group:
-        problems = [problem for error in _leaves(group) for problem in error.problems]
-    if problems:
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(CONFIGURATION)
+    except* ListenerError as group:
+        errors = list(_leaves(group))
+    if errors:
+        for error in errors:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(CONFIGURATION if any(isinstance(e, ConfigError) for e in errors) else FAILED)
 
 
-def _leaves(group: BaseExceptionGroup[ConfigError]) -> Iterator[ConfigError]:
+def _leaves(group: BaseExceptionGroup[ListenerError]) -> Iterator[ListenerError]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

@@ -190,9 +190,13 @@ class Backoff(Section):
 class Delivery(Section):
     """How events are handed to handlers."""
 
-    queue: Count = Field(10_000, description="Events that may wait for a handler.")
+    queue: Count = Field(10_000, description="Events in memory for a handler; the rest wait in the journal.")
+    concurrency: Count = Field(
+        1,
+        description="Calls of a handler side by side, each for another mailbox: the order of one mailbox is kept.",
+    )
     timeout: PositiveDuration = Field(30, description="How long one call of a handler may take.")
-    attempts: Count = Field(5, description="How often an event is tried before it is given up.")
+    attempts: Count = Field(5, description="How often an event is tried before it goes to the dead letters.")
     retry_first: PositiveDuration = Field(1, description="The wait after the first failed try; it doubles.")
     retry_cap: PositiveDuration = Field(60, description="What that wait never exceeds.")
 
@@ -234,6 +238,7 @@ class HandlerConfig(BaseModel):
     filter: HandlerFilter = Field(HandlerFilter(), description="Which events it gets.")
     timeout: PositiveDuration | None = Field(None, description="Instead of [delivery] timeout.")
     queue: Count | None = Field(None, description="Instead of [delivery] queue.")
+    concurrency: Count | None = Field(None, description="Instead of [delivery] concurrency.")
     attempts: Count | None = Field(None, description="Instead of [delivery] attempts.")
 
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
@@ -254,8 +259,22 @@ class HandlerConfig(BaseModel):
 
     def delivery(self, common: Delivery) -> Delivery:
         """The [delivery] section with this handler's own values in it."""
-        own = {"timeout": self.timeout, "queue": self.queue, "attempts": self.attempts}
+        own = {
+            "timeout": self.timeout,
+            "queue": self.queue,
+            "concurrency": self.concurrency,
+            "attempts": self.attempts,
+        }
         return common.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+class Journal(Section):
+    """What is kept on disk, in state_directory: events until every handler has finished them, and then for replay."""
+
+    age: PositiveDuration = Field(3 * 86400, description="How long finished events are kept for replay.")
+    size: Annotated[int, Field(strict=True, ge=1024 * 1024)] = Field(
+        4 * 1024**3, description="Bytes that the journal may have. When it is full, nothing new is taken in."
+    )
 
 
 class Log(Section):
@@ -270,7 +289,7 @@ class Log(Section):
 class Shutdown(Section):
     """How the daemon ends."""
 
-    grace: Duration = Field(10, description="How long handlers may take to finish what is in their queues.")
+    grace: Duration = Field(10, description="How long handlers may take to finish what is there for them.")
     unsubscribe: Flag = Field(True, description="Tell Exchange to forget the subscriptions.")
 
 
@@ -289,6 +308,7 @@ class Config(Section):
     stream: Stream = Stream()
     backoff: Backoff = Backoff()
     delivery: Delivery = Delivery()
+    journal: Journal = Journal()
     handlers: dict[str, HandlerConfig]
     log: Log = Log()
     shutdown: Shutdown = Shutdown()

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +16,7 @@ import listener.daemon
 from listener import Handler, MailboxEvent
 from listener.config import Config
 from listener.daemon import Daemon
+from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
 from listener.simulator.ledger import Ledger, Line
@@ -124,7 +126,7 @@ async def world(
             listener.daemon, "access", lambda config: dataclasses.replace(original(config), transport=wire)
         ),
     ):
-        daemon = Daemon(config, [notes])
+        daemon = Daemon(config, [notes], partial(open_journal, None))
         users = Traffic(list(exchange.directory), traffic, Random(f"traffic {settings.seed}"))
         stop = trio.Event()
         async with trio.open_nursery() as nursery:

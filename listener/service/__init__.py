@@ -1,0 +1,1 @@
+"""What faces the operator while the daemon runs."""
