@@ -71,6 +71,15 @@ class Simulator:
         lines: list[dict[str, Any]] = self._ask("events", order)["events"]
         return lines
 
+    def break_(self, **order: object) -> list[dict[str, Any]]:
+        """Makes a fault, and gives what the ledger says of it; nothing if it waits for something to befall."""
+        lines: list[dict[str, Any]] = self._ask("faults", order)["made"]
+        return lines
+
+    def broken(self) -> dict[str, Any]:
+        """What was broken so far, and what is still to come."""
+        return self._ask("faults", None)
+
     def streaming(self, mailboxes: int) -> None:
         """Returns when so many mailboxes have a stream."""
         until(lambda: self.state()["mailboxes_streaming"] == mailboxes, f"{mailboxes} mailboxes streaming")
