@@ -72,16 +72,18 @@ def read_events(
 
 
 def find_again(
-    connection: sqlite3.Connection, handler: str, wanted: Container[int], lowest: int, until: int
-) -> tuple[list[Entry], int]:
-    """Those of the wanted positions that lie in the chunk of the lowest of them, and where that chunk ends."""
+    connection: sqlite3.Connection, handler: str, wanted: Container[int], lowest: int
+) -> tuple[list[Entry], int | None]:
+    """Those of the wanted positions that lie in the same chunk as the lowest of them, and where that chunk ends.
+
+    None stands for the end if there is no such chunk, nor one behind it.
+    """
     row = connection.execute(
-        """SELECT last FROM chunks WHERE last >= ? AND last <= ? AND (handler IS NULL OR handler = ?)
-        ORDER BY last LIMIT 1""",
-        (lowest, until, handler),
+        "SELECT last FROM chunks WHERE last >= ? AND (handler IS NULL OR handler = ?) ORDER BY last LIMIT 1",
+        (lowest, handler),
     ).fetchone()
     if row is None:
-        return [], until
+        return [], None
     entries, _ = read_events(connection, handler, lowest - 1, 1, row[0])
     return [entry for entry in entries if entry.position in wanted], row[0]
 

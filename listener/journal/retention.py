@@ -119,4 +119,6 @@ def give_back(connection: sqlite3.Connection) -> None:
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     if free > max(pages // 4, 4096):
-        connection.execute("PRAGMA incremental_vacuum(512)").fetchall()
+        connection.executescript(
+            "PRAGMA incremental_vacuum(512)"
+        )  # execute() would take one step only: one page

@@ -347,8 +347,8 @@ class SqliteJournal:
         for job, result in zip(jobs, written.results, strict=True):
             job.result = result
             job.done.set()
-        self._measure(written.used)
         self._reach(written.first, events, written.end)
+        self._measure(written.used)
 
     def _reach(self, first: int, events: Sequence[MailboxEvent], end: int) -> None:
         self._looked_at = trio.current_time()
@@ -486,17 +486,15 @@ class SqliteReader:
 
     async def _fetch_again(self) -> None:
         wanted = frozenset(self._again)
-        upto = self._progress.upto
-        entries, reached = await self._journal._read(
-            records.find_again, self.handler, wanted, self._again[0], upto
-        )
-        looked_for: list[int] = []
-        while self._again and self._again[0] <= reached:
-            looked_for.append(self._again.popleft())
+        entries, reached = await self._journal._read(records.find_again, self.handler, wanted, self._again[0])
+        looked_for = set[int]()
+        while self._again and (reached is None or self._again[0] <= reached):
+            looked_for.add(self._again.popleft())
         self._keep_wanted(entries)
-        missing = set(looked_for) - {entry.position for entry in self._ahead}
-        if missing:
-            self.acknowledge(missing)
+        if missing := looked_for - {entry.position for entry in entries}:
+            log.error("journal.events_missing", handler=self.handler, first=min(missing), count=len(missing))
+        if done := looked_for - {entry.position for entry in self._ahead}:
+            self.acknowledge(done)
 
     def _keep_wanted(self, entries: list[Entry]) -> None:
         wants = self._wants

@@ -63,7 +63,7 @@ class Tail:
 
     def _trim(self) -> None:
         dropped = 0
-        while dropped < len(self._parts) - 1 and self._count > self.capacity:
+        while dropped < len(self._parts) and self._count - len(self._parts[dropped]) >= self.capacity:
             self._count -= len(self._parts[dropped])
             dropped += 1
         del self._lasts[:dropped]

@@ -1,0 +1,126 @@
+"""How fast the journal is on this machine: `python benchmarks/journal.py [DIRECTORY]`.
+
+The directory says which disk is measured; the default is a temporary one. "busy" means that the loop has as much to
+do beside the journal as an hour's worth of XML: it holds the interpreter's lock all the time.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from listener import MailboxEvent
+from listener.journal import Put
+from listener.journal.sqlite import SqliteJournal, open_journal
+
+GROUPS = 50
+SECONDS = 3.0
+
+
+def events(count: int, start: int = 0, mailbox: str = "ann@example.com") -> list[MailboxEvent]:
+    """As large as real ones: ids of 152 and 120 characters."""
+    return [
+        MailboxEvent(
+            type="exchange.item.created",
+            mailbox=mailbox,
+            time="2026-03-01T12:00:00Z",
+            item_id=f"AAMkA{number:0147}",
+            change_key=f"CQAAABYAAA{number:030}",
+            parent_folder_id=f"AAMkA{7:0115}",
+        )
+        for number in range(start, start + count)
+    ]
+
+
+async def appending(journal: SqliteJournal, size: int, busy: bool = False, state: bool = False) -> float:
+    """Events a second, from GROUPS tasks with batches of this size."""
+    done = 0
+
+    async def group(number: int) -> None:
+        nonlocal done
+        batch = events(size, mailbox=f"user{number}@example.com")
+        changes = [Put("seen", f"{number}\n{event.item_id}", b"x" * 40) for event in batch] if state else ()
+        while True:
+            await journal.append(batch, changes)
+            done += size
+
+    async def work() -> None:
+        while True:
+            until = time.perf_counter() + 0.001
+            while time.perf_counter() < until:
+                pass
+            await trio.lowlevel.checkpoint()
+
+    begun = time.perf_counter()
+    with trio.move_on_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            for number in range(GROUPS):
+                nursery.start_soon(group, number)
+            if busy:
+                nursery.start_soon(work)
+    return done / (time.perf_counter() - begun)
+
+
+async def whole_way(journal: SqliteJournal, size: int, read: int) -> float:
+    """Events a second that are appended, read and acknowledged, by two handlers at the same time."""
+    finished = 0
+
+    async def handler(name: str) -> None:
+        nonlocal finished
+        reader = await journal.reader(name)
+        while True:
+            entries = await reader.read(read)
+            reader.acknowledge([entry.position for entry in entries])
+            finished += len(entries)
+
+    begun = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handler, "one")
+        nursery.start_soon(handler, "two")
+        await trio.sleep(0.05)
+        await appending(journal, size)
+        while any(journal.figures.behind.values()):
+            await trio.sleep(0.01)
+        await journal.flush()
+        nursery.cancel_scope.cancel()
+    return finished / 2 / (time.perf_counter() - begun)
+
+
+async def from_disk(journal: SqliteJournal) -> float:
+    """Events a second that a handler reads and acknowledges which lags far behind."""
+    reader = await journal.reader("late")
+    for _ in range(40):
+        await journal.append(events(5000))
+    begun, count = time.perf_counter(), 0
+    while count < 150_000:
+        entries = await reader.read(1000)
+        reader.acknowledge([entry.position for entry in entries])
+        count += len(entries)
+    return count / (time.perf_counter() - begun)
+
+
+async def main(where: Path) -> None:
+    measures: list[tuple[str, Callable[[SqliteJournal], Awaitable[float]]]] = [
+        *((f"append, {GROUPS} groups, batches of {n}", lambda j, n=n: appending(j, n)) for n in (1, 10, 100)),
+        *((f"the same, busy loop, {n}", lambda j, n=n: appending(j, n, busy=True)) for n in (1, 10, 100)),
+        ("batches of 10, each event with a value of state", lambda j: appending(j, 10, state=True)),
+        ("append, read, acknowledge, 2 handlers, batches of 10", lambda j: whole_way(j, 10, 500)),
+        ("append, read, acknowledge, 2 handlers, batches of 100", lambda j: whole_way(j, 100, 500)),
+        ("append, read, acknowledge, one event a read", lambda j: whole_way(j, 10, 1)),
+        ("read and acknowledge from disk", from_disk),
+    ]
+    for what, measure in measures:
+        with tempfile.TemporaryDirectory(dir=where) as directory:
+            async with open_journal(Path(directory)) as journal:
+                rate = await measure(journal)
+                size = journal.figures.size / max(journal.figures.end, 1)
+            print(f"{what:56} {rate:10,.0f} events/s   {size:4.0f} bytes/event", flush=True)
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir()))

@@ -1,0 +1,290 @@
+"""Disks that are full, read-only, broken or somebody else's; at the start and while running."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener.errors import ConfigError
+from listener.journal import JournalError, records
+from listener.journal.schema import FILE_NAME, MIGRATIONS, open_database
+from listener.journal.sqlite import inline, open_journal
+
+from .tools import crashed, event, events, everything, items, opened
+
+
+async def refusal(directory: Path) -> str:
+    """The one line that the operator sees."""
+    with pytest.raises(ConfigError) as caught:
+        async with opened(directory):
+            pass
+    (problem,) = caught.value.problems
+    assert problem.where.startswith(str(directory))
+    return str(problem)
+
+
+async def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        said = await refusal(tmp_path)
+    assert said == (
+        f"{tmp_path}/lock: is held by process {os.getpid()} (a state directory serves one daemon at a time)"
+    )
+    async with opened(tmp_path):
+        pass
+
+
+async def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"precious" * 1000)
+    said = await refusal(tmp_path)
+    assert "is not an SQLite database" in said
+    assert "nothing was changed" in said
+    assert (tmp_path / FILE_NAME).read_bytes() == b"precious" * 1000
+
+
+async def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("CREATE TABLE chunks (a)")
+    connection.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    assert "is a database of another program" in await refusal(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+async def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await journal.reader("audit")
+        await journal.append(events(range(2000)))
+    data = bytearray((tmp_path / FILE_NAME).read_bytes())
+    for page in range(2, len(data) // 4096):  # all but the first two
+        data[page * 4096 : page * 4096 + 100] = b"\xaa" * 100
+    (tmp_path / FILE_NAME).write_bytes(data)
+    said = await refusal(tmp_path)
+    assert "is damaged" in said
+    assert ".recover" in said
+    assert (tmp_path / FILE_NAME).read_bytes() == data
+
+
+async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = await refusal(tmp_path / "file" / "state")
+    assert said.startswith(
+        f"{tmp_path}/file/state/lock: cannot be made: Not a directory (let the daemon's user"
+    )
+
+
+async def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everything, so SQLite is told to open it as for others."""
+    async with opened(tmp_path):
+        pass
+    real = sqlite3.connect
+    monkeypatch.setattr(
+        "listener.journal.schema.sqlite3.connect",
+        lambda name, **more: real(name.replace("mode=rw", "mode=ro"), **more),
+    )
+    said = await refusal(tmp_path)
+    assert "cannot be written: attempt to write a readonly database (let the daemon's user" in said
+
+
+def test_a_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o555)
+    script = f"""
+import os, sys, trio, pathlib
+from listener.errors import ConfigError
+from listener.journal.sqlite import inline, open_journal
+if os.geteuid() == 0:
+    os.setuid(65534)
+async def main():
+    async with open_journal(pathlib.Path({str(state)!r})):
+        pass
+try:
+    trio.run(main)
+except ConfigError as error:
+    print(error)
+"""
+    for parent in (tmp_path, *list(tmp_path.parents)[:3]):
+        if parent.owner() == tmp_path.owner() and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == (
+        f"{state}/lock: cannot be made: Permission denied (let the daemon's user write there, or choose another)\n"
+    ), done.stderr
+
+
+def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    newer = (*MIGRATIONS, ("CREATE TABLE more (a)",))
+    open_database(tmp_path, newer).close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    with pytest.raises(ConfigError, match=r"newer version of this program \(schema 2; this one knows 1\)"):
+        open_database(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_an_older_journal_is_brought_forward_with_what_it_holds(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / FILE_NAME).execute("VACUUM").close()  # version 0: a database without a table
+    open_database(tmp_path).close()
+    connection = open_database(tmp_path)
+    connection.execute("INSERT INTO state VALUES ('n', 'k', x'00', 0)")
+    connection.close()
+    step = ("ALTER TABLE state ADD COLUMN more INTEGER DEFAULT 7",)
+    connection = open_database(tmp_path, (*MIGRATIONS, step))
+    assert connection.execute("SELECT key, more FROM state").fetchall() == [("k", 7)]
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    connection.close()
+
+
+def test_a_step_that_fails_half_way_leaves_the_older_version_whole(tmp_path: Path) -> None:
+    open_database(tmp_path).close()
+    step = ("ALTER TABLE state ADD COLUMN more INTEGER", "DROP TABLE not_there")
+    with pytest.raises(ConfigError, match="no such table: not_there"):
+        open_database(tmp_path, (*MIGRATIONS, step))
+    connection = open_database(tmp_path)
+    assert "more" not in [row[1] for row in connection.execute("PRAGMA table_info(state)")]
+    connection.close()
+
+
+async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with opened(tmp_path) as journal:
+            reader = await journal.reader("audit")
+            await journal.append(events(range(100)))
+            entries = await reader.read(50)
+            connection = journal._store._connection
+            assert connection is not None
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(journal.append, events(range(100, 1100)))
+                await trio.sleep(100)
+                full = journal.figures.trouble
+                assert full == "database or disk is full (SQLITE_FULL)"
+                reader.acknowledge(entry.position for entry in entries)
+                await trio.sleep(100)
+                assert journal.figures.end == 100
+                connection.execute(f"PRAGMA max_page_count = {pages * 100}")
+            assert journal.figures.trouble is None
+            assert items(await everything(reader)) == list(range(50, 1100))
+    assert [line["event"] for line in lines] == ["journal.opened", "journal.trouble", "journal.works_again"]
+    assert lines[1]["path"] == str(tmp_path / FILE_NAME)
+    assert lines[1]["reason"] == "database or disk is full (SQLITE_FULL)"
+    assert lines[1]["free"] > 0
+    assert lines[2]["lasted"] >= 200
+
+
+async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with opened(tmp_path) as journal:
+            reader = await journal.reader("audit")
+            await journal.append(events(range(100)))
+            connection = journal._store._connection
+            assert connection is not None
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+            with trio.move_on_after(50):
+                await journal.append(events(range(100, 1100)))
+            reader.acknowledge([entry.position for entry in await reader.read(1)])
+            image = crashed(tmp_path, f"{tmp_path.name}-killed")
+    assert "journal.trouble" in [line["event"] for line in lines]
+    async with opened(image) as journal:
+        assert items(await everything(await journal.reader("audit"))) == list(range(100))
+
+
+LIMITED = """
+import resource, signal, sys, trio, pathlib, structlog
+from listener.event import MailboxEvent
+from listener.journal.sqlite import inline, open_journal
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+def events(numbers):
+    return [MailboxEvent(type="t", mailbox="ann", time="x", item_id=str(n) + "x" * 500) for n in numbers]
+
+async def main():
+    async with open_journal(pathlib.Path(sys.argv[1])) as journal:
+        reader = await journal.reader("audit")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+        async def write():
+            for start in range(0, 10_000, 100):
+                await journal.append(events(range(start, start + 100)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            while journal.figures.trouble is None:
+                await trio.sleep(0.01)
+            print("refused", journal.figures.trouble, journal.figures.end < 10_000)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        seen = []
+        while len(seen) < 10_000:
+            entries = await reader.read(500)
+            seen += [int(entry.event.item_id.rstrip("x")) for entry in entries]
+        print("whole", seen == list(range(10_000)), journal.figures.trouble)
+
+trio.run(main)
+"""
+
+
+def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.splitlines() == [
+        "refused disk I/O error (SQLITE_IOERR_WRITE) True",
+        "whole True None",
+    ], done.stderr
+    assert "journal.trouble" in done.stderr
+    assert "journal.works_again" in done.stderr
+
+
+async def test_a_disk_that_cannot_be_read_for_a_while_is_waited_for(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    refusals = 3
+
+    async def unwilling(function: Callable[..., object], *args: object) -> object:
+        nonlocal refusals
+        if function is records.read_events and refusals:
+            refusals -= 1
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_READ, "SQLITE_IOERR_READ"
+            raise error
+        return await inline(function, *args)
+
+    with structlog.testing.capture_logs() as lines:
+        async with open_journal(tmp_path, memory=0, run_sync=unwilling) as journal:
+            reader = await journal.reader("audit")
+            await journal.append([event(1)])
+            await journal.append([event(2)])
+            assert items(await reader.read(5)) == [1, 2]
+    assert [line["event"] for line in lines] == ["journal.opened", "journal.unreadable"]
+
+
+async def test_damage_while_running_ends_it_with_the_path(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with opened(tmp_path) as journal:
+            await journal.append([event(1)])
+            assert journal._store._connection is not None
+            journal._store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            journal._store._connection.close()  # as after an error of the disk
+            journal._store._connection = None
+            (tmp_path / FILE_NAME).write_bytes(b"\xaa" * 100_000)
+            await journal.append([event(2)])
+    (error,) = caught.value.exceptions
+    assert isinstance(error, JournalError)
+    assert str(error).startswith(f"{tmp_path / FILE_NAME} is damaged: ")

@@ -1,0 +1,321 @@
+"""What the journal promises its callers."""
+
+from pathlib import Path
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener.event import MailboxEvent
+from listener.journal import Drop, JournalError, Put
+from listener.journal.records import CHUNK
+from listener.journal.sqlite import open_journal
+
+from .tools import Clock, crashed, event, events, everything, items, opened
+
+
+async def test_a_handler_gets_what_came_since_it_was_first_opened(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        await journal.append(events([1, 2]))
+        reader = await journal.reader("audit")
+        await journal.append(events([3, 4]))
+        assert items(await everything(reader)) == [3, 4]
+    async with opened(tmp_path / "j") as journal:
+        assert items(await everything(await journal.reader("audit"))) == [3, 4]
+        assert await everything(await journal.reader("new")) == []
+
+
+async def test_a_reader_waits_for_the_next_event(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal, trio.open_nursery() as nursery:
+        reader = await journal.reader("audit")
+        got: list[int] = []
+
+        async def read() -> None:
+            got.extend(items(await reader.read(10)))
+
+        nursery.start_soon(read)
+        await trio.sleep(100)
+        assert got == []
+        await journal.append(events([7]))
+        await trio.sleep(0.001)
+        assert got == [7]
+
+
+async def test_a_handler_that_lags_is_fed_from_disk_without_holes(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    many = 3 * CHUNK + 17
+    async with opened(tmp_path / "j", memory=10) as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events(range(many)))
+        for number in range(many, many + 20):
+            await journal.append([event(number)])
+        got: list[int] = []
+        while len(got) < many + 20:
+            entries = await reader.read(100)
+            assert len(entries) <= 100
+            got += items(entries)
+            reader.acknowledge(entry.position for entry in entries)
+        assert got == list(range(many + 20))
+        assert (reader.unfinished, reader.behind) == (0, 0)
+
+
+async def test_an_unfinished_event_comes_again_and_those_around_it_do_not(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events(range(1000)))
+        entries = await everything(reader)
+        reader.acknowledge(e.position for e in entries if items([e])[0] not in (3, 900, 999))
+        await journal.flush()
+        image = crashed(tmp_path / "j", "killed")
+    async with opened(image) as journal:
+        reader = await journal.reader("audit")
+        assert (reader.unfinished, reader.behind) == (3, 3)
+        await journal.append(events([1000]))
+        assert items(await everything(reader)) == [3, 900, 999, 1000]
+
+
+async def test_acknowledgements_are_durable_soon_without_being_waited_for(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1, 2]))
+        reader.acknowledge([entry.position for entry in await reader.read(1)])
+        await trio.sleep(0.5)
+        image = crashed(tmp_path / "j", "killed")
+    async with opened(image) as journal:
+        assert items(await everything(await journal.reader("audit"))) == [2]
+
+
+async def test_what_a_filter_refuses_counts_as_finished(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    def wants(event: MailboxEvent) -> bool:
+        return event.mailbox == "bob@x.example"
+
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit", wants)
+        await journal.append(events(range(50)))
+        await journal.append(events([50], "bob@x.example"))
+        await journal.append(events(range(51, 60)))
+        (entry,) = await everything(reader)
+        assert reader.behind == 1
+        reader.acknowledge([entry.position])
+        assert reader.behind == 0
+    async with opened(tmp_path / "j") as journal:
+        assert await everything(await journal.reader("audit")) == []
+
+
+async def test_a_filter_that_was_changed_frees_what_was_in_hand(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events(range(5)))
+        assert len(await everything(reader)) == 5
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit", lambda event: event.item_id == "3")
+        assert items(await everything(reader)) == [3]
+        assert (reader.unfinished, reader.behind) == (1, 1)
+
+
+async def test_state_is_written_with_the_events_or_not_at_all(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1]), [Put("sync", "ann/inbox", b"1"), Put("sync", "bob/inbox", b"1")])
+        await journal.append((), [Put("sync", "ann/inbox", b"2"), Put("other", "ann", b"x")])
+        await journal.append(
+            (), [Drop("sync", "bob/inbox"), Drop("sync", "never/there"), Put("sync", "b", b"")]
+        )
+        with pytest.raises(Exception, match="type 'object' is not supported"):
+            await journal.append(events([2]), [Put("sync", "ann/sent", object())])  # type: ignore[arg-type]
+        assert items(await everything(reader)) == [1]
+        image = crashed(tmp_path / "j", "killed")
+    async with opened(image) as journal:
+        assert await journal.load("sync") == {"ann/inbox": b"2", "b": b""}
+        assert await journal.load("sync", "ann/") == {"ann/inbox": b"2"}
+        assert await journal.load("nothing") == {}
+
+
+async def test_a_write_that_cannot_be_harms_no_other_in_its_commit(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        failed: list[str] = []
+
+        async def bad() -> None:
+            try:
+                await journal.append([event(1, "\ud800")])
+            except UnicodeEncodeError as error:
+                failed.append(error.reason)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bad)
+            for number in range(2, 6):
+                nursery.start_soon(journal.append, [event(number)])
+        assert failed == ["surrogates not allowed"]
+        assert sorted(items(await everything(reader))) == [2, 3, 4, 5]
+
+
+async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    clock = Clock(5000.5)
+    async with opened(tmp_path / "j", clock) as journal:
+        audit, other = await journal.reader("audit"), await journal.reader("other")
+        await journal.append(events([1, 2, 3]))
+        for entry in await audit.read(10):
+            await audit.bury(entry, reason="no", traceback="Traceback …", attempts=5)
+        letters = await journal.dead_letters()
+        assert [(x.handler, x.reason, x.attempts, x.time) for x in letters] == [
+            ("audit", "no", 5, 5000.5)
+        ] * 3
+        assert await journal.dead_letters("other") == []
+        assert [x.number for x in await journal.dead_letters(after=letters[0].number, limit=1)] == [2]
+        assert (await journal.dead_letter(2)) == letters[1]
+        assert letters[1].event == event(2)
+        assert audit.behind == 0
+
+        assert await journal.retry([letters[1].number, 77]) == 1
+        assert await journal.discard([letters[0].number, 77]) == 1
+        assert [x.event.item_id for x in await journal.dead_letters()] == ["3"]
+        assert items(await everything(audit)) == [2]
+        assert items(await everything(other)) == [1, 2, 3]
+    async with opened(tmp_path / "j", clock) as journal:
+        assert items(await everything(await journal.reader("audit"))) == [2]
+        assert await journal.dead_letter(1) is None
+
+
+async def test_a_letter_that_is_buried_again_after_a_crash_is_one_letter(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1]))
+        (entry,) = await reader.read(1)
+        await reader.bury(entry, reason="first")
+        await reader.bury(entry, reason="second", attempts=2)
+        assert [(x.number, x.reason, x.attempts) for x in await journal.dead_letters()] == [(1, "second", 2)]
+
+
+async def test_replay_gives_one_handler_the_past_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    clock = Clock(1000)
+    async with opened(tmp_path / "j", clock) as journal:
+        audit, other = await journal.reader("audit"), await journal.reader("other")
+        await journal.append(events([1]))
+        clock.time = 2000
+        await journal.append([event(2), event(3, "Bob@x.example"), event(4)])
+        clock.time = 1500  # somebody set the clock back
+        await journal.append([event(5, "bob@x.example")])
+        for reader in (audit, other):
+            reader.acknowledge(entry.position for entry in await everything(reader))
+
+        assert await journal.replay("audit", since=1800) == 4
+        assert await journal.replay("audit", since=0, mailbox="BOB@x.example") == 2
+        assert await journal.replay("audit", since=9999) == 0
+        await journal.append(events([6]))
+        again = await everything(audit)
+        assert items(again) == [2, 3, 4, 5, 3, 5, 6]
+        assert [e.position for e in again] == sorted({e.position for e in again})
+        assert items(await everything(other)) == [6]
+        audit.acknowledge(entry.position for entry in again if entry.event.item_id != "5")
+    async with opened(tmp_path / "j", clock) as journal:
+        assert items(await everything(await journal.reader("audit"))) == [5, 5]
+        with pytest.raises(JournalError, match="no handler adit was ever here; known are: audit, other"):
+            await journal.replay("adit", since=0)
+
+
+async def test_one_handler_has_one_reader(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j") as journal:
+        await journal.reader("audit")
+        with pytest.raises(JournalError, match="audit reads the journal already"):
+            await journal.reader("audit")
+
+
+async def test_many_callers_share_a_commit(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(journal.append, events([number * 2, number * 2 + 1]))
+        got = items(await everything(reader, 1000))
+        assert sorted(got) == list(range(400))
+        assert all(got[i] + 1 == got[i + 1] for i in range(0, 400, 2))
+        (rows,) = journal._reading.execute("SELECT count(*) FROM chunks").fetchone()
+        assert rows < 10
+
+
+async def test_a_cancelled_append_leaves_the_others_alone(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        with trio.move_on_after(0) as scope:
+            await journal.append(events([1]))
+        assert scope.cancelled_caught
+        await journal.append(events([2]))
+        assert items(await everything(reader))[-1:] == [2]
+
+
+async def test_a_journal_without_a_directory_keeps_the_same_promises_in_memory(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened(None, memory=2) as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events(range(10)), [Put("n", "k", b"v")])
+        first = await reader.read(3)
+        await reader.bury(first[0], reason="no")
+        reader.acknowledge([first[1].position])
+        await journal.retry([1])
+        assert items(await everything(reader)) == [3, 4, 5, 6, 7, 8, 9, 0]
+        assert await journal.load("n") == {"k": b"v"}
+
+
+async def test_what_is_written_is_closed_in_order_although_everything_is_cancelled(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        async with opened(tmp_path / "j") as journal:
+            reader = await journal.reader("audit")
+            await journal.append(events([1, 2]))
+            reader.acknowledge([entry.position for entry in await reader.read(1)])
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    async with opened(tmp_path / "j") as journal:
+        assert (await journal.reader("audit")).behind == 1
+
+
+async def test_after_the_end_nothing_is_taken(tmp_path: Path) -> None:
+    async with opened(tmp_path / "j") as journal:
+        pass
+    with pytest.raises(JournalError, match="closed"):
+        await journal.append(events([1]))
+
+
+async def test_with_threads_the_same(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with open_journal(tmp_path / "j", memory=5) as journal:
+            reader = await journal.reader("audit")
+            async with trio.open_nursery() as nursery:
+                for number in range(50):
+                    nursery.start_soon(journal.append, [event(number)])
+            got: list[int] = []
+            while len(got) < 50:
+                entries = await reader.read(7)
+                reader.acknowledge(entry.position for entry in entries)
+                got += items(entries)
+            await journal.flush()
+            assert sorted(got) == list(range(50))
+            assert journal.figures.behind == {"audit": 0}
+    assert [line["event"] for line in lines] == ["journal.opened"]

@@ -1,0 +1,49 @@
+"""The newest events in memory."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.event import MailboxEvent
+from listener.journal.tail import Tail
+
+from .tools import events, items
+
+
+def test_what_is_too_old_is_no_longer_there() -> None:
+    tail = Tail(capacity=8, end=100)
+    for first in range(101, 141, 4):
+        tail.extend(first, events(range(first, first + 4)), first + 3)
+    assert tail.after(100, 50) is None
+    assert tail.after(140, 50) == []
+    assert items(tail.after(132, 3) or []) == [133, 134, 135]
+    assert items(tail.after(134, 3) or []) == [135, 136, 137]
+
+
+def test_what_others_wrote_is_on_the_disk_only() -> None:
+    tail = Tail(capacity=100, end=0)
+    tail.extend(1, events([1, 2]), 2)
+    tail.extend(5, events([5]), 5)  # 3 and 4 came from elsewhere
+    assert tail.after(2, 10) is None
+    assert items(tail.after(4, 10) or []) == [5]
+    tail.extend(6, [], 7)
+    assert tail.after(5, 10) is None
+    assert tail.after(7, 10) == []
+
+
+@given(st.lists(st.integers(0, 5)), st.integers(1, 20), st.data())
+def test_it_gives_all_that_lies_behind_a_position_or_says_that_it_cannot(
+    sizes: list[int], capacity: int, data: st.DataObject
+) -> None:
+    tail, written = Tail(capacity, 0), list[MailboxEvent]()
+    for size in sizes:
+        batch = events(range(len(written) + 1, len(written) + 1 + size))
+        written += batch
+        tail.extend(tail.end + 1, batch, len(written))
+    position = data.draw(st.integers(0, len(written)))
+    limit = data.draw(st.integers(1, 30))
+    found = tail.after(position, limit)
+    if found is None:
+        assert position < len(written) - capacity
+    else:
+        assert items(found) == list(range(position + 1, min(len(written), position + limit) + 1))
+        assert [entry.position for entry in found] == items(found)
