@@ -8,7 +8,7 @@ the new states. So a crash repeats events, and drops none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -34,7 +34,15 @@ from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
 from listener.ews.folders import Folder, find_folder, get_folder, read_find_folder, read_get_folder
-from listener.ews.items import Item, ItemProperty, find_item, next_page, read_find_item
+from listener.ews.items import (
+    Item,
+    ItemProperty,
+    find_item,
+    get_item,
+    next_page,
+    read_find_item,
+    read_get_item,
+)
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef
 from listener.ews.sync import Change, ChangeKind, ItemChanges, read_sync_folder_items, sync_folder_items
@@ -133,6 +141,7 @@ class Comparison:
     unread: list[str] = field(default_factory=list)
     _inbox: str = ""
     _notes: Notes = field(default_factory=Notes)
+    _seen: set[str] = field(default_factory=set)
     _pending: list[tuple[Change, Context]] = field(default_factory=list)
     _records: dict[str, Record | None] = field(default_factory=dict)
 
@@ -140,6 +149,7 @@ class Comparison:
         """Compares with this knowledge, and replaces it. Raises ExchangeError; what was told by then is kept."""
         self.delivered.begin(self.mailbox)
         self._notes = self.delivered.of(self.mailbox)
+        made = self._notes.made()
         known, now = await self._survey(known)
         self._inbox = known.inbox
         if not records and self.cutoff is None:
@@ -148,15 +158,22 @@ class Comparison:
                 for id_, folder in now.items()
             }
         else:
-            await self._compare(records, now)
+            await self._compare(records, now, made)
+        self._notes.look({*made, *now})
         known = msgspec.structs.replace(known, compared=self.now().timestamp())
         await self.states.save(self.mailbox, (), _encoded(self._records) | {WHOLE: _ENCODE(known)})
         self.delivered.done(self.mailbox)
 
-    async def _compare(self, records: Mapping[str, Record], now: Mapping[str, Folder]) -> None:
+    async def _compare(
+        self, records: Mapping[str, Record], now: Mapping[str, Folder], made: set[str]
+    ) -> None:
         # Without records all folders are new to us, not to the mailbox.
         known = records or {id_: Record(folder=folder) for id_, folder in now.items()}
         differences = compare(known, now)
+        vanished = made.difference(now, known)
+        differences = differences._replace(
+            deleted=(*differences.deleted, *(Folder(folder_id=id_) for id_ in sorted(vanished)))
+        )
         await self._tell_folders(differences, {"created", "moved"})
         for folder in differences.created:
             if self.trusting and self._notes.has("came", folder.folder_id):
@@ -235,6 +252,8 @@ class Comparison:
     async def _look(self, folder: Folder, record: Record | None, *, fresh: bool = False) -> None:
         """Tells what changed in a folder. `record` None: it is new, and all in it; `fresh`: nothing was known."""
         settled = self._is_settled(record, folder)
+        made = self._notes.made(folder.folder_id)
+        self._seen = set()
         about = self._context(folder=folder, cutoff=self._cutoff(record, fresh=fresh))
         old = fresh or (record is not None and self.distrusted(folder.folder_id))
         try:
@@ -249,6 +268,8 @@ class Comparison:
                 )
             else:
                 await self._sync(about, record, settled=settled)
+            await self._look_for(made - self._seen, about)
+            self._notes.look(made | self._seen, folder.folder_id)
             self.folders += 1
         except ExchangeError as error:
             code, verdict = error.failure.code, error.failure.verdict
@@ -332,6 +353,17 @@ class Comparison:
             if len(self._pending) >= MANY:
                 await self._flush()
 
+    async def _look_for(self, ids: Iterable[str], about: Context) -> None:
+        """Items that came since the folder was looked at last, and that it does not show: are they there?"""
+        for batch in _batches(sorted(ids), BATCH):
+            read = partial(read_get_item, item_ids=batch)
+            for id_, found in (await self._ask(get_item, read, batch)).items():
+                if isinstance(found, Item):
+                    continue
+                if found.code not in GONE:
+                    raise ExchangeError(found)
+                self._add(Change(kind=ChangeKind.DELETE, item_id=id_), about)
+
     def _say_unseen(self, folder: Folder, record: Record | None) -> None:
         """Unless the server's count shows that nothing was deleted."""
         before = None if record is None else record.folder.deleted_count_total
@@ -359,6 +391,7 @@ class Comparison:
         )
 
     def _add(self, change: Change, about: Context) -> None:
+        self._seen.add(change.item_id)
         if item_events(change, about, self._notes):
             self._pending.append((change, about))
 
@@ -436,6 +469,10 @@ def _encoded(records: Mapping[str, Record | None]) -> dict[str, bytes | None]:
     return {id_: None if record is None else _ENCODE(record) for id_, record in records.items()}
 
 
+def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
 def _below(top: str, folders: Mapping[str, Folder]) -> list[Folder]:
     """A folder and those at any depth below it."""
     inside = {top: True}
@@ -478,6 +515,9 @@ WHOLE = ""
 ROOT, TOP, INBOX = FolderRef("root"), FolderRef("msgfolderroot"), FolderRef("inbox")
 GONE = frozenset(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"))
 SYNCED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.LAST_MODIFIED_TIME)
+
+# Items a GetItem. More are not recommended ("Best practices for EWS batch requests", learn.microsoft.com).
+BATCH = 10
 
 # How often folders are asked for if they change between two pages.
 SURVEYS = 3
