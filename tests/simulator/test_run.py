@@ -68,3 +68,10 @@ def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", [["--port", "-1"], ["--rate", "-1"], ["--backends", "0"]])
 def test_options_out_of_range(option: list[str]) -> None:
     assert CliRunner().invoke(app, ["simulate", *option]).exit_code == 2
+
+
+def test_what_is_for_the_demo_alone_stays_out_of_the_help() -> None:
+    result = CliRunner().invoke(app, ["simulate", "--help"])
+    assert result.exit_code == 0
+    assert "duration" in result.output
+    assert "stdin" not in result.output
