@@ -8,8 +8,8 @@ The rules:
    what is known of it: all that came before is part of that knowledge.
 3. A change is told if an event told of the thing in just this state. Who wants creations is told of a creation even
    if a later modification has been told.
-4. What a stream told to have come, and what has gone by now, is in no difference of the mailbox: its id is
-   remembered, and looked for.
+4. What came, was told of, and has gone since, is in no difference of the mailbox: its id is remembered, and looked
+   for.
 5. What a subscription would not have told (because it does not ask for moves, say) cannot have been missed by it: in
    a sweep (`trusting`) it is no difference, after a gap it is.
 6. A move cannot be told from a deletion here and a creation there, since the item has another id there.
@@ -97,7 +97,7 @@ def _is_touched(record: Record, now: Folder) -> bool:
 def most_created(before: Folder, now: Folder) -> int | None:
     """How many items can have come between these two looks; None if that cannot be told.
 
-    A server that silently takes a SyncState for none tells more than that as created.
+    A server that silently takes a SyncState for none tells of more than that as created.
     """
     if before.total_count is None or now.total_count is None:
         return None
@@ -115,7 +115,7 @@ FOLDERS = ""
 
 class Notes:
     """What the streams told of one mailbox, as hashes: 70 bytes or so a fact, one to four facts an event. The ids of
-    what was made are kept too: of what came and went since the last SyncState, the next one says nothing.
+    what it told of are kept too: of what came and went since the last SyncState, the next one says nothing.
 
     `forgetful`: some of it was forgotten, because there was too much.
     """
@@ -123,33 +123,33 @@ class Notes:
     def __init__(self) -> None:
         self._before: set[int] = set()
         self._since: set[int] = set()
-        self._made: dict[str, set[str]] = {}
-        self._made_count = 0
+        self._seen: dict[str, set[str]] = {}
+        self._seen_count = 0
         self.forgetful = False
         self._forgot = False
 
     def __len__(self) -> int:
-        return len(self._before) + len(self._since) + self._made_count
+        return len(self._before) + len(self._since) + self._seen_count
 
     def has(self, *fact: object) -> bool:
         """Whether this was noted. See facts() for what is."""
         key = hash(fact)
         return key in self._since or key in self._before
 
-    def made(self, folder: str = FOLDERS) -> set[str]:
-        """The items in a folder, or the folders, that a stream told to have come, and not to have gone again, and
-        that look() has not named since."""
-        return set(self._made.get(folder, ()))
+    def seen(self, folder: str = FOLDERS) -> set[str]:
+        """The items in a folder, or the folders, that were there when a stream told of them, and that look() has not
+        named since."""
+        return set(self._seen.get(folder, ()))
 
     def look(self, ids: Iterable[str], folder: str = FOLDERS) -> None:
         """These are part of what is known of the folder now, or of what is known to have gone from it."""
-        made = self._made.get(folder)
-        if made is not None:
-            self._made_count -= len(made)
-            made.difference_update(ids)
-            self._made_count += len(made)
-            if not made:
-                del self._made[folder]
+        seen = self._seen.get(folder)
+        if seen is not None:
+            self._seen_count -= len(seen)
+            seen.difference_update(ids)
+            self._seen_count += len(seen)
+            if not seen:
+                del self._seen[folder]
 
     def note(self, event: MailboxEvent) -> None:
         self._since.update(map(hash, facts(event)))
@@ -162,10 +162,10 @@ class Notes:
             self.look((event.subject,), folder)
         elif word == "moved" and is_item and event.old_item_id is not None:
             self.look((event.old_item_id,), event.old_parent_folder_id or "")
-        if word in ("created", "new_mail", "copied") or (word == "moved" and is_item):
-            made = self._made.setdefault(folder, set())
-            self._made_count += event.subject not in made
-            made.add(event.subject)
+        if word in ("created", "new_mail", "copied") or (is_item and word in ("moved", "modified")):
+            seen = self._seen.setdefault(folder, set())
+            self._seen_count += event.subject not in seen
+            seen.add(event.subject)
 
     def begin(self) -> None:
         self._before |= self._since
@@ -178,7 +178,7 @@ class Notes:
 
     def forget(self) -> None:
         self._before, self._since = set(), set()
-        self._made, self._made_count = {}, 0
+        self._seen, self._seen_count = {}, 0
         self.forgetful = self._forgot = True
 
 

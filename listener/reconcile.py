@@ -149,7 +149,7 @@ class Comparison:
         """Compares with this knowledge, and replaces it. Raises ExchangeError; what was told by then is kept."""
         self.delivered.begin(self.mailbox)
         self._notes = self.delivered.of(self.mailbox)
-        made = self._notes.made()
+        made = self._notes.seen()
         known, now = await self._survey(known)
         self._inbox = known.inbox
         if not records and self.cutoff is None:
@@ -252,7 +252,7 @@ class Comparison:
     async def _look(self, folder: Folder, record: Record | None, *, fresh: bool = False) -> None:
         """Tells what changed in a folder. `record` None: it is new, and all in it; `fresh`: nothing was known."""
         settled = self._is_settled(record, folder)
-        made = self._notes.made(folder.folder_id)
+        made = self._notes.seen(folder.folder_id)
         self._seen = set()
         about = self._context(folder=folder, cutoff=self._cutoff(record, fresh=fresh))
         old = fresh or (record is not None and self.distrusted(folder.folder_id))
@@ -294,9 +294,10 @@ class Comparison:
 
     async def _sync(self, about: Context, record: Record | None, *, settled: bool) -> None:
         assert about.folder is not None
-        folder, created, full = about.folder, 0, False
+        folder, full = about.folder, False
         most = None if record is None else most_created(record.folder, folder)
         state = None if record is None else record.sync_state
+        # Created, but older than what is known: moved here, or the server took the state for none.
         held: list[Change] = []
         while True:
             try:
@@ -310,24 +311,21 @@ class Comparison:
                 self._records[folder.folder_id] = Record(folder=folder)
                 return
             state = page.sync_state
-            created += sum(change.kind is ChangeKind.CREATE for change in page.changes)
-            full = full or (most is not None and created > most + SLACK)
-            for change in page.changes:
-                # What is older than the state: moved here, or the server took the state for none.
-                old = (
-                    change.kind is ChangeKind.CREATE and record is not None and _is_old(change, about.cutoff)
-                )
-                if old and not full:
-                    held.append(change)
-                elif not old:
-                    self._add(_as_found(change, about) if full else change, about)
+            self._seen.update(change.item_id for change in page.changes)
+            old, new = _parted(page.changes, None if record is None else about.cutoff)
+            held += old
+            full = full or (most is not None and len(held) > most)
+            if full:
+                held.clear()
+            for change in new:
+                self._add(_as_found(change, about) if full else change, about)
             if page.includes_last:
                 break
             if len(self._pending) >= MANY:
                 if record is not None and not held and not full:
                     self._records[folder.folder_id] = msgspec.structs.replace(record, sync_state=state)
                 await self._flush()
-        for change in () if full else held:
+        for change in held:
             self._add(change, about)
         if full:
             self._say_unseen(folder, record)
@@ -354,7 +352,7 @@ class Comparison:
                 await self._flush()
 
     async def _look_for(self, ids: Iterable[str], about: Context) -> None:
-        """Items that came since the folder was looked at last, and that it does not show: are they there?"""
+        """Items that the stream told of, and that the folder does not show as changed: are they there?"""
         for batch in _batches(sorted(ids), BATCH):
             read = partial(read_get_item, item_ids=batch)
             for id_, found in (await self._ask(get_item, read, batch)).items():
@@ -500,9 +498,14 @@ def _as_found(item: Item, about: Context) -> Change:
     return msgspec.structs.replace(change, kind=ChangeKind.CREATE) if is_new(change, about.cutoff) else change
 
 
-def _is_old(change: Change, cutoff: datetime | None) -> bool:
-    modified = moment(change.last_modified_time)
-    return modified is not None and cutoff is not None and modified < cutoff
+def _parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Change], list[Change]]:
+    """Those that are created and nevertheless older than the cutoff, and the others."""
+    old, new = [], []
+    for change in changes:
+        modified = moment(change.last_modified_time)
+        is_old = change.kind is ChangeKind.CREATE and cutoff and modified and modified < cutoff
+        (old if is_old else new).append(change)
+    return old, new
 
 
 def _is_older(folder: Folder, cutoff: datetime) -> bool:
@@ -521,9 +524,6 @@ BATCH = 10
 
 # How often folders are asked for if they change between two pages.
 SURVEYS = 3
-
-# Items that may come between the survey and the SyncFolderItems without the latter being taken for a full one.
-SLACK = 20
 
 # Changes that are held in memory at most, give or take a page.
 MANY = 5000
