@@ -257,17 +257,20 @@ class Comparison:
         about = self._context(folder=folder, cutoff=self._cutoff(record, fresh=fresh))
         old = fresh or (record is not None and self.distrusted(folder.folder_id))
         try:
-            if old or (record is not None and not record.complete):
-                if self.trusting:
-                    return  # nothing to compare with yet
+            if record is None or (record.complete and not old):
+                await self._sync(about, record, settled=settled)
+            elif self.trusting:
+                return  # nothing to compare with yet
+            else:
                 await self._find(about)
                 self._say_unseen(folder, None if old else record)
-                record = Record(folder=folder) if record is None else record
-                self._records[folder.folder_id] = msgspec.structs.replace(
-                    record, folder=folder, settled=settled
-                )
-            else:
-                await self._sync(about, record, settled=settled)
+                if record.complete:
+                    await self._flush()
+                    cutoff = moment(record.folder.commit_time_max)
+                    await self._sync(replace(about, cutoff=cutoff), record, settled=settled)
+                else:
+                    record = msgspec.structs.replace(record, folder=folder, settled=settled)
+                    self._records[folder.folder_id] = record
             await self._look_for(made - self._seen, about)
             self._notes.look(made | self._seen, folder.folder_id)
             self.folders += 1
@@ -318,7 +321,8 @@ class Comparison:
             if full:
                 held.clear()
             for change in new:
-                self._add(_as_found(change, about) if full else change, about)
+                again = full and change.kind is ChangeKind.CREATE
+                self._add(_as_found(change, about) if again else change, about)
             if page.includes_last:
                 break
             if len(self._pending) >= MANY:
@@ -500,7 +504,8 @@ def _as_found(item: Item, about: Context) -> Change:
 
 def _parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Change], list[Change]]:
     """Those that are created and nevertheless older than the cutoff, and the others."""
-    old, new = [], []
+    old: list[Change] = []
+    new: list[Change] = []
     for change in changes:
         modified = moment(change.last_modified_time)
         is_old = change.kind is ChangeKind.CREATE and cutoff and modified and modified < cutoff
