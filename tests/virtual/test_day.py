@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.simulator.faults import KINDS
+from listener.simulator.faults import KINDS, Padding
 from listener.simulator.plans import PROFILES, Plan
 from listener.simulator.settings import Settings
 from tests.virtual.world import world
@@ -18,9 +18,14 @@ KINDS_MADE = set(KINDS) - {"bad_certificate"}
 
 
 def spread(seconds: float) -> Plan:
-    """The heavy profile, spread over a day, and what it lacks."""
+    """The heavy profile, spread over a day."""
     return tuple(
-        entry._replace(per_minute=entry.per_minute * SHARE, until=seconds) for entry in PROFILES["heavy"]
+        entry._replace(
+            fault=Padding(megabytes=17.0) if isinstance(entry.fault, Padding) else entry.fault,
+            per_minute=entry.per_minute * SHARE,
+            until=seconds,
+        )
+        for entry in PROFILES["heavy"]
     )
 
 

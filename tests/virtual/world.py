@@ -147,7 +147,7 @@ async def pulse(exchange: Exchange, traffic: Traffic) -> None:
         now = clock()
         exchange.publish(traffic.due(now))
         exchange.advance(now)
-        pause = min(1 / traffic.rate if traffic.rate else 5.0, 5.0, max(chaos.deadline - now, 0.001))
+        pause = min(1 / traffic.rate if traffic.rate else 30.0, 30.0, max(chaos.deadline - now, 0.001))
         with trio.move_on_after(min(pause, 0.1) if chaos.waiting else pause):
             await changed.wait()
 
