@@ -16,7 +16,7 @@ FILE_NAME: Final = "lock"
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Makes the directory (but not its parents' parents) and holds its lock; the system frees it if we are killed.
+    """Makes the directory if need be and holds its lock; the system frees it if we are killed.
 
     Raises ConfigError if it cannot be made, or if another process has it, whose id is then named.
     """

@@ -81,7 +81,7 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
     try:
         fresh = not path.exists() or path.stat().st_size == 0
         if fresh:
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            _make(path)
         connection = connect(path)
     except OSError as error:
         raise unusable(
@@ -104,6 +104,16 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
             raise _explained(path, error) from error
         raise
     return connection
+
+
+def _make(path: Path) -> None:
+    """An empty file whose name survives a loss of power."""
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def open_beside(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> sqlite3.Connection:

@@ -270,16 +270,25 @@ class SqliteJournal:
 
     async def _run(self) -> None:
         """Writes until it is closed, and what is left then; once, if the disk refuses."""
-        with trio.CancelScope(shield=True):
-            while not self._closing.is_set():
-                await self._pause()
-                await self._turn()
-            while self._others or self._changed or (self._appends and not self._full):
-                self._save_at = trio.current_time()
-                await self._turn()
-                if self._failures:
-                    log.warning("journal.unwritten", acknowledgements=len(self._changed))
-                    return
+        try:
+            with trio.CancelScope(shield=True):
+                while not self._closing.is_set():
+                    await self._pause()
+                    await self._turn()
+                await self._finish()
+        finally:
+            self._closing.set()
+            for job in (*self._others, *self._appends):
+                job.error = JournalError("the journal is closed")
+                job.done.set()
+
+    async def _finish(self) -> None:
+        while self._others or self._changed or (self._appends and not self._full):
+            self._save_at = trio.current_time()
+            await self._turn()
+            if self._failures:
+                log.warning("journal.unwritten", handlers=[reader.handler for reader in self._changed])
+                return
 
     async def _pause(self) -> None:
         """Waits until there is something to do, or it is time to look around."""

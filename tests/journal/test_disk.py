@@ -174,6 +174,10 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
                 connection.execute(f"PRAGMA max_page_count = {pages * 100}")
             assert journal.figures.trouble is None
             assert items(await everything(reader)) == list(range(50, 1100))
+            await trio.sleep(1)
+            image = crashed(tmp_path, f"{tmp_path.name}-killed")
+    async with opened(image) as journal:  # what was acknowledged meanwhile was not forgotten
+        assert items(await everything(await journal.reader("audit"))) == list(range(50, 1100))
     assert [line["event"] for line in lines] == ["journal.opened", "journal.trouble", "journal.works_again"]
     assert lines[1]["path"] == str(tmp_path / FILE_NAME)
     assert lines[1]["reason"] == "database or disk is full (SQLITE_FULL)"

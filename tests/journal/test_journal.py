@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from listener.event import MailboxEvent
-from listener.journal import Drop, JournalError, Put
+from listener.journal import Drop, Journal, JournalError, Put
 from listener.journal.records import CHUNK
 from listener.journal.sqlite import open_journal
 
@@ -80,6 +80,21 @@ async def test_an_unfinished_event_comes_again_and_those_around_it_do_not(
         assert (reader.unfinished, reader.behind) == (3, 3)
         await journal.append(events([1000]))
         assert items(await everything(reader)) == [3, 900, 999, 1000]
+
+
+async def test_what_was_fetched_and_not_yet_read_comes_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j", memory=0) as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events(range(10)))
+        for _ in range(3):
+            reader.acknowledge([entry.position for entry in await reader.read(1)])
+        assert (reader.unfinished, reader.behind) == (0, 7)
+        await journal.flush()
+        image = crashed(tmp_path / "j", "killed")
+    async with opened(image) as journal:
+        assert items(await everything(await journal.reader("audit"))) == list(range(3, 10))
 
 
 async def test_acknowledgements_are_durable_soon_without_being_waited_for(
@@ -301,6 +316,27 @@ async def test_after_the_end_nothing_is_taken(tmp_path: Path) -> None:
         pass
     with pytest.raises(JournalError, match="closed"):
         await journal.append(events([1]))
+
+
+async def test_who_still_waits_at_the_end_is_told(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    told: list[str] = []
+
+    async def late(journal: Journal) -> None:
+        try:
+            await journal.append(events(range(1000)))
+        except JournalError as error:
+            told.append(str(error))
+
+    async with trio.open_nursery() as nursery, opened(tmp_path / "j") as journal:
+        connection = journal._store._connection
+        assert connection is not None
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        nursery.start_soon(late, journal)
+        await trio.sleep(10)
+    assert told == ["the journal is closed"]
 
 
 async def test_with_threads_the_same(tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ class World:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    steps=st.lists(st.one_of(append, append, read, read, finish, finish, wait, crash, stop), max_size=40),
-    memory=st.sampled_from([0, 3, 100]),
+    steps=st.lists(
+        st.one_of(append, append, read, read, finish, finish, wait, crash, stop), min_size=8, max_size=40
+    ),
+    memory=st.sampled_from([0, 0, 3, 100]),
 )
 def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, object]], memory: int) -> None:
     async def main() -> None:
