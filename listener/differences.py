@@ -26,18 +26,8 @@ import msgspec
 
 from listener.event import MailboxEvent
 from listener.ews.folders import Folder
+from listener.ews.items import Item
 from listener.ews.sync import Change, ChangeKind
-
-__all__ = [
-    "Context",
-    "Delivered",
-    "Differences",
-    "Notes",
-    "Record",
-    "compare",
-    "folder_events",
-    "item_events",
-]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +95,22 @@ def most_created(before: Folder, now: Folder) -> int | None:
         return None
     gone = max(0, now.deleted_count_total - before.deleted_count_total)
     return max(0, now.total_count - before.total_count + gone)
+
+
+def below(top: str, folders: Mapping[str, Folder]) -> list[Folder]:
+    """A folder and those at any depth below it."""
+    inside = {top: True}
+
+    def is_inside(id_: str | None) -> bool:
+        path = []
+        while id_ is not None and id_ not in inside and id_ in folders and id_ not in path:
+            path.append(id_)
+            id_ = folders[id_].parent_folder_id
+        answer = inside.get(id_ or "", False)
+        inside.update(dict.fromkeys(path, answer))
+        return answer
+
+    return [folder for id_, folder in folders.items() if is_inside(id_)]
 
 
 # --- what was told
@@ -254,6 +260,10 @@ class Delivered:
         """It was: what was noted before begin() is part of what is known now."""
         self._counted(mailbox, Notes.done)
 
+    def look(self, mailbox: str, ids: Iterable[str], folder: str = FOLDERS) -> None:
+        """As Notes.look()."""
+        self._counted(mailbox, lambda notes: notes.look(ids, folder))
+
     def drop(self, mailbox: str) -> None:
         """The mailbox is not listened to any more."""
         if (notes := self._notes.pop(mailbox, None)) is not None:
@@ -350,6 +360,28 @@ def is_new(item: Change, cutoff: datetime | None) -> bool:
     """Whether an item was made at this moment or later, as far as can be told."""
     made = moment(item.date_time_created)
     return made is None or cutoff is None or made >= cutoff
+
+
+def as_found(item: Item, cutoff: datetime | None) -> Change:
+    """An item as a change, of which only its times tell whether it is new."""
+    change = Change(
+        kind=ChangeKind.UPDATE,
+        item_id=item.item_id,
+        change_key=item.change_key,
+        date_time_created=item.date_time_created,
+    )
+    return msgspec.structs.replace(change, kind=ChangeKind.CREATE) if is_new(change, cutoff) else change
+
+
+def parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Change], list[Change]]:
+    """Those that are created and nevertheless older than the cutoff, and the others."""
+    old: list[Change] = []
+    new: list[Change] = []
+    for change in changes:
+        modified = moment(change.last_modified_time)
+        is_old = change.kind is ChangeKind.CREATE and cutoff and modified and modified < cutoff
+        (old if is_old else new).append(change)
+    return old, new
 
 
 def moment(time: str | None) -> datetime | None:

@@ -23,12 +23,14 @@ from listener.differences import (
     Differences,
     Notes,
     Record,
+    as_found,
+    below,
     compare,
     folder_events,
-    is_new,
     item_events,
     moment,
     most_created,
+    parted,
 )
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -142,6 +144,7 @@ class Comparison:
     _inbox: str = ""
     _notes: Notes = field(default_factory=Notes)
     _seen: set[str] = field(default_factory=set)
+    _looked: dict[str, set[str]] = field(default_factory=dict)
     _pending: list[tuple[Change, Context]] = field(default_factory=list)
     _records: dict[str, Record | None] = field(default_factory=dict)
 
@@ -159,7 +162,7 @@ class Comparison:
             }
         else:
             await self._compare(records, now, made)
-        self._notes.look({*made, *now})
+        self.delivered.look(self.mailbox, {*made, *now})
         known = msgspec.structs.replace(known, compared=self.now().timestamp())
         await self.states.save(self.mailbox, (), _encoded(self._records) | {WHOLE: _ENCODE(known)})
         self.delivered.done(self.mailbox)
@@ -208,7 +211,7 @@ class Comparison:
                 top=homes[TOP].folder_id, inbox="" if inbox is None else inbox.folder_id, compared=0
             )
         found = await self._find_folders()
-        return known, {f.folder_id: f for f in _below(known.top, found) if f.element != "SearchFolder"}
+        return known, {f.folder_id: f for f in below(known.top, found) if f.element != "SearchFolder"}
 
     async def _get_folders(self, refs: tuple[FolderRef, ...]) -> dict[FolderRef, Folder]:
         told = await self._ask(get_folder, lambda content: read_get_folder(content, refs), refs)
@@ -272,7 +275,7 @@ class Comparison:
                     record = msgspec.structs.replace(record, folder=folder, settled=settled)
                     self._records[folder.folder_id] = record
             await self._look_for(made - self._seen, about)
-            self._notes.look(made | self._seen, folder.folder_id)
+            self._looked[folder.folder_id] = made | self._seen
             self.folders += 1
         except ExchangeError as error:
             code, verdict = error.failure.code, error.failure.verdict
@@ -315,14 +318,14 @@ class Comparison:
                 return
             state = page.sync_state
             self._seen.update(change.item_id for change in page.changes)
-            old, new = _parted(page.changes, None if record is None else about.cutoff)
+            old, new = parted(page.changes, None if record is None else about.cutoff)
             held += old
             full = full or (most is not None and len(held) > most)
             if full:
                 held.clear()
             for change in new:
                 again = full and change.kind is ChangeKind.CREATE
-                self._add(_as_found(change, about) if again else change, about)
+                self._add(as_found(change, about.cutoff) if again else change, about)
             if page.includes_last:
                 break
             if len(self._pending) >= MANY:
@@ -350,7 +353,7 @@ class Comparison:
             read, created = partial(read_find_item, offset=start), (ItemProperty.DATE_TIME_CREATED,)
             page = await self._ask(find_item, read, ref, since=since, offset=start, properties=created)
             for item in page.found:
-                self._add(_as_found(item, about), about)
+                self._add(as_found(item, about.cutoff), about)
             following = next_page(page, since, start)
             if len(self._pending) >= MANY:
                 await self._flush()
@@ -410,6 +413,9 @@ class Comparison:
         records, self._records = self._records, {}
         if events or records:
             await self._tell(events, _encoded(records))
+        for folder, ids in self._looked.items():
+            self.delivered.look(self.mailbox, ids, folder)
+        self._looked.clear()
 
     async def _tell(self, events: list[MailboxEvent], changes: dict[str, bytes | None]) -> None:
         await self.states.save(self.mailbox, events, changes)
@@ -473,44 +479,6 @@ def _encoded(records: Mapping[str, Record | None]) -> dict[str, bytes | None]:
 
 def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (ids[start : start + size] for start in range(0, len(ids), size))
-
-
-def _below(top: str, folders: Mapping[str, Folder]) -> list[Folder]:
-    """A folder and those at any depth below it."""
-    inside = {top: True}
-
-    def is_inside(id_: str | None) -> bool:
-        path = []
-        while id_ is not None and id_ not in inside and id_ in folders and id_ not in path:
-            path.append(id_)
-            id_ = folders[id_].parent_folder_id
-        answer = inside.get(id_ or "", False)
-        inside.update(dict.fromkeys(path, answer))
-        return answer
-
-    return [folder for id_, folder in folders.items() if is_inside(id_)]
-
-
-def _as_found(item: Item, about: Context) -> Change:
-    """An item as a change, of which only its times tell whether it is new."""
-    change = Change(
-        kind=ChangeKind.UPDATE,
-        item_id=item.item_id,
-        change_key=item.change_key,
-        date_time_created=item.date_time_created,
-    )
-    return msgspec.structs.replace(change, kind=ChangeKind.CREATE) if is_new(change, about.cutoff) else change
-
-
-def _parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Change], list[Change]]:
-    """Those that are created and nevertheless older than the cutoff, and the others."""
-    old: list[Change] = []
-    new: list[Change] = []
-    for change in changes:
-        modified = moment(change.last_modified_time)
-        is_old = change.kind is ChangeKind.CREATE and cutoff and modified and modified < cutoff
-        (old if is_old else new).append(change)
-    return old, new
 
 
 def _is_older(folder: Folder, cutoff: datetime) -> bool:
