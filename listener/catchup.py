@@ -168,6 +168,14 @@ class CatchUp:
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
         self._gaps.put(mailbox, trio.current_time())
 
+    def resume(self, mailboxes: Iterable[str]) -> None:
+        """These mailboxes have a stream again: gaps that are still open are gone on with. Never waits."""
+        for mailbox in mailboxes:
+            desk = self._desks.get(mailbox)
+            if desk is not None and desk.gap is not None:
+                desk.failures = 0
+                self._gaps.put(mailbox, trio.current_time())
+
     def note(self, batch: Iterable[MailboxEvent]) -> None:
         """These events came on streams and have been handed on. Never waits."""
         if self.mode != "sync":
@@ -227,6 +235,8 @@ class CatchUp:
                     desk.failures = 0
 
     def _put_off(self, agenda: Agenda, mailbox: str, desk: Desk, failure: Failure | None) -> None:
+        if failure is NO_STREAM:
+            return  # resume() comes when it has one again
         desk.failures += 1
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from listener.differences import (
+    FOLDERS,
     Context,
     Delivered,
     Differences,
@@ -145,6 +146,7 @@ class Comparison:
     _notes: Notes = field(default_factory=Notes)
     _seen: set[str] = field(default_factory=set)
     _looked: dict[str, set[str]] = field(default_factory=dict)
+    _known: Mapping[str, Record] = field(default_factory=dict)
     _pending: list[tuple[Change, Context]] = field(default_factory=list)
     _records: dict[str, Record | None] = field(default_factory=dict)
 
@@ -155,21 +157,21 @@ class Comparison:
         made = self._notes.seen()
         known, now = await self._survey(known)
         self._inbox = known.inbox
+        differences = None
         if not records and self.cutoff is None:
             self._records = {
                 id_: Record(folder=folder, settled=self._is_settled(None, folder))
                 for id_, folder in now.items()
             }
         else:
-            await self._compare(records, now, made)
-        self.delivered.look(self.mailbox, {*made, *now})
-        known = msgspec.structs.replace(known, compared=self.now().timestamp())
-        await self.states.save(self.mailbox, (), _encoded(self._records) | {WHOLE: _ENCODE(known)})
+            differences = await self._compare(records, now, made)
+        self._looked[FOLDERS] = {*made, *now}
+        await self._flush(differences, msgspec.structs.replace(known, compared=self.now().timestamp()))
         self.delivered.done(self.mailbox)
 
     async def _compare(
         self, records: Mapping[str, Record], now: Mapping[str, Folder], made: set[str]
-    ) -> None:
+    ) -> Differences:
         # Without records all folders are new to us, not to the mailbox.
         known = records or {id_: Record(folder=folder) for id_, folder in now.items()}
         differences = compare(known, now)
@@ -177,7 +179,10 @@ class Comparison:
         differences = differences._replace(
             deleted=(*differences.deleted, *(Folder(folder_id=id_) for id_ in sorted(vanished)))
         )
-        await self._tell_folders(differences, {"created", "moved"})
+        self._known = known
+        if self._folder_events(differences, FIRST, trusting=True):
+            await trio.sleep(self.grace)
+            await self._tell(self._folder_events(differences, FIRST, trusting=True), {})
         for folder in differences.created:
             if self.trusting and self._notes.has("came", folder.folder_id):
                 # A copy of a folder is told as one event, without its items.
@@ -187,9 +192,8 @@ class Comparison:
         for id_ in now:  # in the server's order
             if id_ in differences.touched:
                 await self._look(now[id_], known[id_], fresh=not records)
-        await self._flush()
-        await self._tell_folders(differences, {"modified", "deleted"})
         self._records |= {folder.folder_id: None for folder in differences.deleted}
+        return differences
 
     # --- folders
 
@@ -236,19 +240,11 @@ class Comparison:
                 return found
         raise ExchangeError(Failure(code="UnexpectedReply", text="the folders changed while they were told"))
 
-    async def _tell_folders(self, differences: Differences, words: set[str]) -> None:
-        kinds = self.wants.kinds & words
-        # Once something was found, or forgotten by us, the stream is trusted no more.
-        trusting = self._context().trusting and not self.found
-
-        def untold() -> list[MailboxEvent]:
-            return folder_events(differences, self._context(kinds=kinds, trusting=trusting), self._notes)
-
-        if untold():
-            await trio.sleep(self.grace)
-            events = untold()
-            self.missed += sum(trusting and not event.type.endswith("modified") for event in events)
-            await self._tell(events, {})
+    def _folder_events(
+        self, differences: Differences, words: frozenset[str], *, trusting: bool
+    ) -> list[MailboxEvent]:
+        about = self._context(kinds=self.wants.kinds & words, trusting=trusting)
+        return folder_events(differences, about, self._notes)
 
     # --- items
 
@@ -400,25 +396,45 @@ class Comparison:
         if item_events(change, about, self._notes):
             self._pending.append((change, about))
 
-    async def _flush(self) -> None:
-        """Tells what is still untold after the grace, and keeps the states that this leads to."""
-        events: list[MailboxEvent] = []
-        if self._pending:
+    async def _flush(self, differences: Differences | None = None, whole: Known | None = None) -> None:
+        """Tells what is still untold after the grace, and keeps the states that this leads to.
+
+        With `whole`, at the end, how the folders look now is kept too, and what this leads to is told.
+        """
+        if self._pending or (differences and self._folder_events(differences, LAST, trusting=not self.found)):
             await trio.sleep(self.grace)
-            for change, about in self._pending:
-                if untold := item_events(change, about, self._notes):
-                    events += untold
-                    self.missed += about.trusting
-            self._pending.clear()
-        records, self._records = self._records, {}
-        if events or records:
-            await self._tell(events, _encoded(records))
+        told: dict[tuple[str, str | None, str | None], MailboxEvent] = {}
+        missed = 0
+        for change, about in self._pending:
+            # A search by times may bring an item twice.
+            new = {(e.type, e.item_id, e.change_key): e for e in item_events(change, about, self._notes)}
+            missed += about.trusting and not new.keys() <= told.keys()
+            told |= new
+        events = list(told.values())
+        if differences is not None:
+            # Once something was found the stream is trusted no more.
+            events += self._folder_events(differences, LAST, trusting=not self.found and not events)
+        if whole is None:
+            changes = _encoded({id_: self._interim(id_, record) for id_, record in self._records.items()})
+        else:
+            changes = _encoded(self._records) | {WHOLE: _ENCODE(whole)}
+        await self._tell(events, changes)
+        self.missed += missed
+        self._pending.clear()
         for folder, ids in self._looked.items():
             self.delivered.look(self.mailbox, ids, folder)
         self._looked.clear()
 
+    def _interim(self, id_: str, record: Record | None) -> Record | None:
+        """As kept before the folder's own events are told: it looks as it did."""
+        known = self._known.get(id_)
+        if record is None or known is None:
+            return record
+        return msgspec.structs.replace(record, folder=known.folder, settled=False)
+
     async def _tell(self, events: list[MailboxEvent], changes: dict[str, bytes | None]) -> None:
-        await self.states.save(self.mailbox, events, changes)
+        if events or changes:
+            await self.states.save(self.mailbox, events, changes)
         self.delivered.note(events)
         self.found += len(events)
 
@@ -488,6 +504,7 @@ def _is_older(folder: Folder, cutoff: datetime) -> bool:
 
 
 WHOLE = ""
+FIRST, LAST = frozenset(("created", "moved")), frozenset(("modified", "deleted"))
 ROOT, TOP, INBOX = FolderRef("root"), FolderRef("msgfolderroot"), FolderRef("inbox")
 GONE = frozenset(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"))
 SYNCED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.LAST_MODIFIED_TIME)
