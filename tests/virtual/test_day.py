@@ -12,6 +12,7 @@ from listener.simulator.settings import Settings
 from tests.virtual.world import world
 
 HOUR = 3600.0
+MAILBOXES = 9
 # The profile is for minutes. A bad certificate takes TLS.
 SHARE = 1 / 40
 KINDS_MADE = set(KINDS) - {"bad_certificate"}
@@ -31,7 +32,7 @@ def spread(seconds: float) -> Plan:
 
 @pytest.mark.parametrize("seed", [1])
 async def test_a_day_of_faults(autojump_clock: trio.testing.MockClock, seed: int) -> None:
-    settings = Settings(mailboxes=24, backends=3, seed=seed, heartbeat=30.0)
+    settings = Settings(mailboxes=MAILBOXES, backends=3, seed=seed, heartbeat=30.0)
     trouble = 23 * HOUR
     async with world(settings, traffic=0.02) as there:
         await there.until_streaming()
@@ -43,14 +44,15 @@ async def test_a_day_of_faults(autojump_clock: trio.testing.MockClock, seed: int
         assert faults.total() >= 2000
         assert set(faults) == KINDS_MADE
         await trio.sleep(1800)
-        assert there.streaming == 24
+        assert there.streaming == MAILBOXES
         made = there.touch()
         await trio.sleep(1)
         assert made <= there.notes.came.keys()
         streams = len(there.exchange.streams)
         groups = len(there.daemon.roster.runners)
         assert streams == groups == there.wire.open
-        assert trio.lowlevel.current_statistics().tasks_living <= tasks + 4 * (groups - 3)
+        # A group is a task and its stream is one; thousands of faults would leave more than two.
+        assert trio.lowlevel.current_statistics().tasks_living <= tasks + 2 * (groups - 3) + 2
         assert not there.logged("group.crashed")
         said = Counter(line["event"] for line in there.log)
         assert there.wire.most <= 10
