@@ -120,7 +120,8 @@ class Desk:
 class CatchUp:
     """All mailboxes' gaps and sweeps.
 
-    `ask` gives the way to a mailbox, None while it has no stream. `silent` is told of mailboxes whose streams keep
+    `ask` gives the way to a mailbox, None while it has no stream. `start_spread` is the time over which mailboxes are
+    looked at that have a stream for the first time. `silent` is told of mailboxes whose streams keep
     things back. `grace` is how long a sweep, and `settle` how long a catch-up, lets a stream be late. Durations are
     in seconds. The counts are for whoever watches: events that were `recovered`, changes that a stream should have
     told and did not (`missed`), and `requests`, those for first states apart.
@@ -132,6 +133,7 @@ class CatchUp:
     mode: Mode = "sync"
     interval: float = 900.0
     idle_interval: float = 7200.0
+    start_spread: float = 0.0
     settle: float = 2.0
     grace: float = 10.0
     concurrency: int = 4
@@ -166,7 +168,9 @@ class CatchUp:
         desk = self._desk(mailbox)
         gap = Gap(since, {reason: None})
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
-        self._gaps.put(mailbox, trio.current_time())
+        # All mailboxes at once have one at the start; what is missing then has been missing for a while.
+        spread = self.dice.uniform(0, self.start_spread) if since is None else 0.0
+        self._gaps.put(mailbox, trio.current_time() + spread)
 
     def resume(self, mailboxes: Iterable[str]) -> None:
         """These mailboxes have a stream again: gaps that are still open are gone on with. Never waits."""
@@ -332,7 +336,7 @@ class CatchUp:
             await self._tell_gap(mailbox, Gap(None, {reason: None}), since)
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
         level = log.warning if comparison.missed else log.debug
-        level("sweep.done", mailbox=mailbox, missed=comparison.missed, **_figures(comparison, begun))
+        level("catchup.swept", mailbox=mailbox, missed=comparison.missed, **_figures(comparison, begun))
         self._judge(mailbox, desk, comparison.missed if desk.gap is None else 0)
         busy = traffic or comparison.found
         desk.pace = self.interval if busy else min(2 * desk.pace, max(self.interval, self.idle_interval))
@@ -363,6 +367,7 @@ class CatchUp:
             )
             desk.skipped.add(error.folder_id)
             built = error.folder_id, False
+        await trio.sleep(PACE)
         if built is None:
             log.debug("catchup.ready", mailbox=mailbox)
             return
@@ -452,6 +457,9 @@ def _figures(comparison: Comparison, begun: float) -> dict[str, float]:
 
 
 NO_STREAM = Failure(code="NoStream", text="its stream is not open")
+
+# Seconds between two pages of first states, which nobody is waiting for.
+PACE = 0.05
 
 # So many failures in a row, and single folders that cannot be read are passed over.
 STUBBORN = 3

@@ -18,8 +18,10 @@ import trio
 from listener._version import __version__
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
+from listener.catchup import CatchUp, Wants
 from listener.config import Config
 from listener.delivery import Delivery, Lane, Patience, Source
+from listener.event import MailboxEvent
 from listener.ews.events import EventKind
 from listener.ews.subscription import FolderRef
 from listener.exchange import auth
@@ -30,6 +32,7 @@ from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
 from listener.roster import Roster
 from listener.service import control
+from listener.states import JournalStates
 from listener.supervisor import GroupRunner, Registry, Wish
 
 log = structlog.get_logger()
@@ -70,7 +73,10 @@ class Daemon:
             retry=self.policy.backoff,
             parked=self.policy.parked,
             refresh=config.affinity.refresh,
+            gaps=self._note_gap,
+            resumed=self._note_stream,
         )
+        self.catch_up: CatchUp | None = None
 
     async def run(self, stop: trio.Event) -> None:
         """Listens until `stop` is set, and then ends in order.
@@ -82,7 +88,8 @@ class Daemon:
             if await self._open_handlers(handlers, journal, stop):
                 if self._durable:
                     await handlers.start(control.serve, self.config.state_directory, journal)
-                await self._listen(stop)
+                self.catch_up = self._new_catch_up(journal)
+                await self._listen(self.catch_up, stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         log.info("listener.stopped")
@@ -102,12 +109,41 @@ class Daemon:
             opening.cancel_scope.cancel()
         return opened
 
-    async def _listen(self, stop: trio.Event) -> None:
+    def _new_catch_up(self, journal: Journal) -> CatchUp:
+        kinds = frozenset(self.config.subscription.events)
+        return CatchUp(
+            ask=self.roster.way,
+            states=JournalStates(journal),
+            wants=Wants(folders=self.wish.folders, kinds=kinds),
+            mode=self.config.catch_up.mode,
+            interval=self.config.catch_up.interval,
+            silent=self.roster.renew,
+            # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
+            concurrency=20,
+            start_spread=START_SPREAD,
+        )
+
+    def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
+        if self.catch_up is not None:
+            self.catch_up.gap(mailbox, since, reason)
+
+    def _note_stream(self, mailboxes: Sequence[str]) -> None:
+        if self.catch_up is not None:
+            self.catch_up.resume(mailboxes)
+
+    async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
+        """What came on a stream is safe in the journal before it counts as delivered."""
+        await self.delivery.publish(batch)
+        if self.catch_up is not None:
+            self.catch_up.note(batch)
+
+    async def _listen(self, catch_up: CatchUp, stop: trio.Event) -> None:
         """Keeps all groups at work until `stop` is set and they have ended."""
         async with trio.open_nursery() as groups:
             groups.start_soon(self.roster.run)
             async with trio.open_nursery() as meanwhile:
                 meanwhile.start_soon(self._tell_progress)
+                meanwhile.start_soon(catch_up.run)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             log.info("listener.stopping", grace=self.config.shutdown.grace)
@@ -135,11 +171,14 @@ class Daemon:
     def _new_runner(self, group: Group, registry: Registry) -> GroupRunner:
         client = ExchangeClient(group.ews_url, self.access)
         state = GroupState.start(group.mailboxes, self.policy)
-        return GroupRunner(group, client, self.wish, self.delivery.publish, registry, state)
+        return GroupRunner(group, client, self.wish, self._publish, registry, state)
 
 
 # Seconds between two lines of progress.
 PROGRESS = 10.0
+
+# Seconds over which mailboxes are first compared after a start.
+START_SPREAD = 30.0
 
 
 def access(config: Config) -> Access:

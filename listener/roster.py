@@ -14,6 +14,7 @@ from listener.affinity import Group, Placement, groups, separated, without
 from listener.backoff import Backoff
 from listener.ews.codes import Failure, Verdict
 from listener.group import Discovered, Doubted, Joined, Stop
+from listener.reconcile import Way
 from listener.supervisor import GroupRunner, Registry
 
 log = structlog.get_logger()
@@ -33,7 +34,8 @@ class Roster:
 
     `known` are mailboxes whose place the configuration tells, `sought` those that must be discovered, `missing`
     those that were sought in vain so far. `retry` and `parked` are the patience between two searches for these;
-    `refresh` are the seconds in which every place that was found is asked for again.
+    `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
+    without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again.
     """
 
     known: tuple[Placement, ...]
@@ -44,6 +46,8 @@ class Roster:
     retry: Backoff
     parked: Backoff
     refresh: float
+    gaps: Callable[[str, float | None, str], None]
+    resumed: Callable[[Sequence[str]], None]
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     _groups: tuple[Group, ...] = ()
@@ -108,6 +112,10 @@ class Roster:
         self._groups = separated(self._groups, group, mailboxes)
         self._keep_runners()
 
+    def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
+        """A mailbox was without a stream since then, and has one again."""
+        self.gaps(mailbox, since, reason)
+
     def claim(self, group: Group, subscription: str, mailbox: str, /) -> None:
         """Takes note of who a new subscription belongs to.
 
@@ -130,6 +138,26 @@ class Roster:
     def owner(self, group: Group, subscription: str, /) -> str | None:
         """Whose subscription this is, if it was made by one of the groups at this place."""
         return self._owners.get(group.place, {}).get(subscription)
+
+    # --- for catching up
+
+    def way(self, mailbox: str) -> Way | None:
+        """How to ask about a mailbox; None while it has no stream."""
+        runner = self._runner_of(mailbox)
+        return None if runner is None else runner.way(mailbox)
+
+    def renew(self, mailbox: str) -> None:
+        """The subscription of this mailbox keeps things back: it needs a new one."""
+        runner = self._runner_of(mailbox)
+        if runner is not None:
+            log.warning("mailbox.silent", mailbox=mailbox, group=runner.group.name)
+            runner.tell(Doubted((mailbox,)))
+
+    def _runner_of(self, mailbox: str) -> GroupRunner | None:
+        for group in self._groups:
+            if mailbox in group.mailboxes:
+                return self.runners.get(group.name)
+        return None
 
     # --- finding mailboxes, at first and now and then
 

@@ -52,6 +52,7 @@ from listener.group import (
     Waited,
     advance,
 )
+from listener.reconcile import Way
 
 log = structlog.get_logger()
 
@@ -60,6 +61,8 @@ class Registry(Protocol):
     """Knows all groups, and moves mailboxes between them (listener/roster.py does)."""
 
     async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered: ...
+    def gap(self, mailbox: str, since: float | None, reason: str, /) -> None: ...
+    def resumed(self, mailboxes: Sequence[str], /) -> None: ...
     def claim(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
@@ -102,6 +105,10 @@ class GroupRunner:
     events: int = 0
     finished: bool = False
     _streamed: Stream | None = None
+    _well: dict[str, float] = field(
+        init=False, default_factory=dict
+    )  # when a mailbox's stream was last heard
+    _gaps: dict[str, tuple[float | None, str]] = field(init=False, default_factory=dict)
     _impersonating: bool = field(init=False)
     _running: dict[Action, Task] = field(init=False, default_factory=dict)
     _mail: trio.MemorySendChannel[Message] = field(init=False)
@@ -126,6 +133,7 @@ class GroupRunner:
                     del self._running[action]
                 before = self.state
                 self.state = advance(before, outcome, trio.current_time(), self.dice.random())
+                self._note_gaps(before, self.state)
                 self._tell_transition(before, self.state, outcome)
                 await self._tell_handlers(before, self.state)
             self.finished = True
@@ -255,7 +263,19 @@ class GroupRunner:
 
     async def _stream(self, action: Stream, task: Task) -> StreamEnded:
         begun = trio.current_time()
-        failures = await self._read_stream(action, task)
+        try:
+            failures = await self._read_stream(action, task)
+        finally:
+            if task.well is not None:
+                self._well |= dict.fromkeys((mailbox for mailbox, _ in action.subscriptions), task.well)
+        lossy = [failure.code for failure in failures if failure.code in LOSSY]
+        if task.cut:
+            lossy.append("replaced")
+        if lossy:
+            for mailbox, _ in action.subscriptions:
+                self._open_gap(mailbox, lossy[0])
+            if self._running.get(action) is not task:
+                self._tell_gaps()  # another stream has taken over; else the next one is opened first
         return StreamEnded(trio.current_time() - begun, failures, task.heard)
 
     async def _read_stream(self, action: Stream, task: Task) -> tuple[Failure, ...]:
@@ -276,10 +296,11 @@ class GroupRunner:
                         data = await answer.receive()
                     quiet += trio.current_time() - begun
                     if patience.cancelled_caught:
+                        task.cut = task.ending and not closed
                         return () if closed or task.ending else (self._silent(),)
                     signals = parser.feed(data) if data else parser.end()
                     if signals:
-                        quiet = 0.0
+                        quiet, task.well = 0.0, trio.current_time()
                         task.heard = task.heard or not isinstance(signals[0], Failure)
                         if task.heard and self._running.get(action) is task:
                             self._heard(action)
@@ -316,9 +337,38 @@ class GroupRunner:
             self.streaming, self._streamed = True, action
             self.client.budget.heard()
             self._log.info("group.streaming", mailboxes=len(action.subscriptions), anchor=action.anchor)
+            self.registry.resumed([mailbox for mailbox, _ in action.subscriptions])
+            self._tell_gaps()
 
     def _silent(self) -> Failure:
         return Failure(code="StreamSilent", text=f"nothing heard for {self.wish.silence:g} s")
+
+    # --- gaps
+
+    def _note_gaps(self, before: GroupState, after: GroupState) -> None:
+        """A subscription that is new knows nothing of what was before it."""
+        for old, new in pairs(before.members, after.members):
+            if new.subscription is not None and new.subscription != old.subscription:
+                self._open_gap(new.mailbox, "lost" if new.mailbox in self._well else "start")
+
+    def _open_gap(self, mailbox: str, reason: str) -> None:
+        self._gaps.setdefault(mailbox, (self._well.get(mailbox), reason))
+
+    def _tell_gaps(self) -> None:
+        """The gaps of those that have a stream again are ready to be filled."""
+        if not (self.streaming and self._streamed):
+            return
+        for mailbox, _ in self._streamed.subscriptions:
+            if (gap := self._gaps.pop(mailbox, None)) is not None:
+                self.registry.gap(mailbox, *gap)
+
+    def way(self, mailbox: str) -> Way | None:
+        """How to ask about a mailbox of this group; None while it has no stream."""
+        if not self.streaming or all(mailbox != streamed for streamed, _ in self.state.live):
+            return None
+        headers = self._headers(self.state.anchor)
+        acting = self._acting_as(mailbox)
+        return Way(client=self.client, headers=headers, version=self.wish.version, impersonate=acting)
 
     # --- what handlers and the log are told
 
@@ -384,6 +434,8 @@ class Task:
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.heard = False
+        self.well: float | None = None  # when the server was last heard
+        self.cut = False  # it was ended before its own end
         self._until = inf
         self._awaiting: trio.CancelScope | None = None
 
@@ -424,6 +476,20 @@ def _why(failure: Failure | None) -> dict[str, str]:
 
 # Seconds over which the groups come back that had waited until the server was heard.
 ENCOURAGED = 3.0
+
+# Ends of a stream after which what was on its way is lost, though the subscriptions live on.
+LOSSY = frozenset(
+    {
+        "ConnectionReset",
+        "EnvelopeTooLarge",
+        "ForbiddenXml",
+        "MalformedXml",
+        "NotSoap",
+        "ReadTimeout",
+        "StreamIncomplete",
+        "StreamSilent",
+    }
+)
 
 # A server may write on after Closed, but not for long.
 AFTER_CLOSED = 5.0

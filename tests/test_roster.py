@@ -107,6 +107,8 @@ async def running(
         retry=Backoff(first=1, factor=2, cap=120),
         parked=Backoff(first=60, factor=2, cap=3600),
         refresh=refresh,
+        gaps=lambda *_: None,
+        resumed=lambda _: None,
     )
 
     async def run() -> None:

@@ -153,6 +153,12 @@ class Registry:
     sought: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
+    gaps: list[tuple[str, float | None, str]] = field(default_factory=list)
+
+    def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
+        self.gaps.append((mailbox, since, reason))
+
+    def resumed(self, mailboxes: Sequence[str], /) -> None: ...
 
     def claim(self, _group: Group, subscription: str, mailbox: str, /) -> None:
         self.owners[subscription] = mailbox

@@ -43,6 +43,7 @@ def demo(
         orders(faults)  # a mistake in it is told before anything starts
         plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration, faults=faults)
         session = Session(plan, Path(directory))
+        sys.setswitchinterval(0.0002)  # as `run` does
         trio.run(signalled, partial(shown, session) if live else session.run)
         summary = session.summary()
     if json:

@@ -8,6 +8,8 @@ def run(config: ConfigFile) -> None:
 
     SIGINT and SIGTERM end it in order: unsubscribe, let handlers finish, exit 0. A second signal ends it at once.
     """
+    import sys
+
     import trio
 
     from listener import log
@@ -18,5 +20,7 @@ def run(config: ConfigFile) -> None:
     with reported():
         settings, handlers = load_all(config)
         log.configure(settings.log.level, settings.log.format)
+        # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
+        sys.setswitchinterval(0.0002)
         daemon = Daemon(settings, handlers)
         trio.run(signalled, daemon.run)

@@ -268,6 +268,20 @@ class HandlerConfig(BaseModel):
         return common.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
+class CatchUp(Section):
+    """What falls into a gap between two streams is found by comparing the mailbox with what is known of it."""
+
+    mode: Literal["sync", "signal", "off"] = Field(
+        "sync",
+        description='"sync" finds what was missed and hands it to handlers, marked as recovered; "signal" only tells '
+        'of gaps (exchange.listener.gap); "off" does neither.',
+    )
+    interval: PositiveDuration = Field(
+        900,
+        description="How often mailboxes with traffic are compared even without a gap; the others more seldom.",
+    )
+
+
 class Journal(Section):
     """What is kept on disk, in state_directory: events until every handler has finished them, and then for replay."""
 
@@ -308,6 +322,7 @@ class Config(Section):
     stream: Stream = Stream()
     backoff: Backoff = Backoff()
     delivery: Delivery = Delivery()
+    catch_up: CatchUp = CatchUp()
     journal: Journal = Journal()
     handlers: dict[str, HandlerConfig]
     log: Log = Log()

@@ -25,6 +25,7 @@ class Key(NamedTuple):
     kind: str
     thing: str
     parent_folder_id: str | None
+    change_key: str | None = None
 
 
 class LedgerLine(msgspec.Struct):
@@ -38,12 +39,14 @@ class LedgerLine(msgspec.Struct):
     item_id: str | None = None
     folder_id: str | None = None
     parent_folder_id: str | None = None
+    change_key: str | None = None
 
     @property
     def key(self) -> Key:
         what = "item" if self.item_id is not None else "folder"
         kind = f"exchange.{what}.{_TYPE_OF.get(self.kind, self.kind)}"
-        return Key(self.mailbox, kind, self.item_id or self.folder_id or "", self.parent_folder_id)
+        thing = self.item_id or self.folder_id or ""
+        return Key(self.mailbox, kind, thing, self.parent_folder_id, self.change_key)
 
 
 class Call(NamedTuple):
@@ -69,7 +72,7 @@ class Verdict(NamedTuple):
 
 def call_of(event: MailboxEvent, time: float) -> Call:
     """The call of a handler with this event."""
-    key = Key(event.mailbox, event.type, event.subject or "", event.parent_folder_id)
+    key = Key(event.mailbox, event.type, event.subject or "", event.parent_folder_id, event.change_key)
     return Call(key, time, event.recovered)
 
 
