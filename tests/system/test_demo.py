@@ -19,7 +19,8 @@ import pytest
 from tests.system.processes import PATIENCE, json_lines, until
 
 KEYS = [
-    "mailboxes", "streaming", "groups", "generated", "delivered", "duplicates", "lost", "faults", "p50_ms", "p99_ms",
+    "mailboxes", "streaming", "groups", "generated", "delivered", "duplicates", "lost", "unseen", "faults", "p50_ms",
+    "p99_ms",
 ]  # fmt: skip
 
 
