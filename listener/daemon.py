@@ -31,7 +31,6 @@ from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
 from listener.roster import Roster
-from listener.service import control
 from listener.states import JournalStates
 from listener.supervisor import GroupRunner, Registry, Wish
 
@@ -50,7 +49,6 @@ class Daemon:
         self, config: Config, sources: Sequence[Source], open_journal: OpenJournal | None = None
     ) -> None:
         self.config = config
-        self._durable = open_journal is None
         self._open_journal = open_journal or partial(
             sqlite.open_journal, config.state_directory, keep=retention(config)
         )
@@ -86,8 +84,6 @@ class Daemon:
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
         async with self._open_journal() as journal, trio.open_nursery() as handlers:
             if await self._open_handlers(handlers, journal, stop):
-                if self._durable:
-                    await handlers.start(control.serve, self.config.state_directory, journal)
                 self.catch_up = self._new_catch_up(journal)
                 await self._listen(self.catch_up, stop)
                 await self.delivery.drain(self.config.shutdown.grace)

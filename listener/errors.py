@@ -3,8 +3,7 @@
     ListenerError                   everything the listener itself raises
     ├── ConfigError                 the configuration: every problem at once, each with its place  (exit code 2)
     ├── ExchangeError               a request to Exchange came to nothing; `failure` says why
-    ├── JournalError                the journal cannot go on (listener/journal)
-    └── RefusedError                a request of the operator cannot be carried out (listener/service/control.py)
+    └── JournalError                the journal cannot do what is asked of it (listener/journal)
 
 Which of them leads to which exit code stands in listener/cli and docs/CLI.md. What to do about a failure of
 Exchange is no class of its own but data: see listener/ews/codes.py.

@@ -1,13 +1,18 @@
 """`ews-listener dead-letters` and `ews-listener replay`: what handlers could not handle, and what they get again."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from listener.cli.options import ConfigFile
 
 if TYPE_CHECKING:
-    from listener.service.control import Request
+    from listener.journal import DeadLetter
+    from listener.journal.beside import Desk
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="dead-letters",
@@ -28,9 +33,10 @@ def list_(
     json: Json = False,
 ) -> None:
     """List dead letters, oldest first."""
-    from listener.service.control import ListDeadLetters
-
-    letters = _ask(config, ListDeadLetters(handler=handler, after=after, limit=limit))
+    letters = [
+        _summary(letter)
+        for letter in _at_desk(config, lambda desk: desk.dead_letters(handler, after=after, limit=limit))
+    ]
     if json:
         _print_json(letters)
         return
@@ -47,9 +53,8 @@ def list_(
 @app.command()
 def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Json = False) -> None:
     """Show one dead letter, with its event and its traceback."""
-    from listener.service.control import ShowDeadLetter
-
-    letter = _ask(config, ShowDeadLetter(number=number))
+    found = _at_desk(config, lambda desk: _found(desk, number))
+    letter = _summary(found) | {"traceback": found.traceback}
     if json:
         _print_json(letter)
         return
@@ -65,17 +70,13 @@ def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Jso
 @app.command()
 def retry(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Give dead letters back to their handlers."""
-    from listener.service.control import RetryDeadLetters
-
-    _told(_ask(config, RetryDeadLetters(numbers=numbers)), "given back", json)
+    _told(_at_desk(config, lambda desk: desk.retry(numbers)), "given back", json)
 
 
 @app.command()
 def discard(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Delete dead letters."""
-    from listener.service.control import DiscardDeadLetters
-
-    _told(_ask(config, DiscardDeadLetters(numbers=numbers)), "deleted", json)
+    _told(_at_desk(config, lambda desk: desk.discard(numbers)), "deleted", json)
 
 
 def replay(
@@ -89,27 +90,45 @@ def replay(
     from time import time
 
     from listener.config.values import parse_duration
-    from listener.service.control import Replay
 
     try:
         seconds = parse_duration(since)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from None
-    count = _ask(config, Replay(handler=handler, since=time() - seconds, mailbox=mailbox))
+    count = _at_desk(config, lambda desk: desk.replay(handler, time() - seconds, mailbox))
     _told(count, "on their way again", json)
 
 
-def _ask(config: "ConfigFile", request: "Request") -> Any:
-    import trio
-
-    from listener import log
+def _at_desk(config: Path, work: "Callable[[Desk], T]") -> T:
+    """What `work` makes of the journal, beside a daemon or without one. Ends the command if it cannot be asked."""
     from listener.cli.ending import reported
     from listener.config import load
-    from listener.service.control import asked
+    from listener.journal.beside import open_desk
 
-    with reported():
-        log.configure("error")
-        return trio.run(asked, load(config).state_directory, request)
+    with reported(), open_desk(load(config).state_directory) as desk:
+        return work(desk)
+    raise AssertionError("errors end the command")
+
+
+def _found(desk: "Desk", number: int) -> "DeadLetter":
+    from listener.journal import JournalError
+
+    letter = desk.dead_letter(number)
+    if letter is None:
+        raise JournalError(f"there is no dead letter {number}")
+    return letter
+
+
+def _summary(letter: "DeadLetter") -> dict[str, Any]:
+    """A dead letter as JSON: number, handler, time, attempts, reason, event (its CloudEvents form)."""
+    return {
+        "number": letter.number,
+        "handler": letter.handler,
+        "time": letter.time,
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+        "event": letter.event.to_cloudevent(),
+    }
 
 
 def _told(count: int, what: str, json: bool) -> None:

@@ -1,1 +1,0 @@
-"""What faces the operator while the daemon runs."""
