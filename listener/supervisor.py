@@ -105,9 +105,8 @@ class GroupRunner:
     events: int = 0
     finished: bool = False
     _streamed: Stream | None = None
-    _well: dict[str, float] = field(
-        init=False, default_factory=dict
-    )  # when a mailbox's stream was last heard
+    # By mailbox: when its stream was last heard.
+    _well: dict[str, float] = field(init=False, default_factory=dict)
     _gaps: dict[str, tuple[float | None, str]] = field(init=False, default_factory=dict)
     _impersonating: bool = field(init=False)
     _running: dict[Action, Task] = field(init=False, default_factory=dict)

@@ -4,12 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from listener.cli.options import ConfigFile
+from listener.cli.options import CONFIGURATION, ConfigFile
 
 if TYPE_CHECKING:
     from listener.config import Config
-
-CONFIGURATION = 2
 
 
 def check(

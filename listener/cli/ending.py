@@ -9,10 +9,8 @@ from types import FrameType
 
 import trio
 
+from listener.cli.options import CONFIGURATION, FAILED
 from listener.errors import ConfigError, ListenerError
-
-FAILED = 1
-CONFIGURATION = 2
 
 
 @contextmanager

@@ -5,6 +5,10 @@ from typing import Annotated
 
 import typer
 
+# Exit codes (docs/CLI.md).
+FAILED = 1
+CONFIGURATION = 2
+
 ConfigFile = Annotated[
     Path,
     typer.Option(
