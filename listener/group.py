@@ -26,6 +26,7 @@ Times are seconds on one monotonic clock.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -141,6 +142,12 @@ class GroupState:
     def live(self) -> tuple[tuple[str, str], ...]:
         """(mailbox, SubscriptionId) of all that the server knows."""
         return tuple((m.mailbox, m.subscription) for m in self.members if m.subscription is not None)
+
+    def subscription_of(self, mailbox: str) -> str | None:
+        """The SubscriptionId that a mailbox has."""
+        at = bisect_left(self.members, mailbox, key=_address)
+        member = self.members[at] if at < len(self.members) else None
+        return member.subscription if member is not None and member.mailbox == mailbox else None
 
     @property
     def phase(self) -> str:

@@ -51,6 +51,7 @@ class Roster:
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     _groups: tuple[Group, ...] = ()
+    _homes: dict[str, Group] = field(default_factory=dict)
     _owners: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     _claimed: dict[str, tuple[tuple[str, str], str]] = field(default_factory=dict)
     _nursery: trio.Nursery | None = None
@@ -102,15 +103,13 @@ class Roster:
         for place in moved:
             log.info("mailbox.moved", mailbox=place.mailbox, group=group.name, to=place.grouping_information)
         gone = tuple(place.mailbox for place in moved)
-        self._groups = without(self._groups, gone)
-        self._place(moved)
+        self._regroup(groups(moved, self.group_size, without(self._groups, gone)))
         unknown = tuple((mailbox, why) for mailbox, why in found.items() if isinstance(why, Failure))
         return Discovered(gone, unknown)
 
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None:
         """Gives mailboxes of a group one of their own."""
-        self._groups = separated(self._groups, group, mailboxes)
-        self._keep_runners()
+        self._regroup(separated(self._groups, group, mailboxes))
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         """A mailbox was without a stream since then, and has one again."""
@@ -131,9 +130,11 @@ class Roster:
         self._claimed[mailbox] = group.place, subscription
         if loser is None or loser == mailbox:
             return
-        for runner in self.runners.values():
-            if runner.group != group and (loser, subscription) in runner.state.live:
-                runner.tell(Doubted((loser,)))
+        runner = self._runner_of(loser)
+        if runner is None or runner.group == group:
+            return
+        if runner.state.subscription_of(loser) == subscription:
+            runner.tell(Doubted((loser,)))
 
     def owner(self, group: Group, subscription: str, /) -> str | None:
         """Whose subscription this is, if it was made by one of the groups at this place."""
@@ -154,10 +155,8 @@ class Roster:
             runner.tell(Doubted((mailbox,)))
 
     def _runner_of(self, mailbox: str) -> GroupRunner | None:
-        for group in self._groups:
-            if mailbox in group.mailboxes:
-                return self.runners.get(group.name)
-        return None
+        group = self._homes.get(mailbox)
+        return None if group is None else self.runners.get(group.name)
 
     # --- finding mailboxes, at first and now and then
 
@@ -187,20 +186,21 @@ class Roster:
         while batches:
             for batch in batches:
                 await trio.sleep(self.refresh / len(batches))
-                home = {mailbox: group for group in self._groups for mailbox in group.mailboxes}
-                placed = [mailbox for mailbox in batch if mailbox in home]
+                placed = [mailbox for mailbox in batch if mailbox in self._homes]
                 found = await self.discovery.discover(placed, fall_back=False)
                 for mailbox, place in found.items():
-                    if isinstance(place, Placement) and place[:2] != home[mailbox].place:
-                        self.runners[home[mailbox].name].tell(Doubted((mailbox,)))
+                    runner = self._runner_of(mailbox)
+                    if isinstance(place, Placement) and runner and place[:2] != runner.group.place:
+                        runner.tell(Doubted((mailbox,)))
 
     def _place(self, places: Iterable[Placement]) -> None:
-        self._groups = groups(places, self.group_size, self._groups)
-        self._keep_runners()
+        self._regroup(groups(places, self.group_size, self._groups))
 
-    def _keep_runners(self) -> None:
-        """A runner for each group, which knows who belongs to it."""
-        for group in self._groups:
+    def _regroup(self, sorted_anew: tuple[Group, ...]) -> None:
+        """From now on these are the groups: each has a runner, which knows who belongs to it."""
+        self._groups = sorted_anew
+        self._homes = {mailbox: group for group in sorted_anew for mailbox in group.mailboxes}
+        for group in sorted_anew:
             runner = self.runners.get(group.name)
             if runner is None or runner.finished:
                 self.runners[group.name] = runner = self.new_runner(group, self)

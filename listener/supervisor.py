@@ -1,14 +1,12 @@
-"""Performs what the state machine of a group asks for, and tells the log what became of it.
+"""Performs what the state machine of a group asks for. One task a group, one task an action.
 
-One task a group, one task an action. Events leave through `publish`, a batch a chunk.
+Events leave through `publish`, a batch a chunk.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import inf
@@ -23,7 +21,7 @@ from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind, Notification, mailbox_event
 from listener.ews.soap import Impersonation, ImpersonationKind
-from listener.ews.stream import Closed, Signal, StreamParser
+from listener.ews.stream import Signal
 from listener.ews.subscription import (
     FolderRef,
     get_streaming_events,
@@ -33,12 +31,12 @@ from listener.ews.subscription import (
     unsubscribe,
 )
 from listener.exchange.client import ExchangeClient
+from listener.gaps import Gaps
 from listener.group import (
     Action,
     Discover,
     Discovered,
     GroupState,
-    Member,
     Outcome,
     Separate,
     Separated,
@@ -52,7 +50,9 @@ from listener.group import (
     Waited,
     advance,
 )
+from listener.reader import StreamReader
 from listener.reconcile import Way
+from listener.transitions import lifecycle_events, pairs, tell_transition
 
 log = structlog.get_logger()
 
@@ -105,9 +105,7 @@ class GroupRunner:
     events: int = 0
     finished: bool = False
     _streamed: Stream | None = None
-    # By mailbox: when its stream was last heard.
-    _well: dict[str, float] = field(init=False, default_factory=dict)
-    _gaps: dict[str, tuple[float | None, str]] = field(init=False, default_factory=dict)
+    _gaps: Gaps = field(init=False, default_factory=Gaps)
     _impersonating: bool = field(init=False)
     _running: dict[Action, Task] = field(init=False, default_factory=dict)
     _mail: trio.MemorySendChannel[Message] = field(init=False)
@@ -132,9 +130,12 @@ class GroupRunner:
                     del self._running[action]
                 before = self.state
                 self.state = advance(before, outcome, trio.current_time(), self.dice.random())
-                self._note_gaps(before, self.state)
-                self._tell_transition(before, self.state, outcome)
-                await self._tell_handlers(before, self.state)
+                for old, new in pairs(before, self.state):
+                    if new.subscription is not None and new.subscription != old.subscription:
+                        self._gaps.subscribed(new.mailbox)
+                tell_transition(self._log, before, self.state, outcome, trio.current_time())
+                if told := lifecycle_events(before, self.state, datetime.now(UTC)):
+                    await self.publish(told)
             self.finished = True
             nursery.cancel_scope.cancel()
         self._log.info("group.stopped")
@@ -153,17 +154,22 @@ class GroupRunner:
         wanted = self.state.actions
         for action in [a for a in self._running if a not in wanted]:
             task = self._running.pop(action)
-            if isinstance(action, Stream) and not self.state.stopping:
-                task.end_within(self.wish.drain)
+            if task.reader is not None and not self.state.stopping:
+                task.reader.end_within(self.wish.drain)
             else:
-                task.end()
+                task.scope.cancel()
         for action in wanted:
             if action not in self._running:
-                self._running[action] = task = Task()
+                self._running[action] = task = self._new_task(action)
                 nursery.start_soon(self._perform, action, task)
         if self.state.stream is None:
             self.streaming = False
         return bool(wanted)
+
+    def _new_task(self, action: Action) -> Task:
+        if not isinstance(action, Stream):
+            return Task()
+        return Task(StreamReader(silence=self.wish.silence, max_envelope=self.wish.max_envelope))
 
     async def _perform(self, action: Action, task: Task) -> None:
         outcome: Outcome
@@ -172,7 +178,8 @@ class GroupRunner:
                 case Subscribe():
                     outcome = await self._subscribe(action)
                 case Stream():
-                    outcome = await self._stream(action, task)
+                    assert task.reader is not None
+                    outcome = await self._stream(action, task.reader)
                 case Wait():
                     outcome = await self._wait(action)
                 case Unsubscribe():
@@ -260,62 +267,50 @@ class GroupRunner:
 
     # --- the stream
 
-    async def _stream(self, action: Stream, task: Task) -> StreamEnded:
+    async def _stream(self, action: Stream, reader: StreamReader) -> StreamEnded:
         begun = trio.current_time()
+        mailboxes = [mailbox for mailbox, _ in action.subscriptions]
         try:
-            failures = await self._read_stream(action, task)
+            failures = await self._read(action, reader)
         finally:
-            if task.well is not None:
-                self._well |= dict.fromkeys((mailbox for mailbox, _ in action.subscriptions), task.well)
-        lossy = [failure.code for failure in failures if failure.code in LOSSY]
-        if task.cut:
-            lossy.append("replaced")
-        if lossy:
-            for mailbox, _ in action.subscriptions:
-                self._open_gap(mailbox, lossy[0])
-            if self._running.get(action) is not task:
-                self._tell_gaps()  # another stream has taken over; else the next one is opened first
-        return StreamEnded(trio.current_time() - begun, failures, task.heard)
+            if reader.well is not None:
+                self._gaps.heard(mailboxes, reader.well)
+        lossy = self._gaps.ended(mailboxes, failures, cut=reader.cut)
+        if lossy and not self._is_newest(action, reader):
+            self._tell_gaps()  # another stream has taken over; else the next one is opened first
+        return StreamEnded(trio.current_time() - begun, failures, reader.heard)
 
-    async def _read_stream(self, action: Stream, task: Task) -> tuple[Failure, ...]:
+    async def _read(self, action: Stream, reader: StreamReader) -> tuple[Failure, ...]:
         owners = {id_: mailbox for mailbox, id_ in action.subscriptions}
-        anchor = self._acting_as(action.anchor) if self._impersonating else None
+        impersonating = self._impersonating
         body = get_streaming_events(
-            tuple(owners), minutes=self.wish.window, version=self.wish.version, impersonate=anchor
+            tuple(owners),
+            minutes=self.wish.window,
+            version=self.wish.version,
+            impersonate=self._acting_as(action.anchor) if impersonating else None,
         )
-        parser = StreamParser(max_envelope=self.wish.max_envelope)
-        closed, quiet = False, 0.0
-        try:
-            async with aclosing(await self.client.open_stream(body, self._headers(action.anchor))) as answer:
-                while True:
-                    # Armed only while bytes are awaited: a slow handler must not look like a silent server. And
-                    # only what makes sense counts as heard: bytes that trickle in are as good as none.
-                    begun = trio.current_time()
-                    with task.patience((AFTER_CLOSED if closed else self.wish.silence) - quiet) as patience:
-                        data = await answer.receive()
-                    quiet += trio.current_time() - begun
-                    if patience.cancelled_caught:
-                        task.cut = task.ending and not closed
-                        return () if closed or task.ending else (self._silent(),)
-                    signals = parser.feed(data) if data else parser.end()
-                    if signals:
-                        quiet, task.well = 0.0, trio.current_time()
-                        task.heard = task.heard or not isinstance(signals[0], Failure)
-                        if task.heard and self._running.get(action) is task:
-                            self._heard(action)
-                    await self._publish(signals, owners)
-                    failures = tuple(signal for signal in signals if isinstance(signal, Failure))
-                    closed = closed or any(isinstance(signal, Closed) for signal in signals)
-                    for failure in failures:
-                        self.client.budget.failed(failure)
-                    if failures or not data:
-                        return failures
-        except ExchangeError as error:
-            if error.failure.code == "ErrorExceededConnectionCount" and not self._impersonating:
-                # A stream in a mailbox's name is charged to its budget, not to that of the account.
-                self._impersonating = True
-                self._log.warning("stream.impersonating", code=error.failure.code)
-            return () if closed else (error.failure,)
+
+        async def take(signals: Sequence[Signal]) -> None:
+            if reader.heard and signals and self._is_newest(action, reader):
+                self._heard(action)
+            await self._publish(signals, owners)
+            for signal in signals:
+                if isinstance(signal, Failure):
+                    self.client.budget.failed(signal)
+
+        failures = await reader.read(
+            lambda: self.client.open_stream(body, self._headers(action.anchor)), take
+        )
+        if not impersonating and any(f.code == "ErrorExceededConnectionCount" for f in failures):
+            # A stream in a mailbox's name is charged to its budget, not to that of the account.
+            self._impersonating = True
+            self._log.warning("stream.impersonating", code="ErrorExceededConnectionCount")
+        return failures
+
+    def _is_newest(self, action: Stream, reader: StreamReader) -> bool:
+        """Whether no other stream has taken this one's place."""
+        task = self._running.get(action)
+        return task is not None and task.reader is reader
 
     async def _publish(self, signals: Sequence[Signal], owners: dict[str, str]) -> None:
         batch: list[MailboxEvent] = []
@@ -339,162 +334,28 @@ class GroupRunner:
             self.registry.resumed([mailbox for mailbox, _ in action.subscriptions])
             self._tell_gaps()
 
-    def _silent(self) -> Failure:
-        return Failure(code="StreamSilent", text=f"nothing heard for {self.wish.silence:g} s")
-
-    # --- gaps
-
-    def _note_gaps(self, before: GroupState, after: GroupState) -> None:
-        """A subscription that is new knows nothing of what was before it."""
-        for old, new in pairs(before.members, after.members):
-            if new.subscription is not None and new.subscription != old.subscription:
-                self._open_gap(new.mailbox, "lost" if new.mailbox in self._well else "start")
-
-    def _open_gap(self, mailbox: str, reason: str) -> None:
-        self._gaps.setdefault(mailbox, (self._well.get(mailbox), reason))
-
     def _tell_gaps(self) -> None:
         """The gaps of those that have a stream again are ready to be filled."""
-        if not (self.streaming and self._streamed):
-            return
-        for mailbox, _ in self._streamed.subscriptions:
-            if (gap := self._gaps.pop(mailbox, None)) is not None:
-                self.registry.gap(mailbox, *gap)
+        if self.streaming and self._streamed:
+            for gap in self._gaps.close(mailbox for mailbox, _ in self._streamed.subscriptions):
+                self.registry.gap(*gap)
 
     def way(self, mailbox: str) -> Way | None:
         """How to ask about a mailbox of this group; None while it has no stream."""
-        if not self.streaming or all(mailbox != streamed for streamed, _ in self.state.live):
+        if not self.streaming or self.state.subscription_of(mailbox) is None:
             return None
         headers = self._headers(self.state.anchor)
         acting = self._acting_as(mailbox)
         return Way(client=self.client, headers=headers, version=self.wish.version, impersonate=acting)
 
-    # --- what handlers and the log are told
 
-    async def _tell_handlers(self, before: GroupState, after: GroupState) -> None:
-        told = []
-        for old, new in pairs(before.members, after.members):
-            if old.parked != new.parked:
-                kind = "parked" if new.parked else "unparked"
-                reason = str(new.failure) if new.parked else None
-                now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-                told.append(
-                    MailboxEvent(
-                        type=f"exchange.listener.{kind}", mailbox=new.mailbox, time=now, reason=reason
-                    )
-                )
-        if told:
-            await self.publish(told)
-
-    def _tell_transition(self, before: GroupState, after: GroupState, outcome: Outcome) -> None:
-        match outcome:
-            case StreamEnded(lasted, failures, _):
-                self._tell_stream_end(lasted, failures)
-            case Discovered(gone):
-                self._log.info("group.discovered", gone=len(gone), unknown=len(outcome.unknown))
-            case Subscribed(ids, refused):
-                codes = Counter(failure.code for _, failure in refused)
-                level = self._log.warning if refused else self._log.info
-                level("group.subscribed", subscribed=len(ids), refused=len(refused), codes=dict(codes))
-        for old, new in pairs(before.members, after.members):
-            if new.parked and not old.parked:
-                self._log.warning("mailbox.parked", mailbox=new.mailbox, **_why(new.failure))
-            elif old.parked and not new.parked:
-                self._log.info("mailbox.unparked", mailbox=new.mailbox)
-            elif new.failure is not None and new.failure is not old.failure:
-                self._log.info(
-                    "mailbox.refused", mailbox=new.mailbox, failures=new.failures, **_why(new.failure)
-                )
-        if after.separate is not None and after.separate != before.separate:
-            self._log.warning("group.separating", mailboxes=len(after.separate.mailboxes))
-        if after.discover is not None and after.discover != before.discover:
-            self._log.info("group.discovering", mailboxes=len(after.discover.mailboxes))
-        if after.anchor != before.anchor:
-            self._log.info("group.anchor_changed", old=before.anchor, anchor=after.anchor)
-        if after.paused_until is not None and after.paused_until != before.paused_until:
-            seconds = round(after.paused_until - trio.current_time(), 3)
-            self._log.warning("group.waiting", seconds=seconds, failures=after.failures or after.flaps)
-        if after.subscribe is not None and after.subscribe != before.subscribe:
-            self._log.info("group.subscribing", mailboxes=len(after.subscribe.mailboxes))
-
-    def _tell_stream_end(self, lasted: float, failures: tuple[Failure, ...]) -> None:
-        seconds = round(lasted, 3)
-        if not failures:
-            self._log.info("stream.closed", lasted=seconds)
-        for failure in failures:
-            name = STREAM_ENDS.get(failure.code, "stream.refused")
-            lost = len(failure.subscription_ids)
-            self._log.warning(name, lasted=seconds, subscriptions=lost, **_why(failure))
-
-
+@dataclass(eq=False, slots=True)
 class Task:
-    """One action at work, and the ways to end it."""
+    """One action at work; a Stream has a reader."""
 
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.heard = False
-        self.well: float | None = None  # when the server was last heard
-        self.cut = False  # it was ended before its own end
-        self._until = inf
-        self._awaiting: trio.CancelScope | None = None
-
-    @property
-    def ending(self) -> bool:
-        """Whether it has been told to come to an end."""
-        return self._until < inf
-
-    def end(self) -> None:
-        """Ends it where it stands."""
-        self.scope.cancel()
-
-    def end_within(self, seconds: float) -> None:
-        """Leaves it this long to come to its own end; a batch that is being handed over is not cut off."""
-        self._until = trio.current_time() + seconds
-        if self._awaiting is not None:
-            self._awaiting.deadline = min(self._awaiting.deadline, self._until)
-
-    @contextmanager
-    def patience(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Awaits what is inside so long at most, or as long as end_within() leaves it."""
-        deadline = min(trio.current_time() + seconds, self._until)
-        with trio.CancelScope(deadline=deadline) as self._awaiting:
-            yield self._awaiting
-        self._awaiting = None
-
-
-def pairs(before: Sequence[Member], after: Sequence[Member]) -> Iterator[tuple[Member, Member]]:
-    """Each member as it was and as it is; one that was not there before is paired with a new one."""
-    known = {member.mailbox: member for member in before}
-    for member in after:
-        yield known.get(member.mailbox, Member(member.mailbox)), member
-
-
-def _why(failure: Failure | None) -> dict[str, str]:
-    return {} if failure is None else {"code": failure.code, "text": failure.text}
+    reader: StreamReader | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 # Seconds over which the groups come back that had waited until the server was heard.
 ENCOURAGED = 3.0
-
-# Ends of a stream after which what was on its way is lost, though the subscriptions live on.
-LOSSY = frozenset(
-    {
-        "ConnectionReset",
-        "EnvelopeTooLarge",
-        "ForbiddenXml",
-        "MalformedXml",
-        "NotSoap",
-        "ReadTimeout",
-        "StreamIncomplete",
-        "StreamSilent",
-    }
-)
-
-# A server may write on after Closed, but not for long.
-AFTER_CLOSED = 5.0
-
-STREAM_ENDS = {
-    "StreamSilent": "stream.silent",
-    "StreamIncomplete": "stream.incomplete",
-    "ConnectionReset": "stream.broken",
-}

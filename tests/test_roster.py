@@ -363,7 +363,7 @@ async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
         ann, bob, cat = run.runners
         for runner, mailbox in ((ann, "ann"), (cat, "cat")):
             run.roster.claim(runner.group, "1", mailbox)
-            runner.state = SimpleNamespace(live=((mailbox, "1"),))
+            runner.state = SimpleNamespace(subscription_of={mailbox: "1"}.get)
         run.roster.claim(bob.group, "1", "bob")
         assert [runner.told for runner in run.runners] == [[Doubted(("ann",))], [], []]
         assert [run.roster.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", "cat"]

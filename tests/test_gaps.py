@@ -1,0 +1,58 @@
+"""Gaps of a group: when they begin, why, and that each is told once."""
+
+import pytest
+
+from listener.ews.codes import Failure
+from listener.gaps import LOSSY, Gap, Gaps
+
+RESET = Failure(code="ConnectionReset")
+EXPIRED = Failure(code="ErrorSubscriptionNotFound")
+
+
+def test_who_never_had_a_stream_has_a_gap_since_the_start() -> None:
+    gaps = Gaps()
+    gaps.subscribed("ann")
+    assert gaps.close(["ann", "bob"]) == [Gap("ann", None, "start")]
+    assert gaps.close(["ann", "bob"]) == []
+
+
+def test_a_new_subscription_begins_where_the_old_stream_was_last_heard() -> None:
+    gaps = Gaps()
+    gaps.heard(["ann", "bob"], 10.0)
+    gaps.heard(["bob"], 20.0)
+    gaps.subscribed("ann")
+    gaps.subscribed("bob")
+    assert gaps.close(["bob"]) == [Gap("bob", 20.0, "lost")]
+    assert gaps.close(["ann", "bob"]) == [Gap("ann", 10.0, "lost")]
+
+
+def test_the_earliest_moment_and_the_first_reason_count() -> None:
+    gaps = Gaps()
+    gaps.heard(["ann"], 10.0)
+    assert gaps.ended(["ann"], [RESET], cut=False)
+    gaps.heard(["ann"], 20.0)
+    gaps.subscribed("ann")
+    assert gaps.close(["ann"]) == [Gap("ann", 10.0, "ConnectionReset")]
+
+
+def test_a_stream_that_ended_in_good_order_leaves_no_gap() -> None:
+    gaps = Gaps()
+    gaps.heard(["ann"], 10.0)
+    assert not gaps.ended(["ann"], [], cut=False)
+    assert not gaps.ended(["ann"], [EXPIRED], cut=False)
+    assert gaps.close(["ann"]) == []
+
+
+def test_a_stream_that_we_cut_may_have_had_something_on_its_way() -> None:
+    gaps = Gaps()
+    gaps.heard(["ann"], 10.0)
+    assert gaps.ended(["ann"], [], cut=True)
+    assert gaps.close(["ann"]) == [Gap("ann", 10.0, "replaced")]
+
+
+@pytest.mark.parametrize("code", sorted(LOSSY))
+def test_what_was_on_its_way_is_lost_with_a_connection_that_breaks(code: str) -> None:
+    gaps = Gaps()
+    gaps.heard(["ann"], 10.0)
+    assert gaps.ended(["ann"], [EXPIRED, Failure(code=code)], cut=False)
+    assert gaps.close(["ann"]) == [Gap("ann", 10.0, code)]
