@@ -109,6 +109,9 @@ _EXCHANGE = {
         "ErrorAccessDenied",
         "ErrorSubscriptionAccessDenied",
         "ErrorExceededSubscriptionCount",
+        "ErrorFolderNotFound",  # also where there is no right to a folder that is there
+        "ErrorMissingEmailAddress",  # the account has no mailbox, and the request names none
+        "ErrorNameResolutionNoResults",  # of ExpandDL
     ),
     Verdict.RESYNC: ("ErrorInvalidSyncStateData",),
     Verdict.STOP: (

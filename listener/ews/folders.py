@@ -61,13 +61,19 @@ class Folder(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 def get_folder(
-    folders: Sequence[FolderRef], *, version: str, impersonate: Impersonation | None = None
+    folders: Sequence[FolderRef],
+    *,
+    id_only: bool = False,
+    version: str,
+    impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A GetFolder for these folders. ValueError if there are none."""
+    """A GetFolder for these folders, `id_only` where it is enough to know that they can be read. ValueError if there
+    are none."""
     if not folders:
         raise ValueError("a GetFolder of no folders")
+    asked = shape("m:FolderShape", ()) if id_only else folder_shape()
     ids = build("m:FolderIds", *(folder.to_element() for folder in folders))
-    return envelope(build("m:GetFolder", folder_shape(), ids), version=version, impersonate=impersonate)
+    return envelope(build("m:GetFolder", asked, ids), version=version, impersonate=impersonate)
 
 
 def read_get_folder(content: bytes, folders: Sequence[FolderRef]) -> dict[FolderRef, Folder | Failure]:

@@ -11,6 +11,8 @@ subscriptions and the Mailbox server in Exchange" and "EWS throttling in Exchang
     faults.py         what can be broken, as values
     plans.py          when: profiles, TOML
     directory.py      the organisation: accounts, rights, which mailbox lives on which back end
+    rights.py         the scope of impersonation, delegates, EWS switched off
+    groups.py         distribution groups
     traffic.py        seeded users who read, write, move and delete
     ledger.py         the truth: one line a change
     http.py           one HTTP request and its reply

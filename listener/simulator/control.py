@@ -3,6 +3,8 @@
 POST …/events   {"mailbox": address, "kind": EWS element name, "count": n}   -> {"events": [ledger lines]}
 POST …/traffic  {"rate": events a second}                                    -> {"rate": …}
 GET  …/state                                                                 -> see `state`
+POST …/rights   {"mailbox": address, …}          -> {"rights": …}; see RightsOrder
+POST …/groups   {"address": …, "members": [address, …]}, or null for no group  -> {"groups": {address: [member]}}
 POST …/faults   {"kind": …, its parameters}      one fault now       -> {"made": [ledger lines]}, empty if it waits
                 {"kind": …, "at" or "per_minute": …}  later          -> {"made": []}; times count from now
                 {"profile": name}                a profile from now  -> {"made": []}; none: no more faults, what
@@ -20,6 +22,7 @@ from listener.simulator.disasters import Unfit
 from listener.simulator.exchange import Exchange
 from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
+from listener.simulator.groups import members
 from listener.simulator.http import Reply
 from listener.simulator.ledger import Line
 from listener.simulator.mailstore import KINDS
@@ -39,6 +42,28 @@ class TrafficOrder(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST traffic. `rate` is in events a second."""
 
     rate: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST rights. What is left out stays as it is.
+
+    `folders` are those of the mailbox that `account` (the service account, if it is not given) may read without
+    impersonation, by their distinguished ids, "*" for all. `in_scope` says whether the service account may
+    impersonate the mailbox, `ews` whether its owner may use EWS at all.
+    """
+
+    mailbox: str
+    folders: list[str] | None = None
+    account: str | None = None
+    in_scope: bool | None = None
+    ews: bool | None = None
+
+
+class GroupOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST groups."""
+
+    address: str
+    members: list[str] | None
 
 
 class _NotFound(Exception):  # noqa: N818
@@ -63,6 +88,10 @@ class Control:
                 case "POST", "traffic":
                     self._traffic.set_rate(msgspec.json.decode(body, type=TrafficOrder).rate)
                     return _json(200, {"rate": self._traffic.rate})
+                case "POST", "rights":
+                    return _json(200, {"rights": self.give(msgspec.json.decode(body, type=RightsOrder))})
+                case "POST", "groups":
+                    return _json(200, {"groups": self.gather(msgspec.json.decode(body, type=GroupOrder))})
                 case "GET", "state":
                     return _json(200, self.state())
                 case "POST", "faults":
@@ -91,6 +120,31 @@ class Control:
         for _ in range(order.count):
             lines += self._exchange.publish(make(mailbox, order.kind, self._dice, now))
         return lines
+
+    def give(self, order: RightsOrder) -> dict[str, Any]:
+        """Give rights or take them away; all rights afterwards."""
+        directory = self._exchange.directory
+        mailbox = directory.find(order.mailbox)
+        if mailbox is None:
+            raise _NotFound(f"no mailbox {order.mailbox!r}")
+        rights = directory.rights
+        if order.folders is not None:
+            account = order.account or self._exchange.settings.user
+            rights.grant(account.lower(), mailbox.address, order.folders)
+        for wanted, refused in ((order.in_scope, rights.out_of_scope), (order.ews, rights.without_ews)):
+            if wanted is not None:
+                (refused.discard if wanted else refused.add)(mailbox.address)
+        return rights.told()
+
+    def gather(self, order: GroupOrder) -> dict[str, list[str]]:
+        """Make, change or delete a distribution group; all groups afterwards."""
+        directory, address = self._exchange.directory, order.address.lower()
+        if order.members is None:
+            directory.groups.pop(address, None)
+        else:
+            groups = directory.groups | {address: ()}
+            directory.groups[address] = members(order.members, groups, directory.mailboxes)
+        return {name: [member.address for member in found] for name, found in directory.groups.items()}
 
     def make_faults(self, order: dict[str, Any], now: float) -> list[Line]:
         """One fault now, or a plan that starts now. FaultError: it makes no sense. Unfit: it befalls nothing."""

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from uuid import UUID
 
+from listener.simulator.groups import default_groups
 from listener.simulator.mailstore import Mailbox
 from listener.simulator.names import people
+from listener.simulator.rights import Rights
 from listener.simulator.settings import Settings
 
 
@@ -14,7 +16,8 @@ class Directory:
     the back ends that work.
 
     The service account has no mailbox. Its right to impersonate is limited by a management scope: all mailboxes
-    but `outsider`, which exists so that a refusal can be seen.
+    but `outsider`, which exists so that a refusal can be seen. Everybody else has a mailbox, an account of the same
+    name with the same password, and rights to nothing but that mailbox, until `rights` are given.
     """
 
     def __init__(self, settings: Settings, now: float) -> None:
@@ -22,7 +25,6 @@ class Directory:
         domain = settings.domain
         self.backends = tuple(f"ex{number:02}.{domain}" for number in range(1, settings.backends + 1))
         self.alive = self.backends
-        self.accounts: Mapping[str, str] = {settings.user: settings.password}
         self.outsider = f"ceo@{domain}"
         self.mailboxes: dict[str, Mailbox] = {}
         self.homes: dict[str, str] = {}
@@ -37,10 +39,12 @@ class Directory:
             # The user principal name is the address here; the SID is derived, as good as any.
             self._names[self.sid(mailbox)] = address
             self._names[str(mailbox.guid)] = address
-        self._impersonators = {settings.user}
+        self.accounts: Mapping[str, str] = dict.fromkeys([settings.user, *self.mailboxes], settings.password)
+        self.rights = Rights([settings.user], [self.outsider])
+        self.groups = default_groups(domain, self.homes, self.outsider)
 
     def __iter__(self) -> Iterator[Mailbox]:
-        """The mailboxes that the service account may impersonate."""
+        """All mailboxes but the outsider's."""
         return (mailbox for address, mailbox in self.mailboxes.items() if address != self.outsider)
 
     def find(self, name: str) -> Mailbox | None:
@@ -49,7 +53,7 @@ class Directory:
         return self.mailboxes.get(self._names.get(lowered, lowered))
 
     def may_impersonate(self, account: str, mailbox: Mailbox) -> bool:
-        return account in self._impersonators and mailbox.address != self.outsider
+        return self.rights.may_impersonate(account, mailbox.address)
 
     def backend(self, name: str) -> str | None:
         """The back end of that name, with or without its domain."""

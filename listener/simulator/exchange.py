@@ -22,7 +22,7 @@ from listener.simulator.disasters import Disasters
 from listener.simulator.faults import HangUp
 from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger, Line
-from listener.simulator.mailstore import KINDS, Event, Mailbox
+from listener.simulator.mailstore import KINDS, Event, Folder, Mailbox
 from listener.simulator.operations import OPERATIONS, SYNC_OPERATIONS
 from listener.simulator.replies import Failure
 from listener.simulator.requests import (
@@ -35,7 +35,7 @@ from listener.simulator.requests import (
     parse_call,
 )
 from listener.simulator.routing import COOKIE, Route, override_cookie, route
-from listener.simulator.session import Session, find_folder
+from listener.simulator.session import NoRight, Session, concerned, find_folder
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
@@ -167,7 +167,8 @@ class Exchange:
         ids = set(_stream_ids(call))
         if ids:
             return sorted({each.mailbox for each in self.subscriptions if each.id in ids})
-        mailbox = self.directory.find(call.impersonated or "")
+        actor = self.directory.find(call.impersonated or "")
+        mailbox = concerned(call, actor, self.directory)
         return [mailbox.address] if mailbox else []
 
     def _call(self, call: Call, request: HttpRequest, now: float) -> Reply:
@@ -176,13 +177,18 @@ class Exchange:
             raise Failure("ErrorInvalidServerVersion")
         actor = self._actor(call, request.account)
         charged = actor.address if actor else request.account
+        mailbox = concerned(call, actor, self.directory)
         home = None
-        if call.operation not in _ABOUT_SUBSCRIPTIONS and actor:
-            home = self.directory.home(actor)
+        if call.operation not in _ABOUT_SUBSCRIPTIONS and mailbox:
+            home = self.directory.home(mailbox)
         way = route(request, home, self.directory, self._dice)
         headers = self._server_headers(way.backend, request)
         network = self.settings.network
         delay = network.latency
+        if actor and actor.address in self.directory.rights.without_ews:
+            return page(403, "Forbidden", headers, delay=delay)
+        if mailbox and mailbox is not actor and (gone := self.conditions.disabled.get(mailbox.address)):
+            raise Failure(gone, fault=True)
         if way.backend in self.conditions.down:
             return page(503, "Service Unavailable", headers, delay=delay)
         if way.proxied:
@@ -259,14 +265,18 @@ class Exchange:
         everything = request.get("SubscribeToAllFolders", "false") in ("true", "1")
         if everything == bool(folder_ids):
             raise Failure("ErrorInvalidSubscriptionRequest")
-        if session.actor is None:
+        watched = [_watched(session, element) for element in folder_ids]
+        mailboxes = [mailbox for mailbox, _ in watched]
+        mailbox = mailboxes[0] if mailboxes else session.actor
+        if any(other is not mailbox for other in mailboxes):
+            raise Failure("ErrorInvalidSubscriptionRequest", "A subscription is to folders of one mailbox.")
+        if mailbox is None:
             raise Failure("ErrorMissingEmailAddress")
-        moving = self.conditions.moving.get(session.actor.address)
-        if moving:
+        if moving := self.conditions.moving.get(mailbox.address):
             raise Failure(moving)
-        folders = None if everything else frozenset(_watched(session, element) for element in folder_ids)
+        folders = None if everything else frozenset(folder.id for _, folder in watched)
         made = self.subscriptions.add(
-            way.backend, session.actor, session.account, charged, kinds, folders, session.now
+            way.backend, mailbox, session.account, charged, kinds, folders, session.now
         )
         message = replies.success("Subscribe", f"<m:SubscriptionId>{made.id}</m:SubscriptionId>")
         return replies.response("Subscribe", [message])
@@ -357,14 +367,12 @@ def _check_version(call: Call) -> None:
         )
 
 
-def _watched(session: Session, element: etree._Element) -> str:
-    """The id of a folder that is subscribed to."""
+def _watched(session: Session, element: etree._Element) -> tuple[Mailbox, Folder]:
+    """A folder that is subscribed to."""
     try:
-        return find_folder(element, session)[1].id
-    except Failure as failure:
-        if failure.code == "ErrorAccessDenied":
-            raise Failure("ErrorSubscriptionDelegateAccessNotSupported") from None
-        raise
+        return find_folder(element, session)
+    except NoRight:
+        raise Failure("ErrorSubscriptionDelegateAccessNotSupported") from None
 
 
 def _invalid(element: str) -> Failure:

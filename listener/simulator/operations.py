@@ -1,18 +1,19 @@
 """Operations on folders and items, on the mailboxes' real state.
 
-Sources: MS-OXWSFOLD, MS-OXWSCORE, MS-OXWSSRCH, MS-OXWSCVTID, MS-OXWSSYNC.
+Sources: MS-OXWSFOLD, MS-OXWSCORE, MS-OXWSSRCH, MS-OXWSCVTID, MS-OXWSSYNC, MS-OXWSDLIST.
 """
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from lxml import etree
 
 from listener.simulator import sync
+from listener.simulator.groups import Member
 from listener.simulator.mailstore import Folder, Mailbox
 from listener.simulator.replies import ERROR_CONTENT, Failure, error, response, success
-from listener.simulator.requests import M
+from listener.simulator.requests import M, T
 from listener.simulator.search import ordered, page, refuse_restriction, restricted
 from listener.simulator.session import Session, decode_id, find_folder, find_item
 from listener.simulator.shapes import folder_element, item_element, read_shape
@@ -92,6 +93,27 @@ def convert_id(session: Session) -> str:
         )
 
     return response("ConvertId", _each("ConvertId", session.call.element.iterfind(f"{M}SourceIds/*"), one))
+
+
+def expand_dl(session: Session) -> str:
+    """ExpandDL of a distribution group, one level deep."""
+    address = session.call.element.findtext(f"{M}Mailbox/{T}EmailAddress", "").strip().lower()
+    found = session.directory.groups.get(address)
+    if found is None:
+        raise Failure("ErrorNameResolutionNoResults", "No results were found.")
+
+    def written(member: Member) -> str:
+        mailbox = session.directory.find(member.address)
+        name = mailbox.name if mailbox else member.address.partition("@")[0]
+        return (
+            f"<t:Mailbox><t:Name>{escape(name)}</t:Name><t:EmailAddress>{escape(member.address)}</t:EmailAddress>"
+            f"<t:RoutingType>SMTP</t:RoutingType><t:MailboxType>{member.kind}</t:MailboxType></t:Mailbox>"
+        )
+
+    told = "".join(map(written, found))
+    paging = f'TotalItemsInView="{len(found)}" IncludesLastItemInRange="true"'
+    content = f"<m:DLExpansion {paging}>{told}</m:DLExpansion>"
+    return response("ExpandDL", [success("ExpandDL", content)])
 
 
 # -- synchronisation -----------------------------------------------------------------------------------------
@@ -182,6 +204,7 @@ OPERATIONS: Mapping[str, Callable[[Session], str]] = {
     "FindItem": find_items,
     "GetItem": get_item,
     "ConvertId": convert_id,
+    "ExpandDL": expand_dl,
     **SYNC_OPERATIONS,
 }
 

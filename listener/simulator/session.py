@@ -22,6 +22,28 @@ class Session(NamedTuple):
     directory: Directory
     now: float
 
+    @property
+    def principal(self) -> str:
+        """Whose rights count: of whom the account impersonates, else its own."""
+        return self.actor.address if self.actor and self.call.impersonated is not None else self.account
+
+
+class NoRight(Failure):
+    """A folder of a mailbox that whoever asks has no rights to."""
+
+
+def concerned(call: Call, actor: Mailbox | None, directory: Directory) -> Mailbox | None:
+    """The mailbox that a request is about: whose folder or item it names first, else that of whoever asks."""
+    element = next(call.element.iter(f"{T}DistinguishedFolderId", f"{T}FolderId", f"{T}ItemId"), None)
+    if element is None:
+        return actor
+    try:
+        own = element.tag == f"{T}DistinguishedFolderId"
+        named = element.findtext(f"{T}Mailbox/{T}EmailAddress") if own else _guid(element.get("Id", ""))
+    except Failure:
+        named = None
+    return directory.find(named or "") or actor
+
 
 def find_folder(element: etree._Element, session: Session) -> tuple[Mailbox, Folder]:
     """The folder of a `t:FolderId` or `t:DistinguishedFolderId`. Failure: there is none, or no right to it."""
@@ -30,13 +52,15 @@ def find_folder(element: etree._Element, session: Session) -> tuple[Mailbox, Fol
         mailbox = session.directory.find(named) if named else session.actor
         if mailbox is None:
             raise Failure("ErrorNonExistentMailbox" if named else "ErrorMissingEmailAddress")
-        _check_access(mailbox, session)
+        # "Handling delegation-related errors in EWS in Exchange": without a right to it, the folder is not found.
+        _check_access(mailbox, element.get("Id", ""), session, "ErrorFolderNotFound")
         try:
             return mailbox, mailbox.distinguished(element.get("Id", ""))
         except KeyError:
             raise Failure("ErrorFolderNotFound") from None
     mailbox = _mailbox_of_id(element.get("Id", ""), session)
     folder = mailbox.folders.get(element.get("Id", ""))
+    _check_access(mailbox, folder.distinguished if folder else None, session)
     if folder is None:
         raise Failure("ErrorItemNotFound")
     return mailbox, folder
@@ -46,17 +70,21 @@ def find_item(element: etree._Element, session: Session) -> tuple[Mailbox, Item]
     """The item of a `t:ItemId`. Failure: there is none, or no right to it."""
     mailbox = _mailbox_of_id(element.get("Id", ""), session)
     item = mailbox.item(element.get("Id", ""))
+    _check_access(mailbox, item.folder.distinguished if item else None, session)
     if item is None:
         raise Failure("ErrorItemNotFound")
     return mailbox, item
 
 
 def _mailbox_of_id(id_: str, session: Session) -> Mailbox:
-    mailbox = session.directory.find(decode_id(id_)[4:40].decode("ascii", "replace"))
+    mailbox = session.directory.find(_guid(id_))
     if mailbox is None:
         raise Failure("ErrorInvalidIdMalformed")
-    _check_access(mailbox, session)
     return mailbox
+
+
+def _guid(id_: str) -> str:
+    return decode_id(id_)[4:40].decode("ascii", "replace")
 
 
 def decode_id(id_: str) -> bytes:
@@ -67,6 +95,10 @@ def decode_id(id_: str) -> bytes:
         raise Failure("ErrorInvalidIdMalformed") from None
 
 
-def _check_access(mailbox: Mailbox, session: Session) -> None:
-    if mailbox is not session.actor:
-        raise Failure("ErrorAccessDenied")
+def _check_access(
+    mailbox: Mailbox, folder: str | None, session: Session, code: str = "ErrorAccessDenied"
+) -> None:
+    if mailbox is not session.actor and not session.directory.rights.may_read(
+        session.principal, mailbox.address, folder
+    ):
+        raise NoRight(code)

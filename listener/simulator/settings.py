@@ -16,7 +16,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     hanging_connections: int = 10
     """Open GetStreamingEvents requests a charged mailbox or account (HangingConnectionLimit)."""
     subscriptions: int = 20
-    """Subscriptions a charged mailbox or account (EWSMaxSubscriptions)."""
+    """Subscriptions a mailbox (EWSMaxSubscriptions)."""
     concurrency: int = 27
     """Requests under way, streams apart, a charged mailbox or account (EWSMaxConcurrency)."""
     sync_calls: int = 5

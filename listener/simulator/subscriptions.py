@@ -12,7 +12,7 @@ Rules that clients trip over:
 """
 
 from base64 import b64encode
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
@@ -76,7 +76,6 @@ class Subscriptions:
         self._limits = limits
         self._issued = dict.fromkeys(self.tables, 0)
         self._watchers: dict[str, list[Subscription]] = {}
-        self._charged: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Subscription]:
         return (subscription for table in self.tables.values() for subscription in table.values())
@@ -91,10 +90,9 @@ class Subscriptions:
         folders: frozenset[str] | None,
         now: float,
     ) -> Subscription:
-        """A new subscription on that back end. Failure: `charged` has as many as it may have."""
-        if self._charged[charged] >= self._limits.subscriptions:
+        """A new subscription on that back end. Failure: the mailbox has as many as it may have."""
+        if len(self._watchers.get(mailbox.address, ())) >= self._limits.subscriptions:
             raise Failure("ErrorExceededSubscriptionCount")
-        self._charged[charged] += 1
         self._issued[backend] += 1
         id_ = _subscription_id(backend, mailbox, self._issued[backend])
         subscription = Subscription(id_, backend, mailbox, owner, charged, kinds, folders, now)
@@ -123,7 +121,6 @@ class Subscriptions:
         """It is gone, and a stream that reads it is told nothing."""
         del self.tables[subscription.backend][subscription.id]
         self._watchers[subscription.mailbox].remove(subscription)
-        self._charged[subscription.charged] -= 1
         subscription.gone = True
 
     def restart(self, backend: str) -> None:

@@ -63,6 +63,12 @@ def test_what_is_asked_of_each_folder() -> None:
     assert ids[1].findtext(f"{T}Mailbox/{T}EmailAddress") == "ben@example.org"
 
 
+def test_ids_alone() -> None:
+    request = body(get_folder([BEN], id_only=True, version=VERSION))
+    assert [each.tag.removeprefix(T) for each in request[0]] == ["BaseShape"]
+    assert request[1][0].findtext(f"{T}Mailbox/{T}EmailAddress") == "ben@example.org"
+
+
 def test_a_page_of_the_folders_below_one() -> None:
     request = body(find_folder(FolderRef("root"), offset=200, page_size=100, version=VERSION))
     assert (request.tag, request.get("Traversal")) == (f"{M}FindFolder", "Deep")

@@ -108,7 +108,7 @@ def test_folders_of_another_mailbox() -> None:
         f'<t:DistinguishedFolderId Id="inbox">{by_name}</t:DistinguishedFolderId>',
     )
     for folder in foreign:
-        reply = client.post(subscribe_body(folders=folder), impersonate=alice.address)
+        reply = client.post(subscribe_body(folders=folder), impersonate=alice.address, anchor=bob.address)
         assert code(reply) == "ErrorSubscriptionDelegateAccessNotSupported"
 
 

@@ -97,6 +97,57 @@ account.protocol.close()
 """
 
 
+DELEGATE = """
+from exchangelib import DELEGATE
+from exchangelib.errors import ErrorFolderNotFound, ErrorImpersonateUserDenied
+
+theirs = Account(address, config=configuration, autodiscover=False, access_type=DELEGATE)
+
+def outcome(work):
+    try:
+        return work()
+    except (ErrorFolderNotFound, ErrorImpersonateUserDenied) as error:
+        return type(error).__name__
+
+before = outcome(lambda: theirs.inbox.name)
+ask("rights", {"mailbox": address, "folders": ["*"]})
+theirs = Account(address, config=configuration, autodiscover=False, access_type=DELEGATE)
+subscription = theirs.inbox.subscribe_to_streaming()
+threading.Timer(0.2, make, ["NewMailEvent"]).start()
+kinds = []
+for notification in theirs.inbox.get_streaming_events(subscription, connection_timeout=1):
+    kinds += [type(event).__name__ for event in notification.events]
+    if "NewMailEvent" in kinds:
+        break
+ask("rights", {"mailbox": address, "in_scope": False})
+print(json.dumps({
+    "before": before,
+    "mails": theirs.inbox.all().count() > 0,
+    "kinds": kinds,
+    "unsubscribed": theirs.inbox.unsubscribe(subscription),
+    "out of scope": outcome(lambda: account.calendar.name),
+}))
+account.protocol.close()
+"""
+
+EXPANDING = """
+from exchangelib.errors import ErrorNameResolutionNoResults
+
+everyone = account.protocol.expand_dl("everyone@contoso.example")
+team = account.protocol.expand_dl(everyone[0].email_address)
+try:
+    nobody = account.protocol.expand_dl("nobody@contoso.example")
+except ErrorNameResolutionNoResults as error:
+    nobody = type(error).__name__
+print(json.dumps({
+    "everyone": [member.mailbox_type for member in everyone],
+    "team": sorted({member.mailbox_type for member in team}),
+    "nobody": nobody,
+}))
+account.protocol.close()
+"""
+
+
 def run(program: str, simulate: Start, tmp_path: Path) -> dict[str, Any]:
     """What the client's program prints."""
     _, told = simulate("--rate", "0", "--write-config", str(tmp_path / "listener.toml"))
@@ -120,6 +171,26 @@ def test_it_subscribes_streams_and_unsubscribes(simulate: Start, tmp_path: Path)
     assert answer["newest"] is True
     assert answer["unsubscribed"] is True
     assert {"Inbox", "Calendar", "Deleted Items", "Sent Items"} <= set(answer["folders"])
+
+
+def test_it_reads_and_streams_as_a_delegate(simulate: Start, tmp_path: Path) -> None:
+    answer = run(DELEGATE, simulate, tmp_path)
+    assert answer == {
+        "before": "ErrorFolderNotFound",
+        "mails": True,
+        "kinds": ["CreatedEvent", "NewMailEvent", "ModifiedEvent"],
+        "unsubscribed": True,
+        "out of scope": "ErrorImpersonateUserDenied",
+    }
+
+
+def test_it_expands_distribution_groups(simulate: Start, tmp_path: Path) -> None:
+    answer = run(EXPANDING, simulate, tmp_path)
+    assert answer == {
+        "everyone": ["PublicDL", "PublicDL", "PublicDL", "Contact", "PublicFolder"],
+        "team": ["Mailbox"],
+        "nobody": "ErrorNameResolutionNoResults",
+    }
 
 
 def test_it_synchronises(simulate: Start, tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Who may do what: scopes, delegates, EWS switched off, distribution groups; and the control interface to them."""
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+
+from listener.simulator.authentication import BasicLogin
+from listener.simulator.control import Control
+from listener.simulator.http import Reply
+from listener.simulator.mailstore import Mailbox
+from listener.simulator.traffic import Traffic
+from tests.simulator.client import Client, Reader, T, basic, code, root, stream_body, subscribe_body
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.client = Client()
+        self.anna, self.ben = self.client.mailboxes[:2]
+        self.control = Control(self.client.exchange, Traffic(self.client.mailboxes, 0, Random(1)), Random(1))
+
+    def order(self, path: str, **order: object) -> Any:
+        reply = self.control.handle("POST", path, json.dumps(order).encode(), self.client.now)
+        assert isinstance(reply.body, bytes)
+        assert reply.status == 200, reply.body
+        return json.loads(reply.body)
+
+    def get_folder(self, folder: str, mailbox: Mailbox, **options: Any) -> Reply:
+        return self.client.post(get_folder(folder, mailbox), anchor=mailbox.address, **options)
+
+
+def of(folder: str, mailbox: Mailbox) -> str:
+    owner = f"<t:Mailbox><t:EmailAddress>{mailbox.address}</t:EmailAddress></t:Mailbox>"
+    return f'<t:DistinguishedFolderId Id="{folder}">{owner}</t:DistinguishedFolderId>'
+
+
+def get_folder(folder: str, mailbox: Mailbox) -> str:
+    shape = "<m:FolderShape><t:BaseShape>IdOnly</t:BaseShape></m:FolderShape>"
+    return f"<m:GetFolder>{shape}<m:FolderIds>{of(folder, mailbox)}</m:FolderIds></m:GetFolder>"
+
+
+def test_a_delegate_reads_what_was_granted_and_nothing_else() -> None:
+    desk = Desk()
+    assert code(desk.get_folder("calendar", desk.anna)) == "ErrorFolderNotFound"
+    rights = desk.order("/rights", mailbox=desk.anna.address, folders=["calendar"])["rights"]
+    assert rights["folders"] == [
+        {"account": desk.client.settings.user, "mailbox": desk.anna.address, "folders": ["calendar"]}
+    ]
+    assert code(desk.get_folder("calendar", desk.anna)) == "NoError"
+    assert code(desk.get_folder("inbox", desk.anna)) == "ErrorFolderNotFound"
+    assert code(desk.get_folder("calendar", desk.ben)) == "ErrorFolderNotFound"
+    # Who impersonates has the rights of whom it impersonates.
+    assert code(desk.get_folder("calendar", desk.anna, impersonate=desk.ben.address)) == "ErrorFolderNotFound"
+    desk.order("/rights", mailbox=desk.anna.address, folders=[])
+    assert code(desk.get_folder("calendar", desk.anna)) == "ErrorFolderNotFound"
+
+
+def test_a_delegate_subscribes_and_is_told_of_that_folder_alone() -> None:
+    desk = Desk()
+    client, anna = desk.client, desk.anna
+    body = subscribe_body(folders=of("inbox", anna))
+    assert code(client.post(body, anchor=anna.address)) == "ErrorSubscriptionDelegateAccessNotSupported"
+    desk.order("/rights", mailbox=anna.address, folders=["inbox"])
+    reply = client.post(body, anchor=anna.address, affinity=True)
+    assert code(reply) == "NoError"
+    (subscription,) = client.exchange.subscriptions
+    assert subscription.mailbox == anna.address
+    stream: Any = client.post(stream_body([subscription.id]), anchor=anna.address, affinity=True)
+    reader = Reader(client, stream.body, stream)
+    reader.read()
+    desk.order("/events", mailbox=anna.address, kind="NewMailEvent")
+    desk.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
+    assert reader.read() == ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
+
+
+def test_a_subscription_is_to_folders_of_one_mailbox() -> None:
+    desk = Desk()
+    for mailbox in (desk.anna, desk.ben):
+        desk.order("/rights", mailbox=mailbox.address, folders=["*"])
+    both = of("inbox", desk.anna) + of("inbox", desk.ben)
+    reply = desk.client.post(subscribe_body(folders=both), anchor=desk.anna.address)
+    assert code(reply) == "ErrorInvalidSubscriptionRequest"
+    # Without folders it would be about the account's own mailbox, and the service account has none.
+    assert code(desk.client.post(subscribe_body())) == "ErrorMissingEmailAddress"
+
+
+def test_a_mailbox_leaves_the_scope() -> None:
+    desk = Desk()
+    who = {"impersonate": desk.anna.address}
+    assert code(desk.get_folder("inbox", desk.anna, **who)) == "NoError"
+    desk.order("/rights", mailbox=desk.anna.address, in_scope=False)
+    assert code(desk.get_folder("inbox", desk.anna, **who)) == "500 ErrorImpersonateUserDenied"
+    desk.order("/rights", mailbox=desk.anna.address, in_scope=True)
+    assert code(desk.get_folder("inbox", desk.anna, **who)) == "NoError"
+
+
+def test_ews_switched_off_for_a_mailbox() -> None:
+    desk = Desk()
+    desk.order("/rights", mailbox=desk.anna.address, ews=False)
+    assert desk.get_folder("inbox", desk.anna, impersonate=desk.anna.address).status == 403
+    assert desk.get_folder("inbox", desk.ben, impersonate=desk.ben.address).status == 200
+
+
+def test_other_accounts_log_in_and_impersonate_nobody() -> None:
+    desk = Desk()
+    directory, password = desk.client.exchange.directory, desk.client.settings.password
+    login = BasicLogin(directory.accounts, "mail.contoso.example")
+    assert login.check(basic(desk.ben.address, password)) == desk.ben.address
+    account = {"account": desk.ben.address}
+    assert code(desk.get_folder("inbox", desk.ben, **account)) == "NoError"
+    denied = desk.get_folder("inbox", desk.anna, impersonate=desk.anna.address, **account)
+    assert code(denied) == "500 ErrorImpersonateUserDenied"
+
+
+def expand(client: Client, group: str) -> list[tuple[str, str]] | str:
+    mailbox = f"<m:Mailbox><t:EmailAddress>{group}</t:EmailAddress></m:Mailbox>"
+    reply = client.post(f"<m:ExpandDL>{mailbox}</m:ExpandDL>")
+    if code(reply) != "NoError":
+        return code(reply)
+    return [
+        (each.findtext(f"{{{T}}}EmailAddress", ""), each.findtext(f"{{{T}}}MailboxType", ""))
+        for each in root(reply).iter(f"{{{T}}}Mailbox")
+    ]
+
+
+def test_groups() -> None:
+    desk = Desk()
+    client = desk.client
+    team = expand(client, "TEAM-EX01@contoso.example")
+    assert isinstance(team, list)
+    assert {kind for _, kind in team} == {"Mailbox"}
+    assert client.exchange.directory.outsider not in dict(team)
+    desk.order("/groups", address="Sales@contoso.example", members=[desk.anna.address, "x@other.example"])
+    ring = ["sales@contoso.example", "ring@contoso.example"]
+    told = desk.order("/groups", address="ring@contoso.example", members=ring)
+    assert told["groups"]["sales@contoso.example"] == [desk.anna.address, "x@other.example"]
+    assert expand(client, "sales@contoso.example") == [
+        (desk.anna.address, "Mailbox"),
+        ("x@other.example", "Contact"),
+    ]
+    assert expand(client, "ring@contoso.example") == [
+        ("sales@contoso.example", "PublicDL"),
+        ("ring@contoso.example", "PublicDL"),
+    ]
+    desk.order("/groups", address="sales@contoso.example", members=None)
+    assert expand(client, "sales@contoso.example") == "ErrorNameResolutionNoResults"
+    assert expand(client, desk.anna.address) == "ErrorNameResolutionNoResults"
+
+
+@pytest.mark.parametrize(
+    ("path", "order", "status"),
+    [
+        ("/rights", {"mailbox": "nobody@contoso.example", "ews": False}, 404),
+        ("/rights", {"mailbox": "ceo@contoso.example", "ewz": False}, 400),
+        ("/groups", {"address": "x@contoso.example"}, 400),
+    ],
+)
+def test_orders_that_make_no_sense(path: str, order: object, status: int) -> None:
+    desk = Desk()
+    assert desk.control.handle("POST", path, json.dumps(order).encode(), desk.client.now).status == status
