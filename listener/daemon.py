@@ -31,6 +31,9 @@ from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
 from listener.roster import Roster
+from listener.service.attendant import Attendant
+from listener.service.headline import headline
+from listener.service.notify import Notifier
 from listener.states import JournalStates
 from listener.supervisor import GroupRunner, Registry, Wish
 
@@ -46,9 +49,16 @@ class Daemon:
     """
 
     def __init__(
-        self, config: Config, sources: Sequence[Source], open_journal: OpenJournal | None = None
+        self,
+        config: Config,
+        sources: Sequence[Source],
+        open_journal: OpenJournal | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.config = config
+        self.attendant = Attendant(notifier or Notifier(), self._headline)
+        self._phase = "Opening the journal and the handlers"
+        self._journal: Journal | None = None
         self._open_journal = open_journal or partial(
             sqlite.open_journal, config.state_directory, keep=retention(config)
         )
@@ -82,9 +92,12 @@ class Daemon:
         Raises ConfigError when the journal or a handler cannot be opened.
         """
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
-        async with self._open_journal() as journal, trio.open_nursery() as handlers:
+        async with self.attendant.at_hand(), self._open_journal() as journal, trio.open_nursery() as handlers:
+            self._journal = self.attendant.heart = journal
             if await self._open_handlers(handlers, journal, stop):
                 self.catch_up = self._new_catch_up(journal)
+                self._phase = ""
+                self.attendant.ready()
                 await self._listen(self.catch_up, stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
@@ -143,7 +156,21 @@ class Daemon:
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             log.info("listener.stopping", grace=self.config.shutdown.grace)
+            self._phase = "Ending"
+            self.attendant.stopping()
             self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
+
+    def _headline(self) -> str:
+        figures = None if self._journal is None else self._journal.figures
+        return headline(
+            phase=self._phase,
+            mailboxes=self.roster.mailboxes,
+            streaming=self.roster.streaming,
+            parked=self.roster.waiting,
+            missing=len(self.roster.missing),
+            pause=self.access.budgets.pause,
+            journal=figures,
+        )
 
     async def _tell_progress(self) -> None:
         """Thousands of mailboxes take their time to come back: the log says how far they are."""

@@ -24,7 +24,7 @@ FLOORS = {
     "listener.reconcile": 3,
     "listener.catchup": 3,
     "listener.states": 3,
-    "listener.roster": 4,
+    "listener.roster": 4, "listener.service": 4,
     "listener.daemon": 5,
     "listener.demo": 6, "listener.cli": 7, "listener.__main__": 8,
     "listener.simulator": 0,

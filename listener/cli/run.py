@@ -8,6 +8,8 @@ def run(config: ConfigFile) -> None:
 
     SIGINT and SIGTERM end it in order: unsubscribe, let handlers finish, exit 0. A second signal ends it at once.
     """
+    import faulthandler
+    import os
     import sys
 
     import trio
@@ -16,11 +18,15 @@ def run(config: ConfigFile) -> None:
     from listener.cli.ending import reported, signalled
     from listener.daemon import Daemon
     from listener.plugins import load_all
+    from listener.service.notify import Notifier
 
+    # The watchdog of systemd ends what hangs by SIGABRT: the log then has where each thread stood.
+    faulthandler.enable()
+    notifier = Notifier.take(os.environ)
     with reported():
         settings, handlers = load_all(config)
         log.configure(settings.log.level, settings.log.format)
         # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
         sys.setswitchinterval(0.0002)
-        daemon = Daemon(settings, handlers)
+        daemon = Daemon(settings, handlers, notifier=notifier)
         trio.run(signalled, daemon.run)

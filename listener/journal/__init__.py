@@ -140,6 +140,10 @@ class Journal(Protocol):
     @property
     def figures(self) -> Figures: ...
 
+    @property
+    def idle(self) -> float:
+        """Seconds since the disk last answered, be it that it refused: a few at most, unless something hangs."""
+
     async def append(self, events: Sequence[MailboxEvent], changes: Sequence[Change] = ()) -> None:
         """Writes events and state together. Waits while the journal is full or its disk refuses.
 

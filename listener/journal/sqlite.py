@@ -145,7 +145,7 @@ class SqliteJournal:
         self._failures = 0
         self._trouble: str | None = None
         self._trouble_since = 0.0
-        self._opened_at = self._looked_at = self._seen_at = trio.current_time()
+        self._opened_at = self._looked_at = self._seen_at = self._turned_at = trio.current_time()
         self._sweep_at = self._opened_at + _SWEEP_CROWDED
 
     # what callers see
@@ -161,6 +161,10 @@ class SqliteJournal:
             waiting=len(self._appends),
             behind={name: reader.behind for name, reader in self._readers.items()},
         )
+
+    @property
+    def idle(self) -> float:
+        return trio.current_time() - self._turned_at
 
     async def append(self, events: Sequence[MailboxEvent], changes: Sequence[Change] = ()) -> None:
         await self._written(Write(tuple(events), tuple(changes)))
@@ -322,6 +326,7 @@ class SqliteJournal:
             self._failed(str(trouble))
         else:
             self._works()
+        self._turned_at = trio.current_time()
 
     def _take(self) -> list[_Job]:
         jobs = [job for job in self._others if not job.abandoned]

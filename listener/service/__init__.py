@@ -1,0 +1,1 @@
+"""What faces the operator and the machine's service manager."""

@@ -1,0 +1,96 @@
+"""Keeps the service manager informed while the daemon lives: what it does, and that it still makes progress.
+
+What is progress? That this task gets its turn, so the loop runs; and that the journal's writer has finished a turn
+lately, for without it nothing is delivered any more. A disk that refuses, a journal that is full, an Exchange that is
+down and a handler that fails are no reasons for a restart, which would not help: the status line tells of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+import trio
+
+from listener.service.notify import Notifier
+
+log = structlog.get_logger()
+
+
+class Heart(Protocol):
+    """What must not stand still."""
+
+    @property
+    def idle(self) -> float:
+        """Seconds since its last sign of life."""
+
+
+@dataclass(slots=True)
+class Attendant:
+    """Speaks for the daemon to the service manager, while it is at_hand().
+
+    `describe` gives the status line at any moment. `heart` may stand still for `limit` seconds.
+    """
+
+    notifier: Notifier
+    describe: Callable[[], str]
+    heart: Heart | None = None
+    limit: float = 60.0
+    _patient: bool = field(default=True, init=False)
+    _told: str = field(default="", init=False)
+    _stuck: bool = field(default=False, init=False)
+
+    def ready(self) -> None:
+        """Configuration, journal and handlers stand."""
+        self._patient = False
+        self._told = self.describe()
+        self.notifier.ready(self._told)
+
+    def stopping(self) -> None:
+        """From now on all is about ending in order, as long as that takes."""
+        self._patient = True
+        self._told = self.describe()
+        self.notifier.stopping(self._told)
+
+    @asynccontextmanager
+    async def at_hand(self) -> AsyncIterator[None]:
+        """Attends while the context lasts. Does nothing where there is no service manager."""
+        async with trio.open_nursery() as nursery:
+            if self.notifier.address is not None:
+                nursery.start_soon(self._run)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            self._attend()
+            await trio.sleep(self._pause)
+
+    @property
+    def _pause(self) -> float:
+        """A beat twice in the interval of the watchdog is what systemd asks for; thrice bears a busy moment."""
+        return min(STATUS_EVERY, (self.notifier.watchdog or STATUS_EVERY * 3) / 3)
+
+    def _attend(self) -> None:
+        idle = 0.0 if self.heart is None else self.heart.idle
+        if idle > self.limit:
+            if not self._stuck:
+                log.error("service.stuck", idle=round(idle, 1), limit=self.limit)
+            self._stuck = True
+        else:
+            self._stuck = False
+            self.notifier.beat()
+            if self._patient:
+                self.notifier.extend(EXTENSION)
+        status = self.describe()
+        if status != self._told:
+            self._told = status
+            self.notifier.status(status)
+
+
+# Seconds: how often the status line may change, and how long a start or an end that still moves may go on from now.
+STATUS_EVERY = 1.0
+EXTENSION = 15.0
