@@ -30,6 +30,7 @@ from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
+from listener.log import tell_repeated
 from listener.roster import Roster
 from listener.service.attendant import Attendant
 from listener.service.headline import headline
@@ -101,6 +102,7 @@ class Daemon:
                 await self._listen(self.catch_up, stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
+        tell_repeated(everything=True)
         log.info("listener.stopped")
 
     async def _open_handlers(self, handlers: trio.Nursery, journal: Journal, stop: trio.Event) -> bool:
@@ -152,6 +154,7 @@ class Daemon:
             groups.start_soon(self.roster.run)
             async with trio.open_nursery() as meanwhile:
                 meanwhile.start_soon(self._tell_progress)
+                meanwhile.start_soon(self._sum_up)
                 meanwhile.start_soon(catch_up.run)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
@@ -171,6 +174,13 @@ class Daemon:
             pause=self.access.budgets.pause,
             journal=figures,
         )
+
+    @staticmethod
+    async def _sum_up() -> None:
+        """Failures that repeat are told once a minute."""
+        while True:
+            await trio.sleep(SUMMING)
+            tell_repeated()
 
     async def _tell_progress(self) -> None:
         """Thousands of mailboxes take their time to come back: the log says how far they are."""
@@ -199,6 +209,9 @@ class Daemon:
 
 # Seconds between two lines of progress.
 PROGRESS = 10.0
+
+# Seconds between two looks at what the log has held back.
+SUMMING = 5.0
 
 # Seconds over which mailboxes are first compared after a start.
 START_SPREAD = 30.0

@@ -124,7 +124,10 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ({"delivery": {"timeout": 0}}, "delivery.timeout: must be more than 0"),
         ({"backoff": {"parked_cap": "10s"}}, "backoff.parked_cap: must not be less than parked_first"),
         ({"backoff": {"factor": float("inf")}}, "backoff.factor: must be a finite number"),
-        ({"log": {"format": "jso"}}, 'log.format: must be "auto", "console" or "json", did you mean "json"?'),
+        (
+            {"log": {"format": "jso"}},
+            'log.format: must be "auto", "console", "json" or "journal", did you mean "json"?',
+        ),
         (
             {"handlers": {"a": {"use": "x", "filter": {"mailbox": ["x"]}}}},
             'handlers.a.filter.mailbox: unknown key, did you mean "mailboxes"?',

@@ -175,6 +175,20 @@ def test_it_can_be_configured_again(lines: Callable[[], list[dict[str, Any]]]) -
     stream.close()
 
 
+def test_the_level_changes_for_loggers_that_are_bound_already(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    bound = structlog.get_logger().bind(group="g")
+    bound.debug("a.b")
+    log.change("debug", 60.0)
+    bound.debug("a.c")
+    logging.getLogger("acme").debug("deep")
+    log.change("error", 60.0)
+    bound.warning("a.d")
+    logging.getLogger("acme").warning("shallow")
+    assert [(line["event"], line["level"]) for line in lines()] == [("a.c", "debug"), ("python.log", "debug")]
+
+
 @pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
 def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch, no_color: str | None, coloured: bool) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)

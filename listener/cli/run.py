@@ -25,7 +25,7 @@ def run(config: ConfigFile) -> None:
     notifier = Notifier.take(os.environ)
     with reported():
         settings, handlers = load_all(config)
-        log.configure(settings.log.level, settings.log.format)
+        log.configure(settings.log.level, settings.log.format, sum_up=settings.log.sum_up)
         # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
         sys.setswitchinterval(0.0002)
         daemon = Daemon(settings, handlers, notifier=notifier)

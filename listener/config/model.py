@@ -295,8 +295,13 @@ class Log(Section):
     """What the log says, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least to be logged.")
-    format: Literal["auto", "console", "json"] = Field(
-        "auto", description='"auto" is "console" on a terminal and "json", one object a line, elsewhere.'
+    format: Literal["auto", "console", "json", "journal"] = Field(
+        "auto",
+        description='"auto" is "console" on a terminal, "journal" (fields of systemd\'s journal) where standard '
+        'error leads there, and "json", one object a line, elsewhere.',
+    )
+    sum_up: Duration = Field(
+        60, description="Failures that repeat are told once in this time, with their number. 0: each is told."
     )
 
 

@@ -22,6 +22,9 @@ first = 0.1
 cap = 0.3
 parked_first = 0.3
 parked_cap = 0.5
+
+[log]
+sum_up = 0
 """
 Fault = dict[str, Any]
 

@@ -125,6 +125,7 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_r
 ) -> None:
     there = simulator()
     there.append(handler("picky", "acme:open_picky", "attempts = 1"))
+    there.append("\n[log]\nsum_up = 0\n")
     daemon = listen(there, PYTHONPATH=plugins)
     there.streaming(4)
     ledger = there.make(there.mailboxes[0])

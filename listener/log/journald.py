@@ -1,0 +1,123 @@
+"""The journal of systemd: a line of the log as a datagram with a field for each value.
+
+Source: "Native Journal Protocol", systemd.io/JOURNAL_NATIVE_PROTOCOL. A field is `NAME=value` and a newline, or,
+where the value has a newline in it, the name, a newline, the length (64 bits, little-endian), the value, a newline.
+What is too large for a datagram goes as a sealed memory file, whose descriptor is sent instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import struct
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TextIO
+
+import msgspec
+
+SOCKET: Final = "/run/systemd/journal/socket"
+IDENTIFIER: Final = "ews-listener"
+PREFIX: Final = "EWS_"
+LONGEST_NAME: Final = 64
+# syslog(3)
+PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+_BUFFER: Final = 8 * 1024 * 1024
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_OTHER_SIGNS = re.compile(r"[^A-Z0-9_]")
+
+
+def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether the stream leads to the journal: JOURNAL_STREAM has its device and inode then (systemd.exec(5))."""
+    device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
+    if not (device.isdecimal() and inode.isdecimal()):
+        return False
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or none of the system's files
+        return False
+    return (status.st_dev, status.st_ino) == (int(device), int(inode))
+
+
+def encode(line: Mapping[str, Any]) -> bytes:
+    """A line of the log as the journal takes it: `event` and `level`, and any other values."""
+    fields = {
+        "MESSAGE": message(line),
+        "PRIORITY": str(PRIORITIES.get(str(line.get("level")), 6)),
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+    }
+    for key, value in line.items():
+        if key not in ("time", "level"):  # the journal has its own for these
+            fields[name(key)] = _text(value)
+    return b"".join(_field(key, value) for key, value in fields.items())
+
+
+def message(line: Mapping[str, Any]) -> str:
+    """The line for people: the event, its values, and the traceback below if there is one."""
+    values = [
+        f"{key}={_text(value)}"
+        for key, value in line.items()
+        if key not in ("time", "level", "event", "exception")
+    ]
+    head = " ".join([str(line.get("event", "")), *values])
+    return f"{head}\n{line['exception']}" if "exception" in line else head
+
+
+def name(key: str) -> str:
+    """The journal's name of a value: EWS_ and its key in capital letters."""
+    return (PREFIX + _OTHER_SIGNS.sub("_", key.upper()))[:LONGEST_NAME]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return msgspec.json.encode(value, enc_hook=repr).decode()
+
+
+def _field(key: str, text: str) -> bytes:
+    value = text.encode("utf-8", "replace")
+    if b"\n" not in value:
+        return b"%s=%s\n" % (key.encode(), value)
+    return b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(value)), value)
+
+
+class JournalLogger:
+    """What structlog writes to: lines of the log. One that the journal does not take goes to `otherwise`."""
+
+    def __init__(self, path: str, otherwise: Callable[[Mapping[str, Any]], None]) -> None:
+        self._path = path
+        self._otherwise = otherwise
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def msg(self, line: Mapping[str, Any]) -> None:
+        """Hands one line to the journal."""
+        try:
+            self._send(encode(line))
+        except OSError:  # the journal is being started anew
+            self._otherwise(line)
+
+    log = debug = info = warning = error = critical = exception = msg
+
+    def _send(self, entry: bytes) -> None:
+        try:
+            self._socket.sendto(entry, self._path)
+        except OSError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            self._send_file(entry)
+
+    def _send_file(self, entry: bytes) -> None:
+        descriptor = os.memfd_create(IDENTIFIER, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(descriptor, "wb") as file:
+            file.write(entry)
+            file.flush()
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))
+            self._socket.sendmsg([], [rights], 0, self._path)

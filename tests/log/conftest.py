@@ -1,0 +1,19 @@
+"""Logging is one for the process: it is as it was afterwards."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "httpx", "httpcore")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
