@@ -275,6 +275,8 @@ class GroupRunner:
         finally:
             if reader.well is not None:
                 self._gaps.heard(mailboxes, reader.well)
+        if failures and self._streamed is action:
+            self._streamed = None
         lossy = self._gaps.ended(mailboxes, failures, cut=reader.cut)
         if lossy and not self._is_newest(action, reader):
             self._tell_gaps()  # another stream has taken over; else the next one is opened first
@@ -328,9 +330,13 @@ class GroupRunner:
 
     def _heard(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
+            before = self._streamed if self.streaming else None
             self.streaming, self._streamed = True, action
             self.client.budget.heard()
-            self._log.info("group.streaming", mailboxes=len(action.subscriptions), anchor=action.anchor)
+            # A stream is opened anew every half hour: that is no news.
+            news = before is None or before.subscriptions != action.subscriptions
+            tell = self._log.info if news else self._log.debug
+            tell("group.streaming", mailboxes=len(action.subscriptions), anchor=action.anchor)
             self.registry.resumed([mailbox for mailbox, _ in action.subscriptions])
             self._tell_gaps()
 

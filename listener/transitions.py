@@ -68,7 +68,7 @@ def _tell_outcome(log: Log, outcome: Outcome) -> None:
 
 def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> None:
     if not failures:
-        log.info("stream.closed", lasted=seconds)
+        log.debug("stream.closed", lasted=seconds)
     for failure in failures:
         name = STREAM_ENDS.get(failure.code, "stream.refused")
         lost = len(failure.subscription_ids)

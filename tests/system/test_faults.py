@@ -24,6 +24,7 @@ parked_first = 0.3
 parked_cap = 0.5
 
 [log]
+level = "debug"
 sum_up = 0
 """
 Fault = dict[str, Any]
