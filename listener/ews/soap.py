@@ -21,6 +21,8 @@ TYPES = "http://schemas.microsoft.com/exchange/services/2006/types"
 AUTODISCOVER = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
 ADDRESSING = "http://www.w3.org/2005/08/addressing"
 PREFIXES = {"soap": SOAP, "m": MESSAGES, "t": TYPES, "a": AUTODISCOVER, "wsa": ADDRESSING}
+# An element that declares no more than it needs takes a third of the time.
+_OWN = {prefix: {prefix: uri} for prefix, uri in PREFIXES.items()}
 
 _MILLISECONDS = re.compile(r"[0-9]{1,11}")
 
@@ -50,7 +52,7 @@ def envelope(body: etree._Element, *, version: str, impersonate: Impersonation |
 def build(name: str, *content: etree._Element | str, **attributes: str) -> etree._Element:
     """An element by its prefixed name, one of PREFIXES, with children or a text, and attributes."""
     prefix, _, local = name.partition(":")
-    element = etree.Element(f"{{{PREFIXES[prefix]}}}{local}", attributes, nsmap=PREFIXES)
+    element = etree.Element(f"{{{PREFIXES[prefix]}}}{local}", attributes, nsmap=_OWN[prefix])
     for part in content:
         if isinstance(part, str):
             element.text = part
@@ -61,7 +63,7 @@ def build(name: str, *content: etree._Element | str, **attributes: str) -> etree
 
 def serialize(root: etree._Element) -> bytes:
     """The document as bytes: UTF-8, with an XML declaration and only the prefixes that it uses."""
-    etree.cleanup_namespaces(root)
+    etree.cleanup_namespaces(root, top_nsmap=PREFIXES)
     return etree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 

@@ -8,6 +8,7 @@ A cancelled task ends only when its call in the thread has: a connection never s
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections import deque
@@ -145,6 +146,8 @@ class SqliteJournal:
         self._failures = 0
         self._trouble: str | None = None
         self._trouble_since = 0.0
+        # What lives in memory is nobody else's: there is no need to look whether it has grown.
+        self._tick = _TICK if store.path else math.inf
         self._opened_at = self._looked_at = self._seen_at = self._turned_at = trio.current_time()
         self._sweep_at = self._opened_at + _SWEEP_CROWDED
 
@@ -302,7 +305,7 @@ class SqliteJournal:
             return
         if self._others or (self._appends and not self._full):
             return
-        due = min(trio.current_time() + _TICK, self._sweep_at)
+        due = min(trio.current_time() + self._tick, self._sweep_at)
         if self._changed:
             due = min(due, self._save_at)
         self._wake = trio.Event()
@@ -315,7 +318,7 @@ class SqliteJournal:
         try:
             if jobs or changed:
                 await self._transact(jobs, changed)
-            elif trio.current_time() >= self._looked_at + _TICK:
+            elif trio.current_time() >= self._looked_at + self._tick:
                 self._reach(self._tail.end + 1, (), await self._run_sync(self._store.look))
             if trio.current_time() >= self._sweep_at:
                 await self._sweep()

@@ -75,11 +75,15 @@ class World:
         known = {each.mailbox for each in self.exchange.subscriptions if each.stream and not each.gone}
         return min(self.daemon.roster.streaming, len(known))
 
+    def all_stream(self, count: int) -> bool:
+        """Whether so many mailboxes have a stream. The cheap side is asked first."""
+        return self.daemon.roster.streaming >= count and self.streaming >= count
+
     async def until_streaming(self, count: int | None = None, *, within: float = 60.0) -> float:
         """Returns how many seconds it took until so many mailboxes, or all, stream."""
         count = len(self.mailboxes) if count is None else count
         begun = trio.current_time()
-        while self.streaming < count:
+        while not self.all_stream(count):
             assert trio.current_time() - begun <= within, f"{self.streaming} of {count} after {within} s"
             await trio.sleep(0.05)
         return trio.current_time() - begun
