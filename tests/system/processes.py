@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-PATIENCE = 15.0
+PATIENCE = 45.0  # on a machine that has other things to do
 Result = TypeVar("Result")
 
 
