@@ -65,9 +65,9 @@ def test_an_instance_is_as_the_single_service() -> None:
     single, template = ((UNITS / name).read_text() for name in NAMES)
     expected = single.replace("notifications)", "notifications), instance %i")
     expected = expected.replace("config.toml", "%i.toml")
-    expected = re.sub(r"# The account of .*\nUser=ews-listener\n", "# An account of its own …\n", expected)
+    expected = re.sub(r"# The account of .*", "# An account of its own …", expected)
     expected = re.sub(
-        r"^(StateDirectory|RuntimeDirectory|WorkingDirectory)=(\S+)$",
+        r"^(User|StateDirectory|RuntimeDirectory|WorkingDirectory)=(\S+)$",
         r"\1=\2-%i",
         expected,
         flags=re.MULTILINE,
