@@ -14,6 +14,7 @@ from listener.cli.dead_letters import replay
 from listener.cli.demo import demo
 from listener.cli.run import run
 from listener.cli.simulate import simulate
+from listener.cli.tail import tail
 
 app = typer.Typer(
     name="ews-listener",
@@ -27,6 +28,7 @@ app.command()(run)
 app.command()(check)
 app.add_typer(dead_letters)
 app.command()(replay)
+app.command()(tail)
 app.command()(demo)
 app.command()(simulate)
 

@@ -1,0 +1,127 @@
+"""`ews-listener tail` as a process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system.processes import Listener, Simulator, until
+
+TAIL = [sys.executable, "-m", "listener", "tail"]
+LINE = '{"time":"2026-03-01T12:00:00.123Z","level":"info","event":"%s","group":"g/1"}\n'
+
+
+def tail(*options: str, given: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TAIL, *options],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def test_the_log_of_a_daemon(simulator: Callable[..., Simulator], listen: Callable[..., Listener]) -> None:
+    there = simulator()
+    daemon = listen(there)
+    there.streaming(4)
+    assert daemon.end() == 0
+    log = daemon.errors.read_text()
+    whole = tail(given=log)
+    assert whole.returncode == 0
+    assert len(whole.stdout.splitlines()) == len(log.splitlines())
+    some = tail(str(daemon.errors), "--event", "group.*", "--level", "info", "--since", "1h")
+    lines = some.stdout.splitlines()
+    assert lines
+    assert all("  group." in line for line in lines)
+
+
+def test_bad_lines_and_empty_input() -> None:
+    assert tail(given="").stdout == ""
+    done = tail(given=LINE % "group.started" + "Killed\n\x1b[2J\nnot the end")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == ["Killed", "\\x1b[2J", "not the end"]
+
+
+def test_it_is_coloured_where_it_is_asked_for() -> None:
+    assert "\x1b[" in tail(given=LINE % "group.started", FORCE_COLOR="1").stdout
+    assert "\x1b[" not in tail(given=LINE % "group.started").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["missing.jsonl"], 1, "missing.jsonl: No such file"),
+        (["--level", "loud"], 2, "--level"),
+        (["--since", "yesterday"], 2, "--since"),
+    ],
+)
+def test_what_is_wrong_is_told(options: list[str], code: int, told: str) -> None:
+    done = tail(*options, given="")
+    assert done.returncode == code
+    assert told in done.stderr
+
+
+def test_it_follows_a_file_that_is_replaced(tmp_path: Path) -> None:
+    path, out = tmp_path / "log.jsonl", tmp_path / "out"
+    path.write_text(LINE % "group.one")
+    with out.open("w") as file, subprocess.Popen([*TAIL, "-f", str(path)], stdout=file) as process:
+        try:
+            until(lambda: "group.one" in out.read_text(), "the first line")
+            with path.open("a") as log:
+                log.write((LINE % "group.two")[:20])
+                log.flush()
+                time.sleep(0.3)
+                log.write((LINE % "group.two")[20:])
+            until(lambda: "group.two" in out.read_text(), "a line that was written in two pieces")
+            path.rename(tmp_path / "log.1")
+            path.write_text(LINE % "group.three")
+            until(lambda: "group.three" in out.read_text(), "the new file")
+        finally:
+            process.terminate()
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(LINE % "group.started" * 20_000)
+    command = " ".join([*TAIL, str(path), "| head -n 1"])
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_the_journal_is_asked_by_its_own_tool(tmp_path: Path) -> None:
+    """Standard input is a terminal: then the journal is read, here one that a script plays."""
+    import pty
+
+    entry = {
+        "__REALTIME_TIMESTAMP": "1772366400123000",
+        "PRIORITY": "4",
+        "MESSAGE": "…",
+        "EWS_EVENT": "stream.silent",
+    }
+    script = tmp_path / "journalctl"
+    script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{json.dumps(entry)}'\n")
+    script.chmod(0o755)
+    main, other = pty.openpty()
+    done = subprocess.run(
+        [*TAIL, "--since", "2026-01-01"],
+        stdin=other,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    os.close(main)
+    os.close(other)
+    assert "stream.silent" in done.stdout
+    asked = (tmp_path / "asked").read_text()
+    assert "--output=json" in asked
+    assert "--identifier=ews-listener --since=@" in asked
