@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from listener.config.model import Config, HandlerFilter
+from listener.config.secrets import Secret, is_secret, sources
 from listener.config.values import format_duration, parse_duration
 
 PAGE = Path(__file__).parent / "CONFIGURATION.md"
@@ -24,7 +25,7 @@ def tables() -> str:
     parts = [table("Top of the file", "", Config, only={"state_directory"})]
     for name, field in Config.model_fields.items():
         model = nested(field.annotation)
-        title = {"groups": "[[groups]]", "handlers": "[handlers.NAME]"}.get(name, f"[{name}]")
+        title = {"groups": "[[groups]]", "servers": "[[servers]]", "handlers": "[handlers.NAME]"}.get(name, f"[{name}]")
         if model is not None:
             parts.append(table(title, (model.__doc__ or "").strip(), model))
     parts.append(table("filter of a handler", (HandlerFilter.__doc__ or "").strip(), HandlerFilter))
@@ -37,8 +38,9 @@ def table(title: str, about: str, model: type[BaseModel], only: set[str] | None 
     lines += ["| option | value | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         if only is None or name in only:
+            shown = " ".join(f"`{key}`" for key in sources(name)) if is_secret(name) else f"`{name}`"
             cells = (
-                f"`{name}`",
+                shown,
                 kind(field),
                 default(field, model, name),
                 (field.description or "").replace("|", "\\|"),
@@ -70,13 +72,13 @@ def word_for(annotation: Any) -> str:
         return "list of texts"
     if nested(annotation) is not None:
         return "table"
-    words = {bool: "`true`, `false`", int: "whole number", float: "number", Path: "path"}
+    words = {Secret: "secret", bool: "`true`, `false`", int: "whole number", float: "number", Path: "path"}
     return words.get(annotation, "text")
 
 
 def default(field: FieldInfo, model: type[BaseModel], name: str) -> str:
     if field.is_required():
-        return "" if name.startswith("password") else "required"
+        return "required"
     value = field.default
     if value is None or isinstance(value, BaseModel):
         return ""

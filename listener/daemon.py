@@ -6,12 +6,11 @@ these, then the journal.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from pathlib import Path
 
+import httpx
 import structlog
 import trio
 
@@ -19,12 +18,12 @@ from listener._version import __version__
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
 from listener.catchup import CatchUp, Wants
-from listener.config import Config
+from listener.config import Config, Exchange
 from listener.delivery import Delivery, Lane, Patience, Source
 from listener.event import MailboxEvent
 from listener.ews.events import EventKind
 from listener.ews.subscription import FolderRef
-from listener.exchange import auth
+from listener.exchange.auth import accounts
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
@@ -221,21 +220,24 @@ def access(config: Config) -> Access:
     """What every request needs, from [exchange] and [auth]."""
     exchange = config.exchange
     return Access(
-        auth=auth.build(config.auth),
+        auth=accounts(config),
         budgets=Budgets(exchange.concurrency),
         user_agent=exchange.user_agent,
-        tls=tls(exchange.ca_file),
-        proxy=None if exchange.proxy is None else exchange.proxy.get_secret_value(),
+        tls=exchange.tls_context(),
+        proxy=proxy(exchange),
         connect_timeout=exchange.connect_timeout,
         request_timeout=exchange.request_timeout,
     )
 
 
-def tls(ca_file: Path | None) -> ssl.SSLContext:
-    """TLS 1.2 and up, against the given authorities, else against those that the system trusts."""
-    context = ssl.create_default_context(cafile=ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
+def proxy(exchange: Exchange) -> httpx.Proxy | None:
+    """The proxy of [exchange], with what it wants to know of us."""
+    if exchange.proxy is None:
+        return None
+    user, password = exchange.proxy_user, exchange.proxy_password
+    return httpx.Proxy(
+        exchange.proxy.get_secret_value(), auth=(user, password.reveal()) if user and password else None
+    )
 
 
 def wish(config: Config) -> Wish:

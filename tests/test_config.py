@@ -1,17 +1,21 @@
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+import trustme
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from listener.config import Config, Delivery, examine, load, parse
+from listener.config import Config, Delivery, examine, load, parse, secrets
+from listener.config.secrets import Secret, SecretError
 from listener.config.values import format_duration, parse_duration
 from listener.errors import ConfigError
 
 HERE = Path("/etc/ews-listener")
 SECRET = "pl4nted-s3cret"
+ALL_WAYS = "password, password_file, password_env, password_credential and password_command"
 
 
 def document(**sections: Any) -> dict[str, Any]:
@@ -243,29 +247,37 @@ class TestMailboxes:
 class TestSecrets:
     def password(self, directory: Path, **auth: Any) -> str:
         environ = {"PASSWORD": SECRET}
-        return good(directory, environ, auth={"user": "svc"} | auth).auth.password.get_secret_value()
+        environ |= {"CREDENTIALS_DIRECTORY": str(directory), "PATH": os.environ["PATH"]}
+        return good(directory, environ, auth={"user": "svc"} | auth).auth.password.reveal()
 
     def test_from_each_source(self, tmp_path: Path) -> None:
-        file = tmp_path / "password.txt"
-        file.write_text(f"  {SECRET}\n")
-        file.chmod(0o600)
+        for name in ("password.txt", "svc"):
+            (tmp_path / name).write_text(f"  {SECRET}\n")
+            (tmp_path / name).chmod(0o600)
+        (tmp_path / "ask").write_text(f"#!/bin/sh\ntest $PASSWORD = {SECRET} && echo $1{SECRET[2:]}\n")
+        (tmp_path / "ask").chmod(0o700)
         assert self.password(tmp_path, password=SECRET) == SECRET
         assert self.password(tmp_path, password_file="password.txt") == SECRET
         assert self.password(tmp_path, password_env="PASSWORD") == SECRET
+        assert self.password(tmp_path, password_credential="svc") == SECRET
+        assert self.password(tmp_path, password_command=["./ask", SECRET[:2]]) == SECRET
+        assert self.password(tmp_path, password_command=["cat", "password.txt"]) == SECRET
 
     @pytest.mark.parametrize(
         ("auth", "problem"),
         [
-            ({}, "auth.password: one of password, password_file and password_env is required"),
+            ({}, f"auth.password: is required: one of {ALL_WAYS}"),
             (
                 {"password": SECRET, "password_env": "PASSWORD"},
-                "auth.password_env: one of password, password_file and password_env may be given, not several",
+                f"auth.password_env: one of {ALL_WAYS} may be given, not several",
             ),
             ({"password": ""}, "auth.password: must not be empty"),
             ({"password": 5}, "auth.password: must be a text in quotes"),
             ({"password_env": "NOPE"}, "auth.password_env: there is no environment variable NOPE"),
             ({"password_env": "EMPTY"}, "auth.password_env: the environment variable EMPTY is empty"),
             ({"password_env": ""}, "auth.password_env: must not be empty"),
+            ({"password_env": 5}, "auth.password_env: must be a text in quotes"),
+            ({"password_file": 5}, "auth.password_file: must be a path in quotes"),
             (
                 {"password_file": "no.txt"},
                 "auth.password_file: cannot read {}/no.txt: No such file or directory",
@@ -279,8 +291,35 @@ class TestSecrets:
                 "auth.password_file: {}/two.txt must hold one line of text, the secret",
             ),
             ({"password_file": "bytes.txt"}, "auth.password_file: {}/bytes.txt is not UTF-8 text"),
+            (
+                {"password_credential": "none"},
+                "auth.password_credential: cannot read {}/none: No such file or directory",
+            ),
+            (
+                {"password_credential": "../x"},
+                "auth.password_credential: must be the name of a systemd credential, without any /",
+            ),
+            (
+                {"password_command": "cat x"},
+                "auth.password_command: must be a list of texts: the program and its arguments",
+            ),
+            ({"password_command": ["no-such"]}, "auth.password_command: there is no program no-such"),
+            (
+                {"password_command": ["./no-such"]},
+                "auth.password_command: cannot run ./no-such: No such file or directory",
+            ),
+            (
+                {"password_command": ["sh", "-c", f"echo {SECRET} >&2; exit 3"]},
+                "auth.password_command: sh ended with exit code 3; what it said is not shown",
+            ),
+            (
+                {"password_command": ["true"]},
+                "auth.password_command: true must write one line of text, the secret",
+            ),
+            ({"password_comand": ["true"], "password": SECRET},
+             'auth.password_comand: unknown key, did you mean "password_command"?'),
         ],
-    )
+    )  # fmt: skip
     def test_what_can_be_wrong(self, tmp_path: Path, auth: dict[str, Any], problem: str) -> None:
         for name, content, mode in (
             ("open.txt", SECRET.encode(), 0o644),
@@ -289,8 +328,35 @@ class TestSecrets:
         ):
             (tmp_path / name).write_bytes(content)
             (tmp_path / name).chmod(mode)
-        found = problems(tmp_path, {"PASSWORD": SECRET, "EMPTY": ""}, auth={"user": "svc"} | auth)
+        environ = {"PASSWORD": SECRET, "EMPTY": "", "CREDENTIALS_DIRECTORY": str(tmp_path), "PATH": os.environ["PATH"]}
+        found = problems(tmp_path, environ, auth={"user": "svc"} | auth)
         assert found == [problem.format(tmp_path)]
+
+    def test_a_credential_needs_systemd(self) -> None:
+        assert problems(auth={"user": "svc", "password_credential": "x"}) == [
+            "auth.password_credential: there is no $CREDENTIALS_DIRECTORY: systemd sets it where the unit has "
+            "LoadCredential="
+        ]
+
+    def test_a_command_may_not_take_for_ever(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(secrets, "COMMAND_PATIENCE", 0.05)
+        assert problems(tmp_path, {}, auth={"user": "svc", "password_command": ["sleep", "9"]}) == [
+            "auth.password_command: sleep did not end within 0.05 s"
+        ]
+
+    def test_they_are_read_again(self, tmp_path: Path) -> None:
+        file = tmp_path / "password.txt"
+        file.write_text("old")
+        file.chmod(0o600)
+        password = good(tmp_path, auth={"user": "svc", "password_file": "password.txt"}).auth.password
+        assert not password.renew()
+        file.write_text("new")
+        assert (password.reveal(), password.renew(), password.reveal()) == ("old", True, "new")
+        file.unlink()
+        with pytest.raises(SecretError, match="No such file"):
+            password.renew()
+        assert password.reveal() == "new"
+        assert not Secret("fixed").renew()
 
     def test_neither_errors_nor_reprs_tell_them(self) -> None:
         proxy = f"http://user:{SECRET}@proxy.example.com:3128"
@@ -362,11 +428,32 @@ class TestFile:
         with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
             load(tmp_path / "none.toml")
 
-    def test_a_certificate_file_must_exist(self, tmp_path: Path) -> None:
+    def test_certificates_must_exist_and_be_some(self, tmp_path: Path) -> None:
         (problem,) = problems(tmp_path, exchange={"ca_file": "ca.pem"})
         assert problem == f"exchange.ca_file: there is no file {tmp_path}/ca.pem"
         (tmp_path / "ca.pem").touch()
+        (problem,) = problems(tmp_path, exchange={"ca_file": "ca.pem"})
+        assert problem.startswith(f"exchange.ca_file: {tmp_path}/ca.pem cannot be used: ")
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         assert good(tmp_path, exchange={"ca_file": "ca.pem"}).exchange.ca_file == tmp_path / "ca.pem"
+        own = {"ca_file": "ca.pem", "client_cert": "own.pem"}
+        authority.issue_cert("svc.example").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+        good(tmp_path, exchange=own).exchange.tls_context()
+        (problem,) = problems(tmp_path, exchange=own | {"client_key": "ca.pem"})
+        assert problem.startswith(f"exchange.client_cert: {tmp_path}/own.pem cannot be used: ")
+
+    @pytest.mark.parametrize(
+        ("exchange", "problem"),
+        [
+            ({"proxy_user": "u", "proxy_password": "p"}, "exchange.proxy_user: needs proxy beside it"),
+            ({"proxy": "http://h:1", "proxy_user": "u"}, "exchange.proxy_user: needs proxy_password beside it"),
+            ({"proxy": "http://h:1", "proxy_password": "u"}, "exchange.proxy_password: needs proxy_user beside it"),
+            ({"client_key_password": "u"}, "exchange.client_key_password: needs client_cert beside it"),
+        ],
+    )
+    def test_what_goes_together(self, exchange: dict[str, Any], problem: str) -> None:
+        assert problems(exchange={"ews_url": "https://h/"} | exchange) == [problem]
 
 
 class TestDurations:
@@ -415,6 +502,7 @@ SECTIONS = st.dictionaries(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(sorted(Config.model_fields)),

@@ -36,8 +36,18 @@ SECTIONS: dict[str, type[BaseModel]] = {
     if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
 }
 WITHOUT_DEFAULT = {
-    Exchange: {"ews_url", "autodiscover_url", "ca_file", "proxy"},
-    BasicAuth: {"user", "password", "password_file", "password_env"},
+    Exchange: {
+        "ews_url",
+        "autodiscover_url",
+        "ca_file",
+        "client_cert",
+        "client_key",
+        "client_key_password",
+        "proxy",
+        "proxy_user",
+        "proxy_password",
+    },
+    BasicAuth: {"user", "password"},
     Mailboxes: {"addresses", "file"},
 }
 

@@ -6,12 +6,11 @@
 listener/plugins.py.
 """
 
+from listener.config.auth import AnyAuth, BasicAuth
 from listener.config.load import examine, load, parse
 from listener.config.model import (
     Affinity,
-    Auth,
     Backoff,
-    BasicAuth,
     CatchUp,
     Config,
     Delivery,
@@ -21,6 +20,7 @@ from listener.config.model import (
     Journal,
     Log,
     Mailboxes,
+    Server,
     Shutdown,
     StaticGroup,
     Stream,
@@ -29,7 +29,7 @@ from listener.config.model import (
 
 __all__ = [
     "Affinity",
-    "Auth",
+    "AnyAuth",
     "Backoff",
     "BasicAuth",
     "CatchUp",
@@ -41,6 +41,7 @@ __all__ = [
     "Journal",
     "Log",
     "Mailboxes",
+    "Server",
     "Shutdown",
     "StaticGroup",
     "Stream",

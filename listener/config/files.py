@@ -5,12 +5,12 @@ of a wrong type are left as they are: the model refuses them.
 """
 
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from listener.config.problems import Loc, Problems, dotted
+from listener.config.secrets import NAMES, Secret, SecretError, Source, listed, sources
 from listener.config.values import parse_address, parse_sid
 
 Table = dict[str, Any]
@@ -78,51 +78,44 @@ def _entries(text: str) -> Iterator[tuple[int, str]]:
             yield number, entry
 
 
-def resolve_secret(
-    table: Table, loc: Loc, key: str, directory: Path, environ: Mapping[str, str], problems: Problems
+def resolve_secrets(document: Table, directory: Path, environ: Mapping[str, str], problems: Problems) -> None:
+    """Puts a `Secret` in place of the keys that tell where it comes from, wherever the document may have one."""
+    for loc, table in _tables(document):
+        for name in NAMES[loc[-1]]:
+            given = [key for key in sources(name) if key in table]
+            if given:
+                _resolve(table, loc, name, given, Source(directory, environ), problems)
+
+
+def _tables(document: Table) -> Iterator[tuple[Loc, Table]]:
+    """Every table of the document that may hold secrets."""
+    servers = document.get("servers")
+    places: list[tuple[Loc, Any]] = [((name,), document.get(name)) for name in ("auth", "exchange")]
+    places += [
+        (("servers", index, "auth"), server.get("auth"))
+        for index, server in enumerate(servers if isinstance(servers, list) else ())
+        if isinstance(server, dict)
+    ]
+    yield from ((loc, table) for loc, table in places if isinstance(table, dict))
+
+
+def _resolve(
+    table: Table, loc: Loc, name: str, given: list[str], source: Source, problems: Problems
 ) -> None:
-    """Put the secret that `key`, `key_file` or `key_env` tells in `table[key]`. Exactly one of them must be given.
-
-    A file must not be open to other users. No problem's text holds anything of the secret.
-    """
-    file_key, env_key = f"{key}_file", f"{key}_env"
-    given = [name for name in (key, file_key, env_key) if name in table]
-    if len(given) != 1:
-        fault = "is required" if not given else "may be given, not several"
-        problems.add((*loc, given[-1] if given else key), f"one of {key}, {file_key} and {env_key} {fault}")
-        table.setdefault(key, "")  # the model shall not report it once more
+    values = {key: table.pop(key) for key in given}
+    table[name] = Secret("-")  # the model shall not report a second time what is wrong here
+    if len(given) > 1:
+        problems.add((*loc, given[-1]), f"one of {listed(name)} may be given, not several")
         return
-    source, value = given[0], table[given[0]]
-    if source == file_key and isinstance(value, str) and value:
-        secret = _read_secret(directory / value, (*loc, file_key), problems)
-    elif source == env_key and isinstance(value, str) and value:
-        secret = environ.get(value, "")
-        if value not in environ:
-            problems.add((*loc, env_key), f"there is no environment variable {value}")
-        elif not secret:
-            problems.add((*loc, env_key), f"the environment variable {value} is empty")
-    else:
-        if value == "" and source == key:
-            problems.add((*loc, key), "must not be empty")
-        table.setdefault(key, "")
+    ((key, value),) = values.items()
+    if key == name:
+        table[name] = value  # the model says what is wrong with it
         return
-    table[key] = secret
-
-
-def _read_secret(path: Path, loc: Loc, problems: Problems) -> str:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        problems.add(loc, f"cannot read {path}: {error.strerror}")
-        return ""
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        problems.add(loc, f"every user can get at {path} (its mode is {mode:04o}): chmod 0600 it")
-        return ""
-    before = len(problems)
-    secret = _read(path, loc, problems).strip()
-    if len(problems) == before and not (secret and secret.isprintable()):
-        problems.add(loc, f"{path} must hold one line of text, the secret")
-    return secret
+        read = source.reader(key.removeprefix(name), value)
+        table[name] = Secret(read(), read)
+    except SecretError as error:
+        problems.add((*loc, key), str(error))
 
 
 def _read(path: Path, loc: Loc, problems: Problems) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from listener.config.files import collect_mailboxes, resolve_secret
+from listener.config.files import collect_mailboxes, resolve_secrets
 from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Problems
 from listener.config.rules import RULES
@@ -73,8 +73,7 @@ def _examine(document: dict[str, Any], directory: Path, environ: Mapping[str, st
     document = deepcopy(document)
     problems = Problems(document)
     collect_mailboxes(document, directory, problems)
-    if isinstance(auth := document.get("auth"), dict):
-        resolve_secret(auth, ("auth",), "password", directory, environ, problems)
+    resolve_secrets(document, directory, environ, problems)
     context = Context(directory)
     try:
         config = Config.model_validate(document, context=context)

@@ -4,13 +4,20 @@ Every model is frozen and refuses keys that it does not know. Durations are floa
 addresses are in lower case.
 """
 
+import ssl
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, SecretStr, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag
 
 from listener._version import __version__
+from listener.config.auth import AnyAuth, Auth
+from listener.config.secrets import Secret
+from listener.config.section import Section
+from listener.config.tls import tls_context
 from listener.config.values import (
     ConfigPath,
     Context,
@@ -21,6 +28,7 @@ from listener.config.values import (
     Flag,
     FolderNames,
     HeaderText,
+    HostPattern,
     PositiveDuration,
     ProxyUrl,
     Text,
@@ -29,10 +37,6 @@ from listener.config.values import (
     parse_address,
 )
 from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
 
 class Exchange(Section):
@@ -63,37 +67,36 @@ class Exchange(Section):
     ca_file: ExistingFile | None = Field(
         None, description="Certificates (PEM) to trust instead of the system's, for a company's own CA."
     )
-    proxy: ProxyUrl | None = Field(
-        None,
-        description="An HTTP proxy, such as http://proxy.example.com:3128 or http://user:password@…",
+    client_cert: ExistingFile | None = Field(
+        None, description="A certificate (PEM) to show to servers that ask for one, with its chain."
     )
+    client_key: ExistingFile | None = Field(
+        None, description="The key of client_cert, if it is not in the same file."
+    )
+    client_key_password: Secret | None = Field(None, description="What opens the key, if it is locked.")
+    proxy: ProxyUrl | None = Field(
+        None, description="An HTTP proxy for all connections, such as http://proxy.example.com:3128."
+    )
+    proxy_user: Text | None = Field(None, description="Who we are to the proxy, if it asks.")
+    proxy_password: Secret | None = Field(None, description="The password for proxy_user.")
     connect_timeout: PositiveDuration = Field(10, description="How long a connection may take to open.")
     request_timeout: PositiveDuration = Field(
         60, description="How long the answer to a request may take; streams have [stream] heartbeat instead."
     )
     concurrency: Count = Field(10, description="Requests side by side for the whole account, streams apart.")
 
+    def tls_context(self) -> ssl.SSLContext:
+        """How TLS is spoken with all servers."""
+        return tls_context(self.ca_file, self.client_cert, self.client_key, self.client_key_password)
 
-class BasicAuth(Section):
-    """User name and password with every request (RFC 7617), over https only."""
 
-    kind: Literal["basic"] = Field("basic", description="How to prove who we are.")
-    user: Text = Field(
-        description="The service account: name@domain or DOMAIN\\name, as the server wants it."
+class Server(Section):
+    """What is different for some servers, as in a hybrid. May stand many times; the first with the host counts."""
+
+    hosts: Annotated[tuple[HostPattern, ...], Field(min_length=1)] = Field(
+        description='Hosts of URLs, or globs such as "*.outlook.com".'
     )
-    password: SecretStr = Field(
-        description="The password itself. One of password, password_file, password_env."
-    )
-    password_file: ConfigPath | None = Field(
-        None,
-        description="A file that holds the password. White space around it is dropped. Others must not be able "
-        "to read the file.",
-    )
-    password_env: Text | None = Field(None, description="An environment variable that holds the password.")
-
-
-Auth: TypeAlias = BasicAuth
-"""One model a kind. A second kind makes this a union that is discriminated by `kind`."""
+    auth: Auth = Field(description="How to prove who we are there; the keys are those of [auth].")
 
 
 class Mailboxes(Section):
@@ -320,6 +323,7 @@ class Config(Section):
     )
     exchange: Exchange = Exchange()
     auth: Auth
+    servers: tuple[Server, ...] = ()
     mailboxes: Mailboxes = Mailboxes()
     subscription: Subscription = Subscription()
     affinity: Affinity = Affinity()
@@ -332,6 +336,11 @@ class Config(Section):
     handlers: dict[str, HandlerConfig]
     log: Log = Log()
     shutdown: Shutdown = Shutdown()
+
+    def auth_for(self, url: str) -> AnyAuth:
+        """How to prove who we are at this URL: what [[servers]] says of its host, else [auth]."""
+        host = (urlsplit(url).hostname or "").lower()
+        return next((s.auth for s in self.servers if any(fnmatchcase(host, p) for p in s.hosts)), self.auth)
 
     @property
     def all_mailboxes(self) -> tuple[str, ...]:

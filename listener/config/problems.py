@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from listener.config.secrets import is_secret, listed, sources
 from listener.errors import Problem
 from listener.suggest import did_you_mean
 
@@ -37,6 +38,7 @@ class Problems:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
+        self._layout = deepcopy(document)
         self._found: list[tuple[Loc, Problem]] = []
         self.broken: set[str] = set()
         """The top-level keys whose values cannot be relied on."""
@@ -59,7 +61,7 @@ class Problems:
                 other["loc"][: len(error["loc"])] == error["loc"] != other["loc"] for other in errors
             ):
                 continue  # it is empty because its members are wrong
-            problem = Problem(dotted(loc), describe(error, known_keys(model, loc[:-1])))
+            problem = Problem(dotted(loc), describe(error, known_keys(model, loc[:-1], self._document)))
             self._found.append((loc, problem))
             if error["type"] == "extra_forbidden":
                 _drop(sound, loc)
@@ -75,7 +77,7 @@ class Problems:
 
     def _position(self, found: tuple[Loc, Problem]) -> tuple[int, ...]:
         position: list[int] = []
-        value: Any = self._document
+        value: Any = self._layout
         for part in found[0]:
             if isinstance(value, dict):
                 keys = list(value)
@@ -129,6 +131,8 @@ def describe(error: ErrorDetails, known: list[str]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return "unknown key" + did_you_mean(str(error["loc"][-1]), known)
+    if kind == "missing" and is_secret(str(error["loc"][-1])):
+        return f"is required: one of {listed(str(error['loc'][-1]))}"
     if kind == "literal_error":
         expected = str(context["expected"]).replace("'", '"')
         hint = did_you_mean(str(error["input"]), re.findall(r'"([^"]+)"', expected))
@@ -142,24 +146,28 @@ def describe(error: ErrorDetails, known: list[str]) -> str:
     return _WORDING.get(kind) or error["msg"].replace("Input should be", "must be")
 
 
-def known_keys(model: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys of the table at `loc` in a document of this model."""
+def known_keys(model: type[BaseModel], loc: Loc, document: Any = None) -> list[str]:
+    """The keys of the table at `loc` in a document of this model. Where one of several models is meant, the
+    document tells which."""
     here: type[BaseModel] | None = model
     parts = iter(loc)
     for part in parts:
+        document = _at(document, (part,))
         if isinstance(part, int):
             continue
         if here is None or part not in here.model_fields:
             return []
         annotation = here.model_fields[part].annotation
-        here = _model_in(annotation)
+        here = _model_in(annotation, document)
         if get_origin(annotation) is dict:
-            next(parts, None)  # the key of the dict is the user's own
-    return list(here.model_fields) if here is not None else []
+            document = _at(document, (next(parts, ""),))  # the key of the dict is the user's own
+    if here is None:
+        return []
+    return [key for name in here.model_fields for key in (sources(name) if is_secret(name) else [name])]
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: Any, document: Any) -> type[BaseModel] | None:
     if inspect.isclass(annotation):
         return annotation if issubclass(annotation, BaseModel) else None
-    found = (_model_in(argument) for argument in get_args(annotation))
+    found = (_model_in(argument, document) for argument in get_args(annotation))
     return next((model for model in found if model is not None), None)

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from listener.config.model import Config
 from listener.config.problems import Loc
+from listener.config.tls import tls_context
 from listener.config.values import is_loopback
 
 Found: TypeAlias = Iterator[tuple[Loc, str]]
@@ -47,20 +48,42 @@ def _every_mailbox_has_a_url(config: Config) -> Found:
         yield ("exchange", "autodiscover"), 'must be false when impersonate_by = "SID"'
 
 
-@_rule("exchange", "groups", "auth")
-def _passwords_are_not_sent_in_clear(config: Config) -> Found:
+@_rule("exchange", "groups", "auth", "servers")
+def _secrets_are_not_sent_in_clear(config: Config) -> Found:
     exchange = config.exchange
     urls: list[tuple[Loc, str | None]] = [
         (("exchange", "ews_url"), exchange.ews_url),
         (("exchange", "autodiscover_url"), exchange.autodiscover_url),
         *((("groups", index, "ews_url"), group.ews_url) for index, group in enumerate(config.groups)),
     ]
-    for loc, url in urls if config.auth.kind == "basic" else ():
-        if url is not None and not url.lower().startswith("https:") and not is_loopback(url):
+    for loc, url in urls:
+        if url is None or url.lower().startswith("https:") or is_loopback(url):
+            continue
+        if config.auth_for(url).kind == "basic":
             yield (
                 loc,
                 "must be https, because Basic authentication sends the password (or a loopback address)",
             )
+
+
+@_rule("exchange")
+def _what_goes_together_in_exchange(config: Config) -> Found:
+    exchange = config.exchange
+    for key, needed in (
+        ("client_key", "client_cert"),
+        ("client_key_password", "client_cert"),
+        ("proxy_user", "proxy"),
+        ("proxy_user", "proxy_password"),
+        ("proxy_password", "proxy_user"),
+    ):
+        if getattr(exchange, key) is not None and getattr(exchange, needed) is None:
+            yield ("exchange", key), f"needs {needed} beside it"
+    for key in ("ca_file", "client_cert") if exchange.ca_file or exchange.client_cert else ():
+        try:
+            exchange.tls_context() if key == "client_cert" else tls_context(exchange.ca_file)
+        except OSError as error:  # an ssl.SSLError too
+            yield ("exchange", key), f"{getattr(exchange, key)} cannot be used: {error.strerror or error}"
+            break
 
 
 @_rule("backoff")

@@ -112,6 +112,13 @@ def _proxy(value: SecretStr) -> SecretStr:
     return value
 
 
+def _host_pattern(value: str) -> str:
+    pattern = value.strip().lower()
+    if not re.fullmatch(r"[a-z0-9*?.:-]+", pattern):
+        raise ValueError('must be a host, without https:// and path, or a glob such as "*.outlook.com"')
+    return pattern
+
+
 def _header_text(value: str) -> str:
     if not (value.isascii() and value.isprintable() and value.strip()):
         raise ValueError("must be printable ASCII")
@@ -162,6 +169,7 @@ PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Window = Annotated[Duration, AfterValidator(_window)]
 Url = Annotated[str, AfterValidator(_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
 HeaderText = Annotated[str, AfterValidator(_header_text)]
 ConfigPath = Annotated[Path, BeforeValidator(_non_empty_text), AfterValidator(_absolute)]
 ExistingFile = Annotated[ConfigPath, AfterValidator(_existing)]

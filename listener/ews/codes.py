@@ -176,7 +176,10 @@ _OURS = {
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
         "TooManyRedirects",
     ),
-    Verdict.STOP: ("EwsDisabled",),  # 403 with X-EWS-Policy-Reason
+    Verdict.STOP: (
+        "EwsDisabled",  # 403 with X-EWS-Policy-Reason
+        "InsecureUrl",  # a secret would be sent where others can read it
+    ),
 }
 
 VERDICTS: dict[str, Verdict] = {

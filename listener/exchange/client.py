@@ -22,7 +22,9 @@ import trio
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
+from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
+from listener.exchange.network import Network
 
 T = TypeVar("T")
 
@@ -34,15 +36,15 @@ LARGEST_ANSWER = 16 * 1024 * 1024
 class Access:
     """What all groups of one account have in common. Times are in seconds.
 
-    `budgets` hold back what would be too much for a server; a stream counts until it is open. `transport` takes the
-    place of the network.
+    `auth` has the account for each server. `budgets` hold back what would be too much for a server; a stream counts
+    until it is open. `transport` takes the place of the network.
     """
 
-    auth: httpx.Auth
+    auth: Accounts
     budgets: Budgets
     user_agent: str
     tls: ssl.SSLContext
-    proxy: str | None = None
+    proxy: httpx.Proxy | None = None
     connect_timeout: float = 10.0
     request_timeout: float = 60.0
     transport: httpx.AsyncBaseTransport | None = None
@@ -54,15 +56,13 @@ class ExchangeClient:
     def __init__(self, url: str, access: Access) -> None:
         self.url = url
         self._access = access
+        self._account = access.auth.of(url)
+        network = Network(tls=access.tls, proxy=access.proxy, transport=access.transport)
         self._http = httpx.AsyncClient(
-            auth=access.auth,
-            verify=access.tls,
-            proxy=access.proxy,
-            transport=access.transport,
+            transport=self._account.scheme.over(network),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=10, keepalive_expiry=60),
             headers={
                 "User-Agent": access.user_agent,
                 "Content-Type": "text/xml; charset=utf-8",
@@ -110,7 +110,7 @@ class ExchangeClient:
     ) -> T:
         budget, seconds = self.budget, self._access.request_timeout
         try:
-            async with budget:
+            async with self._account.guard.asking(self.url), budget:
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
                     budget.went_well()

@@ -13,6 +13,8 @@ import httpx
 import trio
 import trustme
 
+from listener.config.secrets import Secret
+from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access
 
@@ -125,10 +127,10 @@ async def connected(internet: Internet) -> AsyncIterator[Access]:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, internet.serve, listeners)
         yield Access(
-            auth=httpx.BasicAuth("svc", "secret"),
+            auth=Accounts.same(Basic(Credentials("svc", Secret("secret")))),
             budgets=Budgets(10),
             user_agent="test/1",
             tls=context,
-            proxy=f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}",
+            proxy=httpx.Proxy(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"),
         )
         nursery.cancel_scope.cancel()

@@ -9,7 +9,9 @@ import pytest
 import trio
 import trio.testing
 
+from listener.config.secrets import Secret
 from listener.errors import ExchangeError
+from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 
@@ -20,7 +22,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 def access(**changes: object) -> Access:
     settings: dict[str, object] = {
-        "auth": httpx.BasicAuth("svc", "secret"),
+        "auth": Accounts.same(Basic(Credentials("svc", Secret("secret")))),
         "budgets": Budgets(10),
         "user_agent": "test/1",
         "tls": ssl.create_default_context(),

@@ -1,14 +1,56 @@
-"""How the account proves who it is: one small module a scheme, chosen by `[auth] kind`."""
+"""How the account proves who it is: one small class a scheme, chosen by `kind` for each server."""
 
-import httpx
+from __future__ import annotations
 
-from listener.config import BasicAuth
-from listener.exchange.auth.basic import basic
+from collections.abc import Callable
+
+from listener.config import AnyAuth, Config
+from listener.exchange.auth.basic import Basic
+from listener.exchange.auth.credentials import Credentials
+from listener.exchange.auth.guard import Guard
+from listener.exchange.auth.scheme import Scheme
+
+__all__ = ["Account", "Accounts", "Basic", "Credentials", "Guard", "Scheme", "accounts"]
 
 
-def build(auth: BasicAuth) -> httpx.Auth:
-    """The scheme that the configuration names, ready for a client."""
-    return basic(auth.user, auth.password.get_secret_value())
+class Account:
+    """One account: how it proves who it is, and whether it may try just now."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+        self.guard = Guard(scheme.account)
 
 
-__all__ = ["build"]
+class Accounts:
+    """The account for each server."""
+
+    def __init__(self, of: Callable[[str], Account]) -> None:
+        self._of = of
+
+    @classmethod
+    def same(cls, scheme: Scheme) -> Accounts:
+        """One for all servers."""
+        account = Account(scheme)
+        return cls(lambda _url: account)
+
+    def of(self, url: str) -> Account:
+        """The account for requests to this URL."""
+        return self._of(url)
+
+
+def accounts(config: Config) -> Accounts:
+    """What [auth] and [[servers]] say; servers with the same words share an account."""
+    by_auth: dict[AnyAuth, Account] = {}
+
+    def of(url: str) -> Account:
+        auth = config.auth_for(url)
+        if auth not in by_auth:
+            by_auth[auth] = Account(scheme(auth))
+        return by_auth[auth]
+
+    return Accounts(of)
+
+
+def scheme(auth: AnyAuth) -> Scheme:
+    """The scheme that the configuration names."""
+    return Basic(Credentials(auth.user, auth.password))

@@ -1,8 +1,48 @@
 """Basic authentication (RFC 7617), with the credentials sent unasked: a 401 costs a round trip a request."""
 
+from __future__ import annotations
+
+from base64 import b64encode
+
 import httpx
 
+from listener.exchange.auth.credentials import Credentials
+from listener.exchange.auth.scheme import not_in_clear
+from listener.exchange.network import Network
 
-def basic(user: str, password: str) -> httpx.Auth:
-    """Credentials for every request, UTF-8."""
-    return httpx.BasicAuth(user, password)
+
+class Basic:
+    """User and password with every request, UTF-8."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    @property
+    def account(self) -> str:
+        return self._credentials.user
+
+    def over(self, network: Network) -> httpx.AsyncBaseTransport:
+        return _BasicTransport(network.pool(), self._credentials)
+
+
+class _BasicTransport(httpx.AsyncBaseTransport):
+    def __init__(self, inner: httpx.AsyncBaseTransport, credentials: Credentials) -> None:
+        self._inner = inner
+        self._credentials = credentials
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        not_in_clear(request.url, "the password")
+        password = self._credentials.password
+        response = await self._send(request, password)
+        if response.status_code == httpx.codes.UNAUTHORIZED and await self._credentials.renewed(password):
+            await response.aclose()
+            response = await self._send(request, self._credentials.password)
+        return response
+
+    async def _send(self, request: httpx.Request, password: str) -> httpx.Response:
+        told = b64encode(f"{self._credentials.user}:{password}".encode()).decode()
+        request.headers["Authorization"] = f"Basic {told}"
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()

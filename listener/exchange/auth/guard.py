@@ -1,0 +1,136 @@
+"""Sees to it that an account is not locked by us, however many groups ask in its name.
+
+The rules:
+
+1. A server that took the credentials lately may be asked by all at once.
+2. Else one request at a time tries, and the others wait for what comes of it: so a password that was changed during
+   an outage is sent once, not once a group.
+3. After MOST_TRIES refusals in a row nothing is asked of any server in the account's name, for a time that grows.
+   What is refused before that may be a passing illness of the server: the second try comes soon, the third later.
+4. Whoever is held back is told the refusal again, and how long it lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import structlog
+import trio
+from msgspec.structs import replace
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure, Verdict
+
+log = structlog.get_logger()
+
+TRUST = 60.0
+"""Seconds for which it counts that a server took the credentials."""
+MOST_TRIES = 3
+PAUSES = (0.0, 60.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
+"""Seconds until the next try after so many refusals. Domains forget bad tries after 10 to 30 minutes, as a rule."""
+
+
+class Guard:
+    """Admits the requests of one account."""
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+        self._trusted: dict[str, float] = {}  # by host, until when
+        self._refusals: dict[str, tuple[float, Failure]] = {}  # by host, until when and why
+        self._tries = 0
+        self._level = 0
+        self._probe: _Probe | None = None
+
+    @property
+    def tries(self) -> int:
+        """Refusals since the credentials were last accepted."""
+        return self._tries
+
+    @asynccontextmanager
+    async def asking(self, url: str) -> AsyncIterator[None]:
+        """Around each request. Raises ExchangeError instead of asking where that would be one refusal too many, and
+        tells with a refusal how long to wait."""
+        host = urlsplit(url).netloc
+        probe = await self._admit(host)
+        try:
+            yield
+        except ExchangeError as error:
+            failure = error.failure
+            if failure.verdict is Verdict.CREDENTIALS:
+                raise ExchangeError(self._refused(host, failure)) from error
+            if probe is not None and failure.code in UNREACHABLE:
+                probe.failure = failure
+            if failure.status is not None and not failure.code.startswith("Http"):
+                self._accepted(host)  # whoever is told so much has been let in
+            raise
+        else:
+            self._accepted(host)
+        finally:
+            if probe is not None:
+                self._probe = None
+                probe.over.set()
+
+    async def _admit(self, host: str) -> _Probe | None:
+        """Waits for one's turn. The probe, if this request is one."""
+        while True:
+            self._hold_back(host)
+            if self._trusted.get(host, 0.0) > trio.current_time():
+                return None
+            if self._probe is None:
+                self._probe = _Probe(host)
+                return self._probe
+            before = self._probe
+            await before.over.wait()
+            if before.failure is not None and before.host == host:
+                raise ExchangeError(before.failure)  # nobody was there a moment ago
+
+    def _hold_back(self, host: str) -> None:
+        account_wide = self._tries >= MOST_TRIES
+        held = self._refusals.values() if account_wide else [self._refusals.get(host, NEVER)]
+        until, failure = max(held, key=lambda refusal: refusal[0], default=NEVER)
+        remaining = until - trio.current_time()
+        if remaining > 0:
+            raise ExchangeError(replace(failure, wait=max(remaining, failure.wait or 0.0)))
+
+    def _refused(self, host: str, failure: Failure) -> Failure:
+        now = trio.current_time()
+        self._trusted.pop(host, None)
+        self._tries += 1
+        if self._refusals.get(host, NEVER)[0] <= now:  # else it was under way when another one was refused
+            self._level += 1
+        level = max(self._level, min(self._tries, MOST_TRIES))
+        pause = PAUSES[min(level, len(PAUSES)) - 1]
+        self._refusals[host] = now + pause, failure
+        log.error(
+            "auth.refused",
+            account=self._account,
+            server=host,
+            tries=self._tries,
+            pause=pause,
+            code=failure.code,
+            text=failure.text,
+        )
+        return replace(failure, wait=max(pause, failure.wait or 0.0)) if pause else failure
+
+    def _accepted(self, host: str) -> None:
+        self._trusted[host] = trio.current_time() + TRUST
+        if self._tries:
+            log.info("auth.accepted", account=self._account, server=host, tries=self._tries)
+            self._tries = self._level = 0
+            self._refusals.clear()
+
+
+class _Probe:
+    """A request that finds out for all others."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.over = trio.Event()
+        self.failure: Failure | None = None
+
+
+NEVER = (0.0, Failure(code=""))
+# Nobody heard the credentials.
+UNREACHABLE = frozenset({"ConnectFailed", "ConnectTimeout", "NameNotResolved", "TlsFailed"})

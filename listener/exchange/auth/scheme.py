@@ -1,0 +1,35 @@
+"""What the schemes of authentication have in common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import httpx
+
+from listener.config.values import is_loopback
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.exchange.network import Network
+
+
+class Scheme(Protocol):
+    """How an account proves who it is. One object serves all groups of the account."""
+
+    @property
+    def account(self) -> str:
+        """The name of the account, for people."""
+        ...
+
+    def over(self, network: Network) -> httpx.AsyncBaseTransport:
+        """One group's way to a server, on which every request is made in the account's name.
+
+        Its requests raise what httpx raises, and ExchangeError where it is the authentication that fails. A 401 that
+        comes out of it is a refusal: whatever could be tried has been tried.
+        """
+        ...
+
+
+def not_in_clear(url: httpx.URL, what: str) -> None:
+    """Raises ExchangeError if `what` would be sent where others can read it."""
+    if url.scheme != "https" and not is_loopback(str(url)):
+        raise ExchangeError(Failure(code="InsecureUrl", text=f"{url} is not https: it would show {what}"))
