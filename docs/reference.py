@@ -25,7 +25,9 @@ def tables() -> str:
     parts = [table("Top of the file", "", Config, only={"state_directory"})]
     for name, field in Config.model_fields.items():
         model = nested(field.annotation)
-        title = {"groups": "[[groups]]", "servers": "[[servers]]", "handlers": "[handlers.NAME]"}.get(name, f"[{name}]")
+        title = {"groups": "[[groups]]", "servers": "[[servers]]", "handlers": "[handlers.NAME]"}.get(
+            name, f"[{name}]"
+        )
         if model is not None:
             parts.append(table(title, (model.__doc__ or "").strip(), model))
     parts.append(table("filter of a handler", (HandlerFilter.__doc__ or "").strip(), HandlerFilter))

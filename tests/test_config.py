@@ -328,15 +328,21 @@ class TestSecrets:
         ):
             (tmp_path / name).write_bytes(content)
             (tmp_path / name).chmod(mode)
-        environ = {"PASSWORD": SECRET, "EMPTY": "", "CREDENTIALS_DIRECTORY": str(tmp_path), "PATH": os.environ["PATH"]}
+        environ = {
+            "PASSWORD": SECRET,
+            "EMPTY": "",
+            "CREDENTIALS_DIRECTORY": str(tmp_path),
+            "PATH": os.environ["PATH"],
+        }
         found = problems(tmp_path, environ, auth={"user": "svc"} | auth)
         assert found == [problem.format(tmp_path)]
 
     def test_a_credential_needs_systemd(self) -> None:
-        assert problems(auth={"user": "svc", "password_credential": "x"}) == [
+        (problem,) = problems(auth={"user": "svc", "password_credential": "x"})
+        assert problem == (
             "auth.password_credential: there is no $CREDENTIALS_DIRECTORY: systemd sets it where the unit has "
             "LoadCredential="
-        ]
+        )
 
     def test_a_command_may_not_take_for_ever(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(secrets, "COMMAND_PATIENCE", 0.05)
@@ -438,7 +444,9 @@ class TestFile:
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         assert good(tmp_path, exchange={"ca_file": "ca.pem"}).exchange.ca_file == tmp_path / "ca.pem"
         own = {"ca_file": "ca.pem", "client_cert": "own.pem"}
-        authority.issue_cert("svc.example").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+        authority.issue_cert("svc.example").private_key_and_cert_chain_pem.write_to_path(
+            str(tmp_path / "own.pem")
+        )
         good(tmp_path, exchange=own).exchange.tls_context()
         (problem,) = problems(tmp_path, exchange=own | {"client_key": "ca.pem"})
         assert problem.startswith(f"exchange.client_cert: {tmp_path}/own.pem cannot be used: ")
@@ -447,8 +455,14 @@ class TestFile:
         ("exchange", "problem"),
         [
             ({"proxy_user": "u", "proxy_password": "p"}, "exchange.proxy_user: needs proxy beside it"),
-            ({"proxy": "http://h:1", "proxy_user": "u"}, "exchange.proxy_user: needs proxy_password beside it"),
-            ({"proxy": "http://h:1", "proxy_password": "u"}, "exchange.proxy_password: needs proxy_user beside it"),
+            (
+                {"proxy": "http://h:1", "proxy_user": "u"},
+                "exchange.proxy_user: needs proxy_password beside it",
+            ),
+            (
+                {"proxy": "http://h:1", "proxy_password": "u"},
+                "exchange.proxy_password: needs proxy_user beside it",
+            ),
             ({"client_key_password": "u"}, "exchange.client_key_password: needs client_cert beside it"),
         ],
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from pydantic import BaseModel
 
 from listener import __version__
@@ -20,10 +21,12 @@ from listener.config import (
     HandlerConfig,
     HandlerFilter,
     Mailboxes,
+    Server,
     StaticGroup,
     load,
     parse,
 )
+from listener.config.secrets import SOURCES, is_secret
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config.example.toml"
@@ -58,6 +61,13 @@ def everything() -> dict[str, Any]:
     return tomllib.loads(OPTION.sub("", EXAMPLE.read_text()).replace("{version}", __version__))
 
 
+def folded(shown: dict[str, Any]) -> dict[str, Any]:
+    """The table with the first of the ways to tell each secret, under its plain name."""
+    way = re.compile("(.+?)(?:" + "|".join(SOURCES[1:]) + ")")
+    names = {key: found[1] for key in shown if (found := way.fullmatch(key)) and is_secret(found[1])}
+    return dict.fromkeys(names.values(), "x") | {key: shown[key] for key in shown if key not in names}
+
+
 def test_it_is_good_as_it_is() -> None:
     config = load(EXAMPLE, ENVIRON)
     assert config.handlers["log"].use == "log"
@@ -65,9 +75,21 @@ def test_it_is_good_as_it_is() -> None:
 
 
 def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_path: Path) -> None:
-    for name, content in (("company-ca.pem", ""), ("mailboxes.txt", "x@b.c"), ("site-b.txt", "y@b.c")):
-        (tmp_path / name).write_text(content)
-    del everything["auth"]["password"], everything["auth"]["password_file"]  # only one of the three may be
+    authority = trustme.CA()
+    own = authority.issue_cert("listener.example.com")
+    for name, content in (
+        ("company-ca.pem", authority.cert_pem.bytes()),
+        ("listener.pem", b"".join(blob.bytes() for blob in own.cert_chain_pems)),
+        ("listener.key", own.private_key_pem.bytes()),
+        ("mailboxes.txt", b"x@b.c"),
+        ("site-b.txt", b"y@b.c"),
+        ("listener-key-password.txt", b"x"),
+        ("proxy-password.txt", b"x"),
+        ("subsidiary.txt", b"x"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+    everything["auth"] = folded(everything["auth"])
     config = parse(everything, tmp_path, ENVIRON)
     plain = parse(tomllib.loads(EXAMPLE.read_text()), tmp_path, ENVIRON)
     for name in (
@@ -87,7 +109,7 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_option_stands_with_its_default(everything: dict[str, Any], section: str) -> None:
-    model, shown = SECTIONS[section], everything[section]
+    model, shown = SECTIONS[section], folded(everything[section])
     assert set(shown) == set(model.model_fields)
     free = WITHOUT_DEFAULT.get(model, set())
     fields = model.model_fields
@@ -99,6 +121,7 @@ def test_every_option_stands_with_its_default(everything: dict[str, Any], sectio
 
 def test_every_option_of_groups_and_of_handlers_stands(everything: dict[str, Any]) -> None:
     assert {key for group in everything["groups"] for key in group} == set(StaticGroup.model_fields)
+    assert {key for server in everything["servers"] for key in server} == set(Server.model_fields)
     log = everything["handlers"]["log"]
     assert set(HandlerConfig.model_fields) <= set(log)
     defaults = {name: list(field.default) for name, field in HandlerFilter.model_fields.items()}
@@ -146,7 +169,7 @@ def test_the_reference_is_current() -> None:
     reference = runpy.run_path(str(ROOT / "docs/reference.py"))
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
     assert text == reference["page"](text), "run: python docs/reference.py"
-    for model in (*SECTIONS.values(), StaticGroup, HandlerConfig, HandlerFilter):
+    for model in (*SECTIONS.values(), StaticGroup, Server, HandlerConfig, HandlerFilter):
         assert all(field.description for field in model.model_fields.values()), model
 
 

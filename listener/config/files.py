@@ -99,9 +99,7 @@ def _tables(document: Table) -> Iterator[tuple[Loc, Table]]:
     yield from ((loc, table) for loc, table in places if isinstance(table, dict))
 
 
-def _resolve(
-    table: Table, loc: Loc, name: str, given: list[str], source: Source, problems: Problems
-) -> None:
+def _resolve(table: Table, loc: Loc, name: str, given: list[str], source: Source, problems: Problems) -> None:
     values = {key: table.pop(key) for key in given}
     table[name] = Secret("-")  # the model shall not report a second time what is wrong here
     if len(given) > 1:

@@ -4,7 +4,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -164,7 +163,7 @@ async def test_nobody_listening_is_a_failed_connection() -> None:
 
 
 async def test_a_name_that_is_not_there_is_said_so() -> None:
-    async with ExchangeClient("http://mail.invalid/EWS/Exchange.asmx", access()) as client:
+    async with ExchangeClient("https://mail.invalid/EWS/Exchange.asmx", access()) as client:
         with pytest.raises(ExchangeError) as caught:
             await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "NameNotResolved"

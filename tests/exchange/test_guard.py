@@ -1,0 +1,155 @@
+"""At most three tries with refused credentials, however many ask."""
+
+from itertools import pairwise
+
+import pytest
+import structlog
+import trio
+import trio.testing
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.exchange.auth.guard import MOST_TRIES, PAUSES, TRUST, Guard
+
+EWS = "https://mail.example.com/EWS/Exchange.asmx"
+OTHER = "https://autodiscover.example.com/autodiscover/autodiscover.svc"
+REFUSED = Failure(code="Http401", text="the server offers Basic", status=401)
+
+
+class Server:
+    """What it answers to all, and how often it was asked."""
+
+    def __init__(self, answer: Failure | None = None, seconds: float = 0.1) -> None:
+        self.answer = answer
+        self.seconds = seconds
+        self.asked: list[float] = []
+        self.most = self.now = 0
+
+    async def ask(self, guard: Guard, url: str = EWS) -> Failure | None:
+        """What comes of one request."""
+        try:
+            async with guard.asking(url):
+                self.asked.append(trio.current_time())
+                self.now += 1
+                self.most = max(self.most, self.now)
+                try:
+                    await trio.sleep(self.seconds)
+                finally:
+                    self.now -= 1
+                if self.answer is not None:
+                    raise ExchangeError(self.answer)
+        except ExchangeError as error:
+            return error.failure
+        return None
+
+    async def ask_often(self, guard: Guard, times: int, url: str = EWS) -> list[Failure | None]:
+        """What comes of so many requests at once."""
+        came: list[Failure | None] = []
+
+        async def one() -> None:
+            came.append(await self.ask(guard, url))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(times):
+                nursery.start_soon(one)
+        return came
+
+
+async def test_one_tries_first_and_then_all_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(), Guard("svc")
+    await server.ask_often(guard, 40)
+    assert server.most == 39
+    assert server.asked.count(server.asked[0]) == 1
+    await trio.sleep(TRUST - 1)
+    await server.ask_often(guard, 40)  # still trusted
+    assert server.most == 40
+
+
+async def test_after_a_quiet_minute_one_tries_first_again(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(), Guard("svc")
+    await server.ask(guard)
+    await trio.sleep(TRUST + 1)
+    server.answer = REFUSED
+    before = len(server.asked)
+    came = await server.ask_often(guard, 40)
+    assert server.most == 1
+    assert len(server.asked) - before == 2  # the second refusal brings a pause
+    assert {failure.code for failure in came if failure} == {"Http401"}
+    assert len(came) == 40
+
+
+async def test_no_more_than_three_and_then_a_pause_that_grows(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(REFUSED), Guard("svc")
+    start = trio.current_time()
+    with trio.move_on_after(86400):
+        while True:
+            await server.ask_often(guard, 10)
+            await server.ask_often(guard, 10, OTHER)
+            await trio.sleep(1)
+    tries = [round(moment - start) for moment in server.asked]
+    assert len([t for t in tries if t < 900]) <= MOST_TRIES
+    pauses = [later - earlier for earlier, later in pairwise(tries[2:])]
+    assert pauses == sorted(pauses)
+    assert pauses[0] >= PAUSES[2]
+    assert pauses[-1] >= PAUSES[-1]
+
+
+async def test_who_is_held_back_is_told_why_and_how_long(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(REFUSED), Guard("svc")
+    with structlog.testing.capture_logs() as logs:
+        first, second = [await server.ask(guard) for _ in range(2)]
+    assert first == REFUSED  # the next one may try at once
+    assert second is not None
+    assert second.wait == 60
+    assert [line["tries"] for line in logs if line["event"] == "auth.refused"] == [1, 2]
+    await trio.sleep(20)
+    held = await server.ask(guard)
+    assert held is not None
+    assert (held.code, held.text, held.wait) == ("Http401", REFUSED.text, pytest.approx(40))
+    assert len(server.asked) == 2
+
+
+async def test_what_was_under_way_counts_but_does_not_prolong(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(), Guard("svc")
+    await server.ask(guard)
+    server.answer = REFUSED
+    await server.ask_often(guard, 10)  # all trusted: the password has changed this minute
+    assert guard.tries == 10
+    held = await server.ask(guard, OTHER)
+    assert held is not None
+    assert held.wait == pytest.approx(PAUSES[MOST_TRIES - 1], abs=1)
+
+
+async def test_all_is_forgotten_when_they_are_taken(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(REFUSED), Guard("svc")
+    await server.ask(guard)
+    server.answer = Failure(code="ErrorServerBusy", status=500)  # says so to those who are let in only
+    with structlog.testing.capture_logs() as logs:
+        assert await server.ask(guard) == server.answer
+    assert [line["event"] for line in logs] == ["auth.accepted"]
+    assert guard.tries == 0
+
+
+async def test_where_nobody_is_there_the_others_hear_it_too(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(Failure(code="ConnectTimeout"), seconds=10), Guard("svc")
+    start = trio.current_time()
+    came = await server.ask_often(guard, 40)
+    assert trio.current_time() - start == pytest.approx(10)
+    assert came == [server.answer] * 40
+
+
+@pytest.mark.parametrize("answer", [Failure(code="ReadTimeout"), Failure(code="Http503", status=503)])
+async def test_an_answer_that_tells_nothing_lets_the_next_one_try(
+    autojump_clock: trio.testing.MockClock, answer: Failure
+) -> None:
+    server, guard = Server(answer), Guard("svc")
+    await server.ask_often(guard, 5)
+    assert (len(server.asked), server.most, guard.tries) == (5, 1, 0)
+
+
+async def test_a_try_that_is_given_up_lets_the_next_one_try(autojump_clock: trio.testing.MockClock) -> None:
+    server, guard = Server(seconds=1000), Guard("svc")
+    with trio.move_on_after(1):
+        await server.ask(guard)
+    server.seconds = 1
+    assert await server.ask(guard) is None
