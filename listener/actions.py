@@ -103,9 +103,10 @@ class Separated:
 
 @dataclass(frozen=True, slots=True)
 class Doubted:
-    """These mailboxes may have moved, or their subscriptions be gone."""
+    """These mailboxes may have moved, or their subscriptions be gone; `taken`: their ids are somebody else's now."""
 
     mailboxes: tuple[str, ...]
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,17 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """Mailboxes are to be listened to no longer."""
+
+    mailboxes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The group is to end; `unsubscribe` tells whether the server is told."""
 
-    unsubscribe: bool = True
+    unsubscribe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +135,6 @@ class Unsubscribed:
     """An Unsubscribe is over, whatever came of it."""
 
 
-Outcome = Subscribed | StreamEnded | Waited | Discovered | Separated | Doubted | Joined | Stop | Unsubscribed
+Outcome = (
+    Subscribed | StreamEnded | Waited | Discovered | Separated | Doubted | Joined | Left | Stop | Unsubscribed
+)

@@ -20,6 +20,10 @@ The rules:
    one user only, everybody does.
 7. Nothing new is asked of the server while the group is paused; a stream that is open stays open. A pause that the
    server did not ask for ends early when the server is heard in another group.
+8. Subscriptions outlive this process too: a group may begin with ids that are known from before, and is streaming
+   at once. Those that the server has forgotten are named by it, and are subscribed anew as ever.
+9. A subscription that is given up while the server may still know it is unsubscribed beside everything else. An id
+   that is somebody else's by now is not.
 
 Times are seconds on one monotonic clock.
 """
@@ -27,8 +31,8 @@ Times are seconds on one monotonic clock.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from listener.actions import (
     Action,
@@ -36,6 +40,7 @@ from listener.actions import (
     Discovered,
     Doubted,
     Joined,
+    Left,
     Outcome,
     Separate,
     Separated,
@@ -49,8 +54,8 @@ from listener.actions import (
     Wait,
     Waited,
 )
-from listener.backoff import Backoff
 from listener.ews.codes import Failure, Verdict
+from listener.member import Member, Policy, accused, encouraged, refused, unsubscribed, wanting
 
 __all__ = [
     "Action",
@@ -59,6 +64,8 @@ __all__ = [
     "Doubted",
     "GroupState",
     "Joined",
+    "Kept",
+    "Left",
     "Member",
     "Outcome",
     "Policy",
@@ -78,32 +85,16 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """The patience of a group; seconds, and how many failures in a row are too many to go on in company."""
+class Kept:
+    """What a group had when it was last at work, in another process perhaps.
 
-    backoff: Backoff = Backoff()
-    parked: Backoff = Backoff(first=15.0, cap=3600.0)
-    flapping: Backoff = Backoff(first=1.0, factor=2.0, cap=15.0)
-    settled: float = 10.0
-    strikes: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One mailbox of the group.
-
-    Without a subscription it is asked for at `due`; `failure` is why it has none. `parked`: only the operator can
-    help. `astray`: its place must be asked for first. `leaving`: it is on its way to a group of its own.
+    `anchor` is the mailbox in whose name requests were sent, `subscriptions` has the SubscriptionId of each mailbox
+    that the server may still know; `abandoned` are (mailbox, SubscriptionId) that nobody wants any more.
     """
 
-    mailbox: str
-    subscription: str | None = None
-    failures: int = 0
-    due: float = 0.0
-    failure: Failure | None = None
-    parked: bool = False
-    astray: bool = False
-    leaving: bool = False
+    anchor: str
+    subscriptions: Mapping[str, str]
+    abandoned: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +103,7 @@ class GroupState:
 
     members: tuple[Member, ...]
     anchor: str
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     failures: int = 0  # in a row, of requests and of connections on which nothing was heard
     flaps: int = 0  # in a row, of connections that were heard but did not last
     refusals: int = 0  # in a row, of connections that were ended at once, perhaps because of a single member
@@ -123,13 +114,18 @@ class GroupState:
     discover: Discover | None = None
     separate: Separate | None = None
     unsubscribe: Unsubscribe | None = None
+    abandoned: tuple[tuple[str, str], ...] = ()  # (mailbox, SubscriptionId): the server may still know them
     stopping: bool = False
 
     @classmethod
-    def start(cls, mailboxes: tuple[str, ...], policy: Policy | None = None) -> GroupState:
-        """A group that has nothing yet: its first action is to subscribe everybody."""
-        members = tuple(Member(mailbox) for mailbox in sorted(mailboxes))
-        return _plan(cls(members, members[0].mailbox, policy or Policy()), now=0.0)
+    def start(
+        cls, mailboxes: tuple[str, ...], policy: Policy | None = None, kept: Kept | None = None
+    ) -> GroupState:
+        """A group at its beginning: it streams what it has `kept`, and subscribes everybody else."""
+        kept = kept or Kept(min(mailboxes), {})
+        members = tuple(Member(mailbox, kept.subscriptions.get(mailbox)) for mailbox in sorted(mailboxes))
+        state = cls(members, kept.anchor, policy or Policy(), abandoned=kept.abandoned)
+        return _plan(state, now=0.0)
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -164,24 +160,16 @@ class GroupState:
         # Who is due while a Subscribe or a Discover is under way comes next.
         lanes = ((False, self.subscribe), (True, self.discover))
         open_lanes = {astray for astray, under_way in lanes if under_way is None}
-        due = min((m.due for m in self.members if _wanting(m) and m.astray in open_lanes), default=None)
+        due = min((m.due for m in self.members if wanting(m) and m.astray in open_lanes), default=None)
         return None if due is None else Wait(due)
 
 
 def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) -> GroupState:
     """The state after `outcome`, which came at `now`; `dice` in [0, 1] is this outcome's share of jitter."""
+    before = state
     match outcome:
         case Stop(unsubscribe):
-            farewell = Unsubscribe(state.live, state.anchor) if unsubscribe and state.live else None
-            return replace(
-                state,
-                stopping=True,
-                subscribe=None,
-                stream=None,
-                discover=None,
-                separate=None,
-                unsubscribe=farewell,
-            )
+            return _stopped(state, unsubscribe=unsubscribe)
         case _ if state.stopping:
             # What was under way when the group was told to stop may still report; nothing is begun any more.
             return replace(state, unsubscribe=None) if isinstance(outcome, Unsubscribed) else state
@@ -192,7 +180,7 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
         case Waited(early):
             if state.paused_until is not None and (state.paused_until <= now or (early and state.eager)):
                 state = replace(state, paused_until=None)
-                state = _each(state, lambda m: _encouraged(m, now)) if early else state
+                state = _each(state, lambda m: encouraged(m, now)) if early else state
         case Discovered():
             state = _after_discover(state, outcome, now, dice)
         case Separated(mailboxes):
@@ -207,32 +195,69 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
             known = {m.mailbox for m in state.members}
             new = tuple(Member(mailbox, due=now) for mailbox in mailboxes if mailbox not in known)
             state = replace(state, members=tuple(sorted(state.members + new, key=_address)))
+        case Left(mailboxes):
+            state = _without(state, mailboxes)
+        case Unsubscribed():
+            done = state.unsubscribe.subscriptions if state.unsubscribe is not None else ()
+            rest = tuple(each for each in state.abandoned if each not in done)
+            state = replace(state, unsubscribe=None, abandoned=rest)
         case _:
             raise AssertionError(f"{outcome!r} cannot follow {state.actions!r}")
-    return _plan(state, now)
+    return _plan(_giving_up(before, state, outcome), now)
+
+
+def _stopped(state: GroupState, *, unsubscribe: bool) -> GroupState:
+    gone = state.abandoned + state.live if unsubscribe else ()
+    if unsubscribe:
+        state = _each(state, lambda m: replace(m, subscription=None))
+    return replace(
+        state,
+        stopping=True,
+        subscribe=None,
+        stream=None,
+        discover=None,
+        separate=None,
+        abandoned=(),
+        unsubscribe=Unsubscribe(gone, state.anchor) if gone else None,
+    )
+
+
+def _giving_up(before: GroupState, after: GroupState, outcome: Outcome) -> GroupState:
+    """Notes what the group has no longer, as far as the server may still know it."""
+    if isinstance(outcome, Subscribed) or (isinstance(outcome, Doubted) and outcome.taken):
+        return after  # these ids are somebody else's now
+    kept = set(after.live)
+    lost = [each for each in before.live if each not in kept]
+    if isinstance(outcome, StreamEnded):
+        for failure in (f for f in outcome.failures if f.verdict is Verdict.RESUBSCRIBE):
+            # Without ids, it is said of all of them.
+            lost = [
+                each for each in lost if failure.subscription_ids and each[1] not in failure.subscription_ids
+            ]
+    return replace(after, abandoned=(*after.abandoned, *lost)) if lost else after
 
 
 def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: float) -> GroupState:
-    ids, refused = dict(outcome.ids), dict(outcome.refused)
+    ids, failed = dict(outcome.ids), dict(outcome.refused)
     new = set(ids.values())
     afresh = state.subscribe is not None and state.subscribe.afresh
 
     def settle(member: Member) -> Member:
         if subscription := ids.get(member.mailbox):
             return replace(member, subscription=subscription, failure=None, parked=False)
-        if failure := refused.get(member.mailbox):
-            return _refused(member, failure, state.policy, now, dice)
+        if failure := failed.get(member.mailbox):
+            return refused(member, failure, state.policy, now, dice)
         if member.subscription in new:
             # Ids begin anew when a server does: this one is somebody else's now.
             return replace(member, subscription=None, due=now)
         return member
 
     state = _each(replace(state, subscribe=None, failures=0 if ids else state.failures), settle)
-    blocking = [f for f in refused.values() if f.verdict is Verdict.WAIT]
+    blocking = [f for f in failed.values() if f.verdict is Verdict.WAIT]
     if afresh and not ids and not blocking:
         # The anchor came first and failed. A mailbox that is refused is parked, and so the next one is tried at
         # once; otherwise the next one would meet the same server.
-        blocking = [f for f in refused.values() if f.verdict is not Verdict.PARK]
+        blocking = [f for f in failed.values() if f.verdict is not Verdict.PARK]
         astray_only = all(f.verdict is Verdict.REGROUP for f in blocking)
         if astray_only and state.failures < state.policy.strikes:
             return replace(state, failures=state.failures + len(blocking))
@@ -245,7 +270,7 @@ def _after_discover(state: GroupState, outcome: Discovered, now: float, dice: fl
 
     def settle(member: Member) -> Member:
         if failure := unknown.get(member.mailbox):
-            return replace(_refused(member, failure, state.policy, now, dice), astray=True)
+            return replace(refused(member, failure, state.policy, now, dice), astray=True)
         return replace(member, astray=False, due=now) if member.mailbox in asked else member
 
     return _each(_without(replace(state, discover=None), outcome.gone), settle)
@@ -255,18 +280,16 @@ def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: flo
     state = _credited(replace(state, stream=None), outcome)
     named, general = _accusations(state, outcome.failures)
     if named:
-        state = _each(state, lambda m: _accused(m, named.get(m.subscription), state.policy, now, dice))
+        state = _each(state, lambda m: accused(m, named.get(m.subscription), state.policy, now, dice))
         if not general:
             return state  # the others' stream is opened at once, without the bad ones
     company = len(state.live) > 1
     lost = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
     denied = next((f for f in general if f.verdict is Verdict.PARK), None)
     if lost is not None:
-        state = _each(state, lambda m: _unsubscribed(m, lost, now))
+        state = _each(state, lambda m: unsubscribed(m, lost, now))
     if denied is not None and not company:
-        return _each(
-            state, lambda m: _refused(replace(m, subscription=None), denied, state.policy, now, dice)
-        )
+        return _each(state, lambda m: refused(replace(m, subscription=None), denied, state.policy, now, dice))
     if (lost or denied) and outcome.lasted < AT_ONCE:
         state = replace(state, refusals=state.refusals + 1)
         state = _halve(state) if company else state
@@ -308,35 +331,6 @@ def _accusations(
     return named, [f for f in failures if named.keys().isdisjoint(f.subscription_ids)]
 
 
-def _accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
-    if failure is None:
-        return member
-    denied = failure.verdict is Verdict.PARK
-    if failure.verdict is not Verdict.STOP and member.failures + 1 >= (2 if denied else policy.strikes):
-        return replace(member, subscription=None, leaving=True, failure=failure)
-    if failure.verdict in (Verdict.RETRY, Verdict.CREDENTIALS):
-        return replace(member, failures=member.failures + 1)  # the subscription lives on
-    if failure.verdict is not Verdict.STOP and member.failures == 0:
-        # What it is denied may be the company only: whether the mailbox is, a Subscribe tells.
-        return replace(_unsubscribed(member, failure, now), failures=1)
-    return _refused(replace(member, subscription=None), failure, policy, now, dice)
-
-
-def _encouraged(member: Member, now: float) -> Member:
-    """What failed for no reason of its own need not wait any longer."""
-    failure = member.failure
-    own_idea = failure is not None and failure.verdict is Verdict.RETRY and failure.wait is None
-    return replace(member, due=min(member.due, now)) if own_idea and not member.parked else member
-
-
-def _unsubscribed(member: Member, failure: Failure, now: float) -> Member:
-    """The subscription is gone and is asked for again at once, perhaps elsewhere."""
-    if member.subscription is None:
-        return member
-    astray = failure.verdict is Verdict.REGROUP
-    return replace(member, subscription=None, due=now, failure=failure, astray=astray)
-
-
 def _pause(
     state: GroupState, failures: list[Failure], now: float, dice: float, heard: bool = False
 ) -> GroupState:
@@ -354,17 +348,6 @@ def _pause(
     pause = backoff.delay(count, dice, told)
     eager = told is None and all(f.verdict is Verdict.RETRY for f in failures)
     return replace(state, paused_until=now + pause, eager=eager)
-
-
-def _refused(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
-    twice = member.failure is not None and member.failure.verdict is failure.verdict
-    hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
-    parked = hopeless or member.parked  # until it works, whatever else comes between
-    count = member.failures + 1 if parked == member.parked else 1
-    backoff = policy.parked if hopeless else policy.backoff
-    due = now + backoff.delay(count, dice, failure.wait)
-    astray = failure.verdict is Verdict.REGROUP
-    return replace(member, failures=count, due=due, failure=failure, parked=parked, astray=astray)
 
 
 def _halve(state: GroupState) -> GroupState:
@@ -388,17 +371,19 @@ def _plan(state: GroupState, now: float) -> GroupState:
     if state.paused_until is not None:
         return state
     if state.discover is None:
-        astray = tuple(m.mailbox for m in state.members if _wanting(m) and m.astray and m.due <= now)
+        astray = tuple(m.mailbox for m in state.members if wanting(m) and m.astray and m.due <= now)
         state = replace(state, discover=Discover(astray) if astray else None)
     if state.subscribe is None:
         state = _plan_subscribe(state, now)
     if state.live and (state.stream is None or state.stream.subscriptions != state.live):
         state = replace(state, stream=Stream(state.live, state.anchor))
+    if state.abandoned and state.unsubscribe is None:
+        state = replace(state, unsubscribe=Unsubscribe(state.abandoned, state.anchor))
     return state
 
 
 def _plan_subscribe(state: GroupState, now: float) -> GroupState:
-    due = [m for m in state.members if _wanting(m) and not m.astray and m.due <= now]
+    due = [m for m in state.members if wanting(m) and not m.astray and m.due <= now]
     if not due:
         return state
     if state.live:
@@ -417,11 +402,6 @@ def _next_anchor(state: GroupState) -> str:
     return next((name for name in names if name > state.anchor), names[0])
 
 
-def _wanting(member: Member) -> bool:
-    """Whether it has no subscription and this group is the one to get it."""
-    return member.subscription is None and not member.leaving
-
-
 def _each(state: GroupState, change: Callable[[Member], Member]) -> GroupState:
     return replace(state, members=tuple(map(change, state.members)))
 
@@ -434,9 +414,6 @@ def _without(state: GroupState, mailboxes: Iterable[str]) -> GroupState:
 def _address(member: Member) -> str:
     return member.mailbox
 
-
-# A mailbox that gets these is parked.
-HOPELESS = (Verdict.PARK, Verdict.STOP)
 
 # A connection that ended sooner, in seconds, was not wanted by the server in the first place.
 AT_ONCE = 2.0

@@ -134,7 +134,13 @@ class Roster:
         if runner is None or runner.group == group:
             return
         if runner.state.subscription_of(loser) == subscription:
-            runner.tell(Doubted((loser,)))
+            runner.tell(Doubted((loser,), taken=True))
+
+    def release(self, group: Group, subscription: str, mailbox: str, /) -> None:
+        """This subscription is this mailbox's no longer."""
+        owners = self._owners.get(group.place, {})
+        if owners.get(subscription) == mailbox:
+            del owners[subscription]
 
     def owner(self, group: Group, subscription: str, /) -> str | None:
         """Whose subscription this is, if it was made by one of the groups at this place."""

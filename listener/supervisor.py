@@ -64,6 +64,7 @@ class Registry(Protocol):
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None: ...
     def resumed(self, mailboxes: Sequence[str], /) -> None: ...
     def claim(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
+    def release(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
 
@@ -133,6 +134,8 @@ class GroupRunner:
                 for old, new in pairs(before, self.state):
                     if new.subscription is not None and new.subscription != old.subscription:
                         self._gaps.subscribed(new.mailbox)
+                for mailbox, id_ in set(self.state.abandoned).difference(before.abandoned):
+                    self.registry.release(self.group, id_, mailbox)
                 tell_transition(self._log, before, self.state, outcome, trio.current_time())
                 if told := lifecycle_events(before, self.state, datetime.now(UTC)):
                     await self.publish(told)
@@ -167,9 +170,15 @@ class GroupRunner:
         return bool(wanted)
 
     def _new_task(self, action: Action) -> Task:
-        if not isinstance(action, Stream):
-            return Task()
-        return Task(StreamReader(silence=self.wish.silence, max_envelope=self.wish.max_envelope))
+        match action:
+            case Stream():
+                return Task(
+                    reader=StreamReader(silence=self.wish.silence, max_envelope=self.wish.max_envelope)
+                )
+            case Unsubscribe():
+                # Its cookies lead to where these subscriptions are; the group may be about to forget them.
+                return Task(client=self.client.twin())
+        return Task()
 
     async def _perform(self, action: Action, task: Task) -> None:
         outcome: Outcome
@@ -183,7 +192,8 @@ class GroupRunner:
                 case Wait():
                     outcome = await self._wait(action)
                 case Unsubscribe():
-                    await self._unsubscribe(action)
+                    assert task.client is not None
+                    await self._unsubscribe(action, task.client)
                     outcome = Unsubscribed()
                 case Discover(mailboxes):
                     outcome = await self.registry.seek(self.group, mailboxes)
@@ -247,22 +257,26 @@ class GroupRunner:
                 nursery.start_soon(worker)
         return Subscribed(tuple(ids), tuple(refused))
 
-    async def _unsubscribe(self, action: Unsubscribe) -> None:
+    async def _unsubscribe(self, action: Unsubscribe, client: ExchangeClient) -> None:
+        """Within seconds at the end; else one after another, because nobody is waiting for it."""
         todo = list(action.subscriptions)
+        hurry = self.state.stopping
 
         async def worker() -> None:
             while todo:
                 mailbox, id_ = todo.pop()
+                if self.registry.owner(self.group, id_) is not None and not hurry:
+                    continue  # a server that began anew has given this id to somebody else
                 body = unsubscribe(id_, version=self.wish.version, impersonate=self._acting_as(mailbox))
                 try:
-                    await self.client.call(body, self._headers(action.anchor), read_unsubscribe)
+                    await client.call(body, self._headers(action.anchor), read_unsubscribe)
                 except ExchangeError as error:
                     # It dies by itself when nobody reads it: not worth holding up the end.
                     self._log.debug("mailbox.unsubscribe_failed", mailbox=mailbox, code=error.failure.code)
 
-        with trio.move_on_after(self.wish.unsubscribe_patience):
-            async with trio.open_nursery() as nursery:
-                for _ in range(min(self.wish.subscribe_concurrency, len(todo))):
+        with trio.move_on_after(self.wish.unsubscribe_patience if hurry else inf):
+            async with client, trio.open_nursery() as nursery:
+                for _ in range(min(self.wish.subscribe_concurrency if hurry else 1, len(todo))):
                     nursery.start_soon(worker)
 
     # --- the stream
@@ -357,9 +371,10 @@ class GroupRunner:
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """One action at work; a Stream has a reader."""
+    """One action at work; a Stream has a reader, an Unsubscribe a client of its own."""
 
     reader: StreamReader | None = None
+    client: ExchangeClient | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 

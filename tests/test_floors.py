@@ -15,6 +15,7 @@ FLOORS = {
     "listener.filters": 1,
     "listener.exchange": 2, "listener.journal": 2, "listener.plugins": 2, "listener.handlers": 2,
     "listener.gaps": 1,
+    "listener.member": 1,
     "listener.reader": 3,
     "listener.transitions": 3,
     "listener.supervisor": 3,

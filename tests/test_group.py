@@ -14,6 +14,8 @@ from listener.group import (
     Doubted,
     GroupState,
     Joined,
+    Kept,
+    Left,
     Policy,
     Separate,
     Separated,
@@ -212,7 +214,7 @@ def test_alone_a_refused_stream_parks_the_mailbox() -> None:
     state = advance(GroupState.start(("ann",), POLICY), Subscribed(ALL[:1]), now=0)
     state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now=10)
     assert state.members[0].parked
-    assert state.actions == (Wait(70),)
+    assert state.actions == (Wait(70), Unsubscribe(ALL[:1], "ann"))
 
 
 def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> None:
@@ -232,29 +234,33 @@ def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> 
 
 
 def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
+    others, bye = Stream((ALL[0], ALL[2]), "ann"), Unsubscribe(ALL[1:2], "ann")
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.REGROUP, "2"),)), now=10)
-    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Discover(("bob",)))
+    assert state.actions == (others, Discover(("bob",)), bye)
     stays = advance(state, Discovered(), now=11)
-    assert stays.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+    assert stays.actions == (others, Subscribe(("bob",), "ann", afresh=False), bye)
     gone = advance(state, Discovered(gone=("bob",)), now=11)
-    assert gone.actions == (Stream((ALL[0], ALL[2]), "ann"),)
+    assert gone.actions == (others, bye)
     unknown = advance(state, Discovered(unknown=(("bob", Failure(code="Http503")),)), now=11)
-    assert unknown.actions == (Stream((ALL[0], ALL[2]), "ann"), Wait(13))
+    assert unknown.actions == (others, Wait(13), bye)
     assert advance(unknown, Waited(), now=13).actions[1] == Discover(("bob",))
 
 
 def test_when_the_anchor_moves_away_the_group_gets_a_new_one() -> None:
     state = advance(streaming(), Doubted(("ann",)), now=10)
-    assert state.actions == (Stream(ALL[1:], "ann"), Discover(("ann",)))
+    assert state.actions == (Stream(ALL[1:], "ann"), Discover(("ann",)), Unsubscribe(ALL[:1], "ann"))
     state = advance(state, Discovered(gone=("ann",)), now=11)
     assert state.anchor == "bob"
+    state = advance(state, Unsubscribed(), now=11)
     state = advance(state, StreamEnded(1800), now=1811)
     assert state.actions == (Stream(ALL[1:], "bob"),)
 
 
-def test_a_group_that_everybody_has_left_is_over() -> None:
+def test_a_group_that_everybody_has_left_is_over_when_it_has_cleaned_up() -> None:
     state = advance(streaming(), Doubted(("ann", "bob", "cat")), now=10)
-    assert advance(state, Discovered(gone=("ann", "bob", "cat")), now=11).actions == ()
+    state = advance(state, Discovered(gone=("ann", "bob", "cat")), now=11)
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    assert advance(state, Unsubscribed(), now=12).actions == ()
 
 
 def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause() -> None:
@@ -298,13 +304,109 @@ def test_mailboxes_join_a_running_group() -> None:
 
 
 def test_stop_unsubscribes_and_then_nothing_is_left_to_do() -> None:
-    state = advance(streaming(), Stop(), now=5)
+    state = advance(streaming(), Stop(unsubscribe=True), now=5)
+    assert state.live == ()
     assert state.actions == (Unsubscribe(ALL, "ann"),)
     state = advance(state, StreamEnded(4), now=5)
     assert state.actions == (Unsubscribe(ALL, "ann"),)
     assert advance(state, Unsubscribed(), now=6).actions == ()
-    assert advance(streaming(), Stop(unsubscribe=False), now=5).actions == ()
-    assert advance(started(), Stop(), now=5).actions == ()
+    assert advance(started(), Stop(unsubscribe=True), now=5).actions == ()
+
+
+def test_stop_leaves_the_subscriptions_for_the_next_start_unless_it_is_told_otherwise() -> None:
+    state = advance(streaming(), Stop(), now=5)
+    assert (state.actions, state.live) == ((), ALL)
+
+
+# --- what is known from before
+
+
+def kept(*names: str, anchor: str = "ann", abandoned: tuple[tuple[str, str], ...] = ()) -> GroupState:
+    known = Kept(anchor, {mailbox: id_ for mailbox, id_ in ALL if mailbox in names}, abandoned)
+    return GroupState.start(("cat", "ann", "bob"), POLICY, known)
+
+
+def test_with_all_ids_known_from_before_the_stream_is_the_first_action() -> None:
+    assert kept("ann", "bob", "cat").actions == (Stream(ALL, "ann"),)
+
+
+def test_who_has_no_id_from_before_is_subscribed_beside_the_stream_with_the_cookies_that_are_there() -> None:
+    assert kept("ann", "cat").actions == (
+        Stream((ALL[0], ALL[2]), "ann"),
+        Subscribe(("bob",), "ann", afresh=False),
+    )
+
+
+def test_an_anchor_that_is_not_listened_to_any_more_makes_way_and_keeps_the_subscriptions() -> None:
+    state = kept("bob", "cat", anchor="abe")
+    assert state.actions[0] == Stream(ALL[1:], "bob")
+
+
+def test_what_the_server_forgot_meanwhile_is_subscribed_anew_and_the_others_are_not() -> None:
+    state = advance(
+        kept("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), heard=False), now=1
+    )
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+
+
+def test_a_server_that_forgot_everything_is_asked_afresh_at_once() -> None:
+    state = advance(
+        kept("ann", "bob", "cat"),
+        StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),), heard=False),
+        now=1,
+    )
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_a_group_with_nothing_but_leftovers_unsubscribes_them_and_is_over() -> None:
+    state = GroupState.start((), POLICY, Kept("ann", {}, ALL))
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    assert advance(state, Unsubscribed(), now=1).actions == ()
+
+
+# --- what is given up
+
+
+def test_who_is_not_listened_to_any_more_is_unsubscribed_beside_the_others_stream() -> None:
+    state = advance(streaming(), Left(("ann",)), now=5)
+    assert state.actions == (Stream(ALL[1:], "bob"), Unsubscribe(ALL[:1], "bob"))
+    assert advance(state, Unsubscribed(), now=6).actions == (Stream(ALL[1:], "bob"),)
+
+
+def test_what_is_given_up_while_others_are_unsubscribed_comes_next() -> None:
+    state = advance(streaming(), Left(("ann",)), now=5)
+    state = advance(state, Left(("bob",)), now=6)
+    assert state.unsubscribe == Unsubscribe(ALL[:1], "bob")
+    state = advance(state, Unsubscribed(), now=7)
+    assert state.unsubscribe == Unsubscribe(ALL[1:2], "cat")
+
+
+def test_a_whole_stream_that_must_be_looked_for_elsewhere_leaves_nothing_behind() -> None:
+    astray = StreamEnded(5, (failure(Verdict.REGROUP),))
+    state = advance(streaming(), astray, now=10)
+    assert state.actions == (Discover(("ann", "bob", "cat")), Unsubscribe(ALL, "ann"))
+
+
+def test_a_subscription_in_doubt_is_unsubscribed_unless_its_id_is_somebody_elses_by_now() -> None:
+    assert advance(streaming(), Doubted(("bob",)), now=5).abandoned == (("bob", "2"),)
+    assert advance(streaming(), Doubted(("bob",), taken=True), now=5).abandoned == ()
+    state = advance(streaming(), Joined(("dan",)), now=5)
+    assert advance(state, Subscribed((("dan", "1"),)), now=6).abandoned == ()
+
+
+def test_what_the_server_no_longer_knows_need_not_be_unsubscribed() -> None:
+    forgotten = failure(Verdict.RESUBSCRIBE, "1", "2")
+    assert advance(streaming(), StreamEnded(5, (forgotten,)), now=10).abandoned == (("cat", "3"),)
+    everything = failure(Verdict.RESUBSCRIBE)
+    assert advance(streaming(), StreamEnded(5, (everything,)), now=10).abandoned == ()
+
+
+def test_nothing_is_unsubscribed_while_the_server_wants_to_be_left_alone() -> None:
+    busy = Failure(code="ErrorServerBusy", wait=30)
+    state = advance(streaming(), StreamEnded(5, (busy,)), now=10)
+    state = advance(state, Left(("ann",)), now=11)
+    assert state.unsubscribe is None
+    assert advance(state, Waited(), now=42).unsubscribe == Unsubscribe(ALL[:1], "bob")
 
 
 failures = st.builds(
@@ -317,12 +419,15 @@ failures = st.builds(
 class AnyLife(RuleBasedStateMachine):
     """Whatever the server answers, in whatever order: the group never gets stuck and never forgets a mailbox."""
 
-    @initialize(count=st.integers(1, 6))
-    def begin(self, count: int) -> None:
+    @initialize(count=st.integers(1, 6), known=st.sets(st.integers(0, 7)))
+    def begin(self, count: int, known: set[int]) -> None:
         self.now = 0.0
-        self.made = 0
+        self.made = 8
         self.everybody = {f"user{n}" for n in range(count)}
-        self.state = GroupState.start(tuple(self.everybody), POLICY)
+        before = {f"user{n}": str(n) for n in known}
+        gone = tuple((mailbox, id_) for mailbox, id_ in before.items() if mailbox not in self.everybody)
+        before = {mailbox: id_ for mailbox, id_ in before.items() if mailbox in self.everybody}
+        self.state = GroupState.start(tuple(self.everybody), POLICY, Kept("user0", before, gone))
 
     def tell(self, outcome: object, dice: float) -> None:
         self.state = advance(self.state, outcome, self.now, dice)  # type: ignore[arg-type]
@@ -378,9 +483,19 @@ class AnyLife(RuleBasedStateMachine):
         self.everybody -= set(self.state.separate.mailboxes)
         self.tell(Separated(self.state.separate.mailboxes), 1.0)
 
-    @rule(name=st.sampled_from(["user0", "user1"]))
-    def doubted(self, name: str) -> None:
-        self.tell(Doubted((name,)), 1.0)
+    @precondition(lambda self: self.state.unsubscribe)
+    @rule()
+    def unsubscribed(self) -> None:
+        self.tell(Unsubscribed(), 1.0)
+
+    @rule(name=st.sampled_from(["user0", "user1"]), taken=st.booleans())
+    def doubted(self, name: str, *, taken: bool) -> None:
+        self.tell(Doubted((name,), taken), 1.0)
+
+    @rule(name=st.sampled_from(["user0", "user1", "zed"]))
+    def left(self, name: str) -> None:
+        self.everybody.discard(name)
+        self.tell(Left((name,)), 1.0)
 
     @rule(name=st.sampled_from(["zed", "abe"]))
     def joined(self, name: str) -> None:
@@ -403,6 +518,11 @@ class AnyLife(RuleBasedStateMachine):
         for member in state.members:
             lane = state.discover if member.astray else state.subscribe
             assert member.subscription or member.mailbox in cared_for or waits or lane
+
+    @invariant()
+    def nothing_that_is_in_use_is_given_up(self) -> None:
+        under_way = self.state.unsubscribe.subscriptions if self.state.unsubscribe else ()
+        assert not {*self.state.abandoned, *under_way}.intersection(self.state.live)
 
     @invariant()
     def a_stream_carries_only_what_is_alive(self) -> None:

@@ -365,8 +365,11 @@ async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
             run.roster.claim(runner.group, "1", mailbox)
             runner.state = SimpleNamespace(subscription_of={mailbox: "1"}.get)
         run.roster.claim(bob.group, "1", "bob")
-        assert [runner.told for runner in run.runners] == [[Doubted(("ann",))], [], []]
+        assert [runner.told for runner in run.runners] == [[Doubted(("ann",), taken=True)], [], []]
         assert [run.roster.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", "cat"]
+        run.roster.release(ann.group, "1", "ann")  # it is not hers any more
+        run.roster.release(cat.group, "1", "cat")
+        assert [run.roster.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", None]
 
 
 async def test_stop_while_a_group_waits_to_start_anew(

@@ -81,6 +81,12 @@ class ExchangeClient:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
+    def twin(self) -> ExchangeClient:
+        """Another client with the cookies that this one has now. What either gets from here on is its own."""
+        twin = ExchangeClient(self.url, self._access)
+        twin._http.cookies = self._http.cookies  # httpx makes a copy
+        return twin
+
     def forget_cookies(self) -> None:
         """The next request is routed by its anchor alone, and may be given a new back end."""
         self._http.cookies.clear()

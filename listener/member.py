@@ -1,0 +1,91 @@
+"""One mailbox of a group, as a value, and what befalls it. No I/O, no clock, no dice.
+
+Times are seconds on one monotonic clock; `dice` in [0, 1] is the share of jitter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from listener.backoff import Backoff
+from listener.ews.codes import Failure, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The patience of a group; seconds, and how many failures in a row are too many to go on in company."""
+
+    backoff: Backoff = Backoff()
+    parked: Backoff = Backoff(first=15.0, cap=3600.0)
+    flapping: Backoff = Backoff(first=1.0, factor=2.0, cap=15.0)
+    settled: float = 10.0
+    strikes: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One mailbox of the group.
+
+    Without a subscription it is asked for at `due`; `failure` is why it has none. `parked`: only the operator can
+    help. `astray`: its place must be asked for first. `leaving`: it is on its way to a group of its own.
+    """
+
+    mailbox: str
+    subscription: str | None = None
+    failures: int = 0
+    due: float = 0.0
+    failure: Failure | None = None
+    parked: bool = False
+    astray: bool = False
+    leaving: bool = False
+
+
+def accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
+    """The member of which a connection said this; None: it said nothing of it."""
+    if failure is None:
+        return member
+    denied = failure.verdict is Verdict.PARK
+    if failure.verdict is not Verdict.STOP and member.failures + 1 >= (2 if denied else policy.strikes):
+        return replace(member, subscription=None, leaving=True, failure=failure)
+    if failure.verdict in (Verdict.RETRY, Verdict.CREDENTIALS):
+        return replace(member, failures=member.failures + 1)  # the subscription lives on
+    if failure.verdict is not Verdict.STOP and member.failures == 0:
+        # What it is denied may be the company only: whether the mailbox is, a Subscribe tells.
+        return replace(unsubscribed(member, failure, now), failures=1)
+    return refused(replace(member, subscription=None), failure, policy, now, dice)
+
+
+def encouraged(member: Member, now: float) -> Member:
+    """What failed for no reason of its own need not wait any longer."""
+    failure = member.failure
+    own_idea = failure is not None and failure.verdict is Verdict.RETRY and failure.wait is None
+    return replace(member, due=min(member.due, now)) if own_idea and not member.parked else member
+
+
+def unsubscribed(member: Member, failure: Failure, now: float) -> Member:
+    """The subscription is gone and is asked for again at once, perhaps elsewhere."""
+    if member.subscription is None:
+        return member
+    astray = failure.verdict is Verdict.REGROUP
+    return replace(member, subscription=None, due=now, failure=failure, astray=astray)
+
+
+def refused(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
+    """The member that could not be subscribed, or not be found."""
+    twice = member.failure is not None and member.failure.verdict is failure.verdict
+    hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
+    parked = hopeless or member.parked  # until it works, whatever else comes between
+    count = member.failures + 1 if parked == member.parked else 1
+    backoff = policy.parked if hopeless else policy.backoff
+    due = now + backoff.delay(count, dice, failure.wait)
+    astray = failure.verdict is Verdict.REGROUP
+    return replace(member, failures=count, due=due, failure=failure, parked=parked, astray=astray)
+
+
+def wanting(member: Member) -> bool:
+    """Whether it has no subscription and this group is the one to get it."""
+    return member.subscription is None and not member.leaving
+
+
+# A mailbox that gets these is parked.
+HOPELESS = (Verdict.PARK, Verdict.STOP)
