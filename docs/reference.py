@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config, HandlerFilter
 from listener.config.secrets import Secret, is_secret, sources
 from listener.config.values import format_duration, parse_duration
@@ -30,6 +31,9 @@ def tables() -> str:
         )
         if model is not None:
             parts.append(table(title, (model.__doc__ or "").strip(), model))
+        if model is Mailboxes:
+            about = (AccessOverride.__doc__ or "").strip()
+            parts.append(table("[[mailboxes.overrides]]", about, AccessOverride))
     parts.append(table("filter of a handler", (HandlerFilter.__doc__ or "").strip(), HandlerFilter))
     return "".join(parts)
 

@@ -4,15 +4,23 @@ Mailboxes with the same EWS URL and the same GroupingInformation are served by t
 subscriptions may hang on one GetStreamingEvents request. A group holds 200 at most; sorted by address, its first
 mailbox is the anchor. Source: "Maintain affinity between a group of subscriptions and the Mailbox server in
 Exchange", learn.microsoft.com.
+
+A stream is opened in the name of the anchor, where that is impersonated, and in the account's own name elsewhere. So
+mailboxes that are got at in different ways do not share one.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+from listener.access import AccessKind
+
 LARGEST_GROUP = 200
+
+Place: TypeAlias = tuple[str, str, AccessKind]
+"""What the mailboxes of a group have in common: EWS URL, GroupingInformation, kind of access."""
 
 
 class Placement(NamedTuple):
@@ -21,6 +29,12 @@ class Placement(NamedTuple):
     ews_url: str
     grouping_information: str
     mailbox: str
+    access: AccessKind = "impersonation"
+
+    @property
+    def place(self) -> Place:
+        """What it shares with the others of its group."""
+        return self.ews_url, self.grouping_information, self.access
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +50,12 @@ class Group:
     grouping_information: str
     mailboxes: tuple[str, ...]
     closed: bool = False
+    access: AccessKind = "impersonation"
 
     @property
-    def place(self) -> tuple[str, str]:
+    def place(self) -> Place:
         """What its mailboxes have in common."""
-        return self.ews_url, self.grouping_information
+        return self.ews_url, self.grouping_information, self.access
 
 
 def groups(
@@ -51,17 +66,17 @@ def groups(
     Those `existing` come first and keep their mailboxes; they are filled up before new ones are made.
     """
     found = list(existing)
-    for (url, information), members in groupby(sorted(set(placements)), key=lambda place: place[:2]):
+    placed = sorted(set(placements), key=lambda placement: (placement.place, placement.mailbox))
+    for place, members in groupby(placed, key=lambda placement: placement.place):
         mailboxes = [placement.mailbox for placement in members]
         for at, group in enumerate(found):
-            if group.place == (url, information) and not group.closed:
+            if group.place == place and not group.closed:
                 room = max(0, size - len(group.mailboxes))
                 together = sorted({*group.mailboxes, *mailboxes[:room]})
                 found[at] = replace(group, mailboxes=tuple(together))
                 mailboxes = mailboxes[room:]
         for start in range(0, len(mailboxes), size):
-            name = _name(url, information, found)
-            found.append(Group(name, url, information, tuple(mailboxes[start : start + size])))
+            found.append(_new_group(place, mailboxes[start : start + size], found))
     return tuple(found)
 
 
@@ -78,10 +93,14 @@ def separated(existing: Sequence[Group], group: Group, mailboxes: Iterable[str])
     """The groups after these mailboxes have left `group` for one of their own, which comes last."""
     alone = tuple(sorted(mailboxes))
     left = without(existing, alone)
-    return (*left, Group(_name(*group.place, existing), *group.place, alone, closed=True))
+    return (*left, _new_group(group.place, alone, existing, closed=True))
 
 
-def _name(url: str, information: str, existing: Sequence[Group]) -> str:
+def _new_group(
+    place: Place, mailboxes: Sequence[str], existing: Sequence[Group], *, closed: bool = False
+) -> Group:
+    url, information, access = place
     label = information or urlsplit(url).hostname or url
     numbers = [int(number) for of, _, number in (g.name.rpartition("/") for g in existing) if of == label]
-    return f"{label}/{max(numbers, default=0) + 1}"
+    name = f"{label}/{max(numbers, default=0) + 1}"
+    return Group(name, url, information, tuple(mailboxes), closed, access)

@@ -1,6 +1,6 @@
 """Closes gaps: finds in the mailboxes what no stream told, after each gap and now and then without one.
 
-    catch_up = CatchUp(ask=…, states=…, wants=…)
+    catch_up = CatchUp(ask=…, states=…, kinds=…)
     catch_up.gap(mailbox, since, reason)    # the stream of this mailbox is open again, and the server was heard on it
     catch_up.note(batch)                    # these events came on a stream and were handed on
     await catch_up.run()
@@ -43,13 +43,12 @@ from listener.reconcile import (
     FolderError,
     Known,
     States,
-    Wants,
     Way,
     build_page,
     load_known,
 )
 
-__all__ = ["CatchUp", "MemoryStates", "Mode", "States", "Wants", "Way"]
+__all__ = ["CatchUp", "MemoryStates", "Mode", "States", "Way"]
 
 log = structlog.get_logger()
 
@@ -120,7 +119,8 @@ class Desk:
 class CatchUp:
     """All mailboxes' gaps and sweeps.
 
-    `ask` gives the way to a mailbox, None while it has no stream. `start_spread` is the time over which mailboxes are
+    `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
+    are subscribed to. `start_spread` is the time over which mailboxes are
     looked at that have a stream for the first time. `silent` is told of mailboxes whose streams keep
     things back. `grace` is how long a sweep, and `settle` how long a catch-up, lets a stream be late. Durations are
     in seconds. The counts are for whoever watches: events that were `recovered`, changes that a stream should have
@@ -129,7 +129,7 @@ class CatchUp:
 
     ask: Callable[[str], Way | None]
     states: States
-    wants: Wants
+    kinds: frozenset[str]
     mode: Mode = "sync"
     interval: float = 900.0
     idle_interval: float = 7200.0
@@ -301,7 +301,7 @@ class CatchUp:
         return Comparison(
             mailbox=mailbox,
             way=way,
-            wants=self.wants,
+            kinds=self.kinds,
             states=self.states,
             delivered=self.delivered,
             now=self.now,

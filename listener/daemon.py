@@ -6,7 +6,7 @@ these, then the journal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -15,14 +15,14 @@ import structlog
 import trio
 
 from listener._version import __version__
+from listener.access import AccessRule, AccessRules
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
-from listener.catchup import CatchUp, Wants
-from listener.config import Config, Exchange
+from listener.catchup import CatchUp
+from listener.config import AccessOverride, Config, Exchange, Mailboxes
 from listener.delivery import Delivery, Lane, Patience, Source
 from listener.event import MailboxEvent
 from listener.ews.events import EventKind
-from listener.ews.subscription import FolderRef
 from listener.exchange.auth import accounts
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
@@ -70,6 +70,7 @@ class Daemon:
         self.roster = Roster(
             known=known,
             sought=sought,
+            kind_of=self.wish.access.kind_of,
             discovery=Autodiscover(
                 self.access,
                 version=config.exchange.version,
@@ -83,6 +84,7 @@ class Daemon:
             refresh=config.affinity.refresh,
             gaps=self._note_gap,
             resumed=self._note_stream,
+            left=self._forget,
         )
         self.catch_up: CatchUp | None = None
 
@@ -124,7 +126,7 @@ class Daemon:
         return CatchUp(
             ask=self.roster.way,
             states=JournalStates(journal),
-            wants=Wants(folders=self.wish.folders, kinds=kinds),
+            kinds=kinds,
             mode=self.config.catch_up.mode,
             interval=self.config.catch_up.interval,
             silent=self.roster.renew,
@@ -140,6 +142,11 @@ class Daemon:
     def _note_stream(self, mailboxes: Sequence[str]) -> None:
         if self.catch_up is not None:
             self.catch_up.resume(mailboxes)
+
+    def _forget(self, mailboxes: Sequence[str]) -> None:
+        if self.catch_up is not None:
+            for mailbox in mailboxes:
+                self.catch_up.drop(mailbox)
 
     async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
         """What came on a stream is safe in the journal before it counts as delivered."""
@@ -242,11 +249,9 @@ def proxy(exchange: Exchange) -> httpx.Proxy | None:
 
 def wish(config: Config) -> Wish:
     """What is asked of Exchange, from [subscription], [affinity] and [stream]."""
-    folders = config.subscription.folders
     return Wish(
         version=config.exchange.version,
-        impersonate_by=config.mailboxes.impersonate_by,
-        folders=None if folders == "all" else tuple(FolderRef(name) for name in folders),
+        access=access_rules(config),
         events=tuple(
             EventKind(f"{name.title().replace('_', '')}Event") for name in config.subscription.events
         ),
@@ -256,6 +261,18 @@ def wish(config: Config) -> Wish:
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
     )
+
+
+def access_rules(config: Config) -> AccessRules:
+    """How mailboxes are got at, from [mailboxes], its overrides and [subscription]."""
+
+    def rule(section: Mailboxes | AccessOverride) -> AccessRule:
+        own = section.folders if isinstance(section, AccessOverride) else None
+        folders = own or config.subscription.folders
+        return AccessRule(section.access, section.impersonate_by, None if folders == "all" else folders)
+
+    others = {mailbox: rule(other) for other in config.mailboxes.overrides for mailbox in other.addresses}
+    return AccessRules(rule(config.mailboxes), others)
 
 
 def policy(config: Config) -> Policy:
@@ -289,14 +306,20 @@ def retention(config: Config) -> Retention:
 
 def placements(config: Config) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
     """The mailboxes whose place the configuration tells, and those that must be sought."""
+    return sorted_out(config, config.all_mailboxes)
+
+
+def sorted_out(config: Config, mailboxes: Iterable[str]) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
+    """As `placements`, of these mailboxes."""
     ews_url = config.exchange.ews_url or ""
-    known = [
-        Placement(group.ews_url or ews_url, group.name, mailbox)
+    placed = {
+        mailbox: Placement(group.ews_url or ews_url, group.name, mailbox)
         for group in config.groups
         for mailbox in group.mailboxes
-    ]
-    placed = {place.mailbox for place in known}
-    rest = tuple(mailbox for mailbox in config.mailboxes.addresses if mailbox not in placed)
+    }
+    wanted = dict.fromkeys(mailboxes)
+    known = tuple(place for mailbox, place in placed.items() if mailbox in wanted)
+    rest = tuple(mailbox for mailbox in wanted if mailbox not in placed)
     if config.exchange.autodiscover:
-        return tuple(known), rest
+        return known, rest
     return (*known, *(Placement(ews_url, "", mailbox) for mailbox in rest)), ()

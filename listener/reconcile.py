@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import trio
 
+from listener.access import MailboxAccess
 from listener.differences import (
     FOLDERS,
     Context,
@@ -46,7 +47,6 @@ from listener.ews.items import (
     read_find_item,
     read_get_item,
 )
-from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef
 from listener.ews.sync import Change, ChangeKind, ItemChanges, read_sync_folder_items, sync_folder_items
 
@@ -61,18 +61,18 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How to ask about one mailbox: through its group's client, with the group's headers, in the mailbox's name."""
+    """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at."""
 
     client: Caller
     headers: Mapping[str, str]
     version: str
-    impersonate: Impersonation | None
+    access: MailboxAccess
 
     async def ask(
         self, request: Callable[..., bytes], read: Callable[[bytes], T], *what: object, **how: Any
     ) -> T:
         """Builds a request, posts it, and reads the answer. Raises ExchangeError."""
-        body = request(*what, **how, version=self.version, impersonate=self.impersonate)
+        body = request(*what, **how, version=self.version, impersonate=self.access.impersonate)
         return await self.client.call(body, self.headers, read)
 
 
@@ -86,14 +86,6 @@ class States(Protocol):
     ) -> None:
         """Returns when the events are on their way to the handlers for good, and then the changes are made too
         (None removes). A crash may undo the changes, but not only the events."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wants:
-    """What the subscription asks for: `folders` None means all, `kinds` are last words of event types."""
-
-    folders: tuple[FolderRef, ...] | None
-    kinds: frozenset[str]
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +119,7 @@ class Comparison:
 
     mailbox: str
     way: Way
-    wants: Wants
+    kinds: frozenset[str]
     states: States
     delivered: Delivered
     now: Callable[[], datetime]
@@ -199,20 +191,20 @@ class Comparison:
 
     async def _survey(self, known: Known | None) -> tuple[Known, dict[str, Folder]]:
         """All folders that matter, by id. Search folders show items of others."""
-        refs = self.wants.folders
-        if refs is not None:
-            asked = (INBOX, *(ref for ref in refs if ref != INBOX))
-            folders = await self._get_folders(asked)
-            inbox = folders.get(INBOX)
+        access = self.way.access
+        if access.folders is not None:
+            folders = await self._get_folders(access.folders)
+            inbox = folders.get(access.folder("inbox"))
             known = Known(top="", inbox="" if inbox is None else inbox.folder_id, compared=0)
-            return known, {f.folder_id: f for ref, f in folders.items() if ref in refs}
+            return known, {folder.folder_id: folder for folder in folders.values()}
         if known is None:
-            homes = await self._get_folders((TOP, INBOX))
-            if TOP not in homes:
+            top, inbox_ref = access.folder("msgfolderroot"), access.folder("inbox")
+            homes = await self._get_folders((top, inbox_ref))
+            if top not in homes:
                 raise ExchangeError(Failure(code="UnexpectedReply", text="a mailbox without msgfolderroot"))
-            inbox = homes.get(INBOX)
+            inbox = homes.get(inbox_ref)
             known = Known(
-                top=homes[TOP].folder_id, inbox="" if inbox is None else inbox.folder_id, compared=0
+                top=homes[top].folder_id, inbox="" if inbox is None else inbox.folder_id, compared=0
             )
         found = await self._find_folders()
         return known, {f.folder_id: f for f in below(known.top, found) if f.element != "SearchFolder"}
@@ -232,7 +224,7 @@ class Comparison:
             while offset is not None:
                 start = offset
                 read = partial(read_find_folder, offset=start)
-                page = await self._ask(find_folder, read, ROOT, offset=start)
+                page = await self._ask(find_folder, read, self.way.access.folder("root"), offset=start)
                 found |= {folder.folder_id: folder for folder in page.found}
                 offset = page.next_offset
             # A folder that went between two pages moves another one past the offset.
@@ -243,7 +235,7 @@ class Comparison:
     def _folder_events(
         self, differences: Differences, words: frozenset[str], *, trusting: bool
     ) -> list[MailboxEvent]:
-        about = self._context(kinds=self.wants.kinds & words, trusting=trusting)
+        about = self._context(kinds=self.kinds & words, trusting=trusting)
         return folder_events(differences, about, self._notes)
 
     # --- items
@@ -383,7 +375,7 @@ class Comparison:
     ) -> Context:
         return Context(
             mailbox=self.mailbox,
-            kinds=self.wants.kinds if kinds is None else kinds,
+            kinds=self.kinds if kinds is None else kinds,
             time=f"{self.now():%Y-%m-%dT%H:%M:%SZ}",
             trusting=trusting and self.trusting and not self._notes.forgetful,
             folder=folder,
@@ -505,7 +497,6 @@ def _is_older(folder: Folder, cutoff: datetime) -> bool:
 
 WHOLE = ""
 FIRST, LAST = frozenset(("created", "moved")), frozenset(("modified", "deleted"))
-ROOT, TOP, INBOX = FolderRef("root"), FolderRef("msgfolderroot"), FolderRef("inbox")
 GONE = frozenset(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"))
 SYNCED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.LAST_MODIFIED_TIME)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from math import inf
 from typing import Protocol
 
 import structlog
 import trio
 
-from listener.affinity import Group, Placement, groups, separated, without
+from listener.access import AccessKind
+from listener.affinity import Group, Place, Placement, groups, separated, without
 from listener.backoff import Backoff
 from listener.ews.codes import Failure, Verdict
-from listener.group import Discovered, Doubted, Joined, Stop
+from listener.group import Discovered, Doubted, Joined, Left, Stop
 from listener.reconcile import Way
 from listener.supervisor import GroupRunner, Registry
 
@@ -35,7 +38,8 @@ class Roster:
     `known` are mailboxes whose place the configuration tells, `sought` those that must be discovered, `missing`
     those that were sought in vain so far. `retry` and `parked` are the patience between two searches for these;
     `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
-    without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again.
+    without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again, `left` of those that are
+    not listened to any more. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
     """
 
     known: tuple[Placement, ...]
@@ -48,12 +52,15 @@ class Roster:
     refresh: float
     gaps: Callable[[str, float | None, str], None]
     resumed: Callable[[Sequence[str]], None]
+    left: Callable[[Sequence[str]], None] = lambda _mailboxes: None
+    kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation"
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     _groups: tuple[Group, ...] = ()
     _homes: dict[str, Group] = field(default_factory=dict)
-    _owners: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
-    _claimed: dict[str, tuple[tuple[str, str], str]] = field(default_factory=dict)
+    _owners: dict[Place, dict[str, str]] = field(default_factory=dict)
+    _claimed: dict[str, tuple[Place, str]] = field(default_factory=dict)
+    _changed: trio.Event = field(default_factory=trio.Event)
     _nursery: trio.Nursery | None = None
     _searching: trio.CancelScope = field(default_factory=trio.CancelScope)
     _stopped: trio.Event = field(default_factory=trio.Event)
@@ -75,6 +82,7 @@ class Roster:
 
     async def run(self) -> None:
         """Keeps a runner for each group; returns when all have ended after stop()."""
+        self.known = self._in_their_ways(self.known)
         async with trio.open_nursery() as self._nursery:
             self._place(self.known)
             with self._searching:
@@ -82,6 +90,25 @@ class Roster:
                     searches.start_soon(self._search)
                     searches.start_soon(self._refresh)
         self._nursery = None
+
+    def change(self, known: Sequence[Placement], sought: Sequence[str]) -> None:
+        """From now on these are the mailboxes. Who stays streams on; who is new is placed, or sought at once; who is
+        gone, or is got at in another way, leaves its group. Call it while run() is at work."""
+        before = {place.mailbox for place in self.known} | set(self.sought)
+        self.known, self.sought = self._in_their_ways(known), tuple(sought)
+        placed = {place.mailbox: place.place for place in self.known}
+        wanted = placed.keys() | set(self.sought)
+        self.missing = {mailbox: why for mailbox, why in self.missing.items() if mailbox in wanted}
+        leaving = [
+            m for m, home in self._homes.items() if m not in wanted or self._is_misplaced(m, home, placed)
+        ]
+        self._dismiss(leaving)
+        self._place(place for place in self.known if place.mailbox not in self._homes)
+        if gone := sorted(before - wanted):
+            self.left(gone)
+        log.info("mailboxes.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
+        self._changed.set()
+        self._changed = trio.Event()
 
     def stop(self, *, unsubscribe: bool) -> None:
         """Tells every group to end."""
@@ -97,9 +124,9 @@ class Roster:
         fixed = {place.mailbox for place in self.known}
         # Whoever had a place keeps it while Autodiscover is ill: no falling back to a place without a group.
         sought = [mailbox for mailbox in mailboxes if mailbox not in fixed]
-        found = await self.discovery.discover(sought, fall_back=False)
+        found = await self._discover(sought, fall_back=False)
         places = [place for place in found.values() if isinstance(place, Placement)]
-        moved = [place for place in places if place[:2] != group.place]
+        moved = [place for place in places if place.place != group.place and place.mailbox in self._homes]
         for place in moved:
             log.info("mailbox.moved", mailbox=place.mailbox, group=group.name, to=place.grouping_information)
         gone = tuple(place.mailbox for place in moved)
@@ -109,7 +136,9 @@ class Roster:
 
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None:
         """Gives mailboxes of a group one of their own."""
-        self._regroup(separated(self._groups, group, mailboxes))
+        staying = [mailbox for mailbox in mailboxes if mailbox in self._homes]
+        if staying:
+            self._regroup(separated(self._groups, group, staying))
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         """A mailbox was without a stream since then, and has one again."""
@@ -167,18 +196,47 @@ class Roster:
     # --- finding mailboxes, at first and now and then
 
     async def _search(self) -> None:
-        pending, failures = list(self.sought), 0
-        while pending:
-            found = await self.discovery.discover(pending)
-            places = [place for place in found.values() if isinstance(place, Placement)]
-            missing = {mailbox: why for mailbox, why in found.items() if isinstance(why, Failure)}
-            self._tell(places, missing)
-            self.missing = missing
-            self._place(places)
-            pending = list(missing)
-            if pending:
-                failures += 1
-                await trio.sleep(self._patience(missing.values(), failures))
+        """Looks for all who have no place, whenever there are some."""
+        failures = 0
+        while True:
+            changed = self._changed
+            if pending := self._homeless():
+                found = await self._discover(pending)
+                wanted = set(self._homeless())  # some may have left meanwhile
+                places = [
+                    place
+                    for place in found.values()
+                    if isinstance(place, Placement) and place.mailbox in wanted
+                ]
+                missing = {m: why for m, why in found.items() if isinstance(why, Failure) and m in wanted}
+                self._tell(places, missing)
+                self.missing = missing
+                self._place(places)
+            failures = failures + 1 if self.missing else 0
+            patience = self._patience(self.missing.values(), failures) if self.missing else inf
+            with trio.move_on_after(patience):
+                await changed.wait()
+
+    def _homeless(self) -> list[str]:
+        return [mailbox for mailbox in self.sought if mailbox not in self._homes]
+
+    async def _discover(
+        self, mailboxes: Sequence[str], *, fall_back: bool = True
+    ) -> dict[str, Placement | Failure]:
+        """Where they live, and how they are got at there."""
+        found = await self.discovery.discover(mailboxes, fall_back=fall_back)
+        return {
+            mailbox: place._replace(access=self.kind_of(mailbox)) if isinstance(place, Placement) else place
+            for mailbox, place in found.items()
+        }
+
+    def _in_their_ways(self, known: Iterable[Placement]) -> tuple[Placement, ...]:
+        return tuple(place._replace(access=self.kind_of(place.mailbox)) for place in known)
+
+    def _is_misplaced(self, mailbox: str, home: Group, placed: Mapping[str, Place]) -> bool:
+        if mailbox in placed:
+            return placed[mailbox] != home.place
+        return self.kind_of(mailbox) != home.access
 
     def _patience(self, missing: Iterable[Failure], failures: int) -> float:
         """Seconds until the missing are sought again: soon, if the trouble of any of them may pass by itself."""
@@ -188,15 +246,15 @@ class Roster:
 
     async def _refresh(self) -> None:
         """Asks for all places again, a few at a time, evenly over the whole interval."""
-        batches = [self.sought[start : start + BATCH] for start in range(0, len(self.sought), BATCH)]
-        while batches:
-            for batch in batches:
-                await trio.sleep(self.refresh / len(batches))
+        while True:
+            batches = [self.sought[start : start + BATCH] for start in range(0, len(self.sought), BATCH)]
+            for batch in batches or [()]:
+                await trio.sleep(self.refresh / max(1, len(batches)))
                 placed = [mailbox for mailbox in batch if mailbox in self._homes]
-                found = await self.discovery.discover(placed, fall_back=False)
+                found = await self._discover(placed, fall_back=False) if placed else {}
                 for mailbox, place in found.items():
                     runner = self._runner_of(mailbox)
-                    if isinstance(place, Placement) and runner and place[:2] != runner.group.place:
+                    if isinstance(place, Placement) and runner and place.place != runner.group.place:
                         runner.tell(Doubted((mailbox,)))
 
     def _place(self, places: Iterable[Placement]) -> None:
@@ -218,6 +276,22 @@ class Roster:
                 if joined:
                     runner.tell(Joined(joined))
 
+    def _dismiss(self, leaving: Iterable[str]) -> None:
+        """These leave their groups; a group that nobody is left in ends."""
+        of_groups: defaultdict[str, list[str]] = defaultdict(list)
+        for mailbox in leaving:
+            of_groups[self._homes[mailbox].name].append(mailbox)
+        after = {group.name: group for group in without(self._groups, chain(*of_groups.values()))}
+        for name, mailboxes in of_groups.items():
+            runner = self.runners.get(name)
+            if runner is not None and name in after:
+                runner.tell(Left(tuple(mailboxes)))
+            elif runner is not None:
+                # Its name may be given to another group before it has ended.
+                del self.runners[name]
+                runner.tell(Stop(unsubscribe=True))
+        self._regroup(tuple(after.values()))
+
     async def _run(self, runner: GroupRunner) -> None:
         """Runs one group to its end. A mistake of ours in one group must not stop the others: it starts anew."""
         failures = 0
@@ -231,6 +305,8 @@ class Roster:
             with trio.move_on_after(self.parked.longest(failures)):
                 await self._stopped.wait()
                 break
+            if self.runners.get(runner.group.name) is not runner:
+                break  # nobody is left in it
             self.runners[runner.group.name] = runner = self.new_runner(runner.group, self)
         if self.runners.get(runner.group.name) is runner:
             del self.runners[runner.group.name]

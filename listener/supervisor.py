@@ -15,15 +15,14 @@ from typing import Protocol
 import structlog
 import trio
 
+from listener.access import AccessRules
 from listener.affinity import Group
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind, Notification, mailbox_event
-from listener.ews.soap import Impersonation, ImpersonationKind
 from listener.ews.stream import Signal
 from listener.ews.subscription import (
-    FolderRef,
     get_streaming_events,
     read_subscribe,
     read_unsubscribe,
@@ -78,8 +77,7 @@ class Wish:
     """What is asked of Exchange, the same for all groups. `silence` is in seconds, `window` in minutes."""
 
     version: str
-    impersonate_by: ImpersonationKind
-    folders: tuple[FolderRef, ...] | None
+    access: AccessRules
     events: tuple[EventKind, ...]
     impersonate_anchor_on_stream: bool = True
     window: int = 30
@@ -217,20 +215,18 @@ class GroupRunner:
     def _headers(self, anchor: str) -> dict[str, str]:
         return {"X-AnchorMailbox": anchor, "X-PreferServerAffinity": "true"}
 
-    def _acting_as(self, mailbox: str) -> Impersonation:
-        return Impersonation(kind=self.wish.impersonate_by, value=mailbox)
-
     async def _subscribe(self, action: Subscribe) -> Subscribed:
         ids: list[tuple[str, str]] = []
         refused: list[tuple[str, Failure]] = []
         todo = list(reversed(action.mailboxes))
 
         async def one(mailbox: str) -> None:
+            access = self.wish.access.of(mailbox)
             body = subscribe(
                 version=self.wish.version,
-                impersonate=self._acting_as(mailbox),
+                impersonate=access.impersonate,
                 events=self.wish.events,
-                folders=self.wish.folders,
+                folders=access.folders,
             )
             try:
                 id_ = await self.client.call(body, self._headers(action.anchor), read_subscribe)
@@ -267,7 +263,8 @@ class GroupRunner:
                 mailbox, id_ = todo.pop()
                 if self.registry.owner(self.group, id_) is not None and not hurry:
                     continue  # a server that began anew has given this id to somebody else
-                body = unsubscribe(id_, version=self.wish.version, impersonate=self._acting_as(mailbox))
+                access = self.wish.access.of(mailbox)
+                body = unsubscribe(id_, version=self.wish.version, impersonate=access.impersonate)
                 try:
                     await client.call(body, self._headers(action.anchor), read_unsubscribe)
                 except ExchangeError as error:
@@ -303,7 +300,7 @@ class GroupRunner:
             tuple(owners),
             minutes=self.wish.window,
             version=self.wish.version,
-            impersonate=self._acting_as(action.anchor) if impersonating else None,
+            impersonate=self.wish.access.of(action.anchor).impersonate if impersonating else None,
         )
 
         async def take(signals: Sequence[Signal]) -> None:
@@ -365,8 +362,8 @@ class GroupRunner:
         if not self.streaming or self.state.subscription_of(mailbox) is None:
             return None
         headers = self._headers(self.state.anchor)
-        acting = self._acting_as(mailbox)
-        return Way(client=self.client, headers=headers, version=self.wish.version, impersonate=acting)
+        access = self.wish.access.of(mailbox)
+        return Way(client=self.client, headers=headers, version=self.wish.version, access=access)
 
 
 @dataclass(eq=False, slots=True)

@@ -153,7 +153,7 @@ async def test_a_mailbox_that_left_is_left_alone(autojump_clock: trio.testing.Mo
 
 async def restart(one: Office) -> CatchUp:
     """What another process would begin with."""
-    return CatchUp(ask=one.way, states=one.states, wants=one.wants, now=one.now)
+    return CatchUp(ask=one.way, states=one.states, kinds=one.kinds, now=one.now)
 
 
 async def test_another_process_goes_on(autojump_clock: trio.testing.MockClock) -> None:

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from listener.config import Config, Delivery, examine, load, parse, secrets
 from listener.config.secrets import Secret, SecretError
 from listener.config.values import format_duration, parse_duration
+from listener.daemon import access_rules
 from listener.errors import ConfigError
+from listener.ews.soap import Impersonation
+from listener.ews.subscription import FolderRef
 
 HERE = Path("/etc/ews-listener")
 SECRET = "pl4nted-s3cret"
 ALL_WAYS = "password, password_file, password_env, password_credential and password_command"
+SOURCES = "in addresses, in file, in distribution_groups or in [[groups]]"
 
 
 def document(**sections: Any) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ({"stream": 1}, "stream: must be a table"),
         ({"groups": {"name": "x"}}, "groups: must be a list"),
         ({"groups": [1]}, "groups[0]: must be a table"),
-        ({"mailboxes": None}, "mailboxes: at least one mailbox is required: in addresses, in file or in [[groups]]"),
+        ({"mailboxes": None}, f"mailboxes: at least one mailbox is required: {SOURCES}"),
         ({"mailboxes": {"addresses": "a@b"}}, "mailboxes.addresses: must be a list"),
         ({"mailboxes": {"addresses": ["a@b.c", 1]}}, "mailboxes.addresses[1]: must be a text in quotes"),
         ({"exchange": {"autodiscover": False}}, "exchange.ews_url: is required when autodiscover = false"),
@@ -242,6 +246,79 @@ class TestMailboxes:
         assert problems(exchange=exchange, mailboxes=sid | {"addresses": ["a@b.c"]}) == [
             'mailboxes.addresses[0]: "a@b.c" is no security identifier of the form S-1-5-21-…'
         ]
+
+
+class TestAccess:
+    def test_overrides_are_mailboxes_like_others(self, tmp_path: Path) -> None:
+        (tmp_path / "shared.txt").write_text("Reception@Example.com\n")
+        mailboxes = {
+            "addresses": ["a@example.com", "b@example.com"],
+            "overrides": [
+                {"file": "shared.txt", "access": "delegate", "folders": ["inbox"]},
+                {"addresses": ["B@example.com"], "impersonate_by": "PrincipalName"},
+            ],
+        }
+        config = good(tmp_path, mailboxes=mailboxes)
+        assert config.all_mailboxes == ("a@example.com", "b@example.com", "reception@example.com")
+        rules = access_rules(config)
+        assert rules.of("a@example.com").impersonate == Impersonation("PrimarySmtpAddress", "a@example.com")
+        assert rules.of("b@example.com").impersonate == Impersonation("PrincipalName", "b@example.com")
+        reception = rules.of("reception@example.com")
+        assert (reception.kind, reception.impersonate) == ("delegate", None)
+        assert reception.folders == (FolderRef("inbox", mailbox="reception@example.com"),)
+
+    @pytest.mark.parametrize(
+        ("mailboxes", "problem"),
+        [
+            (
+                {"addresses": ["a@b.c"], "access": "delegate"},
+                "mailboxes.access: delegate access cannot subscribe to all folders: name folders",
+            ),
+            (
+                {"overrides": [{"addresses": ["a@b.c"], "access": "delegate"}]},
+                "mailboxes.overrides[0].access: delegate access cannot subscribe to all folders: name folders",
+            ),
+            (
+                {"addresses": ["a@b.c", "b@b.c"], "access": "own"},
+                'mailboxes.access: "own" is for the one mailbox that the account has itself',
+            ),
+            (
+                {"addresses": ["a@b.c"], "access": "own", "impersonate_by": "SmtpAddress"},
+                'mailboxes.impersonate_by: means nothing when access = "own"',
+            ),
+            (
+                {"addresses": ["a@b.c"], "overrides": [{"access": "own"}]},
+                "mailboxes.overrides[0]: names no mailbox: in addresses or in file",
+            ),
+            (
+                {"overrides": [{"addresses": ["a@b.c"]}, {"addresses": ["A@b.c"]}]},
+                'mailboxes.overrides[1].addresses[0]: "a@b.c" stands already at mailboxes.overrides[0].addresses[0]',
+            ),
+            (
+                {"addresses": ["a@b.c"], "acces": "own"},
+                'mailboxes.acces: unknown key, did you mean "access"?',
+            ),
+            ({"addresses": ["a@b.c"], "max_drop": 2}, "mailboxes.max_drop: must be at most 1"),
+            (
+                {"distribution_groups": ["sales"]},
+                'mailboxes.distribution_groups[0]: "sales" is no address of the form name@domain',
+            ),
+            (
+                {"distribution_groups": ["sales@b.c"]},
+                "mailboxes.distribution_groups: need [exchange] ews_url, or expand_as to find it with Autodiscover",
+            ),
+        ],
+    )
+    def test_what_cannot_be(self, mailboxes: dict[str, Any], problem: str) -> None:
+        assert problems(mailboxes=mailboxes, exchange=None) == [problem]
+
+    def test_groups_alone_are_enough(self) -> None:
+        groups = {"distribution_groups": ["Sales@example.com"]}
+        exchange = {"ews_url": "https://mail.example.com/EWS/Exchange.asmx"}
+        assert good(mailboxes=groups, exchange=exchange).mailboxes.distribution_groups == (
+            "sales@example.com",
+        )
+        good(mailboxes=groups | {"expand_as": "a@example.com"}, exchange=None)
 
 
 class TestSecrets:

@@ -14,12 +14,14 @@ from pydantic import BaseModel
 
 from listener import __version__
 from listener.config import (
+    AccessOverride,
     BasicAuth,
     Config,
     Delivery,
     Exchange,
     HandlerConfig,
     HandlerFilter,
+    Impersonation,
     Mailboxes,
     Server,
     StaticGroup,
@@ -51,7 +53,8 @@ WITHOUT_DEFAULT = {
         "proxy_password",
     },
     BasicAuth: {"user", "password"},
-    Mailboxes: {"addresses", "file"},
+    Mailboxes: {"addresses", "file", "distribution_groups", "expand_as", "overrides"},
+    Impersonation: {"must_refuse"},
 }
 
 
@@ -83,6 +86,7 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
         ("listener.key", own.private_key_pem.bytes()),
         ("mailboxes.txt", b"x@b.c"),
         ("site-b.txt", b"y@b.c"),
+        ("by-upn.txt", b"z@b.c"),
         ("listener-key-password.txt", b"x"),
         ("proxy-password.txt", b"x"),
         ("subsidiary.txt", b"x"),
@@ -122,6 +126,8 @@ def test_every_option_stands_with_its_default(everything: dict[str, Any], sectio
 def test_every_option_of_groups_and_of_handlers_stands(everything: dict[str, Any]) -> None:
     assert {key for group in everything["groups"] for key in group} == set(StaticGroup.model_fields)
     assert {key for server in everything["servers"] for key in server} == set(Server.model_fields)
+    overrides = everything["mailboxes"]["overrides"]
+    assert {key for override in overrides for key in override} == set(AccessOverride.model_fields)
     log = everything["handlers"]["log"]
     assert set(HandlerConfig.model_fields) <= set(log)
     defaults = {name: list(field.default) for name, field in HandlerFilter.model_fields.items()}

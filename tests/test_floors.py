@@ -10,6 +10,7 @@ FLOORS = {
     "listener": 0, "listener._version": 0, "listener.event": 0, "listener.handler": 0, "listener.errors": 0,
     "listener.suggest": 0,
     "listener.ews": 0,
+    "listener.access": 1,
     "listener.backoff": 1, "listener.actions": 1, "listener.affinity": 1, "listener.group": 1, "listener.config": 1,
     "listener.log": 1,
     "listener.filters": 1,

@@ -303,6 +303,12 @@ def test_mailboxes_join_a_running_group() -> None:
     assert [m.mailbox for m in state.members] == ["ann", "bea", "bob", "cat"]
 
 
+def test_who_leaves_without_a_subscription_is_simply_gone() -> None:
+    state = advance(started(), Left(("ann",)), now=1)
+    state = advance(state, Subscribed(ALL), now=2)
+    assert state.actions == (Stream(ALL[1:], "bob"),)
+
+
 def test_stop_unsubscribes_and_then_nothing_is_left_to_do() -> None:
     state = advance(streaming(), Stop(unsubscribe=True), now=5)
     assert state.live == ()
@@ -501,6 +507,17 @@ class AnyLife(RuleBasedStateMachine):
     def joined(self, name: str) -> None:
         self.everybody.add(name)
         self.tell(Joined((name,)), 1.0)
+
+    @rule(name=st.sampled_from(["user0", "user1", "zed"]))
+    def left(self, name: str) -> None:
+        self.everybody.discard(name)
+        self.tell(Left((name,)), 1.0)
+
+    @precondition(lambda self: self.state.unsubscribe)
+    @rule()
+    def unsubscribed(self) -> None:
+        self.tell(Unsubscribed(), 1.0)
+        assert self.state.unsubscribe is None
 
     @invariant()
     def something_is_always_going_on(self) -> None:

@@ -11,10 +11,11 @@ import structlog.testing
 import trio
 import trio.testing
 
+from listener.access import AccessKind
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
-from listener.group import Discovered, Doubted, Joined, Outcome, Stop
+from listener.group import Discovered, Doubted, Joined, Left, Outcome, Stop
 from listener.roster import Roster
 from listener.supervisor import Registry
 
@@ -76,6 +77,7 @@ class Run:
     roster: Roster
     runners: list[Runner]
     ended: Callable[[], bool]
+    gone: list[Sequence[str]]
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -90,8 +92,10 @@ async def running(
     group_size: int = 200,
     farewell: float = 0.0,
     refresh: float = 1e6,
+    kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation",
 ) -> AsyncIterator[Run]:
     runners: list[Runner] = []
+    gone: list[Sequence[str]] = []
     ended = False
 
     def new_runner(group: Group, _registry: Registry) -> Any:
@@ -109,6 +113,8 @@ async def running(
         refresh=refresh,
         gaps=lambda *_: None,
         resumed=lambda _: None,
+        left=gone.append,
+        kind_of=kind_of,
     )
 
     async def run() -> None:
@@ -118,7 +124,7 @@ async def running(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        yield Run(roster, runners, lambda: ended)
+        yield Run(roster, runners, lambda: ended, gone)
         nursery.cancel_scope.cancel()
 
 
@@ -387,3 +393,106 @@ async def test_stop_while_a_group_waits_to_start_anew(
         run.roster.stop(unsubscribe=True)
         await trio.sleep(1)
         assert run.ended()
+
+
+async def test_mailboxes_come_and_go_while_the_others_stream_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob", "cat"), *at("DAG2", "dan", "eve"))
+    async with running(directory, "ann", "bob", "dan", known=at("DAG9", "zoe")) as run:
+        await trio.sleep(1)
+        run.roster.change(at("DAG9", "yan"), ("bob", "cat", "dan", "eve"))
+        await trio.sleep(1)
+        assert run.roster.mailboxes == 5
+        assert {name: runner.group.mailboxes for name, runner in run.roster.runners.items()} == {
+            "DAG1/1": ("bob", "cat"),
+            "DAG2/1": ("dan", "eve"),
+            "DAG9/1": ("yan",),
+        }
+        zoe, first, second, yan = run.runners
+        assert first.told == [Left(("ann",)), Joined(("cat",))]
+        assert second.told == [Joined(("eve",))]
+        assert (zoe.told, yan.told) == ([Stop(unsubscribe=True)], [])  # never one group, though of one name
+        assert run.gone == [["ann", "zoe"]]
+        assert directory.asked[1:] == [(1, ["cat", "eve"])]
+
+
+async def test_a_group_of_which_nobody_is_left_ends_and_its_name_may_be_used_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", farewell=5) as run:
+        await trio.sleep(1)
+        run.roster.change((), ())
+        await trio.sleep(1)
+        assert run.roster.runners == {}
+        run.roster.change((), ("bob",))
+        await trio.sleep(100)
+        assert [runner.ended for runner in run.runners] == [True, False]
+        assert run.roster.runners == {"DAG1/1": run.runners[1]}
+        run.roster.stop(unsubscribe=True)
+        await trio.sleep(6)
+        assert run.ended()
+
+
+async def test_who_left_while_being_sought_or_moved_stays_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=10)
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob") as run:
+        await trio.sleep(5)
+        run.roster.change((), ("ann",))
+        await trio.sleep(30)
+        assert run.groups == {"DAG1/1": ("ann",)}
+        directory.move_in(*at("DAG2", "ann"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.roster.seek, run.runners[0].group, ("ann",))
+            await trio.sleep(5)
+            run.roster.change((), ("bob",))
+        run.roster.separate(run.runners[0].group, ("ann",))
+        await trio.sleep(30)
+        assert {name: r.group.mailboxes for name, r in run.roster.runners.items()} == {"DAG1/1": ("bob",)}
+
+
+async def test_a_change_brings_forward_the_search_for_those_who_were_not_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    async with running(directory, "ann") as run:
+        await trio.sleep(50)
+        directory.move_in(*at("DAG1", "ann", "bob"))
+        run.roster.change((), ("ann", "bob"))
+        await trio.sleep(1)
+        assert run.groups == {"DAG1/1": ("ann", "bob")}
+        assert run.roster.missing == {}
+
+
+async def test_who_is_got_at_in_another_way_has_another_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    kinds: dict[str, AccessKind] = {"bob": "delegate"}
+
+    def kind_of(mailbox: str) -> AccessKind:
+        return kinds.get(mailbox, "impersonation")
+
+    async with running(directory, "ann", "bob", known=at("DAG9", "zoe"), kind_of=kind_of) as run:
+        await trio.sleep(1)
+        assert run.groups == {"DAG9/1": ("zoe",), "DAG1/1": ("bob",), "DAG1/2": ("ann",)}
+        assert [runner.group.access for runner in run.runners] == [
+            "impersonation",
+            "delegate",
+            "impersonation",
+        ]
+        kinds["zoe"] = kinds["ann"] = "delegate"
+        run.roster.change(at("DAG9", "zoe"), ("ann", "bob"))
+        await trio.sleep(1)
+        assert {name: (r.group.access, r.group.mailboxes) for name, r in run.roster.runners.items()} == {
+            "DAG9/1": ("delegate", ("zoe",)),
+            "DAG1/1": ("delegate", ("ann", "bob")),
+        }
+        assert run.gone == []

@@ -15,6 +15,7 @@ import structlog.testing
 import trio
 import trio.testing
 
+from listener.access import AccessRule, AccessRules
 from listener.affinity import Group
 from listener.backoff import Backoff
 from listener.errors import ExchangeError
@@ -28,7 +29,11 @@ from listener.supervisor import GroupRunner, Wish
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
 T = "http://schemas.microsoft.com/exchange/services/2006/types"
 POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), settled=30)
-WISH = Wish(version="Exchange2013_SP1", impersonate_by="SmtpAddress", folders=None, events=tuple(EventKind))
+WISH = Wish(
+    version="Exchange2013_SP1",
+    access=AccessRules(AccessRule(impersonate_by="SmtpAddress")),
+    events=tuple(EventKind),
+)
 
 
 def envelope(content: str) -> bytes:

@@ -8,6 +8,7 @@ listener/plugins.py.
 
 from listener.config.auth import AnyAuth, BasicAuth
 from listener.config.load import examine, load, parse
+from listener.config.mailboxes import AccessOverride, Impersonation, Mailboxes
 from listener.config.model import (
     Affinity,
     Backoff,
@@ -19,7 +20,6 @@ from listener.config.model import (
     HandlerFilter,
     Journal,
     Log,
-    Mailboxes,
     Server,
     Shutdown,
     StaticGroup,
@@ -28,6 +28,7 @@ from listener.config.model import (
 )
 
 __all__ = [
+    "AccessOverride",
     "Affinity",
     "AnyAuth",
     "Backoff",
@@ -38,6 +39,7 @@ __all__ = [
     "Exchange",
     "HandlerConfig",
     "HandlerFilter",
+    "Impersonation",
     "Journal",
     "Log",
     "Mailboxes",

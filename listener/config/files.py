@@ -18,13 +18,22 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 
 
 def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> None:
-    """Put all addresses, lower-cased, from lists and from files, in `mailboxes.addresses` and
-    `groups[n].mailboxes`. A repeat is a problem, except that [mailboxes] may name members of static groups."""
+    """Put all addresses, lower-cased, from lists and from files, in `mailboxes.addresses`, in `addresses` of its
+    overrides and in `groups[n].mailboxes`. A repeat is a problem, except that [mailboxes] may name those of overrides
+    and members of static groups."""
     section = document.get("mailboxes")
     listed: Table = section if isinstance(section, dict) else {}
-    normalise = parse_sid if listed.get("impersonate_by") == "SID" else parse_address
+    normalise = _reader_of(listed)
     seen: dict[str, str] = {}
     _merge(listed, ("mailboxes",), "addresses", "file", directory, normalise, seen, problems)
+    overrides = listed.get("overrides")
+    overridden: dict[str, str] = {}
+    for index, override in enumerate(overrides if isinstance(overrides, list) else ()):
+        if isinstance(override, dict):
+            place = ("mailboxes", "overrides", index)
+            _merge(
+                override, place, "addresses", "file", directory, _reader_of(override), overridden, problems
+            )
     groups = document.get("groups")
     grouped: dict[str, str] = {}
     for index, group in enumerate(groups if isinstance(groups, list) else ()):
@@ -34,6 +43,22 @@ def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> N
         if ("mailboxes" in group) == ("mailboxes_file" in group):
             problems.add(loc, "needs one of mailboxes and mailboxes_file, and not both")
         _merge(group, loc, "mailboxes", "mailboxes_file", directory, normalise, grouped, problems)
+
+
+def _reader_of(table: Table) -> Callable[[str], str]:
+    """What makes a name of what stands in a list of mailboxes."""
+    return parse_sid if table.get("impersonate_by") == "SID" else parse_address
+
+
+def parse_list(text: str, normalise: Callable[[str], str] = parse_address) -> tuple[str, ...]:
+    """The addresses of a file of mailboxes. ValueError: the first line that has none, by its number."""
+    found = []
+    for line, entry in _entries(text):
+        try:
+            found.append(normalise(entry))
+        except ValueError as error:
+            raise ValueError(f"line {line}: {error}") from None
+    return tuple(dict.fromkeys(found))
 
 
 def _merge(

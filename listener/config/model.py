@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 
 from listener._version import __version__
 from listener.config.auth import AnyAuth, Auth
+from listener.config.mailboxes import Folders, Impersonation, Mailboxes
 from listener.config.secrets import Secret
 from listener.config.section import Section
 from listener.config.tls import tls_context
@@ -26,7 +27,6 @@ from listener.config.values import (
     EventNames,
     ExistingFile,
     Flag,
-    FolderNames,
     HeaderText,
     HostPattern,
     PositiveDuration,
@@ -99,30 +99,12 @@ class Server(Section):
     auth: Auth = Field(description="How to prove who we are there; the keys are those of [auth].")
 
 
-class Mailboxes(Section):
-    """Which mailboxes to listen to."""
-
-    addresses: tuple[str, ...] = Field(
-        (),
-        description="SMTP addresses.",  # after loading, those of `file` too
-    )
-    file: ConfigPath | None = Field(
-        None, description="A text file with one address a line; blank lines and lines after # are skipped."
-    )
-    impersonate_by: Literal["PrimarySmtpAddress", "SmtpAddress", "PrincipalName", "SID"] = Field(
-        "PrimarySmtpAddress",
-        description="How ExchangeImpersonation names a mailbox's owner. With SID the addresses are security "
-        "identifiers, which Autodiscover cannot look up.",
-    )
-
-
 class Subscription(Section):
     """What to be told about."""
 
-    folders: Annotated[
-        Annotated[Literal["all"], Tag("all")] | Annotated[FolderNames, Tag("names")],
-        Discriminator(lambda value: "all" if isinstance(value, str) else "names"),
-    ] = Field("all", description='"all", or a list of distinguished folder names such as "inbox".')
+    folders: Folders = Field(
+        "all", description='"all", or a list of distinguished folder names such as "inbox".'
+    )
     events: EventNames = Field(EVENT_NAMES, description="The kinds of change.")
 
 
@@ -325,6 +307,7 @@ class Config(Section):
     auth: Auth
     servers: tuple[Server, ...] = ()
     mailboxes: Mailboxes = Mailboxes()
+    impersonation: Impersonation = Impersonation()
     subscription: Subscription = Subscription()
     affinity: Affinity = Affinity()
     groups: tuple[StaticGroup, ...] = ()
@@ -344,6 +327,7 @@ class Config(Section):
 
     @property
     def all_mailboxes(self) -> tuple[str, ...]:
-        """The addresses of [mailboxes] and of all static groups, each once."""
+        """The addresses of [mailboxes], of its overrides and of all static groups, each once."""
+        others = (address for other in self.mailboxes.overrides for address in other.addresses)
         grouped = (address for group in self.groups for address in group.mailboxes)
-        return tuple(dict.fromkeys((*self.mailboxes.addresses, *grouped)))
+        return tuple(dict.fromkeys((*self.mailboxes.addresses, *others, *grouped)))

@@ -140,9 +140,9 @@ def describe(error: ErrorDetails, known: list[str]) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "greater_than_equal":
-        return f"must be at least {context['ge']}"
+        return f"must be at least {context['ge']:g}"
     if kind == "less_than_equal":
-        return f"must be at most {context['le']}"
+        return f"must be at most {context['le']:g}"
     return _WORDING.get(kind) or error["msg"].replace("Input should be", "must be")
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
+from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config
 from listener.config.problems import Loc
 from listener.config.tls import tls_context
@@ -31,21 +32,80 @@ def _rule(*sections: str) -> Callable[[Callable[[Config], Found]], Callable[[Con
 
 @_rule("mailboxes", "groups")
 def _somebody_to_listen_to(config: Config) -> Found:
-    if not config.all_mailboxes:
-        yield ("mailboxes",), "at least one mailbox is required: in addresses, in file or in [[groups]]"
+    if not config.all_mailboxes and not config.mailboxes.distribution_groups:
+        yield (
+            ("mailboxes",),
+            "at least one mailbox is required: in addresses, in file, in distribution_groups or in [[groups]]",
+        )
 
 
 @_rule("exchange", "mailboxes", "groups")
 def _every_mailbox_has_a_url(config: Config) -> Found:
     exchange = config.exchange
     grouped = {address for group in config.groups for address in group.mailboxes}
-    if not exchange.autodiscover and exchange.ews_url is None and set(config.mailboxes.addresses) - grouped:
+    sought = set(config.all_mailboxes) - grouped or config.mailboxes.distribution_groups
+    if not exchange.autodiscover and exchange.ews_url is None and sought:
         yield ("exchange", "ews_url"), "is required when autodiscover = false"
     for index, group in enumerate(config.groups):
         if group.ews_url is None and exchange.ews_url is None:
             yield ("groups", index, "ews_url"), "is required here or in [exchange]"
-    if exchange.autodiscover and config.mailboxes.impersonate_by == "SID" and config.mailboxes.addresses:
+    with_sid = [rule.addresses for rule in _access_rules(config) if rule.impersonate_by == "SID"]
+    if exchange.autodiscover and any(with_sid):
         yield ("exchange", "autodiscover"), 'must be false when impersonate_by = "SID"'
+
+
+def _access_rules(config: Config) -> tuple[Mailboxes | AccessOverride, ...]:
+    return (config.mailboxes, *config.mailboxes.overrides)
+
+
+@_rule("mailboxes", "subscription")
+def _delegates_name_folders(config: Config) -> Found:
+    loc: Loc = ("mailboxes", "access")
+    for index, rule in enumerate(_access_rules(config), -1):
+        own = rule.folders if isinstance(rule, AccessOverride) else None
+        if index >= 0:
+            loc = ("mailboxes", "overrides", index, "access")
+        if rule.access == "delegate" and (own or config.subscription.folders) == "all":
+            yield loc, "delegate access cannot subscribe to all folders: name folders"
+        if rule.access != "impersonation" and "impersonate_by" in rule.model_fields_set:
+            yield (*loc[:-1], "impersonate_by"), f'means nothing when access = "{rule.access}"'
+
+
+@_rule("mailboxes")
+def _overrides_are_of_somebody(config: Config) -> Found:
+    for index, other in enumerate(config.mailboxes.overrides):
+        if not other.addresses:
+            yield ("mailboxes", "overrides", index), "names no mailbox: in addresses or in file"
+
+
+@_rule("mailboxes", "groups")
+def _an_account_has_one_mailbox(config: Config) -> Found:
+    mailboxes = config.mailboxes
+    overridden = {address for other in mailboxes.overrides for address in other.addresses}
+    own: list[tuple[Loc, tuple[str, ...]]] = [
+        (("mailboxes", "overrides", index), other.addresses)
+        for index, other in enumerate(mailboxes.overrides)
+        if other.access == "own"
+    ]
+    if mailboxes.access == "own":
+        rest = tuple(address for address in config.all_mailboxes if address not in overridden)
+        own.insert(0, (("mailboxes",), rest))
+        if mailboxes.distribution_groups:
+            yield ("mailboxes", "distribution_groups"), 'cannot be got at when access = "own"'
+    if sum(len(addresses) for _, addresses in own) > 1:
+        yield (*own[-1][0], "access"), '"own" is for the one mailbox that the account has itself'
+
+
+@_rule("mailboxes", "exchange")
+def _somebody_expands_groups(config: Config) -> Found:
+    mailboxes, exchange = config.mailboxes, config.exchange
+    if not mailboxes.distribution_groups:
+        return
+    loc: Loc = ("mailboxes", "distribution_groups")
+    if mailboxes.impersonate_by == "SID":
+        yield loc, 'have no security identifiers to tell: they do not go with impersonate_by = "SID"'
+    if exchange.ews_url is None and not (exchange.autodiscover and mailboxes.expand_as):
+        yield loc, "need [exchange] ews_url, or expand_as to find it with Autodiscover"
 
 
 @_rule("exchange", "groups", "auth", "servers")

@@ -80,6 +80,14 @@ class Simulator:
         """What was broken so far, and what is still to come."""
         return self._ask("faults", None)
 
+    def give(self, mailbox: str, **rights: object) -> None:
+        """Gives rights to a mailbox, or takes them away: `folders`, `account`, `in_scope`, `ews`."""
+        self._ask("rights", {"mailbox": mailbox, **rights})
+
+    def gather(self, group: str, members: list[str] | None) -> None:
+        """Makes or changes a distribution group; None deletes it."""
+        self._ask("groups", {"address": group, "members": members})
+
     def streaming(self, mailboxes: int) -> None:
         """Returns when so many mailboxes have a stream."""
         until(lambda: self.state()["mailboxes_streaming"] == mailboxes, f"{mailboxes} mailboxes streaming")

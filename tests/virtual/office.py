@@ -15,12 +15,12 @@ from typing import Any
 import structlog.testing
 import trio
 
-from listener.catchup import CatchUp, MemoryStates, Wants, Way
+from listener.access import AccessRule
+from listener.catchup import CatchUp, MemoryStates, Way
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
-from listener.ews.soap import Impersonation
 from listener.ews.xml import read
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import HttpRequest
@@ -65,7 +65,8 @@ class Office:
     are the answers to the next requests of that operation."""
 
     exchange: Exchange
-    wants: Wants
+    kinds: frozenset[str]
+    folders: tuple[str, ...] | None = None
     handed: list[tuple[float, MailboxEvent]] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
@@ -86,11 +87,11 @@ class Office:
         self.handed += [(clock(), event) for event in events]
 
     def way(self, mailbox: str) -> Way | None:
-        who = Impersonation("PrimarySmtpAddress", mailbox)
         if not self.streaming:
             return None
+        access = AccessRule(folders=self.folders).of(mailbox)
         return Way(
-            client=self, headers={"X-AnchorMailbox": mailbox}, version="Exchange2013_SP1", impersonate=who
+            client=self, headers={"X-AnchorMailbox": mailbox}, version="Exchange2013_SP1", access=access
         )
 
     async def call(self, body: bytes, headers: Mapping[str, str], read_it: Callable[[bytes], Any]) -> Any:
@@ -208,15 +209,21 @@ def tells(event: MailboxEvent, word: str, line: Line, last: Line) -> bool:
 
 
 @asynccontextmanager
-async def office(*, wants: Wants | None = None, mailboxes: int = 1, **settings: Any) -> AsyncIterator[Office]:
+async def office(
+    *,
+    kinds: frozenset[str] = KINDS,
+    folders: tuple[str, ...] | None = None,
+    mailboxes: int = 1,
+    **settings: Any,
+) -> AsyncIterator[Office]:
     """An office at work, nothing having happened yet."""
     exchange = Exchange(Settings(mailboxes=mailboxes, rate=0), Ledger(None), EPOCH - 86400)
     with structlog.testing.capture_logs() as log:
-        one = Office(exchange, wants or Wants(folders=None, kinds=KINDS), log=log)
+        one = Office(exchange, kinds, folders, log=log)
         one.catch_up = CatchUp(
             ask=one.way,
             states=one.states,
-            wants=one.wants,
+            kinds=one.kinds,
             now=one.now,
             silent=one.silent.append,
             dice=Random(1),

@@ -7,9 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.catchup import Wants
 from listener.ews.codes import Failure
-from listener.ews.subscription import FolderRef
 from listener.simulator.traffic import Traffic
 from tests.virtual.office import Office, office, ready, told
 from tests.virtual.wire import clock
@@ -324,8 +322,7 @@ async def test_without_a_stream_a_gap_waits(autojump_clock: trio.testing.MockClo
 
 
 async def test_a_subscription_to_one_folder_and_to_new_mail(autojump_clock: trio.testing.MockClock) -> None:
-    wants = Wants(folders=(FolderRef("inbox"),), kinds=frozenset(("new_mail",)))
-    async with ready(wants=wants) as one:
+    async with ready(folders=("inbox",), kinds=frozenset(("new_mail",))) as one:
         box = one.mailbox
         drafts = box.distinguished("drafts")
         await one.keep(box.save(drafts, "IPM.Note", "draft", clock()))

@@ -1,0 +1,82 @@
+"""Every kind of access, through real processes."""
+
+from collections.abc import Callable
+
+from tests.system.processes import Listener, Recorder, Simulator, until
+
+Listen = Callable[..., Listener]
+
+
+def delivered(simulator: Simulator, mailbox: str, kind: str = "exchange.item.new_mail") -> None:
+    """Makes a mail, and returns when a handler was told of it."""
+    ids = {line["item_id"] for line in simulator.make(mailbox) if line["kind"] == "NewMailEvent"}
+    until(
+        lambda: ids <= {event.get("subject") for event in simulator.deliveries if event["type"] == kind},
+        f"the mail to {mailbox}: {ids}",
+    )
+
+
+def override(simulator: Simulator, mailbox: str, access: str, *lines: str) -> None:
+    told = "\n".join(lines)
+    simulator.append(f'\n[[mailboxes.overrides]]\naddresses = ["{mailbox}"]\naccess = "{access}"\n{told}\n')
+
+
+def test_a_delegate_streams_the_folders_it_has_a_permission_on(
+    simulator: Callable[..., Simulator], listen: Listen, record: Callable[[Simulator], Recorder]
+) -> None:
+    office = simulator("--backends", "1")
+    recorder = record(office)
+    theirs, *others = office.mailboxes
+    office.give(theirs, folders=["inbox"], in_scope=False)
+    override(office, theirs, "delegate", 'folders = ["inbox"]')
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    office.change(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{recorder.port}/EWS")
+    listener = listen(office)
+    office.streaming(4)
+    delivered(office, theirs)
+    delivered(office, others[0])
+    groups = {line["anchor"]: line["mailboxes"] for line in listener.logged("group.streaming")}
+    assert groups == {theirs: 1, min(others): 3}
+    (request,) = [r for r in recorder.requests if r.operation == "Subscribe" and theirs in r.body]
+    assert "ExchangeImpersonation" not in request.body
+    assert request.headers["x-anchormailbox"] == theirs
+    assert not listener.logged("mailbox.parked")
+
+
+def test_a_gap_of_a_delegate_is_filled(simulator: Callable[..., Simulator], listen: Listen) -> None:
+    office = simulator("--backends", "1")
+    theirs = office.mailboxes[0]
+    office.give(theirs, folders=["inbox"], in_scope=False)
+    office.change('file = "mailboxes.txt"', f'addresses = ["{theirs}"]\naccess = "delegate"')
+    office.append('\n[subscription]\nfolders = ["inbox"]\n')
+    listen(office)
+    office.streaming(1)
+    office.break_(kind="backend_restart", seconds=1)
+    delivered(office, theirs)
+    assert any(event["data"].get("recovered") for event in office.deliveries)
+
+
+def test_the_accounts_own_mailbox(simulator: Callable[..., Simulator], listen: Listen) -> None:
+    office = simulator()
+    mine = office.mailboxes[0]
+    office.change('file = "mailboxes.txt"', f'addresses = ["{mine}"]\naccess = "own"')
+    office.change(f'user = "{office.told["user"]}"', f'user = "{mine}"')
+    listen(office)
+    office.streaming(1)
+    delivered(office, mine)
+
+
+def test_a_delegate_without_permission_is_parked_and_comes_back_with_one(
+    simulator: Callable[..., Simulator], listen: Listen
+) -> None:
+    office = simulator()
+    theirs = office.mailboxes[0]
+    override(office, theirs, "delegate", 'folders = ["inbox"]')
+    office.append('\n[backoff]\nparked_first = "0.5s"\n')
+    listener = listen(office)
+    office.streaming(3)
+    (line,) = listener.until_logged("mailbox.parked", mailbox=theirs)
+    assert line["code"] == "ErrorSubscriptionDelegateAccessNotSupported"
+    office.give(theirs, folders=["*"])
+    listener.until_logged("mailbox.unparked", mailbox=theirs)
+    office.streaming(4)
