@@ -106,7 +106,7 @@ class Roster:
         self._place(place for place in self.known if place.mailbox not in self._homes)
         if gone := sorted(before - wanted):
             self.left(gone)
-        log.info("mailboxes.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
+        log.info("roster.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
         self._changed.set()
         self._changed = trio.Event()
 

@@ -508,17 +508,6 @@ class AnyLife(RuleBasedStateMachine):
         self.everybody.add(name)
         self.tell(Joined((name,)), 1.0)
 
-    @rule(name=st.sampled_from(["user0", "user1", "zed"]))
-    def left(self, name: str) -> None:
-        self.everybody.discard(name)
-        self.tell(Left((name,)), 1.0)
-
-    @precondition(lambda self: self.state.unsubscribe)
-    @rule()
-    def unsubscribed(self) -> None:
-        self.tell(Unsubscribed(), 1.0)
-        assert self.state.unsubscribe is None
-
     @invariant()
     def something_is_always_going_on(self) -> None:
         assert self.state.actions or not self.everybody
