@@ -8,254 +8,17 @@ happens to this process. Only so many events as `Patience.queue` says are in mem
 
 from __future__ import annotations
 
-import itertools
-import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
-import structlog
 import trio
 
-from listener.backoff import Backoff
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
-from listener.handler import BatchHandler, Handler, HandlerContext, Reject, Retry
-from listener.journal import Entry, Journal, Reader
-from listener.turns import Turns
+from listener.journal import Journal
+from listener.lane import Accepts, Lane, Patience, Source
 
-log = structlog.get_logger()
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How much a handler may try ours: events in memory, calls side by side, seconds a call, tries an event, waits
-    between them."""
-
-    queue: int = 10_000
-    concurrency: int = 1
-    timeout: float = 30.0
-    attempts: int = 5
-    retry: Backoff = Backoff(first=1.0, factor=2.0, cap=60.0)
-
-
-class Accepts(Protocol):
-    """A handler's filter."""
-
-    def matches(self, event: MailboxEvent, /) -> bool: ...
-
-
-class Source(Protocol):
-    """What is needed of a loaded handler (listener/plugins.py makes them)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def accepts(self) -> Accepts: ...
-    @property
-    def open(self) -> Callable[[], HandlerContext]: ...
-
-
-@dataclass(slots=True)
-class Lane:
-    """One handler, its way through the journal and its tasks."""
-
-    source: Source
-    patience: Patience
-    delivered: int = 0
-    given_up: int = 0
-    _turns: Turns = field(default_factory=Turns)
-    _reader: Reader | None = None
-    _change: trio.Event = field(default_factory=trio.Event)
-    _finishing: trio.Event = field(default_factory=trio.Event)
-    _ended: trio.Event = field(default_factory=trio.Event)
-    _pause: trio.CancelScope = field(default_factory=trio.CancelScope)
-
-    @property
-    def behind(self) -> int:
-        """Events in the journal that the handler has not finished with, at most."""
-        return 0 if self._reader is None else self._reader.behind
-
-    def _is_finished(self) -> bool:
-        """Whether finish() was called and nothing is left to do."""
-        return self._finishing.is_set() and not self._turns and not self.behind
-
-    async def run(
-        self, journal: Journal, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Opens the handler and feeds it until finish(); a handler whose context breaks is opened again.
-
-        Raises ConfigError if it cannot be opened the first time.
-        """
-        name, started, failures = self.source.name, False, 0
-        self._reader = await journal.reader(name, self.source.accepts.matches)
-        while not self._is_finished():
-            delivered = self.delivered
-            try:
-                async with self.source.open() as handler:
-                    log.info("handler.started", handler=name, behind=self.behind)
-                    if not started:
-                        started = True
-                        task_status.started()
-                    await self._feed(handler, self._reader)
-            except Exception as error:  # the fence: a plugin's trouble is its own
-                if not started:
-                    why = f"could not be opened: {_describe(error)}"
-                    raise ConfigError([Problem(f"handlers.{name}", why)]) from error
-                failures = 1 if self.delivered > delivered else failures + 1
-                log.error("handler.broken", handler=name, failures=failures, exc_info=error)
-            else:
-                if self._is_finished():
-                    break
-                failures += 1
-                log.error("handler.broken", handler=name, failures=failures)
-            with trio.CancelScope() as self._pause:
-                await trio.sleep(self.patience.retry.longest(failures))
-        self._ended.set()
-
-    async def finish(self) -> None:
-        """Returns when the handler has finished what is in the journal and has been closed; run() is over by then."""
-        self._finishing.set()
-        self._wake()
-        self._pause.cancel()
-        await self._ended.wait()
-
-    # --- feeding one opened handler
-
-    async def _feed(self, handler: Handler | BatchHandler, reader: Reader) -> None:
-        """Returns when finish() was called and nothing is left to do."""
-        self._turns.start_over()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, reader)
-            nursery.start_soon(self._wake_in_time)
-            if isinstance(handler, BatchHandler):
-                nursery.start_soon(self._work_in_batches, handler, reader)
-            else:
-                for _ in range(self.patience.concurrency):
-                    nursery.start_soon(self._work, handler, reader)
-            while not self._is_finished():
-                await self._change.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _read(self, reader: Reader) -> None:
-        while True:
-            room = self.patience.queue - len(self._turns)
-            if room > 0:
-                self._turns.put(await reader.read(min(room, AT_A_TIME)))
-                self._wake()
-            else:
-                await self._change.wait()
-
-    async def _wake_in_time(self) -> None:
-        """Gives those their turn whose time to be tried again has come."""
-        while True:
-            due = self._turns.next_due
-            with trio.CancelScope(deadline=float("inf") if due is None else due):
-                await self._change.wait()
-            if self._turns.wake(trio.current_time()):
-                self._wake()
-
-    async def _work(self, handler: Handler, reader: Reader) -> None:
-        """One call at a time, an event each."""
-        for count in itertools.count(1):
-            while (turn := self._turns.take()) is None:
-                await self._change.wait()
-            entry, tried = turn
-            seconds = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
-            if seconds is None:
-                self._turns.next_in(entry.event.mailbox)
-            else:
-                self._turns.wait(entry, trio.current_time() + seconds)
-            if seconds is not None or not self._turns or count % FAIR == 0:
-                self._wake()
-                # A handler that never waits for anything would keep everybody else out.
-                await trio.lowlevel.checkpoint()
-
-    async def _work_in_batches(self, handler: BatchHandler, reader: Reader) -> None:
-        """One call at a time, as many events as there are, up to what the handler takes."""
-        while True:
-            while not self._turns:
-                await self._change.wait()
-            with trio.move_on_after(getattr(handler, "max_wait", 0.0)):
-                while len(self._turns) < handler.max_batch and not self._finishing.is_set():
-                    await self._change.wait()
-            batch = self._turns.take_batch(handler.max_batch)
-            events = [entry.event for entry in batch]
-            for attempt in itertools.count(1):
-                seconds = await self._attempt(handler.handle_batch, events, batch, attempt, reader)
-                if seconds is None:
-                    break
-                await trio.sleep(seconds)
-            for mailbox in dict.fromkeys(event.mailbox for event in events):
-                self._turns.next_in(mailbox)
-            self._wake()
-            await trio.lowlevel.checkpoint()
-
-    async def _attempt(
-        self,
-        call: Callable[[T], Awaitable[None]],
-        what: T,
-        entries: list[Entry],
-        attempt: int,
-        reader: Reader,
-    ) -> float | None:
-        """Calls the handler. None: the entries are done with; else the seconds until they are to be tried again."""
-        after: float | None = None
-        trace = ""
-        try:
-            with trio.move_on_after(self.patience.timeout) as patience:
-                await call(what)
-            if not patience.cancelled_caught:
-                reader.acknowledge([entry.position for entry in entries])
-                self.delivered += len(entries)
-                self._done(entries)
-                return None
-            reason = f"no answer in {self.patience.timeout:g} s"
-            self._tell("handler.timeout", entries, attempt, seconds=self.patience.timeout)
-        except Retry as again:
-            after, reason = again.after, str(again) or "asked to be tried again"
-            self._tell("handler.retry", entries, attempt, reason=str(again))
-        except Reject as rejected:
-            self._tell("handler.rejected", entries, attempt, reason=str(rejected))
-            await self._bury(entries, str(rejected) or "rejected", "", attempt, reader)
-            return None
-        except Exception as error:  # noqa: BLE001  (the fence)
-            reason = f"{type(error).__name__}: {error}"
-            trace = "".join(traceback.format_exception(error))
-            self._tell("handler.failed", entries, attempt, exc_info=error)
-        if attempt < self.patience.attempts:
-            return self.patience.retry.longest(attempt) if after is None else after
-        log.error("handler.gave_up", **self._about(entries), reason=reason)
-        await self._bury(entries, reason, trace, attempt, reader)
-        return None
-
-    async def _bury(
-        self, entries: list[Entry], reason: str, trace: str, attempts: int, reader: Reader
-    ) -> None:
-        for entry in entries:
-            await reader.bury(entry, reason=reason, traceback=trace, attempts=attempts)
-        self.given_up += len(entries)
-        self._done(entries)
-
-    def _done(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            self._turns.done(entry)
-
-    def _wake(self) -> None:
-        """Whoever waits for anything to change looks again."""
-        self._change.set()
-        self._change = trio.Event()
-
-    def _about(self, entries: list[Entry]) -> dict[str, object]:
-        event = entries[0].event
-        about: dict[str, object] = {"handler": self.source.name, "id": event.id}
-        about |= {"mailbox": event.mailbox, "type": event.type}
-        return about if len(entries) == 1 else about | {"batch": len(entries)}
-
-    def _tell(self, name: str, entries: list[Entry], attempt: int, **fields: object) -> None:
-        log.warning(name, **self._about(entries), attempt=attempt, **fields)
+__all__ = ["Accepts", "Delivery", "Lane", "Patience", "Source"]
 
 
 @dataclass(slots=True)
@@ -264,6 +27,8 @@ class Delivery:
 
     lanes: tuple[Lane, ...]
     _journal: Journal | None = None
+    _nursery: trio.Nursery | None = None
+    _over: trio.Event = field(default_factory=trio.Event)
 
     async def publish(self, batch: Sequence[MailboxEvent]) -> None:
         """Writes a batch to the journal; returns when it is safe there. Waits for no handler."""
@@ -275,10 +40,68 @@ class Delivery:
     ) -> None:
         """Opens all handlers, in order, then feeds them until drain(). Raises ConfigError as Lane.run() does."""
         self._journal = journal
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
             for lane in self.lanes:
-                await nursery.start(lane.run, journal)
+                await self._nursery.start(lane.run, journal)
             task_status.started()
+            await self._over.wait()
+
+    async def change(self, lanes: Sequence[Lane]) -> None:
+        """From now on these are the handlers; one of them that is a lane of ours goes on undisturbed.
+
+        A handler that comes in place of one of its name takes up where that one stood. Raises ConfigError if one
+        cannot be opened; then all is as it was, and those that had to make way are opened anew.
+        """
+        before = {lane.name: lane for lane in self.lanes}
+        new = [lane for lane in lanes if before.get(lane.name) is not lane]
+        # Those that are altogether new come first: if one of them cannot be opened, nobody was disturbed.
+        new.sort(key=lambda lane: lane.name in before)
+        opened: list[Lane] = []
+        try:
+            for lane in new:
+                if (old := before.get(lane.name)) is not None:
+                    await self._leave(old)
+                    lane.count_on(old)
+                opened.append(lane)
+                await self._open(lane)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._take_back(opened, before)
+            raise
+        self.lanes = tuple(lanes)
+        for old in before.values():
+            if old.name not in {lane.name for lane in lanes}:
+                await self._leave(old)
+
+    async def _take_back(self, opened: Sequence[Lane], before: Mapping[str, Lane]) -> None:
+        """The last of those that were opened could not be."""
+        for lane in opened[:-1]:
+            await self._leave(lane)
+        again = {lane.name: before[lane.name].again() for lane in opened if lane.name in before}
+        self.lanes = tuple(again.get(lane.name, lane) for lane in self.lanes)
+        assert self._nursery is not None
+        assert self._journal is not None
+        for lane in again.values():
+            self._nursery.start_soon(lane.run, self._journal)
+
+    async def _open(self, lane: Lane) -> None:
+        assert self._nursery is not None, "handlers are changed while run() runs"
+        assert self._journal is not None
+        try:
+            with trio.move_on_after(OPENING) as patience:
+                await self._nursery.start(lane.run, self._journal)
+            if patience.cancelled_caught:
+                raise ConfigError([Problem(f"handlers.{lane.name}", f"is not open after {OPENING:g} s")])
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._journal.release(lane.name)
+            raise
+
+    async def _leave(self, lane: Lane) -> None:
+        assert self._journal is not None
+        await lane.leave()
+        await self._journal.release(lane.name)
+        lane.tell_end()
 
     async def drain(self, grace: float) -> None:
         """Waits until the handlers have finished what is in the journal and are closed, `grace` seconds at most.
@@ -290,21 +113,9 @@ class Delivery:
                 for lane in self.lanes:
                     nursery.start_soon(lane.finish)
         for lane in self.lanes:
-            log.info(
-                "handler.stopped",
-                handler=lane.source.name,
-                delivered=lane.delivered,
-                given_up=lane.given_up,
-                behind=lane.behind,
-            )
+            lane.tell_end()
+        self._over.set()
 
 
-# Events that are read from the journal at a time, and those after which the others have their turn.
-AT_A_TIME = 500
-FAIR = 50
-
-
-def _describe(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+# Seconds that a handler may take to open while the daemon runs.
+OPENING = 30.0

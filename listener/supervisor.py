@@ -102,6 +102,8 @@ class GroupRunner:
     dice: random.Random = field(default_factory=random.Random)
     streaming: bool = False  # the server has been heard on the newest stream
     events: int = 0
+    since: float = field(init=False, default_factory=trio.current_time)  # of what it does, in one word
+    opened: float | None = None  # when the server was first heard on the newest stream
     finished: bool = False
     _streamed: Stream | None = None
     _gaps: Gaps = field(init=False, default_factory=Gaps)
@@ -129,6 +131,8 @@ class GroupRunner:
                     del self._running[action]
                 before = self.state
                 self.state = advance(before, outcome, trio.current_time(), self.dice.random())
+                if self.state.phase != before.phase:
+                    self.since = trio.current_time()
                 for old, new in pairs(before, self.state):
                     if new.subscription is not None and new.subscription != old.subscription:
                         self._gaps.subscribed(new.mailbox)
@@ -164,7 +168,7 @@ class GroupRunner:
                 self._running[action] = task = self._new_task(action)
                 nursery.start_soon(self._perform, action, task)
         if self.state.stream is None:
-            self.streaming = False
+            self.streaming, self.opened = False, None
         return bool(wanted)
 
     def _new_task(self, action: Action) -> Task:
@@ -342,7 +346,7 @@ class GroupRunner:
     def _heard(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
             before = self._streamed if self.streaming else None
-            self.streaming, self._streamed = True, action
+            self.streaming, self._streamed, self.opened = True, action, trio.current_time()
             self.client.budget.heard()
             # A stream is opened anew every half hour: that is no news.
             news = before is None or before.subscriptions != action.subscriptions

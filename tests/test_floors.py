@@ -21,6 +21,7 @@ FLOORS = {
     "listener.transitions": 3,
     "listener.supervisor": 3,
     "listener.delivery": 4,
+    "listener.lane": 3,
     "listener.turns": 3,
     "listener.differences": 1,
     "listener.reconcile": 3,

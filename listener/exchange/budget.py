@@ -7,6 +7,7 @@ quiet seconds. Source: "EWS throttling in Exchange", learn.microsoft.com.
 
 from __future__ import annotations
 
+from collections import Counter
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -28,32 +29,34 @@ class Budgets:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._by_host: dict[str, Budget] = {}
+        self.by_host: dict[str, Budget] = {}
 
     def of(self, url: str) -> Budget:
         """The budget for requests to this URL."""
         host = urlsplit(url).netloc
-        return self._by_host.setdefault(host, Budget(self.most))
+        return self.by_host.setdefault(host, Budget(self.most))
 
     @property
     def limit(self) -> int:
         """The fewest requests side by side that any server is asked now."""
-        return min((budget.limit for budget in self._by_host.values()), default=self.most)
+        return min((budget.limit for budget in self.by_host.values()), default=self.most)
 
     @property
     def pause(self) -> float:
         """How many seconds any of the servers wants to be left alone still."""
-        return max((budget.pause for budget in self._by_host.values()), default=0.0)
+        return max((budget.pause for budget in self.by_host.values()), default=0.0)
 
 
 class Budget:
     """Admits `most` requests at a time, fewer while the server is busy, and none while it asked for a pause.
 
-    Use it as an async context manager around each request; tell it how the request went.
+    Use it as an async context manager around each request; tell it how the request went. `answers` counts what came
+    of them: "ok", a known code, or "other".
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.answers: Counter[str] = Counter()
         self._limiter = trio.CapacityLimiter(most)
         self._paused_until = -float("inf")
         self._raised_at = -float("inf")
@@ -88,6 +91,7 @@ class Budget:
     def went_well(self) -> None:
         """A request was answered as it should be."""
         self._busy = 0
+        self.answers["ok"] += 1
         now = trio.current_time()
         if self.limit < self.most and now - self._raised_at >= QUIET:
             self._raised_at = now
@@ -104,6 +108,7 @@ class Budget:
 
     def failed(self, failure: Failure) -> None:
         """A request came to nothing."""
+        self.answers[failure.code if failure.code in VERDICTS else "other"] += 1
         if failure.code not in VERDICTS and failure.code not in self._unknown:
             self._unknown.add(failure.code)
             log.warning("exchange.unknown_code", code=failure.code, text=failure.text)

@@ -156,6 +156,12 @@ class Journal(Protocol):
         What `wants` refuses is passed over and counts as acknowledged.
         """
 
+    async def release(self, handler: str) -> None:
+        """Ends the handler's way through the journal; another reader may then go on from where it stood.
+
+        Its own reader must not be used any more. A handler without a reader is no error.
+        """
+
     async def load(self, namespace: str, prefix: str = "") -> dict[str, bytes]:
         """The saved state in a namespace whose keys begin so, in the order of the keys."""
 

@@ -190,6 +190,12 @@ class SqliteJournal:
         self._readers[handler] = reader
         return reader
 
+    async def release(self, handler: str) -> None:
+        if (reader := self._readers.get(handler)) is not None:
+            self._note_change(reader)
+            await self.flush()
+            del self._readers[handler]
+
     async def load(self, namespace: str, prefix: str = "") -> dict[str, bytes]:
         def find(connection: sqlite3.Connection) -> dict[str, bytes]:
             rows = connection.execute(
