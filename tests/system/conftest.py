@@ -67,6 +67,12 @@ def listen() -> Iterator[Callable[..., Listener]]:
 
 
 @pytest.fixture
+def plugins() -> str:
+    """A folder for PYTHONPATH that has the module `acme`."""
+    return str(Path(__file__).parent / "plugins")
+
+
+@pytest.fixture
 def record() -> Iterator[Callable[[Simulator], Recorder]]:
     """Starts a recording proxy in front of the simulator."""
     recorders = []

@@ -149,6 +149,17 @@ class Listener:
             raise AssertionError(f"still running: {self.errors.read_text()[-3000:]}") from None
 
 
+Start = Callable[..., Simulator]
+"""The fixture `simulator`: options of the command, to a simulator that runs."""
+Listen = Callable[..., Listener]
+"""The fixture `listen`: a simulator and the environment, to a daemon that runs."""
+
+
+def handler(name: str, use: str, *options: str) -> str:
+    """A handler for the configuration."""
+    return "\n".join([f"\n[handlers.{name}]", f'use = "{use}"', *options, ""])
+
+
 def start_listener(config: Path, environment: Mapping[str, str]) -> Listener:
     errors = config.parent / "log.jsonl"
     with errors.open("wb") as file:

@@ -10,41 +10,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-import pytest
-
-from tests.system.processes import Listener, Simulator, json_lines, until
-from tests.system.test_run import Listen, Start, handler
-
-PLUGIN = """
-from contextlib import asynccontextmanager
-from pathlib import Path
-import trio
-from listener import Reject
-
-@asynccontextmanager
-async def open_slow(*, path: Path, seconds: float = 0.0):
-    async def handle(event):
-        await trio.sleep(seconds)
-        with path.open("a") as file:
-            file.write(event.to_json() + "\\n")
-    yield handle
-
-@asynccontextmanager
-async def open_picky():
-    async def handle(event):
-        if event.type == "exchange.item.new_mail":
-            raise Reject("no mail today")
-        raise LookupError("no such customer")
-    yield handle
-"""
-
-
-@pytest.fixture
-def plugins(tmp_path: Path) -> str:
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    (folder / "acme.py").write_text(PLUGIN)
-    return str(folder)
+from tests.system.processes import Listen, Listener, Simulator, Start, handler, json_lines, until
 
 
 def command(there: Simulator, *words: str) -> "subprocess.CompletedProcess[str]":

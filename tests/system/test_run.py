@@ -6,14 +6,10 @@ import signal
 import socket
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
-from tests.system.processes import PATIENCE, Listener, Recorder, Simulator, json_lines, until
-
-Start = Callable[..., Simulator]
-Listen = Callable[..., Listener]
+from tests.system.processes import PATIENCE, Listen, Recorder, Simulator, Start, handler, json_lines, until
 
 TYPES = {
     "CreatedEvent": "created",
@@ -24,62 +20,6 @@ TYPES = {
     "NewMailEvent": "new_mail",
     "FreeBusyChangedEvent": "free_busy_changed",
 }
-
-PLUGIN = """
-import time
-from contextlib import asynccontextmanager
-from pathlib import Path
-import trio
-
-@asynccontextmanager
-async def open_slow(*, path: Path, seconds: float = 0.0):
-    async def handle(event):
-        await trio.sleep(seconds)
-        with path.open("a") as file:
-            file.write(event.to_json() + "\\n")
-    with path.with_suffix(".opened").open("a") as file:
-        file.write("opened\\n")
-    yield handle
-    with path.with_suffix(".closed").open("a") as file:
-        file.write("closed\\n")
-
-@asynccontextmanager
-async def open_raising():
-    async def handle(event):
-        raise LookupError("no such customer")
-    yield handle
-
-@asynccontextmanager
-async def open_mute():
-    await trio.sleep_forever()
-    yield None
-
-@asynccontextmanager
-async def open_hanging():
-    async def handle(event):
-        await trio.sleep_forever()
-    yield handle
-
-@asynccontextmanager
-async def open_blocking(*, path: Path):
-    async def handle(event):
-        path.touch()
-        time.sleep(1000)
-    yield handle
-"""
-
-
-@pytest.fixture
-def plugins(tmp_path: Path) -> str:
-    """A folder for PYTHONPATH that has the module `acme`."""
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    (folder / "acme.py").write_text(PLUGIN)
-    return str(folder)
-
-
-def handler(name: str, use: str, *options: str) -> str:
-    return "\n".join([f"\n[handlers.{name}]", f'use = "{use}"', *options, ""])
 
 
 # --- from a change to its CloudEvent

@@ -1,0 +1,65 @@
+"""Handlers as customers write them: good ones, and ones that misbehave. PYTHONPATH leads the daemon here."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from listener import Handler, MailboxEvent, Reject
+
+
+@asynccontextmanager
+async def open_slow(*, path: Path, seconds: float = 0.0) -> AsyncIterator[Handler]:
+    async def handle(event: MailboxEvent) -> None:
+        await trio.sleep(seconds)
+        with path.open("a") as file:
+            file.write(event.to_json() + "\n")
+
+    with path.with_suffix(".opened").open("a") as file:
+        file.write("opened\n")
+    yield handle
+    with path.with_suffix(".closed").open("a") as file:
+        file.write("closed\n")
+
+
+@asynccontextmanager
+async def open_raising() -> AsyncIterator[Handler]:
+    async def handle(_event: MailboxEvent) -> None:
+        raise LookupError("no such customer")
+
+    yield handle
+
+
+@asynccontextmanager
+async def open_picky() -> AsyncIterator[Handler]:
+    async def handle(event: MailboxEvent) -> None:
+        if event.type == "exchange.item.new_mail":
+            raise Reject("no mail today")
+        raise LookupError("no such customer")
+
+    yield handle
+
+
+@asynccontextmanager
+async def open_mute() -> AsyncIterator[Handler]:
+    await trio.sleep_forever()
+    yield open_mute
+
+
+@asynccontextmanager
+async def open_hanging() -> AsyncIterator[Handler]:
+    async def handle(_event: MailboxEvent) -> None:
+        await trio.sleep_forever()
+
+    yield handle
+
+
+@asynccontextmanager
+async def open_blocking(*, path: Path) -> AsyncIterator[Handler]:
+    async def handle(_event: MailboxEvent) -> None:
+        path.touch()
+        time.sleep(1000)
+
+    yield handle
