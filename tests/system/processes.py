@@ -71,6 +71,10 @@ class Simulator:
         lines: list[dict[str, Any]] = self._ask("events", order)["events"]
         return lines
 
+    def rate(self, events: float) -> None:
+        """From now on so many events a second."""
+        self._ask("traffic", {"rate": events})
+
     def break_(self, **order: object) -> list[dict[str, Any]]:
         """Makes a fault, and gives what the ledger says of it; nothing if it waits for something to befall."""
         lines: list[dict[str, Any]] = self._ask("faults", order)["made"]

@@ -64,7 +64,7 @@ def test_a_handler_that_is_killed_in_the_middle_gets_everything_that_was_receive
         time.sleep(dice.uniform(0.1, 1.0))
         daemon.process.kill()
         assert daemon.wait() == -signal.SIGKILL
-    there._ask("traffic", {"rate": 0})
+    there.rate(0)
     daemon = listen(there, PYTHONPATH=plugins)
     daemon.until_logged("group.streaming")
     delivered = until(lambda: both(there, slow), "both handlers with the same events", patience=60)
