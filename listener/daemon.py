@@ -132,7 +132,7 @@ class Daemon:
             silent=self.roster.renew,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
             concurrency=20,
-            start_spread=START_SPREAD,
+            start_spread=min(START_SPREAD, START_EACH * self.roster.mailboxes),
         )
 
     def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
@@ -219,7 +219,8 @@ PROGRESS = 10.0
 # Seconds between two looks at what the log has held back.
 SUMMING = 5.0
 
-# Seconds over which mailboxes are first compared after a start.
+# Seconds over which mailboxes are first compared after a start: so many for each, and this at most.
+START_EACH = 0.02
 START_SPREAD = 30.0
 
 

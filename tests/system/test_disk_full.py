@@ -1,0 +1,96 @@
+"""The disk of the journal is full while the daemon runs, and then is not: a small file system of its own."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.processes import Listen, Listener, Simulator, Start, until
+from tests.system.truth import judge
+
+SIZE = 8 << 20
+HELD = 3.0  # seconds; several times what a silent stream is allowed
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """The state directory, as a file system of a few megabytes."""
+    if os.geteuid():
+        pytest.skip("only root may mount a file system")
+    state = tmp_path / "state"
+    state.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(state)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield state
+    subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all the room there is."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue  # ENOSPC
+    return ballast
+
+
+def trouble(there: Simulator, daemon: Listener) -> dict[str, object]:
+    """What the log says of it, once what the database has room for inside its files is used up."""
+
+    def told() -> list[dict[str, object]]:
+        there.make(there.mailboxes[0], count=50)
+        return daemon.logged("journal.trouble")
+
+    return until(told, "a line about the full disk")[0]
+
+
+def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
+    simulator: Start, listen: Listen, disk: Path, tmp_path: Path
+) -> None:
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--heartbeat", "0.5", "--ledger", str(ledger))
+    daemon = listen(there)
+    there.streaming(4)
+    first = there.make(there.mailboxes[0])
+    until(lambda: len(there.deliveries) == len(first), "all deliveries before")
+
+    ballast = fill(disk)
+    line = trouble(there, daemon)
+    assert line["level"] == "error"
+    assert "full" in str(line["reason"])
+    assert line["free"] == 0
+    assert line["path"] == str(disk / "journal.db")
+    before = len(there.deliveries)
+    for mailbox in there.mailboxes:
+        there.make(mailbox, count=20)
+    held = time.monotonic() + HELD
+    while time.monotonic() < held:
+        assert len(there.deliveries) == before, "delivered without having been journaled"
+        time.sleep(0.1)
+    there.streaming(4)
+    assert not daemon.logged("journal.works_again")
+
+    ballast.unlink()
+    daemon.until_logged("journal.works_again")
+    until(lambda: judge(ledger, output).lost == 0, "every event")
+    verdict = judge(ledger, output)
+    assert (verdict.lost, verdict.unseen, verdict.duplicates) == (0, 0, 0)
+    assert verdict.delivered == verdict.generated
+    # It waited, and that was all: nothing was subscribed anew, no stream was taken for dead.
+    assert there.state()["requests"]["Subscribe"] == {"200": 4}
+    assert not daemon.logged("group.waiting")
+    assert len(daemon.logged("journal.trouble")) == 1
+    assert daemon.end() == 0

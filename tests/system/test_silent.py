@@ -1,0 +1,51 @@
+"""A subscription that tells nothing any more, while heart-beats go on: comparing with the mailbox finds it."""
+
+import time
+from pathlib import Path
+
+from tests.system.processes import Listen, Start, until
+from tests.system.truth import judge
+
+INTERVAL = 3.0
+
+
+def test_what_a_silent_subscription_keeps_back_comes_within_one_sweep(
+    simulator: Start, listen: Listen, tmp_path: Path
+) -> None:
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--heartbeat", "0.5", "--ledger", str(ledger), "--backends", "1")
+    there.append(f'\n[catch_up]\ninterval = "{INTERVAL:g}s"\n\n[log]\nlevel = "debug"\n')
+    daemon = listen(there)
+    there.streaming(4)
+    ann, bob, *_ = there.mailboxes
+    daemon.until_logged("catchup.ready", mailbox=ann)
+    before = there.make(ann)
+    until(lambda: len(there.deliveries) == len(before), "events before")
+    there.break_(kind="silent_subscription", mailbox=ann, seconds=600)
+
+    begun, swept = time.monotonic(), len(daemon.logged("catchup.swept", mailbox=ann))
+    kept_back = there.make(ann, count=3)
+    others = there.make(bob, count=3)
+    until(lambda: len(there.deliveries) == len(before) + len(others), "the events of others")
+    assert {event["data"]["mailbox"] for event in there.deliveries[len(before) :]} == {bob}
+    until(lambda: judge(ledger, output).lost == 0, "what was kept back")
+    took = time.monotonic() - begun
+    verdict = judge(ledger, output)
+    found = [event for event in there.deliveries if event["data"].get("recovered")]
+    assert {event["data"]["mailbox"] for event in found} == {ann}
+    assert verdict.unseen == 0
+    daemon.until_logged("mailbox.silent", mailbox=ann)
+    # A sweep that was under way may have been too early to see them.
+    missed = [line["missed"] for line in daemon.logged("catchup.swept", mailbox=ann)[swept:]]
+    assert max(missed[:2]) == len({line["item_id"] for line in kept_back if line.get("item_id")})
+    print(f"{len(kept_back)} changes found {took:.1f} s after they were made; a sweep every {INTERVAL:g} s")
+
+    # It has a new subscription, which speaks.
+    so_far = len(there.deliveries)
+    until(lambda: there.state()["requests"]["Subscribe"] == {"200": 5}, "a new subscription")
+    there.streaming(4)
+    again = there.make(ann)
+    until(lambda: len(there.deliveries) == so_far + len(again), "events of the new subscription")
+    assert not there.deliveries[-1]["data"].get("recovered")
+    assert not daemon.logged("group.waiting")
+    assert daemon.end() == 0
