@@ -3,7 +3,18 @@ server."""
 
 import msgspec
 
-from listener.simulator.faults import AutodiscoverFailure, BadCertificate, Fault, Outage, Throttled
+from listener.simulator.faults import (
+    AccountLocked,
+    AutodiscoverFailure,
+    BadCertificate,
+    ClaimsChallenge,
+    ClockOff,
+    EwsDisabled,
+    Fault,
+    Outage,
+    Throttled,
+    TokenRefused,
+)
 
 
 class Conditions(msgspec.Struct):
@@ -18,6 +29,11 @@ class Conditions(msgspec.Struct):
     throttled: Throttled | None = None
     discovery: AutodiscoverFailure | None = None
     certificate: BadCertificate | None = None
+    locked: AccountLocked | None = None
+    token_refused: TokenRefused | None = None
+    claims: ClaimsChallenge | None = None
+    ews_disabled: EwsDisabled | None = None
+    clock: ClockOff | None = None
 
     def refusal(self, address: str) -> str | None:
         """The code with which impersonating this mailbox is refused, if it is."""
@@ -25,6 +41,10 @@ class Conditions(msgspec.Struct):
 
     def relieve(self, fault: Fault) -> None:
         """This fault is over, if it has not given way to another one."""
-        for name in ("outage", "throttled", "discovery", "certificate"):
+        for name in self.__struct_fields__:
             if getattr(self, name) is fault:
                 setattr(self, name, None)
+
+    def told_time(self, now: float) -> float:
+        """What the servers take for the time when it is `now`."""
+        return now + (self.clock.offset if self.clock else 0.0)

@@ -174,7 +174,7 @@ class Control:
     def state(self) -> dict[str, Any]:
         """What there is right now. `generated` counts the changes in the ledger, `faults` the faults, `queued` the
         events that are not written to any stream yet; `mailboxes_subscribed` and `mailboxes_streaming` count
-        mailboxes, not subscriptions."""
+        mailboxes, not subscriptions. `authentication` is what Gate.state tells."""
         exchange = self._exchange
         requests: dict[str, dict[str, int]] = {}
         for (operation, status), count in sorted(exchange.requests.items()):
@@ -200,6 +200,7 @@ class Control:
             ],
             "hanging": exchange.budgets.charges(),
             "requests": requests,
+            "authentication": exchange.gate.state(),
         }
 
 

@@ -40,7 +40,7 @@ class Directory:
             self._names[self.sid(mailbox)] = address
             self._names[str(mailbox.guid)] = address
         self.accounts: Mapping[str, str] = dict.fromkeys([settings.user, *self.mailboxes], settings.password)
-        self.rights = Rights([settings.user], [self.outsider])
+        self.rights = Rights([settings.user, settings.client_id], [self.outsider])
         self.groups = default_groups(domain, self.homes, self.outsider)
 
     def __iter__(self) -> Iterator[Mailbox]:

@@ -75,6 +75,16 @@ class Disasters:
                 if not self._tls:
                     raise Unfit("a server without TLS has no certificate")
                 self._conditions.certificate = fault
+            case faults.AccountLocked():
+                self._conditions.locked = fault
+            case faults.TokenRefused():
+                self._conditions.token_refused = fault
+            case faults.ClaimsChallenge():
+                self._conditions.claims = fault
+            case faults.EwsDisabled():
+                self._conditions.ews_disabled = fault
+            case faults.ClockOff():
+                self._conditions.clock = fault
         return Made(undo=lambda: self._conditions.relieve(fault))
 
     # -- back ends -------------------------------------------------------------------------------------------

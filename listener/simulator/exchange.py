@@ -14,6 +14,7 @@ from uuid import UUID
 from lxml import etree
 
 from listener.simulator import answers, autodiscover, replies
+from listener.simulator.auth.gate import Gate
 from listener.simulator.budgets import Budgets
 from listener.simulator.chaos import Chaos
 from listener.simulator.conditions import Conditions
@@ -61,6 +62,7 @@ class Exchange:
         self._dice = Random(f"exchange {settings.seed}")
         self._expiry = now + _EXPIRY_INTERVAL
         self.conditions = Conditions()
+        self.gate = Gate(settings, self.directory.accounts, self.conditions)
         dice = Random(f"faults {settings.seed}")
         disasters = Disasters(
             self.directory, self.subscriptions, self.streams, self.conditions, dice, tls=settings.tls
@@ -138,6 +140,9 @@ class Exchange:
     # -- EWS -------------------------------------------------------------------------------------------------
 
     def _ews(self, request: HttpRequest, now: float) -> tuple[str, Reply]:
+        if self.conditions.ews_disabled:
+            reason = self.conditions.ews_disabled.reason
+            return "-", page(403, "Forbidden", [("X-EWS-Policy-Reason", reason)])
         if request.method != "POST":
             return "-", page(405, "Method Not Allowed", [("Allow", "POST")])
         try:
@@ -175,7 +180,7 @@ class Exchange:
         """Answer in the right place. Failure: a fault."""
         if call.version is not None and call.version not in VERSIONS:
             raise Failure("ErrorInvalidServerVersion")
-        actor = self._actor(call, request.account)
+        actor = self._actor(call, request)
         charged = actor.address if actor else request.account
         mailbox = concerned(call, actor, self.directory)
         home = None
@@ -227,17 +232,21 @@ class Exchange:
             values = {"BackOffMilliseconds": str(throttled.back_off_ms)}
             raise Failure("ErrorServerBusy", fault=True, values=values)
 
-    def _actor(self, call: Call, account: str) -> Mailbox | None:
-        """Whose mailbox it is about. Failure: the impersonation is refused."""
+    def _actor(self, call: Call, request: HttpRequest) -> Mailbox | None:
+        """Whose mailbox it is about. Failure: the impersonation is refused, or missing."""
         if call.impersonated is None:
-            return self.directory.find(account)
+            if request.app_only:
+                # An application has no mailbox: it can act as somebody, or not at all.
+                text = "An application needs the ExchangeImpersonation header."
+                raise Failure("ErrorInvalidExchangeImpersonationHeaderData", text, fault=True)
+            return self.directory.find(request.account)
         mailbox = self.directory.find(call.impersonated)
         if mailbox is None:
             raise Failure("ErrorNonExistentMailbox", fault=True)
         refusal = self.conditions.refusal(mailbox.address)
         if refusal:
             raise Failure(refusal, fault=True)
-        if not self.directory.may_impersonate(account, mailbox):
+        if not self.directory.may_impersonate(request.account, mailbox):
             raise Failure("ErrorImpersonateUserDenied", fault=True)
         return mailbox
 

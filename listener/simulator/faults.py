@@ -304,6 +304,45 @@ class BadCertificate(OrganisationFault, frozen=True, kw_only=True):
     how: Literal["expired", "other_host", "other_authority"] = "expired"
 
 
+class AccessFault(OrganisationFault, frozen=True, kw_only=True):
+    """It happens at once, to whoever wants to come in. What is open stays so."""
+
+
+class AccountLocked(AccessFault, frozen=True, kw_only=True):
+    """For `seconds` the right credentials are refused too: with 401, by Entra ID with AADSTS50053."""
+
+    seconds: Seconds = 10.0
+
+
+class TokenRefused(AccessFault, frozen=True, kw_only=True):
+    """For `seconds` Entra ID gives no token, but this AADSTS code."""
+
+    seconds: Seconds = 10.0
+    code: Literal[50053, 90002, 500011, 700016, 700024, 700027, 7000215, 7000222] = 7000222
+
+
+class ClaimsChallenge(AccessFault, frozen=True, kw_only=True):
+    """For `seconds` Exchange wants tokens with the authentication context `value`: others are answered 401 with a
+    claims challenge, and whoever passes that on to Entra ID gets such a token."""
+
+    seconds: Seconds = 60.0
+    value: str = "c1"
+
+
+class EwsDisabled(AccessFault, frozen=True, kw_only=True):
+    """For `seconds` EWS is switched off for the tenant: 403 with `reason` in X-EWS-Policy-Reason."""
+
+    seconds: Seconds = 10.0
+    reason: str = "EWSDisabledForTenant"
+
+
+class ClockOff(AccessFault, frozen=True, kw_only=True):
+    """For `seconds` the clocks of Exchange and Entra ID are `offset` seconds ahead, or behind if it is negative."""
+
+    seconds: Seconds = 10.0
+    offset: float = 600.0
+
+
 def _leaves(root: type[Fault]) -> Iterator[type[Fault]]:
     for branch in root.__subclasses__():
         if branch.__subclasses__():

@@ -8,13 +8,15 @@ from listener.simulator.subscriptions import Stream
 
 
 class HttpRequest(NamedTuple):
-    """`headers` has lower-case names. `account` is who has authenticated."""
+    """`headers` has lower-case names. `account` is who has authenticated; it is `app_only` if an application has done
+    so as itself, not as a user."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
     account: str
+    app_only: bool = False
 
     def cookie(self, name: str) -> str | None:
         """A cookie's value, without quotes."""

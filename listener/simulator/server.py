@@ -16,11 +16,12 @@ import h11
 import trio
 
 from listener.simulator import faults
-from listener.simulator.authentication import BasicLogin, Denied, Login
+from listener.simulator.conditions import Conditions
 from listener.simulator.control import Control
 from listener.simulator.door import Door
 from listener.simulator.exchange import Exchange
-from listener.simulator.http import HttpRequest, Reply, page
+from listener.simulator.front import CONTROL, Answer, entra_front, exchange_front
+from listener.simulator.http import Reply, page
 from listener.simulator.ledger import Ledger
 from listener.simulator.outlet import Gzipped, Outlet, Transport
 from listener.simulator.settings import Settings
@@ -30,7 +31,6 @@ from listener.simulator.traffic import Traffic
 
 TICK = 0.003
 """How long a stream waits for further events before it writes, in seconds."""
-_CONTROL = "/control"
 _LARGEST_BODY = 4 << 20
 _RECEIVE = 1 << 16
 _EXPIRY_CHECK = 5.0
@@ -42,12 +42,14 @@ _STUMP = 40
 
 class Running(NamedTuple):
     """A server that accepts connections. `control_url` has a port of its own, which no fault touches; the doors for
-    tests are below the other port, too. `ca_pem` is the certificate of its authority, None without TLS; the rest
-    are the live parts, for tests in the same process."""
+    tests are below the other port, too. `login_url` is Entra ID, with a port of its own as well; None without OAuth.
+    `ca_pem` is the certificate of its authority, None without TLS; the rest are the live parts, for tests in the same
+    process."""
 
     ews_url: str
     autodiscover_url: str
     control_url: str
+    login_url: str | None
     user: str
     password: str
     ca_pem: bytes | None
@@ -78,28 +80,36 @@ async def serve(
         port = listeners[0].socket.getsockname()[1]
         control_listeners = await trio.open_tcp_listeners(0, host=settings.host)
         control_port = control_listeners[0].socket.getsockname()[1]
+        entra = exchange.gate.entra
+        login_listeners = await trio.open_tcp_listeners(0, host=settings.host) if entra else []
         certificates = Certificates(settings.host) if settings.tls else None
         scheme = "https" if certificates else "http"
         exchange.base_url = f"{scheme}://{settings.host}:{port}"
+        if entra:
+            entra.base_url = f"{scheme}://{settings.host}:{login_listeners[0].socket.getsockname()[1]}"
 
         async def handle(raw: trio.SocketStream) -> None:
             transport: Transport = raw
+            at, shown = raw.socket.getsockname()[1], None
             if certificates:
-                bad = exchange.conditions.certificate if raw.socket.getsockname()[1] == port else None
-                context = certificates.context(bad)
-                transport = trio.SSLStream(raw, context, server_side=True, https_compatible=True)
-            login = BasicLogin(exchange.directory.accounts, settings.host)
+                shown = certificates.present(exchange.conditions.certificate if at == port else None)
+                transport = trio.SSLStream(raw, shown.context, server_side=True, https_compatible=True)
+            if entra and at not in (port, control_port):
+                answer = entra_front(exchange, entra, clock)
+            else:
+                answer = exchange_front(exchange, control, clock, shown.certificate if shown else None)
             async with _hanging_up(transport):
-                await _Connection(transport, exchange, control, login, clock, offset).run()
+                await _Connection(transport, exchange.conditions, answer, clock, offset).run()
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, handle, control_listeners)
+            await nursery.start(trio.serve_listeners, handle, [*control_listeners, *login_listeners])
             nursery.start_soon(_pulse, exchange, traffic, clock, Door(listeners, handle, nursery))
             task_status.started(
                 Running(
                     ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
                     autodiscover_url=f"{exchange.base_url}/autodiscover/autodiscover.svc",
-                    control_url=f"{scheme}://{settings.host}:{control_port}{_CONTROL}",
+                    control_url=f"{scheme}://{settings.host}:{control_port}{CONTROL}",
+                    login_url=entra.base_url if entra else None,
                     user=settings.user,
                     password=settings.password,
                     ca_pem=certificates.ca_pem if certificates else None,
@@ -155,17 +165,15 @@ class _Connection:
     def __init__(
         self,
         transport: Transport,
-        exchange: Exchange,
-        control: Control,
-        login: Login,
+        conditions: Conditions,
+        answer: Answer,
         clock: Callable[[], float],
         offset: float,
     ) -> None:
         self._transport = transport
         self._outlet = Outlet(transport)
-        self._exchange = exchange
-        self._control = control
-        self._login = login
+        self._conditions = conditions
+        self._answer = answer
         self._clock = clock
         self._offset = offset
         self._http = h11.Connection(h11.SERVER)
@@ -197,16 +205,7 @@ class _Connection:
         for raw_name, raw_value in head.headers:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}; {value}" if name in headers else value
-        method, path = head.method.decode("latin-1"), head.target.decode("latin-1")
-        if path.startswith(_CONTROL):
-            return self._control.handle(method, path.removeprefix(_CONTROL), body, self._clock())
-        account = self._login.check(headers.get("authorization"))
-        if isinstance(account, Denied):
-            self._exchange.requests["-", 401] += 1
-            return page(
-                401, "Unauthorized", [("WWW-Authenticate", challenge) for challenge in account.challenges]
-            )
-        return self._exchange.handle(HttpRequest(method, path, headers, body, account), self._clock())
+        return self._answer(head.method.decode("latin-1"), head.target.decode("latin-1"), headers, body)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -265,10 +264,8 @@ class _Connection:
                 raise AssertionError(f"{other} is no manner of answering")
 
     def _headers(self, reply: Reply) -> list[tuple[str, str]]:
-        return [
-            *reply.headers,
-            ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self._clock()))),
-        ]
+        told = self._conditions.told_time(self._clock())
+        return [*reply.headers, ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(told)))]
 
     async def _send_well(self, reply: Reply, gzipped: Gzipped | None = None) -> None:
         headers = self._headers(reply)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 from random import Random
+from typing import Literal
+from uuid import UUID
 
 import msgspec
 
@@ -90,6 +92,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network()
     wire: Wire = Wire()
     rules: Rules = Rules()
+    auth: Literal["basic", "ntlm", "negotiate", "oauth"] = "basic"
+    extended_protection: Literal["off", "allow", "require"] = "off"
+    """Whether NTLM and Kerberos must be bound to the TLS channel; without TLS they cannot be."""
+    keytab: Path | None = None
+    """The key of the service principal HTTP/host, for Kerberos; without it, Negotiate is NTLM."""
+    lock_after: int = 10
+    """An account is locked when its credentials were refused so many times in a row; 0 is never."""
+    token_lifetime: float = 3600.0
     faults: Plan = ()
     """The faults that are made from the start on."""
 
@@ -102,3 +112,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def password(self) -> str:
         """The service account's password; the same for the same seed."""
         return f"Pw-{Random(f'password {self.seed}').getrandbits(64):016x}"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant's id; the same for the same seed, as all ids here."""
+        return str(UUID(int=Random(f"tenant {self.seed}").getrandbits(128), version=4))
+
+    @property
+    def client_id(self) -> str:
+        """The application that OAuth admits: it may impersonate whom the service account may."""
+        return str(UUID(int=Random(f"application {self.seed}").getrandbits(128), version=4))
+
+    @property
+    def client_secret(self) -> str:
+        return f"Se~{Random(f'secret {self.seed}').getrandbits(160):040x}"

@@ -2,10 +2,18 @@
 
 import ssl
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import trustme
 
 from listener.simulator.faults import BadCertificate
+
+
+class Presented(NamedTuple):
+    """What a connection is shown: `certificate` (DER) is the server's own."""
+
+    context: ssl.SSLContext
+    certificate: bytes
 
 
 class Certificates:
@@ -14,29 +22,30 @@ class Certificates:
     def __init__(self, host: str) -> None:
         self._host = host
         self._authority = trustme.CA()
-        self._good = self._context(self._authority, host)
+        self._good = self._issue(self._authority, host)
 
     @property
     def ca_pem(self) -> bytes:
         return self._authority.cert_pem.bytes()
 
-    def context(self, fault: BadCertificate | None) -> ssl.SSLContext:
+    def present(self, fault: BadCertificate | None) -> Presented:
         """What the next connection is shown."""
         match fault.how if fault else None:
             case "expired":
-                return self._context(self._authority, self._host, datetime(2020, 1, 1, tzinfo=UTC))
+                return self._issue(self._authority, self._host, datetime(2020, 1, 1, tzinfo=UTC))
             case "other_host":
-                return self._context(self._authority, "mail.fabrikam.example", alone=True)
+                return self._issue(self._authority, "mail.fabrikam.example", alone=True)
             case "other_authority":
-                return self._context(trustme.CA(), self._host)
+                return self._issue(trustme.CA(), self._host)
         return self._good
 
     @staticmethod
-    def _context(
+    def _issue(
         authority: trustme.CA, host: str, not_after: datetime | None = None, *, alone: bool = False
-    ) -> ssl.SSLContext:
+    ) -> Presented:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         names = [host] if alone else ["localhost", "127.0.0.1", *{host} - {"localhost", "127.0.0.1"}]
-        authority.issue_cert(*names, not_after=not_after).configure_cert(context)
-        return context
+        issued = authority.issue_cert(*names, not_after=not_after)
+        issued.configure_cert(context)
+        return Presented(context, ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode()))

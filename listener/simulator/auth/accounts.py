@@ -1,0 +1,50 @@
+"""Who may come in by password, and who is locked out."""
+
+from collections import Counter
+from collections.abc import Mapping
+from hmac import compare_digest
+
+from listener.simulator.conditions import Conditions
+
+
+class Accounts:
+    """`passwords` maps user principal names in lower case to passwords. An account is locked after `lock_after`
+    refusals in a row (0: never), and stays so; or while the fault `account_locked` lasts."""
+
+    def __init__(self, passwords: Mapping[str, str], lock_after: int, conditions: Conditions) -> None:
+        self.passwords = passwords
+        self._lock_after = lock_after
+        self._conditions = conditions
+        self._in_a_row: Counter[str] = Counter()
+        self._old_names = {_old_name(account): account for account in passwords}
+
+    @property
+    def locked(self) -> list[str]:
+        """Those that have locked themselves out."""
+        return sorted(name for name, count in self._in_a_row.items() if 0 < self._lock_after <= count)
+
+    def find(self, name: str) -> str | None:
+        """The account of a user principal name, or of DOMAIN\\name with the domain's first label, in any case."""
+        lowered = name.strip().lower()
+        found = self._old_names.get(lowered, lowered)
+        return found if found in self.passwords else None
+
+    def knows(self, account: str, password: str) -> bool:
+        """Whether this is its password; what the lock says is another matter."""
+        return compare_digest(self.passwords[account].encode(), password.encode())
+
+    def is_locked(self, account: str) -> bool:
+        return self._conditions.locked is not None or account in self.locked
+
+    def admit(self, account: str) -> None:
+        """Its credentials were good: what was refused before no longer counts."""
+        self._in_a_row.pop(account, None)
+
+    def refuse(self, account: str) -> None:
+        """Its credentials were refused."""
+        self._in_a_row[account] += 1
+
+
+def _old_name(account: str) -> str:
+    local, _, domain = account.partition("@")
+    return f"{domain.partition('.')[0]}\\{local}"

@@ -1,0 +1,291 @@
+"""Entra ID, as far as an application needs it that comes as itself; and AD FS, which speaks alike.
+
+GET  /common/discovery/instance                     which clouds there are
+GET  /TENANT/v2.0/.well-known/openid-configuration  where everything is (AD FS: /adfs/.well-known/…)
+GET  /TENANT/discovery/v2.0/keys                    what tokens are signed with
+POST /TENANT/oauth2/v2.0/token                      client_credentials, by secret or by assertion (AD FS:
+                                                    /adfs/oauth2/token)
+
+"Microsoft identity platform and the OAuth 2.0 client credentials flow", "… application authentication certificate
+credentials", "Microsoft Entra authentication and authorization error codes" (learn.microsoft.com); RFC 7523.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from hmac import compare_digest
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
+
+from listener.simulator.auth.accounts import Accounts
+from listener.simulator.auth.registration import Registration
+from listener.simulator.conditions import Conditions
+from listener.simulator.http import Reply
+
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+RESOURCE = "https://outlook.office365.com"
+_ADFS = "adfs"
+_KEY_ID = "simulated"
+_SKEW = 300.0
+"""By how many seconds a clock may be off before an assertion of it is refused."""
+_CLAIMS = msgspec.json.Decoder(dict[str, dict[str, dict[str, Any] | None]])
+
+
+class Trouble(NamedTuple):
+    """How an AADSTS code is told: HTTP status, OAuth error, text."""
+
+    status: int
+    error: str
+    text: str
+
+
+TROUBLES: Mapping[int, Trouble] = {
+    50027: Trouble(400, "invalid_request", "The assertion is malformed, or made out to somebody else."),
+    50053: Trouble(400, "invalid_grant", "The account is locked: too many attempts with wrong credentials."),
+    70003: Trouble(400, "unsupported_grant_type", "The application asked for a grant that is not offered."),
+    90002: Trouble(400, "invalid_request", "There is no such tenant. Check its id or domain, and the cloud."),
+    500011: Trouble(400, "invalid_resource", "The tenant has no such resource."),
+    700016: Trouble(400, "unauthorized_client", "The application was not found in the directory."),
+    700024: Trouble(401, "invalid_client", "The client assertion is not within its valid time range."),
+    700027: Trouble(401, "invalid_client", "The certificate is not registered for the application."),
+    1002012: Trouble(400, "invalid_scope", "The scope must be a resource with the suffix /.default."),
+    7000215: Trouble(401, "invalid_client", "Invalid client secret provided."),
+    7000218: Trouble(401, "invalid_client", "The request must have client_assertion or client_secret."),
+    7000222: Trouble(401, "invalid_client", "The provided client secret keys are expired."),
+}
+
+
+class Refused(Exception):  # noqa: N818
+    """No token; `code` is the number of the AADSTS error."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Entra:
+    """`base_url`, without a slash at the end, must be set before it can answer. `lifetime` of tokens in seconds.
+    `issued` counts tokens, `refused` AADSTS codes."""
+
+    def __init__(
+        self, registration: Registration, accounts: Accounts, conditions: Conditions, lifetime: float
+    ) -> None:
+        self.base_url = ""
+        self.issued = 0
+        self.refused: Counter[int] = Counter()
+        self.registration = registration
+        self._accounts = accounts
+        self._conditions = conditions
+        self._lifetime = lifetime
+
+    def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
+        """Answer one request; `now`, in Unix seconds, is what this server takes for the time."""
+        tenant, _, rest = path.partition("?")[0].strip("/").partition("/")
+        match method, tenant, rest.lower():
+            case "GET", "common", "discovery/instance":
+                return _json(200, self._instance())
+            case "GET", _, ".well-known/openid-configuration" | "v2.0/.well-known/openid-configuration":
+                return self._told(tenant, self._configuration, now)
+            case "GET", _, "discovery/keys" | "discovery/v2.0/keys":
+                return self._told(tenant, lambda tenant: self._keys(), now)
+            case "POST", _, "oauth2/token" | "oauth2/v2.0/token":
+                form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
+                return self._told(tenant, lambda tenant: self._token(tenant, form, now), now)
+        return _json(404, {"error": "not_found"})
+
+    def read(self, token: str, now: float) -> dict[str, Any]:
+        """The claims of a token that was issued here and is still good. ValueError: it is not; the text says why."""
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token, self._signing_key.public_key(), algorithms=["RS256"], options=_TIMES_ARE_OURS
+            )
+        except jwt.PyJWTError as error:
+            raise ValueError(str(error)) from None
+        if not claims["nbf"] <= now < claims["exp"]:
+            raise ValueError(
+                "The token has expired." if now >= claims["exp"] else "The token is not yet valid."
+            )
+        return claims
+
+    @cached_property
+    def _signing_key(self) -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+    def _told(self, tenant: str, answer: Any, now: float) -> Reply:
+        try:
+            if tenant.lower() != _ADFS and not self.registration.is_tenant(tenant):
+                raise Refused(90002)
+            return _json(200, answer(tenant))
+        except Refused as refused:
+            self.refused[refused.code] += 1
+            return _error(refused.code, now)
+
+    # -- discovery -------------------------------------------------------------------------------------------
+
+    def _instance(self) -> dict[str, Any]:
+        host = self.base_url.rpartition("/")[2]
+        return {
+            "tenant_discovery_endpoint": self._configuration_url(self.registration.tenant),
+            "api-version": "1.1",
+            "metadata": [{"preferred_network": host, "preferred_cache": host, "aliases": [host]}],
+        }
+
+    def _configuration_url(self, tenant: str) -> str:
+        return f"{self.base_url}/{tenant}/v2.0/.well-known/openid-configuration"
+
+    def _configuration(self, tenant: str) -> dict[str, Any]:
+        adfs = tenant.lower() == _ADFS
+        home = f"{self.base_url}/{_ADFS if adfs else self.registration.tenant}"
+        version = "" if adfs else "/v2.0"
+        return {
+            "token_endpoint": f"{home}/oauth2{version}/token",
+            "authorization_endpoint": f"{home}/oauth2{version}/authorize",
+            "jwks_uri": f"{home}/discovery{version}/keys",
+            "issuer": f"{home}{version}",
+            "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "response_types_supported": ["code"],
+            "subject_types_supported": ["pairwise"],
+            "scopes_supported": ["openid"],
+        }
+
+    def _keys(self) -> dict[str, Any]:
+        key = RSAAlgorithm.to_jwk(self._signing_key.public_key(), as_dict=True)
+        return {"keys": [{**key, "kid": _KEY_ID, "use": "sig"}]}
+
+    # -- tokens ----------------------------------------------------------------------------------------------
+
+    def _token(self, tenant: str, form: dict[str, str], now: float) -> dict[str, Any]:
+        """A token for whoever has sent this form. Refused: see there."""
+        if form.get("grant_type") != "client_credentials":
+            raise Refused(70003)
+        self._authenticate(tenant, form, now)
+        audience = self._audience(form)
+        claims = {
+            "aud": audience,
+            "iss": self._configuration(tenant)["issuer"],
+            "iat": int(now),
+            "nbf": int(now),
+            "exp": now + self._lifetime,
+            "appid": self.registration.client_id,
+            "appidacr": "2" if "client_assertion" in form else "1",
+            "idtyp": "app",
+            "roles": list(self.registration.roles),
+            "tid": self.registration.tenant,
+            "uti": uuid4().hex,
+            "ver": "1.0",
+            **_demanded(form.get("claims", "")),
+        }
+        token = jwt.encode(claims, self._signing_key, algorithm="RS256", headers={"kid": _KEY_ID})
+        self.issued += 1
+        lifetime = int(self._lifetime)
+        return {
+            "token_type": "Bearer",
+            "expires_in": lifetime,
+            "ext_expires_in": lifetime,
+            "access_token": token,
+        }
+
+    def _authenticate(self, tenant: str, form: dict[str, str], now: float) -> None:
+        """Refused: the application is not who it says it is, or may not come in."""
+        registration, accounts = self.registration, self._accounts
+        if form.get("client_id") != registration.client_id:
+            raise Refused(700016)
+        if self._conditions.token_refused:
+            raise Refused(self._conditions.token_refused.code)
+        if accounts.is_locked(registration.client_id):
+            raise Refused(50053)
+        try:
+            if "client_assertion" in form:
+                self._check_assertion(form, tenant, now)
+            elif "client_secret" not in form:
+                raise Refused(7000218)
+            elif not compare_digest(form["client_secret"].encode(), registration.secret.encode()):
+                raise Refused(7000215)
+        except Refused:
+            accounts.refuse(registration.client_id)
+            raise
+        accounts.admit(registration.client_id)
+
+    def _check_assertion(self, form: dict[str, str], tenant: str, now: float) -> None:
+        """Refused: the JWT is not signed by the certificate, or not made out to this server, or not at this time."""
+        registration, assertion = self.registration, form["client_assertion"]
+        if form.get("client_assertion_type") != ASSERTION_TYPE:
+            raise Refused(7000218)
+        try:
+            if not registration.is_thumbprint(jwt.get_unverified_header(assertion)):
+                raise Refused(700027)
+            claims = jwt.decode(
+                assertion,
+                registration.certificate.public_key(),  # type: ignore[arg-type]  # it is RSA's
+                algorithms=["PS256", "RS256"],
+                audience=[
+                    self._configuration(each)["token_endpoint"] for each in (tenant, registration.tenant)
+                ],
+                options={**_TIMES_ARE_OURS, "verify_aud": True, "require": ["aud", "exp", "iss", "sub"]},
+            )
+        except jwt.InvalidSignatureError:
+            raise Refused(700027) from None
+        except jwt.PyJWTError:
+            raise Refused(50027) from None
+        if not claims["iss"] == claims["sub"] == registration.client_id:
+            raise Refused(50027)
+        if not claims.get("nbf", claims.get("iat", now)) - _SKEW <= now <= claims["exp"] + _SKEW:
+            raise Refused(700024)
+
+    def _audience(self, form: dict[str, str]) -> str:
+        resource, _, suffix = form.get("scope", "").split(" ")[0].rpartition("/")
+        if suffix != ".default":
+            raise Refused(1002012)
+        return resource.rstrip("/")
+
+
+_TIMES_ARE_OURS: Any = {
+    "require": ["aud", "exp"],
+    "verify_aud": False,
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+}
+
+
+def _demanded(text: str) -> dict[str, list[str]]:
+    """The claims that a claims request (OpenID Connect Core 5.5) wants in the access token: `acrs`, the
+    authentication contexts. What else it wants is of no matter here."""
+    try:
+        wanted = _CLAIMS.decode(text or b"{}").get("access_token", {}).get("acrs") or {}
+    except msgspec.DecodeError:
+        raise Refused(50027) from None
+    values = wanted.get("values") or ([wanted["value"]] if "value" in wanted else [])
+    return {"acrs": [str(value) for value in values]} if values else {}
+
+
+def _error(code: int, now: float) -> Reply:
+    trouble = TROUBLES[code]
+    trace, correlation = str(uuid4()), str(uuid4())
+    moment = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(now))
+    description = (
+        f"AADSTS{code}: {trouble.text} Trace ID: {trace} Correlation ID: {correlation} Timestamp: {moment}"
+    )
+    return _json(
+        trouble.status,
+        {
+            "error": trouble.error,
+            "error_description": description,
+            "error_codes": [code],
+            "timestamp": moment,
+            "trace_id": trace,
+            "correlation_id": correlation,
+        },
+    )
+
+
+def _json(status: int, value: object) -> Reply:
+    return Reply(status, msgspec.json.encode(value), content_type="application/json; charset=utf-8")
