@@ -4,6 +4,7 @@ from pathlib import Path
 
 from listener.simulator.faults import (
     KINDS,
+    AccessFault,
     Fault,
     OrganisationFault,
     RequestFault,
@@ -18,6 +19,7 @@ SORTS = {
     RequestFault: "Answers to requests",
     StreamFault: "Open streams",
     OrganisationFault: "The organisation",
+    AccessFault: "Authentication and access",
 }
 
 
@@ -32,7 +34,7 @@ def tables() -> str:
     for sort, title in SORTS.items():
         parts += [f"\n### {title}\n\n{about(sort)}\n\n| kind | parameters | what happens |\n|---|---|---|\n"]
         for name, kind in KINDS.items():
-            if issubclass(kind, sort):
+            if kind.__base__ is sort:
                 own = [
                     written(each.name, kind) for each in parameters(kind) if each.name in kind.__annotations__
                 ]

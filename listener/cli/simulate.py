@@ -1,7 +1,7 @@
 """`ews-listener simulate`: an Exchange server to try things on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,26 @@ def simulate(
     tls: Annotated[
         bool, typer.Option("--tls", help="HTTPS, with a certificate authority of its own.")
     ] = False,
+    auth: Annotated[
+        Literal["basic", "ntlm", "negotiate", "oauth"],
+        typer.Option(help="How clients prove who they are. oauth implies --tls."),
+    ] = "basic",
+    extended_protection: Annotated[
+        Literal["off", "allow", "require"],
+        typer.Option(help="Channel binding of NTLM and Kerberos; allow and require imply --tls."),
+    ] = "off",
+    keytab: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="The key of HTTP/host: Negotiate is Kerberos then, and NTLM only if the client prefers it.",
+        ),
+    ] = None,
+    lock_after: Annotated[
+        int, typer.Option(min=0, help="Refusals in a row that lock an account; 0 is never.")
+    ] = 10,
+    token_lifetime: Annotated[float, typer.Option(min=1, help="Seconds that a token of OAuth lives.")] = 3600,
     heartbeat: Annotated[
         float, typer.Option(min=0.1, help="Seconds between the heart-beats of a stream.")
     ] = 45.0,
@@ -66,7 +86,12 @@ def simulate(
         rate=rate,
         seed=seed,
         ledger=ledger,
-        tls=tls,
+        tls=tls or auth == "oauth" or extended_protection != "off",
+        auth=auth,
+        extended_protection=extended_protection,
+        keytab=keytab,
+        lock_after=lock_after,
+        token_lifetime=token_lifetime,
         heartbeat=heartbeat,
         faults=plan,
         rules=Rules(one_user_per_stream=one_user_per_stream),

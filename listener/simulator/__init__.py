@@ -33,7 +33,8 @@ subscriptions and the Mailbox server in Exchange" and "EWS throttling in Exchang
     conditions.py     what is the matter right now
     exchange.py       the server without its sockets: requests in, replies out, the time given
     autodiscover.py   SOAP and POX
-    authentication.py who is asking
+    auth/             who is asking: one class a scheme
+    front.py          the front end: who is asking, and whom
     control.py        the doors for tests: events on demand, state, rate, faults
     server.py         the sockets
     outlet.py         the sending side of a connection, with good manners and bad ones

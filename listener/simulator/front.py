@@ -1,12 +1,15 @@
 """The front end: who is asking, and whom: Exchange, Entra ID, or the doors for tests."""
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from listener.simulator.auth import Denied
-from listener.simulator.auth.entra import Entra
 from listener.simulator.control import Control
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import HttpRequest, Reply, page
+
+if TYPE_CHECKING:
+    from listener.simulator.auth.entra import Entra
 
 CONTROL = "/control"
 Answer = Callable[[str, str, Mapping[str, str], bytes], Reply]
@@ -37,7 +40,7 @@ def exchange_front(
     return answer
 
 
-def entra_front(exchange: Exchange, entra: Entra, clock: Callable[[], float]) -> Answer:
+def entra_front(exchange: Exchange, entra: "Entra", clock: Callable[[], float]) -> Answer:
     """The answers of Entra ID to anybody."""
 
     def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:

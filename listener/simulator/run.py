@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import trio
 
@@ -24,9 +25,9 @@ def main(
 ) -> None:
     """Run until SIGINT, SIGTERM or the end of `duration` (seconds), or of standard input if that is wanted.
 
-    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `user`,
-    `password`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened. FaultError: the faults
-    name what is not there.
+    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `auth`,
+    `user`, `password`, `oauth`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened.
+    FaultError: the faults name what is not there.
     """
     try:
         trio.run(_run, settings, duration, write_config, until_stdin_closes)
@@ -49,15 +50,17 @@ async def _run(
             if until_stdin_closes:
                 nursery.start_soon(_cancel_when_stdin_closes, nursery.cancel_scope)
             running: Running = await nursery.start(serve, settings)
-            with _files(running, settings, write_config) as (ca_file, mailboxes_file):
+            with _files(running, settings, write_config) as files:
                 first = {
                     "ews_url": running.ews_url,
                     "autodiscover_url": running.autodiscover_url,
                     "control_url": running.control_url,
+                    "auth": settings.auth,
                     "user": running.user,
                     "password": running.password,
-                    "ca_file": str(ca_file) if ca_file else None,
-                    "mailboxes_file": str(mailboxes_file) if mailboxes_file else None,
+                    "oauth": _oauth(running, settings, files),
+                    "ca_file": _written(files.ca),
+                    "mailboxes_file": _written(files.mailboxes),
                 }
                 sys.stdout.write(json.dumps(first) + "\n")
                 sys.stdout.flush()
@@ -75,23 +78,49 @@ async def _cancel_when_stdin_closes(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
+class Files(NamedTuple):
+    """What goes with a run: the authority's certificate, an application's key and certificate, the mailboxes."""
+
+    ca: Path | None
+    application: Path | None
+    mailboxes: Path | None
+
+
+def _written(path: Path | None) -> str | None:
+    return str(path) if path else None
+
+
+def _oauth(running: Running, settings: Settings, files: Files) -> dict[str, str | None] | None:
+    if running.login_url is None:
+        return None
+    return {
+        "authority": f"{running.login_url}/{settings.tenant}",
+        "tenant": settings.tenant,
+        "client_id": settings.client_id,
+        "client_secret": settings.client_secret,
+        "certificate_file": _written(files.application),
+    }
+
+
 @contextmanager
-def _files(
-    running: Running, settings: Settings, config: Path | None
-) -> Iterator[tuple[Path | None, Path | None]]:
-    """The files that go with a run: (CA certificate, list of mailboxes). Those beside a configuration stay."""
+def _files(running: Running, settings: Settings, config: Path | None) -> Iterator[Files]:
+    """Those beside a configuration stay."""
     with TemporaryDirectory(prefix="ews-simulator-") as temporary:
         folder = config.resolve().parent if config else Path(temporary)
-        ca_file = mailboxes_file = None
+        ca_file = application = mailboxes_file = None
         if running.ca_pem:
             ca_file = folder / "ca.pem"
             ca_file.write_bytes(running.ca_pem)
+        if entra := running.exchange.gate.entra:
+            application = folder / "application.pem"
+            application.touch(mode=0o600)
+            application.write_bytes(entra.registration.pem)
         if config:
             mailboxes_file = folder / "mailboxes.txt"
             addresses = sorted(mailbox.address for mailbox in running.exchange.directory)
             mailboxes_file.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
             config.write_text(configuration(running, settings, tls=ca_file is not None), encoding="utf-8")
-        yield ca_file, mailboxes_file
+        yield Files(ca_file, application, mailboxes_file)
 
 
 def configuration(running: Running, settings: Settings, *, tls: bool) -> str:
@@ -101,6 +130,16 @@ def configuration(running: Running, settings: Settings, *, tls: bool) -> str:
         return json.dumps(value, ensure_ascii=False)
 
     ca_file = 'ca_file = "ca.pem"\n' if tls else ""
+    if running.login_url:
+        who = {
+            "kind": "oauth",
+            "authority": f"{running.login_url}/{settings.tenant}",
+            "client_id": settings.client_id,
+            "client_secret": settings.client_secret,
+        }
+    else:
+        who = {"kind": settings.auth, "user": running.user, "password": running.password}
+    auth = "".join(f"{key} = {text(value)}\n" for key, value in who.items())
     return f"""\
 state_directory = "state"
 
@@ -109,10 +148,7 @@ ews_url = {text(running.ews_url)}
 autodiscover_url = {text(running.autodiscover_url)}
 {ca_file}
 [auth]
-kind = "basic"
-user = {text(running.user)}
-password = {text(running.password)}
-
+{auth}
 [mailboxes]
 file = "mailboxes.txt"
 

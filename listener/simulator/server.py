@@ -86,6 +86,7 @@ async def serve(
         scheme = "https" if certificates else "http"
         exchange.base_url = f"{scheme}://{settings.host}:{port}"
         if entra:
+            entra.exchange.add(exchange.base_url)
             entra.base_url = f"{scheme}://{settings.host}:{login_listeners[0].socket.getsockname()[1]}"
 
         async def handle(raw: trio.SocketStream) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from listener.simulator.authentication import BasicLogin
+from listener.simulator.auth import Admitted
 from listener.simulator.control import Control
 from listener.simulator.http import Reply
 from listener.simulator.mailstore import Mailbox
 from listener.simulator.traffic import Traffic
-from tests.simulator.client import Client, Reader, T, basic, code, root, stream_body, subscribe_body
+from tests.simulator.client import NOON, Client, Reader, T, basic, code, root, stream_body, subscribe_body
 
 
 class Desk:
@@ -104,9 +104,9 @@ def test_ews_switched_off_for_a_mailbox() -> None:
 
 def test_other_accounts_log_in_and_impersonate_nobody() -> None:
     desk = Desk()
-    directory, password = desk.client.exchange.directory, desk.client.settings.password
-    login = BasicLogin(directory.accounts, "mail.contoso.example")
-    assert login.check(basic(desk.ben.address, password)) == desk.ben.address
+    password = desk.client.settings.password
+    login = desk.client.exchange.gate.scheme.login(None)
+    assert login.check(basic(desk.ben.address, password), NOON) == Admitted(desk.ben.address, "basic")
     account = {"account": desk.ben.address}
     assert code(desk.get_folder("inbox", desk.ben, **account)) == "NoError"
     denied = desk.get_folder("inbox", desk.anna, impersonate=desk.anna.address, **account)

@@ -20,6 +20,7 @@ def running_with(password: str) -> Running:
         ews_url="http://127.0.0.1:1/EWS/Exchange.asmx",
         autodiscover_url="http://127.0.0.1:1/autodiscover/autodiscover.svc",
         control_url="http://127.0.0.1:1/control",
+        login_url=None,
         user="svc-listener@contoso.example",
         password=password,
         ca_pem=None,

@@ -19,8 +19,10 @@ Start = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
 def test_a_signal_ends_it_cleanly(simulate: Start, number: signal.Signals) -> None:
     process, told = simulate("--rate", "0")
     assert sorted(told) == [
-        "autodiscover_url", "ca_file", "control_url", "ews_url", "mailboxes_file", "password", "user",
+        "auth", "autodiscover_url", "ca_file", "control_url", "ews_url", "mailboxes_file", "oauth", "password",
+        "user",
     ]  # fmt: skip
+    assert (told["auth"], told["oauth"]) == ("basic", None)
     assert told["ca_file"] is None
     assert told["mailboxes_file"] is None
     process.send_signal(number)

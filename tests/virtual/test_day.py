@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.simulator.faults import KINDS, Padding
+from listener.simulator.faults import Padding
 from listener.simulator.plans import PROFILES, Plan
 from listener.simulator.settings import Settings
 from tests.virtual.world import world
@@ -18,9 +18,9 @@ from tests.virtual.world import world
 HOUR = 3600.0
 HOURS = float(os.environ.get("EWS_LISTENER_HOURS", "8"))
 MAILBOXES = 9
-# The profile is for minutes. A bad certificate takes TLS.
+# The profile is for minutes.
 SHARE = 1 / 40
-KINDS_MADE = set(KINDS) - {"bad_certificate"}
+KINDS_MADE = {entry.fault.kind for entry in PROFILES["heavy"]}
 
 
 def spread(seconds: float) -> Plan:

@@ -12,7 +12,7 @@ import httpx
 import trio
 
 from listener.simulator import faults
-from listener.simulator.authentication import BasicLogin, Denied
+from listener.simulator.auth import Denied
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.server import TICK
@@ -97,11 +97,10 @@ class Wire(httpx.AsyncBaseTransport):
 
     def _reply(self, request: httpx.Request, body: bytes) -> Reply:
         headers = dict(request.headers.items())
-        login = BasicLogin(self.exchange.directory.accounts, "virtual")
-        account = login.check(headers.get("authorization"))
-        if isinstance(account, Denied):
-            return page(401, "Unauthorized", [("WWW-Authenticate", account.challenges[0])])
-        asked = HttpRequest(request.method, request.url.path, headers, body, account)
+        outcome = self.exchange.gate.scheme.login(None).check(headers.get("authorization"), clock())
+        if isinstance(outcome, Denied):
+            return page(401, "Unauthorized", outcome.headers)
+        asked = HttpRequest(request.method, request.url.path, headers, body, outcome.account)
         return self.exchange.handle(asked, clock())
 
 

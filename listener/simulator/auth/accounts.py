@@ -21,7 +21,7 @@ class Accounts:
     @property
     def locked(self) -> list[str]:
         """Those that have locked themselves out."""
-        return sorted(name for name, count in self._in_a_row.items() if 0 < self._lock_after <= count)
+        return sorted(filter(self._has_locked_itself, self._in_a_row))
 
     def find(self, name: str) -> str | None:
         """The account of a user principal name, or of DOMAIN\\name with the domain's first label, in any case."""
@@ -34,7 +34,10 @@ class Accounts:
         return compare_digest(self.passwords[account].encode(), password.encode())
 
     def is_locked(self, account: str) -> bool:
-        return self._conditions.locked is not None or account in self.locked
+        return self._conditions.locked is not None or self._has_locked_itself(account)
+
+    def _has_locked_itself(self, account: str) -> bool:
+        return 0 < self._lock_after <= self._in_a_row[account]
 
     def admit(self, account: str) -> None:
         """Its credentials were good: what was refused before no longer counts."""

@@ -8,7 +8,7 @@ from base64 import b64encode
 import msgspec
 
 from listener.simulator.auth import Admitted, Denied, challenges
-from listener.simulator.auth.entra import RESOURCE, Entra
+from listener.simulator.auth.entra import Entra
 from listener.simulator.conditions import Conditions
 
 _EXCHANGE = "00000002-0000-0ff1-ce00-000000000000"
@@ -16,10 +16,9 @@ _EXCHANGE = "00000002-0000-0ff1-ce00-000000000000"
 
 
 class Bearer:
-    """The scheme, and the login of every connection: it keeps no state. `ews_origin` is a resource too."""
+    """The scheme, and the login of every connection: it keeps no state."""
 
     def __init__(self, entra: Entra, conditions: Conditions) -> None:
-        self.ews_origin = ""
         self._entra = entra
         self._conditions = conditions
 
@@ -34,7 +33,7 @@ class Bearer:
             claims = self._entra.read(token, now)
         except ValueError as error:
             return self._refused(f'error="invalid_token", error_description="{error}"', "token")
-        if claims["aud"] not in (RESOURCE, self.ews_origin):
+        if claims["aud"] not in self._entra.exchange:
             return self._refused('error="invalid_token", error_description="The audience is wrong."', "token")
         challenge = self._conditions.claims
         if challenge and challenge.value not in claims.get("acrs", ()):

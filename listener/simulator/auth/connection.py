@@ -28,7 +28,8 @@ class Refusal(Exception):  # noqa: N818
 class Acceptor(Protocol):
     """The server's end of one handshake. `account` is None until the proof is there."""
 
-    account: str | None
+    @property
+    def account(self) -> str | None: ...
 
     @property
     def mechanism(self) -> str: ...

@@ -30,7 +30,9 @@ from listener.simulator.conditions import Conditions
 from listener.simulator.http import Reply
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-RESOURCE = "https://outlook.office365.com"
+_EXCHANGE = ("https://outlook.office365.com", "https://outlook.office.com")
+_OTHERS = ("https://graph.microsoft.com",)
+"""Resources that Exchange takes no tokens for."""
 _ADFS = "adfs"
 _KEY_ID = "simulated"
 _SKEW = 300.0
@@ -72,12 +74,13 @@ class Refused(Exception):  # noqa: N818
 
 class Entra:
     """`base_url`, without a slash at the end, must be set before it can answer. `lifetime` of tokens in seconds.
-    `issued` counts tokens, `refused` AADSTS codes."""
+    `exchange` are the resources that are Exchange; `issued` counts tokens, `refused` AADSTS codes."""
 
     def __init__(
         self, registration: Registration, accounts: Accounts, conditions: Conditions, lifetime: float
     ) -> None:
         self.base_url = ""
+        self.exchange = {*_EXCHANGE}
         self.issued = 0
         self.refused: Counter[int] = Counter()
         self.registration = registration
@@ -104,7 +107,7 @@ class Entra:
         """The claims of a token that was issued here and is still good. ValueError: it is not; the text says why."""
         try:
             claims: dict[str, Any] = jwt.decode(
-                token, self._signing_key.public_key(), algorithms=["RS256"], options=_TIMES_ARE_OURS
+                token, self._signing_key.public_key(), algorithms=["RS256"], options=_OF_A_TOKEN
             )
         except jwt.PyJWTError as error:
             raise ValueError(str(error)) from None
@@ -229,7 +232,7 @@ class Entra:
                 audience=[
                     self._configuration(each)["token_endpoint"] for each in (tenant, registration.tenant)
                 ],
-                options={**_TIMES_ARE_OURS, "verify_aud": True, "require": ["aud", "exp", "iss", "sub"]},
+                options=_OF_AN_ASSERTION,
             )
         except jwt.InvalidSignatureError:
             raise Refused(700027) from None
@@ -244,16 +247,16 @@ class Entra:
         resource, _, suffix = form.get("scope", "").split(" ")[0].rpartition("/")
         if suffix != ".default":
             raise Refused(1002012)
-        return resource.rstrip("/")
+        resource = resource.rstrip("/")
+        if resource not in (*self.exchange, *_OTHERS):
+            raise Refused(500011)
+        return resource
 
 
-_TIMES_ARE_OURS: Any = {
-    "require": ["aud", "exp"],
-    "verify_aud": False,
-    "verify_exp": False,
-    "verify_nbf": False,
-    "verify_iat": False,
-}
+# Times are compared here, since PyJWT asks the system's clock.
+_TIMES: dict[str, Any] = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
+_OF_AN_ASSERTION: Any = {**_TIMES, "require": ["aud", "exp", "iss", "sub"]}
+_OF_A_TOKEN: Any = {**_TIMES, "verify_aud": False}
 
 
 def _demanded(text: str) -> dict[str, list[str]]:

@@ -2,18 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from listener.simulator.auth import Admitted, Denied, Scheme
 from listener.simulator.auth.accounts import Accounts
-from listener.simulator.auth.basic import Basic
-from listener.simulator.auth.bearer import Bearer
-from listener.simulator.auth.entra import Entra
-from listener.simulator.auth.negotiate import Negotiate
-from listener.simulator.auth.ntlm import Ntlm
-from listener.simulator.auth.registration import Registration
 from listener.simulator.conditions import Conditions
 from listener.simulator.settings import Settings
+
+if TYPE_CHECKING:
+    from listener.simulator.auth.entra import Entra
 
 
 class Gate:
@@ -25,18 +22,31 @@ class Gate:
         self.mechanisms: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
-        self.scheme: Scheme
+        self.scheme = self._scheme(settings, conditions)
+
+    def _scheme(self, settings: Settings, conditions: Conditions) -> Scheme:
+        # pyspnego, PyJWT and what they bring are imported by those alone who need them.
         match settings.auth:
             case "basic":
-                self.scheme = Basic(self.accounts, settings.host)
+                from listener.simulator.auth.basic import Basic
+
+                return Basic(self.accounts, settings.host)
             case "ntlm":
-                self.scheme = Ntlm(self.accounts, settings.extended_protection)
+                from listener.simulator.auth.ntlm import Ntlm
+
+                return Ntlm(self.accounts, settings.extended_protection)
             case "negotiate":
-                self.scheme = Negotiate(self.accounts, settings.extended_protection, settings.keytab)
+                from listener.simulator.auth.negotiate import Negotiate
+
+                return Negotiate(self.accounts, settings.extended_protection, settings.keytab)
             case "oauth":
+                from listener.simulator.auth.bearer import Bearer
+                from listener.simulator.auth.entra import Entra
+                from listener.simulator.auth.registration import Registration
+
                 lifetime = settings.token_lifetime
                 self.entra = Entra(Registration(settings), self.accounts, conditions, lifetime)
-                self.scheme = Bearer(self.entra, conditions)
+                return Bearer(self.entra, conditions)
 
     def note(self, outcome: Admitted | Denied) -> None:
         """Count an outcome of the scheme's logins."""

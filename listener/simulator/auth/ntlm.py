@@ -14,7 +14,7 @@ from listener.simulator.auth.accounts import Accounts
 from listener.simulator.auth.binding import Binding, Protection
 from listener.simulator.auth.connection import ConnectionLogin, Refusal
 
-BROKEN = (SpnegoError, struct.error, ValueError, LookupError, TypeError)
+BROKEN = (SpnegoError, struct.error, ValueError, LookupError, TypeError, StopIteration, ArithmeticError)
 """What pyspnego raises for a token that is malformed or proves nothing."""
 
 

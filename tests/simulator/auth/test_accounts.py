@@ -1,0 +1,45 @@
+import pytest
+
+from listener.simulator.conditions import Conditions
+from listener.simulator.faults import AccountLocked
+from tests.simulator.auth.people import PASSWORD, USER, USERS, accounts
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_an_account_has_several_names(name: str) -> None:
+    assert accounts().find(name) == USER
+
+
+@pytest.mark.parametrize("name", ["", "svc", "\\svc", "FABRIKAM\\svc", "svc@fabrikam.example", "CONTOSO\\"])
+def test_others_are_unknown(name: str) -> None:
+    assert accounts().find(name) is None
+
+
+def test_too_many_refusals_in_a_row_lock_it() -> None:
+    people = accounts(lock_after=3)
+    for _ in range(2):
+        people.refuse(USER)
+    people.admit(USER)
+    for _ in range(2):
+        people.refuse(USER)
+    assert not people.is_locked(USER)
+    people.refuse(USER)
+    assert people.is_locked(USER)
+    assert people.locked == [USER]
+    assert people.knows(USER, PASSWORD)
+
+
+def test_the_lock_can_be_left_out() -> None:
+    people = accounts(lock_after=0)
+    for _ in range(100):
+        people.refuse(USER)
+    assert not people.is_locked(USER)
+
+
+def test_a_fault_locks_it_for_a_while() -> None:
+    conditions = Conditions()
+    people = accounts(conditions)
+    conditions.locked = fault = AccountLocked()
+    assert people.is_locked(USER)
+    conditions.relieve(fault)
+    assert not people.is_locked(USER)
