@@ -4,10 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test lint format bench coverage clean
+.PHONY: help demo test lint format bench coverage clean install deb test-deb
 help:
 	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
 	@echo "make test | lint | format | coverage | bench | clean"
+	@echo "make install [PREFIX=/usr/local] [DESTDIR=]     with an environment of its own, units, man page, completions"
+	@echo "make deb | test-deb                             a Debian package in dist/; and try it (as root)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +41,17 @@ format: $(VENV)/.dev
 coverage: $(VENV)/.dev
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage combine -q && $(BIN)/coverage report --skip-covered --sort=cover
+
+install:
+	@PYTHON=$(PYTHON) DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install
+
+# The package depends on the system's own Python, whatever $(PYTHON) is.
+deb:
+	@packaging/deb/build
+
+test-deb: $(VENV)/.dev
+	@COMPRESS=gzip packaging/deb/build
+	EWS_LISTENER_DEB="$$(ls -t $(CURDIR)/dist/*.deb | head -n 1)" $(BIN)/python -m pytest -q tests/system/test_deb.py
 
 clean:
 	rm -rf $(VENV) dist .coverage* .mypy_cache .pytest_cache .ruff_cache

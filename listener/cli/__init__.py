@@ -3,6 +3,7 @@
 The commands' modules import nothing heavy at their top: `--help` and completion must answer at once.
 """
 
+import os
 from typing import Annotated
 
 import typer
@@ -20,7 +21,8 @@ app = typer.Typer(
     name="ews-listener",
     help="Listens to Exchange mailboxes over EWS streaming notifications and hands each event to your handlers.",
     no_args_is_help=True,
-    add_completion=False,
+    # Shells ask in this way; no options of its own then clutter `--help`.
+    add_completion="_EWS_LISTENER_COMPLETE" in os.environ,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,23 +1,20 @@
 """The service under a real systemd: its unit as it is shipped, in a machine of its own, against the simulator."""
 
-import json
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.system.machine import Machine, why_not
-from tests.system.processes import Simulator, json_lines, until
+from tests.system.machine.service import Service, silent_simulator
+from tests.system.processes import Simulator, until
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 
 ROOT = Path(__file__).parent.parent.parent
-UNIT = "ews-listener.service"
 # An interpreter that the service's account can get at, with the listener of this tree.
 COMMAND = """\
 #!/bin/sh
@@ -54,15 +51,8 @@ SOON = "[Service]\nRestartSec=100ms\n"
 
 @pytest.fixture(scope="module")
 def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    config = tmp_path_factory.mktemp("simulator") / "listener.toml"
-    options = ["--rate", "0", "--mailboxes", "4", "--write-config", str(config)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "listener", "simulate", *options], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        yield Simulator(process, json.loads(process.stdout.readline()), config)
-        process.kill()
+    with silent_simulator(tmp_path_factory.mktemp("simulator")) as there:
+        yield there
 
 
 @pytest.fixture(scope="module")
@@ -83,78 +73,11 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield machine
 
 
-class Service:
-    """The service in the machine, with what it delivers."""
-
-    def __init__(self, machine: Machine, simulator: Simulator, unit: str, instance: str = "") -> None:
-        self.machine = machine
-        self.simulator = simulator
-        self.unit = unit
-        self.config = f"/etc/ews-listener/{instance or 'config'}.toml"
-        self.state = f"/var/lib/ews-listener{instance and '-'}{instance}"
-
-    def configure(self, *, old: str = "", new: str = "", more: str = "") -> None:
-        """Writes the simulator's configuration, changed so, with the password as a credential."""
-        text = self.simulator.config.read_text()
-        password = next(line for line in text.splitlines() if line.startswith("password = "))
-        secret = f"/run/credentials/{self.unit}/password"
-        text = text.replace(password, f'password_file = "{secret}"')
-        text = text.replace('"state"', f'"{self.state}"').replace('"deliver', f'"{self.state}/deliver')
-        self.machine.write(self.config, text.replace(old, new) + more)
-        self.machine.write("/etc/ews-listener/password", json.loads(password.partition(" = ")[2]), 0o600)
-        self.machine.write("/etc/ews-listener/mailboxes.txt", "\n".join(self.simulator.mailboxes))
-
-    def drop_in(self, name: str, text: str) -> None:
-        self.machine.write(f"/etc/systemd/system/{self.unit}.d/{name}.conf", text)
-        self.machine.run("systemctl", "daemon-reload")
-
-    def systemctl(self, verb: str) -> None:
-        try:
-            self.machine.run("systemctl", verb, self.unit)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.journal()[-3000:]}") from None
-
-    def shown(self, name: str) -> str:
-        return self.machine.run("systemctl", "show", "--value", f"--property={name}", self.unit).strip()
-
-    def until_shown(self, name: str, value: str) -> None:
-        until(
-            lambda: self.shown(name) == value, f"{name} = {value}, but {self.shown(name)}\n{self.journal()}"
-        )
-
-    def until_streaming(self) -> None:
-        self.until_shown("StatusText", "4 of 4 mailboxes streaming")
-
-    def journal(self, *options: str) -> str:
-        return self.machine.run("journalctl", "--no-pager", f"--unit={self.unit}", *options)
-
-    def logged(self, event: str, **fields: str) -> list[dict[str, Any]]:
-        """The entries of this event that have these fields: the journal itself finds them."""
-        wanted = [f"EWS_{name.upper()}={value}" for name, value in {"event": event, **fields}.items()]
-        return [json.loads(line) for line in self.journal("--output=json", *wanted).splitlines()]
-
-    def kept(self, name: str) -> Path:
-        """A file in its state directory. What systemd shows of that to others is a link to this place."""
-        return self.machine.path(f"/var/lib/private/{Path(self.state).name}/{name}")
-
-    def until_delivered(self, ledger: list[dict[str, Any]], file: str = "deliveries.jsonl") -> None:
-        """Returns when the handler that writes this file was told of all items."""
-        wanted = {line["item_id"] for line in ledger if "item_id" in line}
-
-        def missing() -> set[str]:
-            return wanted - {line["data"].get("item_id") for line in json_lines(self.kept(file))}
-
-        until(
-            lambda: not missing(), f"{len(wanted)} deliveries; missing: {missing()}\n{self.journal()[-3000:]}"
-        )
-
-
 @pytest.fixture
 def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
     """The single service, configured and not yet started, with a password from systemd; stopped in the end."""
-    there = Service(booted, simulator, UNIT)
+    there = Service(booted, simulator)
     there.configure()
-    there.drop_in("credentials", (ROOT / "systemd" / "drop-ins" / "credentials.conf").read_text())
     there.drop_in("soon", SOON)
     yield there
     booted.ask("systemctl", "stop", there.unit)
@@ -188,7 +111,7 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
     service.until_streaming()
     ledger = service.simulator.make(service.simulator.mailboxes[1], count=50)
     service.until_delivered(ledger)  # to the other handler: so they are in the journal
-    service.machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    service.machine.run("systemctl", "kill", "--signal=KILL", service.unit)
     service.until_shown("NRestarts", "1")
     service.until_streaming()
     ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)
@@ -210,19 +133,16 @@ def test_the_watchdog_ends_a_loop_that_hangs_and_the_journal_says_where(service:
 
 def test_a_bad_configuration_is_told_and_not_tried_again(service: Service) -> None:
     service.configure(more="\n[dispatch]\n")
-    service.machine.fail("systemctl", "start", UNIT)
+    service.machine.fail("systemctl", "start", service.unit)
     service.until_shown("ActiveState", "failed")
     assert (service.shown("ExecMainStatus"), service.shown("NRestarts")) == ("2", "0")
     assert "error: dispatch: unknown" in service.journal()
 
 
 def test_instances_live_side_by_side(booted: Machine, simulator: Simulator) -> None:
-    units = {
-        name: Service(booted, simulator, f"ews-listener@{name}.service", name) for name in ("one", "two")
-    }
+    units = {name: Service(booted, simulator, name) for name in ("one", "two")}
     for unit in units.values():
         unit.configure()
-        unit.drop_in("credentials", (ROOT / "systemd" / "drop-ins" / "credentials.conf").read_text())
         unit.systemctl("start")
     for unit in units.values():
         unit.until_streaming()

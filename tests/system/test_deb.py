@@ -1,0 +1,116 @@
+"""The Debian package on a machine of its own: installed, started, upgraded, removed and purged.
+
+`make test-deb` builds it and names it in $EWS_LISTENER_DEB; without that, these tests are skipped.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.machine import Machine, why_not
+from tests.system.machine.service import Service, silent_simulator
+from tests.system.processes import Simulator
+
+DEB = os.environ.get("EWS_LISTENER_DEB", "")
+NO_MACHINE = why_not() if DEB else "no $EWS_LISTENER_DEB: `make test-deb` builds the package and runs these"
+pytestmark = pytest.mark.skipif(bool(NO_MACHINE), reason=NO_MACHINE or "-")
+DPKG = ("dpkg", "--no-triggers", "--force-unsafe-io", "--force-confdef")
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package, old.deb, and one of a higher version, new.deb."""
+    folder = tmp_path_factory.mktemp("packages")
+    shutil.copy(DEB, folder / "old.deb")
+    tree = folder / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", DEB, tree], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 9:"))
+    subprocess.run(
+        ["dpkg-deb", "-Znone", "--build", tree, folder / "new.deb"], check=True, stdout=subprocess.DEVNULL
+    )
+    shutil.rmtree(tree)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    with silent_simulator(tmp_path_factory.mktemp("simulator")) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Iterator[Machine]:
+    with Machine.boot(tmp_path_factory.mktemp("machine"), {packages: "/packages"}) as machine:
+        machine.run(*DPKG, "--install", "/packages/old.deb")
+        yield machine
+
+
+@pytest.mark.skipif(shutil.which("lintian") is None, reason="lintian is not installed")
+def test_lintian_finds_no_errors() -> None:
+    told = subprocess.run(
+        ["lintian", "--fail-on=error", "--tag-display-limit=0", DEB], capture_output=True, text=True
+    )
+    assert told.returncode == 0, "\n".join(line for line in told.stdout.splitlines() if line.startswith("E:"))
+
+
+def test_what_is_installed_fits_together(machine: Machine) -> None:
+    assert machine.run("ews-listener", "--version").strip()
+    assert machine.run("getent", "passwd", "ews-listener").startswith("ews-listener:x:")
+    assert machine.run("systemd-analyze", "verify", "/lib/systemd/system/ews-listener.service") == ""
+    page = machine.run("env", "MANWIDTH=80", "man", "--warnings", "--encoding=UTF-8", "ews-listener")
+    assert "dead-letters retry" in page
+    listed = machine.run("dpkg", "--listfiles", "ews-listener").split()
+    assert "/etc/ews-listener/config.toml" in listed
+    assert machine.run("dpkg", "--verify", "ews-listener") == ""
+
+
+@pytest.mark.parametrize("word", ["ru", "dead-letters re"])
+def test_bash_completes(machine: Machine, word: str) -> None:
+    script = f"""
+        source /usr/share/bash-completion/completions/ews-listener
+        COMP_WORDS=(ews-listener {word}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _ews_listener_completion ews-listener
+        echo "${{COMPREPLY[@]}}"
+    """
+    assert machine.run("bash", "-c", script).split() == [{"ru": "run"}.get(word, "retry")]
+
+
+def test_it_is_not_started_before_its_operator_says_so(machine: Machine) -> None:
+    assert machine.ask("systemctl", "is-enabled", "ews-listener.service").strip() == "disabled"
+    assert machine.ask("systemctl", "is-active", "ews-listener.service").strip() == "inactive"
+
+
+def test_it_runs_is_upgraded_removed_and_purged(machine: Machine, simulator: Simulator) -> None:
+    service = Service(machine, simulator)
+    service.configure()
+    machine.run("systemctl", "enable", "--now", service.unit)
+    service.until_streaming()
+    ledger = simulator.make(simulator.mailboxes[0], count=3)
+    service.until_delivered(ledger)
+    before = service.shown("MainPID")
+    account = machine.run("id", "-u", "ews-listener").strip()
+    assert str(machine.path(f"/proc/{before}").stat().st_uid) == account
+
+    configured = machine.path(service.config).read_text()
+    machine.run(*DPKG, "--install", "/packages/new.deb")
+    assert service.shown("MainPID") not in (before, "0")
+    assert machine.path(service.config).read_text() == configured
+    service.until_streaming()
+    ledger += simulator.make(simulator.mailboxes[0], count=3)
+    service.until_delivered(ledger)
+
+    machine.run("dpkg", "--no-triggers", "--remove", "ews-listener")
+    assert simulator.state()["subscriptions"] == 0
+    assert not machine.path("/opt/ews-listener").exists()
+    assert service.kept("journal.db").exists()
+    assert machine.path(service.config).exists()
+
+    machine.run("dpkg", "--no-triggers", "--purge", "ews-listener")
+    assert not service.kept("").exists()
+    assert not machine.path(service.config).exists()
+    assert machine.ask("systemctl", "list-unit-files", "--legend=no", "ews-listener*") == ""
