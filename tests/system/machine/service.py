@@ -42,8 +42,7 @@ class Service:
         """Writes the simulator's configuration, and more, with the password as a credential of systemd."""
         text = self.simulator.config.read_text()
         password = next(line for line in text.splitlines() if line.startswith("password = "))
-        secret = f"/run/credentials/{self.unit}/password"
-        text = text.replace(password, f'password_file = "{secret}"')
+        text = text.replace(password, 'password_credential = "password"')
         text = text.replace('"state"', f'"{self.state}"').replace('"deliver', f'"{self.state}/deliver')
         self.machine.write(self.config, text + more)
         self.machine.write("/etc/ews-listener/password", json.loads(password.partition(" = ")[2]), 0o600)
