@@ -8,6 +8,9 @@ import typer
 
 def simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    hostname: Annotated[
+        str, typer.Option(help="What the server is called in URLs and in its certificate.")
+    ] = "127.0.0.1",
     mailboxes: Annotated[int, typer.Option(min=0, help="How many mailboxes there are.")] = 20,
     backends: Annotated[int, typer.Option(min=1, help="How many back ends they live on.")] = 3,
     rate: Annotated[float, typer.Option(min=0, help="Events a second, over all mailboxes.")] = 10.0,
@@ -81,6 +84,7 @@ def simulate(
         return
     settings = Settings(
         port=port,
+        name=hostname,
         mailboxes=mailboxes,
         backends=backends,
         rate=rate,

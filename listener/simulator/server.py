@@ -82,12 +82,12 @@ async def serve(
         control_port = control_listeners[0].socket.getsockname()[1]
         entra = exchange.gate.entra
         login_listeners = await trio.open_tcp_listeners(0, host=settings.host) if entra else []
-        certificates = Certificates(settings.host) if settings.tls else None
+        certificates = Certificates(settings.hostname) if settings.tls else None
         scheme = "https" if certificates else "http"
-        exchange.base_url = f"{scheme}://{settings.host}:{port}"
+        exchange.base_url = f"{scheme}://{settings.hostname}:{port}"
         if entra:
             entra.exchange.add(exchange.base_url)
-            entra.base_url = f"{scheme}://{settings.host}:{login_listeners[0].socket.getsockname()[1]}"
+            entra.base_url = f"{scheme}://{settings.hostname}:{login_listeners[0].socket.getsockname()[1]}"
 
         async def handle(raw: trio.SocketStream) -> None:
             transport: Transport = raw
@@ -109,7 +109,7 @@ async def serve(
                 Running(
                     ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
                     autodiscover_url=f"{exchange.base_url}/autodiscover/autodiscover.svc",
-                    control_url=f"{scheme}://{settings.host}:{control_port}{CONTROL}",
+                    control_url=f"{scheme}://{settings.hostname}:{control_port}{CONTROL}",
                     login_url=entra.base_url if entra else None,
                     user=settings.user,
                     password=settings.password,

@@ -78,6 +78,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One simulated organisation and its server."""
 
     host: str = "127.0.0.1"
+    name: str = ""
+    """What it is called in URLs, as Kerberos wants it; the same as `host` if it is empty."""
     port: int = 0
     mailboxes: int = 20
     backends: int = 3
@@ -102,6 +104,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_lifetime: float = 3600.0
     faults: Plan = ()
     """The faults that are made from the start on."""
+
+    @property
+    def hostname(self) -> str:
+        return self.name or self.host
 
     @property
     def user(self) -> str:

@@ -17,12 +17,13 @@ from listener.simulator.auth.accounts import Accounts
 
 
 class Refusal(Exception):  # noqa: N818
-    """Credentials of `user` that do not hold; `why` as in Denied."""
+    """Credentials of `user` that do not hold; `why` as in Denied. `token` tells the client more, if there is one."""
 
-    def __init__(self, user: str, why: str) -> None:
+    def __init__(self, user: str, why: str, token: bytes | None = None) -> None:
         super().__init__(why)
         self.user = user
         self.why = why
+        self.token = token
 
 
 class Acceptor(Protocol):
@@ -69,8 +70,8 @@ class ConnectionLogin:
             account = self._accounts.find(refusal.user)
             if account and refusal.why == "password":
                 self._accounts.refuse(account)
-            return Denied(self._offer, account or refusal.user, refusal.why)
-        spoken = challenges(f"{name} {b64encode(answer).decode()}") if answer else ()
+            return Denied(_spoken(name, refusal.token) or self._offer, account or refusal.user, refusal.why)
+        spoken = _spoken(name, answer)
         if acceptor.account is None:
             self._handshake = (name, acceptor)
             return Denied(spoken)
@@ -85,3 +86,7 @@ class ConnectionLogin:
             self._admitted = Admitted(account, mechanism, proved=False)
             return Admitted(account, mechanism, (*spoken, ("Persistent-Auth", "true")))
         return Admitted(account, mechanism, spoken)
+
+
+def _spoken(scheme: str, token: bytes | None) -> Headers:
+    return challenges(f"{scheme} {b64encode(token).decode()}") if token else ()

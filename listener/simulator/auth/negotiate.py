@@ -82,16 +82,18 @@ class KerberosAcceptor:
         bindings = None
         if self._binding.data is not None:
             bindings = gssapi.raw.ChannelBindings(application_data=self._binding.data)
+        answer: bytes | None = None
         try:
             if self._context is None:
                 key = gssapi.Credentials(usage="accept", store={"keytab": str(self._keytab)})
                 self._context = gssapi.SecurityContext(creds=key, usage="accept", channel_bindings=bindings)
-            answer: bytes | None = self._context.step(token)
+            answer = self._context.step(token)
+            complete = self._context.complete  # an error that comes with a token is raised here, not by step
         except gssapi.exceptions.BadChannelBindingsError:
-            raise Refusal("", "binding") from None
+            raise Refusal("", "binding", answer) from None
         except gssapi.exceptions.GSSError:
-            raise Refusal("", "ticket") from None
-        if self._context.complete:
+            raise Refusal("", "ticket", answer) from None
+        if complete:
             name = str(self._context.initiator_name)
             account = self._accounts.find(name)
             if account is None:
