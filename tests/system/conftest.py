@@ -1,6 +1,7 @@
 """Real processes for the tests that need them."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +18,13 @@ def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str
     """Starts `ews-listener simulate` with these options; gives the process and what its first line says."""
     processes = []
 
-    def start(*options: str) -> tuple["subprocess.Popen[str]", dict[str, Any]]:
+    def start(*options: str, **environment: str) -> tuple["subprocess.Popen[str]", dict[str, Any]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "listener", "simulate", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, **environment},
         )
         processes.append(process)
         assert process.stdout is not None
@@ -43,9 +45,10 @@ def simulator(
 ) -> Callable[..., Simulator]:
     """Starts a silent simulator of four mailboxes, or as the options say, and has it write a configuration."""
 
-    def start(*options: str) -> Simulator:
+    def start(*options: str, **environment: str) -> Simulator:
         config = tmp_path / "listener.toml"
-        process, told = simulate("--rate", "0", "--mailboxes", "4", "--write-config", str(config), *options)
+        common = ("--rate", "0", "--mailboxes", "4", "--write-config", str(config))
+        process, told = simulate(*common, *options, **environment)
         return Simulator(process, told, config)
 
     return start
