@@ -13,8 +13,8 @@ The rules:
    `idle_interval`. What a sweep finds, a stream that seemed to be well did not tell: `silent` hears of that mailbox.
 3. The states that comparisons begin from are built in the background, a page at a time, without events.
 4. A mailbox is worked on by one task at a time, and so many mailboxes side by side as configured. Failures are tried
-   again with back-off; a mailbox that cannot be read waits for its next gap, which then begins where this one did,
-   or for `idle_interval`.
+   again with back-off: soon, or, of a mailbox that cannot be read, ever more seldom. A gap stays open until it is
+   filled; a new one is joined to it, and begins where the earlier one did.
 
 Moments are seconds on trio's clock.
 """
@@ -33,20 +33,14 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
-from listener.differences import Delivered, Record
+from listener.delivered import Delivered
+from listener.differences import Record
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
-from listener.reconcile import (
-    SKEW,
-    Comparison,
-    FolderError,
-    Known,
-    States,
-    Way,
-    build_page,
-    load_known,
-)
+from listener.inquiry import Inquiry, Way
+from listener.knowledge import FolderError, Known, States, build_page, load_known
+from listener.reconcile import SKEW, Comparison
 
 __all__ = ["CatchUp", "MemoryStates", "Mode", "States", "Way"]
 
@@ -80,10 +74,12 @@ class MemoryStates:
 
 @dataclass(slots=True)
 class Gap:
-    """A time without a stream, and why. `since` None: since before this process began. `told`: handlers know."""
+    """A time without a stream, and why. `since` is a moment of this process, None: it is not known. `before`: the
+    gap was there when this process began. `told`: handlers know."""
 
     since: float | None
     reasons: dict[str, None]
+    before: bool = False
     told: bool = False
 
     def joined(self, later: Gap | None) -> Gap:
@@ -92,7 +88,8 @@ class Gap:
             return self
         moments = [since for since in (self.since, later.since) if since is not None]
         told = self.told and not later.reasons.keys() - self.reasons.keys()
-        return Gap(min(moments, default=None), self.reasons | later.reasons, told)
+        before = self.before or later.before
+        return Gap(min(moments, default=None), self.reasons | later.reasons, before, told)
 
 
 @dataclass(slots=True)
@@ -105,14 +102,9 @@ class Desk:
     pace: float = 0.0
     traffic: bool = False
     finds: int = 0  # sweeps in a row that found something
-    # From when on what is kept of the folders tells all that nobody told: of all, and of those that came later.
-    since: float = -inf
-    folder_since: dict[str, float] = field(default_factory=dict)
+    first: float = -inf  # when it was looked at for the first time
+    compared: float = -inf  # when the last comparison began that came to its end
     skipped: set[str] = field(default_factory=set)
-
-    def is_younger(self, folder: str, moment: float | None) -> bool:
-        """Whether what is kept of a folder does not reach back to that moment."""
-        return moment is not None and max(self.since, self.folder_since.get(folder, -inf)) > moment
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,11 +112,11 @@ class CatchUp:
     """All mailboxes' gaps and sweeps.
 
     `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
-    are subscribed to. `start_spread` is the time over which mailboxes are
-    looked at that have a stream for the first time. `silent` is told of mailboxes whose streams keep
-    things back. `grace` is how long a sweep, and `settle` how long a catch-up, lets a stream be late. Durations are
-    in seconds. The counts are for whoever watches: events that were `recovered`, changes that a stream should have
-    told and did not (`missed`), and `requests`, those for first states apart.
+    are subscribed to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first
+    time. `silent` is told of mailboxes whose streams keep things back. `grace` is how long a sweep, and `settle` how
+    long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches: events that
+    were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those for first
+    states apart.
     """
 
     ask: Callable[[str], Way | None]
@@ -148,6 +140,7 @@ class CatchUp:
     missed: int = 0
     requests: int = 0
     _desks: dict[str, Desk] = field(init=False, default_factory=dict)
+    _open: set[str] = field(init=False, default_factory=set)
     _gaps: Agenda = field(init=False)
     _sweeps: Agenda = field(init=False)
     _builds: Agenda = field(init=False)
@@ -158,7 +151,11 @@ class CatchUp:
     @property
     def open_gaps(self) -> int:
         """How many mailboxes have a gap that is not filled."""
-        return sum(desk.gap is not None for desk in self._desks.values())
+        return len(self._open)
+
+    def behind(self, moment: float) -> int:
+        """How many mailboxes have an open gap, or were not compared since that moment."""
+        return sum(desk.compared < moment or mailbox in self._open for mailbox, desk in self._desks.items())
 
     def gap(self, mailbox: str, since: float | None, reason: str) -> None:
         """The mailbox was without a stream since that moment (None: since before this process began), and has one
@@ -166,8 +163,9 @@ class CatchUp:
         if self.mode == "off":
             return
         desk = self._desk(mailbox)
-        gap = Gap(since, {reason: None})
+        gap = Gap(since, {reason: None}, before=since is None)
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
+        self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
         spread = self.dice.uniform(0, self.start_spread) if since is None else 0.0
         self._gaps.put(mailbox, trio.current_time() + spread)
@@ -204,6 +202,7 @@ class CatchUp:
         for agenda in (self._gaps, self._sweeps, self._builds):
             agenda.drop(mailbox)
         self._desks.pop(mailbox, None)
+        self._open.discard(mailbox)
         self.delivered.drop(mailbox)
 
     async def run(self) -> None:
@@ -240,12 +239,14 @@ class CatchUp:
 
     def _put_off(self, agenda: Agenda, mailbox: str, desk: Desk, failure: Failure | None) -> None:
         if failure is NO_STREAM:
-            return  # resume() comes when it has one again
+            agenda.put(mailbox, trio.current_time() + WITHOUT_STREAM)  # resume() may come sooner
+            return
         desk.failures += 1
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
-            agenda.put(mailbox, trio.current_time() + self.idle_interval)
+            delay = Backoff(PARKED, 2.0, self.idle_interval).longest(desk.failures)
+            agenda.put(mailbox, trio.current_time() + delay)
             return
         told = None if failure is None else failure.wait
         delay = self.backoff.delay(desk.failures, self.dice.random(), told)
@@ -269,26 +270,28 @@ class CatchUp:
         finally:
             if not done:
                 desk.gap = gap.joined(desk.gap)
+            elif desk.gap is None:
+                self._open.discard(mailbox)
 
     async def _fill(self, mailbox: str, desk: Desk, gap: Gap) -> None:
-        way = self.ask(mailbox)
-        if way is None:
-            raise ExchangeError(NO_STREAM)
+        inquiry = self._inquiry(mailbox)
         begun = trio.current_time()
         known, records = await load_known(self.states, mailbox)
         is_news = known is not None or gap.since is not None
-        since = self._wall(gap.since)
+        since = self._since(gap, known)
         if is_news and not gap.told:
             log.info("catchup.begun", mailbox=mailbox, reasons=list(gap.reasons))
-            began = datetime.fromtimestamp(known.compared, UTC) if since is None and known else since
-            await self._tell_gap(mailbox, gap, began)
+            await self._tell_gap(mailbox, gap, since)
             gap.told = True
         if known is None:
-            desk.since = begun
-        comparison = self._comparison(mailbox, desk, way)
+            desk.first = begun
+        comparison = self._comparison(mailbox, desk, inquiry)
         comparison.cutoff = None if since is None else since - SKEW
-        comparison.distrusted = lambda folder: desk.is_younger(folder, gap.since)
+        # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
+        younger = gap.since is not None and desk.first > gap.since - LATE
+        comparison.distrusted = younger or (known is not None and known.first and gap.before)
         await self._compare(comparison, known, records)
+        desk.compared = begun
         if is_news:
             if comparison.unseen or comparison.unread:
                 await self._tell(mailbox, "gap", _unfilled(comparison))
@@ -297,10 +300,22 @@ class CatchUp:
         self._builds.put(mailbox, trio.current_time())
         self._sweeps.put(mailbox, trio.current_time() + self.interval * self.dice.uniform(0.5, 1.0))
 
-    def _comparison(self, mailbox: str, desk: Desk, way: Way) -> Comparison:
+    def _since(self, gap: Gap, known: Known | None) -> datetime | None:
+        """When it began; None if nothing can have been missed, since nobody listened before."""
+        compared = datetime.fromtimestamp(known.compared, UTC) if known is not None and gap.before else None
+        moments = [moment for moment in (compared, self._wall(gap.since)) if moment is not None]
+        return min(moments, default=None)
+
+    def _inquiry(self, mailbox: str) -> Inquiry:
+        way = self.ask(mailbox)
+        if way is None:
+            raise ExchangeError(NO_STREAM)
+        return Inquiry(way)
+
+    def _comparison(self, mailbox: str, desk: Desk, inquiry: Inquiry) -> Comparison:
         return Comparison(
             mailbox=mailbox,
-            way=way,
+            inquiry=inquiry,
             kinds=self.kinds,
             states=self.states,
             delivered=self.delivered,
@@ -316,20 +331,21 @@ class CatchUp:
             await comparison.run(known, records)
         finally:
             self.recovered += comparison.found
-            self.requests += comparison.requests
+            self.requests += comparison.inquiry.requests
 
     # --- sweeps
 
     async def _sweep(self, mailbox: str, desk: Desk) -> None:
-        way = self.ask(mailbox)
+        inquiry = self._inquiry(mailbox)
         known, records = await load_known(self.states, mailbox)
-        if way is None or known is None or desk.gap is not None:
+        if known is None or desk.gap is not None:
             return  # the catch-up that comes plans the next sweep
         begun, traffic = trio.current_time(), desk.traffic
         desk.traffic = False
-        comparison = self._comparison(mailbox, desk, way)
+        comparison = self._comparison(mailbox, desk, inquiry)
         comparison.trusting, comparison.grace = True, self.grace
         await self._compare(comparison, known, records)
+        desk.compared = begun
         if comparison.found:
             since = datetime.fromtimestamp(known.compared, UTC)
             reason = "silent" if comparison.missed else "sweep"
@@ -353,11 +369,8 @@ class CatchUp:
     # --- first states
 
     async def _build(self, mailbox: str, desk: Desk) -> None:
-        way = self.ask(mailbox)
-        if way is None:
-            return  # the catch-up that comes puts it on the agenda again
         try:
-            built = await build_page(way, self.states, mailbox, desk.skipped)
+            built = await build_page(self._inquiry(mailbox), self.states, mailbox, desk.skipped)
         except FolderError as error:
             verdict = error.failure.verdict
             if verdict is Verdict.WAIT or (verdict is not Verdict.PARK and desk.failures < STUBBORN):
@@ -371,9 +384,6 @@ class CatchUp:
         if built is None:
             log.debug("catchup.ready", mailbox=mailbox)
             return
-        folder, complete = built
-        if complete:
-            desk.folder_since[folder] = trio.current_time()
         self._builds.put(mailbox, trio.current_time())
 
     # --- what handlers are told
@@ -451,12 +461,18 @@ def _figures(comparison: Comparison, begun: float) -> dict[str, float]:
     return {
         "found": comparison.found,
         "folders": comparison.folders,
-        "requests": comparison.requests,
+        "requests": comparison.inquiry.requests,
         "seconds": round(trio.current_time() - begun, 3),
     }
 
 
 NO_STREAM = Failure(code="NoStream", text="its stream is not open")
+
+# Seconds after which it is seen whether a mailbox has a stream again, and whether one can be read again.
+WITHOUT_STREAM, PARKED = 30.0, 15.0
+
+# How late, in seconds, a stream may tell what happened while it was well.
+LATE = 10.0
 
 # Seconds between two pages of first states, which nobody is waiting for.
 PACE = 0.05

@@ -132,6 +132,7 @@ class Daemon:
             silent=self.roster.renew,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
             concurrency=20,
+            sweepers=8,
             start_spread=min(START_SPREAD, START_EACH * self.roster.mailboxes),
         )
 

@@ -4,26 +4,25 @@ The rules:
 
 1. A folder whose marks (Folder.commit_time_max, deleted_count_total, the counts, the change key) are what they were
    has not changed. Times are of whole seconds there, so a folder that has changed is looked at once more.
-2. What the streams told is remembered in `Delivered`, from the moment at which the mailbox was last compared with
-   what is known of it: all that came before is part of that knowledge.
-3. A change is told if an event told of the thing in just this state. Who wants creations is told of a creation even
-   if a later modification has been told.
-4. What came, was told of, and has gone since, is in no difference of the mailbox: its id is remembered, and looked
-   for.
-5. What a subscription would not have told (because it does not ask for moves, say) cannot have been missed by it: in
+2. A change is told if an event told of the thing in just this state (listener/delivered.py). Who wants creations is
+   told of a creation even if a later modification has been told.
+3. What a subscription would not have told (because it does not ask for moves, say) cannot have been missed by it: in
    a sweep (`trusting`) it is no difference, after a gap it is.
-6. A move cannot be told from a deletion here and a creation there, since the item has another id there.
+4. A folder of which it is not known how it was when a gap began may have changed in it: it is `doubtful`, and told of
+   unless its present state was.
+5. A move cannot be told from a deletion here and a creation there, since the item has another id there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
+from listener.delivered import Notes
 from listener.event import MailboxEvent
 from listener.ews.folders import Folder
 from listener.ews.items import Item
@@ -33,14 +32,21 @@ from listener.ews.sync import Change, ChangeKind
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a folder: how it looked when it was last compared, and the SyncState of its items.
 
-    `complete`: the state tells of all items; until then it was given with a page amid the first ones. `settled`: the
-    folder has not changed between the last two looks.
+    `complete`: the state tells of all items; until then it was given with a page amid the first ones. An empty folder
+    needs none for that. `young`: the state became complete after that look, so it hides what changed in between.
+    `settled`: the folder has not changed between the last two looks.
     """
 
     folder: Folder
     sync_state: str | None = None
     complete: bool = False
+    young: bool = False
     settled: bool = False
+
+    @classmethod
+    def first(cls, folder: Folder, *, settled: bool = False) -> Record:
+        """Of a folder at which nobody has looked before."""
+        return cls(folder=folder, complete=folder.total_count == 0, settled=settled)
 
 
 # --- folders
@@ -48,12 +54,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 class Differences(NamedTuple):
     """`changed` are pairs of what was and what is. `touched` are the ids of known folders whose items may have
-    changed."""
+    changed. Of `doubtful` ones it is not known how they were."""
 
     created: tuple[Folder, ...]
     deleted: tuple[Folder, ...]
     changed: tuple[tuple[Folder, Folder], ...]
     touched: frozenset[str]
+    doubtful: tuple[Folder, ...] = ()
 
 
 def compare(known: Mapping[str, Record], now: Mapping[str, Folder]) -> Differences:
@@ -111,173 +118,6 @@ def below(top: str, folders: Mapping[str, Folder]) -> list[Folder]:
         return answer
 
     return [folder for id_, folder in folders.items() if is_inside(id_)]
-
-
-# --- what was told
-
-FOLDERS = ""
-"""Stands for the folder of folders."""
-
-
-class Notes:
-    """What the streams told of one mailbox, as hashes: 70 bytes or so a fact, one to four facts an event. The ids of
-    what it told of are kept too: of what came and went since the last SyncState, the next one says nothing.
-
-    `forgetful`: some of it was forgotten, because there was too much.
-    """
-
-    def __init__(self) -> None:
-        self._before: set[int] = set()
-        self._since: set[int] = set()
-        self._seen: dict[str, set[str]] = {}
-        self._seen_count = 0
-        self.forgetful = False
-        self._forgot = False
-
-    def __len__(self) -> int:
-        return len(self._before) + len(self._since) + self._seen_count
-
-    def has(self, *fact: object) -> bool:
-        """Whether this was noted. See facts() for what is."""
-        key = hash(fact)
-        return key in self._since or key in self._before
-
-    def seen(self, folder: str = FOLDERS) -> set[str]:
-        """The items in a folder, or the folders, that were there when a stream told of them, and that look() has not
-        named since."""
-        return set(self._seen.get(folder, ()))
-
-    def look(self, ids: Iterable[str], folder: str = FOLDERS) -> None:
-        """These are part of what is known of the folder now, or of what is known to have gone from it."""
-        seen = self._seen.get(folder)
-        if seen is not None:
-            self._seen_count -= len(seen)
-            seen.difference_update(ids)
-            self._seen_count += len(seen)
-            if not seen:
-                del self._seen[folder]
-
-    def note(self, event: MailboxEvent) -> None:
-        self._since.update(map(hash, facts(event)))
-        if event.recovered or event.subject is None:
-            return  # what was found by looking is part of what is known
-        word = event.type.rpartition(".")[2]
-        is_item = event.item_id is not None
-        folder = event.parent_folder_id or "" if is_item else FOLDERS
-        if word == "deleted":
-            self.look((event.subject,), folder)
-        elif word == "moved" and is_item and event.old_item_id is not None:
-            self.look((event.old_item_id,), event.old_parent_folder_id or "")
-        if word in ("created", "new_mail", "copied") or (is_item and word in ("moved", "modified")):
-            seen = self._seen.setdefault(folder, set())
-            self._seen_count += event.subject not in seen
-            seen.add(event.subject)
-
-    def begin(self) -> None:
-        self._before |= self._since
-        self._since = set()
-        self._forgot = False
-
-    def done(self) -> None:
-        self._before = set()
-        self.forgetful = self._forgot
-
-    def forget(self) -> None:
-        self._before, self._since = set(), set()
-        self._seen, self._seen_count = {}, 0
-        self.forgetful = self._forgot = True
-
-
-def facts(event: MailboxEvent) -> Iterator[tuple[object, ...]]:
-    """What an event tells, as far as it matters later."""
-    word, id_ = event.type.rpartition(".")[2], event.subject
-    yield id_, event.change_key
-    match word:
-        case "created":
-            yield "made", id_
-        case "new_mail":
-            yield "made", id_
-            yield "arrived", id_
-        case "copied":
-            yield "made", id_
-            yield "came", id_
-        case "moved":
-            yield "made", id_
-            yield "came", id_
-            if event.item_id is None:
-                yield "moved", id_, event.parent_folder_id
-            else:
-                yield "gone", event.old_item_id
-        case "deleted":
-            yield "gone", id_
-        case "modified":
-            yield "modified", id_, event.change_key
-            if event.item_id is None:
-                # Some servers give all folders the same change key.
-                yield id_, event.change_key, event.unread_count
-
-
-class Delivered:
-    """What the streams told of all mailboxes since each was last compared with what is known of it.
-
-    It is bounded: of a mailbox that passes `each` facts, and of the one with the most when all together pass `total`,
-    everything is forgotten. Then the next comparison tells things again, and does not take them for missed.
-    """
-
-    def __init__(self, *, each: int = 50_000, total: int = 2_000_000) -> None:
-        self.each = each
-        self.total = total
-        self._notes: dict[str, Notes] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def of(self, mailbox: str) -> Notes:
-        """The notes of one mailbox."""
-        notes = self._notes.get(mailbox)
-        if notes is None:
-            notes = self._notes[mailbox] = Notes()
-        return notes
-
-    def note(self, events: Iterable[MailboxEvent]) -> None:
-        """These were told."""
-        for event in events:
-            notes = self.of(event.mailbox)
-            before = len(notes)
-            notes.note(event)
-            self._count += len(notes) - before
-            if len(notes) > self.each:
-                self._forget(notes)
-            elif self._count > self.total:
-                self._forget(max(self._notes.values(), key=len))
-
-    def begin(self, mailbox: str) -> None:
-        """The mailbox is about to be compared."""
-        self._counted(mailbox, Notes.begin)
-
-    def done(self, mailbox: str) -> None:
-        """It was: what was noted before begin() is part of what is known now."""
-        self._counted(mailbox, Notes.done)
-
-    def look(self, mailbox: str, ids: Iterable[str], folder: str = FOLDERS) -> None:
-        """As Notes.look()."""
-        self._counted(mailbox, lambda notes: notes.look(ids, folder))
-
-    def drop(self, mailbox: str) -> None:
-        """The mailbox is not listened to any more."""
-        if (notes := self._notes.pop(mailbox, None)) is not None:
-            self._count -= len(notes)
-
-    def _forget(self, notes: Notes) -> None:
-        self._count -= len(notes)
-        notes.forget()
-
-    def _counted(self, mailbox: str, change: Callable[[Notes], None]) -> None:
-        notes = self.of(mailbox)
-        before = len(notes)
-        change(notes)
-        self._count += len(notes) - before
 
 
 # --- events
@@ -398,11 +238,10 @@ def folder_events(
 ) -> list[MailboxEvent]:
     """What is to be told of folders themselves: created and moved ones first, deleted ones last.
 
-    Trusting, what lies in a new or deleted folder is passed over, since servers tell of the uppermost only, and so
-    are folders of which nothing but the contents has changed.
+    Trusting, what came in the copy of a folder is passed over, since that is told as one event.
     """
     events = []
-    apart = {folder.folder_id for folder in (*differences.created, *differences.deleted)}
+    copies = _copies(differences.created, notes)
 
     def add(word: str, folder: Folder, **more: str | None) -> None:
         if word in about.kinds:
@@ -421,9 +260,9 @@ def folder_events(
 
     for folder in differences.created:
         if not notes.has("made", folder.folder_id):
-            if not (about.trusting and folder.parent_folder_id in apart):
+            if not (about.trusting and folder.parent_folder_id in copies):
                 add("created", folder)
-        elif not about.trusting and not notes.has(folder.folder_id, folder.change_key):
+        elif not _is_told(folder, about, notes):
             add("modified", folder)
     for before, now in differences.changed:
         if before.parent_folder_id != now.parent_folder_id and not notes.has(
@@ -431,16 +270,29 @@ def folder_events(
         ):
             old = before.parent_folder_id
             add("moved", now, old_folder_id=now.folder_id, old_parent_folder_id=old)
-        elif (not about.trusting or _place(before) != _place(now)) and not _is_told(before, now, notes):
+        elif not _is_told(now, about, notes, before):
             add("modified", now)
+    for folder in differences.doubtful:
+        if not _is_told(folder, about, notes):
+            add("modified", folder)
     for folder in differences.deleted:
-        inner = about.trusting and folder.parent_folder_id in apart
-        if not inner and not notes.has("gone", folder.folder_id):
+        if not notes.has("gone", folder.folder_id):
             add("deleted", folder)
     return events
 
 
-def _is_told(before: Folder, now: Folder, notes: Notes) -> bool:
-    if before.change_key != now.change_key:
-        return notes.has(now.folder_id, now.change_key)
-    return notes.has(now.folder_id, now.change_key, now.unread_count)
+def _copies(created: Iterable[Folder], notes: Notes) -> set[str]:
+    """The new folders that are copies, and those that came inside of them."""
+    copies: set[str] = set()
+    for folder in created:  # parents stand before their children
+        if folder.parent_folder_id in copies or notes.has("copied", folder.folder_id):
+            copies.add(folder.folder_id)
+    return copies
+
+
+def _is_told(now: Folder, about: Context, notes: Notes, before: Folder | None = None) -> bool:
+    """Whether it was told in this state. In a sweep any event about it will do where change keys say nothing."""
+    id_, key = now.folder_id, now.change_key
+    if before is not None and before.change_key == key and not about.trusting:
+        return notes.has(id_, key, now.unread_count)
+    return notes.has(id_, key) or (about.trusting and notes.has(id_, None))

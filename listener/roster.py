@@ -17,7 +17,7 @@ from listener.affinity import Group, Place, Placement, groups, separated, withou
 from listener.backoff import Backoff
 from listener.ews.codes import Failure, Verdict
 from listener.group import Discovered, Doubted, Joined, Left, Stop
-from listener.reconcile import Way
+from listener.inquiry import Way
 from listener.supervisor import GroupRunner, Registry
 
 log = structlog.get_logger()

@@ -49,8 +49,8 @@ from listener.group import (
     Waited,
     advance,
 )
+from listener.inquiry import Way
 from listener.reader import StreamReader
-from listener.reconcile import Way
 from listener.transitions import lifecycle_events, pairs, tell_transition
 
 log = structlog.get_logger()

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from listener.delivered import Delivered, Notes
 from listener.differences import (
     Context,
-    Delivered,
-    Notes,
+    Differences,
     Record,
     as_found,
     below,
@@ -165,7 +165,7 @@ def test_the_ids_are_those_of_the_streamed_events() -> None:
 
 def test_a_folder_that_has_not_changed_is_not_touched() -> None:
     same = {"inbox": Record(folder=INBOX, settled=True)}
-    assert compare(same, {"inbox": INBOX}) == ((), (), (), frozenset())
+    assert compare(same, {"inbox": INBOX}) == ((), (), (), frozenset(), ())
 
 
 @pytest.mark.parametrize(
@@ -229,19 +229,38 @@ def test_the_contents_of_folders() -> None:
     earlier, latest = (event("folder.modified", item="inbox", key="i1", unread_count=n) for n in (2, 3))
     assert words(folder_events(differences, context(), notes(earlier))) == ["folder.modified"]
     assert folder_events(differences, context(), notes(earlier, latest)) == []
-    # A stream that is trusted is trusted in this.
-    assert folder_events(differences, context(trusting=True), Notes()) == []
+    # In a sweep any of its events will do, since they cannot be told apart.
+    assert folder_events(differences, context(trusting=True), notes(earlier)) == []
+    assert words(folder_events(differences, context(trusting=True), Notes())) == ["folder.modified"]
 
 
-def test_of_a_tree_that_came_or_went_servers_tell_the_uppermost_folder() -> None:
+def test_of_a_folder_that_was_copied_with_all_in_it_one_event_tells() -> None:
+    upper, lower = folder(folder_id="u"), folder(folder_id="l", parent_folder_id="u")
+    came = compare({}, {each.folder_id: each for each in (upper, lower)})
+    copied = notes(event("folder.copied", item="u", key="i1"))
+    assert folder_events(came, context(trusting=True), copied) == []
+    assert [each.folder_id for each in folder_events(came, context(), copied)] == ["l"]
+    # Of two folders that were made one after the other, each is told of.
+    made = notes(event("folder.created", item="u", key="i1"))
+    assert [each.folder_id for each in folder_events(came, context(trusting=True), made)] == ["l"]
+
+
+def test_of_a_tree_that_went_each_folder_is_told_of() -> None:
     upper, lower = folder(folder_id="u"), folder(folder_id="l", parent_folder_id="u")
     tree = {each.folder_id: each for each in (upper, lower)}
-    came = compare({}, tree)
-    went = compare({id_: Record(folder=each) for id_, each in tree.items()}, {})
-    told = notes(event("folder.created", item="u"), event("folder.deleted", item="u"))
-    assert folder_events(came, context(trusting=True), told) == []
-    assert folder_events(went, context(trusting=True), told) == []
-    assert [each.folder_id for each in folder_events(went, context(), told)] == ["l"]
+    gone = compare({id_: Record(folder=each) for id_, each in tree.items()}, {})
+    told = notes(event("folder.deleted", item="u"))
+    for trusting in (True, False):
+        events = folder_events(gone, context(trusting=trusting), told)
+        assert [each.folder_id for each in events] == ["l"]
+
+
+def test_of_a_folder_that_may_have_changed_its_present_state_is_told() -> None:
+    doubt = Differences((), (), (), frozenset(), doubtful=(INBOX,))
+    assert words(folder_events(doubt, context(), Notes())) == ["folder.modified"]
+    assert folder_events(doubt, context(), notes(event("folder.modified", item="inbox", key="i1"))) == []
+    earlier = notes(event("folder.modified", item="inbox", key="i0"))
+    assert words(folder_events(doubt, context(), earlier)) == ["folder.modified"]
 
 
 def test_below() -> None:
@@ -311,6 +330,34 @@ def test_things_that_were_seen() -> None:
     assert known.seen() == {"f"}
     known.look({"a", "z"}, "inbox")
     assert known.seen("inbox") == set()
+
+
+def test_the_items_that_are_there_as_far_as_handlers_know() -> None:
+    delivered = Delivered(present=3)
+    delivered.note(
+        [
+            event("item.created", item="a"),
+            event("item.new_mail", item="a"),
+            event("item.modified", item="b", recovered=True),
+            event(
+                "item.moved", item="c", old_item_id="b", old_parent_folder_id="inbox", parent_folder_id="bin"
+            ),
+            event("folder.created", item="f"),
+        ]
+    )
+    here = delivered.present
+    assert (here.of(ANNA, "inbox"), here.of(ANNA, "bin"), len(here)) == ({"a"}, {"c"}, 2)
+    # Comparing does not make them forgotten; going does.
+    delivered.begin(ANNA)
+    delivered.done(ANNA)
+    delivered.note([event("item.deleted", item="c", parent_folder_id="bin")])
+    assert (here.of(ANNA, "inbox"), here.of(ANNA, "bin")) == ({"a"}, set())
+    # The latest are kept: those that were told of again are among them.
+    delivered.note(event("item.created", item=id_) for id_ in "de")
+    delivered.note(event("item.modified", item=id_) for id_ in "ag")
+    assert (here.of(ANNA, "inbox"), len(here)) == ({"a", "e", "g"}, 3)
+    delivered.drop(ANNA)
+    assert (here.of(ANNA, "inbox"), len(here)) == (set(), 0)
 
 
 def test_memory_is_bounded_for_each_mailbox() -> None:

@@ -1,17 +1,19 @@
 """Holds what was delivered against what happened. Pure.
 
-The ledger is the truth: one line a change. A change and a delivery belong together when mailbox, kind, thing and
-parent folder are the same; the first delivery belongs to the first such change, and so on. A recovered event belongs
-to no single change: it tells the state in which the thing was when it was found.
+The ledger is the truth: one line a change. A change and a delivery belong together when mailbox, kind, thing, parent
+folder and change key are the same; the first delivery belongs to the first such change, and so on. A recovered event
+belongs to no single change: it tells a state of the thing, which its change key names, or that the thing is gone.
 
 A change is lost if no delivery about that thing tells its state or a later one. A thing that was moved stays the same
-thing, under its new id. A thing that came and went while a gap stood open leaves no trace that anyone could find: it
-is unseen, not lost.
+thing, under its new id. What came and went inside one gap leaves no trace that anyone could find: it is unseen, not
+lost. What lies in a folder goes with it.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict, deque
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -42,11 +44,15 @@ class LedgerLine(msgspec.Struct):
     change_key: str | None = None
 
     @property
+    def thing(self) -> str:
+        """The id of the item or folder."""
+        return self.item_id or self.folder_id or ""
+
+    @property
     def key(self) -> Key:
         what = "item" if self.item_id is not None else "folder"
         kind = f"exchange.{what}.{_TYPE_OF.get(self.kind, self.kind)}"
-        thing = self.item_id or self.folder_id or ""
-        return Key(self.mailbox, kind, thing, self.parent_folder_id, self.change_key)
+        return Key(self.mailbox, kind, self.thing, self.parent_folder_id, self.change_key)
 
 
 class Call(NamedTuple):
@@ -55,6 +61,10 @@ class Call(NamedTuple):
     key: Key
     time: float
     recovered: bool = False
+
+
+Gaps: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
+"""By mailbox: from when to when it had no stream that was well; Unix seconds."""
 
 
 class Verdict(NamedTuple):
@@ -70,42 +80,54 @@ class Verdict(NamedTuple):
     unseen: int = 0
 
 
+class Books(NamedTuple):
+    """The ledger, held against the calls: `told_by` are the changes that streamed calls tell of, by the number of the
+    call, counted in the order of time."""
+
+    lost: list[LedgerLine]
+    unseen: list[LedgerLine]
+    duplicates: int
+    told_by: dict[int, LedgerLine]
+
+
 def call_of(event: MailboxEvent, time: float) -> Call:
     """The call of a handler with this event."""
     key = Key(event.mailbox, event.type, event.subject or "", event.parent_folder_id, event.change_key)
     return Call(key, time, event.recovered)
 
 
-def compare(ledger: Iterable[LedgerLine], calls: Iterable[Call], *, gaps: bool = False) -> Verdict:
-    """The verdict on the calls of one handler. `gaps`: there were times in which no stream was open."""
-    lines = sorted(ledger, key=lambda line: line.seq)
-    calls = sorted(calls, key=lambda call: call.time)
-    told_by = _matched(lines, calls)
-    latencies = sorted(1000 * (calls[number].time - line.time) for number, line in told_by.items())
-    things = _Things(lines)
-    duplicates = 0
-    for number, call in enumerate(calls):
-        if (line := told_by.get(number)) is not None:
-            things.tell(line.key, line.seq)
-        elif not (call.recovered and things.tell(call.key, things.last_seq(call.key, call.time))):
-            duplicates += 1
-    matched = {line.seq for line in told_by.values()}
-    lost = unseen = 0
-    for line in lines:
-        if line.seq not in matched and not things.told(line):
-            if gaps and things.left_no_trace(line):
-                unseen += 1
-            else:
-                lost += 1
+def compare(ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Gaps | None = None) -> Verdict:
+    """The verdict on the calls of one handler."""
+    lines, calls = list(ledger), sorted(calls, key=lambda call: call.time)
+    books = balance(lines, calls, gaps)
+    latencies = sorted(1000 * (calls[number].time - line.time) for number, line in books.told_by.items())
     return Verdict(
         generated=len(lines),
         delivered=len(calls),
-        duplicates=duplicates,
-        lost=lost,
+        duplicates=books.duplicates,
+        lost=len(books.lost),
         p50_ms=_percentile(latencies, 50),
         p99_ms=_percentile(latencies, 99),
-        unseen=unseen,
+        unseen=len(books.unseen),
     )
+
+
+def balance(ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Gaps | None = None) -> Books:
+    """Which changes nobody was told of, and which calls told nothing new."""
+    lines = sorted(ledger, key=lambda line: line.seq)
+    calls = sorted(calls, key=lambda call: call.time)
+    told_by = _matched(lines, calls)
+    things = _Things(lines)
+    duplicates = 0
+    for number, call in enumerate(calls):
+        line = told_by.get(number)
+        new = things.tell(call.key, line.seq if line is not None else things.stated(call))
+        duplicates += line is None and not new
+    matched = {line.seq for line in told_by.values()}
+    missing = [line for line in lines if line.seq not in matched and not things.told(line)]
+    unseen = [line for line in missing if things.left_no_trace(line, (gaps or {}).get(line.mailbox, ()))]
+    passed = {line.seq for line in unseen}
+    return Books([line for line in missing if line.seq not in passed], unseen, duplicates, told_by)
 
 
 def _matched(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine]:
@@ -120,45 +142,74 @@ def _matched(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine
     }
 
 
+_Id: TypeAlias = tuple[str, str]
+"""A mailbox, and the id of an item or folder in it."""
+
+
 class _Things:
     """Items and folders, each with its changes and how far these have been told."""
 
     def __init__(self, lines: list[LedgerLine]) -> None:
-        self._root: dict[tuple[str, str], tuple[str, str]] = {}
-        self._lines: defaultdict[tuple[str, str], list[LedgerLine]] = defaultdict(list)
-        self._told: dict[tuple[str, str], int] = {}
+        self._root: dict[_Id, _Id] = {}
+        self._lines: defaultdict[_Id, list[LedgerLine]] = defaultdict(list)
+        self._end: dict[_Id, LedgerLine] = {}
+        self._told: dict[_Id, int] = {}
+        self._named: set[_Id] = set()
         for line in lines:
-            thing = line.mailbox, line.key.thing
-            if line.kind == "MovedEvent" and line.old_id is not None:
-                self._root[thing] = self._of(line.mailbox, line.old_id)
-            self._lines[self._of(*thing)].append(line)
-
-    def _of(self, mailbox: str, thing: str) -> tuple[str, str]:
-        return self._root.get((mailbox, thing), (mailbox, thing))
+            id_ = line.mailbox, line.thing
+            self._lines[id_].append(line)
+            if line.kind == "MovedEvent" and line.old_id not in (None, line.thing):
+                old = line.mailbox, line.old_id or ""
+                self._root[id_] = self._root.get(old, old)
+                self._end[old] = line
+            elif line.kind == "DeletedEvent":
+                self._end[id_] = line
 
     def tell(self, key: Key, seq: int | None) -> bool:
         """Takes note that all up to `seq` has been told of the thing; whether that was new."""
-        root = self._of(key.mailbox, key.thing)
-        known = self._told.get(root, 0)
-        if seq is None or seq <= known:
+        id_ = key.mailbox, key.thing
+        self._named.add(id_)
+        root = self._root.get(id_, id_)
+        if seq is None or seq <= self._told.get(root, 0):
             return False
         self._told[root] = seq
         return True
 
     def told(self, line: LedgerLine) -> bool:
-        return line.seq <= self._told.get(self._of(line.mailbox, line.key.thing), 0)
+        id_ = line.mailbox, line.thing
+        return line.seq <= self._told.get(self._root.get(id_, id_), 0)
 
-    def last_seq(self, key: Key, time: float) -> int | None:
-        """The last change of the thing until then."""
-        lines = self._lines.get(self._of(key.mailbox, key.thing), ())
-        return max((line.seq for line in lines if line.time <= time), default=None)
+    def stated(self, call: Call) -> int | None:
+        """The last change that a recovered event tells of; None if it tells nothing that was ever so."""
+        if not call.recovered:
+            return None
+        id_ = call.key.mailbox, call.key.thing
+        lines = [line for line in self._lines.get(id_, ()) if line.time <= call.time]
+        if call.key.kind.endswith(".deleted"):
+            end = self._end_of(id_)
+            # What it went with may be a change of another thing: its folder.
+            return (
+                max(line.seq for line in (*lines, end)) if end is not None and end.time <= call.time else None
+            )
+        return max((line.seq for line in lines if line.change_key == call.key.change_key), default=None)
 
-    def left_no_trace(self, line: LedgerLine) -> bool:
-        """Whether the thing came and went, and nothing of it was ever told."""
-        root = self._of(line.mailbox, line.key.thing)
-        lines = self._lines[root]
-        came = lines[0].kind in ("CreatedEvent", "CopiedEvent", "NewMailEvent")
-        return root not in self._told and came and lines[-1].kind == "DeletedEvent"
+    def _end_of(self, id_: _Id) -> LedgerLine | None:
+        """The change with which a thing went, under this id."""
+        if (end := self._end.get(id_)) is not None:
+            return end
+        lines = self._lines.get(id_)
+        if not lines or lines[-1].item_id is None:
+            return None
+        return self._end.get((id_[0], lines[-1].parent_folder_id or ""))
+
+    def left_no_trace(self, line: LedgerLine, gaps: Sequence[tuple[float, float]]) -> bool:
+        """Whether the thing came and went inside one gap, under this id, and nothing of it was ever told."""
+        id_ = line.mailbox, line.thing
+        first, end = self._lines[id_][0], self._end_of(id_)
+        came = first.kind in _CAME or (first.kind == "MovedEvent" and first.old_id != first.thing)
+        if id_ in self._named or not came or end is None:
+            return False
+        return any(since <= first.time and end.time <= until for since, until in gaps)
 
 
 def read_ledger(lines: Iterable[bytes]) -> tuple[list[LedgerLine], int]:
@@ -180,6 +231,7 @@ def _percentile(ordered: list[float], percent: int) -> float | None:
 
 
 _DECODE = msgspec.json.Decoder(LedgerLine).decode
+_CAME = frozenset(("CreatedEvent", "CopiedEvent", "NewMailEvent"))
 _TYPE_OF = {
     "CreatedEvent": "created",
     "ModifiedEvent": "modified",

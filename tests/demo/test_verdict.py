@@ -33,12 +33,13 @@ def call(line: LedgerLine, after: float) -> Call:
     return Call(line.key, line.time + after)
 
 
-def held(lines: list[LedgerLine], calls: list[Call], gaps: bool = False) -> Verdict:
-    """The verdict, when the lines have been numbered in the order of time."""
+def held(
+    lines: list[LedgerLine], calls: list[Call], gap: tuple[float, float] | None = None, who: str = "ann"
+) -> Verdict:
+    """The verdict, when the lines have been numbered in the order of time; with a gap in a mailbox."""
     lines = sorted(lines, key=lambda line: line.time)
-    return compare(
-        [msgspec.structs.replace(line, seq=n) for n, line in enumerate(lines, 1)], calls, gaps=gaps
-    )
+    gaps = {} if gap is None else {f"{who}@x.example": [gap]}
+    return compare([msgspec.structs.replace(line, seq=n) for n, line in enumerate(lines, 1)], calls, gaps)
 
 
 def test_nothing_happened() -> None:
@@ -121,14 +122,36 @@ def recovered(line: LedgerLine, after: float, kind: str = "modified") -> Call:
     return Call(line.key._replace(kind=f"exchange.item.{kind}"), line.time + after, recovered=True)
 
 
+def gone(item: str, time: float) -> Call:
+    """What is found of an item that is there no longer: only its id."""
+    return recovered(change(time, item), 0.0, "deleted")
+
+
 def moved(time: float, old: str, new: str) -> LedgerLine:
     return msgspec.structs.replace(change(time, new, kind="MovedEvent"), old_id=old)
 
 
-def test_a_recovered_event_tells_all_changes_until_then_and_none_after() -> None:
-    lines = [change(1.0), change(2.0), change(4.0)]
-    verdict = held(lines, [recovered(lines[0], 2.0)])
-    assert (verdict.lost, verdict.duplicates, verdict.p50_ms) == (1, 0, None)
+def keyed(time: float, key: str, **more: str) -> LedgerLine:
+    return msgspec.structs.replace(change(time, **more), change_key=key)
+
+
+def folder(time: float, kind: str, id_: str = "inbox") -> LedgerLine:
+    return msgspec.structs.replace(change(time, kind=kind), item_id=None, folder_id=id_, parent_folder_id="")
+
+
+def test_a_recovered_event_tells_its_state_and_all_before_it_but_none_after() -> None:
+    lines = [keyed(1.0, "k1"), keyed(2.0, "k2"), keyed(4.0, "k4")]
+    for line, lost in zip(lines, (2, 1, 0), strict=True):
+        # Whenever it comes: what has happened since it was found, it does not tell.
+        verdict = held(lines, [recovered(line, 9.0)])
+        assert (verdict.lost, verdict.duplicates, verdict.p50_ms) == (lost, 0, None)
+    unknown = recovered(keyed(1.0, "k3"), 9.0)
+    assert held(lines, [unknown]) == Verdict(3, 1, 1, 3, None, None)
+
+
+def test_one_recovered_event_tells_all_changes_that_led_to_one_state() -> None:
+    lines = [keyed(1.0, "k1", kind="CreatedEvent"), keyed(1.0, "k1", kind="NewMailEvent")]
+    assert held(lines, [recovered(lines[0], 1.0, "created")]).lost == 0
 
 
 def test_a_later_state_that_a_stream_told_covers_the_earlier_ones() -> None:
@@ -145,17 +168,55 @@ def test_a_recovered_event_that_tells_nothing_new_is_a_duplicate() -> None:
 
 def test_a_moved_item_is_the_same_item_under_its_new_id() -> None:
     lines = [change(1.0, "a"), moved(2.0, "a", "b"), moved(3.0, "b", "c")]
-    assert held(lines, [recovered(change(3.0, "c"), 1.0, "created")]).lost == 0
-    assert held(lines, [recovered(change(3.0, "a"), 1.0, "deleted")]).lost == 0
+    assert held(lines, [recovered(lines[2], 1.0, "created")]).lost == 0
     assert held(lines, [call(lines[1], 0.01)]).lost == 1
+    # That it has left one place does not tell where it went from the next.
+    assert held(lines, [gone("a", 4.0)]).lost == 1
+    assert held(lines, [gone("b", 4.0)]).lost == 0
 
 
-def test_what_came_and_went_in_a_gap_is_unseen_and_without_a_gap_it_is_lost() -> None:
+def test_that_an_item_is_gone_must_be_true() -> None:
     lines = [change(1.0, kind="CreatedEvent"), change(2.0), change(3.0, kind="DeletedEvent")]
-    assert held(lines, [], gaps=True)[3:] == (0, None, None, 3)
-    assert held(lines, [], gaps=False).lost == 3
-    assert held(lines, [call(lines[0], 0.01)], gaps=True).lost == 2
-    assert held(lines[1:], [], gaps=True).lost == 2
+    assert held(lines, [gone("item", 4.0)]).lost == 0
+    assert held(lines, [gone("item", 2.5)]).lost == 3
+    assert held(lines[:2], [gone("item", 4.0)]).lost == 2
+
+
+def test_an_item_goes_with_its_folder() -> None:
+    lines = [change(1.0, kind="CreatedEvent"), change(2.0), folder(3.0, "DeletedEvent")]
+    calls = [call(lines[0], 0.01), call(lines[2], 0.01)]
+    assert held(lines, calls).lost == 1
+    assert held(lines, [*calls, gone("item", 4.0)]).lost == 0
+    assert held(lines, [*calls, gone("item", 2.5)]).lost == 1
+
+
+def test_what_came_and_went_inside_one_gap_is_unseen() -> None:
+    lines = [change(1.0, kind="CreatedEvent"), change(2.0), change(3.0, kind="DeletedEvent")]
+    assert held(lines, [], gap=(0.9, 3.1))[3:] == (0, None, None, 3)
+    assert held(lines, []).lost == 3
+    assert held(lines, [], gap=(0.9, 2.9)).lost == 3
+    assert held(lines, [], gap=(1.1, 3.1)).lost == 3
+    assert held(lines, [], gap=(0.9, 3.1), who="bob").lost == 3
+    # What somebody was told of, and what was there before the gap, is not unseen.
+    assert held(lines, [call(lines[0], 0.01)], gap=(0.9, 3.1)).lost == 2
+    assert held(lines[1:], [], gap=(0.9, 3.1)).lost == 2
+    assert held(lines[:2], [], gap=(0.9, 3.1)).lost == 2
+
+
+def test_a_place_where_an_item_stayed_only_inside_a_gap_is_unseen() -> None:
+    created, purged = change(1.0, "a", kind="CreatedEvent"), change(4.0, "b", kind="DeletedEvent")
+    lines = [created, moved(2.0, "a", "b"), change(3.0, "b"), purged]
+    verdict = held(lines, [call(created, 0.01), gone("a", 5.0)], gap=(1.5, 4.5))
+    assert (verdict.lost, verdict.unseen) == (0, 2)
+
+
+def test_what_came_and_went_with_its_folder_inside_one_gap_is_unseen() -> None:
+    lines = [change(1.0, kind="CreatedEvent"), folder(2.0, "DeletedEvent")]
+    verdict = held(lines, [call(lines[1], 0.01)], gap=(0.9, 2.1))
+    assert (verdict.lost, verdict.unseen) == (0, 1)
+    # A folder that keeps its id when it is moved was there before.
+    lines = [msgspec.structs.replace(folder(1.0, "MovedEvent"), old_id="inbox"), folder(2.0, "DeletedEvent")]
+    assert held(lines, [], gap=(0.9, 2.1)).lost == 2
 
 
 # --- properties

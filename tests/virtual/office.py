@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from random import Random
 from typing import Any
 
+import msgspec
 import structlog.testing
 import trio
 
 from listener.access import AccessRule
 from listener.catchup import CatchUp, MemoryStates, Way
+from listener.demo.verdict import LedgerLine, balance, call_of, read_ledger
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
@@ -147,7 +150,7 @@ class Office:
     @property
     def events(self) -> list[MailboxEvent]:
         """What handlers got, the listener's own apart."""
-        return [event for _, event in self.handed if not event.type.startswith("exchange.listener.")]
+        return [event for _, event in self.handed if not is_own(event)]
 
     @property
     def recovered(self) -> list[MailboxEvent]:
@@ -161,51 +164,23 @@ class Office:
     @property
     def lifecycle(self) -> list[tuple[str, str | None]]:
         own = "exchange.listener."
-        return [(e.type.removeprefix(own), e.reason) for _, e in self.handed if e.type.startswith(own)]
+        return [(e.type.removeprefix(own), e.reason) for _, e in self.handed if is_own(e)]
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log if line["event"] == event]
 
-    def lost(self) -> list[Line]:
-        """The changes of which no handler was told, nor of a later one of the same thing.
-
-        What came and went unheard leaves no trace that anyone could find, and what lay in a folder when that was
-        deleted goes with it.
-        """
-        first: dict[str, str] = {}  # a thing that was moved is the same thing
-        lines: dict[str, list[Line]] = {}
-        for line in self.lines:
-            id_ = thing(line)
-            if line.kind == "MovedEvent" and line.old_id is not None:
-                first[id_] = first.get(line.old_id, line.old_id)
-            lines.setdefault(first.get(id_, id_), []).append(line)
-        heard: dict[str, int] = {}
-        for event in self.events:
-            id_ = event.subject or ""
-            root = first.get(id_, id_)
-            word = event.type.rpartition(".")[2]
-            seen = [line.seq for line in lines.get(root, ()) if tells(event, word, line, lines[root][-1])]
-            heard[root] = max([heard.get(root, 0), *seen])
-        folders = self.mailbox.folders
-        return [
-            line
-            for root, those in lines.items()
-            for line in those
-            if line.seq > heard.get(root, 0)
-            and (root in heard or those[-1].kind != "DeletedEvent")
-            and (line.folder_id is not None or those[-1].parent_folder_id in folders)
-        ]
+    def lost(self) -> list[LedgerLine]:
+        """The changes of which no handler was told, nor of a later one of the same thing, but for what left no trace;
+        a stream that loses things may do so at any time."""
+        ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
+        calls = [call_of(event, time) for time, event in self.handed if not is_own(event)]
+        gaps = {mailbox.address: [(0.0, inf)] for mailbox in self.exchange.directory}
+        return balance(ledger, calls, gaps).lost
 
 
-def thing(line: Line) -> str:
-    return line.item_id or line.folder_id or ""
-
-
-def tells(event: MailboxEvent, word: str, line: Line, last: Line) -> bool:
-    """Whether an event tells of this change of its thing, or of what came of it."""
-    if word == "deleted" and (last.kind == "DeletedEvent" or event.subject in (thing(line), line.old_id)):
-        return True
-    return event.subject == thing(line) and event.change_key == line.change_key
+def is_own(event: MailboxEvent) -> bool:
+    """Whether the listener tells of itself."""
+    return event.type.startswith("exchange.listener.")
 
 
 @asynccontextmanager
@@ -242,6 +217,8 @@ async def ready(**settings: Any) -> AsyncIterator[Office]:
     async with office(**settings) as one:
         for mailbox in one.exchange.directory:
             await one.happen(mailbox.deliver("first", "ben@example.org", clock()))
+        await trio.sleep(400)  # long ago, whatever the clocks say
+        for mailbox in one.exchange.directory:
             one.catch_up.gap(mailbox.address, None, "start")
         await one.settle()
         one.clear()

@@ -1,0 +1,247 @@
+"""What handlers were told of mailboxes since each was last compared with what is known of it. Pure.
+
+The rules:
+
+1. What the streams told is remembered as facts, from the moment at which the mailbox was last compared on: all that
+   came before is part of what is known of it.
+2. What came, was told of, and has gone since, is in no difference of the mailbox: its id is remembered, and looked
+   for.
+3. Where a server forgot a SyncState, nothing but our own memory tells what has gone: the ids of the items that were
+   told of latest are remembered for that, folder by folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from listener.event import MailboxEvent
+
+FOLDERS = ""
+"""Stands for the folder of folders."""
+
+
+class Notes:
+    """What the streams told of one mailbox, as hashes: 70 bytes or so a fact, one to four facts an event; and the ids
+    of what it told of.
+
+    `forgetful`: some of it was forgotten, because there was too much.
+    """
+
+    def __init__(self) -> None:
+        self._before: set[int] = set()
+        self._since: set[int] = set()
+        self._seen: dict[str, set[str]] = {}
+        self._seen_count = 0
+        self.forgetful = False
+        self._forgot = False
+
+    def __len__(self) -> int:
+        return len(self._before) + len(self._since) + self._seen_count
+
+    def has(self, *fact: object) -> bool:
+        """Whether this was noted. See facts() for what is."""
+        key = hash(fact)
+        return key in self._since or key in self._before
+
+    def seen(self, folder: str = FOLDERS) -> set[str]:
+        """The items in a folder, or the folders, that were there when a stream told of them, and that look() has not
+        named since."""
+        return set(self._seen.get(folder, ()))
+
+    def look(self, ids: Iterable[str], folder: str = FOLDERS) -> None:
+        """These are part of what is known of the folder now, or of what is known to have gone from it."""
+        seen = self._seen.get(folder)
+        if seen is not None:
+            self._seen_count -= len(seen)
+            seen.difference_update(ids)
+            self._seen_count += len(seen)
+            if not seen:
+                del self._seen[folder]
+
+    def note(self, event: MailboxEvent) -> None:
+        self._since.update(map(hash, facts(event)))
+        if event.recovered or event.subject is None:
+            return  # what was found by looking is part of what is known
+        for folder, id_ in went(event):
+            self.look((id_,), folder)
+        if (place := came(event)) is not None:
+            folder, id_ = place
+            seen = self._seen.setdefault(folder, set())
+            self._seen_count += id_ not in seen
+            seen.add(id_)
+
+    def begin(self) -> None:
+        self._before |= self._since
+        self._since = set()
+        self._forgot = False
+
+    def done(self) -> None:
+        self._before = set()
+        self.forgetful = self._forgot
+
+    def forget(self) -> None:
+        self._before, self._since = set(), set()
+        self._seen, self._seen_count = {}, 0
+        self.forgetful = self._forgot = True
+
+
+class Present:
+    """The items that handlers were told of and not told that they are gone, by mailbox and folder: the latest `most`
+    of all mailboxes, of about 400 bytes each."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._order: dict[tuple[str, str, str], None] = {}
+        self._mailboxes: dict[str, dict[str, set[str]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def of(self, mailbox: str, folder: str) -> set[str]:
+        """The ids of those in a folder."""
+        return set(self._mailboxes.get(mailbox, {}).get(folder, ()))
+
+    def note(self, event: MailboxEvent) -> None:
+        """This was told."""
+        if event.item_id is None:
+            return
+        for folder, id_ in went(event):
+            self._remove((event.mailbox, folder, id_))
+        if (place := came(event)) is not None:
+            key = (event.mailbox, *place)
+            self._order.pop(key, None)
+            self._order[key] = None
+            self._mailboxes.setdefault(event.mailbox, {}).setdefault(place[0], set()).add(place[1])
+            if len(self._order) > self.most:
+                self._remove(next(iter(self._order)))
+
+    def drop(self, mailbox: str) -> None:
+        """The mailbox is not listened to any more."""
+        for folder, ids in self._mailboxes.pop(mailbox, {}).items():
+            for id_ in ids:
+                del self._order[mailbox, folder, id_]
+
+    def _remove(self, key: tuple[str, str, str]) -> None:
+        if key not in self._order:
+            return
+        del self._order[key]
+        mailbox, folder, id_ = key
+        ids = self._mailboxes[mailbox][folder]
+        ids.remove(id_)
+        if not ids:
+            del self._mailboxes[mailbox][folder]
+
+
+def came(event: MailboxEvent) -> tuple[str, str] | None:
+    """The folder and the id of what is there, if an event says so; of a folder only when it is new."""
+    word, is_item = event.type.rpartition(".")[2], event.item_id is not None
+    there = word in ("created", "new_mail", "copied") or (is_item and word in ("moved", "modified"))
+    if event.subject is None or not there:
+        return None
+    return (event.parent_folder_id or "" if is_item else FOLDERS), event.subject
+
+
+def went(event: MailboxEvent) -> Iterator[tuple[str, str]]:
+    """The folder and the id of what is there no longer."""
+    word, is_item = event.type.rpartition(".")[2], event.item_id is not None
+    if word == "deleted" and event.subject is not None:
+        yield (event.parent_folder_id or "" if is_item else FOLDERS), event.subject
+    elif word == "moved" and is_item and event.old_item_id is not None:
+        yield event.old_parent_folder_id or "", event.old_item_id
+
+
+def facts(event: MailboxEvent) -> Iterator[tuple[object, ...]]:
+    """What an event tells, as far as it matters later."""
+    word, id_ = event.type.rpartition(".")[2], event.subject
+    yield id_, event.change_key
+    match word:
+        case "created":
+            yield "made", id_
+        case "new_mail":
+            yield "made", id_
+            yield "arrived", id_
+        case "copied":
+            yield "made", id_
+            yield "copied", id_
+            yield "came", id_
+        case "moved":
+            yield "made", id_
+            yield "came", id_
+            if event.item_id is None:
+                yield "moved", id_, event.parent_folder_id
+            else:
+                yield "gone", event.old_item_id
+        case "deleted":
+            yield "gone", id_
+        case "modified":
+            yield "modified", id_, event.change_key
+            if event.item_id is None:
+                # Some servers give all folders the same change key.
+                yield id_, event.change_key, event.unread_count
+
+
+class Delivered:
+    """What the streams told of all mailboxes since each was last compared with what is known of it.
+
+    It is bounded: of a mailbox that passes `each` facts, and of the one with the most when all together pass `total`,
+    everything is forgotten. Then the next comparison tells things again, and does not take them for missed.
+    `present` are the items that were told of, however long ago.
+    """
+
+    def __init__(self, *, each: int = 50_000, total: int = 2_000_000, present: int = 100_000) -> None:
+        self.each = each
+        self.total = total
+        self.present = Present(present)
+        self._notes: dict[str, Notes] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def of(self, mailbox: str) -> Notes:
+        """The notes of one mailbox."""
+        notes = self._notes.get(mailbox)
+        if notes is None:
+            notes = self._notes[mailbox] = Notes()
+        return notes
+
+    def note(self, events: Iterable[MailboxEvent]) -> None:
+        """These were told."""
+        for event in events:
+            self.present.note(event)
+            notes = self.of(event.mailbox)
+            before = len(notes)
+            notes.note(event)
+            self._count += len(notes) - before
+            if len(notes) > self.each:
+                self._forget(notes)
+            elif self._count > self.total:
+                self._forget(max(self._notes.values(), key=len))
+
+    def begin(self, mailbox: str) -> None:
+        """The mailbox is about to be compared."""
+        self._counted(mailbox, Notes.begin)
+
+    def done(self, mailbox: str) -> None:
+        """It was: what was noted before begin() is part of what is known now."""
+        self._counted(mailbox, Notes.done)
+
+    def look(self, mailbox: str, ids: Iterable[str], folder: str = FOLDERS) -> None:
+        """As Notes.look()."""
+        self._counted(mailbox, lambda notes: notes.look(ids, folder))
+
+    def drop(self, mailbox: str) -> None:
+        """The mailbox is not listened to any more."""
+        self.present.drop(mailbox)
+        if (notes := self._notes.pop(mailbox, None)) is not None:
+            self._count -= len(notes)
+
+    def _forget(self, notes: Notes) -> None:
+        self._count -= len(notes)
+        notes.forget()
+
+    def _counted(self, mailbox: str, change: Callable[[Notes], None]) -> None:
+        notes = self.of(mailbox)
+        before = len(notes)
+        change(notes)
+        self._count += len(notes) - before
