@@ -472,7 +472,7 @@ NO_STREAM = Failure(code="NoStream", text="its stream is not open")
 WITHOUT_STREAM, PARKED = 30.0, 15.0
 
 # How late, in seconds, a stream may tell what happened while it was well.
-LATE = 10.0
+LATE = 2.0
 
 # Seconds between two pages of first states, which nobody is waiting for.
 PACE = 0.05

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from listener.daemon import Daemon
-from listener.demo.verdict import Call, call_of, compare, read_ledger
+from listener.demo.verdict import Call, Gaps, call_of, compare, read_ledger
 from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
@@ -35,6 +35,7 @@ LATE = 1.0
 # A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
 SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
 POLL = 0.05
+FILLED = "exchange.listener.recovered"
 # The simulator's; short, so that a stream that fell silent is found within a demo.
 HEARTBEAT = 5.0
 
@@ -59,10 +60,11 @@ class Plan:
 
 @dataclass(slots=True)
 class Probe:
-    """A handler that notes what it is called with, and when (Unix seconds)."""
+    """A handler that notes what it is called with, and when gaps were filled, by mailbox; Unix seconds."""
 
     calls: list[Call] = field(default_factory=list)
     latest: deque[MailboxEvent] = field(default_factory=lambda: deque(maxlen=8))
+    filled: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     name: str = "demo"
 
     @property
@@ -75,11 +77,14 @@ class Probe:
         return self
 
     def matches(self, event: MailboxEvent, /) -> bool:
-        return not event.type.startswith("exchange.listener.")
+        return event.type == FILLED or not event.type.startswith("exchange.listener.")
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
         async def handle(event: MailboxEvent) -> None:
+            if event.type == FILLED:
+                self.filled[event.mailbox].append(time.time())
+                return
             self.calls.append(call_of(event, time.time()))
             self.latest.append(event)
 
@@ -96,7 +101,7 @@ class Session:
         self.daemon: Daemon | None = None
         self.started = time.time()
         self.generating_since: float | None = None
-        self.gaps: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.without: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self.streaming_at_end = 0
         self.groups_at_end = 0
 
@@ -116,6 +121,12 @@ class Session:
                 self.streaming_at_end = self.daemon.roster.streaming
                 self.groups_at_end = len(self.daemon.roster.runners)
                 end.set()
+
+    @property
+    def gaps(self) -> dict[str, Gaps]:
+        """When no stream was open, by mailbox."""
+        filled = self.probe.filled
+        return {mailbox: Gaps(without, filled[mailbox]) for mailbox, without in self.without.items()}
 
     def summary(self) -> dict[str, object]:
         """The fixed keys of `demo --json`."""
@@ -162,7 +173,7 @@ class Session:
         def note(mailbox: str, since: float | None, reason: str) -> None:
             if since is not None:
                 now = time.time()
-                self.gaps[mailbox].append((now - (trio.current_time() - since) - LATE, now))
+                self.without[mailbox].append((now - (trio.current_time() - since) - LATE, now))
             tell(mailbox, since, reason)
 
         daemon.roster.gaps = note

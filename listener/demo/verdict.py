@@ -63,8 +63,18 @@ class Call(NamedTuple):
     recovered: bool = False
 
 
-Gaps: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
-"""By mailbox: from when to when it had no stream that was well; Unix seconds."""
+class Gaps(NamedTuple):
+    """From when to when a mailbox had no stream that was well, and when such gaps had been filled; Unix seconds."""
+
+    without: Sequence[tuple[float, float]] = ()
+    filled: Sequence[float] = ()
+
+    def hide(self, came: float, went: float) -> bool:
+        """Whether both were without a stream, and nobody looked in between: a gap that is not filled goes on."""
+        unheard = all(
+            any(since <= moment <= until for since, until in self.without) for moment in (came, went)
+        )
+        return unheard and not any(came < moment < went for moment in self.filled)
 
 
 class Verdict(NamedTuple):
@@ -96,8 +106,10 @@ def call_of(event: MailboxEvent, time: float) -> Call:
     return Call(key, time, event.recovered)
 
 
-def compare(ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Gaps | None = None) -> Verdict:
-    """The verdict on the calls of one handler."""
+def compare(
+    ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Mapping[str, Gaps] | None = None
+) -> Verdict:
+    """The verdict on the calls of one handler; `gaps` by mailbox."""
     lines, calls = list(ledger), sorted(calls, key=lambda call: call.time)
     books = balance(lines, calls, gaps)
     latencies = sorted(1000 * (calls[number].time - line.time) for number, line in books.told_by.items())
@@ -112,7 +124,9 @@ def compare(ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Gaps | No
     )
 
 
-def balance(ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Gaps | None = None) -> Books:
+def balance(
+    ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Mapping[str, Gaps] | None = None
+) -> Books:
     """Which changes nobody was told of, and which calls told nothing new."""
     lines = sorted(ledger, key=lambda line: line.seq)
     calls = sorted(calls, key=lambda call: call.time)
@@ -125,7 +139,7 @@ def balance(ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Gaps | No
         duplicates += line is None and not new
     matched = {line.seq for line in told_by.values()}
     missing = [line for line in lines if line.seq not in matched and not things.told(line)]
-    unseen = [line for line in missing if things.left_no_trace(line, (gaps or {}).get(line.mailbox, ()))]
+    unseen = [line for line in missing if things.left_no_trace(line, (gaps or {}).get(line.mailbox, Gaps()))]
     passed = {line.seq for line in unseen}
     return Books([line for line in missing if line.seq not in passed], unseen, duplicates, told_by)
 
@@ -202,14 +216,14 @@ class _Things:
             return None
         return self._end.get((id_[0], lines[-1].parent_folder_id or ""))
 
-    def left_no_trace(self, line: LedgerLine, gaps: Sequence[tuple[float, float]]) -> bool:
+    def left_no_trace(self, line: LedgerLine, gaps: Gaps) -> bool:
         """Whether the thing came and went inside one gap, under this id, and nothing of it was ever told."""
         id_ = line.mailbox, line.thing
         first, end = self._lines[id_][0], self._end_of(id_)
         came = first.kind in _CAME or (first.kind == "MovedEvent" and first.old_id != first.thing)
         if id_ in self._named or not came or end is None:
             return False
-        return any(since <= first.time and end.time <= until for since, until in gaps)
+        return gaps.hide(first.time, end.time)
 
 
 def read_ledger(lines: Iterable[bytes]) -> tuple[list[LedgerLine], int]:

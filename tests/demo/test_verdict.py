@@ -1,13 +1,14 @@
 """What the demo says of deliveries, held against what it says it says."""
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.demo.verdict import Call, LedgerLine, Verdict, call_of, compare, read_ledger
+from listener.demo.verdict import Call, Gaps, LedgerLine, Verdict, call_of, compare, read_ledger
 from listener.event import MailboxEvent
 
 KINDS = {
@@ -34,11 +35,11 @@ def call(line: LedgerLine, after: float) -> Call:
 
 
 def held(
-    lines: list[LedgerLine], calls: list[Call], gap: tuple[float, float] | None = None, who: str = "ann"
+    lines: list[LedgerLine], calls: list[Call], *without: tuple[float, float], who: str = "ann", **more: Any
 ) -> Verdict:
-    """The verdict, when the lines have been numbered in the order of time; with a gap in a mailbox."""
+    """The verdict, when the lines have been numbered in the order of time; with gaps in a mailbox."""
     lines = sorted(lines, key=lambda line: line.time)
-    gaps = {} if gap is None else {f"{who}@x.example": [gap]}
+    gaps = {f"{who}@x.example": Gaps(without, **more)}
     return compare([msgspec.structs.replace(line, seq=n) for n, line in enumerate(lines, 1)], calls, gaps)
 
 
@@ -192,31 +193,36 @@ def test_an_item_goes_with_its_folder() -> None:
 
 def test_what_came_and_went_inside_one_gap_is_unseen() -> None:
     lines = [change(1.0, kind="CreatedEvent"), change(2.0), change(3.0, kind="DeletedEvent")]
-    assert held(lines, [], gap=(0.9, 3.1))[3:] == (0, None, None, 3)
+    assert held(lines, [], (0.9, 3.1))[3:] == (0, None, None, 3)
     assert held(lines, []).lost == 3
-    assert held(lines, [], gap=(0.9, 2.9)).lost == 3
-    assert held(lines, [], gap=(1.1, 3.1)).lost == 3
-    assert held(lines, [], gap=(0.9, 3.1), who="bob").lost == 3
+    assert held(lines, [], (0.9, 2.9)).lost == 3
+    assert held(lines, [], (1.1, 3.1)).lost == 3
+    assert held(lines, [], (0.9, 3.1), who="bob").lost == 3
+    # A gap that was not filled goes on.
+    assert held(lines, [], (0.9, 1.1), (2.9, 3.1)).unseen == 3
+    assert held(lines, [], (0.9, 1.1), (2.9, 3.1), filled=[0.95, 3.05]).unseen == 3
+    assert held(lines, [], (0.9, 1.1), (2.9, 3.1), filled=[1.5]).lost == 3
+    assert held(lines, [], (0.9, 1.1)).lost == 3
     # What somebody was told of, and what was there before the gap, is not unseen.
-    assert held(lines, [call(lines[0], 0.01)], gap=(0.9, 3.1)).lost == 2
-    assert held(lines[1:], [], gap=(0.9, 3.1)).lost == 2
-    assert held(lines[:2], [], gap=(0.9, 3.1)).lost == 2
+    assert held(lines, [call(lines[0], 0.01)], (0.9, 3.1)).lost == 2
+    assert held(lines[1:], [], (0.9, 3.1)).lost == 2
+    assert held(lines[:2], [], (0.9, 3.1)).lost == 2
 
 
 def test_a_place_where_an_item_stayed_only_inside_a_gap_is_unseen() -> None:
     created, purged = change(1.0, "a", kind="CreatedEvent"), change(4.0, "b", kind="DeletedEvent")
     lines = [created, moved(2.0, "a", "b"), change(3.0, "b"), purged]
-    verdict = held(lines, [call(created, 0.01), gone("a", 5.0)], gap=(1.5, 4.5))
+    verdict = held(lines, [call(created, 0.01), gone("a", 5.0)], (1.5, 4.5))
     assert (verdict.lost, verdict.unseen) == (0, 2)
 
 
 def test_what_came_and_went_with_its_folder_inside_one_gap_is_unseen() -> None:
     lines = [change(1.0, kind="CreatedEvent"), folder(2.0, "DeletedEvent")]
-    verdict = held(lines, [call(lines[1], 0.01)], gap=(0.9, 2.1))
+    verdict = held(lines, [call(lines[1], 0.01)], (0.9, 2.1))
     assert (verdict.lost, verdict.unseen) == (0, 1)
     # A folder that keeps its id when it is moved was there before.
     lines = [msgspec.structs.replace(folder(1.0, "MovedEvent"), old_id="inbox"), folder(2.0, "DeletedEvent")]
-    assert held(lines, [], gap=(0.9, 2.1)).lost == 2
+    assert held(lines, [], (0.9, 2.1)).lost == 2
 
 
 # --- properties

@@ -19,7 +19,7 @@ import trio
 
 from listener.access import AccessRule
 from listener.catchup import CatchUp, MemoryStates, Way
-from listener.demo.verdict import LedgerLine, balance, call_of, read_ledger
+from listener.demo.verdict import Gaps, LedgerLine, balance, call_of, read_ledger
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
@@ -174,7 +174,7 @@ class Office:
         a stream that loses things may do so at any time."""
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
         calls = [call_of(event, time) for time, event in self.handed if not is_own(event)]
-        gaps = {mailbox.address: [(0.0, inf)] for mailbox in self.exchange.directory}
+        gaps = {mailbox.address: Gaps([(0.0, inf)]) for mailbox in self.exchange.directory}
         return balance(ledger, calls, gaps).lost
 
 
