@@ -131,8 +131,8 @@ class Daemon:
             interval=self.config.catch_up.interval,
             silent=self.roster.renew,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
-            concurrency=20,
-            sweepers=8,
+            concurrency=64,
+            sweepers=16,
             start_spread=min(START_SPREAD, START_EACH * self.roster.mailboxes),
         )
 

@@ -27,6 +27,7 @@ from listener.event import MailboxEvent
 from listener.ews.folders import Folder
 from listener.ews.items import Item
 from listener.ews.sync import Change, ChangeKind
+from listener.ews.values import moment
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,15 +223,6 @@ def parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Cha
         is_old = change.kind is ChangeKind.CREATE and cutoff and modified and modified < cutoff
         (old if is_old else new).append(change)
     return old, new
-
-
-def moment(time: str | None) -> datetime | None:
-    """RFC 3339 as an aware datetime; None if it is none."""
-    try:
-        found = datetime.fromisoformat(time or "")
-    except ValueError:
-        return None
-    return found if found.tzinfo else None
 
 
 def folder_events(

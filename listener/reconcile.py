@@ -29,7 +29,6 @@ from listener.differences import (
     compare,
     folder_events,
     item_events,
-    moment,
     most_created,
     parted,
 )
@@ -39,6 +38,7 @@ from listener.ews.codes import Failure, Verdict
 from listener.ews.folders import Folder
 from listener.ews.items import ItemProperty
 from listener.ews.sync import MAX_CHANGES, Change, ChangeKind
+from listener.ews.values import moment
 from listener.inquiry import GONE, Inquiry
 from listener.knowledge import Known, States, encoded
 

@@ -17,13 +17,13 @@ from listener.differences import (
     compare,
     folder_events,
     item_events,
-    moment,
     most_created,
     parted,
 )
 from listener.event import MailboxEvent
 from listener.ews.folders import Folder
 from listener.ews.sync import Change, ChangeKind
+from listener.ews.values import moment
 
 ALL = frozenset(("copied", "created", "deleted", "modified", "moved", "new_mail", "free_busy_changed"))
 ANNA = "anna@example.org"

@@ -1,8 +1,8 @@
 """Holds what was delivered against what happened. Pure.
 
 The ledger is the truth: one line a change. A change and a delivery belong together when mailbox, kind, thing, parent
-folder and change key are the same; the first delivery belongs to the first such change, and so on. A recovered event
-belongs to no single change: it tells a state of the thing, which its change key names, or that the thing is gone.
+folder and change key are the same; the first delivery belongs to the first such change, and so on. Beyond that, a
+recovered event tells a state of the thing, which its change key names, or that the thing is gone.
 
 A change is lost if no delivery about that thing tells its state or a later one. A thing that was moved stays the same
 thing, under its new id. What came and went inside one gap leaves no trace that anyone could find: it is unseen, not
@@ -130,29 +130,31 @@ def balance(
     """Which changes nobody was told of, and which calls told nothing new."""
     lines = sorted(ledger, key=lambda line: line.seq)
     calls = sorted(calls, key=lambda call: call.time)
-    told_by = _matched(lines, calls)
+    matches = _matched(lines, calls)
     things = _Things(lines)
     duplicates = 0
     for number, call in enumerate(calls):
-        line = told_by.get(number)
-        new = things.tell(call.key, line.seq if line is not None else things.stated(call))
+        line = matches.get(number)
+        seqs = (None if line is None else line.seq, things.stated(call))
+        new = things.tell(call.key, max((seq for seq in seqs if seq is not None), default=None))
         duplicates += line is None and not new
-    matched = {line.seq for line in told_by.values()}
+    matched = {line.seq for line in matches.values()}
     missing = [line for line in lines if line.seq not in matched and not things.told(line)]
     unseen = [line for line in missing if things.left_no_trace(line, (gaps or {}).get(line.mailbox, Gaps()))]
     passed = {line.seq for line in unseen}
+    told_by = {number: line for number, line in matches.items() if not calls[number].recovered}
     return Books([line for line in missing if line.seq not in passed], unseen, duplicates, told_by)
 
 
 def _matched(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine]:
-    """Which line each streamed call tells of, by the number of the call."""
+    """Which line each call belongs to, by the number of the call."""
     waiting: defaultdict[Key, deque[LedgerLine]] = defaultdict(deque)
     for line in lines:
         waiting[line.key].append(line)
     return {
         number: waiting[call.key].popleft()
         for number, call in enumerate(calls)
-        if not call.recovered and waiting.get(call.key)
+        if waiting.get(call.key) and waiting[call.key][0].time <= call.time
     }
 
 

@@ -12,7 +12,6 @@ from lxml import etree
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.ews.events import _integer, _utc
 from listener.ews.soap import (
     back_off,
     build,
@@ -24,6 +23,7 @@ from listener.ews.soap import (
     response_messages,
     text,
 )
+from listener.ews.values import integer, utc
 from listener.ews.xml import excerpt, local_name
 
 _Key = TypeVar("_Key")
@@ -118,8 +118,8 @@ def read_page(
     values = child(root, container)
     found = read_all(() if values is None else values, read)
     last = flag(root.get("IncludesLastItemInRange"))
-    total = _integer(root.get("TotalItemsInView", ""))
-    following = _integer(root.get("IndexedPagingOffset", ""))
+    total = integer(root.get("TotalItemsInView", ""))
+    following = integer(root.get("IndexedPagingOffset", ""))
     if last or (last is None and following is None):
         return Page(found, None, total)
     if found:
@@ -173,12 +173,12 @@ def read_text(element: etree._Element) -> str | None:
 
 
 def read_integer(element: etree._Element) -> int | None:
-    return _integer(text(element))
+    return integer(text(element))
 
 
 def read_time(element: etree._Element) -> str | None:
     """RFC 3339 in UTC, with as many fractional digits as were sent."""
-    return _utc(text(element)) or None
+    return utc(text(element)) or None
 
 
 def read_flag(element: etree._Element) -> bool | None:

@@ -109,6 +109,7 @@ _EXCHANGE = {
         "ErrorAccessDenied",
         "ErrorSubscriptionAccessDenied",
         "ErrorExceededSubscriptionCount",
+        "ErrorSyncFolderNotFound",  # as the next one, in a SyncFolderItems
         "ErrorFolderNotFound",  # also where there is no right to a folder that is there
         "ErrorMissingEmailAddress",  # the account has no mailbox, and the request names none
         "ErrorNameResolutionNoResults",  # of ExpandDL

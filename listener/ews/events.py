@@ -1,8 +1,6 @@
 """Notifications and their events, as values (MS-OXWSNTIF 2.2.4, MS-OXWSCDATA NotificationType)."""
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -11,6 +9,7 @@ from lxml import etree
 
 from listener.event import MailboxEvent
 from listener.ews.soap import MESSAGES, TYPES, text
+from listener.ews.values import integer, utc
 
 _T = TypeVar("_T")
 
@@ -81,35 +80,14 @@ def _read_event(kind: EventKind, element: etree._Element) -> Event:
     for part in element:
         field = _FIELDS.get(part.tag)
         if field == "timestamp":
-            fields[field] = _utc(text(part))
+            fields[field] = utc(text(part))
         elif field == "unread_count":
-            fields[field] = _integer(text(part))
+            fields[field] = integer(text(part))
         elif field is not None:
             fields[field] = part.get("Id")
             if field in ("item_id", "folder_id"):
                 fields["change_key"] = part.get("ChangeKey")
     return Event(**fields)
-
-
-def _integer(digits: str) -> int | None:
-    return int(digits) if _INTEGER.fullmatch(digits) else None
-
-
-def _utc(time: str) -> str:
-    if time.endswith("Z") or (match := _TIME.fullmatch(time)) is None:
-        return time
-    seconds, fraction, offset = match.groups()
-    if offset is None:
-        return f"{time}Z"
-    try:
-        moment = datetime.fromisoformat(seconds + offset).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return time
-    return f"{moment.replace(tzinfo=None).isoformat()}{fraction or ''}Z"
-
-
-_INTEGER = re.compile(r"-?[0-9]{1,10}")
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?([+-]\d\d:\d\d)?", re.ASCII)
 
 
 def _by_tag(names: Mapping[str, _T]) -> dict[str, _T]:

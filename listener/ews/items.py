@@ -26,6 +26,7 @@ from listener.ews.batch import (
 from listener.ews.codes import Failure
 from listener.ews.soap import Impersonation, build, child, envelope
 from listener.ews.subscription import FolderRef
+from listener.ews.values import moment
 
 
 class ItemProperty(StrEnum):
@@ -113,21 +114,13 @@ def next_page(page: Page[Item], since: datetime | None, offset: int) -> tuple[da
     """
     if page.next_offset is None:
         return None
-    times = [_moment(item.last_modified_time) for item in page.found]
+    times = [moment(item.last_modified_time) for item in page.found]
     known = [time for time in times if time is not None]
     if known and len(known) == len(times) and known == sorted(known):
         last = known[-1].replace(microsecond=0)
         if since is None or last > since:
             return last, 0
     return since, page.next_offset
-
-
-def _moment(time: str | None) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(time or "")
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None
 
 
 # --- GetItem

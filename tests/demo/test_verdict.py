@@ -153,6 +153,10 @@ def test_a_recovered_event_tells_its_state_and_all_before_it_but_none_after() ->
 def test_one_recovered_event_tells_all_changes_that_led_to_one_state() -> None:
     lines = [keyed(1.0, "k1", kind="CreatedEvent"), keyed(1.0, "k1", kind="NewMailEvent")]
     assert held(lines, [recovered(lines[0], 1.0, "created")]).lost == 0
+    # Each event of its own is no duplicate, but the same again is one.
+    calls = [recovered(line, 1.0, kind) for line, kind in zip(lines, ("created", "new_mail"), strict=True)]
+    assert held(lines, calls).duplicates == 0
+    assert held(lines, [*calls, *calls]).duplicates == 2
 
 
 def test_a_later_state_that_a_stream_told_covers_the_earlier_ones() -> None:
