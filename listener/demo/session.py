@@ -35,7 +35,8 @@ LATE = 1.0
 # A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
 SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
 POLL = 0.05
-FILLED = "exchange.listener.recovered"
+OWN = "exchange.listener."
+FILLED = f"{OWN}recovered"
 # The simulator's; short, so that a stream that fell silent is found within a demo.
 HEARTBEAT = 5.0
 
@@ -77,7 +78,7 @@ class Probe:
         return self
 
     def matches(self, event: MailboxEvent, /) -> bool:
-        return event.type == FILLED or not event.type.startswith("exchange.listener.")
+        return event.type == FILLED or not event.type.startswith(OWN)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
