@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from listener.errors import ConfigError, Problem
+from listener.errors import OpeningError, Problem
 from listener.event import MailboxEvent
 from listener.journal import Journal
 from listener.lane import Accepts, Lane, Patience, Source
@@ -38,7 +38,7 @@ class Delivery:
     async def run(
         self, journal: Journal, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Opens all handlers, in order, then feeds them until drain(). Raises ConfigError as Lane.run() does."""
+        """Opens all handlers, in order, then feeds them until drain(). Raises OpeningError as Lane.run() does."""
         self._journal = journal
         async with trio.open_nursery() as self._nursery:
             for lane in self.lanes:
@@ -49,7 +49,7 @@ class Delivery:
     async def change(self, lanes: Sequence[Lane]) -> None:
         """From now on these are the handlers; one of them that is a lane of ours goes on undisturbed.
 
-        A handler that comes in place of one of its name takes up where that one stood. Raises ConfigError if one
+        A handler that comes in place of one of its name takes up where that one stood. Raises OpeningError if one
         cannot be opened; then all is as it was, and those that had to make way are opened anew.
         """
         before = {lane.name: lane for lane in self.lanes}
@@ -91,7 +91,7 @@ class Delivery:
             with trio.move_on_after(OPENING) as patience:
                 await self._nursery.start(lane.run, self._journal)
             if patience.cancelled_caught:
-                raise ConfigError([Problem(f"handlers.{lane.name}", f"is not open after {OPENING:g} s")])
+                raise OpeningError([Problem(f"handlers.{lane.name}", f"is not open after {OPENING:g} s")])
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._journal.release(lane.name)

@@ -2,6 +2,7 @@
 
     ListenerError                   everything the listener itself raises
     ├── ConfigError                 the configuration: every problem at once, each with its place  (exit code 2)
+    │   └── OpeningError            what it names cannot be opened now; a later start may succeed       (exit code 1)
     ├── ExchangeError               a request to Exchange came to nothing; `failure` says why
     └── JournalError                the journal cannot do what is asked of it (listener/journal)
 
@@ -40,6 +41,10 @@ class ConfigError(ListenerError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class OpeningError(ConfigError):
+    """The configuration is in order, but what it names could not be opened; a database that is late, say."""
 
 
 class ExchangeError(ListenerError):

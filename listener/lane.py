@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
-from listener.errors import ConfigError, Problem
+from listener.errors import OpeningError, Problem
 from listener.event import MailboxEvent
 from listener.handler import BatchHandler, Handler, HandlerContext, Reject, Retry
 from listener.journal import Entry, Journal, Reader
@@ -127,7 +127,7 @@ class Lane:
     ) -> None:
         """Opens the handler and feeds it until finish() or leave(); one whose context breaks is opened again.
 
-        Raises ConfigError if it cannot be opened the first time, unless it was `opened` before.
+        Raises OpeningError if it cannot be opened the first time, unless it was `opened` before.
         """
         name = self.name
         self._reader = await journal.reader(name, self.source.accepts.matches)
@@ -144,7 +144,7 @@ class Lane:
             except Exception as error:  # the fence: a plugin's trouble is its own
                 if not self.opened:
                     why = f"could not be opened: {_describe(error)}"
-                    raise ConfigError([Problem(f"handlers.{name}", why)]) from error
+                    raise OpeningError([Problem(f"handlers.{name}", why)]) from error
                 self.failures = 1 if self.delivered > delivered else self.failures + 1
                 log.error("handler.broken", handler=name, failures=self.failures, exc_info=error)
             else:

@@ -10,12 +10,12 @@ from types import FrameType
 import trio
 
 from listener.cli.options import CONFIGURATION, FAILED
-from listener.errors import ConfigError, ListenerError
+from listener.errors import ConfigError, ListenerError, OpeningError
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Prints what is wrong, a line a problem, and ends with exit code 2 for the configuration, 1 for all else."""
+    """Prints what is wrong, a line a problem, and ends: with 2 for the configuration, with 1 for what may pass."""
     errors: list[ListenerError] = []
     try:
         yield
@@ -25,7 +25,12 @@ def reported() -> Iterator[None]:
         for error in errors:
             for line in str(error).splitlines():
                 print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(CONFIGURATION if any(isinstance(e, ConfigError) for e in errors) else FAILED)
+        raise SystemExit(CONFIGURATION if any(map(_is_final, errors)) else FAILED)
+
+
+def _is_final(error: ListenerError) -> bool:
+    """Whether the next start will end in the same way: systemd does not try again then (RestartPreventExitStatus)."""
+    return isinstance(error, ConfigError) and not isinstance(error, OpeningError)
 
 
 def _leaves(group: BaseExceptionGroup[ListenerError]) -> Iterator[ListenerError]:

@@ -3,7 +3,7 @@
 import pytest
 
 from listener.cli.ending import reported
-from listener.errors import ConfigError, Problem
+from listener.errors import ConfigError, ListenerError, OpeningError, Problem
 
 ONE = ConfigError([Problem("handlers.audit", "could not be opened")])
 OTHER = ConfigError([Problem("auth.user", "is required"), Problem("mailboxes.file", "cannot read x")])
@@ -33,6 +33,24 @@ def test_what_is_wrong_with_the_configuration_is_told_line_by_line(
         raise error
     assert caught.value.code == 2
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in told))
+
+
+LATE = OpeningError([Problem("handlers.store", "could not be opened")])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (LATE, 1),
+        (ListenerError("damaged"), 1),
+        (ExceptionGroup("", [LATE, ListenerError("damaged")]), 1),
+        (ExceptionGroup("", [LATE, ONE]), 2),
+    ],
+)
+def test_what_another_start_may_mend_has_a_code_of_its_own(error: Exception, code: int) -> None:
+    with pytest.raises(SystemExit) as caught, reported():
+        raise error
+    assert caught.value.code == code
 
 
 def test_what_is_no_such_error_is_not_swallowed() -> None:

@@ -230,7 +230,7 @@ def test_a_handler_that_cannot_be_opened_is_named(simulator: Start, listen: List
     there = simulator()
     there.append(handler("archive", "file", 'path = "no/such/folder/x.jsonl"'))
     daemon = listen(there)
-    assert daemon.wait() == 2
+    assert daemon.wait() == 1  # it may be there the next time
     last = daemon.errors.read_text().splitlines()[-1]
     assert last.startswith("error: handlers.archive: could not be opened: FileNotFoundError")
     assert there.state()["requests"] == {}
