@@ -1,6 +1,6 @@
 """`ews-listener demo`: the daemon against a simulated Exchange, in one command."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,12 +18,20 @@ def demo(
         str,
         typer.Option(help="What the simulated Exchange suffers: none, light, heavy, or a file of faults."),
     ] = "none",
+    auth: Annotated[
+        Literal["basic", "ntlm", "negotiate", "oauth"],
+        typer.Option(
+            help="How the daemon proves who it is. ntlm and negotiate with channel binding, oauth with tokens that "
+            "live for 20 seconds."
+        ),
+    ] = "basic",
     json: Annotated[bool, typer.Option("--json", help="End with the summary as one line of JSON.")] = False,
 ) -> None:
     """Run the daemon against a simulated Exchange, and hold what is delivered against what happened.
 
     Ends with exit code 0 only if nothing was lost.
     """
+    import os
     import sys
     from functools import partial
     from pathlib import Path
@@ -41,7 +49,9 @@ def demo(
     log.configure("warning" if live else "info", "auto", stream=sys.stderr)
     with TemporaryDirectory(prefix="ews-listener-demo-") as directory, reported():
         orders(faults)  # a mistake in it is told before anything starts
-        plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration, faults=faults)
+        plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration, faults=faults, auth=auth)
+        # There is no realm that could give tickets; and the one of this machine is not to be asked for any.
+        os.environ["KRB5_CONFIG"] = os.devnull
         session = Session(plan, Path(directory))
         sys.setswitchinterval(0.0002)  # as `run` does
         trio.run(signalled, partial(shown, session) if live else session.run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import ssl
 import sys
 import time
 import tomllib
@@ -39,6 +40,13 @@ OWN = "exchange.listener."
 FILLED = f"{OWN}recovered"
 # The simulator's; short, so that a stream that fell silent is found within a demo.
 HEARTBEAT = 5.0
+AS_STRICT_AS = {
+    "basic": (),
+    "ntlm": ("--extended-protection", "require"),
+    "negotiate": ("--extended-protection", "require"),
+    "oauth": ("--token-lifetime", "20"),
+}
+"""What makes each kind of authentication worth showing; a token that ends often shows that streams do not mind."""
 
 
 class SimulatorError(ListenerError):
@@ -49,7 +57,7 @@ class SimulatorError(ListenerError):
 class Plan:
     """What is to be shown. `rate` is in events per second, `duration` in seconds (None: until told to stop).
 
-    `faults` is a profile of the simulator or a file of faults.
+    `faults` is a profile of the simulator or a file of faults, `auth` one of its kinds of authentication.
     """
 
     mailboxes: int
@@ -57,6 +65,7 @@ class Plan:
     seed: int
     duration: float | None
     faults: str = "none"
+    auth: str = "basic"
 
 
 @dataclass(slots=True)
@@ -108,7 +117,10 @@ class Session:
 
     async def run(self, stop: trio.Event) -> None:
         """Runs until the duration is over or `stop` is set. Raises SimulatorError."""
-        async with self._simulator() as control_url, httpx.AsyncClient(trust_env=False) as http:
+        async with (
+            self._simulator() as (control_url, tls),
+            httpx.AsyncClient(verify=tls, trust_env=False) as http,
+        ):
             file = self.directory / "config.toml"
             if self.plan.faults != "none":
                 file.write_text(file.read_text() + SWEEPS)
@@ -200,12 +212,13 @@ class Session:
                 await trio.sleep(POLL)
 
     @asynccontextmanager
-    async def _simulator(self) -> AsyncIterator[str]:
+    async def _simulator(self) -> AsyncIterator[tuple[str, ssl.SSLContext]]:
+        """Where its control interface is, and what to trust there."""
         plan, here = self.plan, self.directory
         command = [
             *(sys.executable, "-m", "listener", "simulate", "--rate", "0", "--until-stdin-closes"),
             *("--mailboxes", str(plan.mailboxes), "--seed", str(plan.seed)),
-            *("--heartbeat", str(HEARTBEAT)),
+            *("--heartbeat", str(HEARTBEAT), "--auth", plan.auth, *AS_STRICT_AS[plan.auth]),
             *("--ledger", str(here / "ledger.jsonl"), "--write-config", str(here / "config.toml")),
         ]
         process = await trio.lowlevel.open_process(
@@ -225,7 +238,8 @@ class Session:
                         f"the simulator ended before it began, with exit code {await process.wait()}"
                     )
                 first += chunk
-            yield str(msgspec.json.decode(first.partition(b"\n")[0])["control_url"])
+            told = msgspec.json.decode(first.partition(b"\n")[0])
+            yield str(told["control_url"]), ssl.create_default_context(cafile=told["ca_file"])
         finally:
             with trio.CancelScope(shield=True):
                 process.terminate()
