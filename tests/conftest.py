@@ -7,6 +7,6 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
-# Where Kerberos is installed, a client of Negotiate looks for a ticket first. No test asks the network for one, or the
-# realm of this machine; tests/system/kdc.py has a realm of its own.
+# Where Kerberos is installed, a client of Negotiate looks for a ticket first. No test asks the network for one, or
+# the realm of this machine; tests/system/kdc.py has a realm of its own.
 os.environ["KRB5_CONFIG"] = os.devnull
