@@ -6,7 +6,7 @@
 listener/plugins.py.
 """
 
-from listener.config.auth import AnyAuth, BasicAuth
+from listener.config.auth import AnyAuth, BasicAuth, NegotiateAuth, NtlmAuth
 from listener.config.load import examine, load, parse
 from listener.config.mailboxes import AccessOverride, Impersonation, Mailboxes
 from listener.config.model import (
@@ -43,6 +43,8 @@ __all__ = [
     "Journal",
     "Log",
     "Mailboxes",
+    "NegotiateAuth",
+    "NtlmAuth",
     "Server",
     "Shutdown",
     "StaticGroup",

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from listener.config.auth import KINDS, kind_of
 from listener.config.secrets import is_secret, listed, sources
 from listener.errors import Problem
 from listener.suggest import did_you_mean
@@ -57,6 +58,8 @@ class Problems:
         sound = deepcopy({key: value for key, value in self._document.items() if key not in self.broken})
         for error in errors:
             loc = self._real(error["loc"])
+            if error["type"] == "union_tag_invalid":
+                loc += ("kind",)
             if error["type"] == "too_short" and any(
                 other["loc"][: len(error["loc"])] == error["loc"] != other["loc"] for other in errors
             ):
@@ -137,6 +140,10 @@ def describe(error: ErrorDetails, known: list[str]) -> str:
         expected = str(context["expected"]).replace("'", '"')
         hint = did_you_mean(str(error["input"]), re.findall(r'"([^"]+)"', expected))
         return f"must be {expected}{hint if hint.endswith('?') else ''}"
+    if kind == "union_tag_invalid":
+        expected = str(context["expected_tags"]).replace("'", '"')
+        hint = did_you_mean(str(context["tag"]), re.findall(r'"([^"]+)"', expected))
+        return f"must be one of {expected}{hint if hint.endswith('?') else ''}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "greater_than_equal":
@@ -158,7 +165,7 @@ def known_keys(model: type[BaseModel], loc: Loc, document: Any = None) -> list[s
         if here is None or part not in here.model_fields:
             return []
         annotation = here.model_fields[part].annotation
-        here = _model_in(annotation, document)
+        here = KINDS.get(kind_of(document)) if part == "auth" else _model_in(annotation)
         if get_origin(annotation) is dict:
             document = _at(document, (next(parts, ""),))  # the key of the dict is the user's own
     if here is None:
@@ -166,8 +173,8 @@ def known_keys(model: type[BaseModel], loc: Loc, document: Any = None) -> list[s
     return [key for name in here.model_fields for key in (sources(name) if is_secret(name) else [name])]
 
 
-def _model_in(annotation: Any, document: Any) -> type[BaseModel] | None:
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     if inspect.isclass(annotation):
         return annotation if issubclass(annotation, BaseModel) else None
-    found = (_model_in(argument, document) for argument in get_args(annotation))
+    found = (_model_in(argument) for argument in get_args(annotation))
     return next((model for model in found if model is not None), None)

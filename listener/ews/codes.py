@@ -162,6 +162,8 @@ _OURS = {
         "ConnectFailed",
         "ConnectTimeout",
         "ConnectionReset",
+        "HandshakeBroken",  # the server did not go on in the middle of a handshake
+        "KerberosFailed",  # there is no ticket to be had
         "EnvelopeTooLarge",  # an envelope outgrew the buffer
         "ForbiddenXml",  # a document type declaration, which SOAP 1.1 section 3 forbids
         "MalformedXml",
@@ -177,8 +179,17 @@ _OURS = {
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
         "TooManyRedirects",
     ),
+    Verdict.CREDENTIALS: (
+        "AccountLocked",
+        "AccountUnknown",
+        "ClockSkew",
+        "HandshakeRefused",  # a 401 after a whole NTLM or Negotiate handshake
+        "PasswordExpired",
+        "PasswordRefused",
+    ),
     Verdict.STOP: (
         "EwsDisabled",  # 403 with X-EWS-Policy-Reason
+        "SchemeNotOffered",  # a 401 that asks for another scheme of authentication
         "InsecureUrl",  # a secret would be sent where others can read it
     ),
 }

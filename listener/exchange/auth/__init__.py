@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from listener.config import AnyAuth, Config
+from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth
 from listener.exchange.auth.basic import Basic
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.guard import Guard
+from listener.exchange.auth.negotiate import Negotiate
+from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.auth.scheme import Scheme
 
 __all__ = ["Account", "Accounts", "Basic", "Credentials", "Guard", "Scheme", "accounts"]
@@ -53,4 +55,11 @@ def accounts(config: Config) -> Accounts:
 
 def scheme(auth: AnyAuth) -> Scheme:
     """The scheme that the configuration names."""
-    return Basic(Credentials(auth.user, auth.password))
+    match auth:
+        case BasicAuth(user=user, password=password):
+            return Basic(Credentials(user, password))
+        case NtlmAuth(user=user, password=password):
+            return Ntlm(Credentials(user, password))
+        case NegotiateAuth(user=user, password=password, spn=spn):
+            credentials = Credentials(user, password) if user is not None and password is not None else None
+            return Negotiate(credentials, user, spn)

@@ -6,8 +6,10 @@ from base64 import b64encode
 
 import httpx
 
+from listener.errors import ExchangeError
+from listener.exchange.auth.challenges import offered
 from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.scheme import not_in_clear
+from listener.exchange.auth.scheme import choose, not_in_clear
 from listener.exchange.network import Network
 
 
@@ -37,6 +39,12 @@ class _BasicTransport(httpx.AsyncBaseTransport):
         if response.status_code == httpx.codes.UNAUTHORIZED and await self._credentials.renewed(password):
             await response.aclose()
             response = await self._send(request, self._credentials.password)
+        if response.status_code == httpx.codes.UNAUTHORIZED and (offers := offered(response.headers)):
+            try:
+                choose(offers, "Basic")
+            except ExchangeError:
+                await response.aclose()
+                raise
         return response
 
     async def _send(self, request: httpx.Request, password: str) -> httpx.Response:

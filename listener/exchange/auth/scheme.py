@@ -33,3 +33,20 @@ def not_in_clear(url: httpx.URL, what: str) -> None:
     """Raises ExchangeError if `what` would be sent where others can read it."""
     if url.scheme != "https" and not is_loopback(str(url)):
         raise ExchangeError(Failure(code="InsecureUrl", text=f"{url} is not https: it would show {what}"))
+
+
+def choose(offered: list[str], *wanted: str) -> str:
+    """The first of the schemes wanted that the server offers, as we write it. Raises ExchangeError."""
+    there = {name.lower() for name in offered}
+    for name in wanted:
+        if name.lower() in there:
+            return name
+    raise ExchangeError(not_offered(offered, *wanted))
+
+
+def not_offered(offered: list[str], *wanted: str) -> Failure:
+    """The server asks for something else."""
+    told = f"offers {', '.join(offered)}" if offered else "offers no scheme of authentication"
+    return Failure(
+        code="SchemeNotOffered", text=f"the server {told}, and not {' or '.join(wanted)}", status=401
+    )
