@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config, HandlerFilter
+from listener.config.auth import KINDS
 from listener.config.secrets import Secret, is_secret, sources
 from listener.config.values import format_duration, parse_duration
 
@@ -29,7 +30,11 @@ def tables() -> str:
         title = {"groups": "[[groups]]", "servers": "[[servers]]", "handlers": "[handlers.NAME]"}.get(
             name, f"[{name}]"
         )
-        if model is not None:
+        if name == "auth":
+            parts += [
+                table(f'[auth] kind = "{kind}"', KINDS[kind].__doc__ or "", KINDS[kind]) for kind in KINDS
+            ]
+        elif model is not None:
             parts.append(table(title, (model.__doc__ or "").strip(), model))
         if model is Mailboxes:
             about = (AccessOverride.__doc__ or "").strip()

@@ -111,7 +111,20 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
                 '"Exchange2013_SP1" or "Exchange2016", did you mean "Exchange2013_SP1"?'
             ),
         ),
-        ({"auth": {"user": "x", "password": "y", "kind": "ntml"}}, 'auth.kind: must be "basic"'),
+        (
+            {"auth": {"user": "x", "password": "y", "kind": "ntml"}},
+            'auth.kind: must be one of "basic", "ntlm", "negotiate", did you mean "ntlm"?',
+        ),
+        ({"auth": {"kind": 7}}, 'auth.kind: must be one of "basic", "ntlm", "negotiate"'),
+        ({"auth": {"kind": "ntlm", "usr": "x", "password": "y", "user": "x"}},
+         'auth.usr: unknown key, did you mean "user"?'),
+        ({"auth": {"kind": "negotiate", "spn": "mail.example.com"}},
+         "auth.spn: must be of the form HTTP/mail.example.com"),
+        ({"servers": [{"hosts": [], "auth": {"kind": "negotiate"}}]}, "servers[0].hosts: must not be empty"),
+        ({"servers": [{"hosts": ["https://h/"], "auth": {"kind": "negotiate"}}]},
+         'servers[0].hosts[0]: must be a host, without https:// and path, or a glob such as "*.outlook.com"'),
+        ({"servers": [{"hosts": ["h"], "auth": {"kind": "ntlm", "user": "x", "paswd_file": "y"}}]},
+         f"servers[0].auth.password: is required: one of {ALL_WAYS}"),
         ({"affinity": {"group_size": 201}}, "affinity.group_size: must be at most 200"),
         ({"affinity": {"group_size": "9"}}, "affinity.group_size: must be a whole number"),
         ({"subscription": {"folders": "inbox"}}, 'subscription.folders: must be "all"'),
@@ -440,6 +453,21 @@ class TestSecrets:
             password.renew()
         assert password.reveal() == "new"
         assert not Secret("fixed").renew()
+
+    def test_of_other_servers(self, tmp_path: Path) -> None:
+        ntlm = {"kind": "ntlm", "user": "X\\svc", "password_env": "PASSWORD"}
+        config = good(
+            tmp_path,
+            {"PASSWORD": "other"},
+            servers=[
+                {"hosts": ["a.example.org"], "auth": ntlm},
+                {"hosts": ["*.Example.org"], "auth": {"kind": "negotiate"}},
+            ],
+        )
+        assert config.auth_for("https://A.example.org:444/EWS/Exchange.asmx") == config.servers[0].auth
+        assert config.auth_for("https://b.example.org/").kind == "negotiate"
+        assert config.auth_for("https://example.org/") == config.auth
+        assert config.servers[0].auth.password == Secret("other")
 
     def test_neither_errors_nor_reprs_tell_them(self) -> None:
         proxy = f"http://user:{SECRET}@proxy.example.com:3128"

@@ -4,6 +4,7 @@ import inspect
 import re
 import runpy
 import tomllib
+from collections import defaultdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from pydantic import BaseModel
 from listener import __version__
 from listener.config import (
     AccessOverride,
-    BasicAuth,
     Config,
     Delivery,
     Exchange,
@@ -28,6 +28,7 @@ from listener.config import (
     load,
     parse,
 )
+from listener.config.auth import KINDS
 from listener.config.secrets import SOURCES, is_secret
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,6 @@ WITHOUT_DEFAULT = {
         "proxy_user",
         "proxy_password",
     },
-    BasicAuth: {"user", "password"},
     Mailboxes: {"addresses", "file", "distribution_groups", "expand_as", "overrides"},
     Impersonation: {"must_refuse"},
 }
@@ -90,6 +90,7 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
         ("listener-key-password.txt", b"x"),
         ("proxy-password.txt", b"x"),
         ("subsidiary.txt", b"x"),
+        ("example-net.txt", b"x"),
     ):
         (tmp_path / name).write_bytes(content)
         (tmp_path / name).chmod(0o600)
@@ -118,9 +119,15 @@ def test_every_option_stands_with_its_default(everything: dict[str, Any], sectio
     free = WITHOUT_DEFAULT.get(model, set())
     fields = model.model_fields
     assert not [key for key in free if not fields[key].is_required() and fields[key].default]
-    required = {"user": "u", "password": "p"} if model is BasicAuth else {}
     given = {key: value for key, value in shown.items() if key not in free}
-    assert model.model_validate(required | given) == model.model_validate(required)
+    assert model.model_validate(given) == model.model_validate({})
+
+
+def test_every_option_of_every_kind_of_authentication_stands(everything: dict[str, Any]) -> None:
+    told: defaultdict[str, set[str]] = defaultdict(set)
+    for table in (everything["auth"], *(server["auth"] for server in everything["servers"])):
+        told[table["kind"]] |= set(folded(table))
+    assert told == {kind: set(model.model_fields) for kind, model in KINDS.items()}
 
 
 def test_every_option_of_groups_and_of_handlers_stands(everything: dict[str, Any]) -> None:
@@ -175,7 +182,7 @@ def test_the_reference_is_current() -> None:
     reference = runpy.run_path(str(ROOT / "docs/reference.py"))
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
     assert text == reference["page"](text), "run: python docs/reference.py"
-    for model in (*SECTIONS.values(), StaticGroup, Server, HandlerConfig, HandlerFilter):
+    for model in (*SECTIONS.values(), *KINDS.values(), StaticGroup, Server, HandlerConfig, HandlerFilter):
         assert all(field.description for field in model.model_fields.values()), model
 
 

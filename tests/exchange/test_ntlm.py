@@ -65,7 +65,7 @@ async def test_side_by_side_each_handshake_has_its_own_connection(tmp_path: Path
         async with trio.open_nursery() as nursery:
             for number in range(5):
                 nursery.start_soon(way.call, b"<%d/>" % number, {}, bytes)
-            while len(acceptor.served) < 6:  # noqa: ASYNC110  (another task's real socket)
+            while len(acceptor.served) < 6:
                 await trio.sleep(0.01)
             acceptor.hold.set()
         assert sorted(acceptor.served) == [1, 1, 2, 3, 4, 5]
@@ -134,8 +134,8 @@ WRONG = (
     "Extended Protection is in the way: "
 )
 PROXY = (
-    "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so that the "
-    "channel binding differs"
+    "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so that "
+    "the channel binding differs"
 )
 PLAIN = "the server asks for the channel binding of a TLS connection, and the URL is http"
 

@@ -135,7 +135,12 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
             return await self._authenticated(line, request, cookies)
         except ExchangeError as error:
             refused = error.failure.verdict is Verdict.CREDENTIALS
-            if not refused or password is None or credentials is None or not await credentials.renewed(password):
+            if (
+                not refused
+                or password is None
+                or credentials is None
+                or not await credentials.renewed(password)
+            ):
                 raise
         return await self._authenticated(line, request, cookies)
 

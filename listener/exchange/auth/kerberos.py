@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spnego.exceptions import SpnegoError
+
 from listener.ews.codes import Failure
+
+ERRORS: tuple[type[Exception], ...] = (SpnegoError, OSError, ValueError)
+try:
+    from gssapi.exceptions import GSSError
+    from krb5 import Krb5Error
+except ImportError:  # the extra is not installed
+    pass
+else:
+    ERRORS += (GSSError, Krb5Error)
 
 _BASE = -1765328384  # ERROR_TABLE_BASE_krb5: the codes of RFC 4120 count from here
 

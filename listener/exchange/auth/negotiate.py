@@ -16,13 +16,12 @@ import httpx
 import spnego
 import structlog
 import trio
-from spnego.exceptions import SpnegoError
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.handshake import Handshake, HandshakeTransport
-from listener.exchange.auth.kerberos import kerberos_failure, reason
+from listener.exchange.auth.kerberos import ERRORS, kerberos_failure, reason
 from listener.exchange.auth.ntlm import ntlm_handshake, protection
 from listener.exchange.auth.scheme import choose
 from listener.exchange.auth.spnego import SpnegoHandshake, bindings, in_thread
@@ -78,15 +77,15 @@ class Negotiate:
                 code="HandshakeRefused",
                 status=401,
                 text=f"the server refuses the Kerberos ticket of {self.account} for {service}/{host}: the SPN "
-                "belongs to another account than the one the server runs with, or to several (setspn -Q, setspn -X); or "
-                f"Extended Protection is in the way: {protection(binding)}",
+                "belongs to another account than the one the server runs with, or to several (setspn -Q, setspn -X); "
+                f"or Extended Protection is in the way: {protection(binding)}",
             )
 
         try:
             context, token = await in_thread(partial(self._first_token, service, host, binding))
         except ImportError:
             return "Kerberos is not installed: pip install 'ews-listener[kerberos]'"
-        except (SpnegoError, OSError, ValueError) as error:
+        except ERRORS as error:
             hopeless = kerberos_failure(error, self.account)
             if hopeless is not None:
                 raise ExchangeError(hopeless) from error
@@ -101,7 +100,7 @@ class Negotiate:
         if template is not None:
             try:
                 return _step(template.new_context(), binding)
-            except SpnegoError:
+            except ERRORS:
                 del self._templates[ticket]  # it has ended: a new one is got
         template = spnego.client(
             self._principal, password, hostname=host, service=service, protocol="kerberos"

@@ -57,6 +57,6 @@ def protection(binding: bytes | None) -> str:
     if binding is None:
         return "the server asks for the channel binding of a TLS connection, and the URL is http"
     return (
-        "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so that "
-        "the channel binding differs"
+        "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so "
+        "that the channel binding differs"
     )

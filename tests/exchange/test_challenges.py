@@ -1,0 +1,66 @@
+from base64 import b64encode
+
+import httpx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.exchange.auth.challenges import offered, parameters, token
+
+SCHEMES = ["NTLM", "Negotiate", "Basic", "Bearer", "Digest"]
+QUOTABLE = st.text('abc ,="\\NTLMBasic', max_size=12)
+CHALLENGES = st.lists(
+    st.tuples(
+        st.sampled_from(SCHEMES),
+        st.dictionaries(st.sampled_from(["realm", "error", "claims", "client_id"]), QUOTABLE, max_size=3),
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda challenge: challenge[0],
+)
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def written(scheme: str, told: dict[str, str]) -> str:
+    return " ".join(
+        filter(None, [scheme, ", ".join(f"{name}={quoted(value)}" for name, value in told.items())])
+    )
+
+
+@given(CHALLENGES, st.booleans())
+def test_whatever_is_written_is_read(challenges: list[tuple[str, dict[str, str]]], together: bool) -> None:
+    lines = [written(*challenge) for challenge in challenges]
+    headers = httpx.Headers(
+        [("WWW-Authenticate", line) for line in ([", ".join(lines)] if together else lines)]
+    )
+    assert offered(headers) == [scheme for scheme, _ in challenges]
+    for scheme, told in challenges:
+        assert parameters(headers, scheme.lower()) == told
+
+
+@given(st.binary(min_size=1))
+def test_tokens(sent: bytes) -> None:
+    headers = httpx.Headers(
+        [("WWW-Authenticate", "Negotiate"), ("WWW-Authenticate", f"NTLM {b64encode(sent).decode()}")]
+    )
+    assert (token(headers, "NTLM"), token(headers, "Negotiate"), token(headers, "Basic")) == (
+        sent,
+        None,
+        None,
+    )
+    assert offered(headers) == ["Negotiate", "NTLM"]
+
+
+def test_what_real_servers_write() -> None:
+    bearer = (
+        'Bearer client_id="00000002-0000-0ff1-ce00-000000000000", trusted_issuers="00000001@*", error='
+        '"insufficient_claims", claims="eyJ4Ijp7fX0="'
+    )
+    headers = httpx.Headers([("WWW-Authenticate", bearer), ("WWW-Authenticate", 'Basic Realm=""')])
+    assert offered(headers) == ["Bearer", "Basic"]
+    assert parameters(headers, "bearer")["claims"] == "eyJ4Ijp7fX0="
+    assert parameters(headers, "basic") == {"realm": ""}
+    assert parameters(headers, "ntlm") == {}
+    assert token(httpx.Headers([("WWW-Authenticate", "NTLM !!")]), "NTLM") is None
