@@ -7,9 +7,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from listener.config.auth import KINDS
 from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config, HandlerFilter
-from listener.config.auth import KINDS
 from listener.config.secrets import Secret, is_secret, sources
 from listener.config.values import format_duration, parse_duration
 

@@ -123,7 +123,7 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ({"servers": [{"hosts": [], "auth": {"kind": "negotiate"}}]}, "servers[0].hosts: must not be empty"),
         ({"servers": [{"hosts": ["https://h/"], "auth": {"kind": "negotiate"}}]},
          'servers[0].hosts[0]: must be a host, without https:// and path, or a glob such as "*.outlook.com"'),
-        ({"servers": [{"hosts": ["h"], "auth": {"kind": "ntlm", "user": "x", "paswd_file": "y"}}]},
+        ({"servers": [{"hosts": ["h"], "auth": {"kind": "ntlm", "user": "x"}}]},
          f"servers[0].auth.password: is required: one of {ALL_WAYS}"),
         ({"affinity": {"group_size": 201}}, "affinity.group_size: must be at most 200"),
         ({"affinity": {"group_size": "9"}}, "affinity.group_size: must be a whole number"),
