@@ -1,18 +1,12 @@
-"""What one event costs on its way from bytes to a handler: `make bench`. Microseconds, the best of five."""
+"""What one event costs on its way from bytes to values: `make bench`. Microseconds, the best of five."""
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-import trio
 
 from listener import log
-from listener.delivery import Delivery, Lane, Patience
 from listener.event import MailboxEvent
 from listener.ews.events import Notification, mailbox_event
 from listener.ews.stream import StreamParser
-from listener.filters import EventFilter
-from listener.handlers.file import open_file
 
 EVENTS_AN_ENVELOPE = 3
 ENVELOPES = 5_000
@@ -51,7 +45,6 @@ def main() -> None:
     row("parse the stream", count, lambda: parse(chunks))
     row("make mailbox events", count, lambda: to_events(parsed))
     row("to CloudEvents JSON", count, lambda: [event.to_json() for event in events])
-    row("deliver to the file handler", count, lambda: trio.run(deliver, events))
 
 
 def row(name: str, count: int, work: Callable[[], object]) -> None:
@@ -72,27 +65,6 @@ def parse(chunks: list[bytes]) -> list[Notification]:
 
 def to_events(notifications: list[Notification]) -> list[MailboxEvent]:
     return [mailbox_event("ann@contoso.example", event) for n in notifications for event in n.events]
-
-
-class ToFile:
-    """The built-in handler, as the configuration would load it."""
-
-    name = "file"
-    accepts = EventFilter()
-
-    @staticmethod
-    def open():
-
-        return open_file(path=Path("/dev/null"))
-
-
-async def deliver(events: list[MailboxEvent]) -> None:
-    delivery = Delivery((Lane(ToFile(), Patience(queue=len(events))),))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(delivery.run)
-        await delivery.publish(events)
-        await delivery.drain(60)
-        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

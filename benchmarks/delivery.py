@@ -1,0 +1,129 @@
+"""How many events a second go all the way: published, journaled on the disk, handed to a handler, acknowledged.
+
+`python benchmarks/delivery.py [DIRECTORY]`: the directory says which disk is measured, a temporary one by default.
+50 groups publish as fast as the journal takes it, ten events a batch; the clock stops when the handler is done with
+the last of them and the journal knows.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from listener import Handler, MailboxEvent
+from listener.delivery import Delivery, Lane, Patience
+from listener.filters import EventFilter
+from listener.handler import BatchHandler, HandlerContext
+from listener.handlers.file import open_file
+from listener.journal.sqlite import open_journal
+
+GROUPS = 50
+MAILBOXES = 200  # a group
+BATCH = 10
+SECONDS = 5.0
+
+
+def events(group: int, start: int) -> list[MailboxEvent]:
+    """As large as real ones: ids of 152 and 120 characters. Of as many mailboxes as there are events."""
+    return [
+        MailboxEvent(
+            type="exchange.item.created",
+            mailbox=f"user{number % MAILBOXES}.{group}@example.com",
+            time="2026-03-01T12:00:00Z",
+            item_id=f"AAMkA{number:0147}",
+            change_key=f"CQAAABYAAA{number:030}",
+            parent_folder_id=f"AAMkA{7:0115}",
+        )
+        for number in range(start, start + BATCH)
+    ]
+
+
+class Loader:
+    """A handler of batches that does what one does: it makes JSON of the events and writes it."""
+
+    max_batch = 500
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def handle_batch(self, events: Sequence[MailboxEvent]) -> None:
+        with self._path.open("a") as file:
+            file.write("".join([event.to_json() + "\n" for event in events]))
+
+
+@asynccontextmanager
+async def open_loader(path: Path) -> AsyncIterator[BatchHandler]:
+    yield Loader(path)
+
+
+@asynccontextmanager
+async def open_nothing(_path: Path) -> AsyncIterator[Handler]:
+    async def handle(_event: MailboxEvent) -> None:
+        await trio.lowlevel.checkpoint()
+
+    yield handle
+
+
+@asynccontextmanager
+async def open_lines(path: Path) -> AsyncIterator[Handler]:
+    async with open_file(path=path) as handle:
+        yield handle
+
+
+class Measured(NamedTuple):
+    """A handler as the configuration would give it."""
+
+    name: str
+    open: Callable[[], HandlerContext]
+    accepts: EventFilter
+
+
+async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> float:
+    """Events a second."""
+    source = Measured("measured", lambda: opener(directory / "out.jsonl"), EventFilter())
+    lane = Lane(source, Patience())
+    delivery = Delivery((lane,))
+    published = 0
+
+    async def group(number: int) -> None:
+        nonlocal published
+        start = 0
+        while True:
+            await delivery.publish(events(number, start))
+            start += BATCH
+            published += BATCH
+
+    async with open_journal(directory / "state") as journal, trio.open_nursery() as nursery:
+        await nursery.start(delivery.run, journal)
+        begun = time.perf_counter()
+        with trio.move_on_after(SECONDS):
+            async with trio.open_nursery() as groups:
+                for number in range(GROUPS):
+                    groups.start_soon(group, number)
+        await delivery.drain(600)
+        await journal.flush()
+        assert lane.delivered >= published
+        return lane.delivered / (time.perf_counter() - begun)
+
+
+async def main(where: Path) -> None:
+    for what, opener in (
+        ("batches of 500, written as JSON lines", open_loader),
+        ("one event a call, nothing done", open_nothing),
+        ("one event a call, the built-in file handler", open_lines),
+    ):
+        with tempfile.TemporaryDirectory(dir=where) as directory:
+            print(f"{what:56} {await rate(Path(directory), opener):10,.0f} events/s", flush=True)
+
+
+if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    trio.run(main, Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir()))

@@ -1,0 +1,35 @@
+"""The benchmarks run. How fast things are is not for a test to say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import trio
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SMALL = {"SECONDS": 0.02, "GROUPS": 2, "ENVELOPES": 10, "LATE": 20}
+
+
+def small(path: Path) -> ModuleType:
+    """The benchmark with small numbers."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in SMALL.keys() & vars(module).keys():
+        setattr(module, name, SMALL[name])
+    return module
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_it_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main: Any = small(path).main
+    if path.stem == "stream":
+        main()
+    else:
+        trio.run(main, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("events/s" in line for line in lines)
