@@ -96,6 +96,7 @@ class Daemon:
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
         async with self.attendant.at_hand(), self._open_journal() as journal, trio.open_nursery() as handlers:
             self._journal = self.attendant.heart = journal
+            handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
             if await self._open_handlers(handlers, journal, stop):
                 self.catch_up = self._new_catch_up(journal)
                 self._phase = ""

@@ -70,6 +70,10 @@ class Roster:
         """How many are to be listened to, found or not."""
         return len(self.known) + len(self.sought)
 
+    def addresses(self) -> set[str]:
+        """Those of the mailboxes that are to be listened to."""
+        return {place.mailbox for place in self.known}.union(self.sought)
+
     @property
     def streaming(self) -> int:
         """How many have an open stream that the server has been heard on."""

@@ -25,8 +25,8 @@ Rules, which every implementation keeps:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -44,6 +44,10 @@ class Entry(NamedTuple):
 
     position: int
     event: MailboxEvent
+
+
+OWNED = "\x1f"
+"""Stands in a key of the saved state behind whom the value is about, if that is a mailbox."""
 
 
 class Put(NamedTuple):
@@ -83,12 +87,11 @@ class Retention:
 
     Events that all handlers have finished are kept for `age` seconds, for replay, but go sooner, oldest first, when
     the journal comes near `size` bytes. At `size` appends wait. The write-ahead log, 16 to 64 MiB beside the
-    database, is not counted. `state` gives the namespaces whose values are forgotten, and after how many seconds.
+    database, is not counted.
     """
 
     age: float = 3 * 86400.0
     size: int = 4 << 30
-    state: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +167,12 @@ class Journal(Protocol):
 
     async def load(self, namespace: str, prefix: str = "") -> dict[str, bytes]:
         """The saved state in a namespace whose keys begin so, in the order of the keys."""
+
+    async def forget(self, namespace: str, others: Collection[str], before: float) -> list[str]:
+        """Removes the saved state of all owners but these, if nothing of theirs was written since a Unix time.
+
+        An owner is what stands in keys in front of OWNED. Returns who was forgotten.
+        """
 
     async def dead_letters(
         self, handler: str | None = None, *, after: int = 0, limit: int = 100

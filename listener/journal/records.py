@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from listener.event import MailboxEvent
-from listener.journal import DeadLetter, Entry, JournalError
+from listener.journal import OWNED, DeadLetter, Entry, JournalError
 
 CHUNK: Final = 256
 """The most events in one row. A reader that wants one of them decodes them all."""
@@ -222,3 +222,26 @@ def replay(
         if written is not None:
             here, total = written[0], total + events
     return total
+
+
+def owners(connection: sqlite3.Connection, namespace: str, before: float) -> list[str]:
+    """Those whose saved state has no value that was written since then."""
+    rows = connection.execute(
+        """SELECT substr(key, 1, instr(key, ?) - 1) AS owner FROM state WHERE namespace = ? AND instr(key, ?) > 0
+        GROUP BY owner HAVING max(time) < ? ORDER BY owner""",
+        (OWNED, namespace, OWNED, before),
+    ).fetchall()
+    return [owner for (owner,) in rows]
+
+
+def forget_owner(connection: sqlite3.Connection, namespace: str, owner: str, before: float) -> bool:
+    """Removes the saved state of an owner, unless something of it was written since then."""
+    prefix = owner + OWNED
+    mine = (namespace, prefix, prefix + "\U0010ffff")
+    (written,) = connection.execute(
+        "SELECT max(time) FROM state WHERE namespace = ? AND key >= ? AND key < ?", mine
+    ).fetchone()
+    if written is None or written >= before:
+        return False
+    connection.execute("DELETE FROM state WHERE namespace = ? AND key >= ? AND key < ?", mine)
+    return True

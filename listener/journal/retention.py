@@ -9,7 +9,7 @@ from typing import Final
 
 from listener.journal import Retention
 
-STEP: Final = 200  # chunks a transaction, or values of the saved state
+STEP: Final = 200  # chunks a transaction
 HIGH_WATER: Final = 0.9
 
 
@@ -23,10 +23,9 @@ def used(connection: sqlite3.Connection) -> int:
 
 @dataclass(slots=True)
 class Sweeper:
-    """Deletes what is due, a step at a time. It remembers only how far it has gone through the saved state."""
+    """Deletes what is due, a step at a time."""
 
     retention: Retention
-    _keys: dict[str, str]
 
     def step(
         self, connection: sqlite3.Connection, now: float, present: Container[str] | None
@@ -41,7 +40,6 @@ class Sweeper:
         if not deleted and present is not None and used(connection) >= self.retention.size:
             forgotten += self._forget_for_room(connection, present)
         more = deleted >= STEP or bool(forgotten) or (bool(deleted) and crowded)
-        more |= self._state(connection, now)
         return more, forgotten
 
     def _forget_by_age(
@@ -91,23 +89,6 @@ class Sweeper:
                 ORDER BY c.last LIMIT ?)""",
             (old, old, STEP if not crowded else STEP // 4),
         ).rowcount
-
-    def _state(self, connection: sqlite3.Connection, now: float) -> bool:
-        more = False
-        for namespace, age in self.retention.state.items():
-            after = self._keys.get(namespace, "")
-            keys = connection.execute(
-                "SELECT key FROM state WHERE namespace = ? AND key >= ? ORDER BY key LIMIT ?",
-                (namespace, after, STEP + 1),
-            ).fetchall()
-            if keys:
-                connection.execute(
-                    "DELETE FROM state WHERE namespace = ? AND key BETWEEN ? AND ? AND time < ?",
-                    (namespace, after, keys[-1][0], now - age),
-                )
-            self._keys[namespace] = keys[-1][0] if len(keys) > STEP else ""
-            more |= len(keys) > STEP
-        return more
 
 
 def _forget(connection: sqlite3.Connection, name: str) -> None:

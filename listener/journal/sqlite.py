@@ -12,7 +12,7 @@ import math
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -206,6 +206,15 @@ class SqliteJournal:
 
         found: dict[str, bytes] = await self._read(find)
         return found
+
+    async def forget(self, namespace: str, others: Collection[str], before: float) -> list[str]:
+        old: list[str] = await self._read(records.owners, namespace, before)
+        return [
+            owner
+            for owner in old
+            if owner not in others
+            and await self._written(Write(work=partial(_forget, namespace, owner, before)))
+        ]
 
     async def dead_letters(
         self, handler: str | None = None, *, after: int = 0, limit: int = 100
@@ -428,6 +437,10 @@ class SqliteJournal:
             self._trouble = None
             lasted = round(trio.current_time() - self._trouble_since, 1)
             log.info("journal.works_again", path=str(self._store.file), lasted=lasted)
+
+
+def _forget(namespace: str, owner: str, before: float, connection: sqlite3.Connection) -> bool:
+    return records.forget_owner(connection, namespace, owner, before)
 
 
 def _waits(job: _Job) -> bool:

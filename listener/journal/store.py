@@ -95,7 +95,7 @@ class Store:
     def __init__(self, connection: sqlite3.Connection, path: Path | None, keep: Retention) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = connection
-        self._sweeper = retention.Sweeper(keep, {})
+        self._sweeper = retention.Sweeper(keep)
         (self._page,) = connection.execute("PRAGMA page_size").fetchone()
 
     def close(self) -> None:

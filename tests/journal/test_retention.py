@@ -1,5 +1,6 @@
 """What is deleted, when, and what never is."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import structlog.testing
 import trio
 import trio.testing
 
-from listener.journal import Put, Reader, Retention
+from listener.journal import OWNED, Put, Reader, Retention
 from listener.journal.sqlite import SqliteJournal
 
 from .tools import Clock, event, events, everything, items, opened
@@ -212,19 +213,23 @@ async def test_a_second_reading_keeps_its_source_and_goes_when_it_is_finished(
         assert kept(journal) == 101
 
 
-async def test_values_of_state_are_forgotten_where_that_is_wanted(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_state_of_those_who_left_is_forgotten_in_time(tmp_path: Path) -> None:
     clock = Clock()
-    async with opened(tmp_path / "j", clock, Retention(state={"seen": 3600})) as journal:
-        await journal.append((), [Put("seen", f"a{n:04}", b"") for n in range(700)])
-        await journal.append((), [Put("sync", "a", b"")])
-        clock.time += 3000
-        await journal.append((), [Put("seen", "a0001", b""), Put("seen", "b", b"")])
-        clock.time += 1000
-        await trio.sleep(120)
-        assert list(await journal.load("seen")) == ["a0001", "b"]
-        assert list(await journal.load("sync")) == ["a"]
+    async with opened(tmp_path / "j", clock) as journal:
+        for owner in ("ann", "bob", "cat", "catherine"):
+            for number in range(30):
+                await journal.append((), [Put("sync", f"{owner}{OWNED}{number}", b"")])
+        await journal.append((), [Put("sync", "nobody's", b""), Put("other", f"bob{OWNED}1", b"")])
+        clock.time += DAY
+        await journal.append((), [Put("sync", f"cat{OWNED}29", b"")])
+        clock.time += DAY
+        # Of those who left, bob alone was not heard of for so long; ann and catherine are there.
+        assert await journal.forget("sync", {"ann", "catherine"}, clock.time - 1.5 * DAY) == ["bob"]
+        left = Counter(key.partition(OWNED)[0] for key in await journal.load("sync"))
+        assert left == {"ann": 30, "cat": 30, "catherine": 30, "nobody's": 1}
+        assert list(await journal.load("other")) == [f"bob{OWNED}1"]
+        assert await journal.forget("sync", {"ann", "catherine"}, clock.time - 1.5 * DAY) == []
+        assert await journal.forget("sync", {"ann", "catherine"}, clock.time) == ["cat"]
 
 
 async def test_deleting_makes_the_file_smaller_again(
