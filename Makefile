@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+SCRIPTS := .ci/run packaging/install $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
 .PHONY: help demo test lint format bench coverage clean install deb test-deb
 help:
@@ -30,6 +31,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/hadolint packaging/Containerfile
 
 bench: $(VENV)/.run
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
