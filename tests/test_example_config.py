@@ -22,6 +22,7 @@ from listener.config import (
     HandlerConfig,
     HandlerFilter,
     Impersonation,
+    Log,
     Mailboxes,
     Server,
     StaticGroup,
@@ -55,6 +56,7 @@ WITHOUT_DEFAULT = {
     },
     Mailboxes: {"addresses", "file", "distribution_groups", "expand_as", "overrides"},
     Impersonation: {"must_refuse"},
+    Log: {"audit_file"},
 }
 
 
@@ -103,7 +105,6 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
         "stream",
         "backoff",
         "delivery",
-        "log",
         "shutdown",
         "state_directory",
     ):

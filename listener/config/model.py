@@ -288,6 +288,11 @@ class Log(Section):
     sum_up: Duration = Field(
         60, description="Failures that repeat are told once in this time, with their number. 0: each is told."
     )
+    audit_file: ConfigPath | None = Field(
+        None,
+        description="Where every first use of an identity is recorded, one JSON object a line; without it, in the "
+        "log.",
+    )
 
 
 class Shutdown(Section):

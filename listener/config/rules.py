@@ -96,6 +96,14 @@ def _an_account_has_one_mailbox(config: Config) -> Found:
         yield (*own[-1][0], "access"), '"own" is for the one mailbox that the account has itself'
 
 
+@_rule("mailboxes", "groups", "impersonation")
+def _who_must_refuse_is_not_listened_to(config: Config) -> Found:
+    listened_to = set(config.all_mailboxes)
+    for index, mailbox in enumerate(config.impersonation.must_refuse):
+        if mailbox in listened_to:
+            yield ("impersonation", "must_refuse", index), f'"{mailbox}" is one of the mailboxes that are listened to'
+
+
 @_rule("mailboxes", "exchange")
 def _somebody_expands_groups(config: Config) -> Found:
     mailboxes, exchange = config.mailboxes, config.exchange

@@ -7,6 +7,7 @@ namespaces some elements stand.
 import re
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
+from xml.sax.saxutils import unescape
 
 import msgspec
 from lxml import etree
@@ -165,3 +166,21 @@ def descendant_text(element: etree._Element, name: str) -> str:
 def text(element: etree._Element) -> str:
     """The element's text, stripped."""
     return (element.text or "").strip()
+
+
+def acting_as(request: bytes) -> Impersonation | None:
+    """In whose name a request of ours is made: read back from its bytes, which are what the server goes by."""
+    found = _ACTING_AS.search(request)
+    if found is None:
+        return None
+    return Impersonation(found[1].decode(), unescape(found[2].decode()))  # type: ignore[arg-type]
+
+
+def owner_of_folders(request: bytes) -> str | None:
+    """Whose folders a request of ours names, if they are not those of whom it is made for."""
+    found = _OWNER.search(request)
+    return None if found is None else unescape(found[1].decode())
+
+
+_ACTING_AS = re.compile(rb"<t:ConnectingSID><t:(\w+)>([^<]*)</t:")
+_OWNER = re.compile(rb"<t:DistinguishedFolderId [^>]*><t:Mailbox><t:EmailAddress>([^<]*)</t:")

@@ -11,7 +11,7 @@ import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TypeVar
@@ -23,6 +23,7 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
 from listener.exchange.auth import Accounts
+from listener.exchange.audit import Audit
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.network import Network
 
@@ -37,7 +38,7 @@ class Access:
     """What all groups of one account have in common. Times are in seconds.
 
     `auth` has the account for each server. `budgets` hold back what would be too much for a server; a stream counts
-    until it is open. `transport` takes the place of the network.
+    until it is open. `audit` is told of every request. `transport` takes the place of the network.
     """
 
     auth: Accounts
@@ -48,6 +49,7 @@ class Access:
     connect_timeout: float = 10.0
     request_timeout: float = 60.0
     transport: httpx.AsyncBaseTransport | None = None
+    audit: Audit = field(default_factory=Audit)
 
 
 class ExchangeClient:
@@ -115,6 +117,7 @@ class ExchangeClient:
         self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
     ) -> T:
         budget, seconds = self.budget, self._access.request_timeout
+        self._access.audit.note(body, self.url, self._account.scheme.account)
         try:
             async with self._account.guard.asking(self.url), budget:
                 with trio.move_on_after(seconds):

@@ -11,20 +11,23 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from listener.errors import ConfigError, Problem
 from listener.log import journald
 from listener.log.masks import MASK, mask_secrets
 from listener.log.repeats import WINDOW, Repeats
 
-__all__ = ["MASK", "Format", "Level", "change", "configure", "mask_secrets", "tell_repeated"]
+__all__ = ["MASK", "Format", "Level", "change", "configure", "mask_secrets", "open_audit", "tell_repeated"]
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 Format: TypeAlias = Literal["auto", "console", "json", "journal"]
@@ -122,6 +125,35 @@ def tell_repeated(*, everything: bool = False) -> None:
         fields = {key: value for key, value in line.items() if key not in ("event", "exc_info")}
         fields |= {"repeated": count, "within": round(seconds, 1)}
         structlog.get_logger().log(_LEVELS[method], line["event"], **fields)
+
+
+@contextmanager
+def open_audit(path: Path | None) -> Iterator[Any]:
+    """The logger of the audit: lines of JSON at the end of the file, or the common log without one.
+
+    A file that is made here is its owner's alone. Raises ConfigError if it cannot be written.
+    """
+    if path is None:
+        yield structlog.get_logger()
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise ConfigError([Problem("log.audit_file", f"cannot write {path}: {error.strerror}")]) from error
+    with file:
+        yield structlog.wrap_logger(
+            structlog.BytesLogger(file),
+            processors=[
+                structlog.processors.add_log_level,
+                _add_time,
+                mask_secrets,
+                _first_things_first,
+                _to_json,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        )
 
 
 def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
