@@ -6,7 +6,7 @@ these, then the journal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -21,7 +21,9 @@ from listener.backoff import Backoff
 from listener.catchup import CatchUp
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
 from listener.delivery import Delivery, Lane, Patience, Source
+from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
+from listener.ews.codes import Failure
 from listener.ews.events import EventKind
 from listener.exchange.auth import accounts
 from listener.exchange.budget import Budgets
@@ -29,8 +31,9 @@ from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
-from listener.log import tell_repeated
+from listener.log import open_audit, tell_repeated
 from listener.roster import Roster
+from listener.scope import Attempt, Finding, Scope
 from listener.service.attendant import Attendant
 from listener.service.headline import headline
 from listener.service.notify import Notifier
@@ -67,16 +70,13 @@ class Daemon:
         self.policy = policy(config)
         self.delivery = Delivery(tuple(Lane(source, patience(config, source.name)) for source in sources))
         known, sought = placements(config)
+        self.discovery = discovery(config, self.access)
+        self.scope = scope(config, self.access, self.discovery)
         self.roster = Roster(
             known=known,
             sought=sought,
             kind_of=self.wish.access.kind_of,
-            discovery=Autodiscover(
-                self.access,
-                version=config.exchange.version,
-                url=config.exchange.autodiscover_url,
-                ews_url=config.exchange.ews_url,
-            ),
+            discovery=self.discovery,
             new_runner=self._new_runner,
             group_size=config.affinity.group_size,
             retry=self.policy.backoff,
@@ -87,17 +87,24 @@ class Daemon:
             left=self._forget,
         )
         self.catch_up: CatchUp | None = None
+        self._attempts: Sequence[Attempt] | None = None
 
     async def run(self, stop: trio.Event) -> None:
         """Listens until `stop` is set, and then ends in order.
 
-        Raises ConfigError when the journal or a handler cannot be opened.
+        Raises ConfigError when the journal or a handler cannot be opened, or if the account reaches what it must not.
         """
+        with open_audit(self.config.log.audit_file) as self.access.audit.logger:
+            await self._run(stop)
+
+    async def _run(self, stop: trio.Event) -> None:
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
         async with self.attendant.at_hand(), self._open_journal() as journal, trio.open_nursery() as handlers:
             self._journal = self.attendant.heart = journal
             handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
-            if await self._open_handlers(handlers, journal, stop):
+            if await unless(stop, self._check_scope) and await unless(
+                stop, partial(handlers.start, self.delivery.run, journal)
+            ):
                 self.catch_up = self._new_catch_up(journal)
                 self._phase = ""
                 self.attendant.ready()
@@ -107,20 +114,17 @@ class Daemon:
         tell_repeated(everything=True)
         log.info("listener.stopped")
 
-    async def _open_handlers(self, handlers: trio.Nursery, journal: Journal, stop: trio.Event) -> bool:
-        """Whether all handlers were opened before `stop` was set."""
-        opened = False
-        async with trio.open_nursery() as opening:
-
-            async def give_up() -> None:
-                await stop.wait()
-                opening.cancel_scope.cancel()
-
-            opening.start_soon(give_up)
-            await handlers.start(self.delivery.run, journal)
-            opened = True
-            opening.cancel_scope.cancel()
-        return opened
+    async def _check_scope(self) -> None:
+        """Raises ConfigError if the account reaches a mailbox that must refuse it, and may not start then."""
+        if self.config.impersonation.if_not_refused == "refuse_to_start" and self.scope.mailboxes:
+            self._attempts = await self.scope.prove()
+            if reached := [each for each in self._attempts if each.finding is Finding.REACHED]:
+                raise ConfigError(
+                    [
+                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}")
+                        for a in reached
+                    ]
+                )
 
     def _new_catch_up(self, journal: Journal) -> CatchUp:
         kinds = frozenset(self.config.subscription.events)
@@ -164,6 +168,7 @@ class Daemon:
                 meanwhile.start_soon(self._tell_progress)
                 meanwhile.start_soon(self._sum_up)
                 meanwhile.start_soon(catch_up.run)
+                meanwhile.start_soon(self.scope.watch, self._attempts)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             log.info("listener.stopping", grace=self.config.shutdown.grace)
@@ -226,6 +231,22 @@ START_EACH = 0.02
 START_SPREAD = 30.0
 
 
+async def unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> bool:
+    """Does this work; whether it came to its end before `stop` was set."""
+    done = False
+    async with trio.open_nursery() as working:
+
+        async def give_up() -> None:
+            await stop.wait()
+            working.cancel_scope.cancel()
+
+        working.start_soon(give_up)
+        await work()
+        done = True
+        working.cancel_scope.cancel()
+    return done
+
+
 def access(config: Config) -> Access:
     """What every request needs, from [exchange] and [auth]."""
     exchange = config.exchange
@@ -263,6 +284,31 @@ def wish(config: Config) -> Wish:
         silence=2 * config.stream.heartbeat,
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
+    )
+
+
+def discovery(config: Config, access: Access) -> Autodiscover:
+    """Who tells where mailboxes live, from [exchange]."""
+    exchange = config.exchange
+    return Autodiscover(
+        access, version=exchange.version, url=exchange.autodiscover_url, ews_url=exchange.ews_url
+    )
+
+
+def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
+    """What the account must not reach, from [impersonation]."""
+
+    async def places(mailboxes: Sequence[str]) -> Mapping[str, Placement | Failure]:
+        known, sought = sorted_out(config, mailboxes)
+        return {place.mailbox: place for place in known} | await discovery.discover(sought)
+
+    impersonation = config.impersonation
+    return Scope(
+        mailboxes=impersonation.must_refuse,
+        access=access,
+        version=config.exchange.version,
+        places=places,
+        interval=impersonation.interval,
     )
 
 

@@ -1,7 +1,7 @@
 """Tries whether the account gets into a mailbox, with the cheapest request that tells.
 
-That is a GetFolder for the inbox, or for the folders that are configured. A delegate may be allowed to read and yet not
-to subscribe (ErrorSubscriptionDelegateAccessNotSupported), so for a delegate a subscription is made, and ended again.
+That is a GetFolder for the inbox, or for the folders that are configured. A delegate may be allowed to read and yet
+not to subscribe (ErrorSubscriptionDelegateAccessNotSupported), so for a delegate a subscription is made, and ended.
 """
 
 from __future__ import annotations

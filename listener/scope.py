@@ -17,8 +17,8 @@ from listener.access import AccessRule
 from listener.affinity import Placement
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
-from listener.probe import open_probe
 from listener.exchange.client import Access
+from listener.probe import open_probe
 
 log = structlog.get_logger()
 
@@ -48,9 +48,7 @@ class Scope:
     access: Access
     version: str
     places: Callable[[Sequence[str]], Awaitable[Mapping[str, Placement | Failure]]]
-    rule: AccessRule = AccessRule()
     interval: float = 86400.0
-    again: Backoff = Backoff(first=60.0, factor=2.0, cap=3600.0)
 
     async def prove(self) -> tuple[Attempt, ...]:
         """Tries all, side by side, and tells the log."""
@@ -73,18 +71,21 @@ class Scope:
         if isinstance(place, Failure):
             return Attempt(mailbox, Finding.NOT_PROVED, place)
         async with open_probe(place.ews_url, self.access, self.version) as probe:
-            failure = await probe.ask(mailbox, self.rule.of(mailbox), tries=1)
+            failure = await probe.ask(mailbox, RULE.of(mailbox), tries=1)
         if failure is None:
             return Attempt(mailbox, Finding.REACHED)
         return Attempt(mailbox, Finding.REFUSED if failure.code in REFUSALS else Finding.NOT_PROVED, failure)
 
-    async def watch(self, attempts: Sequence[Attempt]) -> None:
-        """Tries again and again, after these attempts, until it is cancelled."""
+    async def watch(self, attempts: Sequence[Attempt] | None = None) -> None:
+        """Tries again and again, until it is cancelled; at first now, unless these attempts were made just now."""
+        if not self.mailboxes:
+            return
+        attempts = await self.prove() if attempts is None else attempts
         unproved = 0
         while True:
             open_questions = any(attempt.finding is Finding.NOT_PROVED for attempt in attempts)
             unproved = unproved + 1 if open_questions else 0
-            pause = min(self.again.longest(unproved), self.interval) if unproved else self.interval
+            pause = min(AGAIN.longest(unproved), self.interval) if unproved else self.interval
             await trio.sleep(pause)
             attempts = await self.prove()
 
@@ -97,6 +98,11 @@ def _tell(attempt: Attempt) -> None:
         case Finding.NOT_PROVED:
             log.warning("scope.not_proved", mailbox=attempt.mailbox, **why)
 
+
+RULE = AccessRule(kind="impersonation")
+
+# The patience between two attempts where nothing was proved.
+AGAIN = Backoff(first=60.0, factor=2.0, cap=3600.0)
 
 # With these the server says that the account may not act for the mailbox. ErrorImpersonationFailed says only that
 # something went wrong.

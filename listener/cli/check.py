@@ -1,41 +1,93 @@
-"""`ews-listener check`: is the configuration good?"""
+"""`ews-listener check`: is the configuration good, and does the account get in everywhere?"""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from listener.cli.options import CONFIGURATION, ConfigFile
+from listener.cli.options import CONFIGURATION, REFUSED, UNREACHABLE, ConfigFile
 
 if TYPE_CHECKING:
+    from listener.checkup import Report
     from listener.config import Config
 
 
 def check(
     config: ConfigFile,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Connect, and try whether the account gets into every mailbox.")
+    ] = False,
+    mailbox: Annotated[
+        list[str] | None, typer.Option(help="With --connect: only this mailbox. May be given several times.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
 ) -> None:
-    """Check the configuration and the options of its handlers, without connecting to anything.
+    """Check the configuration and the options of its handlers; with --connect, the servers and all mailboxes too.
 
-    Every problem is printed, one a line. Ends with exit code 0 if there is none, else with 2.
+    Ends with exit code 0 if all is well, 2 if the configuration is not good, 3 if a server cannot be reached or does
+    not take the account, 4 if some mailboxes are refused, or reached though they must not be.
     """
     from json import dumps
 
     from listener.errors import ConfigError, Problem
     from listener.plugins import load_all
 
-    settings, problems = None, list[Problem]()
+    settings, report, problems = None, None, list[Problem]()
     try:
         settings, _ = load_all(config)
+        if connect:
+            report = _connect(settings, _addresses(mailbox or []), live=not json)
     except ConfigError as error:
-        problems = list(error.problems)
+        settings, problems = None, list(error.problems)
     if json:
-        typer.echo(dumps(_report(settings) | {"problems": [problem._asdict() for problem in problems]}))
+        told = _report(settings) | {"problems": [problem._asdict() for problem in problems]}
+        if report is not None:
+            from listener.cli.findings import as_json
+
+            told |= as_json(report)
+        typer.echo(dumps(told))
     elif settings is not None:
         typer.echo("\n".join(_summary(str(config), settings)))
+        if report is not None:
+            from listener.cli.findings import show
+
+            show(report)
     else:
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
-    raise typer.Exit(CONFIGURATION if problems else 0)
+    raise typer.Exit(_exit_code(report, good=not problems))
+
+
+def _exit_code(report: "Report | None", *, good: bool) -> int:
+    if not good:
+        return CONFIGURATION
+    if report is None:
+        return 0
+    return UNREACHABLE if report.unreachable else REFUSED if report.refused else 0
+
+
+def _addresses(given: list[str]) -> list[str]:
+    from listener.config.values import parse_address, parse_sid
+
+    try:
+        return [(parse_address if "@" in name else parse_sid)(name) for name in given]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--mailbox") from None
+
+
+def _connect(config: "Config", only: list[str], *, live: bool) -> "Report":
+    """Checks with a progress bar, if standard error is a terminal and a person reads along."""
+    import sys
+    from functools import partial
+
+    import trio
+
+    from listener import checkup, log
+    from listener.cli.findings import progress_bar
+
+    # What is found out stands in the report; lines about it would only be in the way.
+    log.configure("error", config.log.format if config.log.format != "journal" else "json")
+    with progress_bar(shown=live and sys.stderr.isatty()) as progress:
+        return trio.run(partial(checkup.check, config, only, progress))
 
 
 def _report(config: "Config | None") -> dict[str, Any]:

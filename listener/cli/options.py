@@ -8,6 +8,8 @@ import typer
 # Exit codes (docs/CLI.md).
 FAILED = 1
 CONFIGURATION = 2
+UNREACHABLE = 3
+REFUSED = 4
 
 ConfigFile = Annotated[
     Path,

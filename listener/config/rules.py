@@ -101,7 +101,10 @@ def _who_must_refuse_is_not_listened_to(config: Config) -> Found:
     listened_to = set(config.all_mailboxes)
     for index, mailbox in enumerate(config.impersonation.must_refuse):
         if mailbox in listened_to:
-            yield ("impersonation", "must_refuse", index), f'"{mailbox}" is one of the mailboxes that are listened to'
+            yield (
+                ("impersonation", "must_refuse", index),
+                f'"{mailbox}" is one of the mailboxes that are listened to',
+            )
 
 
 @_rule("mailboxes", "exchange")

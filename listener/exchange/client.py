@@ -22,8 +22,8 @@ import trio
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
-from listener.exchange.auth import Accounts
 from listener.exchange.audit import Audit
+from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.network import Network
 

@@ -1,0 +1,201 @@
+"""What `ews-listener check --connect` found, for people and for machines."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from listener.checkup import STAGES, MailboxCheck, Report, ServerCheck
+from listener.ews.codes import Failure
+from listener.remedies import remedy
+from listener.scope import Finding
+
+FEW = 50
+"""So many mailboxes are listed one by one; of more, only those that something is the matter with."""
+
+
+@contextmanager
+def progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell how many mailboxes of how many are done."""
+    if not shown:
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("checking mailboxes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("mailboxes", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+# --- for machines
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The keys that --connect adds; docs/CLI.md lists them."""
+    return {
+        "ok": not (report.unreachable or report.refused),
+        "servers": [
+            {
+                "url": server.url,
+                "account": server.account,
+                "ok": server.failure is None,
+                "stage": server.stage,
+            }
+            | _why(server.failure, account=server.account)
+            for server in report.servers
+        ],
+        "groups": [
+            {
+                "name": group.name,
+                "url": group.ews_url,
+                "access": group.access,
+                "anchor": group.mailboxes[0],
+                "mailboxes": list(group.mailboxes),
+            }
+            for group in report.groups
+        ],
+        "distribution_groups": [
+            {"group": name, "ok": isinstance(found, int)}
+            | ({"members": found} if isinstance(found, int) else _why(found))
+            for name, found in report.expansions.items()
+        ],
+        "checked": [
+            {
+                "mailbox": check.mailbox,
+                "access": check.access,
+                "group": check.group and check.group.name,
+                "ok": check.failure is None,
+                "tried": check.tried,
+            }
+            | _why(check.failure, check.mailbox, _account(report, check))
+            for check in _in_order(report)
+        ],
+        "must_refuse": [
+            {"mailbox": attempt.mailbox, "finding": str(attempt.finding)}
+            | _why(None if attempt.finding is Finding.REFUSED else attempt.failure)
+            for attempt in report.attempts
+        ],
+    }
+
+
+def _why(failure: Failure | None, mailbox: str = "MAILBOX", account: str = "SERVICE") -> dict[str, str]:
+    if failure is None:
+        return {}
+    cause, mend = remedy(failure, mailbox=mailbox, account=account)
+    return {"code": failure.code, "text": failure.text, "cause": cause, "mend": mend}
+
+
+def _account(report: Report, check: MailboxCheck) -> str:
+    """Who tried to get into a mailbox."""
+    url = check.group.ews_url if check.group else ""
+    return next((server.account for server in report.servers if server.url == url), "SERVICE")
+
+
+def _in_order(report: Report) -> list[MailboxCheck]:
+    return sorted(report.mailboxes, key=lambda check: check.mailbox)
+
+
+# --- for people
+
+
+def show(report: Report) -> None:
+    """Prints tables on standard output, and what is the matter with what mends it."""
+    # Where nobody looks at it, nothing is folded to fit.
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(_servers(report.servers))
+    if report.groups:
+        console.print(_groups(report))
+    if report.expansions:
+        console.print(_expansions(report))
+    if len(report.mailboxes) <= FEW:
+        console.print(_mailboxes(report))
+    failed = sum(check.failure is not None for check in report.mailboxes)
+    console.print(f"{len(report.mailboxes) - failed} of {len(report.mailboxes)} mailboxes can be reached.")
+    for attempt in report.attempts:
+        console.print(_attempt_line(attempt.mailbox, attempt.finding, attempt.failure), soft_wrap=True)
+    for line in _matters(report):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _servers(servers: list[ServerCheck]) -> Table:
+    table = Table()
+    for name in ("server", "account"):
+        table.add_column(name, overflow="fold")
+    for stage in STAGES:
+        table.add_column(stage, no_wrap=True)
+    for server in servers:
+        reached = len(STAGES) if server.stage is None else STAGES.index(server.stage)
+        marks = ["yes" if at < reached else "NO" if at == reached else "" for at in range(len(STAGES))]
+        table.add_row(server.url or "Autodiscover", server.account, *marks)
+    return table
+
+
+def _groups(report: Report) -> Table:
+    table = Table("group", "access", "mailboxes", "anchor", "server")
+    for group in report.groups:
+        row = (group.name, group.access, str(len(group.mailboxes)), group.mailboxes[0], group.ews_url)
+        table.add_row(*row)
+    return table
+
+
+def _expansions(report: Report) -> Table:
+    table = Table("distribution group", "mailboxes")
+    for name, found in report.expansions.items():
+        table.add_row(name, str(found) if isinstance(found, int) else found.code)
+    return table
+
+
+def _mailboxes(report: Report) -> Table:
+    table = Table("mailbox", "access", "group", "")
+    for check in _in_order(report):
+        told = "reached" if check.failure is None else check.failure.code
+        table.add_row(check.mailbox, check.access, check.group.name if check.group else "", told)
+    return table
+
+
+def _attempt_line(mailbox: str, finding: Finding, failure: Failure | None) -> str:
+    match finding:
+        case Finding.REFUSED:
+            return f"{mailbox} must refuse the account, and does."
+        case Finding.REACHED:
+            return (
+                f"{mailbox} must refuse the account, and DOES NOT: narrow the scope of the role assignment."
+            )
+    return f"{mailbox} must refuse the account: not proved ({failure})."
+
+
+def _matters(report: Report) -> Iterator[str]:
+    """What is the matter, once for all mailboxes that have it in common."""
+    for server in report.servers:
+        if server.failure is not None:
+            yield from _matter(server.url or "Autodiscover", server.failure, account=server.account)
+    for name, found in report.expansions.items():
+        if isinstance(found, Failure):
+            yield from _matter(name, found)
+    alike: defaultdict[str, list[MailboxCheck]] = defaultdict(list)
+    for check in _in_order(report):
+        if check.failure is not None and check.tried:
+            alike[check.failure.code].append(check)
+    for checks in alike.values():
+        first, count = checks[0], len(checks)
+        assert first.failure is not None
+        named = ", ".join(check.mailbox for check in checks[:FEW])
+        more = f" and {count - FEW} more" if count > FEW else ""
+        mailbox = first.mailbox if count == 1 else "MAILBOX"
+        yield from _matter(f"{named}{more}", first.failure, mailbox, _account(report, first))
+
+
+def _matter(who: str, failure: Failure, mailbox: str = "MAILBOX", account: str = "SERVICE") -> Iterator[str]:
+    cause, mend = remedy(failure, mailbox=mailbox, account=account)
+    yield ""
+    yield f"{who}: {failure}"
+    if cause:
+        yield f"  likely: {cause}"
+    if mend:
+        yield f"  mend:   {mend}"

@@ -1,0 +1,146 @@
+"""What mostly causes a failure, and the cmdlet or the setting that mends it: as data, by code.
+
+The cmdlets are those of the Exchange Management Shell; `SERVICE`, `MAILBOX` and `FOLDER` stand for what is meant.
+Sources: "Configure impersonation", "Control access to EWS in Exchange", "Handling delegation-related errors in EWS in
+Exchange", "Role Based Access Control for Applications in Exchange Online" (learn.microsoft.com).
+"""
+
+from typing import NamedTuple
+
+from listener.ews.codes import Failure, Verdict
+
+
+class Remedy(NamedTuple):
+    """The likely cause, and what to do; either may be empty."""
+
+    cause: str
+    mend: str = ""
+
+
+_SCOPE = Remedy(
+    "The account may not impersonate this mailbox: it has no role assignment, or the mailbox is outside its scope.",
+    "Get-ManagementRoleAssignment -Role ApplicationImpersonation -GetEffectiveUsers; then widen the scope "
+    '(Set-ManagementScope), or New-ManagementScope "EWS listener" -RecipientRestrictionFilter {…} and '
+    "New-ManagementRoleAssignment -Role ApplicationImpersonation -User SERVICE -CustomRecipientWriteScope "
+    '"EWS listener". '
+    "In Exchange Online: New-ManagementRoleAssignment -App … -Role 'Application EWS.AccessAsApp' "
+    "-CustomResourceScope …",
+)
+_NO_MAILBOX = Remedy(
+    "There is no such mailbox: a typing mistake, or it was removed.",
+    "Get-Mailbox MAILBOX; correct [mailboxes]",
+)
+_NO_PERMISSION = Remedy(
+    "The folder is not there, or the account has no permission on it.",
+    "Add-MailboxFolderPermission MAILBOX:\\FOLDER -User SERVICE -AccessRights Reviewer",
+)
+_DELEGATE = Remedy(
+    "The account may read there, but not subscribe: Exchange wants the rights of an owner for that.",
+    "Add-MailboxPermission MAILBOX -User SERVICE -AccessRights FullAccess",
+)
+_MOVING = Remedy(
+    "The mailbox is being moved, or lives elsewhere than Autodiscover says.", "Get-MoveRequest MAILBOX"
+)
+_CREDENTIALS = Remedy(
+    "User or password is wrong, the account is locked or disabled, or the server wants another [auth] kind.",
+    "Get-ADUser SERVICE -Properties LockedOut,Enabled; see [auth]; Get-WebServicesVirtualDirectory | "
+    "Format-List *Authentication,ExtendedProtectionTokenChecking",
+)
+_BLOCKED = Remedy(
+    "EWS is switched off for the organisation or for this application.",
+    "Set-OrganizationConfig -EwsEnabled $true, and the application on the allow list: "
+    "Set-OrganizationConfig -EwsAllowList @{Add='ews-listener*'}",
+)
+_BUSY = Remedy(
+    "The account asks for more than its throttling policy allows.",
+    "New-ThrottlingPolicy -EwsMaxConcurrency … and Set-ThrottlingPolicyAssociation SERVICE; or a smaller [exchange] "
+    "concurrency",
+)
+_NOT_EWS = Remedy(
+    "Something else than Exchange answered: a proxy, a login page or a website.",
+    "See [exchange] ews_url and proxy; a publishing rule must let /EWS/ pass without pre-authentication",
+)
+_VERSION = Remedy("The server does not understand what is asked.", "Try another [exchange] version")
+_NETWORK = Remedy("Nobody answers there.", "See [exchange] ews_url, proxy and the firewall between")
+
+REMEDIES: dict[str, Remedy] = {
+    **dict.fromkeys(
+        ("ErrorImpersonateUserDenied", "ErrorImpersonationDenied", "ErrorImpersonationFailed"), _SCOPE
+    ),
+    **dict.fromkeys(
+        (
+            "ErrorNonExistentMailbox",
+            "ErrorInvalidSmtpAddress",
+            "ErrorCannotFindUser",
+            "InvalidUser",
+            "InvalidDomain",
+            "NotFederated",
+            "Pox500",
+        ),
+        _NO_MAILBOX,
+    ),
+    **dict.fromkeys(("ErrorFolderNotFound", "ErrorItemNotFound"), _NO_PERMISSION),
+    **dict.fromkeys(("ErrorServerBusy", "ErrorExceededConnectionCount", "Http429", "ServerBusy"), _BUSY),
+    **dict.fromkeys(("NotSoap", "Http301", "Http302", "Http303", "Http307", "Http308"), _NOT_EWS),
+    **dict.fromkeys(("ConnectFailed", "ConnectTimeout", "ConnectionReset", "ReadTimeout"), _NETWORK),
+    "ErrorSubscriptionDelegateAccessNotSupported": _DELEGATE,
+    "ErrorSubscriptionAccessDenied": Remedy(
+        "The subscription was made by another account, or the server reads one owner's on a connection only.",
+        "[affinity] group_size = 1",
+    ),
+    "ErrorAccessDenied": Remedy(
+        "The account has no right to this, or EWS is switched off for the mailbox.",
+        "Set-CASMailbox MAILBOX -EwsEnabled $true; with delegate access: Add-MailboxFolderPermission "
+        "MAILBOX:\\FOLDER -User SERVICE -AccessRights Reviewer",
+    ),
+    "ErrorMissingEmailAddress": Remedy(
+        'The account has no mailbox of its own, so access = "own" is not for it.',
+        "Enable-Mailbox SERVICE, or another access",
+    ),
+    "ErrorAccountDisabled": Remedy("The owner's account is disabled.", "Enable-ADAccount MAILBOX"),
+    "ErrorExceededSubscriptionCount": Remedy(
+        "The mailbox has as many subscriptions as EWSMaxSubscriptions allows; those nobody reads die within half "
+        "an hour.",
+        "New-ThrottlingPolicy -EwsMaxSubscriptions …",
+    ),
+    "ErrorNameResolutionNoResults": Remedy(
+        "There is no such distribution group, or it is hidden from the address lists.",
+        "Set-DistributionGroup GROUP -HiddenFromAddressListsEnabled $false",
+    ),
+    "SettingIsNotAvailable": Remedy(
+        "Autodiscover names no EWS URL for this mailbox.",
+        "Get-WebServicesVirtualDirectory | Format-List *Url; or [exchange] ews_url",
+    ),
+    "InsecureRedirect": Remedy(
+        "Autodiscover sends us to an address that is not https.", "[exchange] autodiscover_url"
+    ),
+    "Http403": Remedy(
+        "EWS is switched off for the mailbox, its rules do not admit this User-Agent, or a proxy forbids it.",
+        "Set-CASMailbox MAILBOX -EwsEnabled $true; Get-CASMailbox MAILBOX | Format-List Ews*; Set-CASMailbox MAILBOX "
+        "-EwsAllowList @{Add='ews-listener*'}",
+    ),
+    "EwsDisabled": _BLOCKED,
+    "NameNotResolved": Remedy("DNS does not know the host.", "Resolve-DnsName HOST; see [exchange] ews_url"),
+    "TlsFailed": Remedy(
+        "The certificate is not trusted, has expired, or is another host's.",
+        "[exchange] ca_file for an authority of your own; Get-ExchangeCertificate | Format-List Subject,NotAfter,"
+        "CertificateDomains,Services",
+    ),
+    "Http407": Remedy("The proxy wants credentials.", "[exchange] proxy_user and proxy_password"),
+}
+
+_BY_VERDICT: dict[Verdict, Remedy] = {
+    Verdict.RETRY: Remedy(
+        "The server, or a proxy before it, is ill.", "Wait, and check again; Test-ServiceHealth"
+    ),
+    Verdict.WAIT: _BUSY,
+    Verdict.REGROUP: _MOVING,
+    Verdict.CREDENTIALS: _CREDENTIALS,
+    Verdict.STOP: _VERSION,
+}
+
+
+def remedy(failure: Failure, *, mailbox: str = "MAILBOX", account: str = "SERVICE") -> Remedy:
+    """The likely cause of a failure and what mends it, for this mailbox and this account."""
+    found = REMEDIES.get(failure.code) or _BY_VERDICT.get(failure.verdict, Remedy(""))
+    return Remedy(found.cause, found.mend.replace("MAILBOX", mailbox).replace("SERVICE", account))

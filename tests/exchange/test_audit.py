@@ -1,0 +1,67 @@
+"""Who is used as what is read from the bytes of requests."""
+
+import io
+
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.access import AccessRule
+from listener.ews.events import EventKind
+from listener.ews.folders import get_folder
+from listener.ews.soap import Impersonation, acting_as, owner_of_folders
+from listener.ews.subscription import FolderRef, get_streaming_events, subscribe
+from listener.exchange.audit import Audit
+from listener.log import open_audit
+
+VERSION = "Exchange2013_SP1"
+URL = "https://mail.example.com/EWS/Exchange.asmx"
+NAMES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
+KINDS = st.sampled_from(["PrincipalName", "SID", "PrimarySmtpAddress", "SmtpAddress"])
+
+
+@given(NAMES, KINDS)
+def test_whoever_is_impersonated_is_seen(name: str, kind: str) -> None:
+    who = Impersonation(kind, name)  # type: ignore[arg-type]
+    for request in (
+        subscribe(version=VERSION, impersonate=who, events=[EventKind.CREATED]),
+        get_streaming_events(["a", "b"], minutes=30, version=VERSION, impersonate=who),
+    ):
+        assert acting_as(request) == who
+        assert owner_of_folders(request) is None
+
+
+@given(NAMES)
+def test_the_owner_of_folders_is_seen(name: str) -> None:
+    request = get_folder([FolderRef("inbox", mailbox=name)], version=VERSION)
+    assert (acting_as(request), owner_of_folders(request)) == (None, name)
+
+
+def test_each_identity_is_told_once_for_each_server_and_account() -> None:
+    with structlog.testing.capture_logs() as log:
+        audit = Audit()
+        for access in (AccessRule(), AccessRule("delegate", folders=("inbox",)), AccessRule("own")):
+            way = access.of("anna@example.com")
+            request = subscribe(
+                version=VERSION, impersonate=way.impersonate, events=[EventKind.CREATED], folders=way.folders
+            )
+            for url in (URL, URL, URL.replace("mail", "other")):
+                audit.note(request, url, "svc@example.com")
+    assert {line["event"] for line in log} == {"audit.identity_used"}
+    assert [(line["server"], line["access"], line["identity"], line["named_by"]) for line in log] == [
+        (server, access, identity, named_by)
+        for access, identity, named_by in (
+            ("impersonation", "anna@example.com", "PrimarySmtpAddress"),
+            ("delegate", "anna@example.com", "PrimarySmtpAddress"),
+            ("own", "svc@example.com", "account"),
+        )
+        for server in ("mail.example.com", "other.example.com")
+    ]
+    assert {line["account"] for line in log} == {"svc@example.com"}
+
+
+def test_without_a_file_it_goes_into_the_log() -> None:
+    with structlog.testing.capture_logs() as log, open_audit(None) as logger:
+        Audit(logger).note(b"", URL, "svc@example.com")
+    assert [line["access"] for line in log] == ["own"]
+    assert not isinstance(logger, io.IOBase)

@@ -1,0 +1,221 @@
+"""`ews-listener check --connect` against a started simulator; the proof of the scope; the audit."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tests.system.processes import Listener, Simulator, json_lines
+
+Start = Callable[..., Simulator]
+Listen = Callable[..., Listener]
+CEO = "ceo@contoso.example"
+
+
+class Checked(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def check(simulator: Simulator, *options: str) -> Checked:
+    command = [sys.executable, "-m", "listener", "check", "--config", str(simulator.config), "--connect"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+    return Checked(done.returncode, done.stdout, done.stderr)
+
+
+def matter(report: Any, mailbox: str) -> Any:
+    (found,) = (each for each in report["checked"] if each["mailbox"] == mailbox)
+    return found
+
+
+def test_all_is_well(simulator: Start) -> None:
+    office = simulator()
+    checked = check(office, "--json")
+    assert (checked.code, checked.err) == (0, "")
+    report = checked.json
+    assert report["ok"] is True
+    (server,) = report["servers"]
+    assert server == {
+        "url": office.told["ews_url"],
+        "account": office.told["user"],
+        "ok": True,
+        "stage": None,
+    }
+    grouped = [mailbox for group in report["groups"] for mailbox in group["mailboxes"]]
+    assert sorted(grouped) == sorted(office.mailboxes)
+    assert all(group["anchor"] == min(group["mailboxes"]) for group in report["groups"])
+    assert [each["mailbox"] for each in report["checked"] if each["ok"]] == sorted(office.mailboxes)
+
+
+def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -> None:
+    office = simulator()
+    outside, without_ews, theirs, good = office.mailboxes
+    office.give(outside, in_scope=False)
+    office.give(without_ews, ews=False)
+    office.append(
+        f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["calendar"]\n'
+        '[[mailboxes.overrides]]\naddresses = ["nobody@contoso.example"]\n'
+    )
+    checked = check(office, "--json")
+    assert checked.code == 4
+    report = checked.json
+    assert {each["mailbox"]: each.get("code") for each in report["checked"]} == {
+        outside: "ErrorImpersonateUserDenied",
+        without_ews: "Http403",
+        theirs: "ErrorFolderNotFound",
+        "nobody@contoso.example": "InvalidUser",
+        good: None,
+    }
+    user = office.told["user"]
+    assert "outside its scope" in matter(report, outside)["cause"]
+    assert "New-ManagementScope" in matter(report, outside)["mend"]
+    assert f"-User {user} -CustomRecipientWriteScope" in matter(report, outside)["mend"]
+    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in matter(report, without_ews)["mend"]
+    assert f"Add-MailboxFolderPermission {theirs}:" in matter(report, theirs)["mend"]
+    told = check(office).out
+    assert "1 of 5 mailboxes can be reached." in told
+    assert f"{outside}: ErrorImpersonateUserDenied" in told
+    assert "mend:   Add-MailboxFolderPermission" in told
+    office.give(theirs, folders=["calendar"])
+    assert check(office, "--mailbox", theirs.upper(), "--mailbox", good).code == 0
+
+
+def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> None:
+    office = simulator()
+    office.change('password = "', 'password = "x')
+    checked = check(office, "--json")
+    assert checked.code == 3
+    report = checked.json
+    assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
+    assert not any(each["ok"] or each["tried"] for each in report["checked"])
+    assert office.told["password"] not in checked.out + checked.err
+    # The same where Autodiscover is not asked.
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    report = check(office, "--json").json
+    assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
+    assert len(report["groups"]) == 1
+    assert "Get-ADUser" in report["servers"][0]["mend"]
+
+
+def test_a_server_that_is_not_there(simulator: Start) -> None:
+    office = simulator()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    office.change(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{port}/EWS")
+    checked = check(office, "--json")
+    assert checked.code == 3
+    (server,) = checked.json["servers"]
+    assert (server["stage"], server["code"]) == ("connect", "ConnectFailed")
+
+
+def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
+    office = simulator("--tls")
+    office.change('ca_file = "ca.pem"\n', "autodiscover = false\n")
+    checked = check(office, "--json")
+    assert checked.code == 3
+    (server,) = checked.json["servers"]
+    assert (server["stage"], server["code"]) == ("secure", "TlsFailed")
+    assert "ca_file" in server["mend"]
+
+
+def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start) -> None:
+    office = simulator("--mailboxes", "150")
+    office.change("[auth]", "concurrency = 40\n\n[auth]")
+    office.break_(kind="throttled", seconds=60, concurrency=27, back_off_ms=300)
+    checked = check(office)
+    assert checked.code == 0, checked.out
+    assert "150 of 150 mailboxes can be reached." in checked.out
+
+
+def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) -> None:
+    office = simulator()
+    office.append('\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n')
+    checked = check(office)
+    assert checked.code == 2
+    assert checked.err == (
+        "error: mailboxes.overrides[0].access: delegate access cannot subscribe to all folders: name folders\n"
+    )
+    assert office.state()["requests"] == {}
+
+
+# --- the scope
+
+
+def must_refuse(simulator: Simulator, *mailboxes: str, more: str = "") -> None:
+    simulator.append(f"\n[impersonation]\nmust_refuse = {json.dumps(mailboxes)}\n{more}\n")
+
+
+def test_the_check_proves_the_scope(simulator: Start) -> None:
+    office = simulator()
+    must_refuse(office, CEO)
+    checked = check(office, "--json")
+    assert checked.code == 0
+    assert checked.json["must_refuse"] == [{"mailbox": CEO, "finding": "refused"}]
+    office.give(CEO, in_scope=True)
+    checked = check(office)
+    assert checked.code == 4
+    assert f"{CEO} must refuse the account, and DOES NOT" in checked.out
+
+
+def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
+    simulator: Start, listen: Listen
+) -> None:
+    office = simulator()
+    office.give(CEO, in_scope=True)
+    must_refuse(office, CEO, more='interval = "1s"')
+    listener = listen(office)
+    listener.until_logged("scope.open", mailbox=CEO, level="error")
+    office.streaming(4)
+    office.give(CEO, in_scope=False)
+    listener.until_logged("scope.proved", mailboxes=1)
+    assert listener.end() == 0
+    office.change('interval = "1s"', 'if_not_refused = "refuse_to_start"')
+    listener = listen(office)
+    listener.until_logged("group.streaming")
+    assert listener.logged("scope.proved")
+    assert listener.end() == 0
+    office.give(CEO, in_scope=True)
+    refused = listen(office)
+    assert refused.wait() == 2
+    assert f"error: impersonation.must_refuse: the account reaches {CEO}" in refused.errors.read_text()
+    assert office.state()["streams"] == []
+
+
+# --- the audit
+
+
+def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Listen) -> None:
+    office = simulator()
+    theirs = office.mailboxes[0]
+    office.give(theirs, folders=["inbox"])
+    must_refuse(office, CEO)
+    office.append(
+        f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
+        '[log]\naudit_file = "audit.jsonl"\n'
+    )
+    listener = listen(office)
+    office.streaming(4)
+    listener.until_logged("scope.proved")
+    assert listener.end() == 0
+    lines = json_lines(office.folder / "audit.jsonl")
+    assert {line["event"] for line in lines} == {"audit.identity_used"}
+    assert {line["account"] for line in lines} == {office.told["user"]}
+    assert {line["server"] for line in lines} == {f"127.0.0.1:{office.port}"}
+    assert all(line["time"].endswith("Z") for line in lines)
+    used = [(line["access"], line["identity"]) for line in lines]
+    assert len(used) == len(set(used))
+    assert set(used) == {
+        ("own", office.told["user"]),
+        ("delegate", theirs),
+        *(("impersonation", mailbox) for mailbox in (*office.mailboxes[1:], CEO)),
+    }
+    assert (office.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+    assert not listener.logged("audit.identity_used")
