@@ -126,6 +126,27 @@ REMEDIES: dict[str, Remedy] = {
         "[exchange] ca_file for an authority of your own; Get-ExchangeCertificate | Format-List Subject,NotAfter,"
         "CertificateDomains,Services",
     ),
+    "HandshakeRefused": Remedy(
+        "User or password is wrong; or Extended Protection is in the way, because a proxy or load balancer ends TLS with "
+        "another certificate than the server's.",
+        "Get-WebServicesVirtualDirectory | Format-List ExtendedProtectionTokenChecking; let both have the same "
+        "certificate, or pass TLS through",
+    ),
+    "SchemeNotOffered": Remedy(
+        "The server does not take this kind of authentication.",
+        "[auth] kind; Get-WebServicesVirtualDirectory | Format-List *Authentication",
+    ),
+    "AccountLocked": Remedy(
+        "The account is locked or disabled.", "Unlock-ADAccount SERVICE; Enable-ADAccount SERVICE"
+    ),
+    "AccountUnknown": Remedy("The domain does not know the account.", "Get-ADUser SERVICE; see [auth] user"),
+    "PasswordExpired": Remedy(
+        "The password has expired, or must be changed.", "Set-ADAccountPassword SERVICE; see [auth] password"
+    ),
+    "PasswordRefused": Remedy("The password is wrong.", "[auth] password"),
+    "ClockSkew": Remedy(
+        "Our clock and the domain's are more than 5 minutes apart.", "timedatectl; is NTP at work?"
+    ),
     "Http407": Remedy("The proxy wants credentials.", "[exchange] proxy_user and proxy_password"),
 }
 
