@@ -127,8 +127,8 @@ REMEDIES: dict[str, Remedy] = {
         "CertificateDomains,Services",
     ),
     "HandshakeRefused": Remedy(
-        "User or password is wrong; or Extended Protection is in the way, because a proxy or load balancer ends TLS with "
-        "another certificate than the server's.",
+        "User or password is wrong; or Extended Protection is in the way: a proxy or load balancer ends TLS with another "
+        "certificate than the server's.",
         "Get-WebServicesVirtualDirectory | Format-List ExtendedProtectionTokenChecking; let both have the same "
         "certificate, or pass TLS through",
     ),
