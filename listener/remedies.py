@@ -79,7 +79,7 @@ REMEDIES: dict[str, Remedy] = {
         ),
         _NO_MAILBOX,
     ),
-    **dict.fromkeys(("ErrorFolderNotFound", "ErrorItemNotFound"), _NO_PERMISSION),
+    **dict.fromkeys(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"), _NO_PERMISSION),
     **dict.fromkeys(("ErrorServerBusy", "ErrorExceededConnectionCount", "Http429", "ServerBusy"), _BUSY),
     **dict.fromkeys(("NotSoap", "Http301", "Http302", "Http303", "Http307", "Http308"), _NOT_EWS),
     **dict.fromkeys(("ConnectFailed", "ConnectTimeout", "ConnectionReset", "ReadTimeout"), _NETWORK),
@@ -127,8 +127,8 @@ REMEDIES: dict[str, Remedy] = {
         "CertificateDomains,Services",
     ),
     "HandshakeRefused": Remedy(
-        "User or password is wrong; or Extended Protection is in the way: a proxy or load balancer ends TLS with another "
-        "certificate than the server's.",
+        "User or password is wrong; or Extended Protection is in the way: a proxy or load balancer ends TLS with "
+        "another certificate than the server's.",
         "Get-WebServicesVirtualDirectory | Format-List ExtendedProtectionTokenChecking; let both have the same "
         "certificate, or pass TLS through",
     ),
