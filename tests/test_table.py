@@ -98,7 +98,7 @@ UNREADABLE = [
     "EnvelopeTooLarge",
     "StreamIncomplete",
 ]
-# Names of our own for what happens before a byte comes, or between two: the client and the account's scheme make them.
+# Names of our own for what happens before a byte comes, or between two: made by the client and by the scheme.
 BY_THE_CLIENT = sorted(set(VERDICTS) - {*OF_EWS, *OF_HTTP, *UNREADABLE, *AUTODISCOVER})
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
