@@ -7,7 +7,8 @@ these, then the journal.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import httpx
@@ -43,12 +44,14 @@ from listener.supervisor import GroupRunner, Registry, Wish
 log = structlog.get_logger()
 
 OpenJournal = Callable[[], AbstractAsyncContextManager[Journal]]
+Door = Callable[["Daemon"], AbstractAsyncContextManager[None]]
 
 
 class Daemon:
     """The listener of one configuration, ready to run.
 
-    `roster` and `delivery` are for whoever watches it.
+    `roster`, `delivery`, `journal`, `catch_up` and the counts (`events` received, `gaps` noted) are for whoever
+    watches it. `door` is where operators come in: it is open while the journal is.
     """
 
     def __init__(
@@ -57,11 +60,15 @@ class Daemon:
         sources: Sequence[Source],
         open_journal: OpenJournal | None = None,
         notifier: Notifier | None = None,
+        door: Door | None = None,
     ) -> None:
         self.config = config
+        self.events = 0
+        self.gaps = 0
+        self._door = door or (lambda _: nullcontext())
         self.attendant = Attendant(notifier or Notifier(), self._headline)
-        self._phase = "Opening the journal and the handlers"
-        self._journal: Journal | None = None
+        self._phase, self._stage = "Opening the journal and the handlers", "starting"
+        self.journal: Journal | None = None
         self._open_journal = open_journal or partial(
             sqlite.open_journal, config.state_directory, keep=retention(config)
         )
@@ -99,14 +106,19 @@ class Daemon:
 
     async def _run(self, stop: trio.Event) -> None:
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
-        async with self.attendant.at_hand(), self._open_journal() as journal, trio.open_nursery() as handlers:
-            self._journal = self.attendant.heart = journal
+        async with (
+            self.attendant.at_hand(),
+            self._open_journal() as journal,
+            self._door(self),
+            trio.open_nursery() as handlers,
+        ):
+            self.journal = self.attendant.heart = journal
             handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
             if await unless(stop, self._check_scope) and await unless(
                 stop, partial(handlers.start, self.delivery.run, journal)
             ):
                 self.catch_up = self._new_catch_up(journal)
-                self._phase = ""
+                self._phase, self._stage = "", "listening"
                 self.attendant.ready()
                 await self._listen(self.catch_up, stop)
                 await self.delivery.drain(self.config.shutdown.grace)
@@ -126,6 +138,44 @@ class Daemon:
                     ]
                 )
 
+    @property
+    def stage(self) -> str:
+        """One word for where it is: starting, listening or ending."""
+        return self._stage
+
+    async def change(self, config: Config, sources: Sequence[Source]) -> None:
+        """Takes up another configuration, as far as that can be while it listens (listener/service/reload.py).
+
+        Raises ConfigError if a handler cannot be opened; then nothing has changed.
+        """
+        lanes = {lane.name: lane for lane in self.delivery.lanes}
+        await self.delivery.change(
+            [
+                lanes[source.name]
+                if source.name in lanes and self._is_same(config, source.name)
+                else Lane(source, patience(config, source.name))
+                for source in sources
+            ]
+        )
+        self.config, self.policy = config, policy(config)
+        rules, anew = self.wish.access, wish(config)
+        rules.default, rules.others = anew.access.default, anew.access.others  # the roster asks them, too
+        self.wish = replace(anew, access=rules)
+        self.access.budgets.change(config.exchange.concurrency)
+        self.roster.retry, self.roster.parked = self.policy.backoff, self.policy.parked
+        self.roster.refresh = config.affinity.refresh
+        for runner in self.roster.runners.values():
+            runner.wish, runner.state = self.wish, replace(runner.state, policy=self.policy)
+        if self.catch_up is not None:
+            self.catch_up.interval = config.catch_up.interval
+        self.roster.change(*placements(config))
+
+    def _is_same(self, config: Config, handler: str) -> bool:
+        """Whether a handler is, and is treated, as it was."""
+        return config.handlers.get(handler) == self.config.handlers.get(handler) and patience(
+            config, handler
+        ) == patience(self.config, handler)
+
     def _new_catch_up(self, journal: Journal) -> CatchUp:
         kinds = frozenset(self.config.subscription.events)
         return CatchUp(
@@ -142,6 +192,7 @@ class Daemon:
         )
 
     def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
+        self.gaps += 1
         if self.catch_up is not None:
             self.catch_up.gap(mailbox, since, reason)
 
@@ -157,6 +208,7 @@ class Daemon:
     async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
         """What came on a stream is safe in the journal before it counts as delivered."""
         await self.delivery.publish(batch)
+        self.events += len(batch)
         if self.catch_up is not None:
             self.catch_up.note(batch)
 
@@ -172,12 +224,12 @@ class Daemon:
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             log.info("listener.stopping", grace=self.config.shutdown.grace)
-            self._phase = "Ending"
+            self._phase, self._stage = "Ending", "ending"
             self.attendant.stopping()
             self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
 
     def _headline(self) -> str:
-        figures = None if self._journal is None else self._journal.figures
+        figures = None if self.journal is None else self.journal.figures
         return headline(
             phase=self._phase,
             mailboxes=self.roster.mailboxes,

@@ -26,6 +26,7 @@ from listener.config import (
     Mailboxes,
     Server,
     StaticGroup,
+    Status,
     load,
     parse,
 )
@@ -57,6 +58,7 @@ WITHOUT_DEFAULT = {
     Mailboxes: {"addresses", "file", "distribution_groups", "expand_as", "overrides"},
     Impersonation: {"must_refuse"},
     Log: {"audit_file"},
+    Status: {"socket", "listen", "token"},
 }
 
 
@@ -93,6 +95,7 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
         ("proxy-password.txt", b"x"),
         ("subsidiary.txt", b"x"),
         ("example-net.txt", b"x"),
+        ("status-token.txt", b"x"),
     ):
         (tmp_path / name).write_bytes(content)
         (tmp_path / name).chmod(0o600)

@@ -13,8 +13,10 @@ from listener.cli.check import check
 from listener.cli.dead_letters import app as dead_letters
 from listener.cli.dead_letters import replay
 from listener.cli.demo import demo
+from listener.cli.reload import reload
 from listener.cli.run import run
 from listener.cli.simulate import simulate
+from listener.cli.status import status
 from listener.cli.tail import tail
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ app.command()(run)
 app.command()(check)
 app.add_typer(dead_letters)
 app.command()(replay)
+app.command()(status)
+app.command()(reload)
 app.command()(tail)
 app.command()(demo)
 app.command()(simulate)

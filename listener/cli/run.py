@@ -11,12 +11,14 @@ def run(config: ConfigFile) -> None:
     import faulthandler
     import os
     import sys
+    from functools import partial
 
     import trio
 
     from listener import log
     from listener.cli.ending import reported, signalled
     from listener.daemon import Daemon
+    from listener.operations import Operations
     from listener.plugins import load_all
     from listener.service.notify import Notifier
 
@@ -28,5 +30,8 @@ def run(config: ConfigFile) -> None:
         log.configure(settings.log.level, settings.log.format, sum_up=settings.log.sum_up)
         # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
         sys.setswitchinterval(0.0002)
-        daemon = Daemon(settings, handlers, notifier=notifier)
+        load = partial(load_all, config.absolute())
+        daemon = Daemon(
+            settings, handlers, notifier=notifier, door=lambda daemon: Operations(daemon, load).at_hand()
+        )
         trio.run(signalled, daemon.run)

@@ -23,6 +23,7 @@ from listener.config.model import (
     Server,
     Shutdown,
     StaticGroup,
+    Status,
     Stream,
     Subscription,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Server",
     "Shutdown",
     "StaticGroup",
+    "Status",
     "Stream",
     "Subscription",
     "examine",

@@ -115,7 +115,7 @@ def resolve_secrets(document: Table, directory: Path, environ: Mapping[str, str]
 def _tables(document: Table) -> Iterator[tuple[Loc, Table]]:
     """Every table of the document that may hold secrets."""
     servers = document.get("servers")
-    places: list[tuple[Loc, Any]] = [((name,), document.get(name)) for name in ("auth", "exchange")]
+    places: list[tuple[Loc, Any]] = [((name,), document.get(name)) for name in ("auth", "exchange", "status")]
     places += [
         (("servers", index, "auth"), server.get("auth"))
         for index, server in enumerate(servers if isinstance(servers, list) else ())

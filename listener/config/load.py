@@ -14,6 +14,7 @@ from listener.config.files import collect_mailboxes, resolve_secrets
 from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Problems
 from listener.config.rules import RULES
+from listener.config.secrets import NAMES, sources
 from listener.config.values import Context
 from listener.errors import ConfigError, Problem
 
@@ -36,6 +37,22 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     keys and values (`where` is the dotted key), and the files it names (`mailboxes.txt:17`).
     """
     return _config_or_error(examine(path, environ))
+
+
+def load_status(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """As `load`, but only what tells where the daemon's socket is counts: the rest may be wrong, or not there."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return load(path, environ)  # which tells what is wrong
+    told = {key: document[key] for key in ("state_directory", "status") if key in document}
+    secret = {key for name in NAMES["status"] for key in sources(name)}
+    if isinstance(status := told.get("status"), dict):
+        told["status"] = {key: value for key, value in status.items() if key not in secret}
+    try:
+        return Config.model_validate(_STAND_INS | told, context=Context(path.absolute().parent))
+    except ValidationError:
+        return load(path, environ)
 
 
 def parse(document: dict[str, Any], directory: Path, environ: Mapping[str, str] = os.environ) -> Config:

@@ -29,6 +29,7 @@ from listener.config.values import (
     Flag,
     HeaderText,
     HostPattern,
+    HostPort,
     PositiveDuration,
     ProxyUrl,
     Text,
@@ -295,6 +296,27 @@ class Log(Section):
     )
 
 
+class Status(Section):
+    """How operators and machines learn how the daemon is, and reload it (docs/METRICS.md, docs/CLI.md)."""
+
+    socket: ConfigPath | None = Field(
+        None,
+        description="The Unix socket that `status`, `reload` and `watch` use; by default ews-listener.sock in "
+        "state_directory. Only the daemon's own user, and root, can open it.",
+    )
+    listen: HostPort | None = Field(
+        None,
+        description="HOST:PORT for Prometheus and other machines, such as 127.0.0.1:9817. Another host than this one "
+        "takes a token.",
+    )
+    token: Secret | None = Field(
+        None, description="What must then be sent over HOST:PORT, as Authorization: Bearer TOKEN."
+    )
+    mailbox_metrics: Flag = Field(
+        False, description="A time series a mailbox in /metrics, beside the others."
+    )
+
+
 class Shutdown(Section):
     """How the daemon ends."""
 
@@ -323,12 +345,18 @@ class Config(Section):
     journal: Journal = Journal()
     handlers: dict[str, HandlerConfig]
     log: Log = Log()
+    status: Status = Status()
     shutdown: Shutdown = Shutdown()
 
     def auth_for(self, url: str) -> AnyAuth:
         """How to prove who we are at this URL: what [[servers]] says of its host, else [auth]."""
         host = (urlsplit(url).hostname or "").lower()
         return next((s.auth for s in self.servers if any(fnmatchcase(host, p) for p in s.hosts)), self.auth)
+
+    @property
+    def status_socket(self) -> Path:
+        """The Unix socket that operators come by."""
+        return self.status.socket or self.state_directory / "ews-listener.sock"
 
     @property
     def all_mailboxes(self) -> tuple[str, ...]:

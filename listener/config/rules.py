@@ -179,3 +179,10 @@ def _handlers_have_names(config: Config) -> Found:
     for name in config.handlers:
         if not _HANDLER_NAME.fullmatch(name):
             yield ("handlers", name), "a handler's name is made of letters, digits, - and _"
+
+
+@_rule("status")
+def _status_is_not_for_everybody(config: Config) -> Found:
+    listen = config.status.listen
+    if listen is not None and config.status.token is None and not is_loopback(f"//{listen}"):
+        yield ("status", "listen"), "takes a token, because other hosts can reach it (or a loopback address)"

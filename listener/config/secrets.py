@@ -26,6 +26,7 @@ COMMAND_PATIENCE: Final = 10.0
 NAMES: Final[Mapping[int | str, tuple[str, ...]]] = {
     "auth": ("password", "client_secret", "certificate_password"),
     "exchange": ("proxy_password", "client_key_password"),
+    "status": ("token",),
 }
 """By the name of their table: the secrets that it may hold."""
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_.@:-]+")

@@ -119,6 +119,17 @@ def _host_pattern(value: str) -> str:
     return pattern
 
 
+def _host_port(value: str) -> str:
+    try:
+        parts = urlsplit(f"//{value}")
+        good = parts.netloc == value and parts.hostname and parts.port and not parts.username
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("must be of the form HOST:PORT, such as 127.0.0.1:9817")
+    return value
+
+
 def _header_text(value: str) -> str:
     if not (value.isascii() and value.isprintable() and value.strip()):
         raise ValueError("must be printable ASCII")
@@ -170,6 +181,7 @@ Window = Annotated[Duration, AfterValidator(_window)]
 Url = Annotated[str, AfterValidator(_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]
+HostPort = Annotated[str, AfterValidator(_host_port)]
 HeaderText = Annotated[str, AfterValidator(_header_text)]
 ConfigPath = Annotated[Path, BeforeValidator(_non_empty_text), AfterValidator(_absolute)]
 ExistingFile = Annotated[ConfigPath, AfterValidator(_existing)]

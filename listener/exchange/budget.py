@@ -36,6 +36,12 @@ class Budgets:
         host = urlsplit(url).netloc
         return self.by_host.setdefault(host, Budget(self.most))
 
+    def change(self, most: int) -> None:
+        """From now on so many requests side by side are admitted for each server."""
+        self.most = most
+        for budget in self.by_host.values():
+            budget.change(most)
+
     @property
     def limit(self) -> int:
         """The fewest requests side by side that any server is asked now."""
@@ -68,6 +74,12 @@ class Budget:
     def limit(self) -> int:
         """How many requests are admitted at a time now."""
         return int(self._limiter.total_tokens)
+
+    def change(self, most: int) -> None:
+        """From now on so many are admitted at most; fewer still while the server is busy."""
+        unhindered = self.limit == self.most
+        self.most = most
+        self._limiter.total_tokens = most if unhindered else min(self.limit, most)
 
     @property
     def pause(self) -> float:

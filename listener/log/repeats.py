@@ -21,6 +21,7 @@ ONCE: Final = frozenset(
     {
         "catchup.folder_skipped",
         "discovery.failed",
+        "listener.reload_refused",
         "mailbox.parked",
         "mailbox.silent",
         "python.log",

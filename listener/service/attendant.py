@@ -64,6 +64,11 @@ class Attendant:
             yield
             nursery.cancel_scope.cancel()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the daemon makes no progress, though the loop runs."""
+        return self.heart is not None and self.heart.idle > self.limit
+
     async def _run(self) -> None:
         while True:
             self._attend()

@@ -1,0 +1,33 @@
+"""Asks the daemon that runs with a configuration, over its Unix socket."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from listener.cli.options import FAILED
+
+if TYPE_CHECKING:
+    import httpx
+
+
+@contextmanager
+def daemon_of(config: Path) -> Iterator["httpx.Client"]:
+    """A way to ask it: URLs are paths. Ends the command if no daemon is there, or it goes away meanwhile."""
+    import httpx
+
+    from listener.cli.ending import reported
+    from listener.config.load import load_status
+
+    with reported():
+        socket = load_status(config).status_socket
+        way = httpx.HTTPTransport(uds=str(socket))
+        # A reload may take its time: handlers are closed and opened.
+        with httpx.Client(transport=way, base_url="http://ews-listener", timeout=120) as client:
+            try:
+                yield client
+            except httpx.TransportError as error:
+                typer.echo(f"error: no daemon answers at {socket}: {error}", err=True)
+                raise typer.Exit(FAILED) from None

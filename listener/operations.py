@@ -1,0 +1,145 @@
+"""What the operator sees of a running daemon and can ask of it: its snapshot, a reload, a look at one mailbox."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+import trio
+
+from listener import log as logging
+from listener._version import __version__
+from listener.config import Config
+from listener.daemon import Daemon
+from listener.delivery import Source
+from listener.errors import ConfigError, Problem
+from listener.service import snapshot as take
+from listener.service.door import open_door
+from listener.service.reload import merged
+from listener.service.snapshot import ReloadStatus, Snapshot
+
+log = structlog.get_logger()
+
+Load = Callable[[], tuple[Config, Sequence[Source]]]
+
+
+class Operations:
+    """Made for one daemon; `load` reads its configuration anew, and raises ConfigError if it is bad. It may block."""
+
+    def __init__(self, daemon: Daemon, load: Load) -> None:
+        self._daemon = daemon
+        self._load = load
+        self._started = time.time()
+        self._reloads = ReloadStatus()
+        self._one_reload = trio.Lock()
+
+    @asynccontextmanager
+    async def at_hand(self) -> AsyncIterator[None]:
+        """Operators are answered, and SIGHUP is obeyed, while the context lasts. Raises as open_door() does."""
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async with open_door(self._daemon.config, self), trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals)
+                yield
+                nursery.cancel_scope.cancel()
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            with suppress(ConfigError):  # the log has it
+                await self.reload()
+
+    # --- looking
+
+    def snapshot(self) -> Snapshot:
+        """How the daemon is now."""
+        daemon, now = self._daemon, trio.current_time()
+        roster, journal = daemon.roster, daemon.journal
+        offset = time.time() - now
+        groups = take.group_statuses(roster, now, lambda moment: round(moment + offset, 3))
+        return Snapshot(
+            version=__version__,
+            pid=os.getpid(),
+            time=round(now + offset, 3),
+            started=round(self._started, 3),
+            state=daemon.stage,
+            healthy=not daemon.attendant.is_stuck,
+            mailboxes=roster.mailboxes,
+            streaming=sum(group.streaming for group in groups),
+            parked=sum(group.parked for group in groups),
+            missing=len(roster.missing),
+            refused=sum(group.refused for group in groups),
+            events=daemon.events,
+            groups=groups,
+            handlers=take.handler_statuses(daemon.delivery),
+            servers=take.server_statuses(daemon.access.budgets),
+            journal=take.journal_status(None if journal is None else journal.figures),
+            catch_up=take.catch_up_status(daemon.catch_up, daemon.gaps),
+            tokens=(),
+            reloads=self._reloads,
+            troubles=take.troubles(roster.runners.values(), roster.missing, now),
+        )
+
+    def streaming(self) -> Iterator[tuple[str, bool]]:
+        """Each mailbox, and whether it has a stream."""
+        for runner in self._daemon.roster.runners.values():
+            open_ones = (
+                set(runner.state.stream.subscriptions) if runner.streaming and runner.state.stream else set()
+            )
+            for member in runner.state.members:
+                yield member.mailbox, (member.mailbox, member.subscription) in open_ones
+
+    # --- reloading
+
+    async def reload(self) -> tuple[str, ...]:
+        """Takes up the configuration anew; returns the keys whose new values take effect at the next start.
+
+        Raises ConfigError if it is bad, or a handler cannot be opened; then nothing has changed.
+        """
+        async with self._one_reload:
+            with self._daemon.attendant.notifier.reloading():
+                try:
+                    pending = await self._reload()
+                except ConfigError as error:
+                    problems = tuple(str(problem) for problem in error.problems)
+                    log.error("listener.reload_refused", problems=problems)
+                    self._note(refused=self._reloads.refused + 1, problems=problems)
+                    raise
+            log.info("listener.reloaded", mailboxes=self._daemon.roster.mailboxes, pending=pending)
+            self._note(done=self._reloads.done + 1, pending=pending)
+            return pending
+
+    async def _reload(self) -> tuple[str, ...]:
+        daemon = self._daemon
+        if daemon.stage != "listening":
+            raise ConfigError([Problem("reload", f"the daemon is {daemon.stage}; try again later")])
+        new, sources = await trio.to_thread.run_sync(self._load)
+        config, pending = merged(daemon.config, new)
+        await daemon.change(config, sources)
+        logging.change(config.log.level, config.log.sum_up)
+        return pending
+
+    def _note(
+        self,
+        *,
+        done: int | None = None,
+        refused: int | None = None,
+        problems: tuple[str, ...] = (),
+        pending: tuple[str, ...] | None = None,
+    ) -> None:
+        before = self._reloads
+        self._reloads = ReloadStatus(
+            done=before.done if done is None else done,
+            refused=before.refused if refused is None else refused,
+            last=round(time.time(), 3),
+            problems=problems,
+            pending=before.pending if pending is None else pending,
+        )
+
+    # --- watching
+
+    def watch(self, mailbox: str) -> AsyncIterator[bytes]:
+        """Lines of JSON about what happens with a mailbox, as it happens."""
+        raise LookupError(f"{mailbox} is not watched yet")

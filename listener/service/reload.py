@@ -1,0 +1,48 @@
+"""What a new configuration changes while the daemon runs, and what only at its next start (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from pydantic import BaseModel
+
+from listener.config import Config
+
+LIVE: Final[Mapping[str, frozenset[str] | None]] = {
+    "affinity": frozenset({"impersonate_anchor_on_stream", "refresh", "subscribe_concurrency"}),
+    "backoff": None,
+    "catch_up": frozenset({"interval"}),
+    "delivery": None,
+    "exchange": frozenset({"concurrency"}),
+    "groups": None,
+    "handlers": None,
+    "log": frozenset({"level", "sum_up"}),
+    "mailboxes": None,
+    "shutdown": None,
+    "stream": None,
+}
+"""What a reload takes up, by section: these keys, or all of them (None). docs/CLI.md lists it."""
+
+
+def merged(running: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
+    """The configuration that holds from now on, and the keys of `new` that wait for the next start."""
+    taken: dict[str, object] = {}
+    pending: list[str] = []
+    for name in Config.model_fields:
+        before, after = getattr(running, name), getattr(new, name)
+        live = LIVE.get(name, frozenset())
+        if live is None or before == after:
+            taken[name] = after
+        elif isinstance(before, BaseModel) and type(before) is type(after):
+            changed = {
+                key: getattr(after, key)
+                for key in type(before).model_fields
+                if getattr(before, key) != getattr(after, key)
+            }
+            pending += [f"{name}.{key}" for key in changed if key not in live]
+            taken[name] = before.model_copy(update={key: changed[key] for key in changed.keys() & live})
+        else:
+            pending.append(name)
+            taken[name] = before
+    return running.model_copy(update=taken), tuple(pending)

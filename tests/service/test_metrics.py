@@ -1,0 +1,116 @@
+"""Metrics: their names and labels are a promise, and what watches them asks for no others."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from listener.service.metrics import render
+from tests.service.statuses import group, snapshot
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+NAME = re.compile(r"\b(?:ews_listener|process)_[a-z_]+")
+
+
+def samples(text: bytes) -> Iterator[tuple[str, dict[str, str], float]]:
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+def rendered(by_mailbox: bool = True) -> bytes:
+    return render(snapshot(), [("ann@x.example", True), ("bob@x.example", False)] if by_mailbox else [])[0]
+
+
+def test_docs_list_every_metric_with_its_labels_and_no_other() -> None:
+    listed = re.findall(
+        r"^\| `([a-z_]+)(?:\{([a-z,]+)\})?` \| (gauge|counter)",
+        (DOCS / "METRICS.md").read_text(),
+        re.MULTILINE,
+    )
+    promised = {f"ews_listener_{name}": set(filter(None, labels.split(","))) for name, labels, _ in listed}
+    assert len(promised) == len(listed)
+    found = {name: set(labels) for name, labels, _ in samples(rendered()) if name.startswith("ews_listener")}
+    assert promised == found
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)", rendered().decode(), re.MULTILINE))
+    assert {f"ews_listener_{name}": kind for name, _, kind in listed} == {
+        name: kind for name, kind in kinds.items() if name.startswith("ews_listener")
+    }
+
+
+def test_values() -> None:
+    found = {(name, *sorted(labels.values())): value for name, labels, value in samples(rendered())}
+    assert found["ews_listener_mailboxes_streaming",] == 399
+    assert found["ews_listener_ready",] == 1
+    assert found["ews_listener_group_streaming", "site/2"] == 199
+    assert found["ews_listener_groups", "streaming"] == 2
+    assert found["ews_listener_groups", "waiting"] == 0
+    assert found["ews_listener_handler_behind", "audit"] == 3
+    assert found["ews_listener_handler_dead_letters_total", "audit"] == 1
+    assert found["ews_listener_answers_total", "Http503", "mail.x.example"] == 1
+    assert found["ews_listener_throttle_pause_seconds", "mail.x.example"] == 12
+    assert found["ews_listener_reloads_total", "refused"] == 1
+    assert found["ews_listener_mailbox_streaming", "bob@x.example"] == 0
+
+
+def test_no_label_is_a_mailbox_unless_asked_for() -> None:
+    assert b"bob@" not in rendered(by_mailbox=False)
+
+
+def test_a_daemon_that_has_just_begun_has_metrics_too() -> None:
+    early = snapshot(
+        state="starting", journal=None, catch_up=None, groups=(), handlers=(), servers=(), tokens=()
+    )
+    found = {name: value for name, _, value in samples(render(early)[0])}
+    assert found["ews_listener_ready"] == 0
+    assert "ews_listener_journal_size_bytes" not in found
+
+
+def test_labels_may_hold_anything() -> None:
+    name = 'a"b\\c\nd'
+    text, _ = render(snapshot(groups=(group(name),)))
+    assert name in {labels.get("group") for _, labels, _ in samples(text)}
+
+
+def test_openmetrics_for_who_wants_it() -> None:
+    text, kind = render(snapshot(), accept="application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text")
+    assert text.endswith(b"# EOF\n")
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
+    known = {name for name, _, _ in samples(rendered())}
+    alerts, dashboard = (DOCS / "alerts.yml").read_text(), json.loads((DOCS / "grafana.json").read_text())
+    asked = set(NAME.findall(alerts))
+    asked |= {
+        name
+        for panel in dashboard["panels"]
+        for each in panel["targets"]
+        for name in NAME.findall(each["expr"])
+    }
+    asked |= {name for each in dashboard["templating"]["list"] for name in NAME.findall(str(each["query"]))}
+    assert len(asked) > 20
+    assert asked <= known
+
+
+def promtool() -> str:
+    found = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if not found:
+        pytest.skip("promtool (Debian package prometheus) is not installed")
+    return found
+
+
+def test_promtool_likes_the_rules() -> None:
+    done = subprocess.run([promtool(), "check", "rules", DOCS / "alerts.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_promtool_likes_the_metrics() -> None:
+    done = subprocess.run([promtool(), "check", "metrics"], input=rendered(), capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,124 @@
+"""How a daemon that runs is: its socket, its port, and the command."""
+
+import os
+import signal
+import stat
+import urllib.error
+from collections.abc import Callable
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.system.operating import command, free_port, get, socket_of, status
+from tests.system.processes import Listener, Simulator, until
+
+Start = Callable[..., Simulator]
+Listen = Callable[..., Listener]
+
+
+def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:
+    there, port = simulator(), free_port()
+    there.append(f'\n[status]\nlisten = "127.0.0.1:{port}"\n')
+    with (there.folder / "mailboxes.txt").open("a") as file:
+        file.write("nobody@contoso.example\n")
+    daemon = listen(there)
+    there.streaming(4)
+    there.make(there.mailboxes[0])
+    until(lambda: there.deliveries, "a delivery")
+    it = until(
+        lambda: (found := status(there))["handlers"][0]["delivered"] and found, "a delivery in the status"
+    )
+    assert it["pid"] == daemon.process.pid
+    assert (it["state"], it["healthy"], it["mailboxes"], it["streaming"], it["missing"]) == (
+        "listening", True, 5, 4, 1,
+    )  # fmt: skip
+    assert sum(group["streaming"] for group in it["groups"]) == 4
+    assert it["events"] >= 1
+    (handler,) = it["handlers"]
+    assert (handler["name"], handler["state"], handler["behind"]) == ("deliveries", "running", 0)
+    (trouble,) = it["troubles"]
+    assert (trouble["mailbox"], trouble["state"]) == ("nobody@contoso.example", "missing")
+    told = command(there, "status")
+    assert told.returncode == 0
+    assert "4/5" in told.stdout
+    assert "nobody@contoso.example" in told.stdout
+
+    url = f"http://127.0.0.1:{port}"
+    assert (get(f"{url}/healthz"), get(f"{url}/readyz")) == ("ok\n", "listening\n")
+    families = {family.name: family for family in text_string_to_metric_families(get(f"{url}/metrics"))}
+    assert families["ews_listener_mailboxes_streaming"].samples[0].value == 4
+    assert families["process_resident_memory_bytes"].samples[0].value > 1e6
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        get(f"{url}/watch/{there.mailboxes[0]}")
+
+    assert stat.S_IMODE(socket_of(there).stat().st_mode) == 0o600
+    assert daemon.end() == 0
+    assert not socket_of(there).exists()
+    gone = command(there, "status")
+    assert gone.returncode == 1
+    assert "no daemon answers" in gone.stderr
+    assert "Traceback" not in gone.stderr
+    assert not daemon.logged("python.log")
+
+
+def test_a_token_and_a_socket_that_a_dead_daemon_left(simulator: Start, listen: Listen) -> None:
+    there, port = simulator(), free_port()
+    there.append(f'\n[status]\nlisten = "127.0.0.1:{port}"\ntoken = "t0ken"\n')
+    first = listen(there)
+    there.streaming(4)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    assert socket_of(there).exists()
+    second = listen(there)
+    second.until_logged("group.streaming")
+    assert status(there)["pid"] == second.process.pid
+    url = f"http://127.0.0.1:{port}/metrics"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(url)
+    assert "ews_listener_ready 1.0" in get(url, Authorization="Bearer t0ken")
+    assert "t0ken" not in second.errors.read_text()
+
+
+def test_a_port_that_is_taken_is_told(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    there.append(f'\n[status]\nlisten = "127.0.0.1:{there.port}"\n')
+    daemon = listen(there)
+    assert daemon.wait() == 2
+    assert f"error: status.listen: cannot listen at 127.0.0.1:{there.port}: Address already in use" in (
+        daemon.errors.read_text()
+    )
+
+
+def test_a_socket_that_cannot_be_opened_harms_nobody(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    deep = there.folder / ("x" * 100)
+    there.change(
+        "state_directory", "#state_directory"
+    ) if "state_directory" in there.config.read_text() else None
+    there.config.write_text(f'state_directory = "{deep}"\n' + there.config.read_text())
+    daemon = listen(there)
+    there.streaming(4)
+    (line,) = daemon.until_logged("status.unavailable")
+    assert "AF_UNIX path too long" in line["reason"]
+    assert daemon.end() == 0
+
+
+def test_other_hosts_take_a_token(simulator: Start) -> None:
+    there = simulator()
+    there.append('\n[status]\nlisten = "0.0.0.0:1"\n')
+    told = command(there, "check")
+    assert told.returncode == 2
+    assert "error: status.listen: takes a token" in told.stderr
+
+
+def test_the_status_of_a_configuration_that_has_become_bad(simulator: Start, listen: Listen) -> None:
+    """The daemon that runs can still be asked."""
+    there = simulator()
+    listen(there)
+    there.streaming(4)
+    there.append('\n[log]\nlevel = "loud"\n')
+    assert status(there)["streaming"] == 4
+    os.unlink(there.config)
+    told = command(there, "status")
+    assert told.returncode == 2
+    assert "cannot be read" in told.stderr
