@@ -83,10 +83,6 @@ AUTODISCOVER = """
     InvalidUser InvalidDomain NotFederated SettingIsNotAvailable ServerBusy InternalServerError InvalidRequest
     InvalidSetting Pox500 Pox600 Pox601 InsecureRedirect TooManyRedirects
 """.split()
-# Names of our own for what happens before a byte comes, or between two: the client makes them.
-BY_THE_CLIENT = """
-    ConnectFailed ConnectTimeout ConnectionReset NameNotResolved ReadTimeout StreamSilent TlsFailed
-""".split()
 OF_SOAP = ["Client", "Server", "MustUnderstand", "VersionMismatch"]
 OF_EWS = [
     code
@@ -102,6 +98,8 @@ UNREADABLE = [
     "EnvelopeTooLarge",
     "StreamIncomplete",
 ]
+# Names of our own for what happens before a byte comes, or between two: made by the client and by the scheme.
+BY_THE_CLIENT = sorted(set(VERDICTS) - {*OF_EWS, *OF_HTTP, *UNREADABLE, *AUTODISCOVER})
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"

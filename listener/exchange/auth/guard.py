@@ -103,7 +103,9 @@ class Guard:
         level = max(self._level, min(self._tries, MOST_TRIES))
         pause = PAUSES[min(level, len(PAUSES)) - 1]
         self._refusals[host] = now + pause, failure
-        log.error(
+        # Servers in trouble refuse once in a while what they take a moment later.
+        tell = log.error if self._tries >= MOST_TRIES else log.warning
+        tell(
             "auth.refused",
             account=self._account,
             server=host,
