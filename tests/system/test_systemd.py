@@ -86,11 +86,14 @@ def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
 
 
 def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
+    command = f'["/bin/sh", "-c", "cat >> {service.state}/commands.jsonl"]'
+    service.configure(more=f'\n[handlers.command]\nuse = "exec"\ncommand = {command}\n')
     service.systemctl("start")  # returns when it is ready
     assert service.logged("handler.started", handler="deliveries")
     service.until_streaming()
     ledger = service.simulator.make(service.simulator.mailboxes[0], count=10)
     service.until_delivered(ledger)
+    service.until_delivered(ledger, "commands.jsonl")
     status = dict(
         line.split(":\t", 1)
         for line in service.machine.path(f"/proc/{service.shown('MainPID')}/status").read_text().splitlines()
@@ -118,6 +121,20 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
     service.kept("gate").touch()
     service.until_delivered(ledger)
     service.until_delivered(ledger, "late.jsonl")
+
+
+def test_the_end_may_take_its_time(service: Service) -> None:
+    gate = f'gate = "{service.state}/never"\npath = "{service.state}/late.jsonl"\n'
+    service.configure(
+        more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}\n[shutdown]\ngrace = 3\n'
+    )
+    service.drop_in("hurry", "[Service]\nTimeoutStopSec=1s\n")
+    service.systemctl("start")
+    service.until_streaming()
+    service.until_delivered(service.simulator.make(service.simulator.mailboxes[0]))
+    service.systemctl("stop")  # which waits for the handler in vain, longer than systemd would by itself
+    assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
+    assert service.logged("handler.stopped", handler="late")
 
 
 def test_the_watchdog_ends_a_loop_that_hangs_and_the_journal_says_where(service: Service) -> None:
