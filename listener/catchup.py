@@ -98,6 +98,7 @@ class Desk:
 
     lock: trio.Lock = field(default_factory=trio.Lock)
     gap: Gap | None = None
+    filling: Gap | None = None
     failures: int = 0
     pace: float = 0.0
     traffic: bool = False
@@ -157,6 +158,15 @@ class CatchUp:
         """How many mailboxes have an open gap, or were not compared since that moment."""
         return sum(desk.compared < moment or mailbox in self._open for mailbox, desk in self._desks.items())
 
+    def unfilled(self) -> dict[str, float]:
+        """The mailboxes that have a gap, if only one that is being filled, and when it began, where that is known."""
+        found: dict[str, float] = {}
+        for mailbox, desk in self._desks.items():
+            for gap in (desk.gap, desk.filling):
+                if gap is not None and gap.since is not None:
+                    found[mailbox] = min(gap.since, found.get(mailbox, inf))
+        return found
+
     def gap(self, mailbox: str, since: float | None, reason: str) -> None:
         """The mailbox was without a stream since that moment (None: since before this process began), and has one
         again. Never waits."""
@@ -167,7 +177,7 @@ class CatchUp:
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
-        spread = self.dice.uniform(0, self.start_spread) if since is None else 0.0
+        spread = self.dice.uniform(0, self.start_spread) if reason == "start" else 0.0
         self._gaps.put(mailbox, trio.current_time() + spread)
 
     def resume(self, mailboxes: Iterable[str]) -> None:
@@ -258,6 +268,7 @@ class CatchUp:
 
     async def _catch_up(self, mailbox: str, desk: Desk) -> None:
         gap, desk.gap = desk.gap, None
+        desk.filling = gap
         if gap is None:
             return
         done = False
@@ -268,6 +279,7 @@ class CatchUp:
                 await self._fill(mailbox, desk, gap)
             done = True
         finally:
+            desk.filling = None
             if not done:
                 desk.gap = gap.joined(desk.gap)
             elif desk.gap is None:

@@ -1,11 +1,12 @@
 """The composition root: builds everything from the configuration, in one nursery, and ends it in order.
 
-Start: journal, handlers, groups. End: groups (they unsubscribe), then what is in the journal for the handlers, then
-these, then the journal.
+Start: journal, handlers, groups, those of the last time first. End: groups, what is kept of them, then what is in the
+journal for the handlers, then these, then the journal.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
@@ -32,14 +33,16 @@ from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
+from listener.keeper import Keeper
 from listener.log import open_audit, tell_repeated
 from listener.roster import Roster
+from listener.saved import Restored, last_heard, restored
 from listener.scope import Attempt, Finding, Scope
 from listener.service.attendant import Attendant
 from listener.service.headline import headline
 from listener.service.notify import Notifier
 from listener.states import JournalStates
-from listener.supervisor import GroupRunner, Registry, Wish
+from listener.supervisor import GroupRunner, Wish
 
 log = structlog.get_logger()
 
@@ -92,9 +95,12 @@ class Daemon:
             gaps=self._note_gap,
             resumed=self._note_stream,
             left=self._forget,
+            noted=self._note_change,
+            unfilled=lambda: {} if self.catch_up is None else self.catch_up.unfilled(),
         )
         self.catch_up: CatchUp | None = None
         self._attempts: Sequence[Attempt] | None = None
+        self.keeper: Keeper | None = None
 
     async def run(self, stop: trio.Event) -> None:
         """Listens until `stop` is set, and then ends in order.
@@ -118,9 +124,11 @@ class Daemon:
                 stop, partial(handlers.start, self.delivery.run, journal)
             ):
                 self.catch_up = self._new_catch_up(journal)
+                self.keeper = Keeper(journal, self.roster)
+                await self._remember(self.keeper)
                 self._phase, self._stage = "", "listening"
                 self.attendant.ready()
-                await self._listen(self.catch_up, stop)
+                await self._listen(self.catch_up, self.keeper, stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         tell_repeated(everything=True)
@@ -191,6 +199,37 @@ class Daemon:
             start_spread=min(START_SPREAD, START_EACH * self.roster.mailboxes),
         )
 
+    async def _remember(self, keeper: Keeper) -> None:
+        """Begins where the last process ended, as far as the configuration is still the same."""
+        saved, heard = await keeper.load()
+        roster, account = self.roster, self.access.auth
+        places: dict[str, Placement | None] = dict.fromkeys(roster.sought)
+        places |= {place.mailbox: place for place in roster.known}
+        roster.restored = restored(
+            saved,
+            places,
+            kind_of=self.wish.access.kind_of,
+            maker=lambda url: self.wish.maker(account.of(url).scheme.account),
+            wish=self.wish.of,
+            size=self.config.affinity.group_size,
+        )
+        roster.begun, now = trio.current_time(), time.time()
+        roster.well |= {
+            mailbox: roster.begun - (now - moment)
+            for mailbox, moment in last_heard(saved, heard, now).items()
+            if mailbox in places
+        }
+        log.info(
+            "listener.restored",
+            mailboxes=sum(len(each.kept.subscriptions) for each in roster.restored),
+            groups=len(roster.restored),
+            abandoned=sum(len(each.kept.abandoned) for each in roster.restored),
+        )
+
+    def _note_change(self, group: str) -> None:
+        if self.keeper is not None:
+            self.keeper.note(group)
+
     def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
         self.gaps += 1
         if self.catch_up is not None:
@@ -212,7 +251,7 @@ class Daemon:
         if self.catch_up is not None:
             self.catch_up.note(batch)
 
-    async def _listen(self, catch_up: CatchUp, stop: trio.Event) -> None:
+    async def _listen(self, catch_up: CatchUp, keeper: Keeper, stop: trio.Event) -> None:
         """Keeps all groups at work until `stop` is set and they have ended."""
         async with trio.open_nursery() as groups:
             groups.start_soon(self.roster.run)
@@ -221,12 +260,15 @@ class Daemon:
                 meanwhile.start_soon(self._sum_up)
                 meanwhile.start_soon(catch_up.run)
                 meanwhile.start_soon(self.scope.watch, self._attempts)
+                meanwhile.start_soon(keeper.run)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             log.info("listener.stopping", grace=self.config.shutdown.grace)
             self._phase, self._stage = "Ending", "ending"
             self.attendant.stopping()
             self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
+        with trio.move_on_after(LAST_WRITE):
+            await keeper.save()
 
     def _headline(self) -> str:
         figures = None if self.journal is None else self.journal.figures
@@ -266,10 +308,13 @@ class Daemon:
                 )
                 told = streaming
 
-    def _new_runner(self, group: Group, registry: Registry) -> GroupRunner:
-        client = ExchangeClient(group.ews_url, self.access)
-        state = GroupState.start(group.mailboxes, self.policy)
-        return GroupRunner(group, client, self.wish, self._publish, registry, state)
+    def _new_runner(self, group: Group, roster: Roster, before: Restored | None = None, /) -> GroupRunner:
+        client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
+        kept = None if before is None else before.kept
+        state = GroupState.start(group.mailboxes, self.policy, kept)
+        return GroupRunner(
+            group, client, self.wish, self._publish, roster, state, well=roster.well, begun=roster.begun
+        )
 
 
 # Seconds between two lines of progress.
@@ -277,6 +322,9 @@ PROGRESS = 10.0
 
 # Seconds between two looks at what the log has held back.
 SUMMING = 5.0
+
+# Seconds that the disk has at the end to take what is kept of groups.
+LAST_WRITE = 3.0
 
 # Seconds over which mailboxes are first compared after a start: so many for each, and this at most.
 START_EACH = 0.02
@@ -336,6 +384,7 @@ def wish(config: Config) -> Wish:
         silence=2 * config.stream.heartbeat,
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
+        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url}",
     )
 
 

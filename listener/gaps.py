@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from listener.ews.codes import Failure
@@ -17,10 +18,15 @@ class Gap(NamedTuple):
 
 
 class Gaps:
-    """The open gaps of one group, one a mailbox. The first reason counts, and the earliest moment."""
+    """The open gaps of one group, one a mailbox. The first reason counts, and the earliest moment.
 
-    def __init__(self) -> None:
-        self._well: dict[str, float] = {}
+    `well` says when the stream of each mailbox was last heard; it is kept up to date, and may be shared with other
+    groups. What is older than `begun` is from an earlier process.
+    """
+
+    def __init__(self, well: dict[str, float] | None = None, begun: float = -inf) -> None:
+        self._well = {} if well is None else well
+        self._begun = begun
         self._open: dict[str, Gap] = {}
 
     def heard(self, mailboxes: Iterable[str], moment: float) -> None:
@@ -28,8 +34,9 @@ class Gaps:
         self._well |= dict.fromkeys(mailboxes, moment)
 
     def subscribed(self, mailbox: str) -> None:
-        """It has a new subscription, which knows nothing of what was before it."""
-        self._note(mailbox, "lost" if mailbox in self._well else "start")
+        """It has a new subscription, which knows nothing of what was before it, or one from an earlier process."""
+        moment = self._well.get(mailbox)
+        self._note(mailbox, "start" if moment is None or moment < self._begun else "lost")
 
     def ended(self, mailboxes: Iterable[str], failures: Sequence[Failure], *, cut: bool) -> bool:
         """The stream of these mailboxes is over; whether something may be lost with it.
@@ -48,6 +55,14 @@ class Gaps:
         """The gaps of those among these mailboxes that have one. They have a stream again: it is over."""
         found = (self._open.pop(mailbox, None) for mailbox in mailboxes)
         return [gap for gap in found if gap is not None]
+
+    def behind(self, mailbox: str, *, streams: bool) -> float | None:
+        """From when on something may be missing, if that is before its group was last heard: since the gap began, or
+        since it was last heard if it is not among those that stream."""
+        gap = self._open.get(mailbox)
+        if gap is not None:
+            return gap.since
+        return None if streams else self._well.get(mailbox)
 
     def _note(self, mailbox: str, reason: str) -> None:
         self._open.setdefault(mailbox, Gap(mailbox, self._well.get(mailbox), reason))

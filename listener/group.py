@@ -224,10 +224,14 @@ def _stopped(state: GroupState, *, unsubscribe: bool) -> GroupState:
 
 def _giving_up(before: GroupState, after: GroupState, outcome: Outcome) -> GroupState:
     """Notes what the group has no longer, as far as the server may still know it."""
-    if isinstance(outcome, Subscribed) or (isinstance(outcome, Doubted) and outcome.taken):
+    if isinstance(outcome, Doubted) and outcome.taken:
         return after  # these ids are somebody else's now
-    kept = set(after.live)
-    lost = [each for each in before.live if each not in kept]
+    if isinstance(outcome, Subscribed):  # and so are those that ids have been given anew of
+        members = {m.mailbox for m in after.members}
+        lost = [each for each in outcome.ids if each[0] not in members]  # they left meanwhile
+    else:
+        kept = set(after.live)
+        lost = [each for each in before.live if each not in kept]
     if isinstance(outcome, StreamEnded):
         for failure in (f for f in outcome.failures if f.verdict is Verdict.RESUBSCRIBE):
             # Without ids, it is said of all of them.

@@ -1,4 +1,7 @@
-"""Who lives where: finds each mailbox's place, sorts mailboxes into groups and keeps a runner for each group."""
+"""Who lives where: finds each mailbox's place, sorts mailboxes into groups and keeps a runner for each group.
+
+Groups that are known from before come first and stream at once; nobody asks where their mailboxes live before that.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,16 @@ from listener.backoff import Backoff
 from listener.ews.codes import Failure, Verdict
 from listener.group import Discovered, Doubted, Joined, Left, Stop
 from listener.inquiry import Way
-from listener.supervisor import GroupRunner, Registry
+from listener.saved import Restored, SavedGroup
+from listener.supervisor import GroupRunner
 
 log = structlog.get_logger()
+
+
+class NewRunner(Protocol):
+    """Makes a runner for a group, one that is known from before or one that has nothing yet."""
+
+    def __call__(self, group: Group, roster: Roster, before: Restored | None = None, /) -> GroupRunner: ...
 
 
 class Discovery(Protocol):
@@ -40,12 +50,16 @@ class Roster:
     `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
     without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again, `left` of those that are
     not listened to any more. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
+
+    `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
+    than `begun`, another process heard. `noted` is told of groups, by name, of which something is to be kept, and
+    `unfilled` tells of the gaps that are not filled, and when they began.
     """
 
     known: tuple[Placement, ...]
     sought: tuple[str, ...]
     discovery: Discovery
-    new_runner: Callable[[Group, Registry], GroupRunner]
+    new_runner: NewRunner
     group_size: int
     retry: Backoff
     parked: Backoff
@@ -54,6 +68,11 @@ class Roster:
     resumed: Callable[[Sequence[str]], None]
     left: Callable[[Sequence[str]], None] = lambda _mailboxes: None
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation"
+    noted: Callable[[str], None] = lambda _name: None
+    unfilled: Callable[[], Mapping[str, float]] = dict
+    restored: Sequence[Restored] = ()
+    well: dict[str, float] = field(default_factory=dict)
+    begun: float = -inf
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     _groups: tuple[Group, ...] = ()
@@ -88,6 +107,7 @@ class Roster:
         """Keeps a runner for each group; returns when all have ended after stop()."""
         self.known = self._in_their_ways(self.known)
         async with trio.open_nursery() as self._nursery:
+            self._resume()
             self._place(self.known)
             with self._searching:
                 async with trio.open_nursery() as searches:
@@ -110,6 +130,8 @@ class Roster:
         self._place(place for place in self.known if place.mailbox not in self._homes)
         if gone := sorted(before - wanted):
             self.left(gone)
+            for mailbox in gone:
+                self.well.pop(mailbox, None)
         log.info("roster.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
         self._changed.set()
         self._changed = trio.Event()
@@ -120,6 +142,30 @@ class Roster:
         self._searching.cancel()
         for runner in self.runners.values():
             runner.tell(Stop(unsubscribe))
+
+    # --- what is kept for the next process
+
+    def record(self, name: str, /) -> SavedGroup | None:
+        """A group as it is; None if nobody is left in it."""
+        runner = self.runners.get(name)
+        return runner.record() if runner is not None and runner.state.members else None
+
+    def heard(self) -> tuple[dict[str, float], dict[str, float]]:
+        """When the streams of groups were last heard; and for mailboxes of which something may be missing from before
+        that, from when on."""
+        groups: dict[str, float] = {}
+        behind = {mailbox: moment for mailbox, moment in self.well.items() if mailbox not in self._homes}
+        for name, runner in self.runners.items():
+            behind |= runner.behind()
+            if (moment := runner.heard_at) is not None:
+                groups[name] = moment
+        for mailbox, moment in self.unfilled().items():
+            behind[mailbox] = min(moment, behind.get(mailbox, inf))
+        return groups, behind
+
+    def changed(self, group: Group, /) -> None:
+        """Something about this group is to be kept."""
+        self.noted(group.name)
 
     # --- what groups ask for
 
@@ -249,36 +295,55 @@ class Roster:
         return max(told, (self.retry if passing else self.parked).longest(failures))
 
     async def _refresh(self) -> None:
-        """Asks for all places again, a few at a time, evenly over the whole interval."""
+        """Asks for all places again, a few at a time, evenly over the whole interval: sooner the first time, if there
+        are places that are known from before."""
+        interval = min(self.refresh, SOON) if self.restored else self.refresh
         while True:
             batches = [self.sought[start : start + BATCH] for start in range(0, len(self.sought), BATCH)]
             for batch in batches or [()]:
-                await trio.sleep(self.refresh / max(1, len(batches)))
+                await trio.sleep(interval / max(1, len(batches)))
                 placed = [mailbox for mailbox in batch if mailbox in self._homes]
                 found = await self._discover(placed, fall_back=False) if placed else {}
                 for mailbox, place in found.items():
                     runner = self._runner_of(mailbox)
                     if isinstance(place, Placement) and runner and place.place != runner.group.place:
                         runner.tell(Doubted((mailbox,)))
+            interval = self.refresh
+
+    def _resume(self) -> None:
+        """Brings the groups to life that are known from before."""
+        for before in self.restored:
+            for mailbox, subscription in before.kept.subscriptions.items():
+                self.claim(before.group, subscription, mailbox)
+        self._regroup(
+            tuple(before.group for before in self.restored if before.group.mailboxes),
+            {before.group.name: before for before in self.restored},
+        )
+        for before in self.restored:
+            if not before.group.mailboxes:
+                self._start(before.group, before)
 
     def _place(self, places: Iterable[Placement]) -> None:
         self._regroup(groups(places, self.group_size, self._groups))
 
-    def _regroup(self, sorted_anew: tuple[Group, ...]) -> None:
+    def _regroup(self, sorted_anew: tuple[Group, ...], before: Mapping[str, Restored] | None = None) -> None:
         """From now on these are the groups: each has a runner, which knows who belongs to it."""
         self._groups = sorted_anew
         self._homes = {mailbox: group for group in sorted_anew for mailbox in group.mailboxes}
         for group in sorted_anew:
             runner = self.runners.get(group.name)
             if runner is None or runner.finished:
-                self.runners[group.name] = runner = self.new_runner(group, self)
-                assert self._nursery is not None
-                self._nursery.start_soon(self._run, runner)
+                self._start(group, None if before is None else before.get(group.name))
             elif runner.group != group:
                 joined = tuple(set(group.mailboxes).difference(runner.group.mailboxes))
                 runner.group = group
                 if joined:
                     runner.tell(Joined(joined))
+
+    def _start(self, group: Group, before: Restored | None) -> None:
+        self.runners[group.name] = runner = self.new_runner(group, self, before)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run, runner)
 
     def _dismiss(self, leaving: Iterable[str]) -> None:
         """These leave their groups; a group that nobody is left in ends."""
@@ -294,6 +359,7 @@ class Roster:
                 # Its name may be given to another group before it has ended.
                 del self.runners[name]
                 runner.tell(Stop(unsubscribe=True))
+                self.noted(name)
         self._regroup(tuple(after.values()))
 
     async def _run(self, runner: GroupRunner) -> None:
@@ -312,8 +378,10 @@ class Roster:
             if self.runners.get(runner.group.name) is not runner:
                 break  # nobody is left in it
             self.runners[runner.group.name] = runner = self.new_runner(runner.group, self)
-        if self.runners.get(runner.group.name) is runner:
+        # At the end of all it stays, for what the next process needs of it.
+        if self.runners.get(runner.group.name) is runner and not self._stopped.is_set():
             del self.runners[runner.group.name]
+            self.noted(runner.group.name)
 
     def _tell(self, places: Sequence[Placement], missing: dict[str, Failure]) -> None:
         codes = Counter(why.code for why in missing.values())
@@ -326,3 +394,6 @@ class Roster:
 
 # Mailboxes that are asked for again together.
 BATCH = 100
+
+# Seconds in which places that are known from before are asked for again.
+SOON = 600.0

@@ -9,6 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2s
 from math import inf
 from typing import Protocol
 
@@ -51,6 +52,7 @@ from listener.group import (
 )
 from listener.inquiry import Way
 from listener.reader import StreamReader
+from listener.saved import Held, SavedGroup
 from listener.transitions import lifecycle_events, pairs, tell_transition
 
 log = structlog.get_logger()
@@ -66,6 +68,7 @@ class Registry(Protocol):
     def release(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
+    def changed(self, group: Group, /) -> None: ...
 
 
 Publish = Callable[[Sequence[MailboxEvent]], Awaitable[None]]
@@ -74,7 +77,10 @@ Message = tuple[Action | None, "Task | None", Outcome]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is asked of Exchange, the same for all groups. `silence` is in seconds, `window` in minutes."""
+    """What is asked of Exchange, the same for all groups. `silence` is in seconds, `window` in minutes.
+
+    `directory` is what mailboxes are found by: places that something else had told are not to be relied on.
+    """
 
     version: str
     access: AccessRules
@@ -87,11 +93,23 @@ class Wish:
     unsubscribe_patience: float = 5.0
     # A stream that was replaced is read until the server ends it, so that nothing on its way is lost.
     drain: float = 30.0
+    directory: str = ""
+
+    def maker(self, account: str) -> str:
+        """A fingerprint of who made a subscription: only the same may use it again."""
+        return _fingerprint(account, self.directory)
+
+    def of(self, mailbox: str) -> str:
+        """A fingerprint of what a mailbox is subscribed for: a subscription does for the same only."""
+        return _fingerprint(self.access.of(mailbox), sorted(self.events))
 
 
 @dataclass(slots=True)
 class GroupRunner:
-    """One group at work. `state` is for whoever watches; tell() hands in an outcome from outside."""
+    """One group at work. `state` is for whoever watches; tell() hands in an outcome from outside.
+
+    `well` has when the stream of each mailbox was last heard; what is older than `begun`, an earlier process heard.
+    """
 
     group: Group
     client: ExchangeClient
@@ -100,13 +118,18 @@ class GroupRunner:
     registry: Registry
     state: GroupState
     dice: random.Random = field(default_factory=random.Random)
+    well: dict[str, float] = field(default_factory=dict)
+    begun: float = -inf
     streaming: bool = False  # the server has been heard on the newest stream
     events: int = 0
     since: float = field(init=False, default_factory=trio.current_time)  # of what it does, in one word
     opened: float | None = None  # when the server was first heard on the newest stream
     finished: bool = False
     _streamed: Stream | None = None
-    _gaps: Gaps = field(init=False, default_factory=Gaps)
+    _reader: StreamReader | None = None
+    _fresh: dict[str, str] = field(init=False, default_factory=dict)  # made by the Subscribe under way
+    _wishes: dict[str, str] = field(init=False, default_factory=dict)  # what each was subscribed for
+    _gaps: Gaps = field(init=False)
     _impersonating: bool = field(init=False)
     _running: dict[Action, Task] = field(init=False, default_factory=dict)
     _mail: trio.MemorySendChannel[Message] = field(init=False)
@@ -118,12 +141,16 @@ class GroupRunner:
         self._mail, self._inbox = trio.open_memory_channel[Message](inf)
         self._log = log.bind(group=self.group.name)
         self._impersonating = self.wish.impersonate_anchor_on_stream
+        self._gaps = Gaps(self.well, self.begun)
+        for mailbox, _ in self.state.live:
+            self._gaps.subscribed(mailbox)
+            self._wishes[mailbox] = self.wish.of(mailbox)
 
     async def run(self) -> None:
         """Keeps the group alive until it has been told to stop and has done so."""
         self._log.info("group.started", mailboxes=len(self.state.members), anchor=self.state.anchor)
         async with self.client, trio.open_nursery() as nursery:
-            while self._arrange(nursery):
+            while self._arrange(nursery) or self._inbox.statistics().current_buffer_used:
                 action, task, outcome = await self._inbox.receive()
                 if action is not None:
                     if self._running.get(action) is not task:
@@ -138,6 +165,10 @@ class GroupRunner:
                         self._gaps.subscribed(new.mailbox)
                 for mailbox, id_ in set(self.state.abandoned).difference(before.abandoned):
                     self.registry.release(self.group, id_, mailbox)
+                if isinstance(outcome, Subscribed):
+                    self._fresh.clear()
+                if before.members is not self.state.members or before.anchor != self.state.anchor:
+                    self.registry.changed(self.group)
                 tell_transition(self._log, before, self.state, outcome, trio.current_time())
                 if told := lifecycle_events(before, self.state, datetime.now(UTC)):
                     await self.publish(told)
@@ -149,6 +180,35 @@ class GroupRunner:
     def mailboxes_streaming(self) -> int:
         """How many mailboxes have an open stream that the server has been heard on."""
         return len(self.state.stream.subscriptions) if self.streaming and self.state.stream else 0
+
+    @property
+    def heard_at(self) -> float | None:
+        """When a stream of this group was last heard."""
+        return None if self._reader is None else self._reader.well
+
+    def behind(self) -> dict[str, float]:
+        """The mailboxes of which something may be missing from before heard_at, and from when on."""
+        moments = (
+            (m.mailbox, self._gaps.behind(m.mailbox, streams=m.subscription is not None))
+            for m in self.state.members
+        )
+        return {mailbox: moment for mailbox, moment in moments if moment is not None}
+
+    def record(self) -> SavedGroup:
+        """What the next process needs to go on with this group."""
+        ids = dict(self.state.live) | self._fresh
+        mailboxes = [member.mailbox for member in self.state.members]
+        return SavedGroup(
+            name=self.group.name,
+            ews_url=self.group.ews_url,
+            grouping_information=self.group.grouping_information,
+            access=self.group.access,
+            closed=self.group.closed,
+            anchor=self.state.anchor,
+            maker=self.wish.maker(self.client.account),
+            members={m: Held(ids[m], self._wishes[m]) if m in ids else None for m in mailboxes},
+            cookies=self.client.cookies,
+        )
 
     def tell(self, outcome: Outcome) -> None:
         """Hands in what happened outside: Joined, Doubted, Stop."""
@@ -225,7 +285,7 @@ class GroupRunner:
         todo = list(reversed(action.mailboxes))
 
         async def one(mailbox: str) -> None:
-            access = self.wish.access.of(mailbox)
+            access, wish = self.wish.access.of(mailbox), self.wish.of(mailbox)
             body = subscribe(
                 version=self.wish.version,
                 impersonate=access.impersonate,
@@ -238,7 +298,9 @@ class GroupRunner:
                 refused.append((mailbox, error.failure))
             else:
                 ids.append((mailbox, id_))
+                self._fresh[mailbox], self._wishes[mailbox] = id_, wish
                 self.registry.claim(self.group, id_, mailbox)
+                self.registry.changed(self.group)
                 self._log.debug("mailbox.subscribed", mailbox=mailbox, subscription_id=id_)
 
         async def worker() -> None:
@@ -309,6 +371,7 @@ class GroupRunner:
 
         async def take(signals: Sequence[Signal]) -> None:
             if reader.heard and signals and self._is_newest(action, reader):
+                self._reader = reader
                 self._heard(action)
             await self._publish(signals, owners)
             for signal in signals:
@@ -352,6 +415,7 @@ class GroupRunner:
             news = before is None or before.subscriptions != action.subscriptions
             tell = self._log.info if news else self._log.debug
             tell("group.streaming", mailboxes=len(action.subscriptions), anchor=action.anchor)
+            self.registry.changed(self.group)  # its cookies may have
             self.registry.resumed([mailbox for mailbox, _ in action.subscriptions])
             self._tell_gaps()
 
@@ -377,6 +441,10 @@ class Task:
     reader: StreamReader | None = None
     client: ExchangeClient | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+def _fingerprint(*what: object) -> str:
+    return blake2s(repr(what).encode(), digest_size=8).hexdigest()
 
 
 # Seconds over which the groups come back that had waited until the server was heard.

@@ -19,6 +19,7 @@ FLOORS = {
     "listener.member": 1,
     "listener.reader": 3,
     "listener.transitions": 3,
+    "listener.saved": 3, "listener.keeper": 3,
     "listener.supervisor": 3,
     "listener.delivery": 4,
     "listener.lane": 3,

@@ -56,3 +56,34 @@ def test_what_was_on_its_way_is_lost_with_a_connection_that_breaks(code: str) ->
     gaps.heard(["ann"], 10.0)
     assert gaps.ended(["ann"], [EXPIRED, Failure(code=code)], cut=False)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, code)]
+
+
+def test_what_an_earlier_process_heard_is_where_the_gap_of_the_start_begins() -> None:
+    well = {"ann": -500.0}
+    gaps = Gaps(well, begun=0.0)
+    gaps.subscribed("ann")
+    assert gaps.close(["ann"]) == [Gap("ann", -500.0, "start")]
+    gaps.heard(["ann"], 10.0)
+    gaps.subscribed("ann")
+    assert gaps.close(["ann"]) == [Gap("ann", 10.0, "lost")]
+    assert well == {"ann": 10.0}
+
+
+def test_who_comes_from_another_group_has_its_gap_since_it_was_heard_there() -> None:
+    well: dict[str, float] = {}
+    Gaps(well, begun=0.0).heard(["ann"], 30.0)
+    there = Gaps(well, begun=0.0)
+    there.subscribed("ann")
+    assert there.close(["ann"]) == [Gap("ann", 30.0, "lost")]
+
+
+def test_from_when_on_something_may_be_missing() -> None:
+    gaps = Gaps({"ann": 10.0, "bob": 20.0})
+    assert gaps.behind("ann", streams=True) is None
+    assert gaps.behind("bob", streams=False) == 20.0
+    assert gaps.behind("cat", streams=False) is None
+    gaps.ended(["ann"], [RESET], cut=False)
+    gaps.heard(["ann"], 30.0)
+    assert gaps.behind("ann", streams=True) == 10.0
+    gaps.close(["ann"])
+    assert gaps.behind("ann", streams=True) is None

@@ -303,9 +303,11 @@ def test_mailboxes_join_a_running_group() -> None:
     assert [m.mailbox for m in state.members] == ["ann", "bea", "bob", "cat"]
 
 
-def test_who_leaves_without_a_subscription_is_simply_gone() -> None:
+def test_who_leaves_while_being_subscribed_is_unsubscribed_again() -> None:
     state = advance(started(), Left(("ann",)), now=1)
     state = advance(state, Subscribed(ALL), now=2)
+    assert state.actions == (Stream(ALL[1:], "bob"), Unsubscribe(ALL[:1], "bob"))
+    state = advance(advance(started(), Left(("ann",)), now=1), Subscribed(ALL[1:]), now=2)
     assert state.actions == (Stream(ALL[1:], "bob"),)
 
 

@@ -15,9 +15,9 @@ from listener.access import AccessKind
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
-from listener.group import Discovered, Doubted, Joined, Left, Outcome, Stop
+from listener.group import Discovered, Doubted, Joined, Kept, Left, Outcome, Stop
 from listener.roster import Roster
-from listener.supervisor import Registry
+from listener.saved import Restored
 
 EWS = "https://mail.example/EWS"
 UNKNOWN = Failure(code="InvalidUser", text="no such user")
@@ -33,6 +33,7 @@ class Runner:
 
     group: Group
     farewell: float
+    before: Restored | None = None
     told: list[Outcome] = field(default_factory=list)
     ended: bool = False
     finished: bool = False
@@ -93,13 +94,14 @@ async def running(
     farewell: float = 0.0,
     refresh: float = 1e6,
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation",
+    restored: Sequence[Restored] = (),
 ) -> AsyncIterator[Run]:
     runners: list[Runner] = []
     gone: list[Sequence[str]] = []
     ended = False
 
-    def new_runner(group: Group, _registry: Registry) -> Any:
-        runners.append(Runner(group, farewell))
+    def new_runner(group: Group, _roster: Roster, before: Restored | None = None) -> Any:
+        runners.append(Runner(group, farewell, before))
         return runners[-1]
 
     roster = Roster(
@@ -111,6 +113,7 @@ async def running(
         retry=Backoff(first=1, factor=2, cap=120),
         parked=Backoff(first=60, factor=2, cap=3600),
         refresh=refresh,
+        restored=restored,
         gaps=lambda *_: None,
         resumed=lambda _: None,
         left=gone.append,
@@ -496,3 +499,71 @@ async def test_who_is_got_at_in_another_way_has_another_group(
             "DAG1/1": ("delegate", ("ann", "bob")),
         }
         assert run.gone == []
+
+
+def before(name: str, *mailboxes: str, abandoned: tuple[tuple[str, str], ...] = (), **ids: str) -> Restored:
+    """A group at DAG1 that is known from before."""
+    return Restored(Group(name, EWS, "DAG1", mailboxes), Kept("ann", ids, abandoned), ())
+
+
+async def test_groups_that_are_known_from_before_run_before_anybody_asks_where_their_mailboxes_live(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob", "cat"))
+    known = before("DAG1/3", "ann", "bob", ann="1", bob="2")
+    async with running(directory, "ann", "bob", restored=[known]) as run:
+        await trio.sleep(0.01)
+        assert run.groups == {"DAG1/3": ("ann", "bob")}
+        assert run.runners[0].before is known
+        assert [run.roster.owner(run.runners[0].group, id_) for id_ in "123"] == ["ann", "bob", None]
+        await trio.sleep(300)
+        assert directory.asked == []
+
+
+async def test_who_is_new_is_sought_and_joins_a_group_that_is_known_from_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", restored=[before("DAG1/1", "ann", ann="1")]) as run:
+        await trio.sleep(10)
+        assert [asked for _, asked in directory.asked] == [["bob"]]
+        assert [runner.told for runner in run.runners] == [[Joined(("bob",))]]
+
+
+async def test_places_that_are_known_from_before_are_asked_for_soon_and_then_as_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG2", "ann"))  # it moved while nobody looked
+    known = before("DAG1/1", "ann", ann="1")
+    async with running(directory, "ann", restored=[known], refresh=86400) as run:
+        await trio.sleep(100_000)
+        assert [moment for moment, _ in directory.asked] == [600, 600 + 86400]
+        assert run.runners[0].told[0] == Doubted(("ann",))
+
+
+async def test_a_group_that_has_only_something_to_unsubscribe_runs_but_nobody_belongs_to_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    leftovers = before("DAG1/1", abandoned=(("eve", "9"),))
+    async with running(Directory(), known=at("DAG1", "ann"), restored=[leftovers]) as run:
+        await trio.sleep(1)
+        assert run.runners[0].before is leftovers
+        # Its name is free: then the same runner serves those who come.
+        assert [runner.told for runner in run.runners] == [[Joined(("ann",))]]
+        assert run.groups == {"DAG1/1": ("ann",)}
+
+
+async def test_a_restored_id_that_is_given_to_somebody_else_is_lost_to_its_owner(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    known = [before("DAG1/1", "ann", ann="1"), before("DAG1/2", "bob", bob="2")]
+    async with running(Directory(), "ann", "bob", restored=known) as run:
+        await trio.sleep(0.01)
+        ann, bob = run.runners
+        ann.state = SimpleNamespace(subscription_of={"ann": "1"}.get)
+        run.roster.claim(bob.group, "1", "bob")  # the server has begun anew
+        assert ann.told == [Doubted(("ann",), taken=True)]
+        assert run.roster.owner(ann.group, "1") == "bob"

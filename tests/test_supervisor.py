@@ -164,6 +164,7 @@ class Registry:
     separated: list[str] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
     gaps: list[tuple[str, float | None, str]] = field(default_factory=list)
+    changes: int = 0
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         self.gaps.append((mailbox, since, reason))
@@ -187,6 +188,9 @@ class Registry:
 
     def separate(self, _group: Group, mailboxes: Sequence[str], /) -> None:
         self.separated += mailboxes
+
+    def changed(self, _group: Group, /) -> None:
+        self.changes += 1
 
 
 @dataclass

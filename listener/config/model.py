@@ -321,7 +321,12 @@ class Shutdown(Section):
     """How the daemon ends."""
 
     grace: Duration = Field(10, description="How long handlers may take to finish what is there for them.")
-    unsubscribe: Flag = Field(True, description="Tell Exchange to forget the subscriptions.")
+    unsubscribe: Flag = Field(
+        False,
+        description="Tell Exchange at the end to forget the subscriptions. Without it they wait for the next start, "
+        "with the events of the meantime, for as long as the server keeps subscriptions that nobody reads (from 5 to "
+        "30 minutes). Switch it on if the daemon ends for good.",
+    )
 
 
 class Config(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from listener.ews.http import http_failure
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
+from listener.exchange.cookies import Cookie, cookies_in, put_into
 from listener.exchange.network import Network
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Access:
 class ExchangeClient:
     """One group's connections to one EWS URL. Use it as an async context manager."""
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, access: Access, cookies: Iterable[Cookie] = ()) -> None:
         self.url = url
         self._access = access
         self._account = access.auth.of(url)
@@ -73,6 +74,7 @@ class ExchangeClient:
                 "Accept-Encoding": "identity",
             },
         )
+        put_into(self._http.cookies.jar, cookies)
 
     async def __aenter__(self) -> ExchangeClient:
         await self._http.__aenter__()
@@ -85,9 +87,17 @@ class ExchangeClient:
 
     def twin(self) -> ExchangeClient:
         """Another client with the cookies that this one has now. What either gets from here on is its own."""
-        twin = ExchangeClient(self.url, self._access)
-        twin._http.cookies = self._http.cookies  # httpx makes a copy
-        return twin
+        return ExchangeClient(self.url, self._access, self.cookies)
+
+    @property
+    def cookies(self) -> tuple[Cookie, ...]:
+        """What the next request would carry."""
+        return tuple(cookies_in(self._http.cookies.jar))
+
+    @property
+    def account(self) -> str:
+        """Who makes the requests, as far as logs may know."""
+        return self._account.scheme.account
 
     def forget_cookies(self) -> None:
         """The next request is routed by its anchor alone, and may be given a new back end."""

@@ -1,9 +1,11 @@
 """The client against a peer that writes what it is told to, byte by byte, over a real socket."""
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -13,6 +15,7 @@ from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
+from listener.exchange.cookies import Cookie
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\n"
@@ -86,6 +89,44 @@ async def test_a_call_carries_credentials_headers_and_the_groups_cookie() -> Non
     assert b"accept-encoding: identity" in seen[0]
     assert b"user-agent: test/1" in seen[0]
     assert [b"cookie: x-backendoverridecookie=be1~1" in request for request in seen] == [False, True, False]
+
+
+async def test_cookies_can_be_kept_and_a_twin_has_those_of_the_moment() -> None:
+    seen: list[bytes] = []
+
+    async def peer(stream: trio.SocketStream) -> None:
+        while request := await head(stream):
+            seen.append(request)
+            await stream.send_all(
+                answer(
+                    b"200 OK",
+                    b"<a/>",
+                    b"Set-Cookie: X-BackEndOverrideCookie=BE%d~1; path=/EWS" % len(seen),
+                    b"Set-Cookie: persistent=1; path=/; expires=Fri, 01 Jan 2100 00:00:00 GMT",
+                    b"Set-Cookie: over-tls=1; path=/; secure",
+                )
+            )
+
+    async with served(peer) as client:
+        await client.call(b"<x/>", {}, bytes)
+        kept = msgspec.msgpack.decode(msgspec.msgpack.encode(client.cookies), type=tuple[Cookie, ...])
+        assert kept == client.cookies
+        assert [(cookie.name, cookie.path, cookie.secure) for cookie in kept] == [
+            ("over-tls", "/", True),
+            ("persistent", "/", False),
+            ("X-BackEndOverrideCookie", "/EWS", False),
+        ]
+        assert kept[1].expires == 4102444800
+        async with client.twin() as twin:
+            client.forget_cookies()
+            await twin.call(b"<x/>", {}, bytes)
+            await client.call(b"<x/>", {}, bytes)
+        gone = msgspec.structs.replace(kept[1], name="gone", expires=1.0)
+        async with ExchangeClient(client.url, client._access, (*kept, gone)) as later:
+            await later.call(b"<x/>", {}, bytes)
+    cookies = [re.findall(rb"(?i)cookie: (.*?)\r\n", request + b"\r\n") for request in seen]
+    first = [b"X-BackEndOverrideCookie=BE1~1; persistent=1"]
+    assert cookies == [[], first, [], first]
 
 
 async def test_after_a_refusal_the_connection_is_not_used_again() -> None:

@@ -115,6 +115,7 @@ def test_a_signal_ends_it_in_order(
 ) -> None:
     there = simulator()
     there.append(handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 0.05"))
+    there.append("\n[shutdown]\nunsubscribe = true\n")
     daemon = listen(there, PYTHONPATH=plugins)
     there.streaming(4)
     ledger = there.make(there.mailboxes[0], count=5)
@@ -136,7 +137,7 @@ def test_a_handler_that_takes_too_long_is_cut_off_after_the_grace(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 0.2\nunsubscribe = false\n")
+    there.append(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 0.2\n")
     daemon = listen(there, PYTHONPATH=plugins)
     there.streaming(4)
     ledger = there.make(there.mailboxes[0])
@@ -264,6 +265,7 @@ def test_what_a_group_says_on_the_wire(
     there.change('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
     there.change(there.told["ews_url"], there.told["ews_url"].replace(str(there.port), str(wire.port)))
     there.change("[exchange]", "[exchange]\nautodiscover = false")
+    there.append("\n[shutdown]\nunsubscribe = true\n")
     daemon = listen(there)
     there.streaming(8)
     assert daemon.end() == 0

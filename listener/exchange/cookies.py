@@ -1,0 +1,62 @@
+"""Cookies as values, which can be kept: they lead to the back end that has the subscriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from http.cookiejar import Cookie as JarCookie
+from http.cookiejar import CookieJar
+
+import msgspec
+
+
+class Cookie(msgspec.Struct, frozen=True, kw_only=True):
+    """One cookie. `expires` is Unix time; None: at the end of the session, which outlives this process."""
+
+    name: str
+    value: str
+    domain: str
+    path: str
+    secure: bool = False
+    expires: float | None = None
+
+    def __repr__(self) -> str:
+        """Without the value, which is a secret."""
+        return f"Cookie({self.name}, {self.domain}{self.path})"
+
+
+def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
+    """What a jar holds, sorted, so that equal jars give equal cookies."""
+    for cookie in sorted(jar, key=lambda c: (c.domain, c.path, c.name)):
+        yield Cookie(
+            name=cookie.name,
+            value=cookie.value or "",
+            domain=cookie.domain,
+            path=cookie.path,
+            secure=cookie.secure,
+            expires=cookie.expires,
+        )
+
+
+def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
+    """Adds cookies to a jar, which drops those that have expired when it is next used."""
+    for cookie in cookies:
+        jar.set_cookie(
+            JarCookie(
+                version=0,
+                name=cookie.name,
+                value=cookie.value,
+                port=None,
+                port_specified=False,
+                domain=cookie.domain,
+                domain_specified=cookie.domain.startswith("."),
+                domain_initial_dot=cookie.domain.startswith("."),
+                path=cookie.path,
+                path_specified=True,
+                secure=cookie.secure,
+                expires=None if cookie.expires is None else int(cookie.expires),
+                discard=cookie.expires is None,
+                comment=None,
+                comment_url=None,
+                rest={},
+            )
+        )

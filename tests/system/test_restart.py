@@ -1,0 +1,241 @@
+"""The daemon ends, in order or not, and starts again: subscriptions live on, and nothing is lost.
+
+RESTART_MAILBOXES makes it larger: 10000 is what it was built for.
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.processes import Listen, Listener, Recorder, Simulator, Start, until
+from tests.system.truth import judge
+
+MAILBOXES = int(os.environ.get("RESTART_MAILBOXES", "150"))
+PATIENCE = max(15.0, MAILBOXES / 50)
+KEPT = 3.0  # seconds after which changes are on the disk
+
+
+def requests(there: Simulator, operation: str) -> int:
+    """How many requests of this kind the simulator has had."""
+    answers: dict[str, int] = there.state()["requests"].get(operation, {})
+    return sum(answers.values())
+
+
+class Requests:
+    """How many requests came since it was made."""
+
+    def __init__(self, there: Simulator) -> None:
+        self._there = there
+        self._before = there.state()["requests"]
+
+    def __getitem__(self, operation: str) -> int:
+        return requests(self._there, operation) - sum(self._before.get(operation, {}).values())
+
+
+def streaming(there: Simulator, mailboxes: int = 4) -> float:
+    """Waits until so many mailboxes stream; returns how many seconds that took."""
+    begun = time.monotonic()
+    seen = lambda: there.state()["mailboxes_streaming"] == mailboxes  # noqa: E731
+    until(seen, f"{mailboxes} mailboxes streaming", PATIENCE)
+    return time.monotonic() - begun
+
+
+def nobody_streams(there: Simulator) -> None:
+    until(lambda: there.state()["mailboxes_streaming"] == 0, "the end of all streams")
+
+
+@contextmanager
+def mail_for_all(there: Simulator) -> Iterator[None]:
+    """Meanwhile new mail comes, to one mailbox after another."""
+    enough = threading.Event()
+
+    def deliver() -> None:
+        for mailbox in itertools.cycle(there.mailboxes):
+            if enough.wait(0.01):
+                return
+            there.make(mailbox)
+
+    postman = threading.Thread(target=deliver)
+    postman.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        postman.join()
+
+
+def kept(daemon: Listener) -> None:
+    """Returns when what the groups have is on the disk, so that not even kill -9 makes it forgotten."""
+    time.sleep(KEPT)
+    assert daemon.process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_under_load_subscribes_nobody_and_loses_nothing(
+    simulator: Start, listen: Listen, tmp_path: Path, number: signal.Signals
+) -> None:
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--mailboxes", str(MAILBOXES), "--ledger", str(ledger))
+    daemon = listen(there)
+    streaming(there, MAILBOXES)
+    # Until a mailbox was compared once, nothing is known that its folders could differ from.
+    until(lambda: requests(there, "FindFolder") >= MAILBOXES, "all mailboxes compared", 10 * PATIENCE)
+    with mail_for_all(there):
+        kept(daemon)
+        daemon.end(number)
+        nobody_streams(there)
+        since, queued = Requests(there), there.state()["queued"]
+        until(lambda: there.state()["queued"] >= queued + 50, "events while nobody listens")
+        daemon = listen(there)
+        took = streaming(there, MAILBOXES)
+        assert (since["Subscribe"], since["Autodiscover"]) == (0, 0)
+        assert since["GetStreamingEvents"] == len(there.state()["streams"])
+        assert not daemon.logged("group.subscribing")
+        (line,) = daemon.logged("listener.restored")
+        assert (line["mailboxes"], line["abandoned"]) == (MAILBOXES, 0)
+    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
+    verdict = judge(ledger, output)
+    assert verdict.generated > 100
+    assert since["Subscribe"] == 0
+    assert daemon.end() == 0
+    print(f"{MAILBOXES} mailboxes streaming {took:.1f} s after the start; {verdict}")
+
+
+def test_only_what_the_server_forgot_is_subscribed_anew(
+    simulator: Start, listen: Listen, tmp_path: Path
+) -> None:
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--mailboxes", "8", "--backends", "1", "--ledger", str(ledger))
+    daemon = listen(there)
+    streaming(there, 8)
+    kept(daemon)
+    daemon.process.kill()
+    daemon.wait()
+    nobody_streams(there)
+    forgotten = there.mailboxes[3]
+    there.make(forgotten, count=3)
+    there.break_(kind="overflow", mailbox=forgotten)
+    since = Requests(there)
+    daemon = listen(there)
+    streaming(there, 8)
+    assert (since["Subscribe"], since["Autodiscover"], since["Unsubscribe"]) == (1, 0, 0)
+    there.make(forgotten)
+    until(lambda: judge(ledger, output).lost == 0, "everything that happened")
+    assert daemon.end() == 0
+
+
+def test_a_server_that_forgot_everything_is_asked_for_everything(simulator: Start, listen: Listen) -> None:
+    there = simulator("--mailboxes", "8", "--backends", "1")
+    daemon = listen(there)
+    streaming(there, 8)
+    assert daemon.end() == 0
+    there.break_(kind="backend_restart")
+    since = Requests(there)
+    daemon = listen(there)
+    streaming(there, 8)
+    assert (since["Subscribe"], since["Unsubscribe"]) == (8, 0)
+    ledger = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+    until(lambda: len(there.deliveries) == len(ledger), "events of the new subscriptions")
+    assert daemon.end() == 0
+
+
+def test_another_wish_needs_other_subscriptions_and_the_old_ones_are_not_left_behind(
+    simulator: Start, listen: Listen
+) -> None:
+    there = simulator("--mailboxes", "8")
+    daemon = listen(there)
+    streaming(there, 8)
+    assert daemon.end() == 0
+    there.append('\n[subscription]\nfolders = ["inbox"]\n')
+    since = Requests(there)
+    daemon = listen(there)
+    streaming(there, 8)
+    until(lambda: since["Unsubscribe"] == 8, "the old ones unsubscribed")
+    assert (since["Subscribe"], since["Autodiscover"]) == (8, 0)
+    assert there.state()["subscriptions"] == 8
+    assert daemon.end() == 0
+
+
+def test_mailboxes_come_and_go_between_two_starts(simulator: Start, listen: Listen) -> None:
+    there = simulator("--mailboxes", "8", "--backends", "1")
+    addresses = there.folder / "mailboxes.txt"
+    first, *others = everybody = there.mailboxes
+    addresses.write_text("\n".join(everybody[:-1]))
+    daemon = listen(there)
+    streaming(there, 7)
+    assert daemon.end() == 0
+    addresses.write_text("\n".join(others))  # the anchor leaves, and a new one comes
+    since = Requests(there)
+    daemon = listen(there)
+    until(lambda: since["Unsubscribe"] == 1, "the one that left unsubscribed")
+    streaming(there, 7)
+    assert (since["Subscribe"], since["Autodiscover"]) == (1, 1)
+    ledger = [line for mailbox in others for line in there.make(mailbox)]
+    there.make(first)
+    until(lambda: len(there.deliveries) == len(ledger), "events of the others")
+    assert {event["data"]["mailbox"] for event in there.deliveries} == set(others)
+    assert daemon.end() == 0
+
+
+def test_the_groups_cookie_is_sent_with_the_first_request_after_the_restart_and_shown_to_nobody(
+    simulator: Start, listen: Listen, record: Callable[[Simulator], Recorder]
+) -> None:
+    there = simulator("--mailboxes", "8", "--backends", "2")
+    wire = record(there)
+    there.change('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
+    there.change(there.told["ews_url"], there.told["ews_url"].replace(str(there.port), str(wire.port)))
+    there.change("[exchange]", "[exchange]\nautodiscover = false")
+    there.append('\n[log]\nlevel = "debug"\n')
+    daemon = listen(there)
+    streaming(there, 8)
+    kept(daemon)
+    daemon.process.kill()
+    daemon.wait()
+    nobody_streams(there)
+    before = wire.requests
+    log = daemon.errors.read_text()
+    daemon = listen(there)
+    streaming(there, 8)
+    after = wire.requests[len(before) :]
+    stream = next(request for request in before if request.operation == "GetStreamingEvents")
+    again = next(request for request in after if request.operation == "GetStreamingEvents")
+    assert cookie(again) == cookie(stream)
+    assert again.headers["x-anchormailbox"] == stream.headers["x-anchormailbox"]
+    assert ids(again) == ids(stream)
+    assert all("cookie" in request.headers for request in after)
+    assert cookie(again) not in log + daemon.errors.read_text()
+    assert daemon.end() == 0
+
+
+def cookie(request: Any) -> str:
+    (value,) = re.findall("X-BackEndOverrideCookie=([^;]+)", request.headers["cookie"])
+    return str(value)
+
+
+def ids(request: Any) -> list[str]:
+    return sorted(re.findall("<t:SubscriptionId>(.*?)</t:SubscriptionId>", request.body))
+
+
+def test_told_to_unsubscribe_it_leaves_nothing_behind_and_knows_it(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    there.append("\n[shutdown]\nunsubscribe = true\n")
+    daemon = listen(there)
+    streaming(there)
+    assert daemon.end() == 0
+    assert there.state()["subscriptions"] == 0
+    since = Requests(there)
+    daemon = listen(there)
+    streaming(there)
+    assert (since["Subscribe"], since["Autodiscover"]) == (4, 0)
+    assert not daemon.logged("stream.refused")
+    assert daemon.end() == 0
