@@ -6,7 +6,7 @@ from listener.cli.options import ConfigFile
 def run(config: ConfigFile) -> None:
     """Listen until told to stop.
 
-    SIGINT and SIGTERM end it in order: unsubscribe, let handlers finish, exit 0. A second signal ends it at once.
+    SIGINT and SIGTERM end it in order: streams end, handlers finish, exit 0. A second signal ends it at once.
     """
     import faulthandler
     import os
