@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 
 import msgspec
+import pytest
 import structlog.testing
 import trio
 import trio.testing
 
-from listener.journal import Put
+from listener.journal import JournalError, Put
 from listener.journal.sqlite import SqliteJournal, open_journal
 from listener.keeper import HEARD_EVERY, NAMESPACE, TOGETHER, Keeper
 from listener.saved import Held, LastHeard, SavedGroup
@@ -102,10 +103,15 @@ async def test_what_cannot_be_written_now_is_written_later(autojump_clock: trio.
     async with open_journal(None) as journal:
         one = keeper(journal, Groups({"DAG1/1": saved()}))
         one.note("DAG1/1")
-        with trio.CancelScope() as scope:
-            scope.cancel()
+        append = journal.append
+
+        async def refuse(_events: object, _changes: object = ()) -> None:
+            raise JournalError("the journal is closed")
+
+        journal.append = refuse  # type: ignore[method-assign, assignment]
+        with pytest.raises(JournalError):
             await one.save()
-        assert await journal.load(NAMESPACE) == {}
+        journal.append = append  # type: ignore[method-assign]
         await one.save()
         assert len(await journal.load(NAMESPACE)) == 2
 
