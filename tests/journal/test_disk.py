@@ -168,6 +168,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
                 await trio.sleep(100)
                 full = journal.figures.trouble
                 assert full == "database or disk is full (SQLITE_FULL)"
+                assert journal.idle < 15  # it refuses, but it answers: no reason for a restart
                 reader.acknowledge(entry.position for entry in entries)
                 await trio.sleep(100)
                 assert journal.figures.end == 100
@@ -203,6 +204,27 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
     assert "journal.trouble" in [line["event"] for line in lines]
     async with opened(image) as journal:
         assert items(await everything(await journal.reader("audit"))) == list(range(100))
+
+
+async def test_a_disk_that_does_not_answer_is_seen(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    answers = trio.Event()
+    answers.set()
+
+    async def hanging(function: Callable[..., object], *args: object) -> object:
+        await answers.wait()
+        return await inline(function, *args)
+
+    async with open_journal(tmp_path, run_sync=hanging) as journal:
+        await trio.sleep(100)
+        assert journal.idle < 5
+        answers = trio.Event()
+        await trio.sleep(100)
+        assert journal.idle > 95
+        answers.set()
+        await trio.sleep(5)
+        assert journal.idle < 5
 
 
 LIMITED = """
