@@ -77,6 +77,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
     """The single service, configured and not yet started, with a password from systemd; stopped in the end."""
     there = Service(booted, simulator)
+    booted.run("journalctl", "--rotate", "--vacuum-time=1us")
     there.configure()
     there.drop_in("soon", SOON)
     yield there
@@ -123,6 +124,26 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
     service.kept("gate").touch()
     service.until_delivered(ledger)
     service.until_delivered(ledger, "late.jsonl")
+
+
+def test_a_reload_returns_when_it_is_done_and_a_bad_one_changes_nothing(service: Service) -> None:
+    service.systemctl("start")
+    service.until_streaming()
+    before = service.shown("MainPID")
+    service.machine.write("/etc/ews-listener/mailboxes.txt", "\n".join(service.simulator.mailboxes[:3]))
+    service.systemctl("reload")
+    assert len(service.logged("listener.reloaded", mailboxes="3")) == 1
+    service.until_streaming(3)
+
+    service.configure(more="\n[dispatch]\n")
+    service.machine.fail("systemctl", "reload", service.unit)
+    assert "error: dispatch: unknown" in service.journal()
+    assert (service.shown("SubState"), service.shown("MainPID")) == ("running", before)
+
+    service.configure()
+    service.machine.run("systemctl", "kill", "--signal=HUP", service.unit)
+    service.until_streaming(4)
+    service.until_shown("SubState", "running")
 
 
 def test_the_end_may_take_its_time(service: Service) -> None:

@@ -64,8 +64,8 @@ class Service:
         with self._explained():
             until(lambda: self.shown(name) == value, f"{name} = {value}")
 
-    def until_streaming(self) -> None:
-        self.until_shown("StatusText", "4 of 4 mailboxes streaming")
+    def until_streaming(self, mailboxes: int = 4) -> None:
+        self.until_shown("StatusText", f"{mailboxes} of {mailboxes} mailboxes streaming")
 
     def journal(self, *options: str) -> str:
         return self.machine.run("journalctl", "--no-pager", f"--unit={self.unit}", *options)
