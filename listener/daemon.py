@@ -392,7 +392,11 @@ def discovery(config: Config, access: Access) -> Autodiscover:
     """Who tells where mailboxes live, from [exchange]."""
     exchange = config.exchange
     return Autodiscover(
-        access, version=exchange.version, url=exchange.autodiscover_url, ews_url=exchange.ews_url
+        access,
+        version=exchange.version,
+        url=exchange.autodiscover_url,
+        ews_url=exchange.ews_url,
+        hosts=exchange.autodiscover_hosts,
     )
 
 

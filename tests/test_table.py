@@ -81,7 +81,7 @@ UNKNOWN = "ErrorOfAnotherDay"
 # Codes that only Autodiscover says, in its own form.
 AUTODISCOVER = """
     InvalidUser InvalidDomain NotFederated SettingIsNotAvailable ServerBusy InternalServerError InvalidRequest
-    InvalidSetting Pox500 Pox600 Pox601 InsecureRedirect TooManyRedirects
+    InvalidSetting Pox500 Pox600 Pox601 InsecureRedirect TooManyRedirects UntrustedRedirect
 """.split()
 OF_SOAP = ["Client", "Server", "MustUnderstand", "VersionMismatch"]
 OF_EWS = [
@@ -442,7 +442,7 @@ def discovered(code: str) -> Failure:
             return error.failure
         assert isinstance(answer, Failure)
         return answer
-    if not VERDICTS[code] or code in ("InsecureRedirect", "TooManyRedirects"):
+    if not VERDICTS[code] or code.endswith(("Redirect", "Redirects")):
         return Failure(code=code)
     body = (
         f'<a:GetUserSettingsResponseMessage xmlns:a="{A}"><a:Response><a:ErrorCode>NoError</a:ErrorCode>'

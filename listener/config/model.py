@@ -58,6 +58,11 @@ class Exchange(Section):
         description="The Autodiscover endpoint, such as https://autodiscover.example.com/autodiscover/"
         "autodiscover.svc. Without it, it is found from the mail domain of each address.",
     )
+    autodiscover_hosts: tuple[HostPattern, ...] = Field(
+        ("autodiscover-s.outlook.com",),
+        description="Hosts, or globs, outside of the mail domain that its plain-http redirect or its SRV record may "
+        "lead to. Anybody on the way can write these, and the account's credentials are sent there.",
+    )
     version: Literal[
         "Exchange2010_SP1", "Exchange2010_SP2", "Exchange2013", "Exchange2013_SP1", "Exchange2016"
     ] = Field("Exchange2013_SP1", description="The RequestServerVersion that requests carry.")

@@ -178,6 +178,7 @@ _OURS = {
     Verdict.PARK: (
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
         "TooManyRedirects",
+        "UntrustedRedirect",  # a hint that anybody may have written leads to a strange host
     ),
     Verdict.CREDENTIALS: (
         "AccountLocked",

@@ -52,6 +52,11 @@ class Access:
     transport: httpx.AsyncBaseTransport | None = None
     audit: Audit = field(default_factory=Audit)
 
+    @property
+    def network(self) -> Network:
+        """The way out of this machine."""
+        return Network(tls=self.tls, proxy=self.proxy, transport=self.transport)
+
 
 class ExchangeClient:
     """One group's connections to one EWS URL. Use it as an async context manager."""
@@ -60,9 +65,8 @@ class ExchangeClient:
         self.url = url
         self._access = access
         self._account = access.auth.of(url)
-        network = Network(tls=access.tls, proxy=access.proxy, transport=access.transport)
         self._http = httpx.AsyncClient(
-            transport=self._account.scheme.over(network),
+            transport=self._account.scheme.over(access.network),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),

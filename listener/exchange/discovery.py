@@ -1,13 +1,15 @@
 """Autodiscover: asks where mailboxes live, SOAP first, POX where SOAP is not there.
 
-The order in which hosts are tried, the redirects and the error codes are those of "Autodiscover for Exchange",
-learn.microsoft.com. The endpoint that answered is asked first the next time.
+The order in which hosts are tried (the mail domain, `autodiscover.` before it, then what hints.py finds), the
+redirects and the error codes are those of "Autodiscover for Exchange", learn.microsoft.com. The endpoint that
+answered is asked first the next time.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -29,6 +31,7 @@ from listener.ews.autodiscover import (
 )
 from listener.ews.codes import Failure
 from listener.exchange.client import Access, ExchangeClient
+from listener.exchange.hints import Hints, Resolve
 
 log = structlog.get_logger()
 
@@ -42,17 +45,26 @@ class Autodiscover:
     """Finds the places of mailboxes.
 
     `url` is asked instead of the hosts that follow from the mail domain. A mailbox that Autodiscover is not there
-    for, or knows nothing of, is placed at `ews_url` if that is given.
+    for, or knows nothing of, is placed at `ews_url` if that is given. `hosts` are those outside of the mail domain
+    that a hint may lead to; `resolve` takes the place of DNS.
     """
 
     def __init__(
-        self, access: Access, *, version: str, url: str | None = None, ews_url: str | None = None
+        self,
+        access: Access,
+        *,
+        version: str,
+        url: str | None = None,
+        ews_url: str | None = None,
+        hosts: Sequence[str] = (),
+        resolve: Resolve | None = None,
     ) -> None:
         self._access = access
         self._version = version
         self._url = url
         self._ews_url = ews_url
         self._answering: dict[str, str] = {}  # by mail domain
+        self._hints = Hints(access.network, access.user_agent, hosts, resolve)
 
     async def discover(
         self, mailboxes: Sequence[str], /, *, fall_back: bool = True
@@ -115,8 +127,11 @@ class Autodiscover:
     ) -> Mapping[str, Answer]:
         """The answers of the first endpoint that gives any. Raises ExchangeError if none does."""
         errors: list[ExchangeError] = []  # one an endpoint
-        for candidate in self._candidates(url, domain):
+        for look in self._places_to_ask(url, domain):
             try:
+                candidate = await look()
+                if candidate is None:
+                    continue
                 answers = await self._ask_either_way(candidate, addresses)
             except ExchangeError as error:
                 errors.append(error)
@@ -128,11 +143,14 @@ class Autodiscover:
                 return answers
         raise next((error for error in errors if error.failure.code not in NOTHING_KNOWN), errors[-1])
 
-    def _candidates(self, url: str | None, domain: str) -> list[str]:
+    def _places_to_ask(self, url: str | None, domain: str) -> list[Callable[[], Awaitable[str | None]]]:
+        """Ways to find the next endpoint, in order."""
         if told := url or self._url:
-            return [told]
+            return [partial(_known, told)]
         answering = self._answering.get(domain)
-        return list(dict.fromkeys([*([answering] if answering else ()), *candidate_urls(domain)]))
+        urls = dict.fromkeys([*([answering] if answering else ()), *candidate_urls(domain)])
+        hints = (self._hints.redirect, self._hints.service)
+        return [*(partial(_known, each) for each in urls), *(partial(hint, domain) for hint in hints)]
 
     async def _ask_either_way(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
         ways = (self._pox, self._soap) if url.endswith(".xml") else (self._soap, self._pox)
@@ -182,6 +200,10 @@ class Autodiscover:
         )
 
 
+async def _known(url: str) -> str:
+    return url
+
+
 # The endpoint is there but does not speak this way, or it is not there at all.
 NOT_THIS_WAY = frozenset(
     {"Http404", "Http405", "Http415", "Http500", "Http501", "NotSoap", "UnexpectedReply"}
@@ -193,6 +215,7 @@ TRY_ANOTHER_HOST = NOT_THIS_WAY | {
     "ConnectTimeout",
     "TlsFailed",
     "InsecureRedirect",
+    "UntrustedRedirect",
     "Http401",
     "Http403",
 }

@@ -47,7 +47,7 @@ def _authority() -> trustme.CA:
 
 @dataclass
 class Internet:
-    """`pages` has what answers at each https URL; another URL of a host that is there is a 404.
+    """`pages` has what answers at each URL; another URL of a host that is there is a 404.
 
     A host without pages cannot be connected to, one in `untrusted` has a certificate that nobody vouches for.
     """
@@ -71,16 +71,42 @@ class Internet:
         head = b""
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
-        host = head.split()[1].decode().partition(":")[0]
+        method, target = head.split()[:2]
+        if method == b"GET":
+            await self._answer_plainly(stream, head)
+            return
+        host, _, port = target.decode().partition(":")
         self.connects.append(host)
-        if not any(httpx.URL(url).host == host for url in self.pages):
+        if not any(url.startswith("https:") and httpx.URL(url).host == host for url in self.pages):
             await stream.send_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
             return
         await stream.send_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         vouching = trustme.CA() if host in self.untrusted else _authority()
         vouching.issue_cert(host).configure_cert(context)
-        await self._answer(trio.SSLStream(stream, context, server_side=True, https_compatible=True), host)
+        await self._answer(
+            trio.SSLStream(stream, context, server_side=True, https_compatible=True),
+            host if port == "443" else f"{host}:{port}",
+        )
+
+    async def _answer_plainly(self, stream: trio.SocketStream, head: bytes) -> None:
+        """Plain http, which a proxy is asked for by the whole URL."""
+        http = h11.Connection(h11.SERVER)
+        http.receive_data(head)
+        request = http.next_event()
+        assert isinstance(request, h11.Request)
+        headers = {name.decode(): value.decode() for name, value in request.headers}
+        asked = Asked(request.target.decode(), headers, b"")
+        self.asked.append(asked)
+        page = self.pages.get(asked.url, Page(502))
+        assert isinstance(page, Page)
+        answer = [("Content-Length", str(len(page.body))), ("Connection", "close"), *page.headers]
+        sent = (
+            h11.Response(status_code=page.status, headers=answer),
+            h11.Data(data=page.body),
+            h11.EndOfMessage(),
+        )
+        await stream.send_all(b"".join(http.send(part) or b"" for part in sent))
 
     async def _answer(self, stream: Transport, host: str) -> None:
         http = h11.Connection(h11.SERVER)

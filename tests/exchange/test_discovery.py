@@ -1,7 +1,8 @@
 """Autodiscover against hosts that are written as a few lines of script."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
@@ -10,7 +11,9 @@ from lxml import etree
 
 from listener.affinity import Placement
 from listener.ews.codes import Failure
+from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
+from listener.exchange.hints import Service
 from tests.exchange.internet import Answering, Asked, Internet, Page, connected
 
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
@@ -88,12 +91,19 @@ def pox_at_home(_mailbox: str) -> str:
     )
 
 
+async def no_records(_name: str) -> Sequence[Service]:
+    return ()
+
+
+def asking(access: Access, **more: Any) -> Autodiscover:
+    return Autodiscover(access, version="Exchange2013_SP1", **{"resolve": no_records} | more)
+
+
 async def discovered(
     internet: Internet, *mailboxes: str, url: str | None = None, ews_url: str | None = None
 ) -> Mapping[str, Placement | Failure]:
     async with connected(internet) as access:
-        autodiscover = Autodiscover(access, version="Exchange2013_SP1", url=url, ews_url=ews_url)
-        return await autodiscover.discover(mailboxes)
+        return await asking(access, url=url, ews_url=ews_url).discover(mailboxes)
 
 
 async def code_of(internet: Internet, ews_url: str | None = None, url: str | None = None) -> str:
@@ -206,7 +216,7 @@ async def test_another_url_is_asked_and_not_remembered_for_the_others() -> None:
     site2 = user(ExternalEwsUrl="https://site2.example.org/EWS", GroupingInformation="DAG2")
     internet = Internet({soap_url("example.org"): soap(tell), elsewhere: soap(lambda _: site2)})
     async with connected(internet) as access:
-        autodiscover = Autodiscover(access, version="Exchange2013_SP1")
+        autodiscover = asking(access)
         found = await autodiscover.discover(["ann@example.org", "bob@example.org"])
         await autodiscover.discover(["cat@example.org"])
     assert found["ann@example.org"] == Placement(EWS, "DAG1", "ann@example.org")
@@ -327,7 +337,7 @@ async def test_a_certificate_that_is_not_trusted_leads_on_to_the_next_host() -> 
 async def test_the_endpoint_that_answered_is_asked_first_the_next_time() -> None:
     internet = Internet({soap_url("autodiscover.example.org"): soap()})
     async with connected(internet) as access:
-        autodiscover = Autodiscover(access, version="Exchange2013_SP1")
+        autodiscover = asking(access)
         await autodiscover.discover(["ann@example.org"])
         await autodiscover.discover(["bob@example.org"])
         assert internet.connects == ["example.org", "autodiscover.example.org", "autodiscover.example.org"]
@@ -355,6 +365,7 @@ async def test_where_nobody_answers_and_nothing_is_configured_it_is_a_failure() 
         ("discovery.endpoint_failed", soap_url("example.org")),
         ("discovery.endpoint_failed", soap_url("autodiscover.example.org")),
     ]
+    assert internet.urls == ["http://autodiscover.example.org/autodiscover/autodiscover.xml"]
 
 
 async def test_an_endpoint_that_names_no_url_leaves_it_to_the_configured_one() -> None:

@@ -1,0 +1,113 @@
+"""Where else Autodiscover may be: what an unprotected redirect and the DNS tell of a mail domain.
+
+Both are hints without proof: whoever sits on the way can write them. So no credentials go along, and a hint leads to
+https only, and only to hosts of the mail domain itself or to those that the configuration allows. The order, first
+the redirect and then the SRV record, is that of "Autodiscover for Exchange", learn.microsoft.com.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import structlog
+
+from listener.errors import ExchangeError
+from listener.ews.autodiscover import POX_PATH, SOAP_PATH
+from listener.ews.codes import Failure
+from listener.exchange.network import Network
+
+log = structlog.get_logger()
+
+PATIENCE = 10.0
+
+
+class Service(NamedTuple):
+    """What an SRV record says (RFC 2782): the lowest priority first, of those the heaviest."""
+
+    priority: int
+    weight: int
+    host: str
+    port: int
+
+
+Resolve = Callable[[str], Awaitable[Sequence[Service]]]
+"""The SRV records of a name; none if there are none or DNS does not answer."""
+
+
+class Hints:
+    """`allowed` are hosts, or globs, outside of the mail domain that a hint may lead to."""
+
+    def __init__(
+        self, network: Network, user_agent: str, allowed: Sequence[str], resolve: Resolve | None = None
+    ) -> None:
+        self._network = network
+        self._user_agent = user_agent
+        self._allowed = allowed
+        self._resolve = resolve or srv_records
+
+    async def redirect(self, domain: str) -> str | None:
+        """Where plain http at `autodiscover.` and the domain sends us; None if it does not.
+
+        Raises ExchangeError if that is not https, or no host that may be believed.
+        """
+        asked = f"http://autodiscover.{domain}{POX_PATH}"
+        headers = {"User-Agent": self._user_agent}
+        try:
+            async with httpx.AsyncClient(
+                transport=self._network.pool(), trust_env=False, timeout=PATIENCE
+            ) as http:
+                answer = await http.get(asked, headers=headers)
+        except httpx.HTTPError as error:
+            log.debug("discovery.hint_failed", asked=asked, reason=str(error) or type(error).__name__)
+            return None
+        if answer.status_code not in REDIRECTS or "location" not in answer.headers:
+            return None
+        target = urlsplit(str(answer.url.join(answer.headers["location"])))
+        if target.scheme != "https":
+            text = f"{asked} redirects to {target.geturl()}"
+            raise ExchangeError(Failure(code="InsecureRedirect", text=text))
+        return self._believed(target.netloc, domain, asked)
+
+    async def service(self, domain: str) -> str | None:
+        """Where the SRV record of the domain points; None if there is none. Raises ExchangeError as redirect()."""
+        asked = f"_autodiscover._tcp.{domain}"
+        for service in sorted(await self._resolve(asked), key=lambda s: (s.priority, -s.weight)):
+            if host := service.host.rstrip("."):  # a lone dot means that there is no such service
+                port = "" if service.port == HTTPS else f":{service.port}"
+                return self._believed(f"{host}{port}", domain, f"the SRV record {asked}")
+        return None
+
+    def _believed(self, netloc: str, domain: str, who: str) -> str:
+        url = f"https://{netloc}{SOAP_PATH}"
+        host = urlsplit(url).hostname or ""
+        own = host == domain or host.endswith(f".{domain}")
+        if not own and not any(fnmatchcase(host, pattern) for pattern in self._allowed):
+            text = f"{who} leads to {host}: if that is right, allow it in [exchange] autodiscover_hosts"
+            raise ExchangeError(Failure(code="UntrustedRedirect", text=text))
+        log.info("discovery.hint", asked=who, url=url)
+        return url
+
+
+async def srv_records(name: str) -> Sequence[Service]:
+    """Asks the system's DNS servers."""
+    # It takes a tenth of a second to import, and few ever come here.
+    import dns.asyncbackend
+    import dns.asyncresolver
+    import dns.exception
+
+    try:
+        answer = await dns.asyncresolver.resolve(
+            name, "SRV", lifetime=PATIENCE, backend=dns.asyncbackend.get_backend("trio")
+        )
+    except (dns.exception.DNSException, OSError) as error:
+        log.debug("discovery.hint_failed", asked=name, reason=str(error) or type(error).__name__)
+        return ()
+    return [Service(r.priority, r.weight, r.target.to_text(omit_final_dot=True), r.port) for r in answer]
+
+
+REDIRECTS = frozenset((301, 302, 303, 307, 308))
+HTTPS = 443
