@@ -361,7 +361,7 @@ async def test_where_nobody_answers_and_nothing_is_configured_it_is_a_failure() 
     with structlog.testing.capture_logs() as lines:
         assert await code_of(internet) == "ConnectFailed"
     assert internet.connects == ["example.org", "autodiscover.example.org"]
-    assert [(line["event"], line["url"]) for line in lines] == [
+    assert [(line["event"], line["url"]) for line in lines if "url" in line] == [
         ("discovery.endpoint_failed", soap_url("example.org")),
         ("discovery.endpoint_failed", soap_url("autodiscover.example.org")),
     ]
