@@ -175,7 +175,7 @@ async def name_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str
 
 
 async def test_srv_records_are_read_from_dns(name_server: list[str]) -> None:
-    assert list(await srv_records("_autodiscover._tcp.example.org")) == [
+    assert sorted(await srv_records("_autodiscover._tcp.example.org")) == [
         Service(0, 5, "mail.example.org", 443),
         Service(1, 0, "b.example.org", 8443),
     ]
