@@ -4,18 +4,22 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from random import Random
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import structlog.testing
 import trio
 
 import listener.daemon
 from listener import Handler, MailboxEvent
+from listener.catchup import CatchUp
 from listener.config import Config
 from listener.daemon import Daemon
+from listener.demo.verdict import Books, Call, Gaps, balance, call_of, read_ledger
 from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
@@ -33,6 +37,7 @@ class Notes:
     """A handler that notes when each event came to it, by the id of its item."""
 
     came: dict[str, float] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
     lifecycle: list[MailboxEvent] = field(default_factory=list)
     name: str = "notes"
 
@@ -49,6 +54,7 @@ class Notes:
             if event.type.startswith("exchange.listener."):
                 self.lifecycle.append(event)
             else:
+                self.calls.append(call_of(event, clock()))
                 self.came.setdefault(event.item_id or event.folder_id or "", trio.current_time())
 
         yield handle
@@ -63,6 +69,9 @@ class World:
     wire: Wire
     notes: Notes
     log: list[Any]
+    users: Traffic
+    lines: list[Line]
+    without: dict[str, list[tuple[float, float]]]
     dice: Random = field(default_factory=lambda: Random(4))
 
     @property
@@ -92,7 +101,9 @@ class World:
         """A change in a mailbox, and what the ledger says of it."""
         found = self.exchange.directory.find(mailbox)
         assert found is not None
-        return self.exchange.publish(make(found, kind, self.dice, clock()))
+        made = self.exchange.publish(make(found, kind, self.dice, clock()))
+        self.lines += made
+        return made
 
     def touch(self, *mailboxes: str) -> set[str]:
         """A change in each of these mailboxes, or in all; the ids of what was changed."""
@@ -102,6 +113,25 @@ class World:
     def order(self, kind: str, **parameters: Any) -> list[Line]:
         """A fault, now."""
         return self.exchange.chaos.order(faults.parse({"kind": kind, **parameters}), clock())
+
+    def books(self) -> Books:
+        """What happened, held against what the handler was told."""
+        ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
+        filled: dict[str, list[float]] = {}
+        for event in self.notes.lifecycle:
+            if event.type.endswith(".recovered"):
+                filled.setdefault(event.mailbox, []).append(datetime.fromisoformat(event.time).timestamp())
+        gaps = {mailbox: Gaps(times, filled.get(mailbox, ())) for mailbox, times in self.without.items()}
+        return balance(ledger, self.notes.calls, gaps)
+
+    async def caught_up(self, *, within: float) -> None:
+        """Returns when each mailbox has been compared since now."""
+        catch_up, begun = self.daemon.catch_up, trio.current_time()
+        assert catch_up is not None
+        catch_up.sweep()
+        while behind := catch_up.behind(begun):
+            assert trio.current_time() - begun <= within, f"{behind} mailboxes after {within} s"
+            await trio.sleep(0.5)
 
     def subscribes(self, since: float) -> int:
         """How many Subscribe requests there were since then."""
@@ -129,29 +159,51 @@ async def world(
         patch.object(
             listener.daemon, "access", lambda config: dataclasses.replace(original(config), transport=wire)
         ),
+        patch.object(listener.daemon, "CatchUp", partial(CatchUp, now=now)),
     ):
         daemon = Daemon(config, [notes], partial(open_journal, None))
+        lines: list[Line] = []
+        without = noted_gaps(daemon)
         users = Traffic(list(exchange.directory), traffic, Random(f"traffic {settings.seed}"))
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pulse, exchange, users)
+            nursery.start_soon(pulse, exchange, users, lines)
             async with trio.open_nursery() as listening:
                 listening.start_soon(daemon.run, stop)
-                yield World(daemon, exchange, wire, notes, log)
+                yield World(daemon, exchange, wire, notes, log, users, lines, without)
                 stop.set()
             nursery.cancel_scope.cancel()
 
 
-async def pulse(exchange: Exchange, traffic: Traffic) -> None:
+def now() -> datetime:
+    return datetime.fromtimestamp(clock(), UTC)
+
+
+def noted_gaps(daemon: Daemon) -> dict[str, list[tuple[float, float]]]:
+    """Takes note of the times in which mailboxes had no stream that was well."""
+    tell = daemon.roster.gaps
+    without: dict[str, list[tuple[float, float]]] = {}
+
+    def note(mailbox: str, since: float | None, reason: str) -> None:
+        if since is not None:
+            until = clock()
+            without.setdefault(mailbox, []).append((until - trio.current_time() + since - 1.0, until))
+        tell(mailbox, since, reason)
+
+    daemon.roster.gaps = note
+    return without
+
+
+async def pulse(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None:
     """Let users do things, faults happen, and time pass."""
     chaos = exchange.chaos
     while True:
         changed = trio.Event()
         traffic.wake = chaos.wake = changed.set
-        now = clock()
-        exchange.publish(traffic.due(now))
-        exchange.advance(now)
-        pause = min(1 / traffic.rate if traffic.rate else 30.0, 30.0, max(chaos.deadline - now, 0.001))
+        moment = clock()
+        lines += exchange.publish(traffic.due(moment))
+        exchange.advance(moment)
+        pause = min(1 / traffic.rate if traffic.rate else 30.0, 30.0, max(chaos.deadline - moment, 0.001))
         with trio.move_on_after(min(pause, 0.1) if chaos.waiting else pause):
             await changed.wait()
 
