@@ -115,7 +115,8 @@ class CatchUp:
     `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
     are subscribed to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first
     time. `silent` is told of mailboxes whose streams keep things back. `grace` is how long a sweep, and `settle` how
-    long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches: events that
+    long a catch-up, lets a stream be late. `looked` is told of each comparison that came to its end, and when it began.
+    Durations are in seconds. The counts are for whoever watches: events that
     were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those for first
     states apart.
     """
@@ -134,6 +135,7 @@ class CatchUp:
     builders: int = 1
     backoff: Backoff = Backoff(first=2.0, factor=2.0, cap=300.0)
     silent: Callable[[str], None] | None = None
+    looked: Callable[[str, float], None] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     dice: random.Random = field(default_factory=random.Random)
     delivered: Delivered = field(default_factory=Delivered)
@@ -303,7 +305,7 @@ class CatchUp:
         younger = gap.since is not None and desk.first > gap.since - LATE
         comparison.distrusted = younger or (known is not None and known.first and gap.before)
         await self._compare(comparison, known, records)
-        desk.compared = begun
+        self._looked(mailbox, desk, begun)
         if is_news:
             if comparison.unseen or comparison.unread:
                 await self._tell(mailbox, "gap", _unfilled(comparison))
@@ -345,6 +347,11 @@ class CatchUp:
             self.recovered += comparison.found
             self.requests += comparison.inquiry.requests
 
+    def _looked(self, mailbox: str, desk: Desk, begun: float) -> None:
+        desk.compared = begun
+        if self.looked is not None:
+            self.looked(mailbox, begun)
+
     # --- sweeps
 
     async def _sweep(self, mailbox: str, desk: Desk) -> None:
@@ -357,7 +364,7 @@ class CatchUp:
         comparison = self._comparison(mailbox, desk, inquiry)
         comparison.trusting, comparison.grace = True, self.grace
         await self._compare(comparison, known, records)
-        desk.compared = begun
+        self._looked(mailbox, desk, begun)
         if comparison.found:
             since = datetime.fromtimestamp(known.compared, UTC)
             reason = "silent" if comparison.missed else "sweep"

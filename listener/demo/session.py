@@ -36,8 +36,6 @@ LATE = 1.0
 # A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
 SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
 POLL = 0.05
-OWN = "exchange.listener."
-FILLED = f"{OWN}recovered"
 # The simulator's; short, so that a stream that fell silent is found within a demo.
 HEARTBEAT = 5.0
 AS_STRICT_AS = {
@@ -70,11 +68,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Probe:
-    """A handler that notes what it is called with, and when gaps were filled, by mailbox; Unix seconds."""
+    """A handler that notes what it is called with, and when (Unix seconds)."""
 
     calls: list[Call] = field(default_factory=list)
     latest: deque[MailboxEvent] = field(default_factory=lambda: deque(maxlen=8))
-    filled: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     name: str = "demo"
 
     @property
@@ -87,14 +84,11 @@ class Probe:
         return self
 
     def matches(self, event: MailboxEvent, /) -> bool:
-        return event.type == FILLED or not event.type.startswith(OWN)
+        return not event.type.startswith("exchange.listener.")
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
         async def handle(event: MailboxEvent) -> None:
-            if event.type == FILLED:
-                self.filled[event.mailbox].append(time.time())
-                return
             self.calls.append(call_of(event, time.time()))
             self.latest.append(event)
 
@@ -112,6 +106,7 @@ class Session:
         self.started = time.time()
         self.generating_since: float | None = None
         self.without: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.looks: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self.streaming_at_end = 0
         self.groups_at_end = 0
 
@@ -137,9 +132,8 @@ class Session:
 
     @property
     def gaps(self) -> dict[str, Gaps]:
-        """When no stream was open, by mailbox."""
-        filled = self.probe.filled
-        return {mailbox: Gaps(without, filled[mailbox]) for mailbox, without in self.without.items()}
+        """By mailbox."""
+        return {mailbox: Gaps(without, self.looks[mailbox]) for mailbox, without in self.without.items()}
 
     def summary(self) -> dict[str, object]:
         """The fixed keys of `demo --json`."""
@@ -163,6 +157,7 @@ class Session:
     async def _measure(self, http: httpx.AsyncClient, control_url: str, stop: trio.Event) -> None:
         assert self.daemon is not None
         await self._all_streaming(stop)
+        self._note_looks(self.daemon)
         await _post(http, f"{control_url}/traffic", {"rate": self.plan.rate})
         for order in orders(self.plan.faults):
             await _post(http, f"{control_url}/faults", order)
@@ -180,16 +175,21 @@ class Session:
                 await trio.sleep(POLL)
 
     def _note_gaps(self, daemon: Daemon) -> None:
-        """What came and went while one stood open cannot be seen by anyone."""
+        """What came and went while nobody heard or looked cannot be seen by anyone."""
         tell = daemon.roster.gaps
 
-        def note(mailbox: str, since: float | None, reason: str) -> None:
+        def gap(mailbox: str, since: float | None, reason: str) -> None:
             if since is not None:
-                now = time.time()
-                self.without[mailbox].append((now - (trio.current_time() - since) - LATE, now))
+                self.without[mailbox].append((_wall(since) - LATE, time.time()))
             tell(mailbox, since, reason)
 
-        daemon.roster.gaps = note
+        daemon.roster.gaps = gap
+
+    def _note_looks(self, daemon: Daemon) -> None:
+        assert daemon.catch_up is not None
+        daemon.catch_up.looked = lambda mailbox, begun: self.looks[mailbox].append(
+            (_wall(begun), time.time())
+        )
 
     async def _caught_up(self) -> None:
         """Returns when each mailbox has been compared since now and has no open gap, or after SETTLE seconds."""
@@ -265,6 +265,11 @@ def orders(faults: str) -> list[dict[str, object]]:
         "faults", []
     )
     return entries
+
+
+def _wall(moment: float) -> float:
+    """A moment of trio's clock in Unix seconds."""
+    return time.time() - (trio.current_time() - moment)
 
 
 async def _post(http: httpx.AsyncClient, url: str, content: dict[str, object]) -> None:

@@ -64,17 +64,17 @@ class Call(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """From when to when a mailbox had no stream that was well, and when such gaps had been filled; Unix seconds."""
+    """From when to when a mailbox had no stream that was well, and was looked at; Unix seconds."""
 
     without: Sequence[tuple[float, float]] = ()
-    filled: Sequence[float] = ()
+    looks: Sequence[tuple[float, float]] = ()
 
     def hide(self, came: float, went: float) -> bool:
         """Whether both were without a stream, and nobody looked in between: a gap that is not filled goes on."""
         unheard = all(
             any(since <= moment <= until for since, until in self.without) for moment in (came, went)
         )
-        return unheard and not any(came < moment < went for moment in self.filled)
+        return unheard and not any(came < begun and done < went for begun, done in self.looks)
 
 
 class Verdict(NamedTuple):

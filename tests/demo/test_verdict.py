@@ -204,8 +204,8 @@ def test_what_came_and_went_inside_one_gap_is_unseen() -> None:
     assert held(lines, [], (0.9, 3.1), who="bob").lost == 3
     # A gap that was not filled goes on.
     assert held(lines, [], (0.9, 1.1), (2.9, 3.1)).unseen == 3
-    assert held(lines, [], (0.9, 1.1), (2.9, 3.1), filled=[0.95, 3.05]).unseen == 3
-    assert held(lines, [], (0.9, 1.1), (2.9, 3.1), filled=[1.5]).lost == 3
+    assert held(lines, [], (0.9, 1.1), (2.9, 3.1), looks=[(0.95, 1.5), (2.5, 3.05)]).unseen == 3
+    assert held(lines, [], (0.9, 1.1), (2.9, 3.1), looks=[(1.4, 1.5)]).lost == 3
     assert held(lines, [], (0.9, 1.1)).lost == 3
     # What somebody was told of, and what was there before the gap, is not unseen.
     assert held(lines, [call(lines[0], 0.01)], (0.9, 3.1)).lost == 2

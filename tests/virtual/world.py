@@ -1,6 +1,7 @@
 """The whole daemon and a whole organisation in one process, without a socket, on a virtual clock."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from listener.simulator.ledger import Ledger, Line
 from listener.simulator.plans import Plan
 from listener.simulator.settings import Settings
 from listener.simulator.traffic import Traffic, make
-from tests.virtual.wire import Wire, clock
+from tests.virtual.wire import EPOCH, Wire, clock
 
 URL = "https://mail.contoso.example"
 
@@ -72,6 +73,7 @@ class World:
     users: Traffic
     lines: list[Line]
     without: dict[str, list[tuple[float, float]]]
+    looks: dict[str, list[tuple[float, float]]]
     dice: Random = field(default_factory=lambda: Random(4))
 
     @property
@@ -117,11 +119,7 @@ class World:
     def books(self) -> Books:
         """What happened, held against what the handler was told."""
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
-        filled: dict[str, list[float]] = {}
-        for event in self.notes.lifecycle:
-            if event.type.endswith(".recovered"):
-                filled.setdefault(event.mailbox, []).append(datetime.fromisoformat(event.time).timestamp())
-        gaps = {mailbox: Gaps(times, filled.get(mailbox, ())) for mailbox, times in self.without.items()}
+        gaps = {mailbox: Gaps(times, self.looks[mailbox]) for mailbox, times in self.without.items()}
         return balance(ledger, self.notes.calls, gaps)
 
     async def caught_up(self, *, within: float) -> None:
@@ -154,12 +152,17 @@ async def world(
     notes = Notes()
     config = configuration(settings, exchange, sections)
     original = listener.daemon.access
+    looks: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def looked(mailbox: str, begun: float) -> None:
+        looks[mailbox].append((begun + EPOCH, clock()))
+
     with (
         structlog.testing.capture_logs() as log,
         patch.object(
             listener.daemon, "access", lambda config: dataclasses.replace(original(config), transport=wire)
         ),
-        patch.object(listener.daemon, "CatchUp", partial(CatchUp, now=now)),
+        patch.object(listener.daemon, "CatchUp", partial(CatchUp, now=now, looked=looked)),
     ):
         daemon = Daemon(config, [notes], partial(open_journal, None))
         lines: list[Line] = []
@@ -170,7 +173,7 @@ async def world(
             nursery.start_soon(pulse, exchange, users, lines)
             async with trio.open_nursery() as listening:
                 listening.start_soon(daemon.run, stop)
-                yield World(daemon, exchange, wire, notes, log, users, lines, without)
+                yield World(daemon, exchange, wire, notes, log, users, lines, without, looks)
                 stop.set()
             nursery.cancel_scope.cancel()
 
