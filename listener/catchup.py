@@ -114,11 +114,10 @@ class CatchUp:
 
     `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
     are subscribed to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first
-    time. `silent` is told of mailboxes whose streams keep things back. `grace` is how long a sweep, and `settle` how
-    long a catch-up, lets a stream be late. `looked` is told of each comparison that came to its end, and when it began.
-    Durations are in seconds. The counts are for whoever watches: events that
-    were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those for first
-    states apart.
+    time. `silent` is told of mailboxes whose streams keep things back, `looked` of each comparison that came to its
+    end, and when it began. `grace` is how long a sweep, and `settle` how long a catch-up, lets a stream be late.
+    Durations are in seconds. The counts are for whoever watches: events that were `recovered`, changes that a stream
+    should have told and did not (`missed`), and `requests`, those for first states apart.
     """
 
     ask: Callable[[str], Way | None]
