@@ -38,8 +38,8 @@ class Answer(Protocol):
 class StreamReader:
     """One stream. `silence` is in seconds, `max_envelope` in bytes.
 
-    `heard`: the server said something that makes sense and is no failure; `well` is when it last said anything;
-    `cut`: it was ended before the server did.
+    `heard`: the server said something that makes sense and is no failure; `well` is when it last did;
+    `cut`: it ended before the server had come to its end.
     """
 
     def __init__(self, *, silence: float, max_envelope: int) -> None:
@@ -77,15 +77,20 @@ class StreamReader:
                         return self._given_up(closed=closed)
                     signals = self._parser.feed(data) if data else self._parser.end()
                     if signals:
-                        quiet, self.well = 0.0, trio.current_time()
+                        quiet = 0.0
                         self.heard = self.heard or not isinstance(signals[0], Failure)
+                    if not all(isinstance(signal, Failure) for signal in signals):
+                        self.well = trio.current_time()
                     await take(signals)
                     closed = closed or any(isinstance(signal, Closed) for signal in signals)
                     failures = tuple(signal for signal in signals if isinstance(signal, Failure))
                     if failures or not data:
                         return failures
         except ExchangeError as error:
-            return () if closed else (error.failure,)
+            if not closed:
+                return (error.failure,)
+            self.cut = bool(self._parser.end())  # what it was writing after that is lost
+            return ()
 
     def _given_up(self, *, closed: bool) -> tuple[Failure, ...]:
         ending = self._until < inf

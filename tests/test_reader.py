@@ -76,6 +76,33 @@ async def test_a_body_that_ends_in_good_order(autojump_clock: trio.testing.MockC
     assert one.reader.well > 0
 
 
+async def test_that_a_subscription_is_gone_does_not_mean_that_it_was_well_until_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script() -> AsyncGenerator[bytes, None]:
+        yield OK
+        await trio.sleep(40)
+        yield gone("1")
+
+    one = reading(script())
+    assert [failure.code for failure in await one.run()] == ["ErrorSubscriptionNotFound"]
+    assert one.reader.well is not None
+    assert one.reader.well < 40
+
+
+@pytest.mark.parametrize("rest", [b"", OK[:-10]])
+async def test_a_body_that_breaks_after_closed(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
+    """Only what it was in the middle of is lost."""
+
+    async def script() -> AsyncGenerator[bytes, None]:
+        yield OK + CLOSED + rest
+        raise ExchangeError(RESET)
+
+    one = reading(script())
+    assert await one.run() == ()
+    assert one.reader.cut == bool(rest)
+
+
 async def test_a_stream_that_cannot_be_opened() -> None:
     one = StreamReader(silence=90.0, max_envelope=10_000)
 
@@ -100,7 +127,7 @@ async def test_a_failure_is_the_end_even_if_the_socket_stays_open(
     (failure,) = await one.run()
     assert failure.subscription_ids == ("1",)
     assert not one.reader.heard
-    assert one.reader.well == 0
+    assert one.reader.well is None
 
 
 async def test_silence_after_what_made_sense(autojump_clock: trio.testing.MockClock) -> None:
