@@ -174,7 +174,7 @@ class CatchUp:
         if self.mode == "off":
             return
         desk = self._desk(mailbox)
-        gap = Gap(since, {reason: None}, before=since is None)
+        gap = Gap(since, {reason: None}, before=since is None or reason == "start")
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
