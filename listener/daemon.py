@@ -31,6 +31,7 @@ from listener.exchange.auth import accounts
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
+from listener.exchange.network import Network
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
 from listener.keeper import Keeper
@@ -350,12 +351,13 @@ async def unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> boo
 def access(config: Config) -> Access:
     """What every request needs, from [exchange] and [auth]."""
     exchange = config.exchange
+    network = Network(tls=exchange.tls_context(), proxy=proxy(exchange))
     return Access(
-        auth=accounts(config),
+        auth=accounts(config, network),
         budgets=Budgets(exchange.concurrency),
         user_agent=exchange.user_agent,
-        tls=exchange.tls_context(),
-        proxy=proxy(exchange),
+        tls=network.tls,
+        proxy=network.proxy,
         connect_timeout=exchange.connect_timeout,
         request_timeout=exchange.request_timeout,
     )

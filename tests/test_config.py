@@ -5,10 +5,21 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+from cryptography.x509 import load_pem_x509_certificate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from listener.config import Config, Delivery, examine, load, parse, secrets
+from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
 from listener.config.values import format_duration, parse_duration
 from listener.daemon import access_rules
@@ -113,9 +124,9 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ),
         (
             {"auth": {"user": "x", "password": "y", "kind": "ntml"}},
-            'auth.kind: must be one of "basic", "ntlm", "negotiate", did you mean "ntlm"?',
+            'auth.kind: must be one of "basic", "ntlm", "negotiate", "oauth", did you mean "ntlm"?',
         ),
-        ({"auth": {"kind": 7}}, 'auth.kind: must be one of "basic", "ntlm", "negotiate"'),
+        ({"auth": {"kind": 7}}, 'auth.kind: must be one of "basic", "ntlm", "negotiate", "oauth"'),
         ({"auth": {"kind": "ntlm", "usr": "x", "password": "y", "user": "x"}},
          'auth.usr: unknown key, did you mean "user"?'),
         ({"auth": {"kind": "negotiate", "spn": "mail.example.com"}},
@@ -468,6 +479,58 @@ class TestSecrets:
         assert config.auth_for("https://b.example.org/").kind == "negotiate"
         assert config.auth_for("https://example.org/") == config.auth
         assert config.servers[0].auth.password == Secret("other")
+
+    @pytest.mark.parametrize(
+        ("auth", "problem"),
+        [
+            ({}, "auth: needs one of client_secret, certificate, federated_token_file and managed_identity"),
+            ({"client_secret": "s", "managed_identity": True},
+             ("auth.managed_identity: needs one of client_secret, certificate, federated_token_file and "
+              "managed_identity")),
+            ({"client_secret": "s", "client_id": None}, "auth.client_id: is required"),
+            ({"client_secret": "s", "tenant": None}, "auth.tenant: is required, unless there is an authority"),
+            ({"client_secret": "s", "authority": "https://a/adfs/"},
+             "auth.scope: is required with AD FS: the identifier of Exchange there, and /.default"),
+            ({"client_secret": "s", "authority": "http://a/t"},
+             "auth.authority: must be a URL of the form https://host/path"),
+            ({"client_secret": "s", "certificate_password": "x"},
+             "auth.certificate_password: needs certificate beside it"),
+            ({"client_secret": "s", "cloud": "germany"},
+             'auth.cloud: must be "public", "us-government", "us-government-dod" or "china"'),
+            ({"certificate": "no.pem"}, "auth.certificate: there is no file {}/no.pem"),
+            ({"certificate": "own.pem", "certificate_key": "other.pem"},
+             "auth.certificate: the key in {}/other.pem is not that of the certificate in {}/own.pem"),
+        ],
+    )  # fmt: skip
+    def test_of_applications(self, tmp_path: Path, auth: dict[str, Any], problem: str) -> None:
+        authority = trustme.CA()
+        for name in ("own.pem", "other.pem"):
+            authority.issue_cert("x.example").private_key_and_cert_chain_pem.write_to_path(
+                str(tmp_path / name)
+            )
+        base = {"kind": "oauth", "tenant": "contoso.example", "client_id": "1"}
+        chosen = {key: value for key, value in (base | auth).items() if value is not None}
+        assert problems(tmp_path, auth=chosen) == [problem.format(tmp_path, tmp_path)]
+
+    def test_certificates_of_applications(self, tmp_path: Path) -> None:
+        own = trustme.CA().issue_cert("x.example")
+        own.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+        pair = load_key_pair(tmp_path / "own.pem")
+        key = load_pem_private_key(pair.key.encode(), None)
+        assert isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey)
+        sealed = BestAvailableEncryption(SECRET.encode())
+        certificate = load_pem_x509_certificate(pair.certificate.encode())
+        (tmp_path / "own.pfx").write_bytes(
+            serialize_key_and_certificates(b"x", key, certificate, None, sealed)
+        )
+        (tmp_path / "own.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealed))
+        assert load_key_pair(tmp_path / "own.pfx", None, SECRET).certificate == pair.certificate
+        assert load_key_pair(tmp_path / "own.pem", tmp_path / "own.key", SECRET) == pair
+        for path, other in (("own.pfx", None), ("own.pem", "own.key")):
+            for password in ("wrong", None):
+                with pytest.raises(CertificateError, match="cannot be read as a certificate with its key"):
+                    load_key_pair(tmp_path / path, None if other is None else tmp_path / other, password)
+        assert "BEGIN" not in repr(pair)
 
     def test_neither_errors_nor_reprs_tell_them(self) -> None:
         proxy = f"http://user:{SECRET}@proxy.example.com:3128"

@@ -96,10 +96,22 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
         ("subsidiary.txt", b"x"),
         ("example-net.txt", b"x"),
         ("status-token.txt", b"x"),
+        ("application.pem", b"".join(blob.bytes() for blob in own.cert_chain_pems)),
+        ("application.key", own.private_key_pem.bytes()),
+        ("application-key-password.txt", b"x"),
+        ("application-secret.txt", b"x"),
+        ("token", b"x"),
     ):
         (tmp_path / name).write_bytes(content)
         (tmp_path / name).chmod(0o600)
     everything["auth"] = folded(everything["auth"])
+    application = everything["servers"][-1]["auth"]
+    for key in (
+        "client_secret_file",
+        "federated_token_file",
+        "certificate_password_file",
+    ):  # one proof is enough
+        del application[key]
     config = parse(everything, tmp_path, ENVIRON)
     plain = parse(tomllib.loads(EXAMPLE.read_text()), tmp_path, ENVIRON)
     for name in (

@@ -6,7 +6,7 @@
 listener/plugins.py.
 """
 
-from listener.config.auth import AnyAuth, BasicAuth, NegotiateAuth, NtlmAuth
+from listener.config.auth import AnyAuth, BasicAuth, NegotiateAuth, NtlmAuth, OAuthAuth
 from listener.config.load import examine, load, parse
 from listener.config.mailboxes import AccessOverride, Impersonation, Mailboxes
 from listener.config.model import (
@@ -46,6 +46,7 @@ __all__ = [
     "Mailboxes",
     "NegotiateAuth",
     "NtlmAuth",
+    "OAuthAuth",
     "Server",
     "Shutdown",
     "StaticGroup",

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from listener.config.secrets import Secret
 from listener.config.section import Section
-from listener.config.values import Text
+from listener.config.values import ConfigPath, ExistingFile, Flag, HttpsUrl, Text
 
 
 def _spn(value: str) -> str:
@@ -50,8 +50,46 @@ class NegotiateAuth(Section):
     )
 
 
-AnyAuth: TypeAlias = BasicAuth | NtlmAuth | NegotiateAuth
-KINDS: Final[dict[str, type[Section]]] = {"basic": BasicAuth, "ntlm": NtlmAuth, "negotiate": NegotiateAuth}
+class OAuthAuth(Section):
+    """Access tokens of Entra ID or AD FS, for an application that comes as itself."""
+
+    kind: Literal["oauth"] = Field(description="OAuth 2.0, client credentials.")
+    cloud: Literal["public", "us-government", "us-government-dod", "china"] = Field(
+        "public", description="Whose Entra ID and Exchange Online: us-government is GCC High."
+    )
+    tenant: Text | None = Field(None, description="The directory: its id, or one of its domains.")
+    authority: HttpsUrl | None = Field(
+        None, description="In place of cloud and tenant, such as https://adfs.example.com/adfs for AD FS."
+    )
+    client_id: Text | None = Field(
+        None, description="The application's id. With managed_identity, that of a user-assigned identity."
+    )
+    client_secret: Secret | None = Field(None, description="The application's secret.")
+    certificate: ExistingFile | None = Field(
+        None,
+        description="Its certificate: PEM, or PKCS#12 if the name ends in .pfx or .p12. Better than a secret.",
+    )
+    certificate_key: ExistingFile | None = Field(
+        None, description="The certificate's key (PEM), if it is not in the same file."
+    )
+    certificate_password: Secret | None = Field(None, description="What opens the key, if it is locked.")
+    federated_token_file: ConfigPath | None = Field(
+        None,
+        description="A file with a token of another issuer that the application trusts: workload identity.",
+    )
+    managed_identity: Flag = Field(False, description="Azure vouches for the machine that this runs on.")
+    scope: Text | None = Field(
+        None, description="What tokens are asked for; by default, the cloud's Exchange Online with /.default."
+    )
+
+
+AnyAuth: TypeAlias = BasicAuth | NtlmAuth | NegotiateAuth | OAuthAuth
+KINDS: Final[dict[str, type[Section]]] = {
+    "basic": BasicAuth,
+    "ntlm": NtlmAuth,
+    "negotiate": NegotiateAuth,
+    "oauth": OAuthAuth,
+}
 """By `kind`; where none is given it is "basic"."""
 
 
@@ -63,6 +101,7 @@ def kind_of(value: Any) -> str:
 Auth: TypeAlias = Annotated[
     Annotated[BasicAuth, Tag("basic")]
     | Annotated[NtlmAuth, Tag("ntlm")]
-    | Annotated[NegotiateAuth, Tag("negotiate")],
+    | Annotated[NegotiateAuth, Tag("negotiate")]
+    | Annotated[OAuthAuth, Tag("oauth")],
     Discriminator(kind_of),
 ]

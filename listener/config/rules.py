@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
+from listener.config.auth import AnyAuth, NegotiateAuth, OAuthAuth
+from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config
 from listener.config.problems import Loc
@@ -12,6 +14,14 @@ from listener.config.values import is_loopback
 
 Found: TypeAlias = Iterator[tuple[Loc, str]]
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+PROOFS = ("client_secret", "certificate", "federated_token_file", "managed_identity")
+IN_CLEAR = {
+    "basic": "Basic authentication sends the password",
+    "oauth": "OAuth sends the access token",
+}
+"""What others could read on the way."""
 
 
 class Rule(NamedTuple):
@@ -130,11 +140,42 @@ def _secrets_are_not_sent_in_clear(config: Config) -> Found:
     for loc, url in urls:
         if url is None or url.lower().startswith("https:") or is_loopback(url):
             continue
-        if config.auth_for(url).kind == "basic":
-            yield (
-                loc,
-                "must be https, because Basic authentication sends the password (or a loopback address)",
-            )
+        if shown := IN_CLEAR.get(config.auth_for(url).kind):
+            yield loc, f"must be https, because {shown} (or a loopback address)"
+
+
+@_rule("auth", "servers")
+def _an_application_proves_itself(config: Config) -> Found:
+    every: list[tuple[Loc, AnyAuth]] = [(("auth",), config.auth)]
+    every += [(("servers", index, "auth"), server.auth) for index, server in enumerate(config.servers)]
+    for loc, auth in every:
+        if isinstance(auth, OAuthAuth):
+            yield from ((loc + tuple(filter(None, [key])), what) for key, what in _application(auth))
+        elif isinstance(auth, NegotiateAuth) and auth.password is not None and auth.user is None:
+            yield (*loc, "password"), "needs user beside it"
+
+
+def _application(auth: OAuthAuth) -> Iterator[tuple[str, str]]:
+    """What is wrong with it: the key, which is empty if it is about all, and the words."""
+    given = [key for key in PROOFS if getattr(auth, key)]
+    if len(given) != 1:
+        yield given[-1] if given else "", f"needs one of {', '.join(PROOFS[:-1])} and {PROOFS[-1]}"
+    if auth.client_id is None and not auth.managed_identity:
+        yield "client_id", "is required"
+    if auth.tenant is None and auth.authority is None and not auth.managed_identity:
+        yield "tenant", "is required, unless there is an authority"
+    if auth.scope is None and auth.authority is not None and auth.authority.rstrip("/").endswith("/adfs"):
+        yield "scope", "is required with AD FS: the identifier of Exchange there, and /.default"
+    if auth.certificate is None:
+        for key in ("certificate_key", "certificate_password"):
+            if getattr(auth, key) is not None:
+                yield key, "needs certificate beside it"
+    else:
+        password = None if auth.certificate_password is None else auth.certificate_password.reveal()
+        try:
+            load_key_pair(auth.certificate, auth.certificate_key, password)
+        except CertificateError as error:
+            yield "certificate", str(error)
 
 
 @_rule("exchange")

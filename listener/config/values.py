@@ -105,6 +105,12 @@ def _url(value: str) -> str:
     return value
 
 
+def _https(value: str) -> str:
+    if not _url(value).startswith("https://"):
+        raise ValueError("must be a URL of the form https://host/path")
+    return value
+
+
 def _proxy(value: SecretStr) -> SecretStr:
     parts = urlsplit(value.get_secret_value())
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -179,6 +185,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Window = Annotated[Duration, AfterValidator(_window)]
 Url = Annotated[str, AfterValidator(_url)]
+HttpsUrl = Annotated[str, AfterValidator(_https)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]
 HostPort = Annotated[str, AfterValidator(_host_port)]

@@ -6,7 +6,7 @@ Three sorts of names share one table, since what is to be done is all that a rea
   ErrorCode; MS-OXDSCLI, ErrorCode, as `Pox` and the number), and the fault codes of SOAP 1.1 section 4.4.1 where a
   server says nothing better;
 - `Http` and the status, where a reply had no code in its body;
-- our own names for trouble on the way.
+- the codes of Entra ID (AADSTS…), and our own names for trouble on the way.
 
 A code that is not in VERDICTS is treated as transient (RETRY), and is worth one line in the log.
 """
@@ -157,6 +157,33 @@ _HTTP = {
     Verdict.STOP: ("Http400", "Http405", "Http407", "Http413", "Http415"),
 }
 
+_ENTRA = {
+    Verdict.CREDENTIALS: (
+        "AADSTS50013",
+        "AADSTS50027",
+        "AADSTS50053",
+        "AADSTS53003",
+        "AADSTS70021",
+        "AADSTS90002",
+        "AADSTS500011",
+        "AADSTS700016",
+        "AADSTS700024",
+        "AADSTS700027",
+        "AADSTS700211",
+        "AADSTS700212",
+        "AADSTS700213",
+        "AADSTS900023",
+        "AADSTS1002012",
+        "AADSTS7000112",
+        "AADSTS7000215",
+        "AADSTS7000218",
+        "AADSTS7000222",
+        "AADSTS7000229",
+        "TokenRefused",  # any other answer without a token
+    ),
+    Verdict.RETRY: ("SecretUnreadable",),  # a file or a command did not tell what proves who we are
+}
+
 _OURS = {
     Verdict.RETRY: (
         "ConnectFailed",
@@ -197,7 +224,7 @@ _OURS = {
 
 VERDICTS: dict[str, Verdict] = {
     code: verdict
-    for table in (_EXCHANGE, _AUTODISCOVER, _SOAP, _HTTP, _OURS)
+    for table in (_EXCHANGE, _AUTODISCOVER, _SOAP, _HTTP, _ENTRA, _OURS)
     for verdict, codes in table.items()
     for code in codes
 }

@@ -1,16 +1,14 @@
 """One group's way to Exchange: an httpx client with a cookie jar of its own.
 
-This is the one place that knows httpx's errors: they leave as `ExchangeError` with a `Failure` whose code is one
-of our own names (docs/TROUBLE.md lists them).
+Errors leave as `ExchangeError`; trouble.py knows those of httpx.
 """
 
 from __future__ import annotations
 
-import socket
 import ssl
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -27,6 +25,7 @@ from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.cookies import Cookie, cookies_in, put_into
 from listener.exchange.network import Network
+from listener.exchange.trouble import mapped_errors
 
 T = TypeVar("T")
 
@@ -224,48 +223,3 @@ async def _whole(answer: Answer) -> bytes:
         if len(content) > LARGEST_ANSWER:
             raise ExchangeError(Failure(code="EnvelopeTooLarge", text=f"over {LARGEST_ANSWER} bytes"))
     return bytes(content)
-
-
-@contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Turns what httpx raises into ExchangeError."""
-    try:
-        yield
-    except zlib.error as error:
-        raise ExchangeError(Failure(code="NotSoap", text="compressed, and not well")) from error
-    except httpx.HTTPError as error:
-        raise ExchangeError(Failure(code=_code(error), text=_text(error))) from error
-
-
-def _code(error: httpx.HTTPError) -> str:
-    match error:
-        case httpx.ConnectTimeout():
-            return "ConnectTimeout"
-        case httpx.TimeoutException():
-            return "ReadTimeout"
-        case httpx.ConnectError() if _caused_by(error, socket.gaierror):
-            return "NameNotResolved"
-        case httpx.ConnectError() if _caused_by(error, ssl.SSLError):
-            return "TlsFailed"
-        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
-            return "ConnectFailed"
-        case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
-            return "StreamIncomplete"
-        case _:
-            return "ConnectionReset"
-
-
-def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
-    return any(isinstance(cause, kind) for cause in _causes(error))
-
-
-def _text(error: BaseException) -> str:
-    """The first cause that says anything: httpx itself often does not."""
-    return next(filter(None, map(str, _causes(error))), type(error).__name__)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__

@@ -19,6 +19,7 @@ MOST: Final = 1000
 FAILURES: Final = frozenset({"warning", "error", "critical", "exception"})
 ONCE: Final = frozenset(
     {
+        "auth.refused",
         "catchup.folder_skipped",
         "discovery.failed",
         "listener.reload_refused",

@@ -34,7 +34,7 @@ def test_verdicts(code: str, verdict: Verdict) -> None:
 
 
 def test_no_code_has_two_verdicts() -> None:
-    tables = (codes._EXCHANGE, codes._AUTODISCOVER, codes._SOAP, codes._HTTP, codes._OURS)
+    tables = (codes._EXCHANGE, codes._AUTODISCOVER, codes._SOAP, codes._HTTP, codes._ENTRA, codes._OURS)
     assert sum(len(names) for table in tables for names in table.values()) == len(VERDICTS)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth
+from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth, OAuthAuth
 from listener.exchange.auth.basic import Basic
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.guard import Guard
 from listener.exchange.auth.negotiate import Negotiate
 from listener.exchange.auth.ntlm import Ntlm
+from listener.exchange.auth.oauth import OAuth
 from listener.exchange.auth.scheme import Scheme
+from listener.exchange.auth.tokens import Tokens
+from listener.exchange.network import Network
 
 __all__ = ["Account", "Accounts", "Basic", "Credentials", "Guard", "Scheme", "accounts"]
 
@@ -40,20 +43,20 @@ class Accounts:
         return self._of(url)
 
 
-def accounts(config: Config) -> Accounts:
-    """What [auth] and [[servers]] say; servers with the same words share an account."""
+def accounts(config: Config, network: Network) -> Accounts:
+    """What [auth] and [[servers]] say; servers with the same words share an account. Tokens come by `network`."""
     by_auth: dict[AnyAuth, Account] = {}
 
     def of(url: str) -> Account:
         auth = config.auth_for(url)
         if auth not in by_auth:
-            by_auth[auth] = Account(scheme(auth))
+            by_auth[auth] = Account(scheme(auth, network))
         return by_auth[auth]
 
     return Accounts(of)
 
 
-def scheme(auth: AnyAuth) -> Scheme:
+def scheme(auth: AnyAuth, network: Network) -> Scheme:
     """The scheme that the configuration names."""
     match auth:
         case BasicAuth(user=user, password=password):
@@ -63,3 +66,8 @@ def scheme(auth: AnyAuth) -> Scheme:
         case NegotiateAuth(user=user, password=password, spn=spn):
             credentials = Credentials(user, password) if user is not None and password is not None else None
             return Negotiate(credentials, user, spn)
+        case OAuthAuth():
+            from listener.exchange.auth.entra import Entra  # msal takes long to import
+
+            entra = Entra(auth, network.tls, network.proxy)
+            return OAuth(Tokens(entra.fetch, entra.account), entra.account)

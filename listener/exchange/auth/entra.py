@@ -1,0 +1,206 @@
+"""Tokens of Entra ID and AD FS by msal, in threads: it blocks, and its constructor already asks the network."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+import httpx
+import msal
+import structlog
+import trio
+
+from listener.config import OAuthAuth
+from listener.config.certificates import CertificateError, load_key_pair
+from listener.config.secrets import SecretError
+from listener.errors import ExchangeError
+from listener.ews.codes import VERDICTS, Failure
+from listener.ews.xml import excerpt
+from listener.exchange.auth.aadsts import MEANINGS
+from listener.exchange.auth.tokens import Token
+from listener.exchange.trouble import mapped_errors
+
+log = structlog.get_logger()
+
+PATIENCE = 20.0
+"""Seconds that a token endpoint may take."""
+_CODE = re.compile(r"AADSTS\d+")
+_SKEW = 300.0
+
+
+class Cloud(NamedTuple):
+    """Where tokens come from, and what they are for."""
+
+    authority: str
+    resource: str
+
+
+CLOUDS: Mapping[str, Cloud] = {
+    "public": Cloud("https://login.microsoftonline.com", "https://outlook.office365.com"),
+    "us-government": Cloud("https://login.microsoftonline.us", "https://outlook.office365.us"),
+    "us-government-dod": Cloud("https://login.microsoftonline.us", "https://webmail.apps.mil"),
+    "china": Cloud("https://login.partner.microsoftonline.cn", "https://partner.outlook.cn"),
+}
+"""By the names of [auth] cloud; "Microsoft 365 endpoints" and "National clouds", learn.microsoft.com."""
+
+
+class Entra:
+    """Fetches tokens for one application. `tls` and `proxy` are those of all other connections."""
+
+    def __init__(self, auth: OAuthAuth, tls: ssl.SSLContext, proxy: httpx.Proxy | None = None) -> None:
+        cloud = CLOUDS[auth.cloud]
+        self._auth = auth
+        self._tls = tls
+        self._proxy = proxy
+        self._authority = auth.authority or f"{cloud.authority}/{auth.tenant}"
+        self._scope = auth.scope or f"{cloud.resource}/.default"
+        self._threads = trio.CapacityLimiter(2)
+
+    @property
+    def account(self) -> str:
+        """The application, for people."""
+        return self._auth.client_id or "the managed identity"
+
+    async def fetch(self, claims: str | None) -> Token:
+        """A new token, with these claims (JSON). Raises ExchangeError."""
+        return await trio.to_thread.run_sync(
+            self._fetch, claims, abandon_on_cancel=True, limiter=self._threads
+        )
+
+    def _fetch(self, claims: str | None) -> Token:
+        try:
+            with _Http(self._tls, self._proxy) as http, mapped_errors("asking for a token: "):
+                answer = self._ask(http, claims)
+        except (SecretError, CertificateError) as error:
+            raise ExchangeError(Failure(code="SecretUnreadable", text=str(error))) from error
+        if text := answer.get("access_token"):
+            refresh = answer.get("refresh_in")
+            return Token(text, float(answer["expires_in"]), None if refresh is None else float(refresh))
+        raise ExchangeError(self._failure(answer, http.skew))
+
+    def _ask(self, http: _Http, claims: str | None) -> dict[str, Any]:
+        """What msal gets. It is made anew each time: so its caches do not stand between us and a new secret."""
+        auth = self._auth
+        if auth.managed_identity:
+            identity = (
+                msal.UserAssignedManagedIdentity(client_id=auth.client_id)
+                if auth.client_id
+                else msal.SystemAssignedManagedIdentity()
+            )
+            managed = msal.ManagedIdentityClient(identity, http_client=http)
+            answer: dict[str, Any] = managed.acquire_token_for_client(
+                resource=self._scope.removesuffix("/.default"), claims_challenge=claims
+            )
+            return answer
+        try:
+            application = msal.ConfidentialClientApplication(
+                auth.client_id,
+                client_credential=self._credential(),
+                authority=self._authority,
+                http_client=http,
+                instance_discovery=False,  # the configuration's word is enough
+                client_capabilities=["cp1"],  # we answer claims challenges
+            )
+            answer = application.acquire_token_for_client([self._scope], claims_challenge=claims)
+        except (ValueError, msal.exceptions.MsalError) as error:
+            return http.refusal or {"error": type(error).__name__, "error_description": str(error)}
+        return answer
+
+    def _credential(self) -> Any:
+        """In msal's form. Read again each time, since secrets and certificates are replaced while we run."""
+        auth = self._auth
+        if auth.client_secret is not None:
+            try:
+                auth.client_secret.renew()
+            except SecretError as error:
+                log.warning("auth.secret_unreadable", account=self.account, text=str(error))
+            return auth.client_secret.reveal()
+        if auth.certificate is not None:
+            password = None if auth.certificate_password is None else auth.certificate_password.reveal()
+            pair = load_key_pair(auth.certificate, auth.certificate_key, password)
+            return {"private_key": pair.key, "public_certificate": pair.certificate}
+        return {"client_assertion": self._federated_token}
+
+    def _federated_token(self) -> str:
+        path = self._auth.federated_token_file
+        assert path is not None
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SecretError(f"cannot read {path}: {error.strerror}") from None
+
+    def _failure(self, answer: Mapping[str, Any], skew: float) -> Failure:
+        said = excerpt(str(answer.get("error_description") or answer.get("error") or "nothing"))
+        code = next(iter(_CODE.findall(said)), "")
+        told = MEANINGS.get(code, "").format(
+            client=self.account,
+            tenant=self._auth.tenant or self._authority,
+            resource=self._scope.removesuffix("/.default"),
+        )
+        off = f"; {off_by(skew)}" if abs(skew) > _SKEW else ""
+        if told and code in VERDICTS:
+            return Failure(code=code, text=told + off)
+        return Failure(
+            code="TokenRefused", text=f"{self.account} gets no token from {self._authority}: {said}{off}"
+        )
+
+
+def off_by(skew: float) -> str:
+    """By how many seconds our clock is ahead of the server's, for people."""
+    return f"our clock is {abs(skew) / 60:.0f} minutes {'ahead of' if skew > 0 else 'behind'} the server's"
+
+
+class _Http:
+    """What msal wants of an HTTP client, by httpx."""
+
+    def __init__(self, tls: ssl.SSLContext, proxy: httpx.Proxy | None) -> None:
+        self._client = httpx.Client(verify=tls, proxy=proxy, trust_env=False, timeout=PATIENCE)
+        self._direct = httpx.Client(verify=tls, trust_env=False, timeout=PATIENCE)
+        self.refusal: dict[str, Any] | None = None
+        self.skew = 0.0
+
+    def __enter__(self) -> _Http:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._direct.close()
+
+    def get(
+        self,
+        url: str,
+        params: Any = None,
+        headers: Any = None,
+        **_: Any,  # what requests would take
+    ) -> httpx.Response:
+        # A managed identity is asked for on this machine or its own link, which no proxy can reach.
+        client = self._direct if url.startswith("http:") else self._client
+        return self._noted(client.get(url, params=params, headers=headers))
+
+    def post(
+        self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
+    ) -> httpx.Response:
+        return self._noted(self._client.post(url, params=params, data=data, headers=headers))
+
+    def close(self) -> None:
+        """msal never means it."""
+
+    def _noted(self, response: httpx.Response) -> httpx.Response:
+        """Keeps what msal does not tell of an answer that it makes nothing of."""
+        try:
+            told = parsedate_to_datetime(response.headers.get("date", ""))
+            self.skew = (datetime.now(UTC) - told.replace(tzinfo=told.tzinfo or UTC)).total_seconds()
+        except ValueError:
+            self.skew = 0.0
+        if response.is_client_error:
+            try:
+                body = json.loads(response.text)
+            except ValueError:
+                body = None
+            self.refusal = body if isinstance(body, dict) and "error" in body else None
+        return response

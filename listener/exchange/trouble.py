@@ -1,0 +1,59 @@
+"""The one place that knows the errors of httpx: they become failures with codes of our own (docs/TROUBLE.md)."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+
+
+@contextmanager
+def mapped_errors(what: str = "") -> Iterator[None]:
+    """Turns what httpx raises into ExchangeError. `what` was being done stands before its text."""
+    try:
+        yield
+    except zlib.error as error:
+        raise ExchangeError(Failure(code="NotSoap", text="compressed, and not well")) from error
+    except httpx.HTTPError as error:
+        raise ExchangeError(Failure(code=_code(error), text=what + _text(error))) from error
+
+
+def _code(error: httpx.HTTPError) -> str:
+    match error:
+        case httpx.ConnectTimeout():
+            return "ConnectTimeout"
+        case httpx.TimeoutException():
+            return "ReadTimeout"
+        case httpx.ConnectError() if _caused_by(error, socket.gaierror):
+            return "NameNotResolved"
+        case httpx.ConnectError() if _caused_by(error, ssl.SSLError):
+            return "TlsFailed"
+        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
+            return "ConnectFailed"
+        case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
+            return "StreamIncomplete"
+        case _:
+            return "ConnectionReset"
+
+
+def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(cause, kind) for cause in _causes(error))
+
+
+def _text(error: BaseException) -> str:
+    """The first cause that says anything: httpx itself often does not."""
+    return next(filter(None, map(str, _causes(error))), type(error).__name__)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
