@@ -13,6 +13,7 @@ from listener.simulator.faults import (
     Fault,
     Outage,
     Throttled,
+    TlsOffloaded,
     TokenRefused,
 )
 
@@ -33,6 +34,7 @@ class Conditions(msgspec.Struct):
     token_refused: TokenRefused | None = None
     claims: ClaimsChallenge | None = None
     ews_disabled: EwsDisabled | None = None
+    offloaded: TlsOffloaded | None = None
     clock: ClockOff | None = None
 
     def refusal(self, address: str) -> str | None:

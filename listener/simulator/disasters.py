@@ -83,6 +83,10 @@ class Disasters:
                 self._conditions.claims = fault
             case faults.EwsDisabled():
                 self._conditions.ews_disabled = fault
+            case faults.TlsOffloaded():
+                if not self._tls:
+                    raise Unfit("there is no TLS that could end elsewhere")
+                self._conditions.offloaded = fault
             case faults.ClockOff():
                 self._conditions.clock = fault
         return Made(undo=lambda: self._conditions.relieve(fault))

@@ -336,6 +336,13 @@ class EwsDisabled(AccessFault, frozen=True, kw_only=True):
     reason: str = "EWSDisabledForTenant"
 
 
+class TlsOffloaded(AccessFault, frozen=True, kw_only=True):
+    """For `seconds` a load balancer in front ends TLS with a certificate of its own: credentials that are bound to
+    it do not fit the server's. It needs TLS."""
+
+    seconds: Seconds = 10.0
+
+
 class ClockOff(AccessFault, frozen=True, kw_only=True):
     """For `seconds` the clocks of Exchange and Entra ID are `offset` seconds ahead, or behind if it is negative."""
 

@@ -93,7 +93,11 @@ async def serve(
             transport: Transport = raw
             at, shown = raw.socket.getsockname()[1], None
             if certificates:
-                shown = certificates.present(exchange.conditions.certificate if at == port else None)
+                conditions = exchange.conditions
+                if at == port and conditions.offloaded:
+                    shown = certificates.offloaded()
+                else:
+                    shown = certificates.present(conditions.certificate if at == port else None)
                 transport = trio.SSLStream(raw, shown.context, server_side=True, https_compatible=True)
             if entra and at not in (port, control_port):
                 answer = entra_front(exchange, entra, clock)

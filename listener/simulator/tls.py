@@ -10,7 +10,7 @@ from listener.simulator.faults import BadCertificate
 
 
 class Presented(NamedTuple):
-    """What a connection is shown: `certificate` (DER) is the server's own."""
+    """What a connection is shown. `certificate` (DER) is what credentials must be bound to: the server's own."""
 
     context: ssl.SSLContext
     certificate: bytes
@@ -23,6 +23,7 @@ class Certificates:
         self._host = host
         self._authority = trustme.CA()
         self._good = self._issue(self._authority, host)
+        self._in_front = self._issue(self._authority, host)
 
     @property
     def ca_pem(self) -> bytes:
@@ -38,6 +39,10 @@ class Certificates:
             case "other_authority":
                 return self._issue(trustme.CA(), self._host)
         return self._good
+
+    def offloaded(self) -> Presented:
+        """What the next connection is shown where a load balancer ends TLS."""
+        return Presented(self._in_front.context, self._good.certificate)
 
     @staticmethod
     def _issue(

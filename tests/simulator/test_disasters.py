@@ -281,3 +281,8 @@ def test_an_organisation_without_mailboxes() -> None:
     for kind in ("mailbox_move", "overflow", "mailbox_disabled"):
         with pytest.raises(Unfit):
             client.break_(kind)
+
+
+def test_tls_cannot_end_elsewhere_where_there_is_none() -> None:
+    with pytest.raises(Unfit):
+        Client().break_("tls_offloaded")
