@@ -4,9 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +14,11 @@ _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _TOOLS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit")
 
 
+def faketime() -> Path | None:
+    """The library that gives a process another clock."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+
+
 def missing() -> str:
     """What the machine lacks for a realm; empty if it lacks nothing."""
     absent = [tool for tool in _TOOLS if not shutil.which(tool, path=_PATH)]
@@ -24,11 +26,18 @@ def missing() -> str:
     return ", ".join(absent)
 
 
-@dataclass(frozen=True)
 class Realm:
     """What stands in `environment` leads libkrb5 here and nowhere else; there is no ticket until `kinit`."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            self._port = reserved.getsockname()[1]
+        (folder / "krb5.conf").write_text(_CLIENT.format(realm=NAME, port=self._port))
+        (folder / "kdc.conf").write_text(_SERVER.format(realm=NAME, port=self._port, folder=folder))
+        self._run("kdb5_util", "create", "-s", "-r", NAME, "-P", "master")
+        self._kdc: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -39,6 +48,22 @@ class Realm:
             "KRB5_KTNAME": str(self.folder / "nothing.keytab"),
             "KRB5RCACHEDIR": str(self.folder),
         }
+
+    def start(self, offset: str = "") -> None:
+        """From now on a KDC answers, with a clock that is wrong by this, in the form of faketime."""
+        faked = {"LD_PRELOAD": str(faketime()), "FAKETIME": offset} if offset else {}
+        self._kdc = subprocess.Popen(
+            ["krb5kdc", "-n", "-P", str(self.folder / "kdc.pid")],
+            env={**os.environ, **self.environment, **faked, "PATH": _PATH},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(self._answers, "a KDC")
+
+    def stop(self) -> None:
+        if self._kdc is not None:
+            self._kdc.terminate()
+            self._kdc.wait(10)
 
     def add(self, principal: str, password: str | None = None) -> Path:
         """A new principal, with this password or a random key; its keytab."""
@@ -71,59 +96,39 @@ class Realm:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
-@contextmanager
-def running_realm(folder: Path) -> Iterator[Realm]:
-    """A realm that answers while this lasts."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    (folder / "krb5.conf").write_text(f"""\
+
+_CLIENT = """\
 [libdefaults]
-    default_realm = {NAME}
+    default_realm = {realm}
     dns_lookup_kdc = false
     dns_lookup_realm = false
     dns_canonicalize_hostname = false
     rdns = false
     udp_preference_limit = 1
 [realms]
-    {NAME} = {{
+    {realm} = {{
         kdc = 127.0.0.1:{port}
     }}
 [domain_realm]
-    localhost = {NAME}
-""")
-    (folder / "kdc.conf").write_text(f"""\
+    localhost = {realm}
+"""
+_SERVER = """\
 [kdcdefaults]
     kdc_listen = ""
     kdc_tcp_listen = 127.0.0.1:{port}
 [realms]
-    {NAME} = {{
+    {realm} = {{
         database_name = {folder}/principal
         key_stash_file = {folder}/stash
         acl_file = {folder}/kadm5.acl
+        default_principal_flags = +preauth
     }}
 [logging]
     kdc = FILE:{folder}/kdc.log
     admin_server = FILE:{folder}/kadmin.log
     default = FILE:{folder}/krb5.log
-""")
-    realm = Realm(folder)
-    realm._run("kdb5_util", "create", "-s", "-r", NAME, "-P", "master")
-    kdc = subprocess.Popen(
-        ["krb5kdc", "-n", "-P", str(folder / "kdc.pid")],
-        env={**os.environ, **realm.environment, "PATH": _PATH},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until(lambda: _answers(port), "a KDC")
-        yield realm
-    finally:
-        kdc.terminate()
-        kdc.wait(10)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+"""

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,17 +11,20 @@ import pytest
 from tests.simulator.client import envelope
 from tests.system import kdc
 from tests.system.kdc import Realm
-from tests.system.processes import Simulator, Start
+from tests.system.processes import Listen, Simulator, Start, until
 from tests.system.test_strangers import GET_INBOX
 
 pytestmark = pytest.mark.skipif(bool(kdc.missing()), reason=f"no Kerberos here: {kdc.missing()} missing")
+PASSWORD = "Passw0rd-of-the-realm"
 SERVICE, ACCOUNT = "HTTP/localhost", "svc-listener"
 
 
 @pytest.fixture
 def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Realm]:
-    with kdc.running_realm(tmp_path_factory.mktemp("realm")) as realm:
-        yield realm
+    realm = Realm(tmp_path_factory.mktemp("realm"))
+    realm.start()
+    yield realm
+    realm.stop()
 
 
 @pytest.fixture
@@ -67,3 +71,108 @@ def test_curl_gets_in_by_ticket(exchange: Callable[..., Simulator], realm: Realm
     realm.kinit(ACCOUNT, realm.add(ACCOUNT))
     assert status() == "200"
     assert proved(there) == {"kerberos": 1}
+
+
+def credentials(simulator: Simulator, **keys: str) -> None:
+    """The configuration has these keys under [auth], and no others."""
+    simulator.change(f'user = "{simulator.told["user"]}"\npassword = "{simulator.told["password"]}"\n', "")
+    given = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+    simulator.change('kind = "negotiate"\n', f'kind = "negotiate"\n{given}')
+
+
+@pytest.mark.parametrize("by", ["ticket", "keytab", "password"])
+def test_the_daemon_gets_in(exchange: Start, listen: Listen, realm: Realm, by: str) -> None:
+    """With a ticket for each request, bound to the channel; events come on the stream."""
+    there = exchange("--extended-protection", "require")
+    keytab, environment = realm.add(ACCOUNT, PASSWORD), realm.environment
+    match by:
+        case "ticket":
+            realm.kinit(ACCOUNT, keytab)
+            credentials(there)
+        case "keytab":
+            environment["KRB5_CLIENT_KTNAME"] = str(keytab)
+            credentials(there)
+        case "password":
+            credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
+    daemon = listen(there, **environment)
+    there.streaming(4)
+    there.make(there.mailboxes[0])
+    until(lambda: there.deliveries, "the event")
+    assert proved(there).keys() == {"kerberos"}
+    assert there.state()["authentication"]["refused"] == {}
+    assert daemon.end() == 0
+
+
+def test_ntlm_takes_over_where_there_is_no_ticket_to_be_had(
+    exchange: Start, listen: Listen, realm: Realm
+) -> None:
+    """The KDC does not know the server under the name that the daemon calls it by."""
+    there = exchange("--extended-protection", "require")
+    there.change("localhost", "127.0.0.1")
+    there.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    realm.add(ACCOUNT, there.told["password"])
+    daemon = listen(there, **realm.environment)
+    there.streaming(4)
+    assert proved(there).keys() == {"ntlm"}
+    assert daemon.end() == 0
+
+
+@pytest.mark.skipif(kdc.faketime() is None, reason="there is no libfaketime (Debian: faketime)")
+def test_the_servers_clock_is_off(exchange: Start, listen: Listen, realm: Realm) -> None:
+    """Ours and the server's are 10 minutes behind the domain's. libkrb5 takes the time from the KDC's answers, and so
+    it is the server that refuses the ticket, which comes from the future."""
+    there = exchange("--extended-protection", "require")
+    realm.add(ACCOUNT, PASSWORD)
+    realm.stop()
+    realm.start(offset="+600s")
+    credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
+    daemon = listen(there, **realm.environment)
+    (refused, *_) = daemon.until_logged("auth.refused")
+    assert refused["code"] == "ClockSkew"
+    assert refused["text"] == "the clock of the server and that of the domain are more than 5 minutes apart"
+    assert there.state()["authentication"]["reasons"] == {"ticket": 1}
+    assert daemon.end() == 0
+
+
+REFUSALS = {
+    "locked": ("AccountLocked", "the account {account} is locked or disabled"),
+    "password": ("PasswordRefused", "the password of {account} is wrong"),
+    "unknown": ("AccountUnknown", "the domain knows no account {account}"),
+    "expired": ("PasswordExpired", "the password of {account} has expired"),
+    "clock": (
+        "ClockSkew",
+        "the clock of this machine and that of the domain are more than 5 minutes apart",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_what_the_domain_says_is_told_and_not_asked_again(
+    exchange: Start, listen: Listen, realm: Realm, why: str
+) -> None:
+    """Within 5 seconds, and without a try by NTLM, which would be one more bad try."""
+    there = exchange("--extended-protection", "require")
+    account = f"{ACCOUNT}@{kdc.NAME}"
+    if why != "unknown":
+        realm.add(ACCOUNT, "another" if why == "password" else PASSWORD)
+    match why:
+        case "locked":
+            realm.modify(ACCOUNT, "-allow_tix")
+        case "expired":
+            realm.modify(ACCOUNT, "-pwexpire", "2020-01-01")
+        case "clock":
+            if kdc.faketime() is None:
+                pytest.skip("there is no libfaketime (Debian: faketime)")
+            realm.stop()
+            realm.start(offset="+600s")
+            file = realm.folder / "krb5.conf"  # otherwise libkrb5 takes the time from the KDC
+            file.write_text(file.read_text().replace("[realms]", "    kdc_timesync = 0\n[realms]"))
+    credentials(there, user=account, password=PASSWORD)
+    daemon = listen(there, **realm.environment)
+    started = time.monotonic()
+    (refused, *_) = daemon.until_logged("auth.refused")
+    assert time.monotonic() - started < 5
+    code, text = REFUSALS[why]
+    assert (refused["code"], refused["text"]) == (code, text.format(account=account))
+    assert there.state()["authentication"]["refused"] == {}
+    assert daemon.end() == 0

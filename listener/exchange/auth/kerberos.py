@@ -30,6 +30,15 @@ HOPELESS: dict[int, tuple[str, str]] = {
 """By the code of the protocol: ours, and what it means. Nothing else is tried after these."""
 
 
+SERVERS_CLOCK = "the clock of the server and that of the domain are more than 5 minutes apart"
+_NOT_YET_VALID, _SKEW = 33, 37
+
+
+def clocks_differ(error: BaseException) -> bool:
+    """Whether a server has refused a ticket because of the time."""
+    return any(code - _BASE in (_NOT_YET_VALID, _SKEW) for code in _codes(error))
+
+
 def kerberos_failure(error: BaseException, account: str) -> Failure | None:
     """What is known of the error, None where another mechanism may do better."""
     for code in _codes(error):

@@ -16,12 +16,13 @@ import httpx
 import spnego
 import structlog
 import trio
+from spnego.exceptions import SpnegoError
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.handshake import Handshake, HandshakeTransport
-from listener.exchange.auth.kerberos import ERRORS, kerberos_failure, reason
+from listener.exchange.auth.kerberos import ERRORS, SERVERS_CLOCK, clocks_differ, kerberos_failure, reason
 from listener.exchange.auth.ntlm import ntlm_handshake, protection
 from listener.exchange.auth.scheme import choose
 from listener.exchange.auth.spnego import SpnegoHandshake, bindings, in_thread
@@ -72,7 +73,9 @@ class Negotiate:
         """A handshake with its first token made, or why there is none. ExchangeError: there cannot be any."""
         service, _, host = (self._spn or f"HTTP/{url.host}").partition("/")
 
-        def refusal(binding: bytes | None) -> Failure:
+        def refusal(binding: bytes | None, told: SpnegoError | None) -> Failure:
+            if told is not None and clocks_differ(told):
+                return Failure(code="ClockSkew", status=401, text=SERVERS_CLOCK)
             return Failure(
                 code="HandshakeRefused",
                 status=401,

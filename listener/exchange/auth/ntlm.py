@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import spnego
+from spnego.exceptions import SpnegoError
 
 from listener.ews.codes import Failure
 from listener.exchange.auth.credentials import Credentials
@@ -40,7 +41,7 @@ def ntlm_handshake(credentials: Credentials, url: httpx.URL, offered: list[str])
         credentials.user, credentials.password, hostname=url.host, service="HTTP", protocol="ntlm"
     )
 
-    def refusal(binding: bytes | None) -> Failure:
+    def refusal(binding: bytes | None, told: SpnegoError | None) -> Failure:
         return Failure(
             code="HandshakeRefused",
             status=401,

@@ -14,6 +14,7 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 
 T = TypeVar("T")
+Refusal = Callable[[bytes | None, SpnegoError | None], Failure]
 
 # A KDC that does not answer must not take the threads of others.
 _threads = trio.CapacityLimiter(8)
@@ -25,17 +26,17 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 class SpnegoHandshake:
-    """A handshake by one context of pyspnego. `legs` tokens of ours prove who we are."""
+    """A handshake by one context of pyspnego. `legs` tokens of ours prove who we are. `refusal` makes a failure of
+    the channel binding, and of what the mechanism made of the server's last words."""
 
-    def __init__(
-        self, context: Any, header: str, legs: int, refusal: Callable[[bytes | None], Failure]
-    ) -> None:
+    def __init__(self, context: Any, header: str, legs: int, refusal: Refusal) -> None:
         self.header = header
         self._context = context
         self._legs = legs
         self._refusal = refusal
         self._made = 0
         self._first: bytes | None = None
+        self._told: SpnegoError | None = None
 
     @property
     def shown(self) -> bool:
@@ -60,6 +61,7 @@ class SpnegoHandshake:
                 )
             except SpnegoError as error:
                 if self.shown:  # what came is a refusal in the mechanism's own words
+                    self._told = error
                     return None
                 raise ExchangeError(Failure(code="HandshakeBroken", text=error.message)) from error
         if token is not None:
@@ -67,7 +69,7 @@ class SpnegoHandshake:
         return token
 
     def refused(self, binding: bytes | None) -> Failure:
-        return self._refusal(binding)
+        return self._refusal(binding, self._told)
 
 
 def bindings(binding: bytes | None) -> GssChannelBindings | None:
