@@ -15,8 +15,10 @@ import trio
 
 from listener.access import AccessKind, AccessRules
 from listener.affinity import Group, Placement, groups
+from listener.census import members_of
 from listener.config import Config
-from listener.daemon import access, access_rules, discovery, scope, sorted_out
+from listener.daemon import access, access_rules, discovery, expander, scope, sorted_out
+from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.exchange.client import Access
 from listener.log import open_audit
@@ -87,7 +89,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
     account = access(config)
     with open_audit(config.log.audit_file) as account.audit.logger:
         rules = access_rules(config)
-        mailboxes = only or config.all_mailboxes
+        mailboxes = only or await _expand(config, account, report)
         placed = await _discover(config, account, rules, mailboxes, report)
         report.groups = groups(placed, config.affinity.group_size)
         checks = _Checks(config, account, rules, report, progress, total=len(mailboxes))
@@ -95,6 +97,27 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
         if config.impersonation.must_refuse and not report.unreachable and not only:
             report.attempts = await scope(config, account, discovery(config, account)).prove()
     return report
+
+
+async def _expand(config: Config, account: Access, report: Report) -> tuple[str, ...]:
+    """All mailboxes, those of distribution groups too."""
+    found = dict.fromkeys(config.all_mailboxes)
+    expand = expander(config, account, discovery(config, account)).expand
+    for group in config.mailboxes.distribution_groups:
+        try:
+            members = await members_of(group, expand)
+        except ExchangeError as error:
+            report.expansions[group] = error.failure
+            if stage_of(error.failure):
+                url = config.exchange.ews_url or ""
+                name = account.auth.of(url).scheme.account
+                report.servers.append(ServerCheck(url, name, error.failure))
+                break
+        else:
+            report.expansions[group] = len(members)
+            never = config.impersonation.must_refuse
+            found |= dict.fromkeys(member for member in members if member not in never)
+    return tuple(found)
 
 
 async def _discover(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -21,16 +21,21 @@ from listener.access import AccessRule, AccessRules
 from listener.affinity import Group, Placement
 from listener.backoff import Backoff
 from listener.catchup import CatchUp
+from listener.census import Census, Sources
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
+from listener.config.files import parse_list
+from listener.config.values import parse_address, parse_sid
 from listener.delivery import Delivery, Lane, Patience, Source
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
+from listener.ews.soap import Impersonation
 from listener.exchange.auth import accounts
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
+from listener.exchange.expansion import Expander
 from listener.exchange.network import Network
 from listener.group import GroupState, Policy
 from listener.journal import Journal, Retention, sqlite
@@ -80,9 +85,10 @@ class Daemon:
         self.wish = wish(config)
         self.policy = policy(config)
         self.delivery = Delivery(tuple(Lane(source, patience(config, source.name)) for source in sources))
-        known, sought = placements(config)
         self.discovery = discovery(config, self.access)
         self.scope = scope(config, self.access, self.discovery)
+        self.census = census(config, expander(config, self.access, self.discovery), self._populate)
+        known, sought = sorted_out(config, self.census.mailboxes)
         self.roster = Roster(
             known=known,
             sought=sought,
@@ -121,6 +127,7 @@ class Daemon:
         ):
             self.journal = self.attendant.heart = journal
             handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
+            await self._recall(journal)
             if await unless(stop, self._check_scope) and await unless(
                 stop, partial(handlers.start, self.delivery.run, journal)
             ):
@@ -134,6 +141,15 @@ class Daemon:
             handlers.cancel_scope.cancel()
         tell_repeated(everything=True)
         log.info("listener.stopped")
+
+    async def _recall(self, journal: Journal) -> None:
+        """Before anything begins: who was to be listened to when the daemon ended."""
+        await self.census.recall(journal)
+        self.roster.known, self.roster.sought = sorted_out(self.config, self.census.mailboxes)
+
+    def _populate(self) -> None:
+        """The census has changed."""
+        self.roster.change(*sorted_out(self.config, self.census.mailboxes))
 
     async def _check_scope(self) -> None:
         """Raises ConfigError if the account reaches a mailbox that must refuse it, and may not start then."""
@@ -177,7 +193,9 @@ class Daemon:
             runner.wish, runner.state = self.wish, replace(runner.state, policy=self.policy)
         if self.catch_up is not None:
             self.catch_up.interval = config.catch_up.interval
-        self.roster.change(*placements(config))
+        mailboxes = config.mailboxes
+        self.census.expand = expander(config, self.access, self.discovery).expand
+        self.census.change(census_sources(config), refresh=mailboxes.refresh, max_drop=mailboxes.max_drop)
 
     def _is_same(self, config: Config, handler: str) -> bool:
         """Whether a handler is, and is treated, as it was."""
@@ -260,6 +278,7 @@ class Daemon:
                 meanwhile.start_soon(self._tell_progress)
                 meanwhile.start_soon(self._sum_up)
                 meanwhile.start_soon(catch_up.run)
+                meanwhile.start_soon(self.census.run)
                 meanwhile.start_soon(self.scope.watch, self._attempts)
                 meanwhile.start_soon(keeper.run)
                 await stop.wait()
@@ -402,6 +421,50 @@ def discovery(config: Config, access: Access) -> Autodiscover:
     )
 
 
+def expander(config: Config, access: Access, discovery: Autodiscover) -> Expander:
+    """Who tells the members of distribution groups, from [mailboxes] and [exchange]."""
+    expand_as, by = config.mailboxes.expand_as, config.mailboxes.impersonate_by
+    return Expander(
+        access,
+        discovery,
+        version=config.exchange.version,
+        ews_url=config.exchange.ews_url,
+        expand_as=None if expand_as is None else Impersonation(by, expand_as),
+    )
+
+
+def census(config: Config, expander: Expander, changed: Callable[[], None]) -> Census:
+    """Who is to be listened to, from [mailboxes] and [[groups]]."""
+    mailboxes = config.mailboxes
+    return Census(
+        sources=census_sources(config),
+        expand=expander.expand,
+        changed=changed,
+        refresh=mailboxes.refresh,
+        max_drop=mailboxes.max_drop,
+    )
+
+
+def census_sources(config: Config) -> Sources:
+    """Where mailboxes come from; reads the file, if there is one."""
+    mailboxes = config.mailboxes
+    parse = partial(parse_list, normalise=parse_sid if mailboxes.impersonate_by == "SID" else parse_address)
+    in_file: tuple[str, ...] = ()
+    if mailboxes.file is not None:
+        with suppress(OSError, ValueError):  # it was good a moment ago, when the configuration was loaded
+            in_file = parse(mailboxes.file.read_text(encoding="utf-8-sig"))
+    others = set(config.all_mailboxes).difference(mailboxes.addresses)
+    inline = set(mailboxes.addresses).difference(in_file)
+    return Sources(
+        listed=tuple(mailbox for mailbox in config.all_mailboxes if mailbox in inline or mailbox in others),
+        file=mailboxes.file,
+        in_file=in_file,
+        groups=mailboxes.distribution_groups,
+        never=frozenset(config.impersonation.must_refuse),
+        parse=parse,
+    )
+
+
 def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
     """What the account must not reach, from [impersonation]."""
 
@@ -460,13 +523,8 @@ def retention(config: Config) -> Retention:
     return Retention(age=config.journal.age, size=config.journal.size)
 
 
-def placements(config: Config) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
-    """The mailboxes whose place the configuration tells, and those that must be sought."""
-    return sorted_out(config, config.all_mailboxes)
-
-
 def sorted_out(config: Config, mailboxes: Iterable[str]) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
-    """As `placements`, of these mailboxes."""
+    """Those of the mailboxes whose place the configuration tells, and those that must be sought."""
     ews_url = config.exchange.ews_url or ""
     placed = {
         mailbox: Placement(group.ews_url or ews_url, group.name, mailbox)

@@ -29,7 +29,7 @@ FLOORS = {
     "listener.reconcile": 3,
     "listener.catchup": 3,
     "listener.states": 3,
-    "listener.probe": 3, "listener.scope": 4,
+    "listener.census": 3, "listener.probe": 3, "listener.scope": 4,
     "listener.remedies": 1, "listener.checkup": 5,
     "listener.roster": 4, "listener.service": 4,
     "listener.daemon": 5, "listener.operations": 5,

@@ -22,7 +22,7 @@ from listener.simulator.disasters import Unfit
 from listener.simulator.exchange import Exchange
 from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
-from listener.simulator.groups import members
+from listener.simulator.groups import Member
 from listener.simulator.http import Reply
 from listener.simulator.ledger import Line
 from listener.simulator.mailstore import KINDS
@@ -142,8 +142,7 @@ class Control:
         if order.members is None:
             directory.groups.pop(address, None)
         else:
-            groups = directory.groups | {address: ()}
-            directory.groups[address] = members(order.members, groups, directory.mailboxes)
+            directory.groups[address] = tuple(Member(each.strip().lower()) for each in order.members)
         return {name: [member.address for member in found] for name, found in directory.groups.items()}
 
     def make_faults(self, order: dict[str, Any], now: float) -> list[Line]:

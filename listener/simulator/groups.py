@@ -1,14 +1,14 @@
 """Distribution groups: who is a member of what."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 
 class Member(NamedTuple):
-    """One member of a group; `kind` is its MailboxType."""
+    """One member of a group; `kind` is its MailboxType, empty where that is to be looked up."""
 
     address: str
-    kind: str
+    kind: str = ""
 
 
 Groups = dict[str, tuple[Member, ...]]
@@ -30,10 +30,8 @@ def default_groups(domain: str, homes: Mapping[str, str], outsider: str) -> Grou
     return groups | {f"everyone@{domain}": everyone}
 
 
-def members(addresses: Iterable[str], groups: Groups, mailboxes: Iterable[str]) -> tuple[Member, ...]:
-    """Members by their addresses: groups, mailboxes of the organisation, and contacts for all others."""
-    known = set(mailboxes)
-    return tuple(
-        Member(address, "PublicDL" if address in groups else "Mailbox" if address in known else "Contact")
-        for address in (each.strip().lower() for each in addresses)
-    )
+def kind_of(member: Member, groups: Groups, mailboxes: Container[str]) -> str:
+    """The MailboxType of a member: who has no kind of its own is what the organisation knows of it now."""
+    if member.kind:
+        return member.kind
+    return "PublicDL" if member.address in groups else "Mailbox" if member.address in mailboxes else "Contact"

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 from lxml import etree
 
 from listener.simulator import sync
-from listener.simulator.groups import Member
+from listener.simulator.groups import Member, kind_of
 from listener.simulator.mailstore import Folder, Mailbox
 from listener.simulator.replies import ERROR_CONTENT, Failure, error, response, success
 from listener.simulator.requests import M, T
@@ -103,11 +103,13 @@ def expand_dl(session: Session) -> str:
         raise Failure("ErrorNameResolutionNoResults", "No results were found.")
 
     def written(member: Member) -> str:
-        mailbox = session.directory.find(member.address)
+        directory = session.directory
+        mailbox = directory.find(member.address)
+        kind = kind_of(member, directory.groups, directory.mailboxes)
         name = mailbox.name if mailbox else member.address.partition("@")[0]
         return (
             f"<t:Mailbox><t:Name>{escape(name)}</t:Name><t:EmailAddress>{escape(member.address)}</t:EmailAddress>"
-            f"<t:RoutingType>SMTP</t:RoutingType><t:MailboxType>{member.kind}</t:MailboxType></t:Mailbox>"
+            f"<t:RoutingType>SMTP</t:RoutingType><t:MailboxType>{kind}</t:MailboxType></t:Mailbox>"
         )
 
     told = "".join(map(written, found))

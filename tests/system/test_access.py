@@ -79,3 +79,39 @@ def test_a_delegate_without_permission_is_parked_and_comes_back_with_one(
     office.give(theirs, folders=["*"])
     listener.until_logged("mailbox.unparked", mailbox=theirs)
     office.streaming(4)
+
+
+def test_members_of_distribution_groups_come_and_go_while_the_others_stream(
+    simulator: Callable[..., Simulator], listen: Listen
+) -> None:
+    office = simulator("--mailboxes", "8")
+    people = sorted(office.mailboxes)
+    office.gather(
+        "team@contoso.example", [*people[:4], "everyone-else@contoso.example", "x@fabrikam.example"]
+    )
+    office.gather("everyone-else@contoso.example", [*people[4:6], "team@contoso.example"])
+    office.change(
+        'file = "mailboxes.txt"', 'distribution_groups = ["team@contoso.example"]\nrefresh = "0.3s"'
+    )
+    listener = listen(office)
+    office.streaming(6)
+    delivered(office, people[0])
+    office.gather("everyone-else@contoso.example", people[4:])
+    office.streaming(8)
+    delivered(office, people[7])
+    # One leaves: its subscription is ended, and nobody else's.
+    subscriptions = office.state()["requests"]["Subscribe"]["200"]
+    office.gather("team@contoso.example", [*people[1:4], "everyone-else@contoso.example"])
+    until(lambda: office.state()["subscriptions"] == 7, "seven subscriptions")
+    office.streaming(7)
+    assert office.state()["requests"]["Subscribe"]["200"] == subscriptions
+    # A group that was emptied by mistake silences nobody.
+    office.gather("team@contoso.example", [])
+    (line,) = listener.until_logged("census.stopped")[:1]
+    assert (line["level"], line["mailboxes"], line["dropped"]) == ("error", 7, 7)
+    office.streaming(7)
+    # And neither does a start without it.
+    assert listener.end() == 0
+    listener = listen(office)
+    listener.until_logged("listener.started")
+    office.streaming(7)

@@ -135,6 +135,18 @@ def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start)
     assert "150 of 150 mailboxes can be reached." in checked.out
 
 
+def test_distribution_groups_are_expanded(simulator: Start) -> None:
+    office = simulator()
+    groups = '["everyone@contoso.example", "nobody@contoso.example"]'
+    office.change('file = "mailboxes.txt"', f"distribution_groups = {groups}")
+    checked = check(office, "--json")
+    assert checked.code == 4
+    good, bad = checked.json["distribution_groups"]
+    assert good == {"group": "everyone@contoso.example", "ok": True, "members": 4}
+    assert (bad["ok"], bad["code"]) == (False, "ErrorNameResolutionNoResults")
+    assert [each["ok"] for each in checked.json["checked"]] == [True] * 4
+
+
 def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) -> None:
     office = simulator()
     office.append('\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n')

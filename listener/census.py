@@ -1,0 +1,167 @@
+"""Who is to be listened to: the configuration, a file, members of distribution groups; asked again on a schedule.
+
+A group or a file that cannot be read keeps those that it had. If what is told anew would drop more than `max_drop` of
+all mailboxes, nothing is changed, and the log warns: a group that was emptied by mistake must not silence everybody.
+What groups told last is kept in the journal, so that neither a start without Exchange nor one after a mistake forgets
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from math import inf
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+
+from listener.backoff import Backoff
+from listener.config.files import parse_list
+from listener.errors import ExchangeError
+from listener.ews.directory import GROUPS, MAILBOXES, Expansion
+from listener.journal import Drop, Journal, Put
+
+log = structlog.get_logger()
+
+Expand = Callable[[str], Awaitable[Expansion]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where mailboxes come from. `listed` are those of the configuration, `in_file` those that its file has now;
+    `parse` reads the text of that file, and raises ValueError. Those that are in `never` are left out of groups."""
+
+    listed: tuple[str, ...] = ()
+    file: Path | None = None
+    in_file: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    never: frozenset[str] = frozenset()
+    parse: Callable[[str], tuple[str, ...]] = parse_list
+
+
+@dataclass(slots=True, kw_only=True)
+class Census:
+    """All mailboxes, as far as is known. `changed` is called when they are others; `refresh` is in seconds."""
+
+    sources: Sources
+    expand: Expand
+    changed: Callable[[], None]
+    refresh: float = 3600.0
+    max_drop: float = 0.2
+    _in_file: tuple[str, ...] = field(init=False)
+    _members: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
+    _journal: Journal | None = None
+    _woken: trio.Event = field(default_factory=trio.Event)
+
+    def __post_init__(self) -> None:
+        self._in_file = self.sources.in_file
+
+    @property
+    def mailboxes(self) -> tuple[str, ...]:
+        """Everybody, each once."""
+        return self._everybody(self._in_file, self._members)
+
+    def change(self, sources: Sources, *, refresh: float, max_drop: float) -> None:
+        """Other sources from now on, by the operator's will: groups that stay keep their members, and all are asked
+        at once. Calls `changed`."""
+        self.sources, self.refresh, self.max_drop = sources, refresh, max_drop
+        self._in_file = sources.in_file
+        self._members = {group: self._members.get(group, ()) for group in sources.groups}
+        self.changed()
+        self._woken.set()
+        self._woken = trio.Event()
+
+    async def recall(self, journal: Journal) -> None:
+        """What groups told before this process began counts until they tell anew."""
+        self._journal = journal
+        kept = await journal.load(NAMESPACE)
+        self._members = {
+            group: _DECODE(kept[group]) if group in kept else () for group in self.sources.groups
+        }
+        if strangers := kept.keys() - set(self.sources.groups):
+            await journal.append((), [Drop(NAMESPACE, group) for group in sorted(strangers)])
+
+    async def run(self) -> None:
+        """Asks again and again, until it is cancelled."""
+        failures = 0
+        while True:
+            woken = self._woken
+            pause = inf
+            if self.sources.groups or self.sources.file:
+                failures = 0 if await self.take() else failures + 1
+                pause = min(self.refresh, AGAIN.longest(failures)) if failures else self.refresh
+            with trio.move_on_after(pause):
+                await woken.wait()
+
+    async def take(self) -> bool:
+        """Asks all sources, and takes up what they tell; whether all of them told."""
+        sources, whole = self.sources, True
+        told: dict[str, tuple[str, ...]] = {}
+        for group in sources.groups:
+            try:
+                told[group] = await members_of(group, self.expand)
+            except ExchangeError as error:
+                whole = False
+                log.warning("census.failed", source=group, code=error.failure.code, text=error.failure.text)
+        in_file = self._in_file
+        if sources.file is not None:
+            try:
+                in_file = sources.parse(await trio.Path(sources.file).read_text(encoding="utf-8-sig"))
+            except (OSError, ValueError) as error:
+                whole = False
+                log.warning("census.failed", source=str(sources.file), text=str(error))
+        if sources is self.sources:  # else it was changed meanwhile, and is asked again
+            await self._take_up(told, in_file)
+        return whole
+
+    async def _take_up(self, told: dict[str, tuple[str, ...]], in_file: tuple[str, ...]) -> None:
+        members = self._members | told
+        before, after = set(self.mailboxes), set(self._everybody(in_file, members))
+        dropped = before - after
+        if len(dropped) > self.max_drop * len(before):
+            figures = {"mailboxes": len(before), "dropped": len(dropped), "max_drop": self.max_drop}
+            log.error("census.stopped", **figures)
+            return
+        news = [Put(NAMESPACE, group, _ENCODE(those)) for group, those in told.items()]
+        if self._journal is not None and members != self._members:
+            await self._journal.append((), news)
+        self._members, self._in_file = members, in_file
+        if before != after:
+            log.info("census.taken", mailboxes=len(after), added=len(after - before), removed=len(dropped))
+            self.changed()
+
+    def _everybody(self, in_file: Sequence[str], members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        members_of_groups = dict.fromkeys(chain(*members.values()))
+        kept = (mailbox for mailbox in members_of_groups if mailbox not in self.sources.never)
+        return tuple(dict.fromkeys((*self.sources.listed, *in_file, *kept)))
+
+
+async def members_of(group: str, expand: Expand) -> tuple[str, ...]:
+    """The addresses of all mailboxes in a group and in the groups within it, sorted. Raises ExchangeError."""
+    seen, todo, found = {group}, [group], set[str]()
+    while todo:
+        expansion = await expand(todo.pop())
+        for member in expansion.members:
+            if member.type in GROUPS and member.address:
+                if member.address not in seen:  # groups may hold each other
+                    seen.add(member.address)
+                    todo.append(member.address)
+            elif member.type in MAILBOXES and member.address:
+                found.add(member.address)
+            else:
+                log.debug(
+                    "census.left_out", group=group, member=member.address or member.name, type=member.type
+                )
+    return tuple(sorted(found))
+
+
+NAMESPACE = "census"
+
+# The patience where a source could not be read.
+AGAIN = Backoff(first=30.0, factor=2.0, cap=3600.0)
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODE = msgspec.msgpack.Decoder(tuple[str, ...]).decode

@@ -1,0 +1,45 @@
+"""Asks Exchange for the members of distribution groups."""
+
+from __future__ import annotations
+
+from listener.affinity import Placement
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.ews.directory import Expansion, expand_dl, read_expand_dl
+from listener.ews.soap import Impersonation
+from listener.exchange.client import Access, ExchangeClient
+from listener.exchange.discovery import Autodiscover
+
+
+class Expander:
+    """Expands groups at `ews_url`, else where `expand_as` lives, in the name of that mailbox or in the account's."""
+
+    def __init__(
+        self,
+        access: Access,
+        discovery: Autodiscover,
+        *,
+        version: str,
+        ews_url: str | None,
+        expand_as: Impersonation | None,
+    ) -> None:
+        self._access = access
+        self._discovery = discovery
+        self._version = version
+        self._ews_url = ews_url
+        self._expand_as = expand_as
+
+    async def expand(self, group: str) -> Expansion:
+        """The members of a group, one level deep. Raises ExchangeError."""
+        url = self._ews_url or await self._home()
+        body = expand_dl(group, version=self._version, impersonate=self._expand_as)
+        headers = {} if self._expand_as is None else {"X-AnchorMailbox": self._expand_as.value}
+        async with ExchangeClient(url, self._access) as client:
+            return await client.call(body, headers, read_expand_dl)
+
+    async def _home(self) -> str:
+        assert self._expand_as is not None, "the configuration asks for one of them"
+        found = (await self._discovery.discover([self._expand_as.value]))[self._expand_as.value]
+        if isinstance(found, Placement):
+            return found.ews_url
+        raise ExchangeError(Failure(code=found.code, text=f"{self._expand_as.value}: {found.text}"))

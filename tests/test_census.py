@@ -1,0 +1,206 @@
+"""Who is to be listened to, on a virtual clock: groups and a file that change, fail, and are emptied by mistake."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.census import Census, Sources, members_of
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.ews.directory import Expansion, GroupMember
+from listener.journal.sqlite import open_journal
+
+GONE = Failure(code="ErrorNameResolutionNoResults")
+
+
+@dataclass
+class Groups:
+    """`says` has the members by group: an @ makes a group of them, a ! a contact; a Failure instead is raised."""
+
+    says: dict[str, list[str] | Failure] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def expand(self, group: str) -> Expansion:
+        self.asked.append(group)
+        await trio.lowlevel.checkpoint()
+        told = self.says.get(group, GONE)
+        if isinstance(told, Failure):
+            raise ExchangeError(told)
+        kinds = {"@": "PublicDL", "!": "Contact", "#": "PublicFolder"}
+        return Expansion(
+            tuple(GroupMember(address=m.strip("@!#"), type=kinds.get(m[0], "Mailbox")) for m in told)
+        )
+
+
+@dataclass
+class Run:
+    census: Census
+    groups: Groups
+    log: list[Any]
+    changes: list[tuple[str, ...]]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if line["event"] == event]
+
+
+@asynccontextmanager
+async def running(
+    groups: Groups, sources: Sources, directory: Path | None = None, **options: Any
+) -> AsyncIterator[Run]:
+    changes: list[tuple[str, ...]] = []
+    with structlog.testing.capture_logs() as log:
+        async with open_journal(directory) as journal, trio.open_nursery() as nursery:
+            census = Census(
+                sources=sources,
+                expand=groups.expand,
+                changed=lambda: changes.append(census.mailboxes),
+                **{"refresh": 3600.0} | options,
+            )
+            await census.recall(journal)
+            nursery.start_soon(census.run)
+            yield Run(census, groups, log, changes)
+            nursery.cancel_scope.cancel()
+
+
+class TestMembers:
+    async def test_groups_within_groups_and_no_contacts(self) -> None:
+        groups = Groups({"all": ["zoe", "@team", "!partner", "#folder"], "team": ["ann", "zoe"]})
+        assert await members_of("all", groups.expand) == ("ann", "zoe")
+
+    async def test_groups_that_hold_each_other(self) -> None:
+        groups = Groups({"a": ["@b", "ann"], "b": ["@c", "@b"], "c": ["@a", "bob"]})
+        assert await members_of("a", groups.expand) == ("ann", "bob")
+        assert sorted(groups.asked) == ["a", "b", "c"]
+
+    async def test_one_that_cannot_be_asked_fails_the_whole(self) -> None:
+        with pytest.raises(ExchangeError):
+            await members_of("a", Groups({"a": ["@b", "ann"]}).expand)
+
+    @given(
+        st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from(["@a", "@b", "@c", "1", "2"])))
+    )
+    def test_it_comes_to_an_end_whatever_holds_what(self, says: dict[str, list[str]]) -> None:
+        groups = Groups({name: list(says.get(name, [])) for name in "abcdef"})
+        found = trio.run(members_of, "a", groups.expand)
+        assert len(groups.asked) == len(set(groups.asked))
+        assert set(found) == {m for group in groups.asked for m in says.get(group, []) if m[0] != "@"}
+
+
+async def test_members_join_those_of_the_configuration_and_are_asked_for_again() -> None:
+    groups = Groups({"sales": ["ann", "bob"]})
+    async with running(groups, Sources(listed=("zoe", "ann"), groups=("sales",)), refresh=0.05) as run:
+        assert run.census.mailboxes == ("zoe", "ann")
+        await trio.sleep(0.02)
+        assert run.census.mailboxes == ("zoe", "ann", "bob")
+        groups.says["sales"] = ["ann", "bob", "cat"]
+        await trio.sleep(0.1)
+        assert run.changes == [("zoe", "ann", "bob"), ("zoe", "ann", "bob", "cat")]
+        assert run.logged("census.taken")[-1]["added"] == 1
+
+
+def census_of(groups: Groups, sources: Sources, **options: Any) -> Census:
+    return Census(sources=sources, expand=groups.expand, changed=lambda: None, **options)
+
+
+@pytest.mark.parametrize(
+    ("left", "stopped"), [(["a", "b", "c", "d"], False), (["a", "b", "c"], True), ([], True)]
+)
+async def test_a_refresh_that_would_drop_too_many_changes_nothing(left: list[str], *, stopped: bool) -> None:
+    groups = Groups({"all": ["a", "b", "c", "d", "e"]})
+    census = census_of(groups, Sources(groups=("all",)), max_drop=0.2)
+    await census.take()
+    groups.says["all"] = list(left)
+    with structlog.testing.capture_logs() as log:
+        await census.take()
+    if stopped:
+        assert census.mailboxes == ("a", "b", "c", "d", "e")
+        (line,) = (line for line in log if line["event"] == "census.stopped")
+        assert (line["log_level"], line["mailboxes"], line["dropped"]) == ("error", 5, 5 - len(left))
+    else:
+        assert census.mailboxes == tuple(left)
+
+
+async def test_a_group_that_cannot_be_asked_keeps_its_members_while_others_change() -> None:
+    groups = Groups({"one": ["ann"], "two": ["bob"]})
+    census = census_of(groups, Sources(groups=("one", "two")))
+    assert await census.take()
+    groups.says |= {"one": GONE, "two": ["bob", "cat"]}
+    assert not await census.take()
+    assert census.mailboxes == ("ann", "bob", "cat")
+
+
+async def test_failures_are_asked_again_sooner(autojump_clock: trio.testing.MockClock) -> None:
+    groups = Groups()
+    census = census_of(groups, Sources(groups=("all",)), refresh=86400.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(census.run)
+        await trio.sleep(100)
+        assert len(groups.asked) == 3  # at 0, 30 and 90 s
+        groups.says["all"] = ["ann"]
+        await trio.sleep(1000)
+        assert census.mailboxes == ("ann",)
+        assert len(groups.asked) == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_file_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "mailboxes.txt"
+    sources = Sources(listed=("zoe@b.c",), file=file, in_file=("ann@b.c", "bob@b.c"))
+    census = census_of(Groups(), sources, max_drop=0.5)
+    assert not await census.take()
+    assert census.mailboxes == ("zoe@b.c", "ann@b.c", "bob@b.c")
+    file.write_text("bob@b.c\nno address\n")
+    assert not await census.take()
+    file.write_text("# new\nCat@b.c\nbob@b.c\n")
+    assert await census.take()
+    assert census.mailboxes == ("zoe@b.c", "cat@b.c", "bob@b.c")
+
+
+async def test_who_must_refuse_is_left_out_of_groups() -> None:
+    sources = Sources(groups=("all",), never=frozenset(["ceo"]))
+    census = census_of(Groups({"all": ["ann", "ceo"]}), sources)
+    await census.take()
+    assert census.mailboxes == ("ann",)
+
+
+async def test_what_groups_told_last_is_known_after_a_start_without_exchange(tmp_path: Path) -> None:
+    sources = Sources(groups=("all", "other"))
+    start = partial(running, sources=sources, directory=tmp_path)
+    async with start(Groups({"all": ["ann", "bob"], "other": ["cat"]})) as run:
+        with trio.fail_after(5):
+            while not run.changes:
+                await trio.sleep(0.01)
+    async with start(Groups()) as run:
+        assert run.census.mailboxes == ("ann", "bob", "cat")
+        await trio.sleep(0.05)
+        assert run.changes == []
+    # A group that is no longer configured is forgotten.
+    async with running(Groups(), Sources(groups=("other",)), tmp_path) as run:
+        assert run.census.mailboxes == ("cat",)
+    async with start(Groups()) as run:
+        assert run.census.mailboxes == ("cat",)
+
+
+async def test_other_sources_count_at_once_and_are_asked(autojump_clock: trio.testing.MockClock) -> None:
+    groups = Groups({"one": ["ann"], "two": ["bob"]})
+    census = census_of(groups, Sources(listed=("zoe",), groups=("one",)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(census.run)
+        await trio.sleep(1)
+        census.change(Sources(groups=("one", "two")), refresh=60.0, max_drop=0.1)
+        assert census.mailboxes == ("ann",)
+        await trio.sleep(1)
+        assert census.mailboxes == ("ann", "bob")
+        await trio.sleep(60)
+        assert groups.asked == ["one", "one", "two", "one", "two"]
+        nursery.cancel_scope.cancel()
