@@ -11,9 +11,9 @@ import typer
 from listener._version import __version__
 from listener.cli.check import check
 from listener.cli.dead_letters import app as dead_letters
-from listener.cli.dead_letters import replay
 from listener.cli.demo import demo
 from listener.cli.reload import reload
+from listener.cli.replay import replay
 from listener.cli.run import run
 from listener.cli.simulate import simulate
 from listener.cli.status import status

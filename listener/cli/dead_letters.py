@@ -1,18 +1,15 @@
-"""`ews-listener dead-letters` and `ews-listener replay`: what handlers could not handle, and what they get again."""
+"""`ews-listener dead-letters`: what handlers could not handle."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from listener.cli.desk import Json, at_desk, print_json, tell_count
 from listener.cli.options import ConfigFile
 
 if TYPE_CHECKING:
     from listener.journal import DeadLetter
     from listener.journal.beside import Desk
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="dead-letters",
@@ -20,7 +17,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Numbers = Annotated[list[int], typer.Argument(help="Numbers, as `list` tells them.")]
 
 
@@ -35,10 +31,10 @@ def list_(
     """List dead letters, oldest first."""
     letters = [
         _summary(letter)
-        for letter in _at_desk(config, lambda desk: desk.dead_letters(handler, after=after, limit=limit))
+        for letter in at_desk(config, lambda desk: desk.dead_letters(handler, after=after, limit=limit))
     ]
     if json:
-        _print_json(letters)
+        print_json(letters)
         return
     for letter in letters:
         event = letter["event"]
@@ -53,61 +49,30 @@ def list_(
 @app.command()
 def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Json = False) -> None:
     """Show one dead letter, with its event and its traceback."""
-    found = _at_desk(config, lambda desk: _found(desk, number))
+    found = at_desk(config, lambda desk: _found(desk, number))
     letter = _summary(found) | {"traceback": found.traceback}
     if json:
-        _print_json(letter)
+        print_json(letter)
         return
     typer.echo(f"number    {letter['number']}")
     typer.echo(f"handler   {letter['handler']}")
     typer.echo(f"time      {_moment(letter['time'])}")
     typer.echo(f"attempts  {letter['attempts']}")
     typer.echo(f"reason    {letter['reason']}")
-    _print_json(letter["event"])
+    print_json(letter["event"])
     typer.echo(letter["traceback"], nl=False)
 
 
 @app.command()
 def retry(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Give dead letters back to their handlers."""
-    _told(_at_desk(config, lambda desk: desk.retry(numbers)), "given back", json)
+    tell_count(at_desk(config, lambda desk: desk.retry(numbers)), "given back", json)
 
 
 @app.command()
 def discard(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Delete dead letters."""
-    _told(_at_desk(config, lambda desk: desk.discard(numbers)), "deleted", json)
-
-
-def replay(
-    config: ConfigFile,
-    handler: Annotated[str, typer.Option(help="The handler that gets the events again.")],
-    since: Annotated[str, typer.Option(help="How far back: 90s, 30m, 2h, 1d.")],
-    mailbox: Annotated[str | None, typer.Option(help="Only this mailbox's.")] = None,
-    json: Json = False,
-) -> None:
-    """Give a handler again what was journaled lately. Works while the daemon runs, and while it does not."""
-    from time import time
-
-    from listener.config.values import parse_duration
-
-    try:
-        seconds = parse_duration(since)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--since") from None
-    count = _at_desk(config, lambda desk: desk.replay(handler, time() - seconds, mailbox))
-    _told(count, "on their way again", json)
-
-
-def _at_desk(config: Path, work: "Callable[[Desk], T]") -> T:
-    """What `work` makes of the journal, beside a daemon or without one. Ends the command if it cannot be asked."""
-    from listener.cli.ending import reported
-    from listener.config import load
-    from listener.journal.beside import open_desk
-
-    with reported(), open_desk(load(config).state_directory) as desk:
-        return work(desk)
-    raise AssertionError("errors end the command")
+    tell_count(at_desk(config, lambda desk: desk.discard(numbers)), "deleted", json)
 
 
 def _found(desk: "Desk", number: int) -> "DeadLetter":
@@ -129,19 +94,6 @@ def _summary(letter: "DeadLetter") -> dict[str, Any]:
         "reason": letter.reason,
         "event": letter.event.to_cloudevent(),
     }
-
-
-def _told(count: int, what: str, json: bool) -> None:
-    if json:
-        _print_json({"count": count})
-    else:
-        typer.echo(f"{count} {what}")
-
-
-def _print_json(value: object) -> None:
-    from json import dumps
-
-    typer.echo(dumps(value))
 
 
 def _moment(time: float) -> str:

@@ -21,22 +21,22 @@ def judge(ledger: Path, output: Path, mailboxes: Iterable[str] | None = None) ->
     of all.
 
     When the handler was called is not written down. An event tells nothing later than the state that its change key
-    stands for, or, without one, than its own time.
+    stands for, or, without one, than its own time, which servers tell in whole seconds.
     """
     wanted = None if mailboxes is None else set(mailboxes)
     with ledger.open("rb") as file:
         changes, _ = read_ledger(line for line in file if line.endswith(b"\n"))
     changes = [change for change in changes if wanted is None or change.mailbox in wanted]
-    moments = {(change.key.thing, change.change_key): change.time for change in changes if change.change_key}
+    moments = {(change.thing, change.change_key): change.time for change in changes if change.change_key}
+
+    def moment(event: MailboxEvent) -> float:
+        stated = moments.get((event.subject or "", event.change_key))
+        told = datetime.fromisoformat(event.time).timestamp()
+        return stated or (told if event.recovered else told + 1)
+
     events = [event_of(line) for line in json_lines(output)]
     calls = [
-        call_of(
-            event,
-            moments.get((event.subject or "", event.change_key))
-            or datetime.fromisoformat(event.time).timestamp(),
-        )
-        for event in events
-        if not event.type.startswith("exchange.listener.")
+        call_of(event, moment(event)) for event in events if not event.type.startswith("exchange.listener.")
     ]
     at_any_time = Gaps(without=((-inf, inf),))
     return compare(changes, calls, dict.fromkeys((change.mailbox for change in changes), at_any_time))

@@ -1,0 +1,38 @@
+"""How commands ask the journal, and what they say of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from listener.journal.beside import Desk
+
+T = TypeVar("T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def at_desk(config: Path, work: "Callable[[Desk], T]") -> T:
+    """What `work` makes of the journal, beside a daemon or without one. Ends the command if it cannot be asked."""
+    from listener.cli.ending import reported
+    from listener.config import load
+    from listener.journal.beside import open_desk
+
+    with reported(), open_desk(load(config).state_directory) as desk:
+        return work(desk)
+    raise AssertionError("errors end the command")
+
+
+def tell_count(count: int, what: str, json: bool) -> None:
+    if json:
+        print_json({"count": count})
+    else:
+        typer.echo(f"{count} {what}")
+
+
+def print_json(value: object) -> None:
+    from json import dumps
+
+    typer.echo(dumps(value))
