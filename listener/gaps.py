@@ -30,8 +30,11 @@ class Gaps:
         self._open: dict[str, Gap] = {}
 
     def heard(self, mailboxes: Iterable[str], moment: float) -> None:
-        """The stream of these mailboxes was well until then."""
-        self._well |= dict.fromkeys(mailboxes, moment)
+        """The stream of these mailboxes was well until then.
+
+        A gap that is open stays so: whoever takes the mailbox over, another group perhaps, finds where it began.
+        """
+        self._well |= dict.fromkeys((mailbox for mailbox in mailboxes if mailbox not in self._open), moment)
 
     def subscribed(self, mailbox: str) -> None:
         """It has a new subscription, which knows nothing of what was before it, or one from an earlier process."""

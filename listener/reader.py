@@ -79,7 +79,7 @@ class StreamReader:
                     if signals:
                         quiet = 0.0
                         self.heard = self.heard or not isinstance(signals[0], Failure)
-                    if not all(isinstance(signal, Failure) for signal in signals):
+                    if self.heard and not all(isinstance(signal, Failure) for signal in signals):
                         self.well = trio.current_time()
                     await take(signals)
                     closed = closed or any(isinstance(signal, Closed) for signal in signals)

@@ -26,6 +26,20 @@ def test_a_new_subscription_begins_where_the_old_stream_was_last_heard() -> None
     assert gaps.close(["ann", "bob"]) == [Gap("ann", 10.0, "lost")]
 
 
+def test_another_group_finds_where_a_gap_began_that_was_not_told() -> None:
+    well: dict[str, float] = {}
+    one, other = Gaps(well), Gaps(well)
+    one.heard(["ann"], 10.0)
+    one.subscribed("ann")
+    # The new stream said something, but it was over before the gap could be told.
+    one.heard(["ann"], 20.0)
+    other.subscribed("ann")
+    assert other.close(["ann"]) == [Gap("ann", 10.0, "lost")]
+    other.heard(["ann"], 30.0)
+    other.subscribed("ann")
+    assert other.close(["ann"]) == [Gap("ann", 30.0, "lost")]
+
+
 def test_the_earliest_moment_and_the_first_reason_count() -> None:
     gaps = Gaps()
     gaps.heard(["ann"], 10.0)
