@@ -35,10 +35,16 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
         """32 hexadecimal digits, the same for every report of the same change, in every run and release.
 
         A thing is created, deleted, moved or copied to its id only once: of these, type, mailbox and the thing's id
-        make the event's id. Everything else can happen to a thing again: there, all fields do, the time among them.
+        make the event's id. A folder keeps its id when it is moved: there, its new place and its change key do too.
+        Everything else can happen to a thing again: there, all fields do, the time among them.
         """
-        once = self.type.rpartition(".")[2] in _ONCE and self.subject is not None
-        what = (self.type, self.mailbox, self.subject) if once else self
+        word = self.type.rpartition(".")[2]
+        what: object = self
+        if word in _ONCE and self.subject is not None:
+            again = (
+                (self.parent_folder_id, self.change_key) if word == "moved" and self.item_id is None else ()
+            )
+            what = (self.type, self.mailbox, self.subject, *again)
         return blake2b(_ENCODE(what), digest_size=16).hexdigest()
 
     @property

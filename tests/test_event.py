@@ -48,6 +48,16 @@ def test_json_is_one_line() -> None:
     assert "\n" not in MailboxEvent(**FIELDS | {"mailbox": "a\nb@example.com"}).to_json()
 
 
+def test_a_folder_can_be_moved_again() -> None:
+    fields = FIELDS | {"type": "exchange.folder.moved", "item_id": None, "folder_id": "AAA="}
+    moved = MailboxEvent(**fields)
+    again = [{"change_key": "CQAAAB=="}, {"parent_folder_id": "HHH="}]
+    assert len({moved.id, *(MailboxEvent(**fields | change).id for change in again)}) == 3
+    # What is found of it by comparing is the same event.
+    found = {"time": "2026-03-01T12:30:00Z", "recovered": True, "old_folder_id": "AAA="}
+    assert MailboxEvent(**fields | found).id == moved.id
+
+
 def test_what_can_happen_again_has_an_id_of_all_its_fields() -> None:
     fields = FIELDS | {"type": "exchange.item.modified"}
     event = MailboxEvent(**fields)
