@@ -15,9 +15,9 @@ import trio
 
 from listener.access import AccessKind, AccessRules
 from listener.affinity import Group, Placement, groups
+from listener.assembly import access, access_rules, discovery, expander, scope, sorted_out
 from listener.census import members_of
 from listener.config import Config
-from listener.daemon import access, access_rules, discovery, expander, scope, sorted_out
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.exchange.client import Access

@@ -7,48 +7,47 @@ journal for the handlers, then these, then the journal.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
-import httpx
 import structlog
 import trio
 
 from listener._version import __version__
-from listener.access import AccessRule, AccessRules
 from listener.affinity import Group, Placement
-from listener.backoff import Backoff
+from listener.assembly import (
+    access,
+    census,
+    census_sources,
+    discovery,
+    expander,
+    patience,
+    policy,
+    retention,
+    scope,
+    sorted_out,
+    wish,
+)
 from listener.catchup import CatchUp
-from listener.census import Census, Sources
-from listener.config import AccessOverride, Config, Exchange, Mailboxes
-from listener.config.files import parse_list
-from listener.config.values import parse_address, parse_sid
-from listener.delivery import Delivery, Lane, Patience, Source
+from listener.config import Config
+from listener.delivery import Delivery, Lane, Source
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
-from listener.ews.codes import Failure
-from listener.ews.events import EventKind
-from listener.ews.soap import Impersonation
-from listener.exchange.auth import accounts
-from listener.exchange.budget import Budgets
-from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.discovery import Autodiscover
-from listener.exchange.expansion import Expander
-from listener.exchange.network import Network
-from listener.group import GroupState, Policy
-from listener.journal import Journal, Retention, sqlite
+from listener.exchange.client import ExchangeClient
+from listener.group import GroupState
+from listener.journal import Journal, sqlite
 from listener.keeper import Keeper
 from listener.log import open_audit, tell_repeated
 from listener.roster import Roster
 from listener.saved import Restored, last_heard, restored
-from listener.scope import Attempt, Finding, Scope
+from listener.scope import Attempt, Finding
 from listener.service.attendant import Attendant
 from listener.service.headline import headline
 from listener.service.notify import Notifier
 from listener.states import JournalStates
-from listener.supervisor import GroupRunner, Wish
+from listener.supervisor import GroupRunner
 
 log = structlog.get_logger()
 
@@ -365,175 +364,3 @@ async def unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> boo
         done = True
         working.cancel_scope.cancel()
     return done
-
-
-def access(config: Config) -> Access:
-    """What every request needs, from [exchange] and [auth]."""
-    exchange = config.exchange
-    network = Network(tls=exchange.tls_context(), proxy=proxy(exchange))
-    return Access(
-        auth=accounts(config, network),
-        budgets=Budgets(exchange.concurrency),
-        user_agent=exchange.user_agent,
-        tls=network.tls,
-        proxy=network.proxy,
-        connect_timeout=exchange.connect_timeout,
-        request_timeout=exchange.request_timeout,
-    )
-
-
-def proxy(exchange: Exchange) -> httpx.Proxy | None:
-    """The proxy of [exchange], with what it wants to know of us."""
-    if exchange.proxy is None:
-        return None
-    user, password = exchange.proxy_user, exchange.proxy_password
-    return httpx.Proxy(
-        exchange.proxy.get_secret_value(), auth=(user, password.reveal()) if user and password else None
-    )
-
-
-def wish(config: Config) -> Wish:
-    """What is asked of Exchange, from [subscription], [affinity] and [stream]."""
-    return Wish(
-        version=config.exchange.version,
-        access=access_rules(config),
-        events=tuple(
-            EventKind(f"{name.title().replace('_', '')}Event") for name in config.subscription.events
-        ),
-        impersonate_anchor_on_stream=config.affinity.impersonate_anchor_on_stream,
-        window=round(config.stream.window / 60),
-        silence=2 * config.stream.heartbeat,
-        max_envelope=config.stream.max_envelope,
-        subscribe_concurrency=config.affinity.subscribe_concurrency,
-        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url}",
-    )
-
-
-def discovery(config: Config, access: Access) -> Autodiscover:
-    """Who tells where mailboxes live, from [exchange]."""
-    exchange = config.exchange
-    return Autodiscover(
-        access,
-        version=exchange.version,
-        url=exchange.autodiscover_url,
-        ews_url=exchange.ews_url,
-        hosts=exchange.autodiscover_hosts,
-    )
-
-
-def expander(config: Config, access: Access, discovery: Autodiscover) -> Expander:
-    """Who tells the members of distribution groups, from [mailboxes] and [exchange]."""
-    expand_as, by = config.mailboxes.expand_as, config.mailboxes.impersonate_by
-    return Expander(
-        access,
-        discovery,
-        version=config.exchange.version,
-        ews_url=config.exchange.ews_url,
-        expand_as=None if expand_as is None else Impersonation(by, expand_as),
-    )
-
-
-def census(config: Config, expander: Expander, changed: Callable[[], None]) -> Census:
-    """Who is to be listened to, from [mailboxes] and [[groups]]."""
-    mailboxes = config.mailboxes
-    return Census(
-        sources=census_sources(config),
-        expand=expander.expand,
-        changed=changed,
-        refresh=mailboxes.refresh,
-        max_drop=mailboxes.max_drop,
-    )
-
-
-def census_sources(config: Config) -> Sources:
-    """Where mailboxes come from; reads the file, if there is one."""
-    mailboxes = config.mailboxes
-    parse = partial(parse_list, normalise=parse_sid if mailboxes.impersonate_by == "SID" else parse_address)
-    in_file: tuple[str, ...] = ()
-    if mailboxes.file is not None:
-        with suppress(OSError, ValueError):  # it was good a moment ago, when the configuration was loaded
-            in_file = parse(mailboxes.file.read_text(encoding="utf-8-sig"))
-    others = set(config.all_mailboxes).difference(mailboxes.addresses)
-    inline = set(mailboxes.addresses).difference(in_file)
-    return Sources(
-        listed=tuple(mailbox for mailbox in config.all_mailboxes if mailbox in inline or mailbox in others),
-        file=mailboxes.file,
-        in_file=in_file,
-        groups=mailboxes.distribution_groups,
-        never=frozenset(config.impersonation.must_refuse),
-        parse=parse,
-    )
-
-
-def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
-    """What the account must not reach, from [impersonation]."""
-
-    async def places(mailboxes: Sequence[str]) -> Mapping[str, Placement | Failure]:
-        known, sought = sorted_out(config, mailboxes)
-        return {place.mailbox: place for place in known} | await discovery.discover(sought)
-
-    impersonation = config.impersonation
-    return Scope(
-        mailboxes=impersonation.must_refuse,
-        access=access,
-        version=config.exchange.version,
-        places=places,
-        interval=impersonation.interval,
-    )
-
-
-def access_rules(config: Config) -> AccessRules:
-    """How mailboxes are got at, from [mailboxes], its overrides and [subscription]."""
-
-    def rule(section: Mailboxes | AccessOverride) -> AccessRule:
-        own = section.folders if isinstance(section, AccessOverride) else None
-        folders = own or config.subscription.folders
-        return AccessRule(section.access, section.impersonate_by, None if folders == "all" else folders)
-
-    others = {mailbox: rule(other) for other in config.mailboxes.overrides for mailbox in other.addresses}
-    return AccessRules(rule(config.mailboxes), others)
-
-
-def policy(config: Config) -> Policy:
-    """The patience of groups, from [backoff]."""
-    backoff = config.backoff
-    return Policy(
-        backoff=Backoff(backoff.first, backoff.factor, backoff.cap),
-        parked=Backoff(backoff.parked_first, backoff.factor, backoff.parked_cap),
-        flapping=Backoff(backoff.first, 2.0, min(backoff.cap, 15.0)),
-    )
-
-
-def patience(config: Config, handler: str) -> Patience:
-    """The patience with one handler, from [delivery] and [handlers.NAME]."""
-    own = config.handlers.get(handler)
-    delivery = config.delivery if own is None else own.delivery(config.delivery)
-    retry = Backoff(first=delivery.retry_first, factor=2.0, cap=delivery.retry_cap)
-    return Patience(
-        queue=delivery.queue,
-        concurrency=delivery.concurrency,
-        timeout=delivery.timeout,
-        attempts=delivery.attempts,
-        retry=retry,
-    )
-
-
-def retention(config: Config) -> Retention:
-    """How much is kept, from [journal]."""
-    return Retention(age=config.journal.age, size=config.journal.size)
-
-
-def sorted_out(config: Config, mailboxes: Iterable[str]) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
-    """Those of the mailboxes whose place the configuration tells, and those that must be sought."""
-    ews_url = config.exchange.ews_url or ""
-    placed = {
-        mailbox: Placement(group.ews_url or ews_url, group.name, mailbox)
-        for group in config.groups
-        for mailbox in group.mailboxes
-    }
-    wanted = dict.fromkeys(mailboxes)
-    known = tuple(place for mailbox, place in placed.items() if mailbox in wanted)
-    rest = tuple(mailbox for mailbox in wanted if mailbox not in placed)
-    if config.exchange.autodiscover:
-        return known, rest
-    return (*known, *(Placement(ews_url, "", mailbox) for mailbox in rest)), ()

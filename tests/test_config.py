@@ -18,11 +18,11 @@ from cryptography.x509 import load_pem_x509_certificate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from listener.assembly import access_rules
 from listener.config import Config, Delivery, examine, load, parse, secrets
 from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
 from listener.config.values import format_duration, parse_duration
-from listener.daemon import access_rules
 from listener.errors import ConfigError
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef
@@ -335,6 +335,16 @@ class TestAccess:
     )
     def test_what_cannot_be(self, mailboxes: dict[str, Any], problem: str) -> None:
         assert problems(mailboxes=mailboxes, exchange=None) == [problem]
+
+    def test_an_application_comes_by_impersonation(self) -> None:
+        oauth = {"kind": "oauth", "tenant": "contoso.example", "client_id": "1", "client_secret": SECRET}
+        mailboxes = {"addresses": ["a@b.c"], "access": "own", "distribution_groups": ["all@b.c"]}
+        told = problems(auth=oauth, mailboxes=mailboxes)
+        must = 'must be "impersonation" with [auth] kind = "oauth": an application has no mailbox of its own'
+        assert f"mailboxes.access: {must}" in told
+        required = 'is required with [auth] kind = "oauth", to ask for distribution groups'
+        assert f"mailboxes.expand_as: {required}" in told
+        good(auth=oauth)
 
     def test_groups_alone_are_enough(self) -> None:
         groups = {"distribution_groups": ["Sales@example.com"]}

@@ -32,7 +32,7 @@ FLOORS = {
     "listener.census": 3, "listener.probe": 3, "listener.scope": 4,
     "listener.remedies": 1, "listener.checkup": 5,
     "listener.roster": 4, "listener.service": 4,
-    "listener.daemon": 5, "listener.operations": 5,
+    "listener.assembly": 5, "listener.daemon": 5, "listener.operations": 5,
     "listener.demo": 6, "listener.cli": 7, "listener.__main__": 8,
     "listener.simulator": 0,
 }  # fmt: skip

@@ -88,6 +88,26 @@ def _overrides_are_of_somebody(config: Config) -> Found:
             yield ("mailboxes", "overrides", index), "names no mailbox: in addresses or in file"
 
 
+@_rule("mailboxes", "auth")
+def _applications_impersonate(config: Config) -> Found:
+    if config.auth.kind != "oauth":
+        return
+    loc: Loc = ("mailboxes", "access")
+    for index, rule in enumerate(_access_rules(config), -1):
+        if index >= 0:
+            loc = ("mailboxes", "overrides", index, "access")
+        if rule.access != "impersonation":
+            yield (
+                loc,
+                'must be "impersonation" with [auth] kind = "oauth": an application has no mailbox of its own',
+            )
+    if config.mailboxes.distribution_groups and config.mailboxes.expand_as is None:
+        yield (
+            ("mailboxes", "expand_as"),
+            'is required with [auth] kind = "oauth", to ask for distribution groups',
+        )
+
+
 @_rule("mailboxes", "groups")
 def _an_account_has_one_mailbox(config: Config) -> Found:
     mailboxes = config.mailboxes

@@ -8,7 +8,7 @@ from tests.virtual.world import world
 
 
 async def test_all_stream_and_events_arrive(autojump_clock: trio.testing.MockClock) -> None:
-    async with world(Settings(mailboxes=30)) as there:
+    async with world(Settings(mailboxes=30), shutdown={"unsubscribe": True}) as there:
         await there.until_streaming()
         made, begun = there.touch(), trio.current_time()
         await trio.sleep(0.1)
