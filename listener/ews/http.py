@@ -18,6 +18,15 @@ _GENERIC = frozenset({"Client", "Server", "SoapFault"})
 _SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s*(?:$|,|\s[^\s=]))")
 
 
+# Seconds by which clocks may differ before Kerberos and assertions of OAuth fail.
+SKEW = 300.0
+
+
+def off_by(ahead: float) -> str:
+    """By how many seconds our clock is ahead of the server's, for people."""
+    return f"our clock is {abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} the server's"
+
+
 def http_failure(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Failure:
     """Why a reply of this status brought no result. `now` must be aware: Retry-After may be a date.
 
@@ -28,7 +37,8 @@ def http_failure(status: int, headers: Mapping[str, str], body: bytes, now: date
     The names of headers may be in any case.
     """
     fields = {name.lower(): value for name, value in headers.items()}
-    wait = _retry_after(fields.get("retry-after", ""), _date(fields.get("date", "")) or now)
+    date = _date(fields.get("date", ""))
+    wait = _retry_after(fields.get("retry-after", ""), date or now)
     said = _failure_in(body)
     if said is not None and said.code not in _UNREADABLE | _GENERIC:
         return replace(said, status=status, wait=wait if said.wait is None else said.wait)
@@ -41,6 +51,12 @@ def http_failure(status: int, headers: Mapping[str, str], body: bytes, now: date
         parts.append(f"redirected to {excerpt(location)}" if location else "redirected to nowhere")
     if status == 401 and (schemes := _SCHEME.findall(fields.get("www-authenticate", ""))):
         parts.append(f"the server offers {', '.join(dict.fromkeys(schemes))}")
+    if (
+        status == 401
+        and (date := _date(fields.get("date", "")))
+        and abs(ahead := (now - date).total_seconds()) > SKEW
+    ):
+        parts.append(off_by(ahead))
     if diagnostics := fields.get("x-ms-diagnostics"):
         parts.append(excerpt(diagnostics))
     if said is not None and said.code in _GENERIC:

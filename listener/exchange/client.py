@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import httpx
 import trio
+from msgspec.structs import replace
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
@@ -24,6 +25,7 @@ from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.cookies import Cookie, cookies_in, put_into
+from listener.exchange.issuer import with_issuer
 from listener.exchange.network import Network
 from listener.exchange.trouble import mapped_errors
 
@@ -140,7 +142,10 @@ class ExchangeClient:
             raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
         except ExchangeError as error:
             budget.failed(error.failure)
-            raise
+            if error.failure.code != "TlsFailed":
+                raise
+            told = await with_issuer(error.failure, self.url, self._access.network)
+            raise ExchangeError(told) from error
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         request = self._http.build_request("POST", self.url, content=body, headers=headers)
@@ -153,7 +158,12 @@ class ExchangeClient:
             content = await _whole(answer)
             # Some servers write a second, stray answer after a fault: this connection is not used again.
             answer.hang_up()
-        raise ExchangeError(http_failure(answer.status, answer.headers, content, datetime.now(UTC)))
+        failure = http_failure(answer.status, answer.headers, content, datetime.now(UTC))
+        if failure.code == "Http401":
+            failure = replace(
+                failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
+            )
+        raise ExchangeError(failure)
 
 
 class Answer:

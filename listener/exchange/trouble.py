@@ -49,6 +49,9 @@ def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
 
 def _text(error: BaseException) -> str:
     """The first cause that says anything: httpx itself often does not."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not trusted: {cause.verify_message}"
     return next(filter(None, map(str, _causes(error))), type(error).__name__)
 
 

@@ -129,9 +129,9 @@ async def test_ntlm_goes_through_negotiate_where_that_is_all_there_is(tmp_path: 
 
 
 WRONG = (
-    "the server refuses CONTOSO\\svc-listener after a whole NTLM handshake: the password is wrong, or the account is "
-    "locked, disabled or has expired (the server says the same to all of these); or the password is right and "
-    "Extended Protection is in the way: "
+    "the server refuses CONTOSO\\svc-listener: the password is wrong, or the account is locked, disabled or has "
+    "expired (the server says the same to all of these); or, after this whole NTLM handshake, the password is right "
+    "and Extended Protection is in the way: "
 )
 PROXY = (
     "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so that "

@@ -9,7 +9,7 @@ import httpx
 from listener.errors import ExchangeError
 from listener.exchange.auth.challenges import offered
 from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.scheme import choose, not_in_clear
+from listener.exchange.auth.scheme import choose, not_in_clear, refused_password
 from listener.exchange.network import Network
 
 
@@ -22,6 +22,10 @@ class Basic:
     @property
     def account(self) -> str:
         return self._credentials.user
+
+    @property
+    def refusal(self) -> str:
+        return refused_password(self.account)
 
     def over(self, network: Network) -> httpx.AsyncBaseTransport:
         return _BasicTransport(network.pool(), self._credentials)

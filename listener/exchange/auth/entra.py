@@ -20,6 +20,7 @@ from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import SecretError
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure
+from listener.ews.http import SKEW, off_by
 from listener.ews.xml import excerpt
 from listener.exchange.auth.aadsts import MEANINGS
 from listener.exchange.auth.tokens import Token
@@ -30,7 +31,6 @@ log = structlog.get_logger()
 PATIENCE = 20.0
 """Seconds that a token endpoint may take."""
 _CODE = re.compile(r"AADSTS\d+")
-_SKEW = 300.0
 
 
 class Cloud(NamedTuple):
@@ -142,17 +142,12 @@ class Entra:
             tenant=self._auth.tenant or self._authority,
             resource=self._scope.removesuffix("/.default"),
         )
-        off = f"; {off_by(skew)}" if abs(skew) > _SKEW else ""
+        off = f"; {off_by(skew)}" if abs(skew) > SKEW else ""
         if told and code in VERDICTS:
             return Failure(code=code, text=told + off)
         return Failure(
             code="TokenRefused", text=f"{self.account} gets no token from {self._authority}: {said}{off}"
         )
-
-
-def off_by(skew: float) -> str:
-    """By how many seconds our clock is ahead of the server's, for people."""
-    return f"our clock is {abs(skew) / 60:.0f} minutes {'ahead of' if skew > 0 else 'behind'} the server's"
 
 
 class _Http:
@@ -185,7 +180,11 @@ class _Http:
     def post(
         self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
     ) -> httpx.Response:
-        return self._noted(self._client.post(url, params=params, data=data, headers=headers))
+        # msal has assertions as bytes, which httpx would write as Python does: b'…'.
+        plain = {
+            key: value.decode() if isinstance(value, bytes) else value for key, value in (data or {}).items()
+        }
+        return self._noted(self._client.post(url, params=params, data=plain, headers=headers))
 
     def close(self) -> None:
         """msal never means it."""

@@ -52,6 +52,10 @@ class Negotiate:
     def account(self) -> str:
         return self._principal or "the default principal of Kerberos"
 
+    @property
+    def refusal(self) -> str:
+        return f"the server refuses {self.account}"
+
     def over(self, network: Network) -> httpx.AsyncBaseTransport:
         return HandshakeTransport(network, self)
 

@@ -9,7 +9,7 @@ from spnego.exceptions import SpnegoError
 from listener.ews.codes import Failure
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.handshake import Handshake, HandshakeTransport
-from listener.exchange.auth.scheme import choose
+from listener.exchange.auth.scheme import choose, refused_password
 from listener.exchange.auth.spnego import SpnegoHandshake
 from listener.exchange.network import Network
 
@@ -25,6 +25,10 @@ class Ntlm:
     @property
     def account(self) -> str:
         return self.credentials.user
+
+    @property
+    def refusal(self) -> str:
+        return refused_password(self.account)
 
     def over(self, network: Network) -> httpx.AsyncBaseTransport:
         return HandshakeTransport(network, self)
@@ -45,9 +49,8 @@ def ntlm_handshake(credentials: Credentials, url: httpx.URL, offered: list[str])
         return Failure(
             code="HandshakeRefused",
             status=401,
-            text=f"the server refuses {credentials.user} after a whole NTLM handshake: the password is wrong, or the "
-            "account is locked, disabled or has expired (the server says the same to all of these); or the password "
-            f"is right and Extended Protection is in the way: {protection(binding)}",
+            text=f"{refused_password(credentials.user)}; or, after this whole NTLM handshake, the password is right "
+            f"and Extended Protection is in the way: {protection(binding)}",
         )
 
     return SpnegoHandshake(context, header, NTLM_LEGS, refusal)

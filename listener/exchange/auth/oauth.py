@@ -20,6 +20,13 @@ class OAuth:
         self.account = account
         self._tokens = tokens
 
+    @property
+    def refusal(self) -> str:
+        return (
+            f"the server refuses the access token of {self.account}, and a new one too: has the application the "
+            "permission full_access_as_app, with consent, or a role of RBAC for Applications?"
+        )
+
     def over(self, network: Network) -> httpx.AsyncBaseTransport:
         return _BearerTransport(network.pool(), self._tokens)
 

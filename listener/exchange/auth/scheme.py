@@ -20,6 +20,11 @@ class Scheme(Protocol):
         """The name of the account, for people."""
         ...
 
+    @property
+    def refusal(self) -> str:
+        """What a 401 means that comes out of it, for people."""
+        ...
+
     def over(self, network: Network) -> httpx.AsyncBaseTransport:
         """One group's way to a server, on which every request is made in the account's name.
 
@@ -27,6 +32,14 @@ class Scheme(Protocol):
         comes out of it is a refusal: whatever could be tried has been tried.
         """
         ...
+
+
+def refused_password(user: str) -> str:
+    """What a server means that does not say why."""
+    return (
+        f"the server refuses {user}: the password is wrong, or the account is locked, disabled or has expired (the "
+        "server says the same to all of these)"
+    )
 
 
 def not_in_clear(url: httpx.URL, what: str) -> None:
