@@ -149,7 +149,7 @@ def test_a_reload_returns_when_it_is_done_and_a_bad_one_changes_nothing(service:
 def test_the_end_may_take_its_time(service: Service) -> None:
     gate = f'gate = "{service.state}/never"\npath = "{service.state}/late.jsonl"\n'
     service.configure(
-        more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}\n[shutdown]\ngrace = 3\n'
+        more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}\n[shutdown]\ngrace = 2\n'
     )
     service.drop_in("hurry", "[Service]\nTimeoutStopSec=1s\n")
     service.systemctl("start")

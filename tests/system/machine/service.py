@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,12 @@ class Service:
         return self.machine.run("systemctl", "show", "--value", f"--property={name}", self.unit).strip()
 
     def until_shown(self, name: str, value: str) -> None:
+        def is_so() -> bool:
+            time.sleep(0.05)  # each look is a process, which takes time from what is looked at
+            return self.shown(name) == value
+
         with self._explained():
-            until(lambda: self.shown(name) == value, f"{name} = {value}")
+            until(is_so, f"{name} = {value}")
 
     def until_streaming(self, mailboxes: int = 4) -> None:
         self.until_shown("StatusText", f"{mailboxes} of {mailboxes} mailboxes streaming")
