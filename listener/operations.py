@@ -99,7 +99,7 @@ class Operations:
         Raises ConfigError if it is bad, or a handler cannot be opened; then nothing has changed.
         """
         async with self._one_reload:
-            with self._daemon.attendant.notifier.reloading():
+            with self._daemon.attendant.reloading():
                 try:
                     pending = await self._reload()
                 except ConfigError as error:

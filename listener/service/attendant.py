@@ -7,8 +7,8 @@ down and a handler that fails are no reasons for a restart, which would not help
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,21 +39,33 @@ class Attendant:
     describe: Callable[[], str]
     heart: Heart | None = None
     limit: float = 60.0
-    _patient: bool = field(default=True, init=False)
+    _under_way: int = field(
+        default=1, init=False
+    )  # of start, reload and end: they may take longer while all moves
     _told: str = field(default="", init=False)
     _stuck: bool = field(default=False, init=False)
 
     def ready(self) -> None:
         """Configuration, journal and handlers stand."""
-        self._patient = False
+        self._under_way -= 1
         self._told = self.describe()
         self.notifier.ready(self._told)
 
     def stopping(self) -> None:
         """From now on all is about ending in order, as long as that takes."""
-        self._patient = True
+        self._under_way += 1
         self._told = self.describe()
         self.notifier.stopping(self._told)
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """A reload is on its way while the context lasts, whatever comes of it."""
+        self._under_way += 1
+        try:
+            with self.notifier.reloading():
+                yield
+        finally:
+            self._under_way -= 1
 
     @asynccontextmanager
     async def at_hand(self) -> AsyncIterator[None]:
@@ -80,15 +92,14 @@ class Attendant:
         return min(STATUS_EVERY, (self.notifier.watchdog or STATUS_EVERY * 3) / 3)
 
     def _attend(self) -> None:
-        idle = 0.0 if self.heart is None else self.heart.idle
-        if idle > self.limit:
+        if self.heart is not None and self.is_stuck:
             if not self._stuck:
-                log.error("service.stuck", idle=round(idle, 1), limit=self.limit)
+                log.error("service.stuck", idle=round(self.heart.idle, 1), limit=self.limit)
             self._stuck = True
         else:
             self._stuck = False
             self.notifier.beat()
-            if self._patient:
+            if self._under_way:
                 self.notifier.extend(EXTENSION)
         status = self.describe()
         if status != self._told:

@@ -64,6 +64,12 @@ async def test_the_start_and_the_end_may_take_their_time_but_only_while_somethin
         manager.heard.clear()
         await trio.sleep(60)
         assert not manager.times(extension)
+        with attendant.reloading():
+            await trio.sleep(5)
+            assert len(manager.times(extension)) >= 3
+        manager.heard.clear()
+        await trio.sleep(60)
+        assert not manager.times(extension)
         attendant.stopping()
         await trio.sleep(5)
         assert len(manager.times(extension)) >= 3
