@@ -15,6 +15,7 @@ from functools import partial
 import structlog
 import trio
 
+from listener import log as logging
 from listener._version import __version__
 from listener.affinity import Group, Placement
 from listener.assembly import (
@@ -83,7 +84,9 @@ class Daemon:
         self.access = access(config)
         self.wish = wish(config)
         self.policy = policy(config)
-        self.delivery = Delivery(tuple(Lane(source, patience(config, source.name)) for source in sources))
+        self.watching = self.access.watching
+        self.watching.home, self.watching.changed = self._home, self._note_watchers
+        self.delivery = Delivery(tuple(self._new_lane(source, config) for source in sources))
         self.discovery = discovery(config, self.access)
         self.scope = scope(config, self.access, self.discovery)
         self.census = census(config, expander(config, self.access, self.discovery), self._populate)
@@ -177,7 +180,7 @@ class Daemon:
             [
                 lanes[source.name]
                 if source.name in lanes and self._is_same(config, source.name)
-                else Lane(source, patience(config, source.name))
+                else self._new_lane(source, config)
                 for source in sources
             ]
         )
@@ -248,6 +251,17 @@ class Daemon:
         if self.keeper is not None:
             self.keeper.note(group)
 
+    def _new_lane(self, source: Source, config: Config) -> Lane:
+        return Lane(source, patience(config, source.name), self.watching)
+
+    def _home(self, mailbox: str) -> tuple[str, str] | None:
+        """The group of a mailbox, and its anchor."""
+        runner = self.roster.runner_of(mailbox)
+        return None if runner is None else (runner.group.name, runner.state.anchor)
+
+    def _note_watchers(self, on: bool) -> None:
+        logging.watch(self.watching.tell_log if on else None)
+
     def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
         self.gaps += 1
         if self.catch_up is not None:
@@ -266,6 +280,11 @@ class Daemon:
         """What came on a stream is safe in the journal before it counts as delivered."""
         await self.delivery.publish(batch)
         self.events += len(batch)
+        if self.watching.on:
+            for event in batch:
+                self.watching.tell(
+                    event.mailbox, "event", type=event.type, subject=event.subject, id=event.id
+                )
         if self.catch_up is not None:
             self.catch_up.note(batch)
 

@@ -23,6 +23,7 @@ from listener.event import MailboxEvent
 from listener.handler import BatchHandler, Handler, HandlerContext, Reject, Retry
 from listener.journal import Entry, Journal, Reader
 from listener.turns import Turns
+from listener.watching import Watching
 
 log = structlog.get_logger()
 
@@ -64,6 +65,7 @@ class Lane:
 
     source: Source
     patience: Patience
+    watching: Watching | None = None
     delivered: int = 0
     given_up: int = 0
     failures: int = 0  # of its context, in a row
@@ -105,7 +107,7 @@ class Lane:
 
     def again(self) -> Lane:
         """A lane that goes on where this one was left."""
-        lane = Lane(self.source, self.patience, opened=True)
+        lane = Lane(self.source, self.patience, self.watching, opened=True)
         lane.count_on(self)
         return lane
 
@@ -281,6 +283,7 @@ class Lane:
                 reader.acknowledge([entry.position for entry in entries])
                 self.delivered += len(entries)
                 self.last_delivered = time.time()
+                self._show(entries, "done", attempt)
                 self._done(entries)
                 return None
             reason = f"no answer in {self.patience.timeout:g} s"
@@ -297,6 +300,7 @@ class Lane:
             trace = "".join(traceback.format_exception(error))
             self._tell("handler.failed", entries, attempt, exc_info=error)
         if attempt < self.patience.attempts:
+            self._show(entries, "failed", attempt, reason)
             return self.patience.retry.longest(attempt) if after is None else after
         log.error("handler.gave_up", **self._about(entries), reason=reason)
         await self._bury(entries, reason, trace, attempt, reader)
@@ -305,6 +309,7 @@ class Lane:
     async def _bury(
         self, entries: list[Entry], reason: str, trace: str, attempts: int, reader: Reader
     ) -> None:
+        self._show(entries, "given_up", attempts, reason)
         for entry in entries:
             await reader.bury(entry, reason=reason, traceback=trace, attempts=attempts)
         self.given_up += len(entries)
@@ -313,6 +318,18 @@ class Lane:
     def _done(self, entries: list[Entry]) -> None:
         for entry in entries:
             self._turns.done(entry)
+
+    def _show(self, entries: list[Entry], result: str, attempt: int, reason: str = "") -> None:
+        """Tells whoever watches a mailbox what became of its events."""
+        if self.watching is None or not self.watching.on:
+            return
+        told = {"handler": self.name, "result": result, "attempt": attempt} | (
+            {"reason": reason} if reason else {}
+        )
+        for entry in entries:
+            event = entry.event
+            about = {"type": event.type, "subject": event.subject, "recovered": event.recovered}
+            self.watching.tell(event.mailbox, "delivery", **told, id=event.id, **about)
 
     def _wake(self) -> None:
         """Whoever waits for anything to change looks again."""

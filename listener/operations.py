@@ -141,5 +141,7 @@ class Operations:
     # --- watching
 
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
-        """Lines of JSON about what happens with a mailbox, as it happens."""
-        raise LookupError(f"{mailbox} is not watched yet")
+        """Lines of JSON about what happens with a mailbox, as it happens. Raises LookupError if it is unknown."""
+        if mailbox not in self._daemon.roster.addresses():
+            raise LookupError(f"{mailbox} is not listened to")
+        return self._daemon.watching.watch(mailbox)

@@ -209,7 +209,7 @@ class Roster:
         self._claimed[mailbox] = group.place, subscription
         if loser is None or loser == mailbox:
             return
-        runner = self._runner_of(loser)
+        runner = self.runner_of(loser)
         if runner is None or runner.group == group:
             return
         if runner.state.subscription_of(loser) == subscription:
@@ -229,17 +229,18 @@ class Roster:
 
     def way(self, mailbox: str) -> Way | None:
         """How to ask about a mailbox; None while it has no stream."""
-        runner = self._runner_of(mailbox)
+        runner = self.runner_of(mailbox)
         return None if runner is None else runner.way(mailbox)
 
     def renew(self, mailbox: str) -> None:
         """The subscription of this mailbox keeps things back: it needs a new one."""
-        runner = self._runner_of(mailbox)
+        runner = self.runner_of(mailbox)
         if runner is not None:
             log.warning("mailbox.silent", mailbox=mailbox, group=runner.group.name)
             runner.tell(Doubted((mailbox,)))
 
-    def _runner_of(self, mailbox: str) -> GroupRunner | None:
+    def runner_of(self, mailbox: str) -> GroupRunner | None:
+        """The runner of the group that a mailbox belongs to."""
         group = self._homes.get(mailbox)
         return None if group is None else self.runners.get(group.name)
 
@@ -305,7 +306,7 @@ class Roster:
                 placed = [mailbox for mailbox in batch if mailbox in self._homes]
                 found = await self._discover(placed, fall_back=False) if placed else {}
                 for mailbox, place in found.items():
-                    runner = self._runner_of(mailbox)
+                    runner = self.runner_of(mailbox)
                     if isinstance(place, Placement) and runner and place.place != runner.group.place:
                         runner.tell(Doubted((mailbox,)))
             interval = self.refresh

@@ -12,7 +12,7 @@ FLOORS = {
     "listener.ews": 0,
     "listener.access": 1,
     "listener.backoff": 1, "listener.actions": 1, "listener.affinity": 1, "listener.group": 1, "listener.config": 1,
-    "listener.log": 1,
+    "listener.log": 1, "listener.watching": 1,
     "listener.filters": 1,
     "listener.exchange": 2, "listener.journal": 2, "listener.plugins": 2, "listener.handlers": 2,
     "listener.gaps": 1,

@@ -18,6 +18,7 @@ from listener.cli.run import run
 from listener.cli.simulate import simulate
 from listener.cli.status import status
 from listener.cli.tail import tail
+from listener.cli.watch import watch
 
 app = typer.Typer(
     name="ews-listener",
@@ -34,6 +35,7 @@ app.add_typer(dead_letters)
 app.command()(replay)
 app.command()(status)
 app.command()(reload)
+app.command()(watch)
 app.command()(tail)
 app.command()(demo)
 app.command()(simulate)

@@ -28,6 +28,9 @@ def daemon_of(config: Path) -> Iterator["httpx.Client"]:
         with httpx.Client(transport=way, base_url="http://ews-listener", timeout=120) as client:
             try:
                 yield client
-            except httpx.TransportError as error:
+            except (httpx.ConnectError, httpx.TimeoutException) as error:
                 typer.echo(f"error: no daemon answers at {socket}: {error}", err=True)
+                raise typer.Exit(FAILED) from None
+            except httpx.TransportError:
+                typer.echo("error: the daemon has ended", err=True)
                 raise typer.Exit(FAILED) from None

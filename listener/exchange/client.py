@@ -5,6 +5,7 @@ Errors leave as `ExchangeError`; trouble.py knows those of httpx.
 
 from __future__ import annotations
 
+import re
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -28,8 +29,12 @@ from listener.exchange.cookies import Cookie, cookies_in, put_into
 from listener.exchange.issuer import with_issuer
 from listener.exchange.network import Network
 from listener.exchange.trouble import mapped_errors
+from listener.watching import Watching
 
 T = TypeVar("T")
+
+# What a request asks for: the first element in its body.
+OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
 
 # What a page may take up that is not a stream: an error page, or the answer to one Subscribe.
 LARGEST_ANSWER = 16 * 1024 * 1024
@@ -40,7 +45,7 @@ class Access:
     """What all groups of one account have in common. Times are in seconds.
 
     `auth` has the account for each server. `budgets` hold back what would be too much for a server; a stream counts
-    until it is open. `audit` is told of every request. `transport` takes the place of the network.
+    until it is open. `audit` and `watching` are told of every request. `transport` takes the place of the network.
     """
 
     auth: Accounts
@@ -52,6 +57,7 @@ class Access:
     request_timeout: float = 60.0
     transport: httpx.AsyncBaseTransport | None = None
     audit: Audit = field(default_factory=Audit)
+    watching: Watching = field(default_factory=Watching)
 
     @property
     def network(self) -> Network:
@@ -133,19 +139,31 @@ class ExchangeClient:
     ) -> T:
         budget, seconds = self.budget, self._access.request_timeout
         self._access.audit.note(body, self.url, self._account.scheme.account)
+        begun = trio.current_time()
         try:
             async with self._account.guard.asking(self.url), budget:
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
                     budget.went_well()
+                    self._show(body, headers, "ok", begun)
                     return taken
             raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
         except ExchangeError as error:
             budget.failed(error.failure)
+            self._show(body, headers, error.failure.code, begun)
             if error.failure.code != "TlsFailed":
                 raise
             told = await with_issuer(error.failure, self.url, self._access.network)
             raise ExchangeError(told) from error
+
+    def _show(self, body: bytes, headers: Mapping[str, str], code: str, begun: float) -> None:
+        """Tells whoever watches a mailbox what became of a request about it."""
+        watching = self._access.watching
+        if watching.on:
+            found = OPERATION.search(body)
+            operation = found[1].decode() if found else ""
+            anchor, seconds = headers.get("X-AnchorMailbox", ""), trio.current_time() - begun
+            watching.tell_request(operation, body, anchor, code=code, seconds=seconds)
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         request = self._http.build_request("POST", self.url, content=body, headers=headers)

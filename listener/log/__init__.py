@@ -27,7 +27,17 @@ from listener.log import journald
 from listener.log.masks import MASK, mask_secrets
 from listener.log.repeats import WINDOW, Repeats
 
-__all__ = ["MASK", "Format", "Level", "change", "configure", "mask_secrets", "open_audit", "tell_repeated"]
+__all__ = [
+    "MASK",
+    "Format",
+    "Level",
+    "change",
+    "configure",
+    "mask_secrets",
+    "open_audit",
+    "tell_repeated",
+    "watch",
+]
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 Format: TypeAlias = Literal["auto", "console", "json", "journal"]
@@ -49,6 +59,7 @@ class _State:
     repeats = Repeats()
     clock: Callable[[], float] = time.monotonic
     journal: journald.JournalLogger | None = None
+    watch: Callable[[str, Mapping[str, Any]], None] | None = None
 
 
 def configure(
@@ -116,6 +127,11 @@ def change(level: Level, sum_up: float) -> None:
         logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
 
 
+def watch(tell: Callable[[str, Mapping[str, Any]], None] | None) -> None:
+    """Hands every line, of whatever level, to somebody who looks on; None ends that."""
+    _State.watch = tell
+
+
 def tell_repeated(*, everything: bool = False) -> None:
     """Tells how often failures were repeated in minutes that are over; or all that has been held back.
 
@@ -163,6 +179,8 @@ def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
 
 
 def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if _State.watch is not None:
+        _State.watch(method, mask_secrets(None, method, {**event}))
     if _LEVELS[method] < _State.least:
         raise structlog.DropEvent
     return event

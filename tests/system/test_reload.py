@@ -1,15 +1,10 @@
 """A daemon that takes up another configuration while it runs."""
 
 import signal
-from collections.abc import Callable
 from typing import Any
 
 from tests.system.operating import command, status
-from tests.system.processes import Listener, Simulator, json_lines, until
-from tests.system.test_run import handler
-
-Start = Callable[..., Simulator]
-Listen = Callable[..., Listener]
+from tests.system.processes import Listen, Simulator, Start, handler, json_lines, until
 
 
 def ages(there: Simulator) -> dict[str, float]:

@@ -4,16 +4,12 @@ import os
 import signal
 import stat
 import urllib.error
-from collections.abc import Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.system.operating import command, free_port, get, socket_of, status
-from tests.system.processes import Listener, Simulator, until
-
-Start = Callable[..., Simulator]
-Listen = Callable[..., Listener]
+from tests.system.processes import Listen, Start, until
 
 
 def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:

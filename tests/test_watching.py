@@ -1,0 +1,103 @@
+"""Looking at one mailbox: who watches is told, who does not costs nothing, and nobody waits for a watcher."""
+
+import json
+from typing import Any
+
+import trio
+import trio.testing
+
+from listener.watching import MOST, Watching
+
+ANN, BOB = "ann@x.example", "bob@x.example"
+
+
+def read(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+async def test_who_watches_is_told_of_that_mailbox_only() -> None:
+    watching = Watching()
+    lines = watching.watch(ANN)
+    assert not watching.on
+    (first,) = read(await anext(lines))
+    assert watching.on
+    assert (first["kind"], first["mailbox"]) == ("watching", ANN)
+    watching.tell(BOB, "event", type="exchange.item.created")
+    watching.tell(ANN, "event", type="exchange.item.moved")
+    (line,) = read(await anext(lines))
+    assert list(line) == ["time", "kind", "type"]
+    assert line["type"] == "exchange.item.moved"
+    await lines.aclose()  # type: ignore[attr-defined]
+    assert not watching.on
+
+
+async def test_several_watch_and_the_last_one_turns_out_the_light() -> None:
+    watching, seen = Watching(), list[bool]()
+    watching.changed = seen.append
+    one, other = watching.watch(ANN), watching.watch(ANN)
+    await anext(one)
+    await anext(other)
+    watching.tell(ANN, "event")
+    assert read(await anext(one)) == read(await anext(other))
+    await one.aclose()  # type: ignore[attr-defined]
+    assert watching.on
+    await other.aclose()  # type: ignore[attr-defined]
+    assert seen == [True, False]
+
+
+async def test_whoever_reads_too_slowly_loses_lines_and_is_told_so() -> None:
+    watching = Watching()
+    lines = watching.watch(ANN)
+    await anext(lines)
+    for number in range(MOST + 7):
+        watching.tell(ANN, "event", number=number)
+    found = read(await anext(lines))
+    assert [line["number"] for line in found[:-1]] == list(range(MOST))
+    assert (found[-1]["kind"], found[-1]["lines"]) == ("lost", 7)
+    watching.tell(ANN, "event", number=-1)
+    assert [line["number"] for line in read(await anext(lines))] == [-1]
+    await lines.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_watcher_waits_for_news_and_may_be_cancelled(autojump_clock: trio.testing.MockClock) -> None:
+    watching = Watching()
+    with trio.move_on_after(5):
+        async for _ in watching.watch(ANN):
+            pass
+    assert trio.current_time() >= 5
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
+    watching = Watching()
+    watching.home = {ANN: ("site/1", BOB)}.get
+    lines = watching.watch(ANN)
+    await anext(lines)
+    for operation, body, anchor in (
+        ("Subscribe", b"<t:PrimarySmtpAddress>Ann@x.example<", BOB),
+        ("Subscribe", b"<t:PrimarySmtpAddress>bob@x.example<", BOB),
+        ("GetStreamingEvents", b"<t:SubscriptionId>x<", BOB),
+        ("GetStreamingEvents", b"<t:SubscriptionId>y<", "eve@x.example"),
+    ):
+        watching.tell_request(operation, body, anchor, code="ok", seconds=0.1)
+    assert [line["operation"] for line in read(await anext(lines))] == ["Subscribe", "GetStreamingEvents"]
+    await lines.aclose()  # type: ignore[attr-defined]
+
+
+async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
+    watching = Watching()
+    watching.home = {ANN: ("site/1", BOB)}.get
+    lines = watching.watch(ANN)
+    await anext(lines)
+    for number, line in enumerate(
+        [
+            {"event": "mailbox.parked", "mailbox": ANN, "group": "site/1"},
+            {"event": "mailbox.parked", "mailbox": BOB, "group": "site/1"},
+            {"event": "stream.silent", "group": "site/1"},
+            {"event": "stream.silent", "group": "site/2"},
+            {"event": "listener.started"},
+        ]
+    ):
+        watching.tell_log("warning", line | {"number": number})
+    assert [line["number"] for line in read(await anext(lines))] == [0, 2]
+    await lines.aclose()  # type: ignore[attr-defined]
