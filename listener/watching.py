@@ -23,6 +23,9 @@ import trio
 # Lines that a watcher may be behind.
 MOST = 1000
 
+# Keys of a line that are its own.
+TAKEN = ("time", "kind", "level", "event")
+
 
 class _Watcher:
     def __init__(self) -> None:
@@ -90,8 +93,8 @@ class Watching:
         for mailbox in list(self._watchers):
             home = self.home(mailbox) if about is None and "group" in line else None
             if about == mailbox or (home is not None and home[0] == line["group"]):
-                fields = {key: value for key, value in line.items() if key not in ("time", "kind", "level")}
-                self.tell(mailbox, "log", level=level, **fields)
+                rest = {key: value for key, value in line.items() if key not in TAKEN}
+                self.tell(mailbox, "log", level=level, event=line.get("event"), **rest)
 
     def _note(self) -> None:
         if self.on != bool(self._watchers):

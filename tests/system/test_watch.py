@@ -26,6 +26,7 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
             until(lambda: json_lines(out) and "watching" in shown.read_text(), "watchers")
             made = there.make(mailbox)
             there.make(other)
+            until(lambda: any(line["kind"] == "event" for line in json_lines(out)), "an event")
             there.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
 
             def seen() -> set[str]:
