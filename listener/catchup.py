@@ -74,8 +74,8 @@ class MemoryStates:
 
 @dataclass(slots=True)
 class Gap:
-    """A time without a stream, and why. `since` is a moment of this process, None: it is not known. `before`: the
-    gap was there when this process began. `told`: handlers know."""
+    """A time without a stream, and why. `since` None: it is not known. `before`: the gap was there when this process
+    began, and since when is not known of all of it. `told`: handlers know."""
 
     since: float | None
     reasons: dict[str, None]
@@ -114,10 +114,11 @@ class CatchUp:
 
     `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
     are subscribed to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first
-    time. `silent` is told of mailboxes whose streams keep things back, `looked` of each comparison that came to its
-    end, and when it began. `grace` is how long a sweep, and `settle` how long a catch-up, lets a stream be late.
-    Durations are in seconds. The counts are for whoever watches: events that were `recovered`, changes that a stream
-    should have told and did not (`missed`), and `requests`, those for first states apart.
+    time; what is older than `begun`, another process saw. `silent` is told of mailboxes whose streams keep things
+    back, `looked` of each comparison that came to its end, and when it began. `grace` is how long a sweep, and
+    `settle` how long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches:
+    events that were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those
+    for first states apart.
     """
 
     ask: Callable[[str], Way | None]
@@ -127,6 +128,7 @@ class CatchUp:
     interval: float = 900.0
     idle_interval: float = 7200.0
     start_spread: float = 0.0
+    begun: float = -inf
     settle: float = 2.0
     grace: float = 10.0
     concurrency: int = 4
@@ -168,9 +170,14 @@ class CatchUp:
                     found[mailbox] = min(gap.since, found.get(mailbox, inf))
         return found
 
+    @property
+    def memory(self) -> float:
+        """So long a time may have passed since a mailbox was last compared: what was told in it may matter."""
+        return self.interval + self.idle_interval
+
     def gap(self, mailbox: str, since: float | None, reason: str) -> None:
-        """The mailbox was without a stream since that moment (None: since before this process began), and has one
-        again. Never waits."""
+        """The mailbox was without a stream since that moment (None: since before this process began, and nobody knows
+        when), and has one again. Never waits."""
         if self.mode == "off":
             return
         desk = self._desk(mailbox)
@@ -302,7 +309,8 @@ class CatchUp:
         comparison.cutoff = None if since is None else since - SKEW
         # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
         younger = gap.since is not None and desk.first > gap.since - LATE
-        comparison.distrusted = younger or (known is not None and known.first and gap.before)
+        older = gap.before or (gap.since is not None and gap.since < self.begun)
+        comparison.distrusted = younger or (known is not None and known.first and older)
         await self._compare(comparison, known, records)
         self._looked(mailbox, desk, begun)
         if is_news:

@@ -7,7 +7,7 @@ journal for the handlers, then these, then the journal.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,7 @@ from listener.group import GroupState
 from listener.journal import Journal, sqlite
 from listener.keeper import Keeper
 from listener.log import open_audit, tell_repeated
+from listener.recollection import Recollection
 from listener.roster import Roster
 from listener.saved import Restored, last_heard, restored
 from listener.scope import Attempt, Finding
@@ -110,6 +111,7 @@ class Daemon:
         self.catch_up: CatchUp | None = None
         self._attempts: Sequence[Attempt] | None = None
         self.keeper: Keeper | None = None
+        self._told: Recollection | None = None
 
     async def run(self, stop: trio.Event) -> None:
         """Listens until `stop` is set, and then ends in order.
@@ -135,10 +137,12 @@ class Daemon:
             ):
                 self.catch_up = self._new_catch_up(journal)
                 self.keeper = Keeper(journal, self.roster)
-                await self._remember(self.keeper)
+                last = await self._remember(self.keeper)
+                self._told = Recollection(self.catch_up.note)
+                recent = journal.recent(last - self.catch_up.memory, MOST_RECALLED)
                 self._phase, self._stage = "", "listening"
                 self.attendant.ready()
-                await self._listen(self.catch_up, self.keeper, stop)
+                await self._listen(partial(self._catch_up, self.catch_up, self._told, recent), stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         tell_repeated(everything=True)
@@ -218,10 +222,12 @@ class Daemon:
             concurrency=64,
             sweepers=16,
             start_spread=min(START_SPREAD, START_EACH * self.roster.mailboxes),
+            begun=trio.current_time(),
         )
 
-    async def _remember(self, keeper: Keeper) -> None:
-        """Begins where the last process ended, as far as the configuration is still the same."""
+    async def _remember(self, keeper: Keeper) -> float:
+        """Begins where the last process ended, as far as the configuration is still the same. Returns when that was,
+        in Unix seconds, as far as is known."""
         saved, heard = await keeper.load()
         roster, account = self.roster, self.access.auth
         places: dict[str, Placement | None] = dict.fromkeys(roster.sought)
@@ -246,6 +252,7 @@ class Daemon:
             groups=len(roster.restored),
             abandoned=sum(len(each.kept.abandoned) for each in roster.restored),
         )
+        return min(now, max(heard.groups.values(), default=now))
 
     def _note_change(self, group: str) -> None:
         if self.keeper is not None:
@@ -285,20 +292,34 @@ class Daemon:
                 self.watching.tell(
                     event.mailbox, "event", type=event.type, subject=event.subject, id=event.id
                 )
-        if self.catch_up is not None:
-            self.catch_up.note(batch)
+        if self._told is not None:
+            self._told.note(batch)
 
-    async def _listen(self, catch_up: CatchUp, keeper: Keeper, stop: trio.Event) -> None:
+    async def _catch_up(
+        self,
+        catch_up: CatchUp,
+        told: Recollection,
+        recent: AsyncGenerator[Sequence[MailboxEvent], None],
+    ) -> None:
+        """Compares mailboxes, as soon as what was told before this process began is known."""
+        if catch_up.mode == "sync":
+            begun = trio.current_time()
+            events = await told.recall(recent, self.roster.addresses())
+            log.info("catchup.recalled", events=events, seconds=round(trio.current_time() - begun, 3))
+        await catch_up.run()
+
+    async def _listen(self, catch_up: Callable[[], Awaitable[None]], stop: trio.Event) -> None:
         """Keeps all groups at work until `stop` is set and they have ended."""
+        assert self.keeper is not None
         async with trio.open_nursery() as groups:
             groups.start_soon(self.roster.run)
             async with trio.open_nursery() as meanwhile:
                 meanwhile.start_soon(self._tell_progress)
                 meanwhile.start_soon(self._sum_up)
-                meanwhile.start_soon(catch_up.run)
+                meanwhile.start_soon(catch_up)
                 meanwhile.start_soon(self.census.run)
                 meanwhile.start_soon(self.scope.watch, self._attempts)
-                meanwhile.start_soon(keeper.run)
+                meanwhile.start_soon(self.keeper.run)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             log.info("listener.stopping", grace=self.config.shutdown.grace)
@@ -306,7 +327,7 @@ class Daemon:
             self.attendant.stopping()
             self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
         with trio.move_on_after(LAST_WRITE):
-            await keeper.save()
+            await self.keeper.save()
 
     def _headline(self) -> str:
         figures = None if self.journal is None else self.journal.figures
@@ -363,6 +384,9 @@ SUMMING = 5.0
 
 # Seconds that the disk has at the end to take what is kept of groups.
 LAST_WRITE = 3.0
+
+# So many of the last events are recalled after a start, which takes some seconds of work, beside the streams.
+MOST_RECALLED = 500_000
 
 # Seconds over which mailboxes are first compared after a start: so many for each, and this at most.
 START_EACH = 0.02

@@ -27,7 +27,7 @@ FLOORS = {
     "listener.delivered": 1, "listener.differences": 1,
     "listener.inquiry": 3, "listener.knowledge": 3,
     "listener.reconcile": 3,
-    "listener.catchup": 3,
+    "listener.catchup": 3, "listener.recollection": 3,
     "listener.states": 3,
     "listener.census": 3, "listener.probe": 3, "listener.scope": 4,
     "listener.remedies": 1, "listener.checkup": 5,

@@ -25,7 +25,7 @@ Rules, which every implementation keeps:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -173,6 +173,10 @@ class Journal(Protocol):
 
         An owner is what stands in keys in front of OWNED. Returns who was forgotten.
         """
+
+    def recent(self, since: float, most: int) -> AsyncGenerator[Sequence[MailboxEvent], None]:
+        """What was journaled since a Unix time and before this call, in its order, some at a time: the last `most`
+        events or a few more, each once, whatever its handlers did with it."""
 
     async def dead_letters(
         self, handler: str | None = None, *, after: int = 0, limit: int = 100

@@ -71,6 +71,26 @@ def read_events(
         cursor.close()  # an open statement would keep the write-ahead log from being emptied
 
 
+def find_recent(connection: sqlite3.Connection, since: float, most: int) -> int:
+    """The position behind which the events since that time lie, or `most` of them."""
+    here = end(connection)
+    (first,) = connection.execute("SELECT min(last) FROM chunks WHERE time >= ?", (since,)).fetchone()
+    return here if first is None else max(first - 1, here - most)
+
+
+def read_recent(connection: sqlite3.Connection, after: int, until: int) -> tuple[list[MailboxEvent], int]:
+    """Some events behind `after`, up to `until`, and the position that they reach to.
+
+    What is addressed to one handler only was told before, and is left out.
+    """
+    rows = connection.execute(
+        """SELECT last, body FROM chunks
+        WHERE last > ? AND last <= ? AND handler IS NULL AND body IS NOT NULL ORDER BY last LIMIT 8""",
+        (after, until),
+    ).fetchall()
+    return [event for _, body in rows for event in _decode_events(body)], rows[-1][0] if rows else until
+
+
 def find_again(
     connection: sqlite3.Connection, handler: str, wanted: Container[int], lowest: int
 ) -> tuple[list[Entry], int | None]:

@@ -12,7 +12,7 @@ import math
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -215,6 +215,18 @@ class SqliteJournal:
             if owner not in others
             and await self._written(Write(work=partial(_forget, namespace, owner, before)))
         ]
+
+    def recent(self, since: float, most: int) -> AsyncGenerator[Sequence[MailboxEvent], None]:
+        return self._recent(since, most, self._tail.end)
+
+    async def _recent(
+        self, since: float, most: int, until: int
+    ) -> AsyncGenerator[Sequence[MailboxEvent], None]:
+        at = await self._read(records.find_recent, since, most)
+        while at < until:
+            events, at = await self._read(records.read_recent, at, until)
+            if events:
+                yield events
 
     async def dead_letters(
         self, handler: str | None = None, *, after: int = 0, limit: int = 100

@@ -1,5 +1,6 @@
 """What the journal promises its callers."""
 
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,40 @@ async def test_a_letter_that_is_buried_again_after_a_crash_is_one_letter(
         await reader.bury(entry, reason="first")
         await reader.bury(entry, reason="second", attempts=2)
         assert [(x.number, x.reason, x.attempts) for x in await journal.dead_letters()] == [(1, "second", 2)]
+
+
+async def test_what_was_journaled_lately_is_read_once_and_in_order(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    clock = Clock(1000)
+
+    async def recent(journal: Journal, since: float, most: int = 10_000) -> list[str | None]:
+        async with aclosing(journal.recent(since, most)) as batches:
+            return [event.item_id async for batch in batches for event in batch]
+
+    async with opened(tmp_path / "j", clock) as journal:
+        audit = await journal.reader("audit")
+        await journal.append(events([1, 2]))
+        clock.time = 2000
+        await journal.append(events([3]))
+        clock.time = 1500  # somebody set the clock back
+        await journal.append(events([4]))
+        for entry in await everything(audit):
+            await audit.bury(entry, reason="a trial")
+        await journal.replay("audit", since=0)
+        await journal.retry([1])
+        assert await recent(journal, 0) == ["1", "2", "3", "4"]
+        assert await recent(journal, 1800) == ["3", "4"]
+        assert await recent(journal, 9999) == []
+        later = journal.recent(1800, 10_000)
+        await journal.append(events([5]))
+        assert [event.item_id async for batch in later for event in batch] == ["3", "4"]
+    async with opened(tmp_path / "many", clock) as journal:
+        await journal.append(events(range(3000)))
+        await journal.append(events(range(3000, 5000)))
+        assert await recent(journal, 0) == [str(n) for n in range(5000)]
+        assert (await recent(journal, 0, most=100))[-100:] == [str(n) for n in range(4900, 5000)]
+        assert len(await recent(journal, 0, most=100)) < 100 + 2 * 256
 
 
 async def test_replay_gives_one_handler_the_past_again(

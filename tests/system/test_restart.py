@@ -134,6 +134,39 @@ def test_only_what_the_server_forgot_is_subscribed_anew(
     assert daemon.end() == 0
 
 
+def test_what_was_told_before_is_not_told_again_and_what_has_gone_meanwhile_is_told(
+    simulator: Start, listen: Listen, tmp_path: Path
+) -> None:
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--backends", "1", "--ledger", str(ledger))
+    there.append('\n[log]\nlevel = "debug"\n')
+    daemon = listen(there)
+    ann = there.mailboxes[0]
+    daemon.until_logged("catchup.ready", mailbox=ann)
+    told = there.make(ann, count=5)
+    until(lambda: len(there.deliveries) == len(told), "what happened before")
+    kept(daemon)
+    daemon.process.kill()
+    daemon.wait()
+    nobody_streams(there)
+    there.make(ann, "DeletedEvent", count=3)
+    missed = there.make(ann, count=2)
+    there.break_(kind="overflow", mailbox=ann)
+    daemon = listen(there)
+    until(lambda: judge(ledger, output).lost == 0, "what happened meanwhile")
+    daemon.until_logged("catchup.done", mailbox=ann)
+    (recalled,) = daemon.logged("catchup.recalled")
+    assert recalled["events"] == len(told)
+    again = [event for event in there.deliveries[len(told) :] if event["type"].startswith("exchange.item.")]
+    assert all(event["data"]["recovered"] for event in again)
+    assert {event["subject"] for event in again} >= {
+        line["item_id"] for line in missed if line.get("item_id")
+    }
+    twice = {(line["item_id"], line["change_key"]) for line in told if line.get("item_id")}
+    assert twice.isdisjoint((event["subject"], event["data"].get("change_key")) for event in again)
+    assert daemon.end() == 0
+
+
 def test_a_server_that_forgot_everything_is_asked_for_everything(simulator: Start, listen: Listen) -> None:
     there = simulator("--mailboxes", "8", "--backends", "1")
     daemon = listen(there)
