@@ -1,0 +1,222 @@
+"""Each way to lose an event that was found in catching up, on a virtual clock, with mailboxes of the simulator."""
+
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+
+from listener.ews.codes import Failure
+from listener.simulator.mailstore import Item
+from listener.simulator.traffic import Traffic
+from tests.virtual.office import Office, office, ready
+from tests.virtual.wire import clock
+
+SENDER = "ben@example.org"
+
+
+async def mail(one: Office, *, heard: bool = True) -> Item:
+    """A mail arrives, of which the stream tells or not."""
+    tell = one.happen if heard else one.keep
+    await tell(one.mailbox.deliver("mail", SENDER, clock()))
+    return one.mailbox.latest(one.mailbox.distinguished("inbox"), 1)[0]
+
+
+async def test_a_folder_that_changed_before_anybody_had_looked(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with office(builders=0) as one:
+        box, since = one.mailbox, trio.current_time()
+        inbox = box.distinguished("inbox")
+        await one.keep(box.create_folder("new", inbox, clock()))
+        await one.happen(box.save(box.distinguished("drafts"), "IPM.Note", "draft", clock()))
+        one.gap(since)
+        await one.settle()
+        told = {id_ for type_, id_ in one.told if type_ == "folder.modified"}
+        assert {inbox.id, box.own_folders()[0].id} <= told
+        assert box.distinguished("drafts").id not in told
+        assert one.lost() == []
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_an_item_that_goes_from_a_folder_without_a_state(
+    small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was seen to be there before, by the stream or by a comparison, so that only memory tells of it."""
+    monkeypatch.setattr("listener.reconcile.MAX_CHANGES", 512 if small else 0)
+    async with office(builders=0) as one:
+        old = await mail(one)  # the folder is not empty when it is looked at for the first time
+        await trio.sleep(400)
+        one.gap(None, "start")
+        await one.settle()
+        streamed, found = await mail(one), await mail(one, heard=False)
+        one.gap(trio.current_time() - 5)
+        await one.settle(600)
+        assert ("item.created", found.id) in one.told
+        one.clear()
+        since = trio.current_time()
+        for item in (old, streamed, found):
+            await one.keep(one.mailbox.purge(item, clock()))
+        one.gap(since)
+        await one.settle()
+        gone = [id_ for type_, id_ in one.told if type_ == "item.deleted"]
+        assert sorted(gone) == sorted([old.id, streamed.id, found.id])
+
+
+@pytest.mark.parametrize("quietly", [False, True])
+async def test_an_item_that_goes_while_the_server_forgets_the_state(
+    quietly: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with ready() as one:
+        staying, going = await mail(one), await mail(one)
+        one.catch_up.sweep()
+        await one.settle()
+        since = trio.current_time()
+        one.mailbox.lose_sync_states(quietly=quietly)
+        await one.keep(one.mailbox.purge(going, clock()))
+        coming = await mail(one, heard=False)
+        one.gap(since)
+        await one.settle()
+        assert ("item.deleted", going.id) in one.told
+        assert ("item.created", coming.id) in one.told
+        assert ("item.deleted", staying.id) not in one.told
+        assert one.lost() == []
+
+
+async def test_what_a_stream_kept_back_before_the_state_was_built(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with office(builders=0, interval=100) as one:
+        await mail(one)
+        await trio.sleep(400)
+        one.gap(None, "start")
+        await one.settle(1)
+        kept = await mail(one, heard=False)
+        # The state is built now, and has it.
+        one.catch_up.builders = 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.catch_up._serve, one.catch_up._builds, one.catch_up._build)
+            await one.settle(300)
+            nursery.cancel_scope.cancel()
+        assert ("item.created", kept.id) in one.told
+        assert one.lost() == []
+
+
+async def test_what_was_in_a_folder_that_went(autojump_clock: trio.testing.MockClock) -> None:
+    async with ready() as one:
+        box = one.mailbox
+        await one.happen(box.create_folder("goes", box.distinguished("inbox"), clock()))
+        (folder,) = box.own_folders()
+        item = await mail(one)
+        await one.happen(box.move(item, folder, clock()))
+        since = trio.current_time()
+        await one.keep(box.edit(item, "changed", clock()))
+        await one.keep(box.purge_folder(folder, clock()))
+        one.gap(since)
+        await one.settle()
+        assert {("item.deleted", item.id), ("folder.deleted", folder.id)} <= set(one.told)
+        assert one.lost() == []
+
+
+async def test_a_folder_that_goes_between_being_found_and_being_looked_at(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with ready() as one:
+        box = one.mailbox
+        since = trio.current_time()
+        await one.keep(box.create_folder("new", box.distinguished("inbox"), clock()))
+        (folder,) = box.own_folders()
+        await one.keep(box.save(folder, "IPM.Note", "inside", clock()))
+
+        def before(operation: str) -> None:
+            if operation == "SyncFolderItems" and folder.id in box.folders:
+                one.lines += one.exchange.publish(box.purge_folder(folder, clock()))
+
+        one.before = before
+        one.gap(since)
+        await one.settle()
+        one.catch_up.sweep()
+        await one.settle()
+        told = [each for each in one.told if each[1] == folder.id]
+        assert told == [("folder.created", folder.id), ("folder.deleted", folder.id)]
+
+
+async def test_a_sweep_that_comes_due_between_two_streams_is_made_up_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with ready(interval=100) as one:
+        kept = await mail(one, heard=False)
+        one.streaming = False
+        await trio.sleep(200)
+        assert one.asked["FindFolder"] == 0
+        one.streaming = True
+        await one.settle(60)
+        assert ("item.created", kept.id) in one.told
+
+
+async def test_a_gap_counts_as_open_until_it_is_filled(autojump_clock: trio.testing.MockClock) -> None:
+    async with ready() as one:
+        await mail(one, heard=False)
+        since = trio.current_time()
+        one.gap(since - 1)
+        await trio.sleep(1)  # it waits for a stream that may be late
+        assert (one.catch_up.open_gaps, one.catch_up.behind(since)) == (1, 1)
+        # Another one begins meanwhile, and has something missing of its own.
+        await mail(one, heard=False)
+        one.gap(since)
+        await trio.sleep(2)
+        assert one.catch_up.open_gaps == 1
+        await one.settle()
+        assert (one.catch_up.open_gaps, one.catch_up.behind(since)) == (0, 0)
+        assert one.catch_up.behind(trio.current_time()) == 1
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_nothing_is_lost_from_the_first_moment_on(
+    seed: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """No first states, or only slowly; a first look inside a gap; states that the server forgets; requests that
+    fail for good reasons and bad."""
+    dice = Random(f"beginnings {seed}")
+    settings = {name: dice.choice(values) for name, values in SETTINGS.items()}
+    async with office(**settings) as one:
+        users = Traffic([one.mailbox], 5.0, Random(f"users {seed}"))
+        one.gap(None, "start")
+        await work(one, users, dice)
+        one.fail.clear()
+        one.gap(0.0)
+        await one.settle(1900)
+        assert one.catch_up.open_gaps == 0
+        assert one.lost() == []
+
+
+SETTINGS = {"interval": (20, 60, 200), "builders": (0, 1), "start_spread": (0, 30, 100)}
+FAILURES = {
+    "FindFolder": ("ErrorInternalServerError", "ErrorServerBusy", "ErrorAccessDenied"),
+    "SyncFolderItems": ("ErrorInternalServerError", "ErrorInvalidSyncStateData"),
+    "GetItem": ("ErrorInternalServerError", "ErrorServerBusy"),
+}
+
+
+async def work(one: Office, users: Traffic, dice: Random) -> None:
+    since: float | None = None
+    for _ in range(200):
+        await trio.sleep(1)
+        leak = dice.choice((0.0, 0.0, 0.0, 0.3))
+        heard = since is None and dice.random() >= leak
+        await (one.happen if heard else one.keep)(users.due(clock()))
+        what = dice.random()
+        if what < 0.05 and since is None:
+            since = trio.current_time()
+        elif what < 0.2 and since is not None:
+            one.gap(since)
+            since = None
+        elif what < 0.25:
+            one.catch_up.sweep()
+        elif what < 0.3:
+            operation = dice.choice(sorted(FAILURES))
+            one.fail.setdefault(operation, []).append(Failure(code=dice.choice(FAILURES[operation])))
+        elif what < 0.32:
+            one.mailbox.lose_sync_states(quietly=dice.random() < 0.5)
+    if since is not None:
+        one.gap(since)
