@@ -25,13 +25,13 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from heapq import heappop, heappush
 from math import inf
 from typing import Literal, TypeAlias
 
 import structlog
 import trio
 
+from listener.agenda import Agenda
 from listener.backoff import Backoff
 from listener.delivered import Delivered
 from listener.differences import Record
@@ -42,34 +42,11 @@ from listener.inquiry import Inquiry, Way
 from listener.knowledge import FolderError, Known, States, build_page, load_known
 from listener.reconcile import SKEW, Comparison
 
-__all__ = ["CatchUp", "MemoryStates", "Mode", "States", "Way"]
+__all__ = ["CatchUp", "Mode", "States", "Way"]
 
 log = structlog.get_logger()
 
 Mode: TypeAlias = Literal["sync", "signal", "off"]
-
-
-class MemoryStates:
-    """States that live as long as the process."""
-
-    def __init__(self, publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]]) -> None:
-        self._publish = publish
-        self._kept: dict[str, dict[str, bytes]] = {}
-
-    async def load(self, mailbox: str, /) -> Mapping[str, bytes]:
-        return dict(self._kept.get(mailbox, {}))
-
-    async def save(
-        self, mailbox: str, events: Sequence[MailboxEvent], changes: Mapping[str, bytes | None], /
-    ) -> None:
-        if events:
-            await self._publish(events)
-        kept = self._kept.setdefault(mailbox, {})
-        for key, value in changes.items():
-            if value is None:
-                kept.pop(key, None)
-            else:
-                kept[key] = value
 
 
 @dataclass(slots=True)
@@ -425,48 +402,6 @@ class CatchUp:
         time = f"{self.now():%Y-%m-%dT%H:%M:%SZ}"
         event = MailboxEvent(type=f"exchange.listener.{word}", mailbox=mailbox, time=time, reason=reason)
         await self.states.save(mailbox, (event,), {})
-
-
-class Agenda:
-    """Mailboxes and when each is to be worked on."""
-
-    def __init__(self) -> None:
-        self._due: dict[str, float] = {}
-        self._heap: list[tuple[float, int, str]] = []
-        self._count = 0
-        self._news = trio.Event()
-
-    def put(self, mailbox: str, when: float) -> None:
-        """It is due then, or earlier if it was to be."""
-        if self._due.get(mailbox, inf) <= when:
-            return
-        self._due[mailbox] = when
-        self._count += 1
-        heappush(self._heap, (when, self._count, mailbox))
-        self._news.set()
-        self._news = trio.Event()
-
-    def hasten(self, mailbox: str, when: float) -> None:
-        """It is due then, if it is here at all."""
-        if mailbox in self._due:
-            self.put(mailbox, when)
-
-    def drop(self, mailbox: str) -> None:
-        self._due.pop(mailbox, None)
-
-    async def take(self) -> str:
-        """The next that is due, when it is."""
-        while True:
-            while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
-                heappop(self._heap)
-            when = self._heap[0][0] if self._heap else inf
-            if when <= trio.current_time():
-                mailbox = heappop(self._heap)[2]
-                del self._due[mailbox]
-                return mailbox
-            news = self._news
-            with trio.CancelScope(deadline=when):
-                await news.wait()
 
 
 def _unfilled(comparison: Comparison) -> str:

@@ -7,10 +7,11 @@ import pytest
 import trio
 import trio.testing
 
-from listener.catchup import Agenda, CatchUp, Gap, MemoryStates
+from listener.agenda import Agenda
+from listener.catchup import CatchUp, Gap
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
-from tests.virtual.office import Office, office, ready
+from tests.virtual.office import MemoryStates, Office, office, ready
 from tests.virtual.wire import clock
 
 SENDER = "ben@example.org"

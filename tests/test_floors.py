@@ -25,7 +25,7 @@ FLOORS = {
     "listener.lane": 3,
     "listener.turns": 3,
     "listener.delivered": 1, "listener.differences": 1,
-    "listener.inquiry": 3, "listener.knowledge": 3,
+    "listener.agenda": 1, "listener.inquiry": 3, "listener.knowledge": 3,
     "listener.reconcile": 3,
     "listener.catchup": 3, "listener.recollection": 3,
     "listener.states": 3,

@@ -5,7 +5,7 @@ mailboxes.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ import structlog.testing
 import trio
 
 from listener.access import AccessRule
-from listener.catchup import CatchUp, MemoryStates, Way
+from listener.catchup import CatchUp, Way
 from listener.demo.verdict import Gaps, LedgerLine, balance, call_of, read_ledger
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -60,6 +60,29 @@ def told(event: Event) -> MailboxEvent:
         old_parent_folder_id=event.old_parent_folder_id,
         unread_count=event.unread_count,
     )
+
+
+class MemoryStates:
+    """States that live as long as the process."""
+
+    def __init__(self, publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]]) -> None:
+        self._publish = publish
+        self._kept: dict[str, dict[str, bytes]] = {}
+
+    async def load(self, mailbox: str, /) -> Mapping[str, bytes]:
+        return dict(self._kept.get(mailbox, {}))
+
+    async def save(
+        self, mailbox: str, events: Sequence[MailboxEvent], changes: Mapping[str, bytes | None], /
+    ) -> None:
+        if events:
+            await self._publish(events)
+        kept = self._kept.setdefault(mailbox, {})
+        for key, value in changes.items():
+            if value is None:
+                kept.pop(key, None)
+            else:
+                kept[key] = value
 
 
 @dataclass
