@@ -1,0 +1,156 @@
+"""What the started daemon says when it is not let in, word for word; and that it does not hammer."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.system.processes import Listen, Listener, Simulator, Start, until
+
+SOON = 5.0
+"""Seconds from the daemon's first line in which it must be said."""
+
+
+class Case(NamedTuple):
+    """`setup` makes it so; `text` may name the `client`, the `user`, the `host` and the `authority`."""
+
+    options: tuple[str, ...]
+    setup: Callable[[Simulator], object]
+    code: str
+    text: str
+
+
+def entra(setup: Callable[[Simulator], object], code: int, text: str) -> Case:
+    return Case(("--auth", "oauth"), setup, f"AADSTS{code}", text)
+
+
+def with_certificate(simulator: Simulator) -> None:
+    secret = simulator.told["oauth"]["client_secret"]
+    simulator.change(f'client_secret = "{secret}"', 'certificate = "application.pem"')
+
+
+def wrong_secret(simulator: Simulator) -> None:
+    simulator.change(simulator.told["oauth"]["client_secret"], "wrong-Secret")
+
+
+def wrong_tenant(simulator: Simulator) -> None:
+    simulator.change(simulator.told["oauth"]["tenant"], "fabrikam.example")
+
+
+def clock_off(simulator: Simulator) -> None:
+    with_certificate(simulator)
+    simulator.break_(kind="clock_off", offset=-600, seconds=600)
+
+
+def broken(kind: str, **parameters: object) -> Callable[[Simulator], object]:
+    return lambda simulator: simulator.break_(kind=kind, seconds=600, **parameters)
+
+
+CASES = {
+    "expired secret": entra(
+        broken("token_refused", code=7000222),
+        7000222,
+        "the client secret of {client} has expired: make a new one in the application's registration",
+    ),
+    "wrong secret": entra(
+        wrong_secret,
+        7000215,
+        "the client secret of {client} is wrong: the secret's value is wanted, not its id",
+    ),
+    "locked application": entra(
+        broken("account_locked"),
+        50053,
+        "{client} is locked after too many tries with wrong credentials: it opens by itself after a while",
+    ),
+    "wrong tenant": entra(
+        wrong_tenant, 90002, "there is no tenant {login}/fabrikam.example: check tenant and cloud"
+    ),
+    "clock off": entra(
+        clock_off,
+        700024,
+        "the assertion is not within its time: is our clock right, or has the federated token expired?; our clock is "
+        "10 minutes ahead of the server's",
+    ),
+}
+
+
+def names(told: dict[str, Any]) -> dict[str, str]:
+    oauth = told["oauth"] or {"client_id": "", "authority": ""}
+    return {
+        "client": oauth["client_id"],
+        "login": oauth["authority"].rpartition("/")[0],
+        "user": told["user"],
+        "host": told["ews_url"].split("/")[2],
+    }
+
+
+def seconds_until(daemon: Listener, line: dict[str, Any]) -> float:
+    """From the daemon's first line to this one."""
+    first, then = (datetime.fromisoformat(each["time"]) for each in (daemon.log[0], line))
+    return (then - first).total_seconds()
+
+
+def test_it_gets_in_by_certificate(simulator: Start, listen: Listen) -> None:
+    there = simulator("--auth", "oauth")
+    with_certificate(there)
+    daemon = listen(there)
+    there.streaming(4)
+    assert there.state()["authentication"]["tokens"] == 1
+    assert daemon.end() == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_refusal_has_its_own_message(simulator: Start, listen: Listen, case: str) -> None:
+    options, setup, code, text = CASES[case]
+    there = simulator(*options)
+    setup(there)
+    daemon = listen(there)
+    refused = daemon.until_logged("auth.refused")[0]
+    assert (refused["code"], refused["text"]) == (code, text.format(**names(there.told)))
+    assert seconds_until(daemon, refused) < SOON
+    assert daemon.end() == 0
+
+
+def test_tokens_end_and_are_asked_for_more_while_streams_go_on(simulator: Start, listen: Listen) -> None:
+    """None is sent that has ended; and a claims challenge is answered with a token that has the claim."""
+    there = simulator("--auth", "oauth", "--token-lifetime", "2")
+    daemon = listen(there)
+    there.streaming(4)
+    streams = there.state()["requests"]["GetStreamingEvents"]
+    there.break_(kind="claims_challenge", seconds=600)
+    there.make(there.mailboxes[0])
+    until(lambda: there.deliveries, "the event")
+    until(lambda: there.state()["authentication"]["reasons"].get("claims"), "a challenge")
+    until(lambda: there.state()["authentication"]["tokens"] >= 2, "another token")
+    state = there.state()
+    assert state["requests"]["GetStreamingEvents"] == streams
+    assert state["authentication"]["reasons"].keys() == {"claims"}
+    assert daemon.end() == 0
+
+
+HAMMERING = {
+    "basic": ("--auth", "basic"),
+    "ntlm": ("--auth", "ntlm", "--extended-protection", "require"),
+    "oauth": ("--auth", "oauth"),
+}
+
+
+@pytest.mark.parametrize("kind", HAMMERING)
+def test_twelve_groups_do_not_lock_the_account(simulator: Start, listen: Listen, kind: str) -> None:
+    """A second try comes soon, and then a pause of a minute and more, for all groups together."""
+    there = simulator(*HAMMERING[kind], "--mailboxes", "12")
+    there.change(
+        there.told["oauth"]["client_secret"] if kind == "oauth" else there.told["password"], "wrong-Secret"
+    )
+    there.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    there.append("\n[affinity]\ngroup_size = 1\n")
+    daemon = listen(there)
+    daemon.until_logged("auth.refused", tries=2, pause=60.0)
+    time.sleep(1)
+    state = there.state()["authentication"]
+    assert sum(state["token_errors" if kind == "oauth" else "refused"].values()) == 2
+    assert state["locked"] == []
+    assert daemon.end() == 0
+    assert "wrong-Secret" not in daemon.errors.read_text()
