@@ -117,7 +117,9 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
     service.until_streaming()
     ledger = service.simulator.make(service.simulator.mailboxes[1], count=50)
     service.until_delivered(ledger)  # to the other handler: so they are in the journal
+    ledger += service.simulator.make(service.simulator.mailboxes[2], count=50)  # perhaps not even received
     service.machine.run("systemctl", "kill", "--signal=KILL", service.unit)
+    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)  # while it is dead
     service.until_shown("NRestarts", "1")
     service.until_streaming()
     ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)
