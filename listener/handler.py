@@ -47,12 +47,14 @@ HandlerFactory: TypeAlias = Callable[..., HandlerContext]
 class Retry(Exception):  # noqa: N818  (it is a request, not an error)
     """Raised by a handler: bring me this event again.
 
-    `after` is in seconds; None leaves the wait to the configured back-off.
+    `after` is in seconds; None leaves the wait to the configured back-off. With `counts` False it is not the event's
+    fault (what the handler needs is not there just now), and this was none of the tries that the event has.
     """
 
-    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+    def __init__(self, reason: str = "", *, after: float | None = None, counts: bool = True) -> None:
         super().__init__(reason)
         self.after = after
+        self.counts = counts
 
 
 class Reject(Exception):  # noqa: N818

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 import trio
@@ -57,6 +57,13 @@ class Source(Protocol):
     def accepts(self) -> Accepts: ...
     @property
     def open(self) -> Callable[[], HandlerContext]: ...
+
+
+class Again(NamedTuple):
+    """Something is to be tried again in so many seconds; `counts`: it was a try."""
+
+    seconds: float
+    counts: bool
 
 
 @dataclass(slots=True)
@@ -219,12 +226,12 @@ class Lane:
             while (turn := None if self._leaving else self._turns.take()) is None:
                 await self._change.wait()
             entry, tried = turn
-            seconds = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
-            if seconds is None:
+            again = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
+            if again is None:
                 self._turns.next_in(entry.event.mailbox)
             else:
-                self._turns.wait(entry, trio.current_time() + seconds)
-            if seconds is not None or not self._turns or count % FAIR == 0:
+                self._turns.wait(entry, trio.current_time() + again.seconds, tried=again.counts)
+            if again is not None or not self._turns or count % FAIR == 0:
                 self._wake()
                 # A handler that never waits for anything would keep everybody else out.
                 await trio.lowlevel.checkpoint()
@@ -239,11 +246,10 @@ class Lane:
                     await self._change.wait()
             batch = self._turns.take_batch(handler.max_batch)
             events = [entry.event for entry in batch]
-            for attempt in itertools.count(1):
-                seconds = await self._attempt(handler.handle_batch, events, batch, attempt, reader)
-                if seconds is None:
-                    break
-                await trio.sleep(seconds)
+            attempt = 1
+            while again := await self._attempt(handler.handle_batch, events, batch, attempt, reader):
+                attempt += again.counts
+                await trio.sleep(again.seconds)
             for mailbox in dict.fromkeys(event.mailbox for event in events):
                 self._turns.next_in(mailbox)
             self._wake()
@@ -256,8 +262,8 @@ class Lane:
         entries: list[Entry],
         attempt: int,
         reader: Reader,
-    ) -> float | None:
-        """Calls the handler. None: the entries are done with; else the seconds until they are to be tried again."""
+    ) -> Again | None:
+        """Calls the handler. None: the entries are done with; else when they are to be tried again."""
         self._calls += 1
         try:
             return await self._call(call, what, entries, attempt, reader)
@@ -273,9 +279,9 @@ class Lane:
         entries: list[Entry],
         attempt: int,
         reader: Reader,
-    ) -> float | None:
+    ) -> Again | None:
         after: float | None = None
-        trace = ""
+        counts, trace = True, ""
         try:
             with trio.move_on_after(self.patience.timeout) as patience:
                 await call(what)
@@ -289,7 +295,7 @@ class Lane:
             reason = f"no answer in {self.patience.timeout:g} s"
             self._tell("handler.timeout", entries, attempt, seconds=self.patience.timeout)
         except Retry as again:
-            after, reason = again.after, str(again) or "asked to be tried again"
+            after, counts, reason = again.after, again.counts, str(again) or "asked to be tried again"
             self._tell("handler.retry", entries, attempt, reason=str(again))
         except Reject as rejected:
             self._tell("handler.rejected", entries, attempt, reason=str(rejected))
@@ -299,9 +305,9 @@ class Lane:
             reason = f"{type(error).__name__}: {error}"
             trace = "".join(traceback.format_exception(error))
             self._tell("handler.failed", entries, attempt, exc_info=error)
-        if attempt < self.patience.attempts:
+        if attempt < self.patience.attempts or not counts:
             self._show(entries, "failed", attempt, reason)
-            return self.patience.retry.longest(attempt) if after is None else after
+            return Again(self.patience.retry.longest(attempt) if after is None else after, counts)
         log.error("handler.gave_up", **self._about(entries), reason=reason)
         await self._bury(entries, reason, trace, attempt, reader)
         return None

@@ -71,10 +71,10 @@ class Turns:
         else:
             del self._lines[mailbox]
 
-    def wait(self, entry: Entry, until: float) -> None:
-        """This event was tried in vain, and its line waits until then."""
+    def wait(self, entry: Entry, until: float, *, tried: bool = True) -> None:
+        """This event was tried in vain, if it was `tried` at all, and its line waits until then."""
         mailbox = entry.event.mailbox
-        self._attempts[mailbox] = self._attempts.get(mailbox, 0) + 1
+        self._attempts[mailbox] = self._attempts.get(mailbox, 0) + tried
         heappush(self._later, (until, mailbox))
 
     def wake(self, now: float) -> int:

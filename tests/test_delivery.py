@@ -295,6 +295,34 @@ async def test_a_batch_that_fails_comes_again_whole_and_at_last_goes_to_the_dead
     assert [letter.event.item_id for letter in journal.buried] == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("batches", [False, True])
+async def test_waiting_for_something_that_is_not_there_is_no_try(
+    autojump_clock: trio.testing.MockClock, batches: bool
+) -> None:
+    tries: list[float] = []
+    down_until = trio.current_time() + 1000
+
+    async def act(_what: object) -> None:
+        tries.append(trio.current_time())
+        if trio.current_time() < down_until:
+            raise Retry("the database is down", after=60, counts=False)
+        raise LookupError("and this event is bad besides")
+
+    @dataclass
+    class Waiting(Batches):
+        async def handle_batch(self, events: Sequence[MailboxEvent], /) -> None:
+            await act(events)
+
+    journal = FakeJournal()
+    async with running(Waiting(max_wait=0.0) if batches else Plugin(act), journal=journal) as delivery:  # type: ignore[arg-type]
+        await delivery.publish([event(1)])
+        await delivery.drain(10_000)
+    patient = [moment for moment in tries if moment < down_until]
+    assert len(patient) == 17
+    assert len(tries) - len(patient) == PATIENCE.attempts
+    assert [letter.attempts for letter in journal.buried] == [PATIENCE.attempts]
+
+
 async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None:
     class Broken(Plugin):
         @asynccontextmanager

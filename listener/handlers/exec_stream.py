@@ -110,7 +110,8 @@ class _Child:
         if self._process is None:
             pause = self._not_before - trio.current_time()
             if pause > 0:
-                raise Retry("the process has ended", after=pause)
+                # Nobody has tried this event: it is not its fault that there is no process to take it.
+                raise Retry("the process has ended", after=pause, counts=False)
             self._process = await trio.lowlevel.open_process(
                 self._command,
                 stdin=subprocess.PIPE,

@@ -88,10 +88,10 @@ async def test_a_process_that_ends_is_started_again_after_a_growing_wait(
                 await handle(event)
                 with pytest.raises(Retry, match="the process has ended") as caught:
                     await handle(EVENTS[4])
-                assert caught.value.after is None
+                assert (caught.value.after, caught.value.counts) == (None, True)
                 with pytest.raises(Retry) as caught:
                     await handle(EVENTS[4])
-                assert caught.value.after == wait
+                assert (caught.value.after, caught.value.counts) == (wait, False)
                 mock_clock.jump(wait)
             await handle(EVENTS[4])
     assert out.read_text().splitlines() == LINES
