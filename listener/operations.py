@@ -77,7 +77,7 @@ class Operations:
             servers=take.server_statuses(daemon.access.budgets),
             journal=take.journal_status(None if journal is None else journal.figures),
             catch_up=take.catch_up_status(daemon.catch_up, daemon.gaps),
-            tokens=(),
+            tokens=take.token_statuses(daemon.access.auth),
             reloads=self._reloads,
             troubles=take.troubles(roster.runners.values(), roster.missing, now),
         )

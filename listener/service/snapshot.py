@@ -14,6 +14,8 @@ import msgspec
 from listener.catchup import CatchUp
 from listener.delivery import Delivery
 from listener.ews.codes import Failure
+from listener.exchange.auth import Accounts
+from listener.exchange.auth.oauth import OAuth
 from listener.exchange.budget import Budgets
 from listener.group import Member
 from listener.journal import Figures
@@ -216,6 +218,16 @@ def server_statuses(budgets: Budgets) -> tuple[ServerStatus, ...]:
             answers=dict(budget.answers),
         )
         for host, budget in sorted(budgets.by_host.items())
+    )
+
+
+def token_statuses(accounts: Accounts) -> tuple[TokenStatus, ...]:
+    """The access tokens of all accounts that have one."""
+    schemes = [account.scheme for account in accounts.in_use]
+    return tuple(
+        TokenStatus(name=scheme.account, remaining=round(scheme.remaining, 1))
+        for scheme in schemes
+        if isinstance(scheme, OAuth) and scheme.remaining is not None
     )
 
 

@@ -6,13 +6,21 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from listener.affinity import Group
+from listener.config.secrets import Secret
 from listener.ews.codes import Failure
+from listener.exchange.auth import Account, Accounts
+from listener.exchange.auth.basic import Basic
+from listener.exchange.auth.credentials import Credentials
+from listener.exchange.auth.oauth import OAuth
+from listener.exchange.auth.tokens import Token, Tokens
 from listener.group import GroupState
 from listener.roster import Roster
 from listener.service.metrics import render
-from listener.service.snapshot import MOST_LISTED, group_statuses, troubles
+from listener.service.snapshot import MOST_LISTED, TokenStatus, group_statuses, token_statuses, troubles
 from tests.service.statuses import snapshot
 
 GROUPS = 50
@@ -109,6 +117,23 @@ async def test_ten_thousand_mailboxes_answer_at_once(parked: int) -> None:
     assert sum(figures.values()) < 0.1
     # The text of metrics is made in a thread: only these two keep the loop.
     assert figures["snapshot"] + figures["json"] < 0.05
+
+
+async def test_how_long_tokens_are_good_for(autojump_clock: trio.testing.MockClock) -> None:
+    async def fetch(_claims: str | None) -> Token:
+        return Token("hush", 3600)
+
+    with_token, without = OAuth(tokens := Tokens(fetch, "app"), "app"), Basic(Credentials("u", Secret("p")))
+    accounts = Accounts({"a": Account(with_token), "b": Account(without)}.__getitem__)
+    assert token_statuses(accounts) == ()
+    accounts.of("a")
+    accounts.of("b")
+    assert token_statuses(accounts) == ()
+    await tokens.get()
+    await trio.sleep(600)
+    assert token_statuses(accounts) == (TokenStatus(name="app", remaining=3000.0),)
+    await trio.sleep(6000)
+    assert token_statuses(accounts) == (TokenStatus(name="app", remaining=0.0),)
 
 
 def test_a_series_a_mailbox() -> None:

@@ -31,6 +31,7 @@ class Accounts:
 
     def __init__(self, of: Callable[[str], Account]) -> None:
         self._of = of
+        self._asked: dict[Account, None] = {}
 
     @classmethod
     def same(cls, scheme: Scheme) -> Accounts:
@@ -40,7 +41,14 @@ class Accounts:
 
     def of(self, url: str) -> Account:
         """The account for requests to this URL."""
-        return self._of(url)
+        account = self._of(url)
+        self._asked[account] = None
+        return account
+
+    @property
+    def in_use(self) -> tuple[Account, ...]:
+        """All that were asked for."""
+        return tuple(self._asked)
 
 
 def accounts(config: Config, network: Network) -> Accounts:

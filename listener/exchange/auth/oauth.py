@@ -21,6 +21,11 @@ class OAuth:
         self._tokens = tokens
 
     @property
+    def remaining(self) -> float | None:
+        """How many seconds its token is good for; None if there was none yet."""
+        return self._tokens.remaining
+
+    @property
     def refusal(self) -> str:
         return (
             f"the server refuses the access token of {self.account}, and a new one too: has the application the "

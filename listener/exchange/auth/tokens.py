@@ -54,6 +54,11 @@ class Tokens:
         self._fetches = 0
         self._error: ExchangeError | None = None
 
+    @property
+    def remaining(self) -> float | None:
+        """How many seconds the token is good for, 0 if it has ended; None if there was none yet."""
+        return None if self._token is None else max(0.0, self._ends - trio.current_time())
+
     async def get(self) -> str:
         """A good token. Raises ExchangeError if there is none to be had."""
         if self._token is not None:
