@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.leaks import plant
 from tests.system.processes import Listener, Recorder, Simulator, start_listener
 
 
@@ -31,7 +32,9 @@ def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str
         line = process.stdout.readline()
         if not line:
             pytest.fail(process.communicate(timeout=10)[1])
-        return process, json.loads(line)
+        told = json.loads(line)
+        plant(told["password"], *filter(None, [(told.get("oauth") or {}).get("client_secret")]))
+        return process, told
 
     yield start
     for process in processes:
