@@ -1,6 +1,6 @@
 """Whether the account gets in everywhere: servers, groups, every mailbox, and those that must refuse it.
 
-One mailbox of each server is tried first, alone. If that shows that the server cannot be reached or does not take
+A mailbox of each server is tried first, alone. If that shows that the server cannot be reached or does not take
 the account, its other mailboxes are not tried: it would be the same again, and an account can be locked. The rest is
 tried side by side, as far as the budget of the account allows.
 """
@@ -163,19 +163,32 @@ class _Checks:
         todo = [(mailbox, group) for group in those for mailbox in group.mailboxes]
         name = self.account.auth.of(url).scheme.account
         async with open_probe(url, self.account, self.config.exchange.version) as probe:
-            mailbox, group = todo[0]
-            failure = await probe.ask(mailbox, self.rules.of(mailbox), tries=1)
-            if failure is not None and stage_of(failure):
-                self.report.servers.append(ServerCheck(url, name, failure))
+            todo.reverse()
+            failure = await self._first(probe, todo)
+            self.report.servers.append(ServerCheck(url, name, failure))
+            if failure is not None:
                 for mailbox, group in todo:
                     self._done(mailbox, group, failure, tried=False)
                 return
-            self.report.servers.append(ServerCheck(url, name))
-            self._done(mailbox, group, failure)
-            todo = todo[:0:-1]
             async with trio.open_nursery() as nursery:
                 for _ in range(min(self.config.exchange.concurrency, len(todo))):
                     nursery.start_soon(self._worker, probe, todo)
+
+    async def _first(self, probe: Probe, todo: list[tuple[str, Group]]) -> Failure | None:
+        """Tries some mailboxes, one after the other, until the server says something about one; why it does not.
+
+        What may be an illness of one back end must be met with several.
+        """
+        failure: Failure | None = None
+        for _ in range(min(FIRST, len(todo))):
+            mailbox, group = todo.pop()
+            failure = await probe.ask(mailbox, self.rules.of(mailbox), tries=1)
+            self._done(mailbox, group, failure)
+            if failure is None or stage_of(failure) is None:
+                return None
+            if stage_of(failure) != "speak" or failure.verdict is Verdict.STOP:
+                break
+        return failure
 
     async def _worker(self, probe: Probe, todo: list[tuple[str, Group]]) -> None:
         while todo:
@@ -200,6 +213,9 @@ def stage_of(failure: Failure) -> str | None:
         return "authenticate"
     return "speak" if failure.verdict is Verdict.STOP else None
 
+
+# Mailboxes of a server that are tried before it is taken for ill.
+FIRST = 3
 
 _STAGE = {
     "NameNotResolved": "resolve",

@@ -63,7 +63,46 @@ _NOT_EWS = Remedy(
 _VERSION = Remedy("The server does not understand what is asked.", "Try another [exchange] version")
 _NETWORK = Remedy("Nobody answers there.", "See [exchange] ews_url, proxy and the firewall between")
 
-REMEDIES: dict[str, Remedy] = {
+_FEDERATION = Remedy(
+    "The federated token's issuer, subject or audience is not that of any federated identity of the application.",
+    "Get-MgApplicationFederatedIdentityCredential; New-MgApplicationFederatedIdentityCredential",
+)
+_CERTIFICATE = Remedy(
+    "The certificate is not registered for the application, or its key is another one.",
+    'the registration\'s "Certificates & secrets" (Update-MgApplication -KeyCredentials …); see [auth] certificate',
+)
+_APPLICATION = Remedy(
+    "The tenant knows no such application, or it is disabled, or was not consented to.",
+    "see [auth] client_id; Get-MgServicePrincipal; New-MgServicePrincipalAppRoleAssignment",
+)
+_SECRET = Remedy("The client secret is wrong, or missing.", "see [auth] client_secret: the value, not the id")
+_TENANT = Remedy("There is no such tenant, in this cloud.", "see [auth] tenant and cloud")
+_AUDIENCE = Remedy("Tokens are asked for something that is not there.", "see [auth] scope and cloud")
+
+# Of Entra ID (docs/TROUBLE.md); the application's cmdlets are those of Microsoft Graph PowerShell.
+_ENTRA: dict[str, Remedy] = {
+    **dict.fromkeys(("AADSTS70021", "AADSTS700211", "AADSTS700212", "AADSTS700213"), _FEDERATION),
+    **dict.fromkeys(("AADSTS700027", "AADSTS50013", "AADSTS50027"), _CERTIFICATE),
+    **dict.fromkeys(("AADSTS700016", "AADSTS7000112", "AADSTS7000229"), _APPLICATION),
+    **dict.fromkeys(("AADSTS7000215", "AADSTS7000218"), _SECRET),
+    **dict.fromkeys(("AADSTS90002", "AADSTS900023"), _TENANT),
+    **dict.fromkeys(("AADSTS500011", "AADSTS1002012"), _AUDIENCE),
+    "AADSTS7000222": Remedy(
+        "The client secret has expired.", "Add-MgApplicationPassword; see [auth] client_secret"
+    ),
+    "AADSTS700024": Remedy(
+        "An assertion is not within its time: our clock is off, or the federated token has expired.",
+        "timedatectl; is NTP at work?",
+    ),
+    "AADSTS50053": Remedy("Locked, after too many tries with wrong credentials.", "wait, and see [auth]"),
+    "AADSTS53003": Remedy(
+        "A Conditional Access policy for workload identities keeps the application out.",
+        "Get-MgIdentityConditionalAccessPolicy; admit the application, or the address that it comes from",
+    ),
+    "TokenRefused": Remedy("No token; the text says why.", "see [auth]"),
+}
+
+REMEDIES: dict[str, Remedy] = _ENTRA | {
     **dict.fromkeys(
         ("ErrorImpersonateUserDenied", "ErrorImpersonationDenied", "ErrorImpersonationFailed"), _SCOPE
     ),

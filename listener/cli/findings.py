@@ -178,9 +178,11 @@ def _matters(report: Report) -> Iterator[str]:
     for name, found in report.expansions.items():
         if isinstance(found, Failure):
             yield from _matter(name, found)
+    said = {(server.url, server.failure.code) for server in report.servers if server.failure}
     alike: defaultdict[str, list[MailboxCheck]] = defaultdict(list)
     for check in _in_order(report):
-        if check.failure is not None and check.tried:
+        url = check.group.ews_url if check.group else ""
+        if check.failure is not None and check.tried and (url, check.failure.code) not in said:
             alike[check.failure.code].append(check)
     for checks in alike.values():
         first, count = checks[0], len(checks)

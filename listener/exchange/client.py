@@ -138,10 +138,10 @@ class ExchangeClient:
         self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
     ) -> T:
         budget, seconds = self.budget, self._access.request_timeout
-        self._access.audit.note(body, self.url, self._account.scheme.account)
         begun = trio.current_time()
         try:
             async with self._account.guard.asking(self.url), budget:
+                self._access.audit.note(body, self.url, self._account.scheme.account)
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
                     budget.went_well()

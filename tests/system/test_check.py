@@ -1,10 +1,13 @@
 """`ews-listener check --connect` against a started simulator; the proof of the scope; the audit."""
 
 import json
+import os
+import pty
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tests.system.processes import Listener, Simulator, json_lines
@@ -145,6 +148,32 @@ def test_distribution_groups_are_expanded(simulator: Start) -> None:
     assert good == {"group": "everyone@contoso.example", "ok": True, "members": 4}
     assert (bad["ok"], bad["code"]) == (False, "ErrorNameResolutionNoResults")
     assert [each["ok"] for each in checked.json["checked"]] == [True] * 4
+
+
+def test_one_ill_mailbox_is_not_taken_for_an_ill_server(simulator: Start) -> None:
+    office = simulator("--backends", "1")
+    ill, *_ = sorted(office.mailboxes)
+    office.break_(kind="http", status=503, mailbox=ill, operation="GetFolder")
+    checked = check(office, "--json")
+    assert checked.code == 4
+    assert [server["ok"] for server in checked.json["servers"]] == [True]
+    assert [each["mailbox"] for each in checked.json["checked"] if not each["ok"]] == [ill]
+
+
+def test_on_a_terminal_there_is_a_progress_bar(simulator: Start) -> None:
+    office = simulator()
+    reading, writing = pty.openpty()
+    command = [sys.executable, "-m", "listener", "check", "--config", str(office.config), "--connect"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True) as process:
+        os.close(writing)
+        told, shown = process.communicate(timeout=60)[0], bytearray()
+        with suppress(OSError), open(reading, "rb", buffering=0) as terminal:
+            while chunk := terminal.read(4096):
+                shown += chunk
+    assert process.returncode == 0
+    assert "4 of 4 mailboxes can be reached." in told
+    assert b"checking mailboxes" in shown
+    assert b"4/4" in shown
 
 
 def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) -> None:

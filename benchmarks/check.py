@@ -1,0 +1,52 @@
+"""How many mailboxes a second `check --connect` tries, against a simulator that allows 27 requests at a time.
+
+`python benchmarks/check.py [DIRECTORY]`. The simulator is a process of its own; what is more than 27 gets
+ErrorServerBusy, and the account is to wait a second. [exchange] concurrency is above that, so that it is met.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import structlog
+import trio
+
+from listener import checkup
+from listener.config import load
+
+COUNT = 5000
+ALLOWED = 27
+CONCURRENCY = 40
+
+
+async def main(where: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=where) as directory:
+        config = Path(directory) / "config.toml"
+        options = ["--mailboxes", str(COUNT), "--rate", "0", "--write-config", str(config)]
+        command = [sys.executable, "-m", "listener", "simulate", *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as simulator:
+            assert simulator.stdout is not None
+            try:
+                told = json.loads(simulator.stdout.readline())
+                order = {"kind": "throttled", "seconds": 3600, "concurrency": ALLOWED}
+                urllib.request.urlopen(f"{told['control_url']}/faults", json.dumps(order).encode()).close()
+                text = config.read_text().replace("[auth]", f"concurrency = {CONCURRENCY}\n[auth]")
+                config.write_text(text)
+                begun = time.perf_counter()
+                report = await checkup.check(load(config), (), lambda _done, _total: None)
+                seconds = time.perf_counter() - begun
+            finally:
+                simulator.kill()
+    good = sum(check.failure is None for check in report.mailboxes)
+    print(f"{good} of {COUNT} mailboxes in {seconds:.1f} s: {COUNT / seconds:,.0f} mailboxes/s", flush=True)
+
+
+if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    trio.run(main, Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir()))
