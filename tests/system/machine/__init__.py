@@ -24,7 +24,7 @@ from tests.system.processes import until
 
 BOOT = Path(__file__).parent / "boot.sh"
 SYSTEMD = Path("/lib/systemd/systemd")
-PROGRAMS = ("unshare", "nsenter", "systemctl", "journalctl")
+PROGRAMS = ("setpriv", "unshare", "nsenter", "systemctl", "journalctl")
 
 
 @functools.cache
@@ -77,7 +77,8 @@ class Machine:
         where = folder / "machine"
         where.mkdir()
         console = folder / "console.log"
-        join = 'echo $$ > "$0" && exec "$@"'
+        # However these tests end, the machine ends with them.
+        join = 'echo $$ > "$0" && exec setpriv --pdeathsig=KILL -- "$@"'
         namespaces = ["--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--cgroup"]
         pairs = [f"{source}:{target}" for source, target in binds.items()]
         with console.open("wb") as log:
