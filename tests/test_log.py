@@ -15,6 +15,7 @@ import structlog
 from pydantic import SecretStr
 
 from listener import log
+from listener.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 SECRET = "pl4nted-s3cret"
@@ -246,3 +247,22 @@ def test_docs_list_every_log_event_and_no_other() -> None:
     assert not unlisted, f"logged, but without a row in docs/LOGS.md: {unlisted}"
     unknown = sorted(set(listed) - found.keys())
     assert not unknown, f"listed in docs/LOGS.md, but logged nowhere in listener/: {unknown}"
+
+
+def test_the_audit_goes_to_a_file_of_its_own_at_the_end_and_masks_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "audit.jsonl"
+    for identity in ("anna", "ben"):
+        with log.open_audit(path) as logger:
+            logger.info("audit.identity_used", identity=identity, password=SECRET)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["level"], line["event"], line["identity"]) for line in lines] == [
+        ("info", "audit.identity_used", "anna"),
+        ("info", "audit.identity_used", "ben"),
+    ]
+    assert SECRET not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_audit_that_cannot_be_written_is_a_problem_of_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"log\.audit_file: cannot write"), log.open_audit(tmp_path):
+        pass

@@ -26,6 +26,8 @@ def check(
     Ends with exit code 0 if all is well, 2 if the configuration is not good, 3 if a server cannot be reached or does
     not take the account, 4 if some mailboxes are refused, or reached though they must not be.
     """
+    if mailbox and not connect:
+        raise typer.BadParameter("goes with --connect", param_hint="--mailbox")
     from json import dumps
 
     from listener.errors import ConfigError, Problem
@@ -107,7 +109,9 @@ def _report(config: "Config | None") -> dict[str, Any]:
 def _summary(path: str, config: "Config") -> list[str]:
     grouped = sum(len(group.mailboxes) for group in config.groups)
     groups = f", {grouped} of them in {len(config.groups)} static group(s)" if config.groups else ""
-    lines = [f"{path} is good.", f"mailboxes: {len(config.all_mailboxes)}{groups}"]
+    expanded = len(config.mailboxes.distribution_groups)
+    members = f", and the members of {expanded} distribution group(s)" if expanded else ""
+    lines = [f"{path} is good.", f"mailboxes: {len(config.all_mailboxes)}{groups}{members}"]
     for name, handler in config.handlers.items():
         wanted = handler.filter.model_dump(exclude_defaults=True)
         told = "; ".join(f"{key} {', '.join(values)}" for key, values in wanted.items()) or "every change"

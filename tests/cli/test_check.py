@@ -117,3 +117,30 @@ def test_its_import_is_light() -> None:
     text = "import sys, listener.cli.check; print(*{'pydantic', 'trio', 'structlog', 'lxml'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
     assert found.stdout == "\n"
+
+
+def test_distribution_groups_are_named(config: Path) -> None:
+    address = 'addresses = ["alice@example.com", "bob@example.com"]'
+    assert address in GOOD
+    url = '[exchange]\news_url = "https://mail.example.com/EWS/Exchange.asmx"\n'
+    config.write_text(url + GOOD.replace(address, 'distribution_groups = ["all@example.com"]'))
+    result = run("--config", config)
+    assert result.exit_code == 0
+    assert (
+        "mailboxes: 1, 1 of them in 1 static group(s), and the members of 1 distribution group(s)"
+        in result.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--mailbox", "a@b.c"], "goes with --connect"),
+        (["--connect", "--mailbox", "anna"], "security identifier"),
+    ],
+)
+def test_a_mailbox_to_check(config: Path, options: list[str], said: str) -> None:
+    config.write_text(GOOD)
+    result = run("--config", config, *options)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
