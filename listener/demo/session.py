@@ -35,6 +35,8 @@ LAST_CALL = 10.0
 LATE = 1.0
 # A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
 SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
+# Somebody has to ask for something while tokens end.
+REQUESTS = '\n[catch_up]\ninterval = "20s"\n'
 POLL = 0.05
 # The simulator's; short, so that a stream that fell silent is found within a demo.
 HEARTBEAT = 5.0
@@ -119,6 +121,8 @@ class Session:
             file = self.directory / "config.toml"
             if self.plan.faults != "none":
                 file.write_text(file.read_text() + SWEEPS)
+            elif self.plan.auth == "oauth":
+                file.write_text(file.read_text() + REQUESTS)
             config, handlers = load_all(file)
             self.daemon = Daemon(config, [*handlers, self.probe])
             self._note_gaps(self.daemon)

@@ -55,8 +55,9 @@ def demo(*options: str) -> list[str]:
     return [sys.executable, "-m", "listener", "demo", *options]
 
 
-def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str]) -> None:
-    command = demo("--mailboxes", "40", "--rate", "100", "--duration", "3", "--json")
+@pytest.mark.parametrize("auth", ["basic", "ntlm", "negotiate", "oauth"])
+def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str], auth: str) -> None:
+    command = demo("--mailboxes", "40", "--rate", "100", "--duration", "3", "--auth", auth, "--json")
     run = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=3 + PATIENCE, check=False
     )
