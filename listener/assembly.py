@@ -81,7 +81,7 @@ def discovery(config: Config, access: Access) -> Autodiscover:
         version=exchange.version,
         url=exchange.autodiscover_url,
         ews_url=exchange.ews_url,
-        hosts=exchange.autodiscover_hosts,
+        hosts=[*exchange.autodiscover_hosts, *(host for server in config.servers for host in server.hosts)],
     )
 
 

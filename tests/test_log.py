@@ -20,6 +20,7 @@ from listener.errors import ConfigError
 ROOT = Path(__file__).parent.parent
 SECRET = "pl4nted-s3cret"
 METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
+LIBRARIES = ("httpx", "httpcore", "hypercorn", "msal", "spnego")
 NAME = re.compile(r"[a-z][a-z_]*(\.[a-z][a-z_]*)+")
 
 
@@ -30,7 +31,7 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    root, libraries = logging.getLogger(), [logging.getLogger(name) for name in ("httpx", "httpcore")]
+    root, libraries = logging.getLogger(), [logging.getLogger(name) for name in LIBRARIES]
     before = [(logger, logger.level, list(logger.handlers)) for logger in (root, *libraries)]
     yield
     structlog.reset_defaults()
@@ -266,3 +267,11 @@ def test_the_audit_goes_to_a_file_of_its_own_at_the_end_and_masks_secrets(tmp_pa
 def test_an_audit_that_cannot_be_written_is_a_problem_of_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"log\.audit_file: cannot write"), log.open_audit(tmp_path):
         pass
+
+
+def test_what_makes_tokens_is_not_heard_at_debug(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    log.change("debug", 0)
+    for library in ("spnego._ntlm", "msal.application"):
+        logging.getLogger(library).debug("token %s", "TlRMTVNTUAAD")
+        logging.getLogger(library).warning("something")
+    assert [line["message"] for line in lines()] == ["something"] * 2

@@ -59,9 +59,9 @@ class Exchange(Section):
         "autodiscover.svc. Without it, it is found from the mail domain of each address.",
     )
     autodiscover_hosts: tuple[HostPattern, ...] = Field(
-        ("autodiscover-s.outlook.com",),
-        description="Hosts, or globs, outside of the mail domain that its plain-http redirect or its SRV record may "
-        "lead to. Anybody on the way can write these, and the account's credentials are sent there.",
+        ("autodiscover-s.outlook.com", "*.onmicrosoft.com"),
+        description="Hosts, mail domains, or globs, outside of the mail domain that redirects and its SRV record may "
+        "lead to, besides those in [[servers]]: the account's credentials are sent there.",
     )
     version: Literal[
         "Exchange2010_SP1", "Exchange2010_SP2", "Exchange2013", "Exchange2013_SP1", "Exchange2016"

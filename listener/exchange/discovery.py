@@ -30,6 +30,7 @@ from listener.ews.autodiscover import (
     read_user_settings,
 )
 from listener.ews.codes import Failure
+from listener.exchange.believed import Believed
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.hints import Hints, Resolve
 
@@ -46,7 +47,7 @@ class Autodiscover:
 
     `url` is asked instead of the hosts that follow from the mail domain. A mailbox that Autodiscover is not there
     for, or knows nothing of, is placed at `ews_url` if that is given. `hosts` are those outside of the mail domain
-    that a hint may lead to; `resolve` takes the place of DNS.
+    that redirects and hints may lead to; `resolve` takes the place of DNS.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Autodiscover:
         self._url = url
         self._ews_url = ews_url
         self._answering: dict[str, str] = {}  # by mail domain
-        self._hints = Hints(access.network, access.user_agent, hosts, resolve)
+        configured = [urlsplit(told).hostname or "" for told in (url, ews_url) if told]
+        self._believed = Believed([*hosts, *configured])
+        self._hints = Hints(access.network, access.user_agent, self._believed, resolve)
 
     async def discover(
         self, mailboxes: Sequence[str], /, *, fall_back: bool = True
@@ -115,9 +118,18 @@ class Autodiscover:
         moved: defaultdict[tuple[str | None, str], dict[str, str]] = defaultdict(dict)
         for mailbox, address in addresses.items():
             answers[mailbox] = answer = told[address]
-            if isinstance(answer, Redirect) and hops < MOST_REDIRECTS:
-                known_by_now = answer.address or address
-                moved[answer.url, known_by_now.rpartition("@")[2].lower()][mailbox] = known_by_now
+            if not isinstance(answer, Redirect) or hops >= MOST_REDIRECTS:
+                continue
+            known_by_now = answer.address or address
+            place = known_by_now.rpartition("@")[2].lower()
+            try:
+                self._believed.check(
+                    urlsplit(answer.url).hostname or "" if answer.url else place, domain, "Autodiscover"
+                )
+            except ExchangeError as error:
+                answers[mailbox] = error.failure
+            else:
+                moved[answer.url, place][mailbox] = known_by_now
         for (target, _domain), together in moved.items():
             answers |= await self._ask(together, target, hops + 1)
         return answers
@@ -194,6 +206,8 @@ class Autodiscover:
             target = urljoin(url, target)
             if urlsplit(target).scheme != "https":
                 raise ExchangeError(Failure(code="InsecureRedirect", text=f"{url} redirects to {target}"))
+            if (host := urlsplit(target).hostname or "") != urlsplit(url).hostname:
+                self._believed.check(host, anchor.rpartition("@")[2], url)
             url = target
         raise ExchangeError(
             Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {url}")

@@ -8,7 +8,6 @@ the redirect and then the SRV record, is that of "Autodiscover for Exchange", le
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ import structlog
 from listener.errors import ExchangeError
 from listener.ews.autodiscover import POX_PATH, SOAP_PATH
 from listener.ews.codes import Failure
+from listener.exchange.believed import Believed
 from listener.exchange.network import Network
 
 log = structlog.get_logger()
@@ -39,14 +39,14 @@ Resolve = Callable[[str], Awaitable[Sequence[Service]]]
 
 
 class Hints:
-    """`allowed` are hosts, or globs, outside of the mail domain that a hint may lead to."""
+    """Asks for what leads on, and says which of it may be followed."""
 
     def __init__(
-        self, network: Network, user_agent: str, allowed: Sequence[str], resolve: Resolve | None = None
+        self, network: Network, user_agent: str, believed: Believed, resolve: Resolve | None = None
     ) -> None:
         self._network = network
         self._user_agent = user_agent
-        self._allowed = allowed
+        self._believed_hosts = believed
         self._resolve = resolve or srv_records
 
     async def redirect(self, domain: str) -> str | None:
@@ -83,11 +83,7 @@ class Hints:
 
     def _believed(self, netloc: str, domain: str, who: str) -> str:
         url = f"https://{netloc}{SOAP_PATH}"
-        host = urlsplit(url).hostname or ""
-        own = host == domain or host.endswith(f".{domain}")
-        if not own and not any(fnmatchcase(host, pattern) for pattern in self._allowed):
-            text = f"{who} leads to {host}: if that is right, allow it in [exchange] autodiscover_hosts"
-            raise ExchangeError(Failure(code="UntrustedRedirect", text=text))
+        self._believed_hosts.check(urlsplit(url).hostname or "", domain, who)
         log.info("discovery.hint", asked=who, url=url)
         return url
 

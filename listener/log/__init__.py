@@ -123,7 +123,7 @@ def change(level: Level, sum_up: float) -> None:
     _State.repeats.window = sum_up
     _State.least = _LEVELS[level]
     logging.getLogger().setLevel(_LEVELS[level])
-    for library in ("httpx", "httpcore", "hypercorn"):
+    for library in ("httpx", "httpcore", "hypercorn", "msal", "spnego"):
         logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
 
 

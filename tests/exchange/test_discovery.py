@@ -103,7 +103,9 @@ async def discovered(
     internet: Internet, *mailboxes: str, url: str | None = None, ews_url: str | None = None
 ) -> Mapping[str, Placement | Failure]:
     async with connected(internet) as access:
-        return await asking(access, url=url, ews_url=ews_url).discover(mailboxes)
+        return await asking(
+            access, url=url, ews_url=ews_url, hosts=["*.example.net", "example.net"]
+        ).discover(mailboxes)
 
 
 async def code_of(internet: Internet, ews_url: str | None = None, url: str | None = None) -> str:
@@ -265,6 +267,32 @@ async def test_a_redirect_of_http_is_followed_with_body_and_headers(status: int)
 async def test_credentials_are_never_sent_in_the_clear(answer: Answering | Page) -> None:
     internet = Internet({soap_url("example.org"): answer})
     assert await code_of(internet, url=soap_url("example.org")) == "InsecureRedirect"
+    assert internet.connects == ["example.org"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "who"),
+    [
+        (soap(lambda _: user("RedirectUrl", soap_url("evil.example"))), "Autodiscover"),
+        (soap(lambda _: user("RedirectAddress", "ann@evil.example")), "Autodiscover"),
+        (Page(302, headers=[("Location", soap_url("evil.example"))]), soap_url("example.org")),
+        (
+            Page(451, headers=[("X-MS-Location", soap_url("example.org.evil.example"))]),
+            soap_url("example.org"),
+        ),
+    ],
+    ids=["RedirectUrl", "RedirectAddress", "302", "451"],
+)
+async def test_credentials_are_not_sent_where_nobody_has_allowed_it(
+    answer: Answering | Page, who: str
+) -> None:
+    internet = Internet({soap_url("example.org"): answer, soap_url("evil.example"): soap()})
+    found = await discovered(internet, "ann@example.org", url=soap_url("example.org"))
+    failure = found["ann@example.org"]
+    assert isinstance(failure, Failure)
+    assert failure.code == "UntrustedRedirect"
+    assert failure.text.startswith(f"{who} leads to ")
+    assert "evil.example: if that is right, allow it in [exchange] autodiscover_hosts" in failure.text
     assert internet.connects == ["example.org"]
 
 
