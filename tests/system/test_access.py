@@ -1,5 +1,6 @@
 """Every kind of access, through real processes."""
 
+import signal
 from collections.abc import Callable
 
 from tests.system.processes import Listener, Recorder, Simulator, until
@@ -115,3 +116,23 @@ def test_members_of_distribution_groups_come_and_go_while_the_others_stream(
     listener = listen(office)
     listener.until_logged("listener.started")
     office.streaming(7)
+
+
+def test_a_reload_takes_up_other_groups_and_another_access(
+    simulator: Callable[..., Simulator], listen: Listen
+) -> None:
+    office = simulator("--mailboxes", "6")
+    people = sorted(office.mailboxes)
+    office.gather("one@contoso.example", people[:2])
+    office.gather("two@contoso.example", people[2:])
+    office.change('file = "mailboxes.txt"', 'distribution_groups = ["one@contoso.example"]')
+    listener = listen(office)
+    office.streaming(2)
+    office.give(people[0], folders=["inbox"], in_scope=False)
+    office.change('"one@contoso.example"]', '"one@contoso.example", "two@contoso.example"]')
+    override(office, people[0], "delegate", 'folders = ["inbox"]')
+    listener.process.send_signal(signal.SIGHUP)
+    office.streaming(6)
+    delivered(office, people[0])
+    delivered(office, people[5])
+    assert {line["code"] for line in listener.logged("mailbox.parked")} <= {"ErrorImpersonateUserDenied"}
