@@ -20,7 +20,7 @@ import pytest
 from tests.system.processes import Listen, Listener, Recorder, Simulator, Start, until
 from tests.system.truth import judge
 
-MAILBOXES = int(os.environ.get("RESTART_MAILBOXES", "150"))
+MAILBOXES = int(os.environ.get("RESTART_MAILBOXES", "120"))
 PATIENCE = max(15.0, MAILBOXES / 50)
 KEPT = 3.0  # seconds after which changes are on the disk
 
@@ -118,9 +118,7 @@ def test_only_what_the_server_forgot_is_subscribed_anew(
     there = simulator("--mailboxes", "8", "--backends", "1", "--ledger", str(ledger))
     daemon = listen(there)
     streaming(there, 8)
-    kept(daemon)
-    daemon.process.kill()
-    daemon.wait()
+    assert daemon.end() == 0
     nobody_streams(there)
     forgotten = there.mailboxes[3]
     there.make(forgotten, count=3)
@@ -145,9 +143,7 @@ def test_what_was_told_before_is_not_told_again_and_what_has_gone_meanwhile_is_t
     daemon.until_logged("catchup.ready", mailbox=ann)
     told = there.make(ann, count=5)
     until(lambda: len(there.deliveries) == len(told), "what happened before")
-    kept(daemon)
-    daemon.process.kill()
-    daemon.wait()
+    assert daemon.end() == 0
     nobody_streams(there)
     there.make(ann, "DeletedEvent", count=3)
     missed = there.make(ann, count=2)
@@ -231,9 +227,7 @@ def test_the_groups_cookie_is_sent_with_the_first_request_after_the_restart_and_
     there.append('\n[log]\nlevel = "debug"\n')
     daemon = listen(there)
     streaming(there, 8)
-    kept(daemon)
-    daemon.process.kill()
-    daemon.wait()
+    assert daemon.end() == 0
     nobody_streams(there)
     before = wire.requests
     log = daemon.errors.read_text()
