@@ -10,6 +10,7 @@ def run(config: ConfigFile) -> None:
     """
     import faulthandler
     import os
+    import signal
     import sys
     from functools import partial
 
@@ -24,6 +25,8 @@ def run(config: ConfigFile) -> None:
 
     # The watchdog of systemd ends what hangs by SIGABRT: the log then has where each thread stood.
     faulthandler.enable()
+    # It asks for a reload, once there is something to reload; until then it must not end the daemon.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     notifier = Notifier.take(os.environ)
     with reported():
         settings, handlers = load_all(config)

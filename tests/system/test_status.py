@@ -1,15 +1,20 @@
 """How a daemon that runs is: its socket, its port, and the command."""
 
 import os
+import pty
 import signal
 import stat
+import subprocess
+import sys
+import threading
 import urllib.error
+from contextlib import suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.system.operating import command, free_port, get, socket_of, status
-from tests.system.processes import Listen, Start, until
+from tests.system.processes import Listen, Start, json_lines, until
 
 
 def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:
@@ -118,3 +123,30 @@ def test_the_status_of_a_configuration_that_has_become_bad(simulator: Start, lis
     told = command(there, "status")
     assert told.returncode == 2
     assert "cannot be read" in told.stderr
+
+
+def test_it_is_shown_again_and_again_until_it_is_interrupted(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    listen(there)
+    there.streaming(4)
+    shown = there.folder / "shown.jsonl"
+    words = [sys.executable, "-m", "listener", "status", "--watch", "--json", "--config", str(there.config)]
+    with shown.open("w") as file, subprocess.Popen(words, stdout=file) as process:
+        until(lambda: len(json_lines(shown)) >= 2, "two looks")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    main, other = pty.openpty()
+    with subprocess.Popen([word for word in words if word != "--json"], stdout=other) as process:
+        text = b""
+        while b"deliveries" not in text:
+            text += os.read(main, 65536)
+        process.send_signal(signal.SIGINT)
+        threading.Thread(target=drain, args=(main,), daemon=True).start()
+        assert process.wait(10) == 0
+    os.close(other)
+
+
+def drain(terminal: int) -> None:
+    with suppress(OSError):
+        while os.read(terminal, 65536):
+            pass

@@ -1,0 +1,91 @@
+"""How fast a daemon of 10,000 mailboxes says how it is, and for how long that keeps its loop from everything else.
+
+`python benchmarks/status.py [DIRECTORY]`. The daemon is whole, but for its connections; it is asked over its Unix
+socket, while a task looks how late the loop comes to it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import httpx
+import structlog
+import trio
+
+from listener.config import parse
+from listener.daemon import Daemon
+from listener.operations import Operations
+
+COUNT = 10_000
+TIMES = 20
+PARKED = 50  # in each group
+
+
+async def main(where: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=where) as directory:
+        names = [f"user{number:05}@contoso.example" for number in range(COUNT)]
+        document = {
+            "exchange": {"ews_url": "https://mail.contoso.example/EWS/Exchange.asmx"},
+            "auth": {"user": "u", "password": "p"},
+            "groups": [{"name": "site", "mailboxes": names}],
+            "handlers": {"log": {"use": "log"}},
+        }
+        config = parse(document, Path(directory), {})
+        config.state_directory.mkdir()
+        daemon = Daemon(config, [])
+        operations = Operations(daemon, lambda: (config, []))
+        async with trio.open_nursery() as nursery:
+            daemon.roster._nursery = nursery
+            daemon.roster.change(daemon.roster.known, ())
+            for runner in daemon.roster.runners.values():
+                members = tuple(
+                    replace(member, parked=True) if at < PARKED else replace(member, subscription=f"id-{at}")
+                    for at, member in enumerate(runner.state.members)
+                )
+                runner.state = replace(runner.state, members=members)
+            # They stand as they are: nothing is asked of anybody.
+            nursery.cancel_scope.cancel()
+        async with operations.at_hand():
+            for path in ("/status.json", "/metrics"):
+                seconds, lateness = await asked(config.status_socket, path)
+                print(
+                    f"{path}: {seconds * 1000:.1f} ms in the middle, the loop late by {lateness * 1000:.1f} ms "
+                    "at most",
+                    flush=True,
+                )
+
+
+async def asked(socket: Path, path: str) -> tuple[float, float]:
+    """Seconds until an answer, in the middle; and how late the loop was meanwhile, at most."""
+    late = 0.0
+
+    async def look() -> None:
+        nonlocal late
+        while True:
+            begun = time.perf_counter()
+            await trio.sleep(0.001)
+            late = max(late, time.perf_counter() - begun - 0.001)
+
+    durations = []
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket))) as client:
+        await client.get(f"http://x{path}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            for _ in range(TIMES):
+                begun = time.perf_counter()
+                answer = (await client.get(f"http://x{path}")).raise_for_status()
+                durations.append(time.perf_counter() - begun)
+                assert len(answer.content) > 500
+            nursery.cancel_scope.cancel()
+    return median(durations), late
+
+
+if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    sys.setswitchinterval(0.0002)
+    trio.run(main, Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir()))
