@@ -80,7 +80,7 @@ class Desk:
     pace: float = 0.0
     traffic: bool = False
     finds: int = 0  # sweeps in a row that found something
-    first: float = -inf  # when it was looked at for the first time
+    first: float = -inf  # when it had been looked at for the first time
     compared: float = -inf  # when the last comparison began that came to its end
     skipped: set[str] = field(default_factory=set)
 
@@ -280,8 +280,6 @@ class CatchUp:
             log.info("catchup.begun", mailbox=mailbox, reasons=list(gap.reasons))
             await self._tell_gap(mailbox, gap, since)
             gap.told = True
-        if known is None:
-            desk.first = begun
         comparison = self._comparison(mailbox, desk, inquiry)
         comparison.cutoff = None if since is None else since - SKEW
         # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
@@ -289,6 +287,8 @@ class CatchUp:
         older = gap.before or (gap.since is not None and gap.since < self.begun)
         comparison.distrusted = younger or (known is not None and known.first and older)
         await self._compare(comparison, known, records)
+        if known is None:
+            desk.first = trio.current_time()
         self._looked(mailbox, desk, begun)
         if is_news:
             if comparison.unseen or comparison.unread:
@@ -432,8 +432,8 @@ NO_STREAM = Failure(code="NoStream", text="its stream is not open")
 # Seconds after which it is seen whether a mailbox has a stream again, and whether one can be read again.
 WITHOUT_STREAM, PARKED = 30.0, 15.0
 
-# How late, in seconds, a stream may tell what happened while it was well.
-LATE = 2.0
+# How late, in seconds, a stream may tell what happened: that long before it broke may be missing too.
+LATE = 30.0
 
 # Seconds between two pages of first states, which nobody is waiting for.
 PACE = 0.05

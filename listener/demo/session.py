@@ -31,8 +31,6 @@ from listener.simulator.faults import FaultError
 # How long traffic waits for the mailboxes to stream, and the end for what is still on its way, at most; seconds.
 SETTLE = 120.0
 LAST_CALL = 10.0
-# What happened a moment before its stream broke may have been on its way.
-LATE = 1.0
 # A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
 SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
 # Somebody has to ask for something while tokens end.
@@ -184,7 +182,7 @@ class Session:
 
         def gap(mailbox: str, since: float | None, reason: str) -> None:
             if since is not None:
-                self.without[mailbox].append((_wall(since) - LATE, time.time()))
+                self.without[mailbox].append((_wall(since), time.time()))
             tell(mailbox, since, reason)
 
         daemon.roster.gaps = gap

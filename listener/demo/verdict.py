@@ -11,8 +11,10 @@ lost. What lies in a folder goes with it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -64,17 +66,25 @@ class Call(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """From when to when a mailbox had no stream that was well, and was looked at; Unix seconds."""
+    """From when to when a mailbox had no stream that was well, and was looked at; Unix seconds.
+
+    What happened shortly before its stream broke may have been on its way, if it came after all that the stream told.
+    """
 
     without: Sequence[tuple[float, float]] = ()
     looks: Sequence[tuple[float, float]] = ()
 
-    def hide(self, came: float, went: float) -> bool:
-        """Whether both were without a stream, and nobody looked in between: a gap that is not filled goes on."""
+    def hide(self, *moments: tuple[float, float]) -> bool:
+        """Whether there was no stream at any of these moments, and nobody looked in between: a gap that is not filled
+        goes on. With each moment comes when a stream first told of something later."""
         unheard = all(
-            any(since <= moment <= until for since, until in self.without) for moment in (came, went)
+            any(
+                since - (LATE if until < overtaken else 0) <= moment <= until for since, until in self.without
+            )
+            for moment, overtaken in moments
         )
-        return unheard and not any(came < begun and done < went for begun, done in self.looks)
+        first, last = min(moments)[0], max(moments)[0]
+        return unheard and not any(first < begun and done < last for begun, done in self.looks)
 
 
 class Verdict(NamedTuple):
@@ -140,7 +150,15 @@ def balance(
         duplicates += line is None and not new
     matched = {line.seq for line in matches.values()}
     missing = [line for line in lines if line.seq not in matched and not things.told(line)]
-    unseen = [line for line in missing if things.left_no_trace(line, (gaps or {}).get(line.mailbox, Gaps()))]
+    streamed = _Streamed(
+        (line, calls[number].time) for number, line in matches.items() if not calls[number].recovered
+    )
+    unseen = []
+    for line in missing:
+        life = things.untold_life(line)
+        hidden = (gaps or {}).get(line.mailbox, Gaps())
+        if life is not None and hidden.hide(*((end.time, streamed.overtook(end)) for end in life)):
+            unseen.append(line)
     passed = {line.seq for line in unseen}
     told_by = {number: line for number, line in matches.items() if not calls[number].recovered}
     return Books([line for line in missing if line.seq not in passed], unseen, duplicates, told_by)
@@ -218,14 +236,30 @@ class _Things:
             return None
         return self._end.get((id_[0], lines[-1].parent_folder_id or ""))
 
-    def left_no_trace(self, line: LedgerLine, gaps: Gaps) -> bool:
-        """Whether the thing came and went inside one gap, under this id, and nothing of it was ever told."""
+    def untold_life(self, line: LedgerLine) -> tuple[LedgerLine, LedgerLine] | None:
+        """The changes with which a thing came and went, under this id; None if it did not, or was ever told of."""
         id_ = line.mailbox, line.thing
         first, end = self._lines[id_][0], self._end_of(id_)
         came = first.kind in _CAME or (first.kind == "MovedEvent" and first.old_id != first.thing)
-        if id_ in self._named or not came or end is None:
-            return False
-        return gaps.hide(first.time, end.time)
+        return None if id_ in self._named or not came or end is None else (first, end)
+
+
+class _Streamed:
+    """What streams told, mailbox by mailbox, and when."""
+
+    def __init__(self, told: Iterable[tuple[LedgerLine, float]]) -> None:
+        # From the last change to the first: when this or a later one was told first.
+        self._seqs: defaultdict[str, list[int]] = defaultdict(list)
+        self._first: defaultdict[str, list[float]] = defaultdict(list)
+        for line, time in sorted(told, key=lambda each: each[0].seq, reverse=True):
+            first = self._first[line.mailbox]
+            self._seqs[line.mailbox].append(-line.seq)
+            first.append(min(time, first[-1]) if first else time)
+
+    def overtook(self, line: LedgerLine) -> float:
+        """When a stream first told of something later in its mailbox."""
+        later = bisect_left(self._seqs[line.mailbox], -line.seq)
+        return self._first[line.mailbox][later - 1] if later else inf
 
 
 def read_ledger(lines: Iterable[bytes]) -> tuple[list[LedgerLine], int]:
@@ -245,6 +279,9 @@ def _percentile(ordered: list[float], percent: int) -> float | None:
         return None
     return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 1)
 
+
+# How long, in seconds, a change may have been on its way when its stream broke.
+LATE = 15.0
 
 _DECODE = msgspec.json.Decoder(LedgerLine).decode
 _CAME = frozenset(("CreatedEvent", "CopiedEvent", "NewMailEvent"))

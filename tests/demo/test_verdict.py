@@ -200,7 +200,7 @@ def test_what_came_and_went_inside_one_gap_is_unseen() -> None:
     assert held(lines, [], (0.9, 3.1))[3:] == (0, None, None, 3)
     assert held(lines, []).lost == 3
     assert held(lines, [], (0.9, 2.9)).lost == 3
-    assert held(lines, [], (1.1, 3.1)).lost == 3
+    assert held(lines, [], (30.0, 40.0)).lost == 3
     assert held(lines, [], (0.9, 3.1), who="bob").lost == 3
     # A gap that was not filled goes on.
     assert held(lines, [], (0.9, 1.1), (2.9, 3.1)).unseen == 3
@@ -211,6 +211,17 @@ def test_what_came_and_went_inside_one_gap_is_unseen() -> None:
     assert held(lines, [call(lines[0], 0.01)], (0.9, 3.1)).lost == 2
     assert held(lines[1:], [], (0.9, 3.1)).lost == 2
     assert held(lines[:2], [], (0.9, 3.1)).lost == 2
+
+
+def test_what_was_on_its_way_when_the_stream_broke_is_unseen_unless_it_was_overtaken() -> None:
+    lines = [change(1.0, kind="CreatedEvent"), change(3.0, kind="DeletedEvent")]
+    before, after = change(0.5, "other"), change(1.5, "other")
+    assert held([before, *lines], [call(before, 0.1)], (2.0, 4.0)).unseen == 2
+    assert held([*lines, after], [call(after, 0.1)], (2.0, 4.0)).lost == 2
+    # The next stream is another one.
+    assert held([*lines, after], [call(after, 3.0)], (2.0, 4.0)).unseen == 2
+    elsewhere = change(1.5, "other", "bob@x.example")
+    assert held([*lines, elsewhere], [call(elsewhere, 0.1)], (2.0, 4.0)).unseen == 2
 
 
 def test_a_place_where_an_item_stayed_only_inside_a_gap_is_unseen() -> None:

@@ -190,7 +190,7 @@ def noted_gaps(daemon: Daemon) -> dict[str, list[tuple[float, float]]]:
     def note(mailbox: str, since: float | None, reason: str) -> None:
         if since is not None:
             until = clock()
-            without.setdefault(mailbox, []).append((until - trio.current_time() + since - 1.0, until))
+            without.setdefault(mailbox, []).append((until - trio.current_time() + since, until))
         tell(mailbox, since, reason)
 
     daemon.roster.gaps = note
