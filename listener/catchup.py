@@ -289,8 +289,9 @@ class CatchUp:
         await self._compare(comparison, known, records)
         if known is None:
             desk.first = trio.current_time()
-        self._looked(mailbox, desk, begun)
+        desk.compared = begun
         if is_news:
+            self._looked(mailbox, begun)
             if comparison.unseen or comparison.unread:
                 await self._tell(mailbox, "gap", _unfilled(comparison))
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
@@ -331,8 +332,7 @@ class CatchUp:
             self.recovered += comparison.found
             self.requests += comparison.inquiry.requests
 
-    def _looked(self, mailbox: str, desk: Desk, begun: float) -> None:
-        desk.compared = begun
+    def _looked(self, mailbox: str, begun: float) -> None:
         if self.looked is not None:
             self.looked(mailbox, begun)
 
@@ -348,7 +348,8 @@ class CatchUp:
         comparison = self._comparison(mailbox, desk, inquiry)
         comparison.trusting, comparison.grace = True, self.grace
         await self._compare(comparison, known, records)
-        self._looked(mailbox, desk, begun)
+        desk.compared = begun
+        self._looked(mailbox, begun)
         if comparison.found:
             since = datetime.fromtimestamp(known.compared, UTC)
             reason = "silent" if comparison.missed else "sweep"
