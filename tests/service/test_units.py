@@ -67,7 +67,7 @@ def test_an_instance_is_as_the_single_service() -> None:
     expected = expected.replace("config.toml", "%i.toml")
     expected = re.sub(r"# The account of .*", "# An account of its own …", expected)
     expected = re.sub(
-        r"^(User|StateDirectory|RuntimeDirectory|WorkingDirectory)=(\S+)$",
+        r"^(User|StateDirectory|WorkingDirectory)=(\S+)$",
         r"\1=\2-%i",
         expected,
         flags=re.MULTILINE,
