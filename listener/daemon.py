@@ -130,6 +130,7 @@ class Daemon:
             trio.open_nursery() as handlers,
         ):
             self.journal = self.attendant.heart = journal
+            self.access.auth.remember(self.config.state_directory / "refusals.json")
             handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
             await self._recall(journal)
             if await unless(stop, self._check_scope) and await unless(

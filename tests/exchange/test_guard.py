@@ -1,6 +1,7 @@
 """At most three tries with refused credentials, however many ask."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import structlog
@@ -10,6 +11,7 @@ import trio.testing
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.exchange.auth.guard import MOST_TRIES, PAUSES, TRUST, Guard
+from listener.exchange.auth.memory import Memory, Refusals
 
 EWS = "https://mail.example.com/EWS/Exchange.asmx"
 OTHER = "https://autodiscover.example.com/autodiscover/autodiscover.svc"
@@ -153,3 +155,42 @@ async def test_a_try_that_is_given_up_lets_the_next_one_try(autojump_clock: trio
         await server.ask(guard)
     server.seconds = 1
     assert await server.ask(guard) is None
+
+
+async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    server, path = Server(REFUSED), tmp_path / "refusals.json"
+
+    def process(password: str) -> Guard:
+        guard = Guard("svc", lambda: password)
+        guard.remember(Memory(path))
+        return guard
+
+    for _ in range(5):  # restarted over and over
+        guard = process("wrong")
+        for _ in range(2):
+            await server.ask(guard)
+    assert len(server.asked) == 2
+    held = await server.ask(process("wrong"))
+    assert held is not None
+    assert (held.code, held.text) == ("Http401", REFUSED.text)
+    assert held.wait == pytest.approx(60, abs=5)
+    assert b"wrong" not in path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600
+    server.answer = None
+    assert await server.ask(process("right")) is None  # another password is another matter
+    assert process("wrong").tries == 2
+    await trio.sleep(0)
+    guard = process("wrong")
+    await trio.sleep(61)
+    assert await server.ask(guard) is None
+    assert process("wrong").tries == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"svc": 1}'])
+def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "refusals.json"
+    path.write_bytes(content)
+    with structlog.testing.capture_logs() as logs:
+        assert Memory(path).recall("svc", "x") is None
+        Memory(tmp_path / "none" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
+    assert [line["event"] for line in logs] == ["auth.memory_failed"] * 2

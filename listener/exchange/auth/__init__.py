@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth, OAuthAuth
 from listener.exchange.auth.basic import Basic
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.guard import Guard
+from listener.exchange.auth.memory import Memory
 from listener.exchange.auth.negotiate import Negotiate
 from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.auth.oauth import OAuth
@@ -23,7 +25,7 @@ class Account:
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
-        self.guard = Guard(scheme.account)
+        self.guard = Guard(scheme.account, lambda: scheme.password)
 
 
 class Accounts:
@@ -32,6 +34,7 @@ class Accounts:
     def __init__(self, of: Callable[[str], Account]) -> None:
         self._of = of
         self._asked: dict[Account, None] = {}
+        self._memory: Memory | None = None
 
     @classmethod
     def same(cls, scheme: Scheme) -> Accounts:
@@ -42,8 +45,17 @@ class Accounts:
     def of(self, url: str) -> Account:
         """The account for requests to this URL."""
         account = self._of(url)
-        self._asked[account] = None
+        if account not in self._asked:
+            self._asked[account] = None
+            if self._memory is not None:
+                account.guard.remember(self._memory)
         return account
+
+    def remember(self, path: Path) -> None:
+        """Refusals are kept in this file from now on, and those of an earlier process count."""
+        self._memory = Memory(path)
+        for account in self._asked:
+            account.guard.remember(self._memory)
 
     @property
     def in_use(self) -> tuple[Account, ...]:

@@ -24,6 +24,10 @@ class Basic:
         return self._credentials.user
 
     @property
+    def password(self) -> str:
+        return self._credentials.password
+
+    @property
     def refusal(self) -> str:
         return refused_password(self.account)
 

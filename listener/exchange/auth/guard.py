@@ -7,12 +7,14 @@ The rules:
    an outage is sent once, not once a group.
 3. After MOST_TRIES refusals in a row nothing is asked of any server in the account's name, for a time that grows.
    What is refused before that may be a passing illness of the server: the second try comes soon, the third later.
-4. Whoever is held back is told the refusal again, and how long it lasts.
+4. All this outlives the process (memory.py), and ends where another password is configured.
+5. Whoever is held back is told the refusal again, and how long it lasts.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -22,6 +24,7 @@ from msgspec.structs import replace
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
+from listener.exchange.auth.memory import Memory, Refusals
 
 log = structlog.get_logger()
 
@@ -35,8 +38,10 @@ PAUSES = (0.0, 60.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
 class Guard:
     """Admits the requests of one account."""
 
-    def __init__(self, account: str) -> None:
+    def __init__(self, account: str, secret: Callable[[], str | None] = lambda: None) -> None:
         self._account = account
+        self._secret = secret
+        self._memory: Memory | None = None
         self._trusted: dict[str, float] = {}  # by host, until when
         self._refusals: dict[str, tuple[float, Failure]] = {}  # by host, until when and why
         self._tries = 0
@@ -47,6 +52,22 @@ class Guard:
     def tries(self) -> int:
         """Refusals since the credentials were last accepted."""
         return self._tries
+
+    def remember(self, memory: Memory) -> None:
+        """Goes on from what an earlier process left, and leaves it to a later one. Only passwords are remembered:
+        nothing else is locked by trying."""
+        self._memory = memory
+        secret = self._secret()
+        told = None if secret is None else memory.recall(self._account, secret)
+        if told is not None:
+            left = min(told.until - time.time(), PAUSES[-1])
+            self._tries, self._level = told.tries, told.level
+            self._refusals[EARLIER] = trio.current_time() + left, Failure(code=told.code, text=told.text)
+
+    def _note(self, refusals: Refusals | None) -> None:
+        secret = self._secret()
+        if self._memory is not None and secret is not None:
+            self._memory.note(self._account, secret, refusals)
 
     @asynccontextmanager
     async def asking(self, url: str) -> AsyncIterator[None]:
@@ -88,7 +109,11 @@ class Guard:
 
     def _hold_back(self, host: str) -> None:
         account_wide = self._tries >= MOST_TRIES
-        held = self._refusals.values() if account_wide else [self._refusals.get(host, NEVER)]
+        held = (
+            self._refusals.values()
+            if account_wide
+            else [self._refusals.get(each, NEVER) for each in (host, EARLIER)]
+        )
         until, failure = max(held, key=lambda refusal: refusal[0], default=NEVER)
         remaining = until - trio.current_time()
         if remaining > 0:
@@ -103,6 +128,7 @@ class Guard:
         level = max(self._level, min(self._tries, MOST_TRIES))
         pause = PAUSES[min(level, len(PAUSES)) - 1]
         self._refusals[host] = now + pause, failure
+        self._note(Refusals(self._tries, self._level, time.time() + pause, failure.code, failure.text))
         # Servers in trouble refuse once in a while what they take a moment later.
         tell = log.error if self._tries >= MOST_TRIES else log.warning
         tell(
@@ -121,6 +147,7 @@ class Guard:
         if self._tries:
             log.info("auth.accepted", account=self._account, server=host, tries=self._tries)
             self._tries = self._level = 0
+            self._note(None)
             self._refusals.clear()
 
 
@@ -133,6 +160,8 @@ class _Probe:
         self.failure: Failure | None = None
 
 
+# In place of a host: what an earlier process was told.
+EARLIER = ""
 NEVER = (0.0, Failure(code=""))
 # Nobody heard the credentials.
 UNREACHABLE = frozenset({"ConnectFailed", "ConnectTimeout", "NameNotResolved", "TlsFailed"})

@@ -53,6 +53,10 @@ class Negotiate:
         return self._principal or "the default principal of Kerberos"
 
     @property
+    def password(self) -> str | None:
+        return None if self.credentials is None else self.credentials.password
+
+    @property
     def refusal(self) -> str:
         return f"the server refuses {self.account}"
 

@@ -27,6 +27,10 @@ class Ntlm:
         return self.credentials.user
 
     @property
+    def password(self) -> str:
+        return self.credentials.password
+
+    @property
     def refusal(self) -> str:
         return refused_password(self.account)
 

@@ -18,6 +18,7 @@ class OAuth:
 
     def __init__(self, tokens: Tokens, account: str) -> None:
         self.account = account
+        self.password = None
         self._tokens = tokens
 
     @property

@@ -21,6 +21,11 @@ class Scheme(Protocol):
         ...
 
     @property
+    def password(self) -> str | None:
+        """What an account can be locked by trying, None if there is no such thing."""
+        ...
+
+    @property
     def refusal(self) -> str:
         """What a 401 means that comes out of it, for people."""
         ...
