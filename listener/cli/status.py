@@ -1,5 +1,6 @@
 """`ews-listener status`: how the daemon is."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,9 @@ def status(
 
             from listener.service.view import picture
 
-            Console(highlight=False).print(picture(snapshot))
+            # Where nobody looks at a terminal, lines need not fit one.
+            width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+            Console(highlight=False, width=width).print(picture(snapshot))
         if not (snapshot.healthy and snapshot.ready):
             raise typer.Exit(FAILED)
 

@@ -49,35 +49,32 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _head(it: Snapshot, before: Snapshot | None) -> Table:
-    head = Table.grid(padding=(0, 3))
+def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
     colour = "green" if it.streaming == it.mailboxes else "yellow"
     rate = ""
     if before is not None and it.time > before.time:
         rate = f" ({(it.events - before.events) / (it.time - before.time):,.0f}/s)"
-    head.add_row(
+    first = [
         Text(f"ews-listener {it.version}", "bold"),
         Text(it.state, COLOURS.get(it.state, "")),
         _pair("up", lasted(it.time - it.started)),
         _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", colour),
         _pair("parked", f"{it.parked:,}", "red" if it.parked else ""),
         _pair("events", f"{it.events:,}{rate}"),
-    )
-    more = Table.grid(padding=(0, 3))
-    cells = []
+    ]
+    second = []
     if it.journal is not None:
-        cells.append(_pair("journal", f"{size(it.journal.size)} of {size(it.journal.limit)}"))
+        second.append(_pair("journal", f"{size(it.journal.size)} of {size(it.journal.limit)}"))
     if (gaps := it.catch_up) is not None:
-        cells.append(_pair("gaps", f"{gaps.gaps:,}, {gaps.open:,} open, {gaps.recovered:,} events recovered"))
-    cells += [
+        second.append(
+            _pair("gaps", f"{gaps.gaps:,}, {gaps.open:,} open, {gaps.recovered:,} events recovered")
+        )
+    second += [
         _pair("requests", f"{server.host} {server.concurrency}/{server.most}") for server in it.servers[:4]
     ]
-    cells += [_pair(f"token {token.name}", lasted(token.remaining)) for token in it.tokens]
-    more.add_row(*cells)
-    whole = Table.grid()
-    whole.add_row(head)
-    whole.add_row(more)
-    return whole
+    second += [_pair(f"token {token.name}", lasted(token.remaining)) for token in it.tokens]
+    space = Text("   ")
+    return Group(space.join(first), space.join(second))
 
 
 def _pair(name: str, value: str, style: str = "") -> Text:
@@ -102,10 +99,12 @@ def _warnings(it: Snapshot) -> list[Text]:
 
 
 def _table(*columns: str) -> Table:
+    """Columns of numbers stand to the right and keep their width; those that begin with "<" give way."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
+        name, text = column.lstrip("<"), column.startswith("<")
         table.add_column(
-            column.lstrip("<"), justify="left" if column.startswith("<") else "right", no_wrap=True
+            name, justify="left" if text else "right", no_wrap=True, min_width=6 if text else len(name)
         )
     return table
 
@@ -134,7 +133,7 @@ def _handler(handler: HandlerStatus, now: float) -> list[str | Text]:
 
 def _groups(it: Snapshot) -> Table:
     table = _table(
-        "<group", "<anchor", "<state", "since", "streaming", "parked", "events", "failures", "stream age"
+        "<group", "<anchor", "<state", "since", "streaming", "parked", "events", "failures", "stream"
     )
     # Those in trouble first.
     ordered = sorted(it.groups, key=lambda group: (group.streaming == group.mailboxes, group.name))
