@@ -1,14 +1,9 @@
 """What is in the journal outlives the process, and operators can ask about it."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from pathlib import Path
-from random import Random
 
 from tests.system.processes import Listen, Listener, Simulator, Start, handler, json_lines, until
 
@@ -48,42 +43,6 @@ def test_what_a_handler_had_no_time_for_comes_after_the_restart(
     assert [event["id"] for event in json_lines(slow)] == [event["id"] for event in there.deliveries]
     assert again.end() == 0
     assert len(there.deliveries) == len(ledger)
-
-
-def test_a_handler_that_is_killed_in_the_middle_gets_everything_that_was_received(
-    simulator: Start, listen: Listen, plugins: str
-) -> None:
-    """`kill -9` at random moments under load: the quick handler and the slow one end up with the same events."""
-    there = simulator("--rate", "300")
-    slow = there.folder / "slow.jsonl"
-    there.append(handler("slow", "acme:open_slow", f'path = "{slow}"', "seconds = 0.001"))
-    dice = Random(1)
-    for _ in range(int(os.environ.get("KILLS", "4"))):
-        daemon = listen(there, PYTHONPATH=plugins)
-        daemon.until_logged("group.streaming")
-        time.sleep(dice.uniform(0.1, 1.0))
-        daemon.process.kill()
-        assert daemon.wait() == -signal.SIGKILL
-    there.rate(0)
-    daemon = listen(there, PYTHONPATH=plugins)
-    daemon.until_logged("group.streaming")
-    delivered = until(lambda: both(there, slow), "both handlers with the same events", patience=60)
-    assert delivered > 300
-    assert daemon.end() == 0
-    for mailbox in there.mailboxes:
-        assert order(there.deliveries, mailbox) == order(json_lines(slow), mailbox)
-
-
-def both(there: Simulator, slow: Path) -> int:
-    quick, slowly = (
-        {event["id"] for event in json_lines(path)} for path in (there.folder / "deliveries.jsonl", slow)
-    )
-    return len(quick) if quick == slowly else 0
-
-
-def order(events: list[dict[str, object]], mailbox: str) -> list[object]:
-    """The ids of a mailbox's events, each where it came first."""
-    return list(dict.fromkeys(e["id"] for e in events if e["source"] == f"mailto:{mailbox}"))
 
 
 def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_runs(
