@@ -82,6 +82,9 @@ def simulate(
     if print_faults:
         typer.echo(to_toml(plan), nl=False)
         return
+    if keytab and auth != "negotiate":
+        typer.echo("error: --keytab goes with --auth negotiate", err=True)
+        raise typer.Exit(2)
     settings = Settings(
         port=port,
         name=hostname,

@@ -76,3 +76,14 @@ def test_what_is_for_the_demo_alone_stays_out_of_the_help() -> None:
     assert result.exit_code == 0
     assert "duration" in result.output
     assert "stdin" not in result.output
+
+
+def test_a_keytab_that_is_none(tmp_path: Path) -> None:
+    keytab = tmp_path / "empty.keytab"
+    keytab.touch()
+    result = CliRunner().invoke(app, ["simulate", "--auth", "negotiate", "--keytab", str(keytab)])
+    assert result.exit_code == 1
+    assert "cannot run the simulator: " in result.output
+    result = CliRunner().invoke(app, ["simulate", "--keytab", str(keytab)])
+    assert result.exit_code == 2
+    assert "--keytab goes with --auth negotiate" in result.output

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -133,6 +134,11 @@ class Listener:
             for line in self.log
             if line["event"] == event and all(line.get(key) == value for key, value in fields.items())
         ]
+
+    def seconds_to(self, line: dict[str, Any]) -> float:
+        """From its first line to this one."""
+        first, then = (datetime.fromisoformat(each["time"]) for each in (self.log[0], line))
+        return (then - first).total_seconds()
 
     def until_logged(self, event: str, count: int = 1, **fields: object) -> list[dict[str, Any]]:
         """The lines of this event, as soon as there are so many."""

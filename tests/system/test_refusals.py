@@ -3,12 +3,11 @@
 import re
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.system.processes import Listen, Listener, Simulator, Start, until
+from tests.system.processes import Listen, Simulator, Start, until
 
 SOON = 5.0
 """Seconds from the daemon's first line in which it must be said."""
@@ -132,12 +131,6 @@ def names(told: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def seconds_until(daemon: Listener, line: dict[str, Any]) -> float:
-    """From the daemon's first line to this one."""
-    first, then = (datetime.fromisoformat(each["time"]) for each in (daemon.log[0], line))
-    return (then - first).total_seconds()
-
-
 def test_it_gets_in_by_certificate(simulator: Start, listen: Listen) -> None:
     there = simulator("--auth", "oauth")
     with_certificate(there)
@@ -157,7 +150,7 @@ def test_each_refusal_has_its_own_message(simulator: Start, listen: Listen, case
     assert refused["code"] == code
     pattern = re.escape(text.format(**names(there.told))).replace("…", ".+")
     assert re.fullmatch(pattern, refused["text"]), refused["text"]
-    assert seconds_until(daemon, refused) < SOON
+    assert daemon.seconds_to(refused) < SOON
     assert daemon.end() == 0
 
 

@@ -8,6 +8,7 @@ login is asked about every request, in order, and answers `Admitted` or `Denied`
     connection.py   NTLM and Negotiate: a handshake that belongs to its connection, as IIS has it
     ntlm.py         the server's end of NTLM
     negotiate.py    the server's end of SPNEGO: NTLM or Kerberos
+    kerberos.py     the server's end of Kerberos
     ntlmssp.py      what stands in an NTLM AUTHENTICATE message
     binding.py      Extended Protection: channel bindings
     registration.py an application, as Entra ID knows it
