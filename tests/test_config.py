@@ -542,6 +542,15 @@ class TestSecrets:
                     load_key_pair(tmp_path / path, None if other is None else tmp_path / other, password)
         assert "BEGIN" not in repr(pair)
 
+    def test_of_the_proxy(self) -> None:
+        from listener.assembly import proxy
+
+        exchange = {"proxy": "http://proxy.example.com:3128", "proxy_user": "u", "proxy_password": SECRET}
+        built = proxy(good(exchange=exchange).exchange)
+        assert built is not None
+        assert built.raw_auth == (b"u", SECRET.encode())
+        assert SECRET not in repr(built)
+
     def test_neither_errors_nor_reprs_tell_them(self) -> None:
         proxy = f"http://user:{SECRET}@proxy.example.com:3128"
         config = good(exchange={"proxy": proxy})

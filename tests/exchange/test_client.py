@@ -4,6 +4,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ import trio
 import trio.testing
 
 from listener.config.secrets import Secret
+from listener.config.tls import tls_context
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.budget import Budgets
@@ -231,6 +233,33 @@ async def test_a_certificate_that_nobody_vouches_for_is_said_so() -> None:
     )
     assert "; the server shows a certificate for OU=Testing cert #" in text
     assert ", issued by OU=Testing CA #" in text
+
+
+async def test_a_certificate_of_ours_is_shown_to_who_asks_for_it(tmp_path: Path) -> None:
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    own = authority.issue_cert("listener.example.com")
+    own.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    shown: list[str] = []
+
+    async def peer(stream: trio.SocketStream) -> None:
+        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        while b"<x/>" not in await tls.receive_some():
+            pass
+        shown.append(tls.getpeercert()["subjectAltName"][0][1])  # type: ignore[index]
+        await tls.send_all(answer(b"200 OK", b"<a/>"))
+
+    ours = tls_context(tmp_path / "ca.pem", tmp_path / "own.pem")
+    async with served(peer, tls=ours) as client:
+        client.url = client.url.replace("http:", "https:")
+        assert await client.call(b"<x/>", {}, bytes) == b"<a/>"
+    assert shown == ["listener.example.com"]
 
 
 async def test_a_peer_that_accepts_and_never_answers_costs_one_time_out(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import httpx
@@ -264,16 +265,21 @@ def _closes(response: httpx.Response) -> bool:
 
 async def _put_aside(response: httpx.Response) -> list[tuple[bytes, bytes]]:
     """Reads a 401 to its end, so that its connection can go on; its cookies, which belong to the group."""
-    length = 0
+    length, chunks = 0, aiter(response.stream)  # type: ignore[arg-type]  # httpx: of a transport for async
     try:
-        async for chunk in response.stream:  # type: ignore[union-attr]  # httpx: of a transport for async
+        async for chunk in chunks:
             length += len(chunk)
             if length > _LARGEST_PAGE:
                 break
     except httpx.TransportError:
         pass  # the connection is gone, and the next leg opens another one
     finally:
-        await response.aclose()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await response.aclose()
+            # What is nested in there runs into its end, and nothing is left to the garbage collector.
+            with suppress(httpx.HTTPError, httpx.StreamError):
+                async for _ in chunks:
+                    pass
     return [(name, value) for name, value in response.headers.raw if name.lower() == b"set-cookie"]
 
 

@@ -1,0 +1,131 @@
+"""Handshakes of one leg, as Kerberos has them: per connection, or per request where the server wants it so."""
+
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+import trio.testing
+
+from listener.errors import ExchangeError
+from listener.ews.codes import Failure
+from listener.exchange.auth.handshake import HandshakeTransport
+from listener.exchange.network import KEEP_ALIVE
+from tests.exchange.access import network
+
+URL = "https://mail.example.com/EWS/Exchange.asmx"
+Server = Callable[[httpx.Request], httpx.Response]
+
+
+class Ticket:
+    """A mechanism, and its handshake: one token."""
+
+    credentials = None
+    header = "Negotiate"
+    one_leg = True
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    @property
+    def shown(self) -> bool:
+        return self.made > 0
+
+    async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Ticket":
+        assert offered == ["Negotiate"]
+        return Ticket()
+
+    async def step(self, received: bytes | None, binding: bytes | None) -> bytes | None:
+        self.made += 1
+        return b"ticket" if self.made == 1 else None
+
+    def refused(self, binding: bytes | None) -> Failure:
+        return Failure(code="HandshakeRefused")
+
+
+class Connection:
+    """What httpcore tells of a connection without TLS."""
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+
+class Kerberos:
+    """A server on one connection. `lasting`: a connection that was let in stays so; `frank`: it says if not."""
+
+    def __init__(self, lasting: bool, frank: bool = False, closing: bool = False) -> None:
+        self.lasting, self.frank, self.closing = lasting, frank, closing
+        self.connection, self.let_in = Connection(), False
+        self.asked: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        token = request.headers.get("Authorization", "")
+        self.asked.append("token" if token else "plain")
+        if not token and not self.let_in:
+            return self._answer(401, {"WWW-Authenticate": "Negotiate"})
+        self.let_in = self.lasting
+        return self._answer(200, {"Persistent-Auth": "false"} if self.frank else {})
+
+    def _answer(self, status: int, headers: dict[str, str]) -> httpx.Response:
+        return httpx.Response(status, headers=headers, extensions={"network_stream": self.connection})
+
+
+async def ask(server: Server, times: int) -> list[int]:
+    async with httpx.AsyncClient(transport=HandshakeTransport(network(server), Ticket())) as client:
+        return [(await client.post(URL, content=b"<x/>")).status_code for _ in range(times)]
+
+
+@pytest.mark.parametrize(
+    ("server", "asked"),
+    [
+        (Kerberos(lasting=True), ["plain", "token", "plain", "plain", "plain"]),
+        (Kerberos(lasting=False), ["plain", "token", "plain", "token", "token", "token"]),
+        (Kerberos(lasting=False, frank=True), ["plain", "token", "token", "token", "token"]),
+    ],
+    ids=["per connection", "per request", "per request, and says so"],
+)
+async def test_a_token_is_sent_as_often_as_the_server_wants_it(server: Kerberos, asked: list[str]) -> None:
+    assert await ask(server, 4) == [200] * 4
+    assert server.asked == asked
+
+
+async def test_a_refused_ticket_is_not_sent_again() -> None:
+    asked: list[str] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers.get("Authorization", ""))
+        return httpx.Response(401, headers={"WWW-Authenticate": "Negotiate"})
+
+    with pytest.raises(ExchangeError, match="HandshakeRefused"):
+        await ask(refuse, 1)
+    assert asked == ["", "Negotiate dGlja2V0"]
+
+
+async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:
+    class Endless(httpx.AsyncByteStream):
+        closed = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while not self.closed:
+                yield b"x" * 65536
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    def server(request: httpx.Request) -> httpx.Response:
+        if "Authorization" in request.headers:
+            return httpx.Response(200)
+        return httpx.Response(401, headers={"WWW-Authenticate": "Negotiate"}, stream=Endless())
+
+    assert await ask(server, 1) == [200]
+
+
+async def test_connections_that_were_idle_for_long_are_closed(autojump_clock: trio.testing.MockClock) -> None:
+    transport = HandshakeTransport(network(Kerberos(lasting=True)), Ticket())
+    async with httpx.AsyncClient(transport=transport) as client:
+        await client.post(URL)
+        (line,) = transport._idle
+        await trio.sleep(KEEP_ALIVE + 1)
+        await client.post(URL)
+        assert line not in transport._idle
+        assert len(transport._idle) == 1
+    assert transport._idle == []
