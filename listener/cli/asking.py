@@ -19,10 +19,10 @@ def daemon_of(config: Path) -> Iterator["httpx.Client"]:
     import httpx
 
     from listener.cli.ending import reported
-    from listener.config.load import load_status
+    from listener.config.load import load_whereabouts
 
     with reported():
-        socket = load_status(config).status_socket
+        socket = load_whereabouts(config).status_socket
         way = httpx.HTTPTransport(uds=str(socket))
         # A reload may take its time: handlers are closed and opened.
         with httpx.Client(transport=way, base_url="http://ews-listener", timeout=120) as client:

@@ -15,12 +15,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def at_desk(config: Path, work: "Callable[[Desk], T]") -> T:
-    """What `work` makes of the journal, beside a daemon or without one. Ends the command if it cannot be asked."""
+    """What `work` makes of the journal, beside a daemon or without one. Ends the command if it cannot be asked.
+
+    The daemon's secrets are no affair of the journal: they need not be there.
+    """
     from listener.cli.ending import reported
-    from listener.config import load
+    from listener.config.load import load_whereabouts
     from listener.journal.beside import open_desk
 
-    with reported(), open_desk(load(config).state_directory) as desk:
+    with reported(), open_desk(load_whereabouts(config).state_directory) as desk:
         return work(desk)
     raise AssertionError("errors end the command")
 

@@ -39,8 +39,9 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     return _config_or_error(examine(path, environ))
 
 
-def load_status(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """As `load`, but only what tells where the daemon's socket is counts: the rest may be wrong, or not there."""
+def load_whereabouts(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """As `load`, but only what tells where the daemon's state and socket are counts: the rest may be wrong, or
+    not there."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
