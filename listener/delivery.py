@@ -29,6 +29,7 @@ class Delivery:
     _journal: Journal | None = None
     _nursery: trio.Nursery | None = None
     _over: trio.Event = field(default_factory=trio.Event)
+    _changing: trio.Lock = field(default_factory=trio.Lock)
 
     async def publish(self, batch: Sequence[MailboxEvent]) -> None:
         """Writes a batch to the journal; returns when it is safe there. Waits for no handler."""
@@ -52,6 +53,10 @@ class Delivery:
         A handler that comes in place of one of its name takes up where that one stood. Raises OpeningError if one
         cannot be opened; then all is as it was, and those that had to make way are opened anew.
         """
+        async with self._changing:
+            await self._change(lanes)
+
+    async def _change(self, lanes: Sequence[Lane]) -> None:
         before = {lane.name: lane for lane in self.lanes}
         new = [lane for lane in lanes if before.get(lane.name) is not lane]
         # Those that are altogether new come first: if one of them cannot be opened, nobody was disturbed.
@@ -77,6 +82,8 @@ class Delivery:
         """The last of those that were opened could not be."""
         for lane in opened[:-1]:
             await self._leave(lane)
+        if self._over.is_set():
+            return
         again = {lane.name: before[lane.name].again() for lane in opened if lane.name in before}
         self.lanes = tuple(again.get(lane.name, lane) for lane in self.lanes)
         assert self._nursery is not None
@@ -109,7 +116,7 @@ class Delivery:
         What is left then stays in the journal for the next time.
         """
         with trio.move_on_after(grace):
-            async with trio.open_nursery() as nursery:
+            async with self._changing, trio.open_nursery() as nursery:
                 for lane in self.lanes:
                     nursery.start_soon(lane.finish)
         for lane in self.lanes:

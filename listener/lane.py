@@ -138,8 +138,14 @@ class Lane:
 
         Raises OpeningError if it cannot be opened the first time, unless it was `opened` before.
         """
+        self._reader = await journal.reader(self.name, self.source.accepts.matches)
+        try:
+            await self._live(self._reader, task_status)
+        finally:
+            self._ended.set()
+
+    async def _live(self, reader: Reader, task_status: trio.TaskStatus[None]) -> None:
         name = self.name
-        self._reader = await journal.reader(name, self.source.accepts.matches)
         while not self._is_finished():
             delivered = self.delivered
             try:
@@ -149,7 +155,7 @@ class Lane:
                     if not self.opened:
                         self.opened = True
                         task_status.started()
-                    await self._feed(handler, self._reader)
+                    await self._feed(handler, reader)
             except Exception as error:  # the fence: a plugin's trouble is its own
                 if not self.opened:
                     why = f"could not be opened: {_describe(error)}"
@@ -165,7 +171,6 @@ class Lane:
                 self._is_open = False
             with trio.CancelScope() as self._pause:
                 await trio.sleep(self.patience.retry.longest(self.failures))
-        self._ended.set()
 
     async def finish(self) -> None:
         """Returns when the handler has finished what is in the journal and has been closed; run() is over by then."""

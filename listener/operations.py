@@ -7,9 +7,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import structlog
 import trio
+from msgspec import structs
 
 from listener import log as logging
 from listener._version import __version__
@@ -107,8 +109,12 @@ class Operations:
                     log.error("listener.reload_refused", problems=problems)
                     self._note(refused=self._reloads.refused + 1, problems=problems)
                     raise
+                except Exception as error:
+                    # A mistake in the listener itself; what has been changed by then stays changed.
+                    log.error("listener.reload_crashed", exc_info=error)
+                    raise ConfigError([Problem("reload", "broke off: the log has the reason")]) from error
             log.info("listener.reloaded", mailboxes=self._daemon.roster.mailboxes, pending=pending)
-            self._note(done=self._reloads.done + 1, pending=pending)
+            self._note(done=self._reloads.done + 1, problems=(), pending=pending)
             return pending
 
     async def _reload(self) -> tuple[str, ...]:
@@ -121,22 +127,8 @@ class Operations:
         logging.change(config.log.level, config.log.sum_up)
         return pending
 
-    def _note(
-        self,
-        *,
-        done: int | None = None,
-        refused: int | None = None,
-        problems: tuple[str, ...] = (),
-        pending: tuple[str, ...] | None = None,
-    ) -> None:
-        before = self._reloads
-        self._reloads = ReloadStatus(
-            done=before.done if done is None else done,
-            refused=before.refused if refused is None else refused,
-            last=round(time.time(), 3),
-            problems=problems,
-            pending=before.pending if pending is None else pending,
-        )
+    def _note(self, **changes: Any) -> None:
+        self._reloads = structs.replace(self._reloads, last=round(time.time(), 3), **changes)
 
     # --- watching
 

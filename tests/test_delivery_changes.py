@@ -142,3 +142,22 @@ async def test_if_one_cannot_be_opened_all_is_as_it_was(
     assert good.handled == ["1", "2"]
     assert good.opened == (2 if name == "good" else 1)
     assert fine.handled == []
+
+
+@pytest.mark.parametrize("name", ["good", "other"])
+async def test_the_end_may_come_while_a_handler_opens(
+    autojump_clock: trio.testing.MockClock, name: str
+) -> None:
+    good, fine = Plugin(), Plugin(name="fine")
+    delivery = Delivery((Lane(good, PATIENCE),))
+    async with open_journal(None) as journal, trio.open_nursery() as outer, trio.open_nursery() as handlers:
+        await handlers.start(delivery.run, journal)
+        staying = [] if name == "good" else list(delivery.lanes)
+        outer.start_soon(delivery.change, [*staying, Lane(fine, PATIENCE), Lane(Mute(name=name), PATIENCE)])
+        await trio.sleep(1)
+        begun = trio.current_time()
+        await delivery.drain(2)
+        handlers.cancel_scope.cancel()
+        outer.cancel_scope.cancel()
+    assert trio.current_time() - begun < 3
+    assert good.closed == fine.closed == 1
