@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -41,17 +41,29 @@ class Gaps:
         moment = self._well.get(mailbox)
         self._note(mailbox, "start" if moment is None or moment < self._begun else "lost")
 
-    def ended(self, mailboxes: Iterable[str], failures: Sequence[Failure], *, cut: bool) -> bool:
+    def known(self, mailboxes: Iterable[str]) -> dict[str, float]:
+        """When the streams of these mailboxes were last heard."""
+        return {mailbox: self._well[mailbox] for mailbox in mailboxes if mailbox in self._well}
+
+    def ended(
+        self,
+        mailboxes: Iterable[str],
+        failures: Sequence[Failure],
+        *,
+        cut: bool,
+        since: Mapping[str, float] | None = None,
+    ) -> bool:
         """The stream of these mailboxes is over; whether something may be lost with it.
 
-        `cut`: we ended it ourselves, before the server did.
+        `cut`: we ended it ourselves, before the server did. `since`: when this stream was last heard, for it may have
+        been replaced long ago by one that is well.
         """
         reasons = [failure.code for failure in failures if failure.code in LOSSY]
         if cut:
             reasons.append("replaced")
         if reasons:
             for mailbox in mailboxes:
-                self._note(mailbox, reasons[0])
+                self._note(mailbox, reasons[0], None if since is None else since.get(mailbox))
         return bool(reasons)
 
     def close(self, mailboxes: Iterable[str]) -> list[Gap]:
@@ -67,8 +79,10 @@ class Gaps:
             return gap.since
         return None if streams else self._well.get(mailbox)
 
-    def _note(self, mailbox: str, reason: str) -> None:
-        self._open.setdefault(mailbox, Gap(mailbox, self._well.get(mailbox), reason))
+    def _note(self, mailbox: str, reason: str, since: float | None = None) -> None:
+        gap = self._open.setdefault(mailbox, Gap(mailbox, self._well.get(mailbox), reason))
+        if since is not None and gap.since is not None and since < gap.since:
+            self._open[mailbox] = gap._replace(since=since)
 
 
 # Ends of a stream after which what was on its way is lost, though the subscriptions live on.

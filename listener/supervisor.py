@@ -347,14 +347,16 @@ class GroupRunner:
     async def _stream(self, action: Stream, reader: StreamReader) -> StreamEnded:
         begun = trio.current_time()
         mailboxes = [mailbox for mailbox, _ in action.subscriptions]
+        since = self._gaps.known(mailboxes)
         try:
             failures = await self._read(action, reader)
         finally:
             if reader.well is not None:
                 self._gaps.heard(mailboxes, reader.well)
+                since = dict.fromkeys(mailboxes, reader.well)
         if failures and self._streamed is action:
             self._streamed = None
-        lossy = self._gaps.ended(mailboxes, failures, cut=reader.cut)
+        lossy = self._gaps.ended(mailboxes, failures, cut=reader.cut, since=since)
         if lossy and not self._is_newest(action, reader):
             self._tell_gaps()  # another stream has taken over; else the next one is opened first
         return StreamEnded(trio.current_time() - begun, failures, reader.heard)

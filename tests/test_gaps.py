@@ -26,6 +26,21 @@ def test_a_new_subscription_begins_where_the_old_stream_was_last_heard() -> None
     assert gaps.close(["ann", "bob"]) == [Gap("ann", 10.0, "lost")]
 
 
+def test_a_stream_that_was_replaced_long_ago_was_last_heard_then() -> None:
+    gaps = Gaps()
+    gaps.heard(["ann"], 10.0)
+    before = gaps.known(["ann", "bob"])
+    assert before == {"ann": 10.0}
+    gaps.heard(["ann"], 40.0)  # on the next stream
+    assert gaps.ended(["ann"], [], cut=True, since=before)
+    assert gaps.close(["ann"]) == [Gap("ann", 10.0, "replaced")]
+    # So too if there is a gap already, which began later.
+    gaps.heard(["ann"], 50.0)
+    assert gaps.ended(["ann"], [RESET], cut=False)
+    assert gaps.ended(["ann"], [], cut=True, since={"ann": 45.0})
+    assert gaps.close(["ann"]) == [Gap("ann", 45.0, "ConnectionReset")]
+
+
 def test_another_group_finds_where_a_gap_began_that_was_not_told() -> None:
     well: dict[str, float] = {}
     one, other = Gaps(well), Gaps(well)
