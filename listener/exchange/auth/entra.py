@@ -57,7 +57,10 @@ class Entra:
         self._auth = auth
         self._tls = tls
         self._proxy = proxy
-        self._authority = auth.authority or f"{cloud.authority}/{auth.tenant}"
+        machine = "the managed identity of this machine"
+        self._authority = (
+            machine if auth.managed_identity else auth.authority or f"{cloud.authority}/{auth.tenant}"
+        )
         self._scope = auth.scope or f"{cloud.resource}/.default"
         self._threads = trio.CapacityLimiter(2)
 

@@ -1,0 +1,93 @@
+"""Where tokens come from: AD FS, and the identity of the machine."""
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from listener.config import OAuthAuth
+from listener.config.secrets import Secret
+from listener.errors import ExchangeError
+from listener.exchange.auth.entra import CLOUDS, Entra
+from tests.exchange.test_refusals import asked, organisation
+
+
+async def test_ad_fs_gives_tokens_for_its_own_resources(tmp_path: Path) -> None:
+    def change(document: dict[str, dict[str, str]]) -> None:
+        login = document["auth"]["authority"].rpartition("/")[0]
+        exchange = document["exchange"]["ews_url"].removesuffix("/EWS/Exchange.asmx")
+        document["auth"] |= {"authority": f"{login}/adfs", "scope": f"{exchange}/.default"}
+
+    async with organisation(tmp_path, change, auth="oauth") as (running, client):
+        assert await asked(running, client) is None
+        assert running.exchange.gate.state()["tokens"] == 1
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Azure's service beside a virtual machine; what it was asked."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            good = self.headers["Metadata"] == "true" and "client_id=unknown" not in self.path
+            answer = {"access_token": "T1", "expires_in": "86400"} if good else {"error": "invalid_request"}
+            body = json.dumps(answer).encode()
+            self.send_response(200 if good else 400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base's word)
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield paths
+        server.shutdown()
+        thread.join()
+
+
+def entra(**auth: object) -> Entra:
+    return Entra(OAuthAuth.model_validate({"kind": "oauth"} | auth), ssl.create_default_context())
+
+
+async def test_a_machine_proves_itself(machine: list[str]) -> None:
+    token = await entra(managed_identity=True).fetch(None)
+    assert (token.text, token.lifetime) == ("T1", 86400)
+    assert token.refresh == 43200  # msal's rule for tokens that live long
+    await entra(managed_identity=True, client_id="abc", cloud="us-government").fetch(None)
+    assert "resource=https%3A%2F%2Foutlook.office365.com" in machine[0]
+    assert "client_id=abc" in machine[1]
+    assert "resource=https%3A%2F%2Foutlook.office365.us" in machine[1]
+
+
+async def test_a_machine_that_is_not_known_is_told(machine: list[str]) -> None:
+    with pytest.raises(ExchangeError) as caught:
+        await entra(managed_identity=True, client_id="unknown").fetch(None)
+    assert caught.value.failure.code == "TokenRefused"
+    told = "unknown gets no token from the managed identity of this machine: invalid_request"
+    assert caught.value.failure.text == told
+
+
+async def test_an_authority_that_is_not_there_is_told() -> None:
+    with pytest.raises(ExchangeError) as caught:
+        await entra(client_id="1", client_secret=Secret("x"), authority="https://127.0.0.1:1/t").fetch(None)
+    assert caught.value.failure.code == "ConnectFailed"
+    assert caught.value.failure.text.startswith("asking for a token: ")
+
+
+def test_each_cloud_has_its_own_places() -> None:
+    assert {name: cloud.authority for name, cloud in CLOUDS.items()} == {
+        "public": "https://login.microsoftonline.com",
+        "us-government": "https://login.microsoftonline.us",
+        "us-government-dod": "https://login.microsoftonline.us",
+        "china": "https://login.partner.microsoftonline.cn",
+    }
