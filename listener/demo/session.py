@@ -28,13 +28,14 @@ from listener.plugins import load_all
 from listener.simulator import plans
 from listener.simulator.faults import FaultError
 
-# How long traffic waits for the mailboxes to stream, and the end for what is still on its way, at most; seconds.
+# How long traffic waits for the mailboxes to stream, at most, and the end for the next of what is still on its way;
+# seconds.
 SETTLE = 120.0
 LAST_CALL = 10.0
 # A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
 SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
 # Somebody has to ask for something while tokens end.
-REQUESTS = '\n[catch_up]\ninterval = "20s"\n'
+REQUESTS = '\n[catch_up]\ninterval = "40s"\n'
 POLL = 0.05
 # The simulator's; short, so that a stream that fell silent is found within a demo.
 HEARTBEAT = 5.0
@@ -172,9 +173,13 @@ class Session:
             await self._all_streaming()
             await self._caught_up()
         state = (await http.get(f"{control_url}/state")).raise_for_status().json()
-        with trio.move_on_after(LAST_CALL):
-            while self.probe.told < state["generated"] and self.plan.faults == "none":  # noqa: ASYNC110
+        with trio.move_on_after(LAST_CALL) as waiting:
+            told = self.probe.told
+            while self.probe.told < state["generated"] and self.plan.faults == "none":
                 await trio.sleep(POLL)
+                if self.probe.told > told:
+                    told = self.probe.told
+                    waiting.deadline = trio.current_time() + LAST_CALL
 
     def _note_gaps(self, daemon: Daemon) -> None:
         """What came and went while nobody heard or looked cannot be seen by anyone."""
