@@ -6,7 +6,7 @@ import structlog.testing
 import trio
 import trio.testing
 
-from listener.journal.sqlite import inline, open_journal
+from listener.journal.sqlite import open_journal
 from listener.states import DAY, STRANGE, JournalStates
 from tests.journal.tools import Clock
 
@@ -23,11 +23,11 @@ async def test_what_is_kept_of_a_mailbox_is_its_own(tmp_path: Path) -> None:
 
 
 async def test_who_left_is_forgotten_after_a_month_and_who_is_here_never(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     clock = Clock()
     here = {"ann@example.com", "bob@example.com"}
-    async with open_journal(tmp_path, now=clock, run_sync=inline) as journal, trio.open_nursery() as nursery:
+    async with open_journal(None, now=clock) as journal, trio.open_nursery() as nursery:
         states = JournalStates(journal)
         for mailbox in here:
             await states.save(mailbox, (), {"inbox": b"1"})
