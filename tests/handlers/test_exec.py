@@ -16,7 +16,10 @@ def program(text: str, *arguments: str) -> list[str]:
     return [sys.executable, "-S", "-c", text, *arguments]
 
 
-async def test_the_event_is_on_standard_input_and_in_the_environment(tmp_path: Path) -> None:
+async def test_the_event_is_on_standard_input_and_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EWS_SCHEMA_DIR", raising=False)  # the tests' own
     text = (
         "import json, os, sys; found = [sys.stdin.read(), {k: v for k, v in os.environ.items() if k[:4] == 'EWS_'}]\n"
         "open(sys.argv[1], 'w').write(json.dumps(found)); print('dropped')"
