@@ -110,3 +110,11 @@ def test_log_events_and_codes_are_there(page: Path) -> None:
             assert name in EVENTS, name
     for code in re.findall(r"`(Error[A-Z]\w+|AADSTS\d+)`", page.read_text()):
         assert code in VERDICTS, code
+
+
+def test_the_architecture_names_every_module() -> None:
+    told = set(re.findall(r"\w+", (ROOT / "docs/ARCHITECTURE.md").read_text()))
+    modules = {path.stem for path in (ROOT / "listener").rglob("*.py") if not path.stem.startswith("_")}
+    commands = {path.stem for path in (ROOT / "listener/cli").glob("*.py")}  # one file a command
+    handlers = {path.stem for path in (ROOT / "listener/handlers").glob("*.py")}
+    assert modules - told - commands - handlers == set()
