@@ -99,7 +99,7 @@ def page() -> Iterator[str]:
     yield ".SH SEE ALSO"
     yield r".BR systemctl (1),"
     yield r".BR journalctl (1),"
-    yield "and the pages in /usr/share/doc/ews\\-listener."
+    yield "and the pages in /usr/share/doc/ews\\-listener/docs."
 
 
 if __name__ == "__main__":

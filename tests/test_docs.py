@@ -1,9 +1,11 @@
 """What the pages name is there: files and headings that they link to, options, commands and log events."""
 
 import re
+import tomllib
 import types
 import typing
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import typer.main
 from pydantic import BaseModel
 
 from listener.cli import app
-from listener.config import Config
+from listener.config import Config, parse
 from listener.config.secrets import sources
 from listener.ews.codes import VERDICTS
 from tests.test_log import logged
@@ -37,6 +39,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         there = page.parent / path if path else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/OPERATING.md"])
+def test_a_first_configuration_is_a_good_one(page: str, tmp_path: Path) -> None:
+    (text,) = (block for block in TOML.findall((ROOT / page).read_text()) if "[auth]" in block)
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "password").chmod(0o600)
+    config = parse(tomllib.loads(dedent(text)), tmp_path, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert config.mailboxes.addresses
+
+
+TOML = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 
 
 def test_the_readme_and_what_it_links_to_lead_to_every_page() -> None:
