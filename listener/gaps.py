@@ -10,7 +10,10 @@ from listener.ews.codes import Failure
 
 
 class Gap(NamedTuple):
-    """A time without a stream. `since` is when the last one was heard, None if none ever was; seconds."""
+    """A time without a stream. `since` is when the last one was heard, None if none ever was; seconds.
+
+    Where `since` is None, there was nothing that could have told anything before.
+    """
 
     mailbox: str
     since: float | None
@@ -20,8 +23,8 @@ class Gap(NamedTuple):
 class Gaps:
     """The open gaps of one group, one a mailbox. The first reason counts, and the earliest moment.
 
-    `well` says when the stream of each mailbox was last heard; it is kept up to date, and may be shared with other
-    groups. What is older than `begun` is from an earlier process.
+    `well` says when the stream of each mailbox was last heard, or, before that, when it was first subscribed; it is
+    kept up to date, and may be shared with other groups. What is older than `begun` is from an earlier process.
     """
 
     def __init__(self, well: dict[str, float] | None = None, begun: float = -inf) -> None:
@@ -36,10 +39,17 @@ class Gaps:
         """
         self._well |= dict.fromkeys((mailbox for mailbox in mailboxes if mailbox not in self._open), moment)
 
-    def subscribed(self, mailbox: str) -> None:
-        """It has a new subscription, which knows nothing of what was before it, or one from an earlier process."""
-        moment = self._well.get(mailbox)
-        self._note(mailbox, "start" if moment is None or moment < self._begun else "lost")
+    def subscribed(self, mailbox: str, moment: float) -> None:
+        """It has a new subscription, which knows nothing of what was before it, or one from an earlier process.
+
+        From the first subscription on nothing may be missed, though no stream of it was heard yet.
+        """
+        well = self._well.get(mailbox)
+        if well is None:
+            self._well[mailbox] = moment
+            self._open.setdefault(mailbox, Gap(mailbox, None, "start"))
+        else:
+            self._note(mailbox, "start" if well < self._begun else "lost")
 
     def known(self, mailboxes: Iterable[str]) -> dict[str, float]:
         """When the streams of these mailboxes were last heard."""
@@ -75,14 +85,17 @@ class Gaps:
         """From when on something may be missing, if that is before its group was last heard: since the gap began, or
         since it was last heard if it is not among those that stream."""
         gap = self._open.get(mailbox)
-        if gap is not None:
+        if gap is not None and gap.since is not None:
             return gap.since
-        return None if streams else self._well.get(mailbox)
+        return None if streams and gap is None else self._well.get(mailbox)
 
     def _note(self, mailbox: str, reason: str, since: float | None = None) -> None:
-        gap = self._open.setdefault(mailbox, Gap(mailbox, self._well.get(mailbox), reason))
-        if since is not None and gap.since is not None and since < gap.since:
-            self._open[mailbox] = gap._replace(since=since)
+        gap = self._open.get(mailbox)
+        if gap is None or gap.since is None:
+            gap = Gap(mailbox, self._well.get(mailbox), reason)
+        if since is not None and gap.since is not None:
+            gap = gap._replace(since=min(since, gap.since))
+        self._open[mailbox] = gap
 
 
 # Ends of a stream after which what was on its way is lost, though the subscriptions live on.

@@ -143,7 +143,7 @@ class GroupRunner:
         self._impersonating = self.wish.impersonate_anchor_on_stream
         self._gaps = Gaps(self.well, self.begun)
         for mailbox, _ in self.state.live:
-            self._gaps.subscribed(mailbox)
+            self._gaps.subscribed(mailbox, self.begun)
             self._wishes[mailbox] = self.wish.of(mailbox)
 
     async def run(self) -> None:
@@ -162,7 +162,7 @@ class GroupRunner:
                     self.since = trio.current_time()
                 for old, new in pairs(before, self.state):
                     if new.subscription is not None and new.subscription != old.subscription:
-                        self._gaps.subscribed(new.mailbox)
+                        self._gaps.subscribed(new.mailbox, trio.current_time())
                 for mailbox, id_ in set(self.state.abandoned).difference(before.abandoned):
                     self.registry.release(self.group, id_, mailbox)
                 if isinstance(outcome, Subscribed):

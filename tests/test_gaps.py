@@ -11,7 +11,7 @@ EXPIRED = Failure(code="ErrorSubscriptionNotFound")
 
 def test_who_never_had_a_stream_has_a_gap_since_the_start() -> None:
     gaps = Gaps()
-    gaps.subscribed("ann")
+    gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann", "bob"]) == [Gap("ann", None, "start")]
     assert gaps.close(["ann", "bob"]) == []
 
@@ -20,8 +20,8 @@ def test_a_new_subscription_begins_where_the_old_stream_was_last_heard() -> None
     gaps = Gaps()
     gaps.heard(["ann", "bob"], 10.0)
     gaps.heard(["bob"], 20.0)
-    gaps.subscribed("ann")
-    gaps.subscribed("bob")
+    gaps.subscribed("ann", 50.0)
+    gaps.subscribed("bob", 50.0)
     assert gaps.close(["bob"]) == [Gap("bob", 20.0, "lost")]
     assert gaps.close(["ann", "bob"]) == [Gap("ann", 10.0, "lost")]
 
@@ -45,13 +45,13 @@ def test_another_group_finds_where_a_gap_began_that_was_not_told() -> None:
     well: dict[str, float] = {}
     one, other = Gaps(well), Gaps(well)
     one.heard(["ann"], 10.0)
-    one.subscribed("ann")
+    one.subscribed("ann", 50.0)
     # The new stream said something, but it was over before the gap could be told.
     one.heard(["ann"], 20.0)
-    other.subscribed("ann")
+    other.subscribed("ann", 50.0)
     assert other.close(["ann"]) == [Gap("ann", 10.0, "lost")]
     other.heard(["ann"], 30.0)
-    other.subscribed("ann")
+    other.subscribed("ann", 50.0)
     assert other.close(["ann"]) == [Gap("ann", 30.0, "lost")]
 
 
@@ -60,7 +60,7 @@ def test_the_earliest_moment_and_the_first_reason_count() -> None:
     gaps.heard(["ann"], 10.0)
     assert gaps.ended(["ann"], [RESET], cut=False)
     gaps.heard(["ann"], 20.0)
-    gaps.subscribed("ann")
+    gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, "ConnectionReset")]
 
 
@@ -90,10 +90,10 @@ def test_what_was_on_its_way_is_lost_with_a_connection_that_breaks(code: str) ->
 def test_what_an_earlier_process_heard_is_where_the_gap_of_the_start_begins() -> None:
     well = {"ann": -500.0}
     gaps = Gaps(well, begun=0.0)
-    gaps.subscribed("ann")
+    gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", -500.0, "start")]
     gaps.heard(["ann"], 10.0)
-    gaps.subscribed("ann")
+    gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, "lost")]
     assert well == {"ann": 10.0}
 
@@ -102,7 +102,7 @@ def test_who_comes_from_another_group_has_its_gap_since_it_was_heard_there() -> 
     well: dict[str, float] = {}
     Gaps(well, begun=0.0).heard(["ann"], 30.0)
     there = Gaps(well, begun=0.0)
-    there.subscribed("ann")
+    there.subscribed("ann", 50.0)
     assert there.close(["ann"]) == [Gap("ann", 30.0, "lost")]
 
 
@@ -116,3 +116,24 @@ def test_from_when_on_something_may_be_missing() -> None:
     assert gaps.behind("ann", streams=True) == 10.0
     gaps.close(["ann"])
     assert gaps.behind("ann", streams=True) is None
+
+
+def test_what_came_before_the_first_stream_was_heard_is_missed_from_the_subscription_on() -> None:
+    gaps = Gaps()
+    gaps.subscribed("ann", 5.0)
+    assert gaps.behind("ann", streams=True) == 5.0
+    gaps.subscribed("ann", 8.0)
+    assert gaps.close(["ann"]) == [Gap("ann", 5.0, "lost")]
+    # Or the stream breaks with what was on its way.
+    gaps.subscribed("bob", 5.0)
+    assert gaps.ended(["bob"], [RESET], cut=False)
+    assert gaps.close(["bob"]) == [Gap("bob", 5.0, "ConnectionReset")]
+
+
+def test_a_subscription_that_outlived_a_process_in_which_it_was_never_heard() -> None:
+    well: dict[str, float] = {}
+    Gaps(well, begun=0.0).subscribed("ann", 5.0)
+    later = Gaps({"ann": -5.0}, begun=0.0)
+    later.subscribed("ann", 0.0)
+    assert well == {"ann": 5.0}
+    assert later.close(["ann"]) == [Gap("ann", -5.0, "start")]
