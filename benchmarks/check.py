@@ -17,8 +17,8 @@ from pathlib import Path
 import structlog
 import trio
 
-from listener import checkup
 from listener.config import load
+from listener.rights import checkup
 
 COUNT = 5000
 ALLOWED = 27

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from listener import Handler, MailboxEvent
-from listener.delivery import Delivery, Lane, Patience
+from listener.delivery.delivery import Delivery, Lane, Patience
 from listener.filters import EventFilter
 from listener.handler import BatchHandler, HandlerContext
 from listener.handlers.file import open_file

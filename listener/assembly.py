@@ -9,13 +9,12 @@ from functools import partial
 import httpx
 
 from listener.access import AccessRule, AccessRules
-from listener.affinity import Placement
 from listener.backoff import Backoff
 from listener.census import Census, Sources
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
 from listener.config.files import parse_list
 from listener.config.values import parse_address, parse_sid
-from listener.delivery import Patience
+from listener.delivery.delivery import Patience
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation
@@ -25,10 +24,11 @@ from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
 from listener.exchange.expansion import Expander
 from listener.exchange.network import Network
-from listener.group import Policy
+from listener.groups.affinity import Placement
+from listener.groups.group import Policy
+from listener.groups.supervisor import Wish
 from listener.journal import Retention
-from listener.scope import Scope
-from listener.supervisor import Wish
+from listener.rights.scope import Scope
 
 
 def access(config: Config) -> Access:

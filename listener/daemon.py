@@ -17,7 +17,6 @@ import trio
 
 from listener import log as logging
 from listener._version import __version__
-from listener.affinity import Group, Placement
 from listener.assembly import (
     access,
     census,
@@ -31,25 +30,26 @@ from listener.assembly import (
     sorted_out,
     wish,
 )
-from listener.catchup import CatchUp
+from listener.catchup.catchup import CatchUp
+from listener.catchup.recollection import Recollection
+from listener.catchup.states import JournalStates
 from listener.config import Config
-from listener.delivery import Delivery, Lane, Source
+from listener.delivery.delivery import Delivery, Lane, Source
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
 from listener.exchange.client import ExchangeClient
-from listener.group import GroupState
+from listener.groups.affinity import Group, Placement
+from listener.groups.group import GroupState
+from listener.groups.keeper import Keeper
+from listener.groups.roster import Roster
+from listener.groups.saved import Restored, last_heard, restored
+from listener.groups.supervisor import GroupRunner
 from listener.journal import Journal, sqlite
-from listener.keeper import Keeper
 from listener.log import open_audit, tell_repeated
-from listener.recollection import Recollection
-from listener.roster import Roster
-from listener.saved import Restored, last_heard, restored
-from listener.scope import Attempt, Finding
+from listener.rights.scope import Attempt, Finding
 from listener.service.attendant import Attendant
 from listener.service.headline import headline
 from listener.service.notify import Notifier
-from listener.states import JournalStates
-from listener.supervisor import GroupRunner
 
 log = structlog.get_logger()
 

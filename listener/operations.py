@@ -17,7 +17,7 @@ from listener import log as logging
 from listener._version import __version__
 from listener.config import Config
 from listener.daemon import Daemon
-from listener.delivery import Source
+from listener.delivery.delivery import Source
 from listener.errors import ConfigError, Problem
 from listener.service import snapshot as take
 from listener.service.door import open_door

@@ -20,7 +20,7 @@ from listener.ews.http import http_failure
 from listener.ews.stream import StreamParser
 from listener.ews.subscription import read_subscribe
 from listener.exchange.budget import Budget
-from listener.group import (
+from listener.groups.group import (
     Action,
     Discover,
     Discovered,

@@ -7,8 +7,8 @@ import typer
 from listener.cli.options import CONFIGURATION, REFUSED, UNREACHABLE, ConfigFile
 
 if TYPE_CHECKING:
-    from listener.checkup import Report
     from listener.config import Config
+    from listener.rights.checkup import Report
 
 
 def check(
@@ -83,8 +83,9 @@ def _connect(config: "Config", only: list[str], *, live: bool) -> "Report":
 
     import trio
 
-    from listener import checkup, log
+    from listener import log
     from listener.cli.findings import progress_bar
+    from listener.rights import checkup
 
     # What is found out stands in the report; lines about it would only be in the way.
     log.configure("error", config.log.format if config.log.format != "journal" else "json")

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from listener.checkup import STAGES, MailboxCheck, Report, ServerCheck
 from listener.ews.codes import Failure
-from listener.remedies import remedy
-from listener.scope import Finding
+from listener.rights.checkup import STAGES, MailboxCheck, Report, ServerCheck
+from listener.rights.remedies import remedy
+from listener.rights.scope import Finding
 
 FEW = 50
 """So many mailboxes are listed one by one; of more, only those that something is the matter with."""

@@ -16,7 +16,6 @@ from urllib.parse import urljoin, urlsplit
 import structlog
 import trio
 
-from listener.affinity import Placement
 from listener.errors import ExchangeError
 from listener.ews.autodiscover import (
     POX_PATH,
@@ -33,6 +32,7 @@ from listener.ews.codes import Failure
 from listener.exchange.believed import Believed
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.hints import Hints, Resolve
+from listener.groups.affinity import Placement
 
 log = structlog.get_logger()
 

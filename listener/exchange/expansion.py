@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from listener.affinity import Placement
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.directory import Expansion, expand_dl, read_expand_dl
 from listener.ews.soap import Impersonation
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
+from listener.groups.affinity import Placement
 
 
 class Expander:

@@ -11,16 +11,16 @@ from typing import Protocol
 
 import msgspec
 
-from listener.catchup import CatchUp
-from listener.delivery import Delivery
+from listener.catchup.catchup import CatchUp
+from listener.delivery.delivery import Delivery
 from listener.ews.codes import Failure
 from listener.exchange.auth import Accounts
 from listener.exchange.auth.oauth import OAuth
 from listener.exchange.budget import Budgets
-from listener.group import Member
+from listener.groups.group import Member
+from listener.groups.roster import Roster
+from listener.groups.supervisor import GroupRunner
 from listener.journal import Figures
-from listener.roster import Roster
-from listener.supervisor import GroupRunner
 
 # Mailboxes in trouble that are listed one by one; the counts are whole.
 MOST_LISTED = 1000

@@ -9,11 +9,11 @@ import pytest
 import structlog.testing
 from lxml import etree
 
-from listener.affinity import Placement
 from listener.ews.codes import Failure
 from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
 from listener.exchange.hints import Service
+from listener.groups.affinity import Placement
 from tests.exchange.internet import Answering, Asked, Internet, Page, connected
 
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"

@@ -10,9 +10,9 @@ import dns.rrset
 import pytest
 import trio
 
-from listener.affinity import Placement
 from listener.ews.codes import Failure
 from listener.exchange.hints import Service, srv_records
+from listener.groups.affinity import Placement
 from tests.exchange.internet import Internet, Page, connected
 from tests.exchange.test_discovery import EWS, FALLBACK, asking, no_records, soap, soap_url
 

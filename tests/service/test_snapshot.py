@@ -9,7 +9,6 @@ import pytest
 import trio
 import trio.testing
 
-from listener.affinity import Group
 from listener.config.secrets import Secret
 from listener.ews.codes import Failure
 from listener.exchange.auth import Account, Accounts
@@ -17,8 +16,9 @@ from listener.exchange.auth.basic import Basic
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.oauth import OAuth
 from listener.exchange.auth.tokens import Token, Tokens
-from listener.group import GroupState
-from listener.roster import Roster
+from listener.groups.affinity import Group
+from listener.groups.group import GroupState
+from listener.groups.roster import Roster
 from listener.service.metrics import render
 from listener.service.snapshot import MOST_LISTED, TokenStatus, group_statuses, token_statuses, troubles
 from tests.service.statuses import snapshot

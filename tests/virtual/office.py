@@ -18,7 +18,7 @@ import structlog.testing
 import trio
 
 from listener.access import AccessRule
-from listener.catchup import CatchUp, Way
+from listener.catchup.catchup import CatchUp, Way
 from listener.demo.verdict import Gaps, LedgerLine, balance, call_of, read_ledger
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent

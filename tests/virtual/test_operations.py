@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from listener.config import Config
-from listener.delivery import Source
+from listener.delivery.delivery import Source
 from listener.errors import ConfigError
 from listener.operations import Operations
 from listener.simulator.settings import Settings

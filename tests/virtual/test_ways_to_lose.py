@@ -43,7 +43,7 @@ async def test_an_item_that_goes_from_a_folder_without_a_state(
     small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was seen to be there before, by the stream or by a comparison, so that only memory tells of it."""
-    monkeypatch.setattr("listener.reconcile.MAX_CHANGES", 512 if small else 0)
+    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 0)
     async with office(builders=0) as one:
         old = await mail(one)  # the folder is not empty when it is looked at for the first time
         await trio.sleep(400)

@@ -17,7 +17,7 @@ import trio
 
 import listener.daemon
 from listener import Handler, MailboxEvent
-from listener.catchup import CatchUp
+from listener.catchup.catchup import CatchUp
 from listener.config import Config
 from listener.daemon import Daemon
 from listener.demo.verdict import Books, Call, Gaps, balance, call_of, read_ledger

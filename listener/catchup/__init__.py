@@ -1,0 +1,1 @@
+"""What no stream told is found by comparing mailboxes with what is known of them."""

@@ -1,0 +1,434 @@
+"""Compares one mailbox with what is known of it, and tells what no stream told.
+
+The rules:
+
+1. One FindFolder tells which folders changed. Of those, SyncFolderItems tells the changes since the saved SyncState.
+2. Where there is no state that reaches back far enough, a folder of one page is told anew as a whole, and FindItem
+   tells what was modified lately in a larger one. What that cannot see is said in `unseen`.
+3. What handlers were told of, and no answer shows, is looked for.
+4. What is found waits for some seconds, because a stream may be a moment late; what is still untold then is kept
+   together with the new states. So a crash repeats events, and drops none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import msgspec
+import trio
+
+from listener.catchup.delivered import FOLDERS, Delivered, Notes
+from listener.catchup.differences import (
+    Context,
+    Differences,
+    Record,
+    as_found,
+    below,
+    compare,
+    folder_events,
+    item_events,
+    most_created,
+    parted,
+)
+from listener.catchup.inquiry import GONE, Inquiry
+from listener.catchup.knowledge import Known, States, encoded
+from listener.errors import ExchangeError
+from listener.event import MailboxEvent
+from listener.ews.codes import Failure, Verdict
+from listener.ews.folders import Folder
+from listener.ews.items import ItemProperty
+from listener.ews.sync import MAX_CHANGES, Change, ChangeKind
+from listener.ews.values import moment
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """One comparison of one mailbox. `cutoff` is for folders of which nothing is known, or nothing old enough: when
+    the gap began (None: nothing was ever known, so nothing can be missing).
+
+    `trusting`: a sweep, with a stream open all the time. `distrusted`: what is known is younger than the gap.
+    `stubborn`: folders that cannot be read are passed over. Afterwards `found` counts the events that were told,
+    and `missed` the changes that a trusted stream should have told; `unseen` are the names of folders in which what
+    was deleted could not be seen, `unread` those that could not be read at all.
+    """
+
+    mailbox: str
+    inquiry: Inquiry
+    kinds: frozenset[str]
+    states: States
+    delivered: Delivered
+    now: Callable[[], datetime]
+    grace: float
+    cutoff: datetime | None = None
+    trusting: bool = False
+    distrusted: bool = False
+    stubborn: bool = False
+    found: int = 0
+    missed: int = 0
+    folders: int = 0
+    unseen: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    _inbox: str = ""
+    _last: datetime | None = None
+    _notes: Notes = field(default_factory=Notes)
+    _seen: set[str] = field(default_factory=set)
+    _looked: dict[str, set[str]] = field(default_factory=dict)
+    _known: Mapping[str, Record] = field(default_factory=dict)
+    _pending: list[tuple[Change, Context]] = field(default_factory=list)
+    _records: dict[str, Record | None] = field(default_factory=dict)
+
+    async def run(self, known: Known | None, records: Mapping[str, Record]) -> None:
+        """Compares with this knowledge, and replaces it. Raises ExchangeError; what was told by then is kept."""
+        self.delivered.begin(self.mailbox)
+        self._notes = self.delivered.of(self.mailbox)
+        made = self._notes.seen()
+        self._last = None if known is None else datetime.fromtimestamp(known.compared, self.now().tzinfo)
+        known, now = await self._survey(known)
+        self._inbox = known.inbox
+        first = not records and self.cutoff is None
+        differences = None
+        if first:
+            self._records = {
+                id_: Record.first(folder, settled=self._is_settled(None, folder))
+                for id_, folder in now.items()
+            }
+        else:
+            differences = await self._compare(records, now, made)
+        self._looked[FOLDERS] = {*made, *now}
+        compared = self.now().timestamp()
+        await self._flush(differences, msgspec.structs.replace(known, compared=compared, first=first))
+        self.delivered.done(self.mailbox)
+
+    async def _compare(
+        self, records: Mapping[str, Record], now: Mapping[str, Folder], made: set[str]
+    ) -> Differences:
+        # Without records all folders are new to us, not to the mailbox.
+        known = records or {id_: Record(folder=folder) for id_, folder in now.items()}
+        self._known = known
+        differences = self._differences(known, now, made, doubtful=self.distrusted or not records)
+        if self._folder_events(differences, FIRST, trusting=True):
+            await trio.sleep(self.grace)
+            await self._tell(self._folder_events(differences, FIRST, trusting=True), {})
+        for folder in differences.created:
+            if self.trusting and self._notes.has("copied", folder.folder_id):
+                # A copy of a folder is told as one event, without its items.
+                self._records[folder.folder_id] = Record(folder=folder)
+            else:
+                await self._look(folder, None)
+        for id_ in now:  # in the server's order
+            if id_ in differences.touched:
+                await self._look(now[id_], known[id_], fresh=not records)
+        for folder in differences.deleted:
+            self._bury(folder)
+        return differences
+
+    def _differences(
+        self, known: Mapping[str, Record], now: Mapping[str, Folder], made: set[str], *, doubtful: bool
+    ) -> Differences:
+        found = compare(known, now)
+        vanished = (Folder(folder_id=id_) for id_ in sorted(made.difference(now, known)))
+        changed = {folder.folder_id for _, folder in found.changed}
+        doubts = (folder for id_, folder in now.items() if doubtful and id_ in known and id_ not in changed)
+        return found._replace(deleted=(*found.deleted, *vanished), doubtful=tuple(doubts))
+
+    def _bury(self, folder: Folder) -> None:
+        """A folder is gone, and with it what was in it, of which a stream says nothing."""
+        id_ = folder.folder_id
+        self._records[id_] = None
+        made = self._looked[id_] = self._notes.seen(id_)
+        if not (self.trusting and self._notes.has("gone", id_)):
+            about = self._context(folder=folder, trusting=False)
+            self._seen = set()
+            for item in sorted(made | self.delivered.present.of(self.mailbox, id_)):
+                self._add(Change(kind=ChangeKind.DELETE, item_id=item), about)
+
+    # --- folders
+
+    async def _survey(self, known: Known | None) -> tuple[Known, dict[str, Folder]]:
+        """All folders that matter, by id. Search folders show items of others."""
+        access = self.inquiry.way.access
+        if access.folders is not None:
+            folders = await self.inquiry.folders(access.folders)
+            inbox = folders.get(access.folder("inbox"))
+            known = Known(top="", inbox="" if inbox is None else inbox.folder_id, compared=0)
+            return known, {folder.folder_id: folder for folder in folders.values()}
+        if known is None:
+            top, inbox_ref = access.folder("msgfolderroot"), access.folder("inbox")
+            homes = await self.inquiry.folders((top, inbox_ref))
+            if top not in homes:
+                raise ExchangeError(Failure(code="UnexpectedReply", text="a mailbox without msgfolderroot"))
+            inbox = homes.get(inbox_ref)
+            known = Known(
+                top=homes[top].folder_id, inbox="" if inbox is None else inbox.folder_id, compared=0
+            )
+        found = await self.inquiry.all_folders()
+        return known, {f.folder_id: f for f in below(known.top, found) if f.element != "SearchFolder"}
+
+    def _folder_events(
+        self, differences: Differences, words: frozenset[str], *, trusting: bool
+    ) -> list[MailboxEvent]:
+        about = self._context(kinds=self.kinds & words, trusting=trusting)
+        return folder_events(differences, about, self._notes)
+
+    # --- items
+
+    async def _look(self, folder: Folder, record: Record | None, *, fresh: bool = False) -> None:
+        """Tells what changed in a folder. `record` None: it is new, and all in it; `fresh`: nothing was known."""
+        id_ = folder.folder_id
+        made = self._notes.seen(id_)
+        told = made | self.delivered.present.of(self.mailbox, id_)
+        self._seen = set()
+        about = self._context(folder=folder, cutoff=self._cutoff(record, fresh=fresh))
+        reaches = record is not None and record.complete and not (record.young or fresh or self.distrusted)
+        try:
+            if record is None:
+                whole = await self._list(replace(about, cutoff=None), None)
+            elif reaches:
+                whole = await self._sync(about, record, told)
+            elif self.trusting and not (record.complete or _is_small(folder)):
+                return  # nothing to compare with yet
+            else:
+                whole = await self._make_up(about, record, told, known=not (fresh or self.distrusted))
+            await self._look_for((told if whole else made) - self._seen, about)
+            self._looked[id_] = made | self._seen
+            self.folders += 1
+        except ExchangeError as error:
+            code, verdict = error.failure.code, error.failure.verdict
+            if code in GONE:
+                if record is None:
+                    self._records[id_] = Record(folder=folder)
+                return  # the next comparison will say so
+            if verdict is not Verdict.PARK and not (self.stubborn and verdict is Verdict.RETRY):
+                raise
+            self.unread.append(f"{folder.display_name or id_} ({code})")
+
+    async def _make_up(self, about: Context, record: Record, told: set[str], *, known: bool) -> bool:
+        """Tells what changed in a folder whose state does not reach back far enough. `known`: how it looked does.
+
+        Returns whether what it does not show of the items that were told of may have gone.
+        """
+        assert about.folder is not None
+        folder, before = about.folder, record.folder if known else None
+        whole = _is_small(folder) and (bool(told) or not _is_older(folder, about.cutoff))
+        if whole:
+            await self._list(about, record)
+        else:
+            await self._find(about)
+            settled = self._is_settled(record, folder)
+            self._records[folder.folder_id] = msgspec.structs.replace(record, folder=folder, settled=settled)
+        if record.complete and record.sync_state is not None:
+            await self._sync(replace(about, cutoff=self._cutoff(record, fresh=False)), record, told)
+        if not _may_have_lost(folder, before):
+            return False
+        if not self.trusting:
+            self.unseen.append(folder.display_name or folder.folder_id)
+        return whole or len(told) <= ASKED
+
+    def _is_settled(self, record: Record | None, folder: Folder) -> bool:
+        """Whether a change that is not known yet would show: times are of whole seconds, so not within the same."""
+        if record is not None and record.folder == folder:
+            return self._last is not None and self._last < self.now() - TICK
+        committed = moment(folder.commit_time_max)
+        return committed is not None and committed < self.now() - SKEW
+
+    def _cutoff(self, record: Record | None, *, fresh: bool) -> datetime | None:
+        """From when on changes in a folder are wanted: by the server's own clock where it has told one."""
+        if record is None or fresh or self.distrusted:
+            return self.cutoff
+        committed = moment(record.folder.commit_time_max)
+        if committed is None:
+            return self._last - SKEW if self._last else self.cutoff
+        # Times are of whole seconds: there may be more in the last one, unless that was over when it was looked at.
+        return committed + timedelta(seconds=1) if record.settled else committed
+
+    async def _sync(self, about: Context, record: Record, told: set[str]) -> bool:
+        """Tells what changed since a state. Whether what it does not show of the items that were told of may have
+        gone."""
+        assert about.folder is not None
+        folder, state, full = about.folder, record.sync_state, False
+        most = most_created(record.folder, folder)
+        # Created, but older than what is known: moved here, or the server took the state for none.
+        held: list[Change] = []
+        kinds: list[ChangeKind] = []
+        while True:
+            try:
+                page = await self.inquiry.changes(folder, state, SYNCED)
+            except ExchangeError as error:
+                if error.failure.verdict is not Verdict.RESYNC:
+                    raise
+                return await self._make_up(about, Record(folder=record.folder), told, known=True)
+            state = page.sync_state
+            kinds += (change.kind for change in page.changes)
+            self._seen.update(change.item_id for change in page.changes)
+            old, new = parted(page.changes, about.cutoff)
+            held += old
+            full = full or (most is not None and len(held) > most)
+            if full:
+                held.clear()
+            for change in new:
+                again = full and change.kind is ChangeKind.CREATE
+                self._add(as_found(change, about.cutoff) if again else change, about)
+            if page.includes_last:
+                break
+            if len(self._pending) >= MANY:
+                if not held and not full:
+                    self._records[folder.folder_id] = msgspec.structs.replace(record, sync_state=state)
+                await self._flush()
+        for change in held:
+            self._add(change, about)
+        if full and not self.trusting and _may_have_lost(folder, record.folder):
+            self.unseen.append(folder.display_name or folder.folder_id)
+        self._keep(folder, record, state)
+        return full or record.sync_state is None or _may_be_whole(kinds, folder)
+
+    async def _list(self, about: Context, record: Record | None) -> bool:
+        """Tells what is new in a folder, of all that there is; `record` None: all. True, since it is the whole."""
+        assert about.folder is not None
+        folder, state = about.folder, None
+        if record is not None:
+            about = replace(about, trusting=False)  # what is found like this may have been told long ago
+        while folder.total_count != 0:
+            page = await self.inquiry.changes(folder, state, SYNCED)
+            state = page.sync_state
+            self._seen.update(change.item_id for change in page.changes)
+            _, new = parted(page.changes, about.cutoff)
+            for change in new:
+                self._add(change if record is None else as_found(change, about.cutoff), about)
+            if page.includes_last:
+                break
+            if len(self._pending) >= MANY:
+                await self._flush()
+        self._keep(folder, record, state)
+        return True
+
+    def _keep(self, folder: Folder, record: Record | None, state: str | None) -> None:
+        settled = self._is_settled(record, folder)
+        self._records[folder.folder_id] = Record(
+            folder=folder, sync_state=state, complete=True, settled=settled
+        )
+
+    async def _find(self, about: Context) -> None:
+        """Tells the items that were modified since the cutoff. Those that are gone it cannot see."""
+        folder, cutoff = about.folder, about.cutoff
+        if folder is None or cutoff is None or _is_older(folder, cutoff):
+            return
+        about = replace(about, trusting=False)  # what is found like this may have been told long ago
+        async for items in self.inquiry.modified_since(folder, cutoff):
+            for item in items:
+                self._add(as_found(item, cutoff), about)
+            if len(self._pending) >= MANY:
+                await self._flush()
+
+    async def _look_for(self, ids: set[str], about: Context) -> None:
+        """Items that handlers know of, and that the folder does not show: are they there?"""
+        for id_ in await self.inquiry.gone(ids):
+            self._add(Change(kind=ChangeKind.DELETE, item_id=id_), about)
+
+    # --- telling
+
+    def _context(
+        self,
+        *,
+        kinds: frozenset[str] | None = None,
+        trusting: bool = True,
+        folder: Folder | None = None,
+        cutoff: datetime | None = None,
+    ) -> Context:
+        return Context(
+            mailbox=self.mailbox,
+            kinds=self.kinds if kinds is None else kinds,
+            time=f"{self.now():%Y-%m-%dT%H:%M:%SZ}",
+            trusting=trusting and self.trusting and not self._notes.forgetful,
+            folder=folder,
+            is_inbox=folder is not None and folder.folder_id == self._inbox,
+            cutoff=cutoff,
+        )
+
+    def _add(self, change: Change, about: Context) -> None:
+        self._seen.add(change.item_id)
+        if item_events(change, about, self._notes):
+            self._pending.append((change, about))
+
+    async def _flush(self, differences: Differences | None = None, whole: Known | None = None) -> None:
+        """Tells what is still untold after the grace, and keeps the states that this leads to.
+
+        With `whole`, at the end, how the folders look now is kept too, and what this leads to is told.
+        """
+        if self._pending or (differences and self._folder_events(differences, LAST, trusting=not self.found)):
+            await trio.sleep(self.grace)
+        told: dict[tuple[str, str | None, str | None], MailboxEvent] = {}
+        missed = 0
+        for change, about in self._pending:
+            # A search by times may bring an item twice.
+            new = {(e.type, e.item_id, e.change_key): e for e in item_events(change, about, self._notes)}
+            missed += about.trusting and not new.keys() <= told.keys()
+            told |= new
+        events = list(told.values())
+        if differences is not None:
+            # Once something was found the stream is trusted no more.
+            events += self._folder_events(differences, LAST, trusting=not self.found and not events)
+        records = self._records
+        if whole is None:
+            records = {id_: self._interim(id_, record) for id_, record in records.items()}
+        await self._tell(events, encoded(records, whole))
+        self.missed += missed
+        self._pending.clear()
+        for folder, ids in self._looked.items():
+            self.delivered.look(self.mailbox, ids, folder)
+        self._looked.clear()
+
+    def _interim(self, id_: str, record: Record | None) -> Record | None:
+        """As kept before the folder's own events are told: it looks as it did."""
+        known = self._known.get(id_)
+        if record is None or known is None:
+            return record
+        return msgspec.structs.replace(record, folder=known.folder, settled=False)
+
+    async def _tell(self, events: list[MailboxEvent], changes: Mapping[str, bytes | None]) -> None:
+        if events or changes:
+            await self.states.save(self.mailbox, events, changes)
+        self.delivered.note(events)
+        self.found += len(events)
+
+
+def _is_small(folder: Folder) -> bool:
+    """Whether one page tells all items."""
+    return folder.total_count is not None and folder.total_count <= MAX_CHANGES
+
+
+def _is_older(folder: Folder, cutoff: datetime | None) -> bool:
+    """Whether nothing came or was changed in it since then."""
+    committed = moment(folder.commit_time_max)
+    return cutoff is not None and committed is not None and committed < cutoff
+
+
+def _may_have_lost(folder: Folder, before: Folder | None) -> bool:
+    """Whether anything may have been deleted from it since it looked so; None: since ever."""
+    known = 0 if before is None else before.deleted_count_total
+    return known is None or known != folder.deleted_count_total
+
+
+def _may_be_whole(kinds: Sequence[ChangeKind], folder: Folder) -> bool:
+    """Whether these can be all items that there are, as when the server took the state for none without saying so;
+    some may have gone since they were counted."""
+    created = kinds.count(ChangeKind.CREATE)
+    total = folder.total_count
+    return created == len(kinds) and (total is None or created >= max(total - FEW, min(total, 1)))
+
+
+FIRST, LAST = frozenset(("created", "moved")), frozenset(("modified", "deleted"))
+SYNCED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.LAST_MODIFIED_TIME)
+
+# Changes that are held in memory at most, give or take a page.
+MANY = 5000
+
+# So many items may go from a folder between two requests.
+FEW = 5
+
+# So many items that were told of are asked for, in a folder that cannot be told as a whole.
+ASKED = 200
+
+# How far the clocks of server and listener may differ, and how much time must pass to be sure that a second has.
+SKEW, TICK = timedelta(minutes=5), timedelta(seconds=2)

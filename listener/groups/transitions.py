@@ -1,0 +1,95 @@
+"""What the log and the handlers are told when the state of a group changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+import structlog
+
+from listener.event import MailboxEvent
+from listener.ews.codes import Failure
+from listener.groups.group import Discovered, GroupState, Member, Outcome, StreamEnded, Subscribed
+
+Log = structlog.typing.FilteringBoundLogger
+
+
+def pairs(before: GroupState, after: GroupState) -> Iterator[tuple[Member, Member]]:
+    """Each member as it was and as it is; one that was not there before is paired with a new one."""
+    known = {member.mailbox: member for member in before.members}
+    for member in after.members:
+        yield known.get(member.mailbox, Member(member.mailbox)), member
+
+
+def lifecycle_events(before: GroupState, after: GroupState, now: datetime) -> list[MailboxEvent]:
+    """Who was parked, and who no longer is, for handlers that ask for it."""
+    return [
+        MailboxEvent(
+            type=f"exchange.listener.{'parked' if new.parked else 'unparked'}",
+            mailbox=new.mailbox,
+            time=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            reason=str(new.failure) if new.parked else None,
+        )
+        for old, new in pairs(before, after)
+        if old.parked != new.parked
+    ]
+
+
+def tell_transition(log: Log, before: GroupState, after: GroupState, outcome: Outcome, now: float) -> None:
+    """Tells the log what came, at `now`, and what it changed."""
+    _tell_outcome(log, outcome)
+    for old, new in pairs(before, after):
+        _tell_member(log, old, new)
+    if after.separate is not None and after.separate != before.separate:
+        log.warning("group.separating", mailboxes=len(after.separate.mailboxes))
+    if after.discover is not None and after.discover != before.discover:
+        log.info("group.discovering", mailboxes=len(after.discover.mailboxes))
+    if after.anchor != before.anchor:
+        log.info("group.anchor_changed", old=before.anchor, anchor=after.anchor)
+    if after.paused_until is not None and after.paused_until != before.paused_until:
+        seconds = round(after.paused_until - now, 3)
+        log.warning("group.waiting", seconds=seconds, failures=after.failures or after.flaps)
+    if after.subscribe is not None and after.subscribe != before.subscribe:
+        log.info("group.subscribing", mailboxes=len(after.subscribe.mailboxes))
+
+
+def _tell_outcome(log: Log, outcome: Outcome) -> None:
+    match outcome:
+        case StreamEnded(lasted, failures, _):
+            _tell_stream_end(log, round(lasted, 3), failures)
+        case Discovered(gone):
+            log.info("group.discovered", gone=len(gone), unknown=len(outcome.unknown))
+        case Subscribed(ids, refused):
+            codes = Counter(failure.code for _, failure in refused)
+            level = log.warning if refused else log.info
+            level("group.subscribed", subscribed=len(ids), refused=len(refused), codes=dict(codes))
+
+
+def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> None:
+    if not failures:
+        log.debug("stream.closed", lasted=seconds)
+    for failure in failures:
+        name = STREAM_ENDS.get(failure.code, "stream.refused")
+        lost = len(failure.subscription_ids)
+        log.warning(name, lasted=seconds, subscriptions=lost, **_why(failure))
+
+
+def _tell_member(log: Log, old: Member, new: Member) -> None:
+    if new.parked and not old.parked:
+        log.warning("mailbox.parked", mailbox=new.mailbox, **_why(new.failure))
+    elif old.parked and not new.parked:
+        log.info("mailbox.unparked", mailbox=new.mailbox)
+    elif new.failure is not None and new.failure is not old.failure:
+        log.info("mailbox.refused", mailbox=new.mailbox, failures=new.failures, **_why(new.failure))
+
+
+def _why(failure: Failure | None) -> dict[str, str]:
+    return {} if failure is None else {"code": failure.code, "text": failure.text}
+
+
+STREAM_ENDS = {
+    "StreamSilent": "stream.silent",
+    "StreamIncomplete": "stream.incomplete",
+    "ConnectionReset": "stream.broken",
+}

@@ -1,0 +1,460 @@
+"""Handlers that raise, hang, reject and lag, on a virtual clock."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener import Handler, MailboxEvent, Reject, Retry
+from listener.backoff import Backoff
+from listener.delivery.delivery import Delivery, Lane, Patience
+from listener.errors import ConfigError
+from tests.fakes import FakeJournal
+
+PATIENCE = Patience(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
+
+
+def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:
+    return MailboxEvent(type=kind, mailbox="ann@x.example", time="2026-01-01T00:00:00Z", item_id=str(number))
+
+
+@dataclass
+class Plugin:
+    """A handler written as `act`, which notes what it has handled."""
+
+    act: Callable[[MailboxEvent], Awaitable[None]] | None = None
+    name: str = "good"
+    handled: list[str] = field(default_factory=list)
+    opened: int = 0
+    closed: int = 0
+    wants: str = "exchange.item.created"
+
+    @property
+    def accepts(self) -> "Plugin":
+        return self
+
+    def matches(self, event: MailboxEvent, /) -> bool:
+        return event.type == self.wants
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Handler]:
+        self.opened += 1
+
+        async def handle(event: MailboxEvent) -> None:
+            if self.act is not None:
+                await self.act(event)
+            self.handled.append(event.item_id or "")
+
+        try:
+            yield handle
+        finally:
+            self.closed += 1
+
+
+@asynccontextmanager
+async def running(
+    *plugins: Plugin, patience: Patience = PATIENCE, journal: FakeJournal | None = None
+) -> AsyncIterator[Delivery]:
+    delivery = Delivery(tuple(Lane(plugin, patience) for plugin in plugins))
+    journal = journal or FakeJournal()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(delivery.run, journal)
+        yield delivery
+        nursery.cancel_scope.cancel()
+
+
+async def test_each_handler_gets_what_its_filter_wants_in_order() -> None:
+    good, folders = Plugin(), Plugin(name="folders", wants="exchange.folder.created")
+    async with running(good, folders) as delivery:
+        await delivery.publish([event(1), event(2, "exchange.folder.created"), event(3)])
+        await delivery.drain(1)
+    assert (good.handled, folders.handled) == (["1", "3"], ["2"])
+    assert (good.opened, good.closed) == (1, 1)
+
+
+async def test_a_handler_that_raises_gets_the_event_again_and_is_named(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tries: list[float] = []
+
+    async def act(_: MailboxEvent) -> None:
+        tries.append(trio.current_time())
+        if len(tries) < 3:
+            raise ValueError("no")
+
+    bad = Plugin(act, name="bad")
+    with structlog.testing.capture_logs() as lines:
+        async with running(bad) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    assert bad.handled == ["1"]
+    assert [later - tries[0] for later in tries] == [0, 1, 3]
+    failed = [line for line in lines if line["event"] == "handler.failed"]
+    assert [(line["handler"], line["attempt"], line["mailbox"]) for line in failed] == [
+        ("bad", 1, "ann@x.example"),
+        ("bad", 2, "ann@x.example"),
+    ]
+    assert isinstance(failed[0]["exc_info"], ValueError)
+
+
+async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(event: MailboxEvent) -> None:
+        if event.item_id == "1":
+            raise ValueError("never")
+
+    bad = Plugin(act)
+    with structlog.testing.capture_logs() as lines:
+        async with running(bad) as delivery:
+            await delivery.publish([event(1), event(2)])
+            await delivery.drain(100)
+            assert (delivery.lanes[0].delivered, delivery.lanes[0].given_up) == (1, 1)
+    assert bad.handled == ["2"]
+    assert [line["id"] for line in lines if line["event"] == "handler.gave_up"] == [event(1).id]
+
+
+async def test_a_handler_that_hangs_is_named_and_harms_no_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(_: MailboxEvent) -> None:
+        await trio.sleep_forever()
+
+    hanging, good = Plugin(act, name="hanging"), Plugin()
+    with structlog.testing.capture_logs() as lines:
+        async with running(hanging, good) as delivery:
+            begun = trio.current_time()
+            await delivery.publish([event(1)])
+            await trio.testing.wait_all_tasks_blocked()
+            assert good.handled == ["1"]
+            assert trio.current_time() == begun
+            await delivery.drain(1000)
+    assert [line["handler"] for line in lines if line["event"] == "handler.timeout"] == ["hanging"] * 3
+
+
+async def test_retry_waits_as_long_as_it_says_and_reject_gives_up_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tries: list[tuple[str, float]] = []
+
+    async def act(event: MailboxEvent) -> None:
+        tries.append((event.item_id or "", trio.current_time()))
+        if event.item_id == "1":
+            raise Reject("not for me")
+        if len(tries) == 2:
+            raise Retry(after=17)
+
+    plugin = Plugin(act)
+    with structlog.testing.capture_logs() as lines:
+        async with running(plugin) as delivery:
+            await delivery.publish([event(1), event(2)])
+            await delivery.drain(100)
+    assert [item for item, _ in tries] == ["1", "2", "2"]
+    assert tries[2][1] - tries[1][1] == 17
+    assert [line["reason"] for line in lines if line["event"] == "handler.rejected"] == ["not for me"]
+
+
+async def test_a_handler_that_lags_holds_nobody_up_and_only_so_much_of_it_is_in_memory(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(_: MailboxEvent) -> None:
+        await trio.sleep(1)
+
+    slow, good = Plugin(act, name="slow"), Plugin()
+    journal = FakeJournal()
+    async with running(slow, good, patience=replace(PATIENCE, queue=2), journal=journal) as delivery:
+        await delivery.publish([event(n) for n in range(50)])
+        await trio.sleep(10.5)
+        assert len(good.handled) == 50
+        assert len(slow.handled) == 10
+        assert journal.readers["slow"].unfinished <= 2
+        assert delivery.lanes[0].behind == 40
+        await delivery.drain(100)
+    assert slow.handled == good.handled
+
+
+async def test_an_event_that_fails_holds_up_its_own_mailbox_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    when: dict[str, float] = {}
+
+    async def act(event: MailboxEvent) -> None:
+        if event.item_id == "1" and trio.current_time() < 1:
+            raise ValueError("not yet")
+        when[event.item_id or ""] = round(trio.current_time(), 3)
+
+    async with running(Plugin(act)) as delivery:
+        bob = msgspec.structs.replace(event(3), mailbox="bob@x.example")
+        await delivery.publish([event(1), event(2), bob])
+        await delivery.drain(100)
+    assert when == {"3": 0, "1": 1, "2": 1}
+
+
+async def test_calls_for_several_mailboxes_go_side_by_side_and_those_for_one_do_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    under_way: list[str] = []
+    most = 0
+
+    async def act(event: MailboxEvent) -> None:
+        nonlocal most
+        assert event.mailbox not in under_way
+        under_way.append(event.mailbox)
+        most = max(most, len(under_way))
+        await trio.sleep(1)
+        under_way.remove(event.mailbox)
+
+    plugin = Plugin(act)
+    events = [msgspec.structs.replace(event(n), mailbox=f"user{n % 5}") for n in range(50)]
+    async with running(plugin, patience=replace(PATIENCE, concurrency=3)) as delivery:
+        await delivery.publish(events)
+        begun = trio.current_time()
+        await delivery.drain(100)
+        assert trio.current_time() - begun == pytest.approx(17, abs=1)
+    assert most == 3
+    assert sorted(plugin.handled, key=int) == [str(n) for n in range(50)]
+
+
+async def test_what_is_given_up_or_rejected_goes_to_the_dead_letters(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def act(event: MailboxEvent) -> None:
+        if event.item_id == "1":
+            raise Reject("not for me")
+        if event.item_id == "2":
+            raise ValueError("never")
+
+    journal = FakeJournal()
+    async with running(Plugin(act), journal=journal) as delivery:
+        await delivery.publish([event(1), event(2), event(3)])
+        await delivery.drain(100)
+    first, second = journal.buried
+    assert (first.event.item_id, first.reason, first.traceback, first.attempts) == ("1", "not for me", "", 1)
+    assert (second.event.item_id, second.reason, second.attempts) == ("2", "ValueError: never", 3)
+    assert 'raise ValueError("never")' in second.traceback
+
+
+@dataclass
+class Batches:
+    """A plugin that takes batches."""
+
+    max_batch: int = 3
+    max_wait: float = 5.0
+    fails: int = 0
+    name: str = "batches"
+    batches: list[list[str | None]] = field(default_factory=list)
+
+    @property
+    def accepts(self) -> "Batches":
+        return self
+
+    def matches(self, event: MailboxEvent, /) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Batches"]:
+        yield self
+
+    async def handle_batch(self, events: Sequence[MailboxEvent], /) -> None:
+        self.batches.append([event.item_id for event in events])
+        if len(self.batches) <= self.fails:
+            raise ValueError("not yet")
+
+
+async def test_a_handler_that_takes_batches_gets_them(autojump_clock: trio.testing.MockClock) -> None:
+    plugin = Batches()
+    async with running(plugin) as delivery:  # type: ignore[arg-type]
+        await delivery.publish([event(n) for n in range(7)])
+        await trio.sleep(1)
+        assert plugin.batches == [["0", "1", "2"], ["3", "4", "5"]]
+        await trio.sleep(5)
+        assert plugin.batches[2:] == [["6"]]
+        await delivery.publish([event(7)])
+        await delivery.drain(1)
+        assert plugin.batches[3:] == [["7"]]
+
+
+async def test_a_batch_that_fails_comes_again_whole_and_at_last_goes_to_the_dead_letters(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plugin = Batches(fails=1)
+    async with running(plugin) as delivery:  # type: ignore[arg-type]
+        await delivery.publish([event(n) for n in range(3)])
+        await delivery.drain(100)
+    assert plugin.batches == [["0", "1", "2"]] * 2
+    hopeless, journal = Batches(fails=100), FakeJournal()
+    async with running(hopeless, journal=journal) as delivery:  # type: ignore[arg-type]
+        await delivery.publish([event(n) for n in range(3)])
+        await delivery.drain(100)
+    assert len(hopeless.batches) == 3
+    assert [letter.event.item_id for letter in journal.buried] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("batches", [False, True])
+async def test_waiting_for_something_that_is_not_there_is_no_try(
+    autojump_clock: trio.testing.MockClock, batches: bool
+) -> None:
+    tries: list[float] = []
+    down_until = trio.current_time() + 1000
+
+    async def act(_what: object) -> None:
+        tries.append(trio.current_time())
+        if trio.current_time() < down_until:
+            raise Retry("the database is down", after=60, counts=False)
+        raise LookupError("and this event is bad besides")
+
+    @dataclass
+    class Waiting(Batches):
+        async def handle_batch(self, events: Sequence[MailboxEvent], /) -> None:
+            await act(events)
+
+    journal = FakeJournal()
+    async with running(Waiting(max_wait=0.0) if batches else Plugin(act), journal=journal) as delivery:  # type: ignore[arg-type]
+        await delivery.publish([event(1)])
+        await delivery.drain(10_000)
+    patient = [moment for moment in tries if moment < down_until]
+    assert len(patient) == 17
+    assert len(tries) - len(patient) == PATIENCE.attempts
+    assert [letter.attempts for letter in journal.buried] == [PATIENCE.attempts]
+
+
+async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None:
+    class Broken(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            raise PermissionError("/var/log/acme.jsonl")
+            yield
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(Plugin(), Broken(name="audit")):
+            pass
+    (error,) = caught.value.split(ConfigError)[0].exceptions  # type: ignore[union-attr]
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert str(error) == "handlers.audit: could not be opened: PermissionError: /var/log/acme.jsonl"
+
+
+async def test_a_context_that_breaks_is_opened_again_with_the_event_in_hand(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with trio.open_nursery() as nursery:
+                self.opened += 1
+
+                async def handle(event: MailboxEvent) -> None:
+                    if self.opened == 1:
+                        nursery.start_soon(crash)
+                        await trio.sleep_forever()
+                    self.handled.append(event.item_id or "")
+
+                async def crash() -> None:
+                    raise OSError("the child is gone")
+
+                yield handle
+
+    fragile = Fragile()
+    with structlog.testing.capture_logs() as lines:
+        async with running(fragile) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    assert (fragile.opened, fragile.handled) == (2, ["1"])
+    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
+
+
+async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+    async def act(_: MailboxEvent) -> None:
+        await trio.sleep(3)
+
+    slow = Plugin(act)
+    with structlog.testing.capture_logs() as lines:
+        async with running(slow) as delivery:
+            await delivery.publish([event(n) for n in range(5)])
+            await delivery.drain(10)
+    (stopped,) = (line for line in lines if line["event"] == "handler.stopped")
+    assert (stopped["delivered"], stopped["behind"]) == (3, 2)
+
+
+async def test_a_handler_is_closed_in_peace_while_another_hangs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whoever flushes at the end needs to await, which a cancelled task cannot."""
+
+    class Flushing(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                yield handle
+            await trio.sleep(2)
+            self.handled.append("flushed")
+
+    async def hang(_: MailboxEvent) -> None:
+        await trio.sleep_forever()
+
+    hanging, flushing = Plugin(hang, name="hanging"), Flushing()
+    with structlog.testing.capture_logs() as lines:
+        async with running(hanging, flushing) as delivery:
+            await delivery.publish([event(1)])
+            begun = trio.current_time()
+            await delivery.drain(10)
+            assert trio.current_time() - begun == 10
+    assert (flushing.handled, flushing.closed) == (["1", "flushed"], 1)
+    assert hanging.closed == 1
+    assert not [line for line in lines if line["event"] == "handler.broken"]
+
+
+async def test_a_handler_that_waits_to_be_opened_again_does_not_hold_up_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Ending(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                if self.opened > 1:
+                    raise OSError("the server is gone")
+                with trio.move_on_after(5):
+                    yield handle
+
+    ending = Ending()
+    async with running(ending) as delivery:
+        await trio.sleep(1000)
+        begun = trio.current_time()
+        await delivery.drain(100)
+        assert trio.current_time() == begun
+    assert ending.closed == ending.opened
+
+
+async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Failing(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                yield handle
+            raise OSError("cannot flush")
+
+    failing = Failing()
+    with structlog.testing.capture_logs() as lines:
+        async with running(failing) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    assert (failing.opened, failing.handled) == (1, ["1"])
+    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
+
+
+async def test_a_handler_that_never_waits_does_not_keep_the_others_out() -> None:
+    good = Plugin()
+    async with running(good, patience=Patience(queue=20_000)) as delivery:
+        await delivery.publish([event(n) for n in range(20_000)])
+        turns = 0
+        while len(good.handled) < 20_000:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns > 200

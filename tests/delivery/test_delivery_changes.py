@@ -1,0 +1,163 @@
+"""Handlers that come, go and change while events keep coming: nothing is lost, nothing is told twice."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener import Handler, MailboxEvent
+from listener.delivery.delivery import Delivery, Lane
+from listener.errors import ConfigError
+from listener.journal.sqlite import open_journal
+from tests.delivery.test_delivery import PATIENCE, Plugin, event
+
+
+@asynccontextmanager
+async def running(*plugins: Plugin) -> AsyncIterator[Delivery]:
+    delivery = Delivery(tuple(Lane(plugin, PATIENCE) for plugin in plugins))
+    async with open_journal(None) as journal, trio.open_nursery() as nursery:
+        await nursery.start(delivery.run, journal)
+        yield delivery
+        await delivery.drain(10)
+        nursery.cancel_scope.cancel()
+
+
+class Broken(Plugin):
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Handler]:
+        raise OSError("no such file")
+        yield
+
+
+class Mute(Plugin):
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Handler]:
+        await trio.sleep_forever()
+        yield
+
+
+async def slow(_: MailboxEvent) -> None:
+    await trio.sleep(1)
+
+
+async def settled() -> None:
+    await trio.sleep(0.2)
+
+
+async def test_a_new_handler_gets_what_comes_from_now_on(autojump_clock: trio.testing.MockClock) -> None:
+    old, new = Plugin(name="old"), Plugin(name="new")
+    async with running(old) as delivery:
+        await delivery.publish([event(1)])
+        await delivery.change([*delivery.lanes, Lane(new, PATIENCE)])
+        await delivery.publish([event(2)])
+        await settled()
+        assert (old.opened, old.closed) == (1, 0)
+    assert (old.handled, new.handled) == (["1", "2"], ["2"])
+
+
+async def test_one_that_is_gone_is_closed_and_goes_on_where_it_stood_when_it_comes_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    old, gone = Plugin(name="old"), Plugin(name="gone")
+    async with running(old, gone) as delivery:
+        await delivery.publish([event(1)])
+        await settled()
+        with structlog.testing.capture_logs() as lines:
+            await delivery.change(delivery.lanes[:1])
+        assert gone.closed == 1
+        assert [line["handler"] for line in lines if line["event"] == "handler.stopped"] == ["gone"]
+        await delivery.publish([event(2)])
+        await settled()
+        await delivery.change([*delivery.lanes, Lane(gone, PATIENCE)])
+        await settled()
+    assert old.handled == ["1", "2"]
+    assert gone.handled == ["1", "2"]
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5, 1.5, 3.2])
+async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_nothing(
+    autojump_clock: trio.testing.MockClock, wait: float
+) -> None:
+    first, second = Plugin(slow, handled=(handled := [])), Plugin(slow, handled=handled)
+    async with running(first) as delivery:
+        await delivery.publish([event(n) for n in range(4)])
+        await trio.sleep(wait)
+        await delivery.change([Lane(second, PATIENCE)])
+        assert first.closed == 1
+        await delivery.publish([event(n) for n in range(4, 6)])
+        await trio.sleep(9)
+        assert delivery.lanes[0].delivered == 6
+    assert handled == [str(n) for n in range(6)]
+
+
+async def test_one_that_waits_to_try_again_need_not_be_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def fail(_: MailboxEvent) -> None:
+        raise ValueError("no")
+
+    bad, good = Plugin(fail), Plugin()
+    async with running(bad) as delivery:
+        await delivery.publish([event(1), event(2)])
+        await trio.sleep(0.1)
+        begun = trio.current_time()
+        await delivery.change([Lane(good, PATIENCE)])
+        assert trio.current_time() - begun < 0.2
+        await settled()
+    assert good.handled == ["1", "2"]
+
+
+async def test_a_filter_that_changes_holds_from_then_on(autojump_clock: trio.testing.MockClock) -> None:
+    items, folders = Plugin(), Plugin(wants="exchange.folder.created")
+    async with running(items) as delivery:
+        await delivery.publish([event(1), event(2, "exchange.folder.created")])
+        await settled()
+        await delivery.change([Lane(folders, PATIENCE)])
+        await delivery.publish([event(3), event(4, "exchange.folder.created")])
+        await settled()
+    assert (items.handled, folders.handled) == (["1"], ["4"])
+
+
+@pytest.mark.parametrize("kind", [Broken, Mute])
+@pytest.mark.parametrize("name", ["good", "other"])
+async def test_if_one_cannot_be_opened_all_is_as_it_was(
+    autojump_clock: trio.testing.MockClock, kind: type[Plugin], name: str
+) -> None:
+    good, fine = Plugin(), Plugin(name="fine")
+    async with running(good) as delivery:
+        await delivery.publish([event(1)])
+        await settled()
+        staying = [] if name == "good" else list(delivery.lanes)
+        with pytest.raises(ConfigError, match=f"handlers.{name}: "):
+            await delivery.change([*staying, Lane(fine, PATIENCE), Lane(kind(name=name), PATIENCE)])
+        await delivery.publish([event(2)])
+        await settled()
+        assert [lane.name for lane in delivery.lanes] == ["good"]
+        assert delivery.lanes[0].state == "running"
+        assert delivery.lanes[0].delivered == 2
+        assert (fine.opened, fine.closed) == (1, 1)
+    assert good.handled == ["1", "2"]
+    assert good.opened == (2 if name == "good" else 1)
+    assert fine.handled == []
+
+
+@pytest.mark.parametrize("name", ["good", "other"])
+async def test_the_end_may_come_while_a_handler_opens(
+    autojump_clock: trio.testing.MockClock, name: str
+) -> None:
+    good, fine = Plugin(), Plugin(name="fine")
+    delivery = Delivery((Lane(good, PATIENCE),))
+    async with open_journal(None) as journal, trio.open_nursery() as outer, trio.open_nursery() as handlers:
+        await handlers.start(delivery.run, journal)
+        staying = [] if name == "good" else list(delivery.lanes)
+        outer.start_soon(delivery.change, [*staying, Lane(fine, PATIENCE), Lane(Mute(name=name), PATIENCE)])
+        await trio.sleep(1)
+        begun = trio.current_time()
+        await delivery.drain(2)
+        handlers.cancel_scope.cancel()
+        outer.cancel_scope.cancel()
+    assert trio.current_time() - begun < 3
+    assert good.closed == fine.closed == 1

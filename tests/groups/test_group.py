@@ -1,0 +1,554 @@
+"""The life of a group, read as transcripts: an outcome, then what the group wants to be going on."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from listener.backoff import Backoff
+from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.groups.group import (
+    Discover,
+    Discovered,
+    Doubted,
+    GroupState,
+    Joined,
+    Kept,
+    Left,
+    Policy,
+    Separate,
+    Separated,
+    Stop,
+    Stream,
+    StreamEnded,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+    Wait,
+    Waited,
+    advance,
+)
+
+POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), settled=30)
+ALL = (("ann", "1"), ("bob", "2"), ("cat", "3"))
+
+
+def failure(verdict: Verdict, *ids: str, wait: float | None = None) -> Failure:
+    code = next(code for code, v in VERDICTS.items() if v is verdict)
+    return Failure(code=code, wait=wait, subscription_ids=ids)
+
+
+def started() -> GroupState:
+    return GroupState.start(("cat", "ann", "bob"), POLICY)
+
+
+def streaming() -> GroupState:
+    return advance(started(), Subscribed(ALL), now=1)
+
+
+def test_the_anchor_is_first_by_address_and_is_subscribed_first() -> None:
+    assert started().actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_all_subscribed_then_one_stream_carries_them_all() -> None:
+    assert streaming().actions == (Stream(ALL, "ann"),)
+    assert streaming().phase == "streaming"
+
+
+def test_closed_opens_the_stream_again_at_once_without_subscribing_anew() -> None:
+    state = advance(streaming(), StreamEnded(lasted=1800), now=1801)
+    assert state.actions == (Stream(ALL, "ann"),)
+    assert state.failures == 0
+
+
+def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
+    state, now = streaming(), 1.0
+    for pause in (1, 2, 4, 8, 15, 15):
+        state = advance(state, StreamEnded(lasted=0.1), now)
+        assert state.actions == (Wait(now + pause, eager=True),)
+        now += pause
+        state = advance(state, Waited(), now)
+        assert state.actions == (Stream(ALL, "ann"),)
+
+
+def test_a_server_that_is_not_heard_at_all_is_asked_more_and_more_seldom() -> None:
+    state, now = streaming(), 1.0
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        state = advance(state, StreamEnded(0.1, (Failure(code="Http503"),), heard=False), now)
+        assert state.actions == (Wait(now + pause, eager=True),)
+        now += pause
+        state = advance(state, Waited(), now)
+
+
+def test_a_broken_stream_waits_with_full_jitter_and_keeps_its_subscriptions() -> None:
+    state = advance(streaming(), StreamEnded(5, (Failure(code="ConnectionReset"),)), now=10, dice=0.25)
+    assert state.actions == (Wait(10.25, eager=True),)
+    assert advance(state, Waited(), now=10.25).actions == (Stream(ALL, "ann"),)
+
+
+def test_a_server_that_was_heard_is_no_longer_taken_for_dead() -> None:
+    state = advance(replace(streaming(), failures=5), StreamEnded(1), now=10)
+    assert (state.failures, state.flaps, state.actions) == (0, 1, (Wait(11, eager=True),))
+
+
+def test_a_pause_of_our_own_ends_when_the_server_is_heard_elsewhere_but_not_one_it_asked_for() -> None:
+    own = advance(streaming(), StreamEnded(5, (Failure(code="Http503"),), heard=False), now=10)
+    assert advance(own, Waited(early=True), now=10.1).actions == (Stream(ALL, "ann"),)
+    asked = advance(streaming(), StreamEnded(5, (Failure(code="Http503", wait=9),), heard=False), now=10)
+    assert advance(asked, Waited(early=True), now=10.1).actions == (Wait(20),)
+
+
+def test_a_settled_stream_makes_all_forgotten() -> None:
+    state = replace(streaming(), failures=5, flaps=3, refusals=2)
+    state = advance(state, StreamEnded(31, (Failure(code="StreamSilent"),)), now=10)
+    assert (state.failures, state.flaps, state.refusals, state.actions) == (0, 1, 0, (Wait(11, eager=True),))
+
+
+def test_what_the_server_tells_is_waited_at_least() -> None:
+    busy = Failure(code="ErrorServerBusy", wait=120.0)
+    state = advance(streaming(), StreamEnded(0, (busy,)), now=10, dice=0.5)
+    assert state.actions == (Wait(130.5),)
+
+
+def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
+    state = advance(
+        started(), Subscribed(refused=(("ann", Failure(code="Http503", wait=40)),)), now=1, dice=0
+    )
+    assert state.actions == (Wait(41),)
+    state = advance(state, Waited(), now=41)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_an_anchor_that_is_refused_makes_way_at_once() -> None:
+    state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.PARK)),)), now=1)
+    assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),)
+    assert state.members[0].parked
+
+
+def test_an_anchor_that_fails_three_times_makes_way() -> None:
+    state, now, anchors = started(), 0.0, []
+    for _ in range(4):
+        (subscribe,) = state.actions
+        assert isinstance(subscribe, Subscribe)
+        anchors.append(subscribe.anchor)
+        state = advance(state, Subscribed(refused=((subscribe.anchor, Failure(code="Http500")),)), now)
+        now += 61
+        state = advance(state, Waited(), now)
+    assert anchors == ["ann", "ann", "ann", "bob"]
+
+
+def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream() -> None:
+    state = advance(started(), Subscribed(ALL[:2], (("cat", failure(Verdict.PARK)),)), now=1)
+    assert state.actions == (Stream(ALL[:2], "ann"), Wait(61))
+    state = advance(state, Waited(), now=61)
+    assert state.actions == (Stream(ALL[:2], "ann"), Subscribe(("cat",), "ann", afresh=False))
+    again = advance(state, Subscribed(refused=(("cat", failure(Verdict.PARK)),)), now=62)
+    assert again.actions == (Stream(ALL[:2], "ann"), Wait(62 + 120))
+    state = advance(state, Subscribed((("cat", "3"),)), now=62)
+    assert state.actions == (Stream(ALL, "ann"),)
+    assert not state.members[2].parked
+
+
+def test_an_id_that_the_server_gives_anew_is_lost_to_its_former_owner() -> None:
+    state = advance(streaming(), Joined(("dan",)), now=5)
+    state = advance(state, Subscribed((("dan", "1"),)), now=6)
+    assert state.live == (("bob", "2"), ("cat", "3"), ("dan", "1"))
+    assert state.subscribe == Subscribe(("ann",), "ann", afresh=False)
+
+
+def test_beside_a_bad_subscription_the_stream_is_reopened_at_once_without_it() -> None:
+    state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "2"),)), now=10)
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+
+
+def test_all_subscriptions_lost_means_a_fresh_start_at_once() -> None:
+    state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),)), now=10)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    unnamed = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE),)), now=10)
+    assert unnamed.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_a_passing_failure_of_one_subscription_costs_it_nothing() -> None:
+    transient = Failure(code="ErrorInternalServerError", subscription_ids=("2",))
+    state = advance(streaming(), StreamEnded(5, (transient,)), now=10)
+    assert state.actions == (Stream(ALL, "ann"),)
+
+
+def test_what_is_said_of_most_subscriptions_is_said_of_the_connection() -> None:
+    busy = tuple(Failure(code="ErrorServerBusy", wait=5.0, subscription_ids=(i,)) for i in "123")
+    state = advance(streaming(), StreamEnded(1, busy), now=10)
+    assert state.live == ALL
+    assert state.actions == (Wait(16),)
+    assert not any(m.failures for m in state.members)
+
+
+def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.RESUBSCRIBE, "foreign"),)), now=10)
+    state = advance(state, Subscribed(ALL), now=10)
+    state = advance(state, StreamEnded(0, (failure(Verdict.RESUBSCRIBE, "foreign"),)), now=10)
+    assert isinstance(state.actions[0], Wait)
+
+
+def test_a_stream_that_the_anchor_is_refused_is_asked_for_in_another_name() -> None:
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.PARK),)), now=10)
+    assert state.actions == (Stream(ALL, "bob"),)
+    assert not any(m.parked for m in state.members)
+
+
+def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_everybody_is_alone() -> None:
+    """What a server that serves one impersonated user a connection makes of it."""
+    state, now = streaming(), 10.0
+    for _ in range(3):
+        while isinstance(state.actions[-1], Wait):
+            now = state.actions[-1].until
+            state = advance(state, Waited(), now)
+        state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now)
+    assert state.separate == Separate(("cat",))
+    state = advance(state, Separated(("cat",)), now)
+    assert [m.mailbox for m in state.members] == ["ann", "bob"]
+
+
+def test_alone_a_refused_stream_parks_the_mailbox() -> None:
+    state = advance(GroupState.start(("ann",), POLICY), Subscribed(ALL[:1]), now=0)
+    state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now=10)
+    assert state.members[0].parked
+    assert state.actions == (Wait(70), Unsubscribe(ALL[:1], "ann"))
+
+
+def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> None:
+    state, now = streaming(), 10.0
+    for n in range(3):
+        (bad,) = (m.subscription for m in state.members if m.mailbox == "bob")
+        gone = Failure(code=failure(Verdict.RESUBSCRIBE).code, subscription_ids=(bad or "",))
+        state = advance(state, StreamEnded(5, (gone,)), now)
+        if n < 2:
+            assert state.separate is None
+            assert state.members[1].due - now == 2 * n
+            now += 60
+            state = advance(state, Waited(), now)
+            state = advance(state, Subscribed((("bob", f"new{n}"),)), now)
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Separate(("bob",)))
+    assert advance(state, Separated(("bob",)), now).actions == (Stream((ALL[0], ALL[2]), "ann"),)
+
+
+def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
+    others, bye = Stream((ALL[0], ALL[2]), "ann"), Unsubscribe(ALL[1:2], "ann")
+    state = advance(streaming(), StreamEnded(5, (failure(Verdict.REGROUP, "2"),)), now=10)
+    assert state.actions == (others, Discover(("bob",)), bye)
+    stays = advance(state, Discovered(), now=11)
+    assert stays.actions == (others, Subscribe(("bob",), "ann", afresh=False), bye)
+    gone = advance(state, Discovered(gone=("bob",)), now=11)
+    assert gone.actions == (others, bye)
+    unknown = advance(state, Discovered(unknown=(("bob", Failure(code="Http503")),)), now=11)
+    assert unknown.actions == (others, Wait(13), bye)
+    assert advance(unknown, Waited(), now=13).actions[1] == Discover(("bob",))
+
+
+def test_when_the_anchor_moves_away_the_group_gets_a_new_one() -> None:
+    state = advance(streaming(), Doubted(("ann",)), now=10)
+    assert state.actions == (Stream(ALL[1:], "ann"), Discover(("ann",)), Unsubscribe(ALL[:1], "ann"))
+    state = advance(state, Discovered(gone=("ann",)), now=11)
+    assert state.anchor == "bob"
+    state = advance(state, Unsubscribed(), now=11)
+    state = advance(state, StreamEnded(1800), now=1811)
+    assert state.actions == (Stream(ALL[1:], "bob"),)
+
+
+def test_a_group_that_everybody_has_left_is_over_when_it_has_cleaned_up() -> None:
+    state = advance(streaming(), Doubted(("ann", "bob", "cat")), now=10)
+    state = advance(state, Discovered(gone=("ann", "bob", "cat")), now=11)
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    assert advance(state, Unsubscribed(), now=12).actions == ()
+
+
+def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause() -> None:
+    names = tuple(f"user{n:03}" for n in range(101))
+    state = GroupState.start(names, POLICY)
+    for name in names[:100]:
+        assert state.subscribe
+        assert state.subscribe.anchor == name
+        state = advance(state, Subscribed(refused=((name, failure(Verdict.PARK)),)), now=0)
+    assert state.actions == (Subscribe(names[100:], names[100], afresh=True),)
+
+
+def test_what_only_the_operator_can_mend_is_asked_for_slowly() -> None:
+    state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.STOP)),)), now=0)
+    assert state.actions == (Wait(60),)
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.STOP),)), now=0)
+    assert state.actions == (Wait(60),)
+
+
+def test_refused_credentials_are_tried_once_more_and_then_slowly() -> None:
+    refused = StreamEnded(0, (failure(Verdict.CREDENTIALS),), heard=False)
+    state = advance(streaming(), refused, now=0)
+    assert state.actions == (Wait(1),)
+    state = advance(advance(state, Waited(), now=1), refused, now=1)
+    assert state.actions == (Wait(1 + 120),)
+
+
+def test_a_busy_server_is_asked_nothing_new_but_the_open_stream_stays() -> None:
+    state = advance(started(), Subscribed(ALL[:2], (("cat", Failure(code="Http500")),)), now=0)
+    state = advance(state, Waited(), now=1)
+    state = advance(
+        state, Subscribed(refused=(("cat", Failure(code="ErrorServerBusy", wait=30)),)), now=2, dice=0
+    )
+    assert state.actions == (Stream(ALL[:2], "ann"), Wait(32))
+
+
+def test_mailboxes_join_a_running_group() -> None:
+    state = advance(streaming(), Joined(("bea", "ann")), now=5)
+    assert state.actions == (Stream(ALL, "ann"), Subscribe(("bea",), "ann", afresh=False))
+    assert [m.mailbox for m in state.members] == ["ann", "bea", "bob", "cat"]
+
+
+def test_who_leaves_while_being_subscribed_is_unsubscribed_again() -> None:
+    state = advance(started(), Left(("ann",)), now=1)
+    state = advance(state, Subscribed(ALL), now=2)
+    assert state.actions == (Stream(ALL[1:], "bob"), Unsubscribe(ALL[:1], "bob"))
+    state = advance(advance(started(), Left(("ann",)), now=1), Subscribed(ALL[1:]), now=2)
+    assert state.actions == (Stream(ALL[1:], "bob"),)
+
+
+def test_stop_unsubscribes_and_then_nothing_is_left_to_do() -> None:
+    state = advance(streaming(), Stop(unsubscribe=True), now=5)
+    assert state.live == ()
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    state = advance(state, StreamEnded(4), now=5)
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    assert advance(state, Unsubscribed(), now=6).actions == ()
+    assert advance(started(), Stop(unsubscribe=True), now=5).actions == ()
+
+
+def test_stop_leaves_the_subscriptions_for_the_next_start_unless_it_is_told_otherwise() -> None:
+    state = advance(streaming(), Stop(), now=5)
+    assert (state.actions, state.live) == ((), ALL)
+
+
+# --- what is known from before
+
+
+def kept(*names: str, anchor: str = "ann", abandoned: tuple[tuple[str, str], ...] = ()) -> GroupState:
+    known = Kept(anchor, {mailbox: id_ for mailbox, id_ in ALL if mailbox in names}, abandoned)
+    return GroupState.start(("cat", "ann", "bob"), POLICY, known)
+
+
+def test_with_all_ids_known_from_before_the_stream_is_the_first_action() -> None:
+    assert kept("ann", "bob", "cat").actions == (Stream(ALL, "ann"),)
+
+
+def test_who_has_no_id_from_before_is_subscribed_beside_the_stream_with_the_cookies_that_are_there() -> None:
+    assert kept("ann", "cat").actions == (
+        Stream((ALL[0], ALL[2]), "ann"),
+        Subscribe(("bob",), "ann", afresh=False),
+    )
+
+
+def test_an_anchor_that_is_not_listened_to_any_more_makes_way_and_keeps_the_subscriptions() -> None:
+    state = kept("bob", "cat", anchor="abe")
+    assert state.actions[0] == Stream(ALL[1:], "bob")
+
+
+def test_what_the_server_forgot_meanwhile_is_subscribed_anew_and_the_others_are_not() -> None:
+    state = advance(
+        kept("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), heard=False), now=1
+    )
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+
+
+def test_a_server_that_forgot_everything_is_asked_afresh_at_once() -> None:
+    state = advance(
+        kept("ann", "bob", "cat"),
+        StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),), heard=False),
+        now=1,
+    )
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+
+
+def test_a_group_with_nothing_but_leftovers_unsubscribes_them_and_is_over() -> None:
+    state = GroupState.start((), POLICY, Kept("ann", {}, ALL))
+    assert state.actions == (Unsubscribe(ALL, "ann"),)
+    assert advance(state, Unsubscribed(), now=1).actions == ()
+
+
+# --- what is given up
+
+
+def test_who_is_not_listened_to_any_more_is_unsubscribed_beside_the_others_stream() -> None:
+    state = advance(streaming(), Left(("ann",)), now=5)
+    assert state.actions == (Stream(ALL[1:], "bob"), Unsubscribe(ALL[:1], "bob"))
+    assert advance(state, Unsubscribed(), now=6).actions == (Stream(ALL[1:], "bob"),)
+
+
+def test_what_is_given_up_while_others_are_unsubscribed_comes_next() -> None:
+    state = advance(streaming(), Left(("ann",)), now=5)
+    state = advance(state, Left(("bob",)), now=6)
+    assert state.unsubscribe == Unsubscribe(ALL[:1], "bob")
+    state = advance(state, Unsubscribed(), now=7)
+    assert state.unsubscribe == Unsubscribe(ALL[1:2], "cat")
+
+
+def test_a_whole_stream_that_must_be_looked_for_elsewhere_leaves_nothing_behind() -> None:
+    astray = StreamEnded(5, (failure(Verdict.REGROUP),))
+    state = advance(streaming(), astray, now=10)
+    assert state.actions == (Discover(("ann", "bob", "cat")), Unsubscribe(ALL, "ann"))
+
+
+def test_a_subscription_in_doubt_is_unsubscribed_unless_its_id_is_somebody_elses_by_now() -> None:
+    assert advance(streaming(), Doubted(("bob",)), now=5).abandoned == (("bob", "2"),)
+    assert advance(streaming(), Doubted(("bob",), taken=True), now=5).abandoned == ()
+    state = advance(streaming(), Joined(("dan",)), now=5)
+    assert advance(state, Subscribed((("dan", "1"),)), now=6).abandoned == ()
+
+
+def test_what_the_server_no_longer_knows_need_not_be_unsubscribed() -> None:
+    forgotten = failure(Verdict.RESUBSCRIBE, "1", "2")
+    assert advance(streaming(), StreamEnded(5, (forgotten,)), now=10).abandoned == (("cat", "3"),)
+    everything = failure(Verdict.RESUBSCRIBE)
+    assert advance(streaming(), StreamEnded(5, (everything,)), now=10).abandoned == ()
+
+
+def test_nothing_is_unsubscribed_while_the_server_wants_to_be_left_alone() -> None:
+    busy = Failure(code="ErrorServerBusy", wait=30)
+    state = advance(streaming(), StreamEnded(5, (busy,)), now=10)
+    state = advance(state, Left(("ann",)), now=11)
+    assert state.unsubscribe is None
+    assert advance(state, Waited(), now=42).unsubscribe == Unsubscribe(ALL[:1], "bob")
+
+
+failures = st.builds(
+    Failure,
+    code=st.sampled_from([*VERDICTS, "ErrorNobodyHeardOf"]),
+    wait=st.one_of(st.none(), st.floats(0, 1000)),
+)
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Whatever the server answers, in whatever order: the group never gets stuck and never forgets a mailbox."""
+
+    @initialize(count=st.integers(1, 6), known=st.sets(st.integers(0, 7)))
+    def begin(self, count: int, known: set[int]) -> None:
+        self.now = 0.0
+        self.made = 8
+        self.everybody = {f"user{n}" for n in range(count)}
+        before = {f"user{n}": str(n) for n in known}
+        gone = tuple((mailbox, id_) for mailbox, id_ in before.items() if mailbox not in self.everybody)
+        before = {mailbox: id_ for mailbox, id_ in before.items() if mailbox in self.everybody}
+        self.state = GroupState.start(tuple(self.everybody), POLICY, Kept("user0", before, gone))
+
+    def tell(self, outcome: object, dice: float) -> None:
+        self.state = advance(self.state, outcome, self.now, dice)  # type: ignore[arg-type]
+
+    @precondition(lambda self: self.state.subscribe)
+    @rule(data=st.data(), dice=st.floats(0, 1))
+    def subscribed(self, data: st.DataObject, dice: float) -> None:
+        assert self.state.subscribe
+        ids, refused = [], []
+        for mailbox in self.state.subscribe.mailboxes:
+            match data.draw(st.sampled_from(["ok", "refused", "untried"])):
+                case "ok":
+                    self.made += 1
+                    ids.append((mailbox, str(self.made)))
+                case "refused":
+                    refused.append((mailbox, data.draw(failures)))
+        self.tell(Subscribed(tuple(ids), tuple(refused)), dice)
+
+    @precondition(lambda self: self.state.stream)
+    @rule(data=st.data(), lasted=st.floats(0, 1800), dice=st.floats(0, 1))
+    def stream_ended(self, data: st.DataObject, lasted: float, dice: float) -> None:
+        ids = [i for _, i in self.state.live] + ["foreign"]
+        ended = data.draw(st.lists(failures, max_size=2))
+        named = [replace_ids(f, data.draw(st.sets(st.sampled_from(ids)))) for f in ended]
+        self.now += lasted
+        self.tell(StreamEnded(lasted, tuple(named), data.draw(st.booleans())), dice)
+
+    @precondition(lambda self: any(isinstance(a, Wait) for a in self.state.actions))
+    @rule()
+    def waited(self) -> None:
+        (wait,) = (a for a in self.state.actions if isinstance(a, Wait))
+        self.now = max(self.now, wait.until)
+        self.tell(Waited(), 1.0)
+
+    @precondition(lambda self: self.state.discover)
+    @rule(data=st.data())
+    def discovered(self, data: st.DataObject) -> None:
+        assert self.state.discover
+        gone, unknown = [], []
+        for mailbox in self.state.discover.mailboxes:
+            match data.draw(st.sampled_from(["stays", "gone", "unknown"])):
+                case "gone":
+                    gone.append(mailbox)
+                case "unknown":
+                    unknown.append((mailbox, data.draw(failures)))
+        self.everybody -= set(gone)
+        self.tell(Discovered(tuple(gone), tuple(unknown)), 1.0)
+
+    @precondition(lambda self: self.state.separate)
+    @rule()
+    def separated(self) -> None:
+        assert self.state.separate
+        self.everybody -= set(self.state.separate.mailboxes)
+        self.tell(Separated(self.state.separate.mailboxes), 1.0)
+
+    @precondition(lambda self: self.state.unsubscribe)
+    @rule()
+    def unsubscribed(self) -> None:
+        self.tell(Unsubscribed(), 1.0)
+
+    @rule(name=st.sampled_from(["user0", "user1"]), taken=st.booleans())
+    def doubted(self, name: str, *, taken: bool) -> None:
+        self.tell(Doubted((name,), taken), 1.0)
+
+    @rule(name=st.sampled_from(["user0", "user1", "zed"]))
+    def left(self, name: str) -> None:
+        self.everybody.discard(name)
+        self.tell(Left((name,)), 1.0)
+
+    @rule(name=st.sampled_from(["zed", "abe"]))
+    def joined(self, name: str) -> None:
+        self.everybody.add(name)
+        self.tell(Joined((name,)), 1.0)
+
+    @invariant()
+    def something_is_always_going_on(self) -> None:
+        assert self.state.actions or not self.everybody
+        assert len({type(a) for a in self.state.actions}) == len(self.state.actions)
+
+    @invariant()
+    def everybody_has_a_place(self) -> None:
+        state = self.state
+        assert {m.mailbox for m in state.members} == self.everybody
+        cared_for = {
+            mailbox for a in (state.subscribe, state.discover, state.separate) if a for mailbox in a.mailboxes
+        }
+        waits = any(isinstance(action, Wait) for action in state.actions)
+        for member in state.members:
+            lane = state.discover if member.astray else state.subscribe
+            assert member.subscription or member.mailbox in cared_for or waits or lane
+
+    @invariant()
+    def nothing_that_is_in_use_is_given_up(self) -> None:
+        under_way = self.state.unsubscribe.subscriptions if self.state.unsubscribe else ()
+        assert not {*self.state.abandoned, *under_way}.intersection(self.state.live)
+
+    @invariant()
+    def a_stream_carries_only_what_is_alive(self) -> None:
+        if self.state.stream:
+            assert self.state.live
+            if self.state.paused_until is None:
+                assert self.state.stream.subscriptions == self.state.live
+        if self.state.subscribe and self.state.subscribe.afresh:
+            assert self.state.subscribe.mailboxes[0] == self.state.subscribe.anchor
+
+
+def replace_ids(failure: Failure, ids: set[str]) -> Failure:
+    return Failure(code=failure.code, wait=failure.wait, subscription_ids=tuple(sorted(ids)))
+
+
+TestAnyLife = AnyLife.TestCase
+
+
+@given(st.permutations(["ann", "bob", "cat"]))
+def test_the_order_in_which_mailboxes_are_given_does_not_matter(names: list[str]) -> None:
+    assert GroupState.start(tuple(names), POLICY) == started()

@@ -1,0 +1,149 @@
+"""What of the saved groups holds under the present configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from listener.access import AccessKind
+from listener.exchange.cookies import Cookie
+from listener.groups.affinity import Placement
+from listener.groups.group import Kept
+from listener.groups.saved import DAY, Held, LastHeard, Restored, SavedGroup, last_heard, restored
+
+EWS = "https://mail.example/EWS"
+COOKIE = Cookie(name="X-BackEndOverrideCookie", value="BE1~1", domain="mail.example", path="/")
+
+
+def saved(name: str = "DAG1/1", **fields: Any) -> SavedGroup:
+    """A group of ann, bob and cat, of whom cat had no subscription."""
+    group = SavedGroup(
+        name=name,
+        ews_url=EWS,
+        grouping_information="DAG1",
+        access="impersonation",
+        closed=False,
+        anchor="ann",
+        maker="us",
+        members={"ann": Held("1", "all"), "bob": Held("2", "all"), "cat": None},
+        cookies=(COOKIE,),
+    )
+    return msgspec.structs.replace(group, **fields)
+
+
+@dataclass
+class Present:
+    """The configuration."""
+
+    places: Mapping[str, Placement | None] = field(
+        default_factory=lambda: dict.fromkeys(("ann", "bob", "cat"))
+    )
+    kinds: dict[str, AccessKind] = field(default_factory=dict)
+    maker: str = "us"
+    wishes: dict[str, str] = field(default_factory=dict)
+    size: int = 200
+
+    def restore(self, *groups: SavedGroup) -> list[Restored]:
+        return restored(
+            groups,
+            self.places,
+            kind_of=lambda mailbox: self.kinds.get(mailbox, "impersonation"),
+            maker=lambda _url: self.maker,
+            wish=lambda mailbox: self.wishes.get(mailbox, "all"),
+            size=self.size,
+        )
+
+
+def test_what_nobody_changed_is_what_it_was() -> None:
+    (one,) = Present().restore(saved())
+    assert one.group.name == "DAG1/1"
+    assert one.group.place == (EWS, "DAG1", "impersonation")
+    assert one.group.mailboxes == ("ann", "bob", "cat")
+    assert one.kept == Kept("ann", {"ann": "1", "bob": "2"})
+    assert one.cookies == (COOKIE,)
+
+
+def test_who_is_not_wanted_any_more_is_to_be_unsubscribed() -> None:
+    (one,) = Present(places={"bob": None}).restore(saved())
+    assert one.group.mailboxes == ("bob",)
+    assert one.kept == Kept("ann", {"bob": "2"}, (("ann", "1"),))
+
+
+def test_of_a_group_that_nobody_is_wanted_of_something_is_to_be_unsubscribed_still() -> None:
+    (one,) = Present(places={}).restore(saved())
+    assert one.group.mailboxes == ()
+    assert one.kept.abandoned == (("ann", "1"), ("bob", "2"))
+    assert Present(places={}).restore(saved(members={"cat": None})) == []
+
+
+def test_who_is_wanted_for_something_else_stays_in_the_group_and_is_subscribed_anew() -> None:
+    (one,) = Present(wishes={"ann": "inbox only"}).restore(saved())
+    assert one.group.mailboxes == ("ann", "bob", "cat")
+    assert one.kept == Kept("ann", {"bob": "2"}, (("ann", "1"),))
+
+
+def test_another_account_has_no_use_for_any_of_it() -> None:
+    assert Present(maker="another").restore(saved()) == []
+
+
+def test_whose_place_the_configuration_tells_stays_only_there() -> None:
+    here, there = Placement(EWS, "DAG1", "ann"), Placement(EWS, "DAG2", "bob")
+    (one,) = Present(places={"ann": here, "bob": there}).restore(saved())
+    assert one.group.mailboxes == ("ann",)
+    assert one.kept == Kept("ann", {"ann": "1"}, (("bob", "2"),))
+
+
+def test_who_is_got_at_in_another_way_leaves() -> None:
+    (one,) = Present(kinds={"bob": "delegate"}).restore(saved())
+    assert one.group.mailboxes == ("ann", "cat")
+    assert one.kept.abandoned == (("bob", "2"),)
+
+
+def test_groups_that_are_too_large_by_now_give_up_whom_they_have_no_room_for() -> None:
+    (one,) = Present(size=1).restore(saved())
+    assert one.group.mailboxes == ("ann",)
+    assert one.kept == Kept("ann", {"ann": "1"}, (("bob", "2"),))
+
+
+def test_nobody_is_in_two_groups() -> None:
+    first, second = Present().restore(
+        saved(), saved("DAG1/2", members={"bob": Held("9", "all"), "cat": Held("8", "all")})
+    )
+    assert first.group.mailboxes == ("ann", "bob", "cat")
+    assert second.group.mailboxes == ()
+    assert second.kept.abandoned == (("bob", "9"), ("cat", "8"))
+
+
+def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_anothers() -> None:
+    one, two, elsewhere = Present(places=dict.fromkeys(("ann", "bob", "dan", "eve"))).restore(
+        saved(),
+        saved("DAG1/2", members={"dan": Held("1", "all")}),
+        saved("DAG2/1", grouping_information="DAG2", members={"eve": Held("1", "all")}),
+    )
+    assert one.kept == Kept("ann", {"bob": "2"})
+    assert two.kept == Kept("ann", {})
+    assert elsewhere.kept.subscriptions == {"eve": "1"}
+
+
+def test_a_group_that_was_set_apart_is_set_apart_no_longer_if_nothing_is_left_of_it() -> None:
+    (one,) = Present().restore(saved(closed=True))
+    assert one.group.closed
+    (two,) = Present(wishes=dict.fromkeys(("ann", "bob"), "inbox")).restore(saved(closed=True))
+    assert two.group.mailboxes == ()
+
+
+def test_when_streams_were_last_heard() -> None:
+    heard = LastHeard(groups={"DAG1/1": 1000.0}, behind={"ann": 400.0, "dan": 300.0})
+    # cat never had a stream; dan has no group.
+    assert last_heard([saved()], heard, now=2000.0) == {"ann": 400.0, "bob": 1000.0, "dan": 300.0}
+    assert last_heard([saved("DAG1/2")], LastHeard(), now=2000.0) == {}
+
+
+def test_a_clock_that_was_set_back_makes_gaps_a_day_long() -> None:
+    heard = LastHeard(groups={"DAG1/1": 1_000_000.0})
+    assert last_heard([saved()], heard, now=996_400.0)["bob"] == 996_400.0 - DAY
+
+
+def test_no_cookie_shows_its_value() -> None:
+    assert "BE1" not in repr(saved())

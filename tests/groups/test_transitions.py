@@ -1,0 +1,54 @@
+"""What is told of a transition: to the log, and to handlers."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+import structlog.testing
+
+from listener.backoff import Backoff
+from listener.ews.codes import Failure
+from listener.groups.group import GroupState, Outcome, Policy, StreamEnded, Subscribed, advance
+from listener.groups.transitions import lifecycle_events, pairs, tell_transition
+
+POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600))
+DENIED = Failure(code="ErrorImpersonateUserDenied", text="not in the scope")
+NOW = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+
+
+def told(before: GroupState, outcome: Outcome, now: float = 1.0) -> tuple[list[str], GroupState]:
+    """The names of the log lines of a transition, and the state after it."""
+    after = advance(before, outcome, now)
+    with structlog.testing.capture_logs() as lines:
+        tell_transition(structlog.get_logger(), before, after, outcome, now)
+    return [line["event"] for line in lines], after
+
+
+def test_parking_is_told_once_to_the_log_and_to_handlers() -> None:
+    start = GroupState.start(("ann", "bob"), POLICY)
+    names, parked = told(start, Subscribed((("ann", "1"),), (("bob", DENIED),)))
+    assert names == ["group.subscribed", "mailbox.parked"]
+    (event,) = lifecycle_events(start, parked, NOW)
+    assert (event.type, event.mailbox, event.time, event.reason) == (
+        "exchange.listener.parked", "bob", "2026-01-02T03:04:05Z", "ErrorImpersonateUserDenied: not in the scope",
+    )  # fmt: skip
+    assert lifecycle_events(parked, parked, NOW) == []
+    well = advance(parked, Subscribed((("bob", "2"),)), 61)
+    assert [(event.type, event.reason) for event in lifecycle_events(parked, well, NOW)] == [
+        ("exchange.listener.unparked", None)
+    ]
+
+
+def test_how_a_stream_ended_and_how_long_the_group_waits() -> None:
+    _, state = told(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)))
+    assert told(state, StreamEnded(1800), 1801)[0] == ["stream.closed"]
+    for code, name in (("StreamSilent", "silent"), ("ConnectionReset", "broken"), ("Http503", "refused")):
+        failed = StreamEnded(100, (Failure(code=code),), heard=True)
+        assert told(state, failed, 101)[0] == [f"stream.{name}", "group.waiting"]
+
+
+def test_members_are_paired_with_what_they_were() -> None:
+    state = GroupState.start(("ann", "bob"), POLICY)
+    fewer = replace(state, members=state.members[1:])
+    assert [(old.mailbox, new.mailbox) for old, new in pairs(state, fewer)] == [("bob", "bob")]
+    assert [old is new for old, new in pairs(fewer, state)] == [False, True]
