@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -105,8 +105,12 @@ def _oauth(running: Running, settings: Settings, files: Files) -> dict[str, str 
 @contextmanager
 def _files(running: Running, settings: Settings, config: Path | None) -> Iterator[Files]:
     """Those beside a configuration stay."""
-    with TemporaryDirectory(prefix="ews-simulator-") as temporary:
-        folder = config.resolve().parent if config else Path(temporary)
+    with (
+        nullcontext(config.resolve().parent)
+        if config
+        else TemporaryDirectory(prefix="ews-simulator-") as place
+    ):
+        folder = Path(place)
         ca_file = application = mailboxes_file = None
         if running.ca_pem:
             ca_file = folder / "ca.pem"
