@@ -328,7 +328,10 @@ class Roster:
         self._regroup(groups(places, self.group_size, self._groups))
 
     def _regroup(self, sorted_anew: tuple[Group, ...], before: Mapping[str, Restored] | None = None) -> None:
-        """From now on these are the groups: each has a runner, which knows who belongs to it."""
+        """From now on these are the groups: each has a runner, which knows who belongs to it. Not after stop(), when
+        they only come to their end."""
+        if self._stopped.is_set():
+            return
         self._groups = sorted_anew
         self._homes = {mailbox: group for group in sorted_anew for mailbox in group.mailboxes}
         for group in sorted_anew:

@@ -251,6 +251,24 @@ async def test_stop_while_autodiscover_is_asked(autojump_clock: trio.testing.Moc
         assert [(runner.told, runner.ended) for runner in run.runners] == [([Stop(unsubscribe=True)], True)]
 
 
+async def test_who_is_found_to_have_moved_after_the_end_brings_no_group_back_to_life(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=10)
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", farewell=30) as run:
+        await trio.sleep(11)
+        directory.move_in(*at("DAG2", "bob"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.roster.seek, run.runners[0].group, ("bob",))
+            await trio.sleep(1)
+            run.roster.stop(unsubscribe=False)
+            run.runners[0].finished = True
+        await trio.sleep(60)
+        assert run.ended()
+        assert len(run.runners) == 1
+
+
 async def test_stop_between_two_searches(autojump_clock: trio.testing.MockClock) -> None:
     async with running(Directory(), "ann") as run:
         await trio.sleep(10)
