@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,47 +64,60 @@ class Run:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def end(self, number: signal.Signals) -> None:
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ends it so."""
         self.process.send_signal(number)
         self.process.wait()
         self._socket.close()
 
 
+class Simulated:
+    """A simulator at work, which wrote a configuration for the daemon."""
+
+    def __init__(self, control_url: str, ca_file: str | None) -> None:
+        self._url = f"{control_url}/state"
+        self._trust = ssl.create_default_context(cafile=ca_file) if ca_file else None
+
+    def state(self) -> dict[str, Any]:
+        """What it tells of itself."""
+        with urllib.request.urlopen(self._url, context=self._trust) as reply:
+            found: dict[str, Any] = json.load(reply)
+        return found
+
+    def asked(self) -> dict[str, int]:
+        """How many requests of each kind it has had."""
+        return {what: sum(codes.values()) for what, codes in self.state()["requests"].items()}
+
+
+@contextmanager
+def simulated(directory: Path, mailboxes: int) -> Iterator[Simulated]:
+    """Runs one with so many mailboxes, in which nothing happens."""
+    command = [*LISTENER, "simulate", "--mailboxes", str(mailboxes), "--rate", "0"]
+    command += ["--write-config", str(directory / "config.toml"), "--until-stdin-closes"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        yield Simulated(told["control_url"], told["ca_file"])
+
+
 def main(mailboxes: int) -> None:
     """Prints both starts."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        command = [*LISTENER, "simulate", "--mailboxes", str(mailboxes), "--rate", "0"]
-        command += ["--write-config", str(directory / "config.toml"), "--until-stdin-closes"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as simulator:
-            assert simulator.stdout is not None
-            told = json.loads(simulator.stdout.readline())
-            trust = ssl.create_default_context(cafile=told["ca_file"]) if told["ca_file"] else None
-
-            def state() -> dict[str, Any]:
-                with urllib.request.urlopen(f"{told['control_url']}/state", context=trust) as reply:
-                    found: dict[str, Any] = json.load(reply)
-                return found
-
-            def asked() -> dict[str, int]:
-                return {what: sum(codes.values()) for what, codes in state()["requests"].items()}
-
-            before: dict[str, int] = {}
-            for what in ("the first start", "after kill -9"):
-                run = Run(directory)
-                ready, ready_cpu = run.until(run.is_ready), run.cpu
-                streaming = run.until(lambda: state()["mailboxes_streaming"] == mailboxes)
-                streaming_cpu, now = run.cpu, asked()
-                print(f"{mailboxes} mailboxes, {what}:")
-                print(f"  READY         {ready:5.1f} s   processor {ready_cpu:5.1f} s")
-                print(f"  all streaming {streaming:5.1f} s   processor {streaming_cpu:5.1f} s")
-                print("  " + ", ".join(f"{now.get(name, 0) - before.get(name, 0)} {name}" for name in ASKED))
-                time.sleep(SAVED)
-                run.end(signal.SIGKILL)
-                before = asked()
-                while state()["mailboxes_streaming"]:
-                    time.sleep(0.05)
+    with tempfile.TemporaryDirectory() as name, simulated(Path(name), mailboxes) as there:
+        before: dict[str, int] = {}
+        for what in ("the first start", "after kill -9"):
+            run = Run(Path(name))
+            ready, ready_cpu = run.until(run.is_ready), run.cpu
+            streaming = run.until(lambda: there.state()["mailboxes_streaming"] == mailboxes)
+            streaming_cpu, now = run.cpu, there.asked()
+            print(f"{mailboxes} mailboxes, {what}:")
+            print(f"  READY         {ready:5.1f} s   processor {ready_cpu:5.1f} s")
+            print(f"  all streaming {streaming:5.1f} s   processor {streaming_cpu:5.1f} s")
+            print("  " + ", ".join(f"{now.get(name, 0) - before.get(name, 0)} {name}" for name in ASKED))
+            time.sleep(SAVED)
+            run.end(signal.SIGKILL)
+            before = there.asked()
+            while there.state()["mailboxes_streaming"]:
+                time.sleep(0.05)
 
 
 ASKED = ("Subscribe", "GetStreamingEvents", "Autodiscover")

@@ -25,12 +25,17 @@ def small(path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
-def test_it_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
     main: Any = small(path).main
     if path.stem == "stream":
         main()
     elif path.stem == "restart":
         main(8)
+    elif path.stem == "reload":
+        main(8, 2)
     else:
         trio.run(main, tmp_path)
     lines = capsys.readouterr().out.splitlines()
