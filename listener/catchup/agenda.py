@@ -14,6 +14,7 @@ class Agenda:
         self._heap: list[tuple[float, int, str]] = []
         self._count = 0
         self._news = trio.Event()
+        self._turn = trio.Lock()
 
     def put(self, mailbox: str, when: float) -> None:
         """It is due then, or earlier if it was to be."""
@@ -35,14 +36,15 @@ class Agenda:
 
     async def take(self) -> str:
         """The next that is due, when it is."""
-        while True:
-            while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
-                heappop(self._heap)
-            when = self._heap[0][0] if self._heap else inf
-            if when <= trio.current_time():
-                mailbox = heappop(self._heap)[2]
-                del self._due[mailbox]
-                return mailbox
-            news = self._news
-            with trio.CancelScope(deadline=when):
-                await news.wait()
+        async with self._turn:  # of all who wait, one is woken by news and by the clock
+            while True:
+                while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+                    heappop(self._heap)
+                when = self._heap[0][0] if self._heap else inf
+                if when <= trio.current_time():
+                    mailbox = heappop(self._heap)[2]
+                    del self._due[mailbox]
+                    return mailbox
+                news = self._news
+                with trio.CancelScope(deadline=when):
+                    await news.wait()

@@ -60,6 +60,33 @@ async def test_nobody_is_taken_twice(autojump_clock: trio.testing.MockClock) -> 
     assert sorted(taken) == [f"{number}" for number in range(10)]
 
 
+async def test_of_all_who_wait_one_is_woken(autojump_clock: trio.testing.MockClock) -> None:
+    agenda = Agenda()
+
+    class Steps(trio.abc.Instrument):
+        taken = 0
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            self.taken += task.name == "worker"
+
+    async def worker() -> None:
+        await agenda.take()
+
+    steps = Steps()
+    agenda.put("first", 10.0)
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(worker, name="worker")
+        await trio.sleep(1)
+        trio.lowlevel.add_instrument(steps)
+        for number in range(50):
+            agenda.put(f"{number}", 20.0 + number)
+            await trio.sleep(0.01)
+        trio.lowlevel.remove_instrument(steps)
+        nursery.cancel_scope.cancel()
+    assert steps.taken <= 50
+
+
 def test_gaps_are_joined() -> None:
     start, lost, again = (
         Gap(None, {"start": None}),
