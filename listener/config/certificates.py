@@ -5,15 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-    pkcs12,
-)
-
 
 class CertificateError(ValueError):
     """It cannot be used; the text says why, and holds nothing of the key."""
@@ -34,6 +25,15 @@ def load_key_pair(certificate: Path, key: Path | None = None, password: str | No
 
     Raises CertificateError.
     """
+    from cryptography import x509  # takes long to import, and few have a certificate
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_pem_private_key,
+        pkcs12,
+    )
+
     secret = None if password is None else password.encode()
     path = certificate
     try:

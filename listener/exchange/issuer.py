@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import trio
-from cryptography import x509
 from msgspec.structs import replace
 
 from listener.ews.codes import Failure
 from listener.exchange.network import Network
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 PATIENCE = 3.0
 
@@ -51,6 +53,8 @@ async def shown(url: str, network: Network) -> x509.Certificate | None:
         async with Network(tls=context, proxy=network.proxy).line() as way:
             with suppress(_Seen, httpx.HTTPError):
                 await way.handle_async_request(request)
+    from cryptography import x509  # takes long to import
+
     try:
         return x509.load_der_x509_certificate(seen[-1]) if seen and seen[-1] else None
     except ValueError:

@@ -26,7 +26,6 @@ from listener.simulator.ledger import Ledger
 from listener.simulator.outlet import Gzipped, Outlet, Transport
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream
-from listener.simulator.tls import Certificates
 from listener.simulator.traffic import Traffic
 
 TICK = 0.003
@@ -82,7 +81,11 @@ async def serve(
         control_port = control_listeners[0].socket.getsockname()[1]
         entra = exchange.gate.entra
         login_listeners = await trio.open_tcp_listeners(0, host=settings.host) if entra else []
-        certificates = Certificates(settings.hostname) if settings.tls else None
+        certificates = None
+        if settings.tls:
+            from listener.simulator.tls import Certificates  # takes long to import
+
+            certificates = Certificates(settings.hostname)
         scheme = "https" if certificates else "http"
         exchange.base_url = f"{scheme}://{settings.hostname}:{port}"
         if entra:

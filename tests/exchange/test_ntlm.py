@@ -9,7 +9,8 @@ import trio
 
 from listener.config.secrets import Secret
 from listener.errors import ExchangeError
-from listener.exchange.auth import Accounts, Credentials, Ntlm
+from listener.exchange.auth import Accounts, Credentials
+from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from tests.exchange.acceptor import DOMAIN, PASSWORD, USER, Acceptor

@@ -10,8 +10,6 @@ from listener.exchange.auth.basic import Basic
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.guard import Guard
 from listener.exchange.auth.memory import Memory
-from listener.exchange.auth.negotiate import Negotiate
-from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.auth.oauth import OAuth
 from listener.exchange.auth.scheme import Scheme
 from listener.exchange.auth.tokens import Tokens
@@ -77,17 +75,21 @@ def accounts(config: Config, network: Network) -> Accounts:
 
 
 def scheme(auth: AnyAuth, network: Network) -> Scheme:
-    """The scheme that the configuration names."""
+    """The scheme that the configuration names. What others are made of is not imported: it takes long."""
     match auth:
         case BasicAuth(user=user, password=password):
             return Basic(Credentials(user, password))
         case NtlmAuth(user=user, password=password):
+            from listener.exchange.auth.ntlm import Ntlm
+
             return Ntlm(Credentials(user, password))
         case NegotiateAuth(user=user, password=password, spn=spn):
+            from listener.exchange.auth.negotiate import Negotiate
+
             credentials = Credentials(user, password) if user is not None and password is not None else None
             return Negotiate(credentials, user, spn)
         case OAuthAuth():
-            from listener.exchange.auth.entra import Entra  # msal takes long to import
+            from listener.exchange.auth.entra import Entra
 
             entra = Entra(auth, network.tls, network.proxy)
             return OAuth(Tokens(entra.fetch, entra.account), entra.account)
