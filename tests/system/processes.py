@@ -22,21 +22,36 @@ Result = TypeVar("Result")
 
 
 def until(
-    seen: Callable[[], Result | Literal[False] | None], what: str, patience: float = PATIENCE
+    seen: Callable[[], Result | Literal[False] | None],
+    what: str | Callable[[], str],
+    patience: float = PATIENCE,
 ) -> Result:
-    """What `seen` returns as soon as it is true. AssertionError after `patience` seconds."""
-    deadline = time.monotonic() + patience
+    """What `seen` returns as soon as it is true. AssertionError after `patience` seconds; `what` it says is made
+    then, if it is called."""
+    begun = time.monotonic()
     while not (result := seen()):
-        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
-        time.sleep(0.01)
+        waited = time.monotonic() - begun
+        assert waited < patience, f"not within {patience} s: {what if isinstance(what, str) else what()}"
+        time.sleep(min(max(waited / 20, 0.01), 0.1))  # who looks takes the processor from what it waits for
     return result
+
+
+_read: dict[Path, tuple[bytes, list[dict[str, Any]]]] = {}
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that may not be there yet, or be written at this moment."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    before, lines = _read.get(path, (b"", []))
+    if not whole.startswith(before):  # begun anew
+        before, lines = b"", []
+    # Each line is parsed once, however often it is asked for.
+    lines = lines + [json.loads(line) for line in whole[len(before) :].splitlines()]
+    _read[path] = whole, lines
+    return list(lines)
 
 
 @dataclass
@@ -144,7 +159,7 @@ class Listener:
         """The lines of this event, as soon as there are so many."""
         return until(
             lambda: lines if len(lines := self.logged(event, **fields)) >= count else None,
-            f"{event} {fields}; the log: {self.errors.read_text()[-3000:]}",
+            lambda: f"{event} {fields}; the log: {self.errors.read_text()[-3000:]}",
         )
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -79,7 +79,7 @@ def test_heavy_faults_and_then_everything_is_as_it_was(
     groups = len(state["streams"])
     after = until(
         lambda: now if (now := holding(daemon.process.pid)).memory <= before.memory + MARGIN else None,
-        f"memory: {before} -> {holding(daemon.process.pid)}",
+        lambda: f"memory: {before} -> {holding(daemon.process.pid)}",
     )
     print(
         f"seed {seed}: {sum(made.values())} faults of {len(made)} kinds in {SECONDS:g} s; all events arrive after "

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import urllib.error
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -131,12 +132,12 @@ def test_it_is_shown_again_and_again_until_it_is_interrupted(simulator: Start, l
     there.streaming(4)
     shown = there.folder / "shown.jsonl"
     words = [sys.executable, "-m", "listener", "status", "--watch", "--json", "--config", str(there.config)]
-    with shown.open("w") as file, subprocess.Popen(words, stdout=file) as process:
+    with shown.open("w") as file, interruptible(words, file.fileno()) as process:
         until(lambda: len(json_lines(shown)) >= 2, "two looks")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     main, other = pty.openpty()
-    with subprocess.Popen([word for word in words if word != "--json"], stdout=other) as process:
+    with interruptible([word for word in words if word != "--json"], other) as process:
         text = b""
         while b"deliveries" not in text:
             text += os.read(main, 65536)
@@ -144,6 +145,17 @@ def test_it_is_shown_again_and_again_until_it_is_interrupted(simulator: Start, l
         threading.Thread(target=drain, args=(main,), daemon=True).start()
         assert process.wait(10) == 0
     os.close(other)
+
+
+@contextmanager
+def interruptible(words: list[str], output: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that SIGINT ends even where the tests themselves run in the background, where shells have it
+    ignored. It is gone when the context is left."""
+    with subprocess.Popen(["env", "--default-signal=INT", *words], stdout=output) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def drain(terminal: int) -> None:
