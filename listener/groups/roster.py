@@ -117,7 +117,10 @@ class Roster:
 
     def change(self, known: Sequence[Placement], sought: Sequence[str]) -> None:
         """From now on these are the mailboxes. Who stays streams on; who is new is placed, or sought at once; who is
-        gone, or is got at in another way, leaves its group. Call it while run() is at work."""
+        gone, or is got at in another way, leaves its group. Call it while run() is at work; after stop() it does
+        nothing."""
+        if self._stopped.is_set():
+            return
         before = {place.mailbox for place in self.known} | set(self.sought)
         self.known, self.sought = self._in_their_ways(known), tuple(sought)
         placed = {place.mailbox: place.place for place in self.known}
@@ -132,6 +135,8 @@ class Roster:
             self.left(gone)
             for mailbox in gone:
                 self.well.pop(mailbox, None)
+                if (claimed := self._claimed.pop(mailbox, None)) is not None:
+                    self._disown(*claimed, mailbox)
         log.info("roster.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
         self._changed.set()
         self._changed = trio.Event()
@@ -154,8 +159,12 @@ class Roster:
         """When the streams of groups were last heard; and for mailboxes of which something may be missing from before
         that, from when on."""
         groups: dict[str, float] = {}
-        behind = {mailbox: moment for mailbox, moment in self.well.items() if mailbox not in self._homes}
+        for mailbox in self.well.keys() - self.addresses():
+            del self.well[mailbox]  # a stream may be read on for a while when its mailbox has left
+        behind = dict(self.well)  # also of those that are on their way from one group to another
         for name, runner in self.runners.items():
+            for member in runner.state.members:
+                behind.pop(member.mailbox, None)
             behind |= runner.behind()
             if (moment := runner.heard_at) is not None:
                 groups[name] = moment
@@ -202,9 +211,8 @@ class Roster:
         """
         owners = self._owners.setdefault(group.place, {})
         loser = owners.get(subscription)
-        former = self._claimed.get(mailbox)
-        if former is not None and self._owners[former[0]].get(former[1]) == mailbox:
-            del self._owners[former[0]][former[1]]
+        if (former := self._claimed.get(mailbox)) is not None:
+            self._disown(*former, mailbox)
         owners[subscription] = mailbox
         self._claimed[mailbox] = group.place, subscription
         if loser is None or loser == mailbox:
@@ -217,7 +225,10 @@ class Roster:
 
     def release(self, group: Group, subscription: str, mailbox: str, /) -> None:
         """This subscription is this mailbox's no longer."""
-        owners = self._owners.get(group.place, {})
+        self._disown(group.place, subscription, mailbox)
+
+    def _disown(self, place: Place, subscription: str, mailbox: str) -> None:
+        owners = self._owners.get(place, {})
         if owners.get(subscription) == mailbox:
             del owners[subscription]
 

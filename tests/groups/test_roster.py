@@ -15,7 +15,7 @@ from listener.access import AccessKind
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
 from listener.groups.affinity import Group, Placement
-from listener.groups.group import Discovered, Doubted, Joined, Kept, Left, Outcome, Stop
+from listener.groups.group import Discovered, Doubted, GroupState, Joined, Kept, Left, Outcome, Stop
 from listener.groups.roster import Roster
 from listener.groups.saved import Restored
 
@@ -585,3 +585,37 @@ async def test_a_restored_id_that_is_given_to_somebody_else_is_lost_to_its_owner
         run.roster.claim(bob.group, "1", "bob")  # the server has begun anew
         assert ann.told == [Doubted(("ann",), taken=True)]
         assert run.roster.owner(ann.group, "1") == "bob"
+
+
+async def test_when_a_stream_of_somebody_who_left_was_heard_is_not_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running(Directory(), known=at("site", "ann")) as run:
+        run.roster.well["ann"] = 5.0
+        run.runners.clear()
+        run.roster.change((), ())
+        run.roster.well["ann"] = 9.0  # its stream came to its end
+        await trio.sleep(1)
+        assert run.roster.heard() == ({}, {})
+        assert run.roster.well == {}
+
+
+async def test_who_is_on_the_way_to_another_group_is_behind(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
+        await trio.sleep(1)
+        run.roster.well |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
+        (runner,) = run.roster.runners.values()
+        runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and is in no other yet
+        runner.heard_at, runner.behind = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
+        assert run.roster.heard() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
+
+
+async def test_nothing_changes_any_more_after_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Directory(), known=at("site", "ann"), farewell=1) as run:
+        await trio.sleep(1)
+        run.roster.stop(unsubscribe=True)
+        run.roster.change(at("other", "zoe"), ())
+        await trio.sleep(2)
+        assert run.ended()
+        run.roster.change(at("other", "yan"), ())
+        assert len(run.runners) == 1
