@@ -47,7 +47,8 @@ class Gaps:
         well = self._well.get(mailbox)
         if well is None:
             self._well[mailbox] = moment
-            self._open.setdefault(mailbox, Gap(mailbox, None, "start"))
+            # In place of one from before it left, if there is one: meanwhile nobody listened.
+            self._open[mailbox] = Gap(mailbox, None, "start")
         else:
             self._note(mailbox, "start" if well < self._begun else "lost")
 

@@ -137,3 +137,13 @@ def test_a_subscription_that_outlived_a_process_in_which_it_was_never_heard() ->
     later.subscribed("ann", 0.0)
     assert well == {"ann": 5.0}
     assert later.close(["ann"]) == [Gap("ann", -5.0, "start")]
+
+
+def test_who_left_and_comes_back_has_missed_nothing_meanwhile() -> None:
+    well: dict[str, float] = {}
+    gaps = Gaps(well)
+    gaps.heard(["ann"], 10.0)
+    gaps.subscribed("ann", 20.0)
+    well.clear()  # it is listened to no longer
+    gaps.subscribed("ann", 90.0)
+    assert gaps.close(["ann"]) == [Gap("ann", None, "start")]
