@@ -220,7 +220,9 @@ class CatchUp:
     async def _serve(self, agenda: Agenda, work: Callable[[str, Desk], Awaitable[None]]) -> None:
         while True:
             mailbox = await agenda.take()
-            desk = self._desk(mailbox)
+            desk = self._desks.get(mailbox)
+            if desk is None:
+                continue  # it was dropped while it was worked on
             async with desk.lock:
                 try:
                     await work(mailbox, desk)

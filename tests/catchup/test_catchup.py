@@ -183,6 +183,21 @@ async def test_a_mailbox_that_left_is_left_alone(autojump_clock: trio.testing.Mo
         assert len(one.catch_up.delivered) == 0
 
 
+async def test_a_mailbox_that_left_while_it_was_worked_on_is_left_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with ready(interval=900) as one:
+        one.delay = 5.0
+        one.gap(trio.current_time())
+        await one.settle(2)
+        one.catch_up.drop(one.mailbox.address)
+        await one.settle(600)  # what is under way comes to its end
+        one.clear()
+        await trio.sleep(86400)
+        assert not one.asked
+        assert one.catch_up.behind(trio.current_time()) == 0
+
+
 # --- from one process to the next
 
 
