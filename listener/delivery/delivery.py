@@ -106,8 +106,10 @@ class Delivery:
 
     async def _leave(self, lane: Lane) -> None:
         assert self._journal is not None
-        await lane.leave()
-        await self._journal.release(lane.name)
+        # Nobody leaves by half: a lane that has been told to leave is of no use any more.
+        with trio.CancelScope(shield=True):
+            await lane.leave()
+            await self._journal.release(lane.name)
         lane.tell_end()
 
     async def drain(self, grace: float) -> None:

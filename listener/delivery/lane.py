@@ -169,6 +169,8 @@ class Lane:
                 log.error("handler.broken", handler=name, failures=self.failures)
             finally:
                 self._is_open = False
+            if self._is_finished():
+                break
             with trio.CancelScope() as self._pause:
                 await trio.sleep(self.patience.retry.longest(self.failures))
 

@@ -161,3 +161,41 @@ async def test_the_end_may_come_while_a_handler_opens(
         outer.cancel_scope.cancel()
     assert trio.current_time() - begun < 3
     assert good.closed == fine.closed == 1
+
+
+async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    handled: dict[str, list[str]] = {"a": [], "b": []}
+    plugins = [Plugin(slow, name=name, handled=handled[name]) for name in handled]
+    async with running(*plugins) as delivery:
+        await delivery.publish([event(1), event(2)])
+        await trio.sleep(1.5)
+        with trio.move_on_after(0.2) as asked:
+            await delivery.change([Lane(Plugin(slow, name=name), PATIENCE) for name in handled])
+        assert asked.cancelled_caught
+        await delivery.publish([event(3)])
+        await trio.sleep(5)
+        assert [(lane.name, lane.state, lane.behind) for lane in delivery.lanes] == [
+            ("a", "running", 0),
+            ("b", "running", 0),
+        ]
+    assert handled == {"a": ["1", "2", "3"], "b": ["1", "2", "3"]}
+
+
+async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Failing(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                yield handle
+            raise OSError("cannot flush")
+
+    async with running(Failing()) as delivery:
+        await delivery.publish([event(1)])
+        await settled()
+        begun = trio.current_time()
+        await delivery.change([Lane(Plugin(), PATIENCE)])
+        assert trio.current_time() - begun < 0.2
