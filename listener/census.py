@@ -127,7 +127,10 @@ class Census:
             return
         news = [Put(NAMESPACE, group, _ENCODE(those)) for group, those in told.items()]
         if self._journal is not None and members != self._members:
+            sources = self.sources
             await self._journal.append((), news)
+            if sources is not self.sources:
+                return  # it was changed meanwhile, and is asked again
         self._members, self._in_file = members, in_file
         if before != after:
             log.info("census.taken", mailboxes=len(after), added=len(after - before), removed=len(dropped))

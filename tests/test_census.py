@@ -204,3 +204,21 @@ async def test_other_sources_count_at_once_and_are_asked(autojump_clock: trio.te
         await trio.sleep(60)
         assert groups.asked == ["one", "one", "two", "one", "two"]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_reload_while_members_are_being_written_has_the_last_word() -> None:
+    groups = Groups({"sales": ["ann", "bob"]})
+    async with running(groups, Sources(listed=("zoe",), groups=("sales",)), max_drop=1.0) as run:
+        await trio.sleep(0.02)
+        census, journal = run.census, run.census._journal
+        assert journal is not None
+
+        class Slow:
+            async def append(self, *what: Any) -> None:
+                census.change(Sources(listed=("zoe",)), refresh=3600.0, max_drop=1.0)
+                await journal.append(*what)
+
+        groups.says["sales"] = ["ann", "cat"]
+        census._journal = Slow()  # type: ignore[assignment]
+        await census.take()
+        assert census.mailboxes == ("zoe",)
