@@ -181,13 +181,19 @@ class Writer:
             if trio.current_time() >= self._sweep_at:
                 await self._sweep()
         except Trouble as trouble:
-            self._appends.extendleft(job for job in reversed(jobs) if job.write.events and _waits(job))
-            self._others.extendleft(job for job in reversed(jobs) if not job.write.events and _waits(job))
+            self._put_back(jobs)
             self._changed |= dict.fromkeys(changed)
             self._failed(str(trouble))
+        except BaseException:
+            self._put_back(jobs)  # run() tells those who wait
+            raise
         else:
             self._works()
         self._turned_at = trio.current_time()
+
+    def _put_back(self, jobs: Sequence[_Job]) -> None:
+        self._appends.extendleft(job for job in reversed(jobs) if job.write.events and _waits(job))
+        self._others.extendleft(job for job in reversed(jobs) if not job.write.events and _waits(job))
 
     def _take(self) -> list[_Job]:
         jobs = [job for job in self._others if not job.abandoned]
@@ -208,6 +214,7 @@ class Writer:
         try:
             await self._write(jobs, standings)
         except Refused:
+            self._changed |= dict.fromkeys(changed)  # perhaps none of them can be written
             for job in jobs:
                 try:
                     await self._write([job], standings)

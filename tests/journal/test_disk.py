@@ -311,6 +311,25 @@ async def test_damage_while_running_ends_it_with_the_path(
             journal._store._connection = None
             (tmp_path / FILE_NAME).write_bytes(b"\xaa" * 100_000)
             await journal.append([event(2)])
-    (error,) = caught.value.exceptions
-    assert isinstance(error, JournalError)
-    assert str(error).startswith(f"{tmp_path / FILE_NAME} is damaged: ")
+    assert all(isinstance(error, JournalError) for error in caught.value.exceptions)
+    reason, told = sorted(map(str, caught.value.exceptions))
+    assert reason.startswith(f"{tmp_path / FILE_NAME} is damaged: ")
+    assert told == "the journal is closed"
+
+
+async def test_who_waits_for_a_write_that_meets_the_damage_is_told(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise JournalError("damaged")
+
+    told: list[str] = []
+    with pytest.raises(ExceptionGroup):
+        async with opened(tmp_path) as journal:
+            monkeypatch.setattr(journal._store, "transact", damaged)
+            with trio.CancelScope(shield=True), trio.move_on_after(60):  # as where a handler makes way
+                try:
+                    await journal.append([event(1)])
+                except JournalError as error:
+                    told.append(str(error))
+    assert told == ["the journal is closed"]

@@ -184,6 +184,23 @@ async def test_a_write_that_cannot_be_harms_no_other_in_its_commit(
         assert sorted(items(await everything(reader))) == [2, 3, 4, 5]
 
 
+async def test_what_was_finished_is_written_though_the_write_beside_it_cannot_be(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1, 2]))
+        await trio.sleep(1)
+        reader.acknowledge([entry.position for entry in await reader.read(1)])
+        journal.writer._save_at = trio.current_time()
+        with pytest.raises(UnicodeEncodeError):
+            await journal.append([event(3, "\ud800")])
+        await trio.sleep(0.5)
+        image = crashed(tmp_path / "j", "killed")
+    async with opened(image) as journal:
+        assert items(await everything(await journal.reader("audit"))) == [2]
+
+
 async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
