@@ -139,7 +139,8 @@ class Daemon:
                 self.catch_up = self._new_catch_up(journal)
                 self.keeper = Keeper(journal, self.roster)
                 last = await self._remember(self.keeper)
-                self._told = Recollection(self.catch_up.note)
+                if self.catch_up.mode == "sync":  # else nobody asks what was told, and it would only pile up
+                    self._told = Recollection(self.catch_up.note)
                 recent = journal.recent(last - self.catch_up.memory, MOST_RECALLED)
                 self._phase, self._stage = "", "listening"
                 self.attendant.ready()
@@ -299,11 +300,11 @@ class Daemon:
     async def _catch_up(
         self,
         catch_up: CatchUp,
-        told: Recollection,
+        told: Recollection | None,
         recent: AsyncGenerator[Sequence[MailboxEvent], None],
     ) -> None:
         """Compares mailboxes, as soon as what was told before this process began is known."""
-        if catch_up.mode == "sync":
+        if told is not None:
             begun = trio.current_time()
             events = await told.recall(recent, self.roster.addresses())
             log.info("catchup.recalled", events=events, seconds=round(trio.current_time() - begun, 3))
