@@ -17,16 +17,19 @@ from subprocess import PIPE
 
 import httpx
 import msgspec
+import structlog
 import trio
 
 from listener.daemon import Daemon
-from listener.demo.verdict import Call, Gaps, call_of, compare, read_ledger
+from listener.demo.verdict import Call, Gaps, balance, call_of, compare, read_ledger
 from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
 from listener.plugins import load_all
 from listener.simulator import plans
 from listener.simulator.faults import FaultError
+
+log = structlog.get_logger()
 
 # How long traffic waits for the mailboxes to stream, at most, and the end for the next of what is still on its way;
 # seconds.
@@ -143,6 +146,10 @@ class Session:
         with (self.directory / "ledger.jsonl").open("rb") as file:
             ledger, faults = read_ledger(file)
         verdict = compare(ledger, self.probe.calls, self.gaps)
+        if verdict.lost:
+            for line in balance(ledger, self.probe.calls, self.gaps).lost:
+                what = {"type": line.key.kind, "subject": line.thing, "happened": f"{line.time:.3f}"}
+                log.error("demo.lost", mailbox=line.mailbox, **what)
         return {
             "mailboxes": self.plan.mailboxes,
             "streaming": self.streaming_at_end,
