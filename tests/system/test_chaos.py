@@ -14,7 +14,7 @@ import pytest
 
 from tests.system.processes import Listener, Simulator, until
 
-SECONDS = float(os.environ.get("EWS_LISTENER_CHAOS_SECONDS", "12"))
+SECONDS = float(os.environ.get("EWS_LISTENER_CHAOS_SECONDS", "8"))
 SEEDS = range(1, 1 + int(os.environ.get("EWS_LISTENER_CHAOS_SEEDS", "1")))
 MAILBOXES = 60
 # Measured over five seeds of a minute: 1.5 MB. But the buffer of a large envelope (16 MB) may not be given back yet.

@@ -16,7 +16,7 @@ from listener.simulator.settings import Settings
 from tests.virtual.world import world
 
 HOUR = 3600.0
-HOURS = float(os.environ.get("EWS_LISTENER_HOURS", "8"))
+HOURS = float(os.environ.get("EWS_LISTENER_HOURS", "5"))
 MAILBOXES = 9
 # The profile is for minutes.
 SHARE = 1 / 40

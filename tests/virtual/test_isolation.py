@@ -10,7 +10,7 @@ import trio.testing
 from listener.simulator.settings import Network, Rules, Settings, Wire
 from tests.virtual.world import World, world
 
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 async def delays(there: World, good: list[str], seconds: float = SECONDS) -> list[float]:
