@@ -19,7 +19,8 @@ def program(text: str, *arguments: str) -> list[str]:
 async def test_the_event_is_on_standard_input_and_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("EWS_SCHEMA_DIR", raising=False)  # the tests' own
+    for name in ("EWS_SCHEMA_DIR", "EWS_LISTENER_DEB"):  # the tests' own
+        monkeypatch.delenv(name, raising=False)
     text = (
         "import json, os, sys; found = [sys.stdin.read(), {k: v for k, v in os.environ.items() if k[:4] == 'EWS_'}]\n"
         "open(sys.argv[1], 'w').write(json.dumps(found)); print('dropped')"

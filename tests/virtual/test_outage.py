@@ -14,7 +14,7 @@ from listener.simulator.settings import Network, Settings
 from tests.virtual.world import World, world
 
 HOUR = 3600.0
-MANY = int(os.environ.get("EWS_LISTENER_MAILBOXES", "1000"))
+MANY = int(os.environ.get("EWS_LISTENER_MAILBOXES", "2000"))
 SEEDS = range(int(os.environ.get("EWS_LISTENER_SEEDS", "1")))
 
 
