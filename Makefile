@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Tests of real processes wait more than they compute: three workers for two cores.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 SCRIPTS := .ci/run packaging/install $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
 .PHONY: help demo test lint format bench coverage clean install deb test-deb
@@ -25,7 +27,7 @@ demo: $(VENV)/.run
 	@$(BIN)/ews-listener demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
