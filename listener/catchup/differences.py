@@ -225,9 +225,7 @@ def parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Cha
     return old, new
 
 
-def folder_events(
-    differences: Differences, about: Context, notes: Notes, vanished: Iterable[str] = ()
-) -> list[MailboxEvent]:
+def folder_events(differences: Differences, about: Context, notes: Notes) -> list[MailboxEvent]:
     """What is to be told of folders themselves: created and moved ones first, deleted ones last.
 
     Trusting, what came in the copy of a folder is passed over, since that is told as one event.

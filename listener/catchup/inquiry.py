@@ -99,7 +99,7 @@ class Inquiry:
             read, created = partial(read_find_item, offset=start), (ItemProperty.DATE_TIME_CREATED,)
             page = await self._ask(find_item, read, ref, since=since, offset=start, properties=created)
             yield page.found
-            following = next_page(page, since, start)
+            following = next_page(page, since)
 
     async def gone(self, ids: Collection[str]) -> list[str]:
         """Those of these items that are not there any more."""

@@ -105,8 +105,8 @@ def read_find_item(content: bytes, offset: int = 0) -> Page[Item]:
     return read_page(content, "Items", read_item, offset)
 
 
-def next_page(page: Page[Item], since: datetime | None, offset: int) -> tuple[datetime | None, int] | None:
-    """The `since` and `offset` to ask with for what follows this page, got with these; None after the last.
+def next_page(page: Page[Item], since: datetime | None) -> tuple[datetime | None, int] | None:
+    """The `since` and `offset` to ask with for what follows this page, got with this `since`; None after the last.
 
     Where it can, it goes on from the time of the last item: that brings some items twice, but an item that leaves
     the folder meanwhile, or is modified and so goes to the end, moves others past an offset, where nobody would

@@ -210,7 +210,7 @@ def test_every_item_is_found_page_by_page(anna: Anna) -> None:
     while position is not None:
         page = anna.find_items(*position, size=3)
         seen += [item.item_id for item in page.found]
-        position = next_page(page, *position)
+        position = next_page(page, position[0])
     assert set(seen) == set(anna.mailbox.distinguished("inbox").items)
 
 
@@ -233,7 +233,7 @@ def test_pages_of_a_folder_that_changes_meanwhile(anna: Anna) -> None:
     while position is not None:
         page = anna.find_items(*position, size=4)
         seen |= {item.item_id for item in page.found}
-        position = next_page(page, *position)
+        position = next_page(page, position[0])
         if len(inbox.items) > 6:
             one, other = list(inbox.items.values())[:2]
             anna.mailbox.purge(one, anna.client.now)

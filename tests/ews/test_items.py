@@ -355,13 +355,13 @@ def test_what_to_ask_next(
         return None if second is None else NOON + timedelta(seconds=second)
 
     expected = None if following is None else (moment(following[0]), following[1])
-    assert next_page(page, moment(since), 0) == expected
+    assert next_page(page, moment(since)) == expected
 
 
 @pytest.mark.parametrize("time", ["", "noon", "2024-05-14T12:00:00"])
 def test_a_time_that_is_none_is_not_gone_by(time: str) -> None:
     page = Page((Item(item_id="i", last_modified_time=time),), 3)
-    assert next_page(page, NOON, 0) == (NOON, 3)
+    assert next_page(page, NOON) == (NOON, 3)
 
 
 @settings(deadline=None)
@@ -384,7 +384,7 @@ def test_no_item_is_skipped_while_the_folder_changes(count: int, steps: list[lis
         seen |= {number for _, number in rows}
         end = offset + len(rows)
         page = at(*(second for second, _ in rows), next_offset=end if end < len(matching) else None)
-        position = next_page(page, since, offset)
+        position = next_page(page, since)
         for number, leaves in steps.pop() if steps else []:
             now += 1
             if leaves:
