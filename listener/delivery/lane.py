@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -233,7 +234,8 @@ class Lane:
             while (turn := None if self._leaving else self._turns.take()) is None:
                 await self._change.wait()
             entry, tried = turn
-            again = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
+            with self._calling():
+                again = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
             if again is None:
                 self._turns.next_in(entry.event.mailbox)
             else:
@@ -254,13 +256,28 @@ class Lane:
             batch = self._turns.take_batch(handler.max_batch)
             events = [entry.event for entry in batch]
             attempt = 1
-            while again := await self._attempt(handler.handle_batch, events, batch, attempt, reader):
+            while True:
+                with self._calling():
+                    again = await self._attempt(handler.handle_batch, events, batch, attempt, reader)
+                if again is None:
+                    break
                 attempt += again.counts
                 await trio.sleep(again.seconds)
             for mailbox in dict.fromkeys(event.mailbox for event in events):
                 self._turns.next_in(mailbox)
             self._wake()
             await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Around a call of the handler and what follows it: who leaves waits for it."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if self._leaving:
+                self._wake()
 
     async def _attempt(
         self,
@@ -271,22 +288,6 @@ class Lane:
         reader: Reader,
     ) -> Again | None:
         """Calls the handler. None: the entries are done with; else when they are to be tried again."""
-        self._calls += 1
-        try:
-            return await self._call(call, what, entries, attempt, reader)
-        finally:
-            self._calls -= 1
-            if self._leaving:
-                self._wake()
-
-    async def _call(
-        self,
-        call: Callable[[T], Awaitable[None]],
-        what: T,
-        entries: list[Entry],
-        attempt: int,
-        reader: Reader,
-    ) -> Again | None:
         after: float | None = None
         counts, trace = True, ""
         try:

@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from listener.daemon import Daemon
-from listener.demo.verdict import Call, Gaps, balance, call_of, compare, read_ledger
+from listener.demo.verdict import Call, Gaps, balance, call_of, read_ledger
 from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
@@ -145,11 +145,11 @@ class Session:
         """The fixed keys of `demo --json`."""
         with (self.directory / "ledger.jsonl").open("rb") as file:
             ledger, faults = read_ledger(file)
-        verdict = compare(ledger, self.probe.calls, self.gaps)
-        if verdict.lost:
-            for line in balance(ledger, self.probe.calls, self.gaps).lost:
-                what = {"type": line.key.kind, "subject": line.thing, "happened": f"{line.time:.3f}"}
-                log.error("demo.lost", mailbox=line.mailbox, **what)
+        books = balance(ledger, self.probe.calls, self.gaps)
+        for line in books.lost:
+            what = {"type": line.key.kind, "subject": line.thing, "happened": f"{line.time:.3f}"}
+            log.error("demo.lost", mailbox=line.mailbox, **what)
+        verdict = books.verdict()
         return {
             "mailboxes": self.plan.mailboxes,
             "streaming": self.streaming_at_end,

@@ -101,13 +101,30 @@ class Verdict(NamedTuple):
 
 
 class Books(NamedTuple):
-    """The ledger, held against the calls: `told_by` are the changes that streamed calls tell of, by the number of the
-    call, counted in the order of time."""
+    """The ledger, held against the calls, which are in the order of time: `told_by` are the changes that streamed
+    calls tell of, by the number of the call."""
 
+    ledger: list[LedgerLine]
+    calls: list[Call]
     lost: list[LedgerLine]
     unseen: list[LedgerLine]
     duplicates: int
     told_by: dict[int, LedgerLine]
+
+    def verdict(self) -> Verdict:
+        """What it comes to."""
+        latencies = sorted(
+            1000 * (self.calls[number].time - line.time) for number, line in self.told_by.items()
+        )
+        return Verdict(
+            generated=len(self.ledger),
+            delivered=len(self.calls),
+            duplicates=self.duplicates,
+            lost=len(self.lost),
+            p50_ms=_percentile(latencies, 50),
+            p99_ms=_percentile(latencies, 99),
+            unseen=len(self.unseen),
+        )
 
 
 def call_of(event: MailboxEvent, time: float) -> Call:
@@ -120,18 +137,7 @@ def compare(
     ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Mapping[str, Gaps] | None = None
 ) -> Verdict:
     """The verdict on the calls of one handler; `gaps` by mailbox."""
-    lines, calls = list(ledger), sorted(calls, key=lambda call: call.time)
-    books = balance(lines, calls, gaps)
-    latencies = sorted(1000 * (calls[number].time - line.time) for number, line in books.told_by.items())
-    return Verdict(
-        generated=len(lines),
-        delivered=len(calls),
-        duplicates=books.duplicates,
-        lost=len(books.lost),
-        p50_ms=_percentile(latencies, 50),
-        p99_ms=_percentile(latencies, 99),
-        unseen=len(books.unseen),
-    )
+    return balance(ledger, calls, gaps).verdict()
 
 
 def balance(
@@ -161,7 +167,8 @@ def balance(
             unseen.append(line)
     passed = {line.seq for line in unseen}
     told_by = {number: line for number, line in matches.items() if not calls[number].recovered}
-    return Books([line for line in missing if line.seq not in passed], unseen, duplicates, told_by)
+    lost = [line for line in missing if line.seq not in passed]
+    return Books(lines, calls, lost, unseen, duplicates, told_by)
 
 
 def _matched(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine]:
