@@ -25,7 +25,7 @@ from listener.exchange.discovery import Autodiscover
 from listener.exchange.expansion import Expander
 from listener.exchange.network import Network
 from listener.groups.affinity import Placement
-from listener.groups.group import Policy
+from listener.groups.member import Policy
 from listener.groups.supervisor import Wish
 from listener.journal import Retention
 from listener.rights.scope import Scope

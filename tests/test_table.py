@@ -20,12 +20,10 @@ from listener.ews.http import http_failure
 from listener.ews.stream import StreamParser
 from listener.ews.subscription import read_subscribe
 from listener.exchange.budget import Budget
-from listener.groups.group import (
+from listener.groups.actions import (
     Action,
     Discover,
     Discovered,
-    GroupState,
-    Policy,
     Stream,
     StreamEnded,
     Subscribe,
@@ -33,8 +31,9 @@ from listener.groups.group import (
     Unsubscribe,
     Wait,
     Waited,
-    advance,
 )
+from listener.groups.group import GroupState, advance
+from listener.groups.member import Policy
 
 # What is to be done, and about which codes.
 AGAIN = """

@@ -57,32 +57,6 @@ from listener.groups.actions import (
 )
 from listener.groups.member import Member, Policy, accused, encouraged, refused, unsubscribed, wanting
 
-__all__ = [
-    "Action",
-    "Discover",
-    "Discovered",
-    "Doubted",
-    "GroupState",
-    "Joined",
-    "Kept",
-    "Left",
-    "Member",
-    "Outcome",
-    "Policy",
-    "Separate",
-    "Separated",
-    "Stop",
-    "Stream",
-    "StreamEnded",
-    "Subscribe",
-    "Subscribed",
-    "Unsubscribe",
-    "Unsubscribed",
-    "Wait",
-    "Waited",
-    "advance",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Kept:

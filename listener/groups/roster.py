@@ -19,8 +19,8 @@ from listener.access import AccessKind
 from listener.backoff import Backoff
 from listener.catchup.inquiry import Way
 from listener.ews.codes import Failure, Verdict
+from listener.groups.actions import Discovered, Doubted, Joined, Left, Stop
 from listener.groups.affinity import Group, Place, Placement, groups, separated, without
-from listener.groups.group import Discovered, Doubted, Joined, Left, Stop
 from listener.groups.saved import Restored, SavedGroup
 from listener.groups.supervisor import GroupRunner
 

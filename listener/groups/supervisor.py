@@ -31,13 +31,10 @@ from listener.ews.subscription import (
     unsubscribe,
 )
 from listener.exchange.client import ExchangeClient
-from listener.groups.affinity import Group
-from listener.groups.gaps import Gaps
-from listener.groups.group import (
+from listener.groups.actions import (
     Action,
     Discover,
     Discovered,
-    GroupState,
     Outcome,
     Separate,
     Separated,
@@ -49,8 +46,10 @@ from listener.groups.group import (
     Unsubscribed,
     Wait,
     Waited,
-    advance,
 )
+from listener.groups.affinity import Group
+from listener.groups.gaps import Gaps
+from listener.groups.group import GroupState, advance
 from listener.groups.reader import StreamReader
 from listener.groups.saved import Held, SavedGroup
 from listener.groups.transitions import lifecycle_events, pairs, tell_transition

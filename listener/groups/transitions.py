@@ -10,7 +10,9 @@ import structlog
 
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
-from listener.groups.group import Discovered, GroupState, Member, Outcome, StreamEnded, Subscribed
+from listener.groups.actions import Discovered, Outcome, StreamEnded, Subscribed
+from listener.groups.group import GroupState
+from listener.groups.member import Member
 
 Log = structlog.typing.FilteringBoundLogger
 

@@ -17,7 +17,7 @@ from listener.ews.codes import Failure
 from listener.exchange.auth import Accounts
 from listener.exchange.auth.oauth import OAuth
 from listener.exchange.budget import Budgets
-from listener.groups.group import Member
+from listener.groups.member import Member
 from listener.groups.roster import Roster
 from listener.groups.supervisor import GroupRunner
 from listener.journal import Figures

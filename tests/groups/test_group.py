@@ -8,15 +8,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from listener.backoff import Backoff
 from listener.ews.codes import VERDICTS, Failure, Verdict
-from listener.groups.group import (
+from listener.groups.actions import (
     Discover,
     Discovered,
     Doubted,
-    GroupState,
     Joined,
-    Kept,
     Left,
-    Policy,
     Separate,
     Separated,
     Stop,
@@ -28,8 +25,9 @@ from listener.groups.group import (
     Unsubscribed,
     Wait,
     Waited,
-    advance,
 )
+from listener.groups.group import GroupState, Kept, advance
+from listener.groups.member import Policy
 
 POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), settled=30)
 ALL = (("ann", "1"), ("bob", "2"), ("cat", "3"))

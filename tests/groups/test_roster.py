@@ -14,8 +14,9 @@ import trio.testing
 from listener.access import AccessKind
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
+from listener.groups.actions import Discovered, Doubted, Joined, Left, Outcome, Stop
 from listener.groups.affinity import Group, Placement
-from listener.groups.group import Discovered, Doubted, GroupState, Joined, Kept, Left, Outcome, Stop
+from listener.groups.group import GroupState, Kept
 from listener.groups.roster import Roster
 from listener.groups.saved import Restored
 

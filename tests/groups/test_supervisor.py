@@ -22,8 +22,10 @@ from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
 from listener.exchange.budget import Budget
+from listener.groups.actions import Discovered, Joined, Left, Stop
 from listener.groups.affinity import Group
-from listener.groups.group import Discovered, GroupState, Joined, Left, Policy, Stop
+from listener.groups.group import GroupState
+from listener.groups.member import Policy
 from listener.groups.supervisor import GroupRunner, Wish
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"

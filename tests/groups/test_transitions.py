@@ -8,7 +8,9 @@ import structlog.testing
 
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
-from listener.groups.group import GroupState, Outcome, Policy, StreamEnded, Subscribed, advance
+from listener.groups.actions import Outcome, StreamEnded, Subscribed
+from listener.groups.group import GroupState, advance
+from listener.groups.member import Policy
 from listener.groups.transitions import lifecycle_events, pairs, tell_transition
 
 POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600))
