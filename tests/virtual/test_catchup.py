@@ -9,7 +9,8 @@ import trio.testing
 
 from listener.ews.codes import Failure
 from listener.simulator.traffic import Traffic
-from tests.virtual.office import Office, office, ready, told
+from tests.virtual.history import happens
+from tests.virtual.office import office, ready, told
 from tests.virtual.wire import clock
 
 SENDER = "ben@example.org"
@@ -402,34 +403,11 @@ async def test_nothing_is_lost(seed: int, autojump_clock: trio.testing.MockClock
     dice = Random(f"histories {seed}")
     async with ready(interval=200) as one:
         users = Traffic([one.mailbox], 5.0, Random(f"users {seed}"))
-        await work(one, users, dice)
+        await happens(one, users, dice, seconds=300, leaks=(0.0, 0.0, 0.3), failures=FAILURES)
         one.fail.clear()
         one.gap(0.0)
         await one.settle(900)
         assert one.lost() == []
 
 
-async def work(one: Office, users: Traffic, dice: Random) -> None:
-    since: float | None = None
-    for _ in range(300):
-        await trio.sleep(1)
-        leak = dice.choice((0.0, 0.0, 0.3))
-        events = users.due(clock())
-        # What happens within a second is told in one envelope, or lost with it.
-        if since is None and dice.random() >= leak:
-            await one.happen(events)
-        else:
-            await one.keep(events)
-        what = dice.random()
-        if what < 0.05 and since is None:
-            since = trio.current_time()
-        elif what < 0.2 and since is not None:
-            one.gap(since)
-            since = None
-        elif what < 0.25:
-            one.catch_up.sweep()
-        elif what < 0.3:
-            operation = dice.choice(("FindFolder", "SyncFolderItems", "FindItem"))
-            one.fail.setdefault(operation, []).append(Failure(code="ErrorInternalServerError"))
-    if since is not None:
-        one.gap(since)
+FAILURES = dict.fromkeys(("FindFolder", "SyncFolderItems", "FindItem"), ("ErrorInternalServerError",))

@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from listener.ews.codes import Failure
 from listener.simulator.mailstore import Item
 from listener.simulator.traffic import Traffic
+from tests.virtual.history import happens
 from tests.virtual.office import Office, office, ready
 from tests.virtual.wire import clock
 
@@ -182,7 +182,9 @@ async def test_nothing_is_lost_from_the_first_moment_on(
     async with office(**settings) as one:
         users = Traffic([one.mailbox], 5.0, Random(f"users {seed}"))
         one.gap(None, "start")
-        await work(one, users, dice)
+        await happens(
+            one, users, dice, seconds=200, leaks=(0.0, 0.0, 0.0, 0.3), failures=FAILURES, forgetful=0.02
+        )
         one.fail.clear()
         one.gap(0.0)
         await one.settle(1900)
@@ -193,30 +195,6 @@ async def test_nothing_is_lost_from_the_first_moment_on(
 SETTINGS = {"interval": (20, 60, 200), "builders": (0, 1), "start_spread": (0, 30, 100)}
 FAILURES = {
     "FindFolder": ("ErrorInternalServerError", "ErrorServerBusy", "ErrorAccessDenied"),
-    "SyncFolderItems": ("ErrorInternalServerError", "ErrorInvalidSyncStateData"),
     "GetItem": ("ErrorInternalServerError", "ErrorServerBusy"),
+    "SyncFolderItems": ("ErrorInternalServerError", "ErrorInvalidSyncStateData"),
 }
-
-
-async def work(one: Office, users: Traffic, dice: Random) -> None:
-    since: float | None = None
-    for _ in range(200):
-        await trio.sleep(1)
-        leak = dice.choice((0.0, 0.0, 0.0, 0.3))
-        heard = since is None and dice.random() >= leak
-        await (one.happen if heard else one.keep)(users.due(clock()))
-        what = dice.random()
-        if what < 0.05 and since is None:
-            since = trio.current_time()
-        elif what < 0.2 and since is not None:
-            one.gap(since)
-            since = None
-        elif what < 0.25:
-            one.catch_up.sweep()
-        elif what < 0.3:
-            operation = dice.choice(sorted(FAILURES))
-            one.fail.setdefault(operation, []).append(Failure(code=dice.choice(FAILURES[operation])))
-        elif what < 0.32:
-            one.mailbox.lose_sync_states(quietly=dice.random() < 0.5)
-    if since is not None:
-        one.gap(since)

@@ -1,0 +1,50 @@
+"""A history at random: users at work, a stream that loses events and has gaps, comparisons at any moment, requests
+that fail, states that the server forgets."""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+import trio
+
+from listener.ews.codes import Failure
+from listener.simulator.traffic import Traffic
+from tests.virtual.office import Office
+from tests.virtual.wire import clock
+
+
+async def happens(
+    one: Office,
+    users: Traffic,
+    dice: Random,
+    *,
+    seconds: int,
+    leaks: Sequence[float],
+    failures: Mapping[str, Sequence[str]],
+    forgetful: float = 0.0,
+) -> None:
+    """Lets it happen. `leaks`: how much of a stream may be lost, one of these each second; `failures`: what requests
+    of each operation may fail with; `forgetful`: how likely the server forgets its states in a second."""
+    since: float | None = None
+    for _ in range(seconds):
+        await trio.sleep(1)
+        leak = dice.choice(leaks)
+        # What happens within a second is told in one envelope, or lost with it.
+        heard = since is None and dice.random() >= leak
+        await (one.happen if heard else one.keep)(users.due(clock()))
+        what = dice.random()
+        if what < 0.05 and since is None:
+            since = trio.current_time()
+        elif what < 0.2 and since is not None:
+            one.gap(since)
+            since = None
+        elif what < 0.25:
+            one.catch_up.sweep()
+        elif what < 0.3:
+            operation = dice.choice(list(failures))
+            codes = failures[operation]
+            code = codes[0] if len(codes) == 1 else dice.choice(codes)
+            one.fail.setdefault(operation, []).append(Failure(code=code))
+        elif what < 0.3 + forgetful:
+            one.mailbox.lose_sync_states(quietly=dice.random() < 0.5)
+    if since is not None:
+        one.gap(since)
