@@ -1,10 +1,12 @@
 """Basic: who may see the password, and what happens when it changes."""
 
+import threading
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
+import trio
 
 from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
@@ -57,6 +59,30 @@ async def test_one_that_cannot_be_read_any_more_stays_as_it_was() -> None:
     server, told = knows("new")
     assert await status(server, Secret("old", gone)) == 401
     assert len(told) == 1
+
+
+async def test_who_goes_while_the_password_is_read_again_leaves_no_connection_open() -> None:
+    reading, goes_on, closed = trio.Event(), threading.Event(), []
+    token = trio.lowlevel.current_trio_token()
+
+    class Page(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"Unauthorized"
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    def read_again() -> str:
+        token.run_sync_soon(reading.set)
+        goes_on.wait(10)
+        return "old"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(status, lambda _: httpx.Response(401, stream=Page()), Secret("old", read_again))
+        await reading.wait()
+        nursery.cancel_scope.cancel()
+    goes_on.set()
+    assert closed == [True]
 
 
 async def test_it_is_not_sent_in_clear() -> None:

@@ -6,7 +6,6 @@ from base64 import b64encode
 
 import httpx
 
-from listener.errors import ExchangeError
 from listener.exchange.auth.challenges import offered
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.auth.scheme import choose, not_in_clear, refused_password
@@ -44,16 +43,19 @@ class _BasicTransport(httpx.AsyncBaseTransport):
         not_in_clear(request.url, "the password")
         password = self._credentials.password
         response = await self._send(request, password)
-        if response.status_code == httpx.codes.UNAUTHORIZED and await self._credentials.renewed(password):
-            await response.aclose()
-            response = await self._send(request, self._credentials.password)
-        if response.status_code == httpx.codes.UNAUTHORIZED and (offers := offered(response.headers)):
-            try:
+        if response.status_code != httpx.codes.UNAUTHORIZED:
+            return response
+        try:
+            if offers := offered(response.headers):
                 choose(offers, "Basic")
-            except ExchangeError:
-                await response.aclose()
-                raise
-        return response
+            again = await self._credentials.renewed(password)
+        except BaseException:  # whoever asked may be gone meanwhile, and would leave the connection open
+            await response.aclose()
+            raise
+        if not again:
+            return response
+        await response.aclose()
+        return await self._send(request, self._credentials.password)
 
     async def _send(self, request: httpx.Request, password: str) -> httpx.Response:
         told = b64encode(f"{self._credentials.user}:{password}".encode()).decode()
