@@ -269,6 +269,42 @@ def test_an_audit_that_cannot_be_written_is_a_problem_of_the_configuration(tmp_p
         pass
 
 
+def test_the_audit_goes_on_in_the_file_that_the_path_names(tmp_path: Path) -> None:
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    with log.open_audit(path) as logger:
+        logger.info("audit.identity_used", identity="anna")
+        path.rename(old)
+        logger.info("audit.identity_used", identity="ben")
+        path.unlink()
+        path.touch(mode=0o640)
+        logger.info("audit.identity_used", identity="cem")
+    assert [json.loads(line)["identity"] for line in old.read_text().splitlines()] == ["anna"]
+    assert [json.loads(line)["identity"] for line in path.read_text().splitlines()] == ["cem"]
+
+
+def test_a_line_that_was_cut_off_is_continued_by_none(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"identity": "ann')
+    with log.open_audit(path) as logger:
+        logger.info("audit.identity_used", identity="ben")
+    torn, line = path.read_text().splitlines()
+    assert (torn, json.loads(line)["identity"]) == ('{"identity": "ann', "ben")
+
+
+def test_a_full_disk_raises_and_names_the_file() -> None:
+    with log.open_audit(Path("/dev/full")) as logger, pytest.raises(OSError, match="No space left") as caught:
+        logger.info("audit.identity_used", identity="anna")
+    assert caught.value.filename == "/dev/full"
+
+
+def test_the_audit_is_in_the_log_at_every_level(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    log.change("error", 60.0)
+    with log.open_audit(None) as logger:
+        logger.info("audit.identity_used", identity="anna")
+        logger.info("a.b")
+    assert [(line["event"], line["level"]) for line in lines()] == [("audit.identity_used", "info")]
+
+
 def test_what_makes_tokens_is_not_heard_at_debug(lines: Callable[[], list[dict[str, Any]]]) -> None:
     log.change("debug", 0)
     for library in ("spnego._ntlm", "msal.application"):

@@ -12,6 +12,8 @@ import structlog
 
 from listener.ews.soap import acting_as, owner_of_folders
 
+log = structlog.get_logger()
+
 
 class Logger(Protocol):
     """Where the lines go."""
@@ -30,7 +32,10 @@ class Audit:
         self._seen: set[tuple[str, str, str, str]] = set()
 
     def note(self, request: bytes, url: str, account: str) -> None:
-        """A request is about to be sent."""
+        """A request is about to be sent.
+
+        That it cannot be recorded does not hold it up: the log says so, and the next use is taken for the first.
+        """
         access, identity, named_by = "own", account, "account"
         if (impersonation := acting_as(request)) is not None:
             access, identity, named_by = "impersonation", impersonation.value, impersonation.kind
@@ -38,8 +43,9 @@ class Audit:
             access, identity, named_by = "delegate", owner, "PrimarySmtpAddress"
         server = urlsplit(url).netloc
         use = (server, account, access, identity)
-        if use not in self._seen:
-            self._seen.add(use)
+        if use in self._seen:
+            return
+        try:
             self.logger.info(
                 "audit.identity_used",
                 account=account,
@@ -48,3 +54,10 @@ class Audit:
                 identity=identity,
                 named_by=named_by,
             )
+        except OSError as error:
+            log.error("audit.not_written", path=error.filename, reason=error.strerror, mend=MEND)
+        else:
+            self._seen.add(use)
+
+
+MEND = "make room on its disk, or let the daemon write there"

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from listener.errors import ConfigError, Problem
 from listener.log import journald
+from listener.log.audit import AuditFile
 from listener.log.masks import MASK, mask_secrets
 from listener.log.repeats import WINDOW, Repeats
 
@@ -50,6 +51,9 @@ _LEVELS: Final = {
     "exception": logging.ERROR,
     "critical": logging.CRITICAL,
 }
+
+# The audit is no matter of how much somebody wants to read.
+_ALWAYS: Final = frozenset({"audit.identity_used"})
 
 
 class _State:
@@ -119,7 +123,10 @@ def configure(
 
 
 def change(level: Level, sum_up: float) -> None:
-    """The least that is logged from now on, by every logger that there is, and how long failures are summed up."""
+    """The least that is logged from now on, by every logger that there is, and how long failures are summed up.
+
+    The audit is logged in any case.
+    """
     _State.repeats.window = sum_up
     _State.least = _LEVELS[level]
     logging.getLogger().setLevel(_LEVELS[level])
@@ -147,20 +154,19 @@ def tell_repeated(*, everything: bool = False) -> None:
 def open_audit(path: Path | None) -> Iterator[Any]:
     """The logger of the audit: lines of JSON at the end of the file, or the common log without one.
 
-    A file that is made here is its owner's alone. Raises ConfigError if it cannot be written.
+    Raises ConfigError if the file cannot be opened. When a line cannot be written, logging it raises OSError.
     """
     if path is None:
         yield structlog.get_logger()
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        file = path.open("ab", buffering=0)
+        file = AuditFile(path)
     except OSError as error:
         raise ConfigError([Problem("log.audit_file", f"cannot write {path}: {error.strerror}")]) from error
-    with file:
+    with closing(file):
         yield structlog.wrap_logger(
-            structlog.BytesLogger(file),
+            file,
             processors=[
                 structlog.processors.add_log_level,
                 _add_time,
@@ -181,7 +187,7 @@ def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
 def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     if _State.watch is not None:
         _State.watch(method, mask_secrets(None, method, {**event}))
-    if _LEVELS[method] < _State.least:
+    if _LEVELS[method] < _State.least and event["event"] not in _ALWAYS:
         raise structlog.DropEvent
     return event
 

@@ -1,6 +1,8 @@
 """Who is used as what is read from the bytes of requests."""
 
+import errno
 import io
+import os
 
 import structlog
 from hypothesis import given
@@ -65,3 +67,29 @@ def test_without_a_file_it_goes_into_the_log() -> None:
         Audit(logger).note(b"", URL, "svc@example.com")
     assert [line["access"] for line in log] == ["own"]
     assert not isinstance(logger, io.IOBase)
+
+
+class Broken:
+    """A disk that is full for some lines."""
+
+    def __init__(self, *, full: int) -> None:
+        self.full = full
+        self.lines: list[object] = []
+
+    def info(self, event: str, **fields: object) -> None:
+        if self.full:
+            self.full -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/var/log/audit.jsonl")
+        self.lines.append(fields["identity"])
+
+
+def test_what_cannot_be_recorded_is_told_and_recorded_with_the_next_use() -> None:
+    disk = Broken(full=2)
+    audit = Audit(disk)
+    with structlog.testing.capture_logs() as log:
+        for _ in range(5):
+            audit.note(b"", URL, "svc@example.com")
+    assert disk.lines == ["svc@example.com"]
+    assert [(line["event"], line["log_level"], line["path"], line["reason"]) for line in log] == [
+        ("audit.not_written", "error", "/var/log/audit.jsonl", "No space left on device")
+    ] * 2
