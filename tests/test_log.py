@@ -305,6 +305,15 @@ def test_the_audit_is_in_the_log_at_every_level(lines: Callable[[], list[dict[st
     assert [(line["event"], line["level"]) for line in lines()] == [("audit.identity_used", "info")]
 
 
+def test_a_command_may_leave_the_audit_to_its_file() -> None:
+    stream = io.TextIOWrapper(buffer := io.BytesIO())
+    log.configure("error", "json", stream, audit=False)
+    with log.open_audit(None) as logger:
+        logger.info("audit.identity_used", identity="anna")
+    assert buffer.getvalue() == b""
+    stream.close()
+
+
 def test_what_makes_tokens_is_not_heard_at_debug(lines: Callable[[], list[dict[str, Any]]]) -> None:
     log.change("debug", 0)
     for library in ("spnego._ntlm", "msal.application"):

@@ -88,7 +88,7 @@ def _connect(config: "Config", only: list[str], *, live: bool) -> "Report":
     from listener.rights import checkup
 
     # What is found out stands in the report; lines about it would only be in the way.
-    log.configure("error", config.log.format if config.log.format != "journal" else "json")
+    log.configure("error", config.log.format if config.log.format != "journal" else "json", audit=False)
     with progress_bar(shown=live and sys.stderr.isatty()) as progress:
         return trio.run(partial(checkup.check, config, only, progress))
 

@@ -46,7 +46,7 @@ def demo(
     from listener.demo.view import print_summary, shown
 
     live = sys.stdout.isatty() and not json
-    log.configure("warning" if live else "info", "auto", stream=sys.stderr)
+    log.configure("warning" if live else "info", "auto", stream=sys.stderr, audit=not live)
     with TemporaryDirectory(prefix="ews-listener-demo-") as directory, reported():
         orders(faults)  # a mistake in it is told before anything starts
         plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration, faults=faults, auth=auth)

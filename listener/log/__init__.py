@@ -51,15 +51,14 @@ _LEVELS: Final = {
     "exception": logging.ERROR,
     "critical": logging.CRITICAL,
 }
-
-# The audit is no matter of how much somebody wants to read.
-_ALWAYS: Final = frozenset({"audit.identity_used"})
+AUDIT: Final = "audit.identity_used"
+"""What is logged at every level: to have it is no matter of how much somebody wants to read."""
 
 
 class _State:
     """What a processor must look up: loggers that are bound to a value keep the processors of their first day."""
 
-    least = logging.INFO
+    least = audit = logging.INFO
     repeats = Repeats()
     clock: Callable[[], float] = time.monotonic
     journal: journald.JournalLogger | None = None
@@ -71,11 +70,14 @@ def configure(
     format: Format = "auto",  # noqa: A002  (the configuration's own word)
     stream: TextIO | None = None,
     *,
+    audit: bool = True,
     sum_up: float = WINDOW,
     journal: str = journald.SOCKET,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Send all logging to `stream` (standard error if None), or to the journal's socket. May be called again.
+
+    Without `audit`, the audit counts as other lines do: for commands whose standard error nobody keeps.
 
     Lines of other libraries (httpx and httpcore from warning on, all others from `level` on) come as `python.log`,
     warnings as `python.warning`. Failures that repeat are told once in `sum_up` seconds
@@ -85,6 +87,7 @@ def configure(
     if format == "auto":
         format = _fitting(stream)  # noqa: A001
     _State.repeats, _State.clock = Repeats(sum_up), clock
+    _State.audit = logging.INFO if audit else _LEVELS[level]
     if _State.journal is not None:
         _State.journal.close()
         _State.journal = None
@@ -187,7 +190,8 @@ def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
 def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     if _State.watch is not None:
         _State.watch(method, mask_secrets(None, method, {**event}))
-    if _LEVELS[method] < _State.least and event["event"] not in _ALWAYS:
+    least = _State.audit if event["event"] == AUDIT else _State.least
+    if _LEVELS[method] < least:
         raise structlog.DropEvent
     return event
 
