@@ -132,9 +132,14 @@ def census_sources(config: Config) -> Sources:
 def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
     """What the account must not reach, from [impersonation]."""
 
-    async def places(mailboxes: Sequence[str]) -> Mapping[str, Placement | Failure]:
-        known, sought = sorted_out(config, mailboxes)
-        return {place.mailbox: place for place in known} | await discovery.discover(sought)
+    async def places(mailboxes: Sequence[str]) -> Mapping[str, Sequence[str] | Failure]:
+        if not config.exchange.autodiscover:
+            return dict.fromkeys(mailboxes, _urls(config))
+        found = await discovery.discover(mailboxes)
+        return {
+            mailbox: place if isinstance(place, Failure) else (place.ews_url,)
+            for mailbox, place in found.items()
+        }
 
     impersonation = config.impersonation
     return Scope(
@@ -142,8 +147,36 @@ def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
         access=access,
         version=config.exchange.version,
         places=places,
+        ways=partial(_ways, config),
         interval=impersonation.interval,
     )
+
+
+def _urls(config: Config) -> tuple[str, ...]:
+    """Where a mailbox may be that Autodiscover is not asked about, and no group has."""
+    if config.exchange.ews_url is not None:
+        return (config.exchange.ews_url,)
+    return tuple(dict.fromkeys(group.ews_url for group in config.groups if group.ews_url is not None))
+
+
+def _ways(config: Config, url: str) -> tuple[AccessRule, ...]:
+    """Every way into a mailbox at this URL that the configuration uses.
+
+    Where only the account's own mailbox is used, what it could do besides is tried in both ways. An application can
+    only impersonate.
+    """
+    rules = access_rules(config)
+    every = (rules.default, *rules.others.values())
+    kinds = {rule.kind for rule in every}
+    delegates = not kinds <= {"impersonation"} and config.auth_for(url).kind != "oauth"
+    ways = []
+    if not delegates or "impersonation" in kinds or "delegate" not in kinds:
+        ways.append(AccessRule("impersonation"))
+    if delegates:
+        # A folder each: to get into one of them is enough.
+        used = [folder for rule in every if rule.kind == "delegate" for folder in rule.folders or ()]
+        ways += [AccessRule("delegate", folders=(folder,)) for folder in dict.fromkeys(["inbox", *used])]
+    return tuple(ways)
 
 
 def access_rules(config: Config) -> AccessRules:

@@ -201,6 +201,8 @@ class Daemon:
             runner.wish, runner.state = self.wish, replace(runner.state, policy=self.policy)
         if self.catch_up is not None:
             self.catch_up.interval = config.catch_up.interval
+        anew_scope = scope(config, self.access, self.discovery)
+        self.scope.places, self.scope.ways = anew_scope.places, anew_scope.ways
         mailboxes = config.mailboxes
         self.census.expand = expander(config, self.access, self.discovery).expand
         self.census.change(census_sources(config), refresh=mailboxes.refresh, max_drop=mailboxes.max_drop)

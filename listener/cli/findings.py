@@ -15,7 +15,7 @@ from rich.table import Table
 from listener.ews.codes import Failure
 from listener.rights.checkup import STAGES, MailboxCheck, Report, ServerCheck
 from listener.rights.remedies import remedy
-from listener.rights.scope import Finding
+from listener.rights.scope import Attempt, Finding
 
 FEW = 50
 """So many mailboxes are listed one by one; of more, only those that something is the matter with."""
@@ -118,7 +118,7 @@ def show(report: Report) -> None:
     failed = sum(check.failure is not None for check in report.mailboxes)
     console.print(f"{len(report.mailboxes) - failed} of {len(report.mailboxes)} mailboxes can be reached.")
     for attempt in report.attempts:
-        console.print(_attempt_line(attempt.mailbox, attempt.finding, attempt.failure), soft_wrap=True)
+        console.print(_attempt_line(attempt), soft_wrap=True)
     for line in _matters(report):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -159,15 +159,20 @@ def _mailboxes(report: Report) -> Table:
     return table
 
 
-def _attempt_line(mailbox: str, finding: Finding, failure: Failure | None) -> str:
-    match finding:
+def _attempt_line(attempt: Attempt) -> str:
+    mailbox = attempt.mailbox
+    match attempt.finding:
         case Finding.REFUSED:
             return f"{mailbox} must refuse the account, and does."
+        case Finding.REACHED if attempt.access == "delegate":
+            return (
+                f"{mailbox} must refuse the account, and DOES NOT: take its permissions on the mailbox away."
+            )
         case Finding.REACHED:
             return (
                 f"{mailbox} must refuse the account, and DOES NOT: narrow the scope of the role assignment."
             )
-    return f"{mailbox} must refuse the account: not proved ({failure})."
+    return f"{mailbox} must refuse the account: not proved ({attempt.failure})."
 
 
 def _matters(report: Report) -> Iterator[str]:

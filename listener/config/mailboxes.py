@@ -78,12 +78,12 @@ class Mailboxes(Section):
 
 
 class Impersonation(Section):
-    """How far impersonation may reach. docs/ACCESS.md says how to set its limits on the server."""
+    """How far the account may reach. docs/ACCESS.md says how to set its limits on the server."""
 
     must_refuse: tuple[Address, ...] = Field(
         (),
-        description="Mailboxes that the account must not be able to impersonate. It is tried, at the start and again "
-        "and again, and must be refused.",
+        description="Mailboxes that the account must not get into, by impersonation or as a delegate. It is tried, "
+        "at the start and again and again, and must be refused.",
     )
     if_not_refused: Literal["warn", "refuse_to_start"] = Field(
         "warn", description="What to do at the start if one of them can be reached."

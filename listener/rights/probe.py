@@ -27,8 +27,10 @@ class Probe:
         self._client = client
         self._version = version
 
-    async def ask(self, mailbox: str, way: MailboxAccess, *, tries: int = 3) -> Failure | None:
-        """Why the account does not get in; None if it does.
+    async def ask(
+        self, mailbox: str, way: MailboxAccess, *, tries: int = 3, subscribing: bool = True
+    ) -> Failure | None:
+        """Why the account does not get in; None if it does. Without `subscribing`, a delegate need only look.
 
         Trouble that may pass is tried so often. A server that is busy is waited for, as the budget of the account
         says, BUSY_TRIES times.
@@ -36,7 +38,7 @@ class Probe:
         failed = busy = 0
         while True:
             try:
-                await self._get_in(mailbox, way)
+                await self._get_in(mailbox, way, subscribing=subscribing)
             except ExchangeError as error:
                 failure = error.failure
             else:
@@ -50,7 +52,7 @@ class Probe:
             if failure.verdict is not Verdict.WAIT:
                 await trio.sleep(PAUSE * failed)
 
-    async def _get_in(self, mailbox: str, way: MailboxAccess) -> None:
+    async def _get_in(self, mailbox: str, way: MailboxAccess, *, subscribing: bool) -> None:
         folders = way.folders or (way.folder("inbox"),)
         who = {"version": self._version, "impersonate": way.impersonate}
         # Each mailbox is to be routed by its anchor, and by nothing that was learned with another one.
@@ -61,7 +63,7 @@ class Probe:
         for failure in told.values():
             if isinstance(failure, Failure):
                 raise ExchangeError(failure)
-        if way.kind == "delegate":
+        if subscribing and way.kind == "delegate":
             body = subscribe(events=[EventKind.NEW_MAIL], folders=folders, **who)  # type: ignore[arg-type]
             made = await self._client.call(body, headers, read_subscribe)
             body = unsubscribe(made, **who)  # type: ignore[arg-type]

@@ -1,5 +1,8 @@
 """Proves that the account cannot reach what it must not: it tries to, and must be refused.
 
+It tries in every way of access that the configuration uses, at every server where the mailbox may be. All must
+refuse: one that lets it in is a failure.
+
 What is neither a refusal nor a success proves nothing, and is said to. A scope that was proved once may be widened by
 anybody with the right to: so it is tried again, and sooner where it was not proved.
 """
@@ -9,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 import structlog
 import trio
 
-from listener.access import AccessRule
+from listener.access import AccessKind, AccessRule
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
 from listener.exchange.client import Access
-from listener.groups.affinity import Placement
 from listener.rights.probe import open_probe
 
 log = structlog.get_logger()
@@ -33,21 +36,27 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt on one mailbox, and what was said."""
+    """What came of all attempts on one mailbox: the one that decided, and what was said to it."""
 
     mailbox: str
     finding: Finding
     failure: Failure | None = None
+    access: AccessKind | None = None
+    server: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Scope:
-    """The mailboxes that must refuse to be impersonated. `places` tells where they live; durations are seconds."""
+    """The mailboxes that must refuse. `places` tells at which URLs they may be, `ways` how to try to get in there.
+
+    Durations are seconds. `places` and `ways` may be changed at any time.
+    """
 
     mailboxes: tuple[str, ...]
     access: Access
     version: str
-    places: Callable[[Sequence[str]], Awaitable[Mapping[str, Placement | Failure]]]
+    places: Callable[[Sequence[str]], Awaitable[Mapping[str, Sequence[str] | Failure]]]
+    ways: Callable[[str], Sequence[AccessRule]]
     interval: float = 86400.0
 
     async def prove(self) -> tuple[Attempt, ...]:
@@ -67,14 +76,24 @@ class Scope:
             log.info("scope.proved", mailboxes=len(attempts))
         return attempts
 
-    async def _attempt(self, mailbox: str, place: Placement | Failure) -> Attempt:
-        if isinstance(place, Failure):
-            return Attempt(mailbox, Finding.NOT_PROVED, place)
-        async with open_probe(place.ews_url, self.access, self.version) as probe:
-            failure = await probe.ask(mailbox, RULE.of(mailbox), tries=1)
-        if failure is None:
-            return Attempt(mailbox, Finding.REACHED)
-        return Attempt(mailbox, Finding.REFUSED if failure.code in REFUSALS else Finding.NOT_PROVED, failure)
+    async def _attempt(self, mailbox: str, urls: Sequence[str] | Failure) -> Attempt:
+        if isinstance(urls, Failure):
+            return Attempt(mailbox, Finding.NOT_PROVED, urls)
+        refused = unproved = None
+        for url in urls:
+            async with open_probe(url, self.access, self.version) as probe:
+                for way in self.ways(url):
+                    failure = await probe.ask(mailbox, way.of(mailbox), tries=1, subscribing=False)
+                    finding = _finding(way.kind, failure)
+                    attempt = Attempt(mailbox, finding, failure, way.kind, urlsplit(url).netloc)
+                    match finding:
+                        case Finding.REACHED:
+                            return attempt
+                        case Finding.NOT_PROVED:
+                            unproved = unproved or attempt
+                        case Finding.REFUSED:
+                            refused = attempt
+        return unproved or refused or Attempt(mailbox, Finding.NOT_PROVED)
 
     async def watch(self, attempts: Sequence[Attempt] | None = None) -> None:
         """Tries again and again, until it is cancelled; at first now, unless these attempts were made just now."""
@@ -90,20 +109,34 @@ class Scope:
             attempts = await self.prove()
 
 
+def _finding(kind: AccessKind, failure: Failure | None) -> Finding:
+    if failure is None:
+        return Finding.REACHED
+    return Finding.REFUSED if failure.code in REFUSALS[kind] else Finding.NOT_PROVED
+
+
 def _tell(attempt: Attempt) -> None:
-    why = {} if attempt.failure is None else {"code": attempt.failure.code, "text": attempt.failure.text}
+    fields: dict[str, object] = {"mailbox": attempt.mailbox}
+    if attempt.access is not None:
+        fields |= {"access": attempt.access, "server": attempt.server}
+    if attempt.failure is not None:
+        fields |= {"code": attempt.failure.code, "text": attempt.failure.text}
     match attempt.finding:
         case Finding.REACHED:
-            log.error("scope.open", mailbox=attempt.mailbox)
+            log.error("scope.open", **fields)
         case Finding.NOT_PROVED:
-            log.warning("scope.not_proved", mailbox=attempt.mailbox, **why)
+            log.warning("scope.not_proved", **fields)
 
-
-RULE = AccessRule(kind="impersonation")
 
 # The patience between two attempts where nothing was proved.
 AGAIN = Backoff(first=60.0, factor=2.0, cap=3600.0)
 
-# With these the server says that the account may not act for the mailbox. ErrorImpersonationFailed says only that
-# something went wrong.
-REFUSALS = frozenset(("ErrorImpersonateUserDenied", "ErrorImpersonationDenied", "ErrorAccessDenied"))
+# With these the server says that the account may not get in. To a delegate it says that there is no such folder, or
+# ErrorAccessDenied. For whom it may not impersonate it has words of its own: there ErrorAccessDenied may mean that
+# EWS is switched off for the mailbox, and hides what could be reached with it. ErrorImpersonationFailed says only
+# that something went wrong.
+REFUSALS: Mapping[AccessKind, frozenset[str]] = {
+    "impersonation": frozenset(("ErrorImpersonateUserDenied", "ErrorImpersonationDenied")),
+    "delegate": frozenset(("ErrorAccessDenied", "ErrorFolderNotFound", "ErrorItemNotFound")),
+    "own": frozenset(),
+}

@@ -206,6 +206,26 @@ def test_the_check_proves_the_scope(simulator: Start) -> None:
     assert f"{CEO} must refuse the account, and DOES NOT" in checked.out
 
 
+def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_servers(simulator: Start) -> None:
+    office = simulator("--backends", "1")
+    theirs = office.mailboxes[0]
+    office.give(theirs, folders=["inbox"])
+    url = office.told["ews_url"]
+    office.change(f'ews_url = "{url}"', "autodiscover = false")
+    office.change('file = "mailboxes.txt"', 'access = "delegate"')
+    office.append(
+        f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{theirs}"]\n'
+    )
+    must_refuse(office, CEO)
+    checked = check(office, "--json")
+    assert checked.code == 0, checked.out
+    assert checked.json["must_refuse"] == [{"mailbox": CEO, "finding": "refused"}]
+    office.give(CEO, folders=["*"])
+    checked = check(office)
+    assert checked.code == 4
+    assert f"{CEO} must refuse the account, and DOES NOT: take its permissions" in checked.out
+
+
 def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
     simulator: Start, listen: Listen
 ) -> None:
@@ -256,6 +276,7 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
     assert set(used) == {
         ("own", office.told["user"]),
         ("delegate", theirs),
+        ("delegate", CEO),
         *(("impersonation", mailbox) for mailbox in (*office.mailboxes[1:], CEO)),
     }
     assert (office.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
