@@ -32,6 +32,11 @@ SECRET = "pl4nted-s3cret"
 ALL_WAYS = "password, password_file, password_env, password_credential and password_command"
 SOURCES = "in addresses, in file, in distribution_groups or in [[groups]]"
 
+CLOUD = "https://ews.cloud.example/EWS/Exchange.asmx"
+AT_THE_CLOUD = {"ews_url": CLOUD, "autodiscover": False}
+APPLICATION = {"hosts": ["*.cloud.example"], "auth": {"kind": "oauth", "managed_identity": True}}
+DELEGATE = {"addresses": ["a@b.c"], "access": "delegate", "folders": ["inbox"]}
+
 
 def document(**sections: Any) -> dict[str, Any]:
     """The least that is good, with some sections replaced; None takes one out."""
@@ -345,6 +350,50 @@ class TestAccess:
         required = 'is required with [auth] kind = "oauth", to ask for distribution groups'
         assert f"mailboxes.expand_as: {required}" in told
         good(auth=oauth)
+
+    @pytest.mark.parametrize(
+        ("sections", "problem"),
+        [
+            (
+                {"mailboxes": {"addresses": ["a@b.c"], "access": "own"}, "exchange": AT_THE_CLOUD},
+                "mailboxes.access",
+            ),
+            (
+                {"mailboxes": {"access": "delegate"}, "groups": [{"ews_url": CLOUD, "mailboxes": ["a@b.c"]}],
+                 "subscription": {"folders": ["inbox"]}, "exchange": None},
+                "mailboxes.access",
+            ),
+            (
+                {"mailboxes": {"addresses": ["b@b.c"], "overrides": [DELEGATE]}, "exchange": AT_THE_CLOUD},
+                "mailboxes.overrides[0].access",
+            ),
+            (
+                {"mailboxes": {"addresses": ["b@b.c"], "overrides": [DELEGATE]}, "groups": [{"mailboxes": ["a@b.c"]}],
+                 "exchange": {"ews_url": CLOUD}},
+                "mailboxes.overrides[0].access",
+            ),
+        ],
+    )  # fmt: skip
+    def test_an_application_comes_by_impersonation_to_its_own_servers(
+        self, sections: dict[str, Any], problem: str
+    ) -> None:
+        what = 'must be "impersonation" for a@b.c, whose server has kind = "oauth" in [[servers]]'
+        told = problems(servers=[APPLICATION], **sections)
+        assert told == [f"{problem}: {what}: an application has no mailbox of its own"]
+
+    def test_where_a_mailbox_lives_may_not_be_known(self) -> None:
+        mailboxes = {"addresses": ["b@b.c"], "overrides": [DELEGATE]}
+        good(servers=[APPLICATION], mailboxes=mailboxes, exchange=None)
+        good(servers=[APPLICATION], mailboxes=mailboxes, groups=[{"ews_url": CLOUD, "mailboxes": ["c@b.c"]}])
+
+    def test_an_application_asks_for_groups_in_somebodys_name_at_its_own_server(self) -> None:
+        told = problems(
+            servers=[APPLICATION],
+            mailboxes={"distribution_groups": ["all@b.c"]},
+            exchange={"ews_url": CLOUD},
+        )
+        what = 'is required with kind = "oauth" in [[servers]] for [exchange] ews_url'
+        assert told == [f"mailboxes.expand_as: {what}, to ask for distribution groups"]
 
     def test_groups_alone_are_enough(self) -> None:
         groups = {"distribution_groups": ["Sales@example.com"]}

@@ -108,6 +108,38 @@ def _applications_impersonate(config: Config) -> Found:
         )
 
 
+@_rule("mailboxes", "auth", "servers", "groups", "exchange")
+def _applications_impersonate_at_their_servers(config: Config) -> Found:
+    """As far as it is certain which server a mailbox is at."""
+    if config.auth.kind == "oauth":
+        return  # no other access at all
+    mailboxes, ews_url = config.mailboxes, config.exchange.ews_url
+    elsewhere = None if config.exchange.autodiscover else ews_url
+    urls = {address: group.ews_url or ews_url for group in config.groups for address in group.mailboxes}
+    overridden = {address for other in mailboxes.overrides for address in other.addresses}
+    rest = tuple(address for address in config.all_mailboxes if address not in overridden)
+    rules: list[tuple[Loc, str, tuple[str, ...]]] = [
+        (("mailboxes",), mailboxes.access, (*rest, *mailboxes.distribution_groups))
+    ]
+    rules += [
+        (("mailboxes", "overrides", index), other.access, other.addresses)
+        for index, other in enumerate(mailboxes.overrides)
+    ]
+    for loc, access, addresses in rules:
+        for address in addresses if access != "impersonation" else ():
+            url = urls.get(address, elsewhere)
+            if url is not None and config.auth_for(url).kind == "oauth":
+                what = (
+                    f'must be "impersonation" for {address}, whose server has kind = "oauth" in [[servers]]'
+                )
+                yield (*loc, "access"), f"{what}: an application has no mailbox of its own"
+                break
+    asked = ews_url if mailboxes.distribution_groups and mailboxes.expand_as is None else None
+    if asked is not None and config.auth_for(asked).kind == "oauth":
+        what = 'is required with kind = "oauth" in [[servers]] for [exchange] ews_url'
+        yield ("mailboxes", "expand_as"), f"{what}, to ask for distribution groups"
+
+
 @_rule("mailboxes", "groups")
 def _an_account_has_one_mailbox(config: Config) -> Found:
     mailboxes = config.mailboxes
