@@ -140,7 +140,8 @@ class ExchangeClient:
         budget, seconds = self.budget, self._access.request_timeout
         begun = trio.current_time()
         try:
-            async with self._account.guard.asking(self.url), budget:
+            # The budget first: who has waited for it must know what became of the credentials meanwhile.
+            async with budget, self._account.guard.asking(self.url):
                 self._access.audit.note(body, self.url, self._account.scheme.account)
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))

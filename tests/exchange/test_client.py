@@ -294,3 +294,29 @@ async def test_giving_up_a_stream_closes_its_connection() -> None:
                 await stream.receive()
         with trio.fail_after(5):
             await closed.wait()
+
+
+async def test_a_password_that_ends_while_requests_wait_is_not_sent_by_those() -> None:
+    statuses: list[bytes] = []
+
+    async def peer(stream: trio.SocketStream) -> None:
+        while await head(stream):
+            refused = (b"401 Unauthorized", b"", b'WWW-Authenticate: Basic realm="x"')
+            statuses.append(b"401" if statuses else b"200")
+            await stream.send_all(answer(*refused) if len(statuses) > 1 else answer(b"200 OK", b"x"))
+
+    codes: list[str] = []
+
+    async def one() -> None:
+        try:
+            await client.call(b"", {}, bytes)
+        except ExchangeError as error:
+            codes.append(error.failure.code)
+
+    async with served(peer, budgets=Budgets(2)) as client:
+        await client.call(b"", {}, bytes)  # the server is trusted from now on
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(one)
+    assert codes == ["Http401"] * 100
+    assert statuses.count(b"401") <= 4

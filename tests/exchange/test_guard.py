@@ -194,3 +194,33 @@ def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: b
         assert Memory(path).recall("svc", "x") is None
         Memory(tmp_path / "none" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
     assert [line["event"] for line in logs] == ["auth.memory_failed"] * 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Failure(code="SchemeNotOffered", status=401),  # a web site that wants something else
+        Failure(code="NotSoap", text="an HTML page: Welcome"),  # one that is there for everybody
+        Failure(code="UnexpectedReply"),
+    ],
+)
+async def test_who_does_not_answer_as_exchange_has_not_let_us_in(
+    autojump_clock: trio.testing.MockClock, told: Failure
+) -> None:
+    refusing, site, guard = Server(REFUSED), Server(told), Guard("svc")
+    for _ in range(4):
+        for _ in range(2):
+            await refusing.ask(guard)
+        await site.ask(guard, "https://example.com/autodiscover/autodiscover.svc")
+    assert len(refusing.asked) == 2
+    assert guard.tries == 2
+
+
+async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server, guard = Server(REFUSED), Guard("svc")
+    await server.ask(guard)
+    server.answer = Failure(code="ErrorNonExistentMailbox")
+    await server.ask(guard)
+    assert guard.tries == 0

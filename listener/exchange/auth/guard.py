@@ -9,6 +9,7 @@ The rules:
    What is refused before that may be a passing illness of the server: the second try comes soon, the third later.
 4. All this outlives the process (memory.py), and ends where another password is configured.
 5. Whoever is held back is told the refusal again, and how long it lasts.
+6. Only who answers as Exchange has heard the credentials: the web site of a mail domain takes anybody.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PAUSES = (0.0, 60.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
 
 
 class Guard:
-    """Admits the requests of one account."""
+    """Admits the requests of one account. What it admits is to be sent at once."""
 
     def __init__(self, account: str, secret: Callable[[], str | None] = lambda: None) -> None:
         self._account = account
@@ -83,7 +84,7 @@ class Guard:
                 raise ExchangeError(self._refused(host, failure)) from error
             if probe is not None and failure.code in UNREACHABLE:
                 probe.failure = failure
-            if failure.status is not None and not failure.code.startswith("Http"):
+            if failure.code.startswith("Error") and failure.status != UNAUTHORIZED:
                 self._accepted(host)  # whoever is told so much has been let in
             raise
         else:
@@ -163,5 +164,6 @@ class _Probe:
 # In place of a host: what an earlier process was told.
 EARLIER = ""
 NEVER = (0.0, Failure(code=""))
+UNAUTHORIZED = 401
 # Nobody heard the credentials.
 UNREACHABLE = frozenset({"ConnectFailed", "ConnectTimeout", "NameNotResolved", "TlsFailed"})
