@@ -63,13 +63,21 @@ class Accounts:
 
 def accounts(config: Config, network: Network) -> Accounts:
     """What [auth] and [[servers]] say; servers with the same words share an account. Tokens come by `network`."""
-    by_auth: dict[AnyAuth, Account] = {}
+    # Which have the same words is settled here and now: secrets are read again, and differ for a while.
+    distinct: list[AnyAuth] = []
+    first_of: dict[int, AnyAuth] = {}  # by identity
+    for auth in (config.auth, *(server.auth for server in config.servers)):
+        first = next((other for other in distinct if other == auth), None)
+        if first is None:
+            distinct.append(auth)
+        first_of[id(auth)] = first or auth
+    made: dict[int, Account] = {}
 
     def of(url: str) -> Account:
-        auth = config.auth_for(url)
-        if auth not in by_auth:
-            by_auth[auth] = Account(scheme(auth, network))
-        return by_auth[auth]
+        auth = first_of[id(config.auth_for(url))]
+        if id(auth) not in made:
+            made[id(auth)] = Account(scheme(auth, network))
+        return made[id(auth)]
 
     return Accounts(of)
 
