@@ -26,6 +26,7 @@ from listener.exchange.auth.kerberos import ERRORS, SERVERS_CLOCK, clocks_differ
 from listener.exchange.auth.ntlm import ntlm_handshake, protection
 from listener.exchange.auth.scheme import choose
 from listener.exchange.auth.spnego import SpnegoHandshake, bindings, in_thread
+from listener.exchange.auth.tickets import Ticket
 from listener.exchange.network import Network
 
 log = structlog.get_logger()
@@ -45,7 +46,7 @@ class Negotiate:
         self.credentials = credentials
         self._principal = principal if credentials is None else credentials.user
         self._spn = spn
-        self._templates: dict[tuple[str, str | None], Any] = {}  # contexts that hold a ticket
+        self._tickets: dict[tuple[str, str], Ticket] = {}
         self._without_until = -float("inf")
 
     @property
@@ -106,19 +107,11 @@ class Negotiate:
     def _first_token(self, service: str, host: str, binding: bytes | None) -> tuple[Any, bytes | None]:
         """In a thread: it asks the KDC, unless there is a ticket from an earlier time."""
         password = None if self.credentials is None else self.credentials.password
-        ticket = host, password
-        template = self._templates.get(ticket)
-        if template is not None:
-            try:
-                return _step(template.new_context(), binding)
-            except ERRORS:
-                del self._templates[ticket]  # it has ended: a new one is got
-        template = spnego.client(
-            self._principal, password, hostname=host, service=service, protocol="kerberos"
+        make = partial(
+            spnego.client, self._principal, password, hostname=host, service=service, protocol="kerberos"
         )
-        made = _step(template, binding)
-        self._templates[ticket] = template
-        return made
+        ticket = self._tickets.setdefault((service, host), Ticket())
+        return ticket.use(password, make, partial(_step, binding=binding))
 
 
 def _step(context: Any, binding: bytes | None) -> tuple[Any, bytes | None]:
