@@ -181,7 +181,10 @@ _ENTRA = {
         "AADSTS7000229",
         "TokenRefused",  # any other answer without a token
     ),
-    Verdict.RETRY: ("SecretUnreadable",),  # a file or a command did not tell what proves who we are
+    Verdict.RETRY: (
+        "SecretUnreadable",  # a file or a command did not tell what proves who we are
+        "TokenEndpointFailed",  # it answered, but neither with a token nor with a refusal
+    ),
 }
 
 _OURS = {

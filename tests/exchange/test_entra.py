@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from listener.config import OAuthAuth
@@ -82,6 +83,46 @@ async def test_an_authority_that_is_not_there_is_told() -> None:
         await entra(client_id="1", client_secret=Secret("x"), authority="https://127.0.0.1:1/t").fetch(None)
     assert caught.value.failure.code == "ConnectFailed"
     assert caught.value.failure.text.startswith("asking for a token: ")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (200, "<html>Sign in to the network</html>", "TokenEndpointFailed"),
+        (429, "{}", "TokenEndpointFailed"),
+        (400, '{"error": "temporarily_unavailable", "error_description": "later"}', "TokenEndpointFailed"),
+        (400, '{"error": "invalid_client", "error_description": "MSIS9622: no"}', "TokenRefused"),
+    ],
+)
+async def test_an_endpoint_that_is_ill_refuses_nothing(
+    monkeypatch: pytest.MonkeyPatch, status: int, body: str, code: str
+) -> None:
+    """The account must not be left alone for hours over a proxy's page."""
+    endpoint = {"token_endpoint": "https://login.example/t/token", "authorization_endpoint": "https://x/y"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=endpoint | {"issuer": "https://login.example/t"})
+        return httpx.Response(status, text=body)
+
+    plain = httpx.Client
+
+    def client(**_: object) -> httpx.Client:
+        return plain(transport=httpx.MockTransport(answer))
+
+    monkeypatch.setattr("listener.exchange.auth.entra.httpx.Client", client)
+    with pytest.raises(ExchangeError) as caught:
+        await entra(client_id="1", client_secret=Secret("x"), authority="https://login.example/t").fetch(None)
+    assert caught.value.failure.code == code
+
+
+async def test_a_certificate_that_is_half_written_is_no_refusal(tmp_path: Path) -> None:
+    pem = tmp_path / "application.pem"
+    pem.write_text("-----BEGIN PRIVATE KEY-----\nMIIE")
+    pem.chmod(0o600)
+    with pytest.raises(ExchangeError) as caught:
+        await entra(client_id="1", certificate=pem, authority="https://login.example/t").fetch(None)
+    assert caught.value.failure.code == "SecretUnreadable"
 
 
 def test_each_cloud_has_its_own_places() -> None:

@@ -30,6 +30,10 @@ log = structlog.get_logger()
 
 PATIENCE = 20.0
 """Seconds that a token endpoint may take."""
+PASSING = frozenset({"temporarily_unavailable", "server_error"})
+"""What an endpoint says of itself, and not of us (RFC 6749 section 4.1.2.1, and Entra ID's "Error handling")."""
+WITHOUT_JUDGEMENT = frozenset({200, 429})
+"""The statuses of answers that refuse nothing: with 200 it would be a token."""
 _CODE = re.compile(r"AADSTS\d+")
 
 
@@ -84,7 +88,7 @@ class Entra:
         if text := answer.get("access_token"):
             refresh = answer.get("refresh_in")
             return Token(text, float(answer["expires_in"]), None if refresh is None else float(refresh))
-        raise ExchangeError(self._failure(answer, http.skew))
+        raise ExchangeError(self._failure(answer, http))
 
     def _ask(self, http: _Http, claims: str | None) -> dict[str, Any]:
         """What msal gets. It is made anew each time: so its caches do not stand between us and a new secret."""
@@ -100,10 +104,11 @@ class Entra:
                 resource=self._scope.removesuffix("/.default"), claims_challenge=claims
             )
             return answer
+        credential = self._credential()
         try:
             application = msal.ConfidentialClientApplication(
                 auth.client_id,
-                client_credential=self._credential(),
+                client_credential=credential,
                 authority=self._authority,
                 http_client=http,
                 instance_discovery=False,  # the configuration's word is enough
@@ -137,7 +142,7 @@ class Entra:
         except OSError as error:
             raise SecretError(f"cannot read {path}: {error.strerror}") from None
 
-    def _failure(self, answer: Mapping[str, Any], skew: float) -> Failure:
+    def _failure(self, answer: Mapping[str, Any], http: _Http) -> Failure:
         said = excerpt(str(answer.get("error_description") or answer.get("error") or "nothing"))
         code = next(iter(_CODE.findall(said)), "")
         told = MEANINGS.get(code, "").format(
@@ -145,11 +150,14 @@ class Entra:
             tenant=self._auth.tenant or self._authority,
             resource=self._scope.removesuffix("/.default"),
         )
-        off = f"; {off_by(skew)}" if abs(skew) > SKEW else ""
+        off = f"; {off_by(http.skew)}" if abs(http.skew) > SKEW else ""
         if told and code in VERDICTS:
             return Failure(code=code, text=told + off)
+        # A proxy's page in place of an answer refuses nothing.
+        judged = answer.get("error") not in PASSING and http.status not in WITHOUT_JUDGEMENT
         return Failure(
-            code="TokenRefused", text=f"{self.account} gets no token from {self._authority}: {said}{off}"
+            code="TokenRefused" if judged or http.refusal else "TokenEndpointFailed",
+            text=f"{self.account} gets no token from {self._authority}: {said}{off}",
         )
 
 
@@ -160,6 +168,7 @@ class _Http:
         self._client = httpx.Client(verify=tls, proxy=proxy, trust_env=False, timeout=PATIENCE)
         self._direct = httpx.Client(verify=tls, trust_env=False, timeout=PATIENCE)
         self.refusal: dict[str, Any] | None = None
+        self.status: int | None = None
         self.skew = 0.0
 
     def __enter__(self) -> _Http:
@@ -199,10 +208,12 @@ class _Http:
             self.skew = (datetime.now(UTC) - told.replace(tzinfo=told.tzinfo or UTC)).total_seconds()
         except ValueError:
             self.skew = 0.0
+        self.status, self.refusal = response.status_code, None
         if response.is_client_error:
             try:
                 body = json.loads(response.text)
             except ValueError:
                 body = None
-            self.refusal = body if isinstance(body, dict) and "error" in body else None
+            judged = isinstance(body, dict) and "error" in body and body["error"] not in PASSING
+            self.refusal = body if judged else None
         return response
