@@ -32,7 +32,7 @@ Expand = Callable[[str], Awaitable[Expansion]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Where mailboxes come from. `listed` are those of the configuration, `in_file` those that its file has now;
-    `parse` reads the text of that file, and raises ValueError. Those that are in `never` are left out of groups."""
+    `parse` reads the text of that file, and raises ValueError. Those that are in `never` are left out of both."""
 
     listed: tuple[str, ...] = ()
     file: Path | None = None
@@ -114,6 +114,8 @@ class Census:
                 whole = False
                 log.warning("census.failed", source=str(sources.file), text=str(error))
         if sources is self.sources:  # else it was changed meanwhile, and is asked again
+            for mailbox in sources.never.intersection(in_file):
+                log.warning("census.must_refuse", source=str(sources.file), mailbox=mailbox)
             await self._take_up(told, in_file)
         return whole
 
@@ -137,9 +139,9 @@ class Census:
             self.changed()
 
     def _everybody(self, in_file: Sequence[str], members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-        members_of_groups = dict.fromkeys(chain(*members.values()))
-        kept = (mailbox for mailbox in members_of_groups if mailbox not in self.sources.never)
-        return tuple(dict.fromkeys((*self.sources.listed, *in_file, *kept)))
+        told = dict.fromkeys(chain(in_file, *members.values()))
+        kept = (mailbox for mailbox in told if mailbox not in self.sources.never)
+        return tuple(dict.fromkeys((*self.sources.listed, *kept)))
 
 
 async def members_of(group: str, expand: Expand) -> tuple[str, ...]:

@@ -173,6 +173,17 @@ async def test_who_must_refuse_is_left_out_of_groups() -> None:
     assert census.mailboxes == ("ann",)
 
 
+async def test_who_must_refuse_is_left_out_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mailboxes.txt"
+    file.write_text("ann@b.c\nceo@b.c\n")
+    census = census_of(Groups(), Sources(file=file, in_file=("ann@b.c",), never=frozenset(["ceo@b.c"])))
+    with structlog.testing.capture_logs() as logs:
+        assert await census.take()
+    assert census.mailboxes == ("ann@b.c",)
+    told = [(line["event"], line["log_level"], line.get("mailbox")) for line in logs]
+    assert told == [("census.must_refuse", "warning", "ceo@b.c")]
+
+
 async def test_what_groups_told_last_is_known_after_a_start_without_exchange(tmp_path: Path) -> None:
     sources = Sources(groups=("all", "other"))
     start = partial(running, sources=sources, directory=tmp_path)

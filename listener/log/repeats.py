@@ -20,6 +20,7 @@ FAILURES: Final = frozenset({"warning", "error", "critical", "exception"})
 ONCE: Final = frozenset(
     {
         "auth.refused",
+        "census.failed",
         "catchup.folder_skipped",
         "discovery.failed",
         "listener.reload_refused",
@@ -27,6 +28,8 @@ ONCE: Final = frozenset(
         "mailbox.silent",
         "python.log",
         "python.warning",
+        "scope.not_proved",
+        "scope.open",
     }
 )
 
