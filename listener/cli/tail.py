@@ -122,7 +122,12 @@ def _journal(follow: bool, since: "datetime | None", unit: str | None) -> Iterat
 
     from listener.log.journald import IDENTIFIER
 
-    command = ["journalctl", "--output=json", "--no-pager"]
+    command = [
+        "journalctl",
+        "--output=json",
+        "--all",
+        "--no-pager",
+    ]  # else long fields, as tracebacks, are null
     command += [f"--identifier={IDENTIFIER}"] if unit is None else [f"--unit={unit}"]
     command += ["--lines=1000"] if since is None else [f"--since=@{int(since.timestamp())}", "--lines=all"]
     command += ["--follow"] if follow else []
