@@ -101,13 +101,16 @@ class Operations:
         Raises ConfigError if it is bad, or a handler cannot be opened; then nothing has changed.
         """
         async with self._one_reload:
-            with self._daemon.attendant.reloading():
+            daemon = self._daemon
+            if daemon.stage != "listening":  # the service manager must not take the end of this for a start
+                problem = Problem("reload", f"the daemon is {daemon.stage}; try again later")
+                self._refuse((str(problem),))
+                raise ConfigError([problem])
+            with daemon.attendant.reloading():
                 try:
                     pending = await self._reload()
                 except ConfigError as error:
-                    problems = tuple(str(problem) for problem in error.problems)
-                    log.error("listener.reload_refused", problems=problems)
-                    self._note(refused=self._reloads.refused + 1, problems=problems)
+                    self._refuse(tuple(str(problem) for problem in error.problems))
                     raise
                 except Exception as error:
                     # A mistake in the listener itself; what has been changed by then stays changed.
@@ -119,13 +122,15 @@ class Operations:
 
     async def _reload(self) -> tuple[str, ...]:
         daemon = self._daemon
-        if daemon.stage != "listening":
-            raise ConfigError([Problem("reload", f"the daemon is {daemon.stage}; try again later")])
         new, sources = await trio.to_thread.run_sync(self._load)
         config, pending = merged(daemon.config, new)
         await daemon.change(config, sources)
         logging.change(config.log.level, config.log.sum_up)
         return pending
+
+    def _refuse(self, problems: tuple[str, ...]) -> None:
+        log.error("listener.reload_refused", problems=problems)
+        self._note(refused=self._reloads.refused + 1, problems=problems)
 
     def _note(self, **changes: Any) -> None:
         self._reloads = structs.replace(self._reloads, last=round(time.time(), 3), **changes)

@@ -8,6 +8,8 @@ from typing import Final
 from pydantic import BaseModel
 
 from listener.config import Config
+from listener.config.rules import RULES
+from listener.errors import ConfigError, Problem
 
 LIVE: Final[Mapping[str, frozenset[str] | None]] = {
     "affinity": frozenset({"impersonate_anchor_on_stream", "refresh", "subscribe_concurrency"}),
@@ -26,7 +28,10 @@ LIVE: Final[Mapping[str, frozenset[str] | None]] = {
 
 
 def merged(running: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
-    """The configuration that holds from now on, and the keys of `new` that wait for the next start."""
+    """The configuration that holds from now on, and the keys of `new` that wait for the next start.
+
+    Raises ConfigError where what is new does not go together with what has to wait.
+    """
     taken: dict[str, object] = {}
     pending: list[str] = []
     for name in Config.model_fields:
@@ -45,4 +50,20 @@ def merged(running: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
         else:
             pending.append(name)
             taken[name] = before
-    return running.model_copy(update=taken), tuple(pending)
+    mixed = running.model_copy(update=taken)
+    if pending:
+        _check(mixed, ", ".join(pending))
+    return mixed, tuple(pending)
+
+
+def _check(mixed: Config, pending: str) -> None:
+    """Both were sound by themselves. Raises ConfigError where the mixture is not."""
+    problems = [
+        Problem(
+            ".".join(map(str, loc)), f"{what} (until {pending} takes effect: restart instead of a reload)"
+        )
+        for rule in RULES
+        for loc, what in rule.find(mixed)
+    ]
+    if problems:
+        raise ConfigError(problems)

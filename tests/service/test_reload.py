@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from listener.config import Config, parse
+from listener.errors import ConfigError
 from listener.service.reload import LIVE, merged
 from tests.test_example_config import ROOT
 
@@ -55,6 +56,41 @@ def test_what_waits_is_told_again_by_the_next_reload_and_no_more_when_it_is_take
     taken, _ = merged(running, new)
     assert merged(taken, new)[1] == ("exchange.user_agent",)
     assert merged(taken, config())[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "where"),
+    [
+        (  # a delegate subscribes to folders: to all, it would be to the account's own
+            {},
+            {
+                "mailboxes": {"addresses": ["a@b.c"], "access": "delegate"},
+                "subscription": {"folders": ["inbox"]},
+            },
+            "subscription.folders",
+        ),
+        (
+            {},
+            {
+                "exchange": {"autodiscover": False, "ews_url": "https://x.example/EWS/Exchange.asmx"},
+                "groups": [{"name": "one", "mailboxes": ["d@e.f"]}],
+            },
+            "exchange.ews_url",
+        ),
+        (
+            {"impersonation": {"must_refuse": ["ceo@b.c"]}},
+            {"mailboxes": {"addresses": ["a@b.c", "ceo@b.c"]}},
+            "impersonation.must_refuse",
+        ),
+    ],
+)
+def test_what_does_not_go_together_with_what_waits_changes_nothing(
+    before: dict[str, Any], after: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        merged(config(**before), config(**after))
+    assert where in str(caught.value)
+    assert "restart instead of a reload" in str(caught.value)
 
 
 def test_docs_list_what_a_reload_takes_up() -> None:

@@ -105,10 +105,17 @@ async def test_a_mistake_of_ours_ends_nothing(autojump_clock: trio.testing.MockC
         assert there.streaming == 3
 
 
-async def test_nothing_is_reloaded_before_the_start_is_over(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_is_reloaded_before_the_start_is_over(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
     async with world(FEW) as there:
+        monkeypatch.setattr(
+            type(there.daemon.attendant.notifier), "_send", lambda _, *lines: told.extend(lines)
+        )
         with pytest.raises(ConfigError, match="the daemon is starting"):
             await operations(there, there.daemon.config).reload()
+        assert not told  # READY=1 would end the start for the service manager
         await there.until_streaming()
 
 
