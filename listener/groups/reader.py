@@ -66,7 +66,11 @@ class StreamReader:
         it did so in good order."""
         closed = False
         try:
-            async with aclosing(await open_stream()) as answer:
+            with self._patience(inf) as patience:
+                answer = await open_stream()
+            if patience.cancelled_caught:
+                return self._given_up(closed=False)
+            async with aclosing(answer):
                 quiet = 0.0
                 while True:
                     begun = trio.current_time()
@@ -79,9 +83,14 @@ class StreamReader:
                     if signals:
                         quiet = 0.0
                         self.heard = self.heard or not isinstance(signals[0], Failure)
+                    before = self.well
                     if self.heard and not all(isinstance(signal, Failure) for signal in signals):
                         self.well = trio.current_time()
-                    await take(signals)
+                    try:
+                        await take(signals)
+                    except BaseException:
+                        self.well = before  # what was not handed on is yet to come
+                        raise
                     closed = closed or any(isinstance(signal, Closed) for signal in signals)
                     failures = tuple(signal for signal in signals if isinstance(signal, Failure))
                     if failures or not data:

@@ -38,6 +38,7 @@ from listener.groups.actions import (
     Outcome,
     Separate,
     Separated,
+    Stop,
     Stream,
     StreamEnded,
     Subscribe,
@@ -126,6 +127,9 @@ class GroupRunner:
     finished: bool = False
     _streamed: Stream | None = None
     _reader: StreamReader | None = None
+    _readers: set[StreamReader] = field(init=False, default_factory=set)  # at work, wanted or not
+    _end_by: float = inf
+    _telling: trio.CancelScope = field(init=False, default_factory=trio.CancelScope)
     _fresh: dict[str, str] = field(init=False, default_factory=dict)  # made by the Subscribe under way
     _wishes: dict[str, str] = field(init=False, default_factory=dict)  # what each was subscribed for
     _gaps: Gaps = field(init=False)
@@ -170,9 +174,13 @@ class GroupRunner:
                     self.registry.changed(self.group)
                 tell_transition(self._log, before, self.state, outcome, trio.current_time())
                 if told := lifecycle_events(before, self.state, datetime.now(UTC)):
-                    await self.publish(told)
+                    with trio.CancelScope(deadline=self._end_by) as self._telling:
+                        await self.publish(told)
             self.finished = True
-            nursery.cancel_scope.cancel()
+            # What was read is handed on, as long as the journal takes it.
+            for reader in self._readers:
+                reader.end_within(0)
+            nursery.cancel_scope.deadline = min(self._end_by, trio.current_time() + HANDING_ON)
         self._log.info("group.stopped")
 
     @property
@@ -211,6 +219,9 @@ class GroupRunner:
 
     def tell(self, outcome: Outcome) -> None:
         """Hands in what happened outside: Joined, Doubted, Stop."""
+        if isinstance(outcome, Stop):
+            # A journal that takes nothing more must not keep us from hearing it.
+            self._end_by = self._telling.deadline = trio.current_time() + HANDING_ON
         self._mail.send_nowait((None, None, outcome))
 
     def _arrange(self, nursery: trio.Nursery) -> bool:
@@ -218,8 +229,8 @@ class GroupRunner:
         wanted = self.state.actions
         for action in [a for a in self._running if a not in wanted]:
             task = self._running.pop(action)
-            if task.reader is not None and not self.state.stopping:
-                task.reader.end_within(self.wish.drain)
+            if task.reader is not None:
+                task.reader.end_within(0 if self.state.stopping else self.wish.drain)
             else:
                 task.scope.cancel()
         for action in wanted:
@@ -347,15 +358,19 @@ class GroupRunner:
         begun = trio.current_time()
         mailboxes = [mailbox for mailbox, _ in action.subscriptions]
         since = self._gaps.known(mailboxes)
+        self._readers.add(reader)
         try:
             failures = await self._read(action, reader)
         finally:
+            self._readers.remove(reader)
             if reader.well is not None:
                 self._gaps.heard(mailboxes, reader.well)
                 since = dict.fromkeys(mailboxes, reader.well)
         if failures and self._streamed is action:
             self._streamed = None
-        lossy = self._gaps.ended(mailboxes, failures, cut=reader.cut, since=since)
+        # The next process takes it for granted that something is missing since the newest stream was last heard.
+        cut = reader.cut and not (self.state.stopping and reader is self._reader)
+        lossy = self._gaps.ended(mailboxes, failures, cut=cut, since=since)
         if lossy and not self._is_newest(action, reader):
             self._tell_gaps()  # another stream has taken over; else the next one is opened first
         return StreamEnded(trio.current_time() - begun, failures, reader.heard)
@@ -447,6 +462,9 @@ class Task:
 def _fingerprint(*what: object) -> str:
     return blake2s(repr(what).encode(), digest_size=8).hexdigest()
 
+
+# Seconds at the end of a group in which the journal may take what was read.
+HANDING_ON = 3.0
 
 # Seconds over which the groups come back that had waited until the server was heard.
 ENCOURAGED = 3.0

@@ -198,3 +198,35 @@ async def test_what_is_being_handed_on_is_not_cut_off(autojump_clock: trio.testi
         one.reader.end_within(1)
     assert one.items == ["A"]
     assert one.reader.cut
+
+
+async def test_who_is_not_wanted_does_not_wait_for_a_stream_to_open(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    one = StreamReader(silence=90.0, max_envelope=10_000)
+
+    async def hang() -> Body:
+        await trio.sleep_forever()
+
+    async def take(_signals: Sequence[Signal]) -> None:
+        raise AssertionError("there is nothing to take")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.read, hang, take)
+        await trio.sleep(10)
+        one.end_within(1)
+    assert (trio.current_time(), one.cut, one.well) == (11, True, None)
+
+
+async def test_what_could_not_be_handed_on_does_not_count_as_heard(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script() -> AsyncGenerator[bytes, None]:
+        yield OK
+        await trio.sleep(20)
+        yield created("1", "A")
+
+    one = reading(script(), slow=10)
+    with trio.move_on_after(35):
+        await one.run()
+    assert (one.items, one.reader.well) == ([], 0)

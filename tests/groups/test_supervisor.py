@@ -602,6 +602,110 @@ async def test_stop_unsubscribes_everybody_and_ends_the_runner(
     assert all(body.closed for body in server.streams)
 
 
+async def one_event(_server: "Server", ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+    yield OK
+    await trio.sleep(10)
+    yield created(ids[0], "A")
+    await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def stopped(
+    server: Server, publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]], after: float
+) -> AsyncIterator[GroupRunner]:
+    """A group that was told to stop, in the midst of something; the body begins when it has ended."""
+    state = GroupState.start(("ann",), POLICY)
+    group = Group("DAG1/1", "https://mail.example/EWS", "DAG1", ("ann",))
+    runner = GroupRunner(group, server, WISH, publish, Registry(), state)  # type: ignore[arg-type]
+    with trio.move_on_after(after + 60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runner.run)
+            await trio.sleep(after)
+            runner.tell(Stop())
+    yield runner
+
+
+async def test_what_was_read_is_handed_on_before_a_group_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    told: list[str | None] = []
+
+    async def slow(batch: Sequence[MailboxEvent]) -> None:
+        await trio.sleep(2)
+        told.extend(event.item_id for event in batch)
+
+    server = Server(one_event)
+    async with stopped(server, slow, after=11):
+        assert told == ["A"]
+        assert trio.current_time() == pytest.approx(12.1)
+        assert server.streams[0].closed
+
+
+async def test_a_stream_that_was_replaced_hands_on_what_it_read_before_its_group_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    told: list[str | None] = []
+
+    async def slow(batch: Sequence[MailboxEvent]) -> None:
+        await trio.sleep(2)
+        told.extend(event.item_id for event in batch)
+
+    async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        number = len(server.streams)
+        yield OK
+        await trio.sleep(20 if number == 1 else 40)
+        yield created(ids[0], "in flight")
+        await trio.sleep_forever()
+
+    async with running(Server(script), "ann", publish=slow) as run:
+        await trio.sleep(10)
+        run.runner.tell(Joined(("bob",)))
+        await trio.sleep(11)
+        run.runner.tell(Stop())
+        begun = trio.current_time()
+        with trio.move_on_after(10):
+            while not run.runner.finished or not told:
+                await trio.sleep(0.1)
+        assert trio.current_time() - begun < 2
+        assert told == ["in flight"]
+
+
+async def test_a_journal_that_takes_nothing_holds_the_end_of_a_group_up_for_seconds_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def full(_batch: Sequence[MailboxEvent]) -> None:
+        await trio.sleep_forever()
+
+    async with stopped(Server(one_event), full, after=20) as runner:
+        assert trio.current_time() == pytest.approx(23)
+        # What was lost with it lies behind the moment up to which the next process thinks all is well.
+        assert runner.heard_at == pytest.approx(0.1)
+
+
+async def test_a_group_that_cannot_tell_what_became_of_it_hears_that_it_is_to_stop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def full(_batch: Sequence[MailboxEvent]) -> None:
+        await trio.sleep_forever()
+
+    server = Server(refuse={"ann": [Failure(code="ErrorImpersonateUserDenied")]})
+    async with stopped(server, full, after=20):
+        assert trio.current_time() == pytest.approx(23)
+
+
+async def test_a_stream_that_does_not_open_does_not_hold_up_the_end_of_its_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Hanging(Server):
+        async def open_stream(self, _body: bytes, _headers: Mapping[str, str]) -> Body:
+            await trio.sleep_forever()
+
+    async def publish(_batch: Sequence[MailboxEvent]) -> None: ...
+
+    async with stopped(Hanging(), publish, after=20):
+        assert trio.current_time() == 20
+
+
 async def test_what_is_given_up_is_unsubscribed_one_after_another_with_the_cookies_of_before(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
