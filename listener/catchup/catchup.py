@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import structlog
 import trio
@@ -69,6 +69,13 @@ class Gap:
         return Gap(min(moments, default=None), self.reasons | later.reasons, before, told)
 
 
+class Skip(NamedTuple):
+    """A folder is not asked for its first state until then, which was put off for so many seconds."""
+
+    until: float
+    delay: float
+
+
 @dataclass(slots=True)
 class Desk:
     """What goes on with one mailbox."""
@@ -82,7 +89,8 @@ class Desk:
     finds: int = 0  # sweeps in a row that found something
     first: float = -inf  # when it had been looked at for the first time
     compared: float = -inf  # when the last comparison began that came to its end
-    skipped: set[str] = field(default_factory=set)
+    build_failures: int = 0
+    skipped: dict[str, Skip] = field(default_factory=dict)  # by folder
 
 
 @dataclass(slots=True, kw_only=True)
@@ -232,24 +240,38 @@ class CatchUp:
                     log.error("catchup.crashed", mailbox=mailbox, exc_info=error)
                     self._put_off(agenda, mailbox, desk, None)
                 else:
-                    desk.failures = 0
+                    self._went_well(agenda, desk)
+
+    def _went_well(self, agenda: Agenda, desk: Desk) -> None:
+        if agenda is self._builds:  # what goes wrong with first states says nothing of comparisons
+            desk.build_failures = 0
+        else:
+            desk.failures = 0
+
+    def _failures(self, agenda: Agenda, desk: Desk) -> int:
+        """How many there were in a row, with this one."""
+        if agenda is self._builds:
+            desk.build_failures += 1
+            return desk.build_failures
+        desk.failures += 1
+        return desk.failures
 
     def _put_off(self, agenda: Agenda, mailbox: str, desk: Desk, failure: Failure | None) -> None:
         if failure is NO_STREAM:
             agenda.put(mailbox, trio.current_time() + WITHOUT_STREAM)  # resume() may come sooner
             return
-        desk.failures += 1
+        failures = self._failures(agenda, desk)
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
-            delay = Backoff(PARKED, 2.0, self.idle_interval).longest(desk.failures)
+            delay = Backoff(PARKED, 2.0, self.idle_interval).longest(failures)
             agenda.put(mailbox, trio.current_time() + delay)
             return
         told = None if failure is None else failure.wait
-        delay = self.backoff.delay(desk.failures, self.dice.random(), told)
+        delay = self.backoff.delay(failures, self.dice.random(), told)
         agenda.put(mailbox, trio.current_time() + delay)
-        level = log.info if desk.failures < STUBBORN else log.warning
-        level("catchup.failed", mailbox=mailbox, failures=desk.failures, retry=round(delay, 3), **why)
+        level = log.info if failures < STUBBORN else log.warning
+        level("catchup.failed", mailbox=mailbox, failures=failures, retry=round(delay, 3), **why)
 
     # --- gaps
 
@@ -376,19 +398,26 @@ class CatchUp:
 
     async def _build(self, mailbox: str, desk: Desk) -> None:
         try:
-            built = await build_page(self._inquiry(mailbox), self.states, mailbox, desk.skipped)
+            now = trio.current_time()
+            skipped = {folder for folder, skip in desk.skipped.items() if skip.until > now}
+            built = await build_page(self._inquiry(mailbox), self.states, mailbox, skipped)
         except FolderError as error:
-            verdict = error.failure.verdict
-            if verdict is Verdict.WAIT or (verdict is not Verdict.PARK and desk.failures < STUBBORN):
-                raise
+            again = error.failure.verdict is Verdict.RETRY and desk.build_failures >= STUBBORN
+            if not again and error.failure.code not in FOLDERS_OWN:
+                raise  # it is not for this folder alone
             log.warning(
                 "catchup.folder_skipped", mailbox=mailbox, code=error.failure.code, folder=error.folder_id
             )
-            desk.skipped.add(error.folder_id)
+            delay = desk.skipped[error.folder_id].delay * 2 if error.folder_id in desk.skipped else SKIPPED
+            delay = min(delay, LONGEST_SKIP)
+            desk.skipped[error.folder_id] = Skip(trio.current_time() + delay, delay)
             built = error.folder_id, False
         await trio.sleep(PACE)
         if built is None:
             log.debug("catchup.ready", mailbox=mailbox)
+            waiting = [skip.until for skip in desk.skipped.values() if skip.until > trio.current_time()]
+            if waiting:
+                self._builds.put(mailbox, min(waiting))
             return
         self._builds.put(mailbox, trio.current_time())
 
@@ -443,6 +472,13 @@ PACE = 0.05
 
 # So many failures in a row, and single folders that cannot be read are passed over.
 STUBBORN = 3
+
+# Refusals that are of one folder, and not of the mailbox or the account.
+FOLDERS_OWN = frozenset(
+    {"ErrorAccessDenied", "ErrorFolderNotFound", "ErrorSyncFolderNotFound", "ErrorItemNotFound"}
+)
+# Seconds for which a folder is passed over that gave no first state: twice as long each time.
+SKIPPED, LONGEST_SKIP = 900.0, 86400.0
 
 # So many folders are named in a reason.
 NAMED = 5

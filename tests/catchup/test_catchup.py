@@ -173,6 +173,25 @@ async def test_a_folder_whose_state_cannot_be_had_is_passed_over(
         assert one.logged("catchup.ready")
 
 
+@pytest.mark.parametrize("code", ["Http503", "Http401", "Http403", "ErrorImpersonateUserDenied"])
+async def test_a_passing_failure_leaves_no_folder_without_a_state(
+    autojump_clock: trio.testing.MockClock, code: str
+) -> None:
+    async with office() as one:
+        for number in range(600):  # more than a page
+            await one.keep(one.mailbox.deliver(f"{number}", SENDER, clock()))
+        one.fail["SyncFolderItems"] = [Failure(code=code)] * 5
+        one.gap(None, "start")
+        await one.settle(4 * 3600)
+        assert not one.fail["SyncFolderItems"]
+        one.clear()
+        # The sweep sees what the stream kept back.
+        await one.keep(one.mailbox.deliver("kept back", SENDER, clock()))
+        await one.settle(3 * 3600)
+        told = {kind for kind, _ in one.told}
+        assert told >= {"item.created", "item.new_mail"}
+
+
 async def test_a_mailbox_that_left_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:
     async with ready(interval=900) as one:
         await one.happen(one.mailbox.deliver("mail", SENDER, clock()))
