@@ -10,9 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hypercorn.trio.run
 import trio
 from hypercorn.config import Config as Hypercorn
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ASGIFramework
 
 # Connections that may wait to be accepted.
@@ -50,6 +53,29 @@ def tcp_socket(address: str) -> Iterator[socket.socket]:
         there.bind(where)
         there.listen(BACKLOG)
         yield there
+
+
+class Connection(TCPServer):
+    """One that can be given up: hypercorn's own shields what it sends, and so waits for ever, even at the end, for
+    somebody who has stopped reading."""
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                gone = True
+            else:
+                gone = False
+        if gone:
+            await self.protocol.handle(Closed())
+
+
+# It has no place for this.
+hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]
 
 
 async def serve(

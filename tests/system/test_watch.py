@@ -1,10 +1,12 @@
 """`ews-listener watch` as a process."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 
-from tests.system.operating import command
+from tests.system.operating import command, socket_of
 from tests.system.processes import Listen, Start, handler, json_lines, until
 
 
@@ -50,6 +52,25 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
             machine.kill()
             people.kill()
     assert all(json.loads(line) for line in out.read_text().splitlines())
+
+
+def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    mailbox = there.mailboxes[0]
+    daemon = listen(there)
+    there.streaming(4)
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        idle.connect(str(socket_of(there)))
+        idle.sendall(f"GET /watch/{mailbox} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        time.sleep(0.5)
+        before = len(there.deliveries)
+        for _ in range(3):
+            there.make(mailbox, count=1000)  # more than any buffer on the way holds
+        until(lambda: len(there.deliveries) >= before + 3000, "the deliveries", patience=60)
+        begun = time.monotonic()
+        assert daemon.end() == 0
+        assert time.monotonic() - begun < 10
 
 
 def test_a_mailbox_that_is_not_listened_to(simulator: Start, listen: Listen) -> None:
