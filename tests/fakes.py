@@ -30,11 +30,11 @@ class FakeReader:
         while True:
             entries = self.journal.entries[self.next : self.next + limit]
             self.next += len(entries)
-            if wanted := [entry for entry in entries if self.wants(entry.event)]:
+            if entries:
+                wanted = [entry for entry in entries if self.wants(entry.event)]
                 self.held += len(wanted)
                 return wanted
-            if not entries:
-                await self.journal.more.wait()
+            await self.journal.more.wait()
 
     def acknowledge(self, positions: Iterable[int]) -> None:
         for position in positions:

@@ -125,8 +125,9 @@ class Reader(Protocol):
         """How many events the handler has not finished with, at most: its filter may pass some of them over."""
 
     async def read(self, limit: int) -> list[Entry]:
-        """The next events, `limit` at most, none of them twice. Waits until there is one.
+        """The next events, `limit` at most, none of them twice. Waits until there is one in the journal.
 
+        Returns nothing when what was there has been passed over: then `behind` has changed.
         From memory while the handler keeps up, else from the disk. Raises JournalError if the journal is damaged.
         """
 

@@ -61,11 +61,13 @@ class SqliteReader:
 
     async def read(self, limit: int) -> list[Entry]:
         await trio.lowlevel.checkpoint()
-        while not self._ahead:
+        if not self._ahead:
             if self._again:
                 await self._fetch_again()
             else:
                 await self._fetch(limit)
+        if not self._ahead:
+            return []
         taken = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
         upto = taken[-1].position if self._ahead else max(self._fetched, taken[-1].position)
         if taken[-1].position > self._progress.upto:
@@ -91,10 +93,8 @@ class SqliteReader:
 
     async def _fetch(self, limit: int) -> None:
         tail, after = self._source.writer.tail, self._fetched
-        end = tail.end
-        if after >= end:
+        while after >= (end := tail.end):
             await self._source.writer.arrivals.park()
-            return
         entries = tail.after(after, min(max(limit, 1), _FETCH))
         if entries is not None:
             self._fetched = entries[-1].position

@@ -15,6 +15,7 @@ from listener.backoff import Backoff
 from listener.delivery.delivery import Delivery, Lane, Patience
 from listener.errors import ConfigError
 from tests.fakes import FakeJournal
+from tests.journal.tools import opened
 
 PATIENCE = Patience(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
 
@@ -379,6 +380,24 @@ async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: tr
             await delivery.drain(10)
     (stopped,) = (line for line in lines if line["event"] == "handler.stopped")
     assert (stopped["delivered"], stopped["behind"]) == (3, 2)
+
+
+async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    good = Plugin()
+    delivery = Delivery((Lane(good, PATIENCE),))
+    async with opened(None, memory=100) as journal:
+        await journal.reader("good")
+        await journal.release("good")
+        for _ in range(20):
+            await journal.append([event(n, "exchange.folder.created") for n in range(500)])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(delivery.run, journal)
+            begun = trio.current_time()
+            await delivery.drain(10)
+        assert trio.current_time() == begun
+    assert (good.closed, delivery.lanes[0].behind) == (1, 0)
 
 
 async def test_a_handler_is_closed_in_peace_while_another_hangs(
