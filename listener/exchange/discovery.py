@@ -101,7 +101,7 @@ class Autodiscover:
                 answer = Failure(code="SettingIsNotAvailable", text="Autodiscover names no EWS URL")
             case Redirect():
                 answer = Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects")
-        if ews_url is not None and answer.code in NOTHING_KNOWN:
+        if ews_url is not None and answer.code in NO_AUTODISCOVER | {"SettingIsNotAvailable"}:
             return Placement(ews_url, "", mailbox)
         return answer
 
@@ -139,7 +139,9 @@ class Autodiscover:
     ) -> Mapping[str, Answer]:
         """The answers of the first endpoint that gives any. Raises ExchangeError if none does."""
         errors: list[ExchangeError] = []  # one an endpoint
+        answered_before: ExchangeError | None = None
         for look in self._places_to_ask(url, domain):
+            candidate = None
             try:
                 candidate = await look()
                 if candidate is None:
@@ -147,13 +149,18 @@ class Autodiscover:
                 answers = await self._ask_either_way(candidate, addresses)
             except ExchangeError as error:
                 errors.append(error)
-                if error.failure.code not in TRY_ANOTHER_HOST:
-                    break
+                if not _another_host_may_know(error.failure):
+                    raise
+                if candidate is not None and candidate == self._answering.get(domain):
+                    answered_before = error
             else:
                 if url is None:
                     self._answering[domain] = candidate
                 return answers
-        raise next((error for error in errors if error.failure.code not in NOTHING_KNOWN), errors[-1])
+        # The likeliest host comes last, but for the one that is known.
+        if answered_before and _weight(answered_before.failure) == 2:
+            raise answered_before
+        raise max(reversed(errors), key=lambda error: _weight(error.failure))
 
     def _places_to_ask(self, url: str | None, domain: str) -> list[Callable[[], Awaitable[str | None]]]:
         """Ways to find the next endpoint, in order."""
@@ -185,14 +192,17 @@ class Autodiscover:
         """One request a mailbox: POX knows no other way."""
         url = urljoin(url, POX_PATH)
         answers: dict[str, Answer] = {}
+        errors: dict[str, ExchangeError] = {}
         for address in addresses:
             try:
                 answers[address] = await self._post(url, pox_request(address), address, read_pox)
             except ExchangeError as error:
                 if error.failure.code in NOT_THIS_WAY:
                     raise
-                answers[address] = error.failure
-        return answers
+                errors[address] = error
+        if not answers:
+            raise errors[addresses[-1]]
+        return answers | {address: error.failure for address, error in errors.items()}
 
     async def _post(self, url: str, body: bytes, anchor: str, read: Callable[[bytes], T]) -> T:
         for _ in range(MOST_REDIRECTS + 1):
@@ -222,16 +232,41 @@ async def _known(url: str) -> str:
 NOT_THIS_WAY = frozenset(
     {"Http404", "Http405", "Http415", "Http500", "Http501", "NotSoap", "UnexpectedReply"}
 )
-# At the mail domain itself there is often a website, which knows nothing of mail.
-TRY_ANOTHER_HOST = NOT_THIS_WAY | {
+# There is no Autodiscover at that host. Http500 may pass.
+NO_AUTODISCOVER = NOT_THIS_WAY - {"Http500"} | {
     "NameNotResolved",
     "ConnectFailed",
     "ConnectTimeout",
     "TlsFailed",
     "InsecureRedirect",
     "UntrustedRedirect",
-    "Http401",
-    "Http403",
+    "SchemeNotOffered",
+    "ForbiddenXml",
+    "MalformedXml",
+    *(f"Http{status}" for status in (301, 302, 303, 307, 308, 400, 403, 410)),
 }
-# Http500 may pass, and Http401 is about the password: neither tells that there is no Autodiscover.
-NOTHING_KNOWN = TRY_ANOTHER_HOST - {"Http401", "Http500"} | {"SettingIsNotAvailable"}
+# It does not let us in, or it ails.
+NO_ANSWER = frozenset(
+    {
+        "ConnectionReset",
+        "HandshakeBroken",
+        "HandshakeRefused",
+        "KerberosFailed",
+        "ReadTimeout",
+        "StreamIncomplete",
+        "TooManyRedirects",
+    }
+)
+
+
+def _another_host_may_know(failure: Failure) -> bool:
+    """At the mail domain itself there is often a website, which knows nothing of mail. Whatever Exchange itself
+    says, and whatever is wrong with the account, is the same everywhere."""
+    return failure.code in NO_AUTODISCOVER | NO_ANSWER or failure.code.startswith("Http")
+
+
+def _weight(failure: Failure) -> int:
+    """How much it tells of where Autodiscover is."""
+    if failure.code not in NO_AUTODISCOVER:
+        return 2
+    return 0 if failure.code in NOT_THIS_WAY or failure.code == "NameNotResolved" else 1

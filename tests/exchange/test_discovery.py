@@ -1,15 +1,22 @@
 """Autodiscover against hosts that are written as a few lines of script."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 from xml.sax.saxutils import escape
 
+import httpx
 import pytest
 import structlog.testing
+import trio
 from lxml import etree
 
+from listener.config.secrets import Secret
+from listener.errors import ExchangeError
 from listener.ews.codes import Failure
+from listener.exchange.auth import Accounts, Credentials
+from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
 from listener.exchange.hints import Service
@@ -239,7 +246,7 @@ async def test_another_url_is_asked_and_not_remembered_for_the_others() -> None:
 async def test_redirects_that_lead_nowhere_end_after_ten(answer: Answering | Page) -> None:
     internet = Internet({soap_url("example.org"): answer})
     assert await code_of(internet, ews_url=FALLBACK) == "TooManyRedirects"
-    assert len(internet.asked) == 11
+    assert len([url for url in internet.urls if url.startswith("https:")]) == 11
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -345,14 +352,111 @@ async def test_a_configured_pox_endpoint_is_not_asked_for_soap() -> None:
 
 @pytest.mark.parametrize(
     "website",
-    [Page(404), Page(403), Page(401), Page(302, headers=[("Location", "http://www.example.org/")])],
-    ids=["404", "403", "401", "redirect to http"],
+    [
+        *map(Page, (400, 401, 403, 404, 410, 429, 503, 504, 522)),
+        Page(302),
+        Page(302, headers=[("Location", "http://www.example.org/")]),
+        Page(302, headers=[("Location", soap_url("example.org"))]),
+        Page(200, b"<!DOCTYPE page><page/>", [("Content-Type", "application/xml")]),
+        Page(200, b"<page><br></page>", [("Content-Type", "application/xml")]),
+    ],
+    ids=[
+        *("400", "401", "403", "404", "410", "429", "503", "504", "522"),
+        *("redirect to nowhere", "redirect to http", "redirect in a circle", "a document type", "no XML"),
+    ],
 )
 async def test_a_website_at_the_mail_domain_hides_no_autodiscover(website: Page) -> None:
     site = {soap_url("example.org"): website, pox_url("example.org"): website}
     internet = Internet({**site, soap_url("autodiscover.example.org"): soap()})
     found = await discovered(internet, "ann@example.org")
     assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+
+
+@pytest.mark.parametrize("page", [Page(401), Page(403), Page(503)], ids=["401", "403", "503"])
+async def test_a_website_that_hides_only_its_pox_hides_no_autodiscover(page: Page) -> None:
+    site = {soap_url("example.org"): Page(404), pox_url("example.org"): page}
+    internet = Internet({**site, soap_url("autodiscover.example.org"): soap()})
+    found = await discovered(internet, "ann@example.org", "bob@example.org")
+    assert found == {name: Placement(EWS, "DAG1", name) for name in ("ann@example.org", "bob@example.org")}
+
+
+async def test_pox_that_ails_at_one_mailbox_places_the_others() -> None:
+    def answer(asked: Asked) -> Page:
+        return Page(503) if b"bob@" in asked.body else pox(pox_at_home)(asked)
+
+    found = await discovered(
+        Internet({pox_url("example.org"): answer}), "ann@example.org", "bob@example.org", "cat@example.org"
+    )
+    assert [getattr(place, "code", "") for place in found.values()] == ["", "Http503", ""]
+
+
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ({soap_url("autodiscover.example.org"): soap()}, Placement(EWS, "DAG1", "ann@example.org")),
+        ({}, Placement(FALLBACK, "", "ann@example.org")),
+    ],
+    ids=["autodiscover.", "ews_url"],
+)
+async def test_a_website_with_another_scheme_of_authentication_hides_nothing(
+    more: dict[str, Answering | Page], place: Placement
+) -> None:
+    website = Page(401, headers=[("WWW-Authenticate", 'Basic realm="intranet"')])
+    internet = Internet({soap_url("example.org"): website, **more})
+    ntlm = Accounts.same(Ntlm(Credentials("svc", Secret("secret"))))
+    async with connected(internet) as access:
+        found = await asking(replace(access, auth=ntlm), ews_url=FALLBACK).discover(["ann@example.org"])
+    assert found == {"ann@example.org": place}
+
+
+Trouble = Failure | Exception | None
+"""What comes of a request to a host; with None it never ends."""
+
+
+async def found_by(hosts: Mapping[str, Trouble], ews_url: str | None = None) -> Placement | Failure:
+    """What is found where these hosts are in trouble, and Autodiscover is at all others."""
+    asked: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host not in hosts:
+            body = soap()(Asked(str(request.url), {}, request.content)).body
+            return httpx.Response(200, stream=httpx.ByteStream(body))
+        match hosts[request.url.host]:
+            case Failure() as failure:
+                raise ExchangeError(failure)
+            case None:
+                await trio.sleep_forever()
+            case Exception() as error:
+                raise error
+        raise AssertionError
+
+    async with connected(Internet()) as access:
+        access = replace(access, transport=httpx.MockTransport(answer), request_timeout=0.05)
+        return (await asking(access, ews_url=ews_url).discover(["ann@example.org"]))["ann@example.org"]
+
+
+SCHEMES_FAIL = ("SchemeNotOffered", "HandshakeRefused", "HandshakeBroken", "KerberosFailed")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        *(Failure(code=code) for code in SCHEMES_FAIL),
+        httpx.ReadError(""),
+        httpx.RemoteProtocolError("peer closed connection (incomplete chunked read)"),
+        None,
+    ],
+    ids=[*SCHEMES_FAIL, "ConnectionReset", "StreamIncomplete", "ReadTimeout"],
+)
+async def test_trouble_at_the_mail_domain_leads_on_to_the_next_host(trouble: Trouble) -> None:
+    assert await found_by({"example.org": trouble}) == Placement(EWS, "DAG1", "ann@example.org")
+
+
+@pytest.mark.parametrize("code", ["AccountLocked", "PasswordRefused", "TokenRefused", "ServerBusy"])
+async def test_what_no_other_host_can_mend_is_told_at_once(code: str) -> None:
+    found = await found_by({"example.org": Failure(code=code)}, ews_url=FALLBACK)
+    assert found == Failure(code=code)
 
 
 async def test_a_certificate_that_is_not_trusted_leads_on_to_the_next_host() -> None:
@@ -424,6 +528,48 @@ async def test_trouble_that_passes_is_no_reason_to_place_a_mailbox_elsewhere(
     found = (await discovered(internet, "ann@example.org", ews_url=FALLBACK))["ann@example.org"]
     assert isinstance(found, Failure)
     assert (found.code, found.wait) == (code, wait)
+
+
+@pytest.mark.parametrize("code", ["HandshakeRefused", "KerberosFailed", "HandshakeBroken", "ReadTimeout"])
+async def test_who_does_not_let_us_in_or_does_not_answer_is_no_reason_either(code: str) -> None:
+    nobody = Failure(code="NameNotResolved")
+    found = await found_by(
+        {"example.org": Failure(code=code), "autodiscover.example.org": nobody}, ews_url=FALLBACK
+    )
+    assert isinstance(found, Failure)
+    assert found.code == code
+
+
+@pytest.mark.parametrize(
+    ("website", "autodiscover", "told"),
+    [
+        ("HandshakeRefused", "Http503", "Http503"),  # passes, so that it is soon asked again
+        ("Http503", "HandshakeRefused", "HandshakeRefused"),
+        ("SchemeNotOffered", "ConnectFailed", "ConnectFailed"),
+        ("SchemeNotOffered", "NameNotResolved", "SchemeNotOffered"),
+        ("Http404", "NameNotResolved", "NameNotResolved"),
+        ("Http503", "AccountLocked", "AccountLocked"),
+    ],
+)
+async def test_the_likeliest_host_has_the_last_word(website: str, autodiscover: str, told: str) -> None:
+    failures = {"example.org": Failure(code=website), "autodiscover.example.org": Failure(code=autodiscover)}
+    found = await found_by(failures)
+    assert isinstance(found, Failure)
+    assert found.code == told
+
+
+async def test_who_has_answered_before_has_the_first_word() -> None:
+    internet = Internet({soap_url("example.org"): soap()})
+    async with connected(internet) as access:
+        autodiscover = asking(access, ews_url=FALLBACK)
+        await autodiscover.discover(["ann@example.org"])
+        internet.pages = {
+            soap_url("example.org"): Page(503, headers=[("Retry-After", "30")]),
+            soap_url("autodiscover.example.org"): Page(401),
+        }
+        found = (await autodiscover.discover(["ann@example.org"]))["ann@example.org"]
+        assert isinstance(found, Failure)
+        assert (found.code, found.wait) == ("Http503", 30.0)
 
 
 async def test_an_answer_that_leaves_somebody_out_places_nobody() -> None:
