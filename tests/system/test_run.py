@@ -265,7 +265,7 @@ def test_what_a_group_says_on_the_wire(
     there.change('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
     there.change(there.told["ews_url"], there.told["ews_url"].replace(str(there.port), str(wire.port)))
     there.change("[exchange]", "[exchange]\nautodiscover = false")
-    there.append("\n[shutdown]\nunsubscribe = true\n")
+    there.append('\n[shutdown]\nunsubscribe = true\n\n[catch_up]\nmode = "off"\n')
     daemon = listen(there)
     there.streaming(8)
     assert daemon.end() == 0
