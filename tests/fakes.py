@@ -42,21 +42,24 @@ class FakeReader:
             self.acknowledged.add(position)
             self.held -= 1
 
-    async def bury(self, entry: Entry, *, reason: str, traceback: str = "", attempts: int = 1) -> None:
+    async def bury(
+        self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
+    ) -> None:
         await trio.lowlevel.checkpoint()
-        self.journal.buried.append(
-            DeadLetter(
-                number=len(self.journal.buried) + 1,
-                handler=self.handler,
-                position=entry.position,
-                event=entry.event,
-                reason=reason,
-                traceback=traceback,
-                attempts=attempts,
-                time=0.0,
+        for number, entry in enumerate(entries, len(self.journal.buried) + 1):
+            self.journal.buried.append(
+                DeadLetter(
+                    number=number,
+                    handler=self.handler,
+                    position=entry.position,
+                    event=entry.event,
+                    reason=reason,
+                    traceback=traceback,
+                    attempts=attempts,
+                    time=0.0,
+                )
             )
-        )
-        self.acknowledge([entry.position])
+        self.acknowledge([entry.position for entry in entries])
 
 
 class FakeJournal:

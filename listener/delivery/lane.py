@@ -88,6 +88,7 @@ class Lane:
     _finishing: trio.Event = field(default_factory=trio.Event)
     _ended: trio.Event = field(default_factory=trio.Event)
     _pause: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _life: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
     def name(self) -> str:
@@ -141,7 +142,8 @@ class Lane:
         """
         self._reader = await journal.reader(self.name, self.source.accepts.matches)
         try:
-            await self._live(self._reader, task_status)
+            with self._life:
+                await self._live(self._reader, task_status)
         finally:
             self._ended.set()
 
@@ -183,10 +185,16 @@ class Lane:
     async def leave(self) -> None:
         """Returns when the calls that are under way have come to their end and the handler has been closed.
 
-        What it has not finished stays in the journal, for whoever opens a handler of this name next.
+        What it has not finished stays in the journal, for whoever opens a handler of this name next. One that does
+        not close in time is cancelled.
         """
         self._leaving = True
-        await self._end()
+        with trio.move_on_after(self.patience.timeout + CLOSING) as patience:
+            await self._end()
+        if patience.cancelled_caught:
+            log.error("handler.stuck", handler=self.name, seconds=CLOSING)
+            self._life.cancel()
+            await self._ended.wait()
 
     async def _end(self) -> None:
         self._wake()
@@ -302,17 +310,19 @@ class Lane:
                 return None
             reason = f"no answer in {self.patience.timeout:g} s"
             self._tell("handler.timeout", entries, attempt, seconds=self.patience.timeout)
-        except Retry as again:
-            after, counts, reason = again.after, again.counts, str(again) or "asked to be tried again"
-            self._tell("handler.retry", entries, attempt, reason=str(again))
-        except Reject as rejected:
-            self._tell("handler.rejected", entries, attempt, reason=str(rejected))
-            await self._bury(entries, str(rejected) or "rejected", "", attempt, reader)
-            return None
         except Exception as error:  # noqa: BLE001  (the fence)
-            reason = f"{type(error).__name__}: {error}"
-            trace = "".join(traceback.format_exception(error))
-            self._tell("handler.failed", entries, attempt, exc_info=error)
+            match _wish(error):
+                case Retry() as again:
+                    after, counts, reason = again.after, again.counts, str(again) or "asked to be tried again"
+                    self._tell("handler.retry", entries, attempt, reason=str(again))
+                case Reject() as rejected:
+                    self._tell("handler.rejected", entries, attempt, reason=str(rejected))
+                    await self._bury(entries, str(rejected) or "rejected", "", attempt, reader)
+                    return None
+                case _:
+                    reason = _describe(error)
+                    trace = "".join(traceback.format_exception(error))
+                    self._tell("handler.failed", entries, attempt, exc_info=error)
         if attempt < self.patience.attempts or not counts:
             self._show(entries, "failed", attempt, reason)
             return Again(self.patience.retry.longest(attempt) if after is None else after, counts)
@@ -324,8 +334,8 @@ class Lane:
         self, entries: list[Entry], reason: str, trace: str, attempts: int, reader: Reader
     ) -> None:
         self._show(entries, "given_up", attempts, reason)
-        for entry in entries:
-            await reader.bury(entry, reason=reason, traceback=trace, attempts=attempts)
+        # A batch has the same trace in each of its letters; the end of it says where it was raised.
+        await reader.bury(entries, reason=reason[:REASON], traceback=trace[-TRACE:], attempts=attempts)
         self.given_up += len(entries)
         self._done(entries)
 
@@ -363,6 +373,30 @@ class Lane:
 # Events that are read from the journal at a time, and those after which the others have their turn.
 AT_A_TIME = 500
 FAIR = 50
+
+# Seconds that a handler has to close, after its last call, when it makes way for another.
+CLOSING = 30.0
+
+# Characters of a reason and of a traceback in a dead letter.
+REASON, TRACE = 4096, 16384
+
+
+def _wish(error: Exception) -> Exception:
+    """What the handler raised: of a nursery's group in which all are Retry, or all Reject, the first."""
+    if isinstance(error, ExceptionGroup):
+        for kind in (Retry, Reject):
+            matching, others = error.split(kind)
+            if matching is not None and others is None:
+                return next(_leaves(matching))
+    return error
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _describe(error: BaseException) -> str:

@@ -134,8 +134,10 @@ class Reader(Protocol):
     def acknowledge(self, positions: Iterable[int]) -> None:
         """The handler has finished with these. Durable within a fraction of a second; never waits."""
 
-    async def bury(self, entry: Entry, *, reason: str, traceback: str = "", attempts: int = 1) -> None:
-        """Puts an event among the dead letters, and acknowledges it. Returns when that is durable."""
+    async def bury(
+        self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
+    ) -> None:
+        """Puts events among the dead letters together, and acknowledges them. Returns when that is durable."""
 
 
 class Journal(Protocol):
@@ -163,7 +165,7 @@ class Journal(Protocol):
     async def release(self, handler: str) -> None:
         """Ends the handler's way through the journal; another reader may then go on from where it stood.
 
-        Its own reader must not be used any more. A handler without a reader is no error.
+        Waits for no disk. Its own reader must not be used any more. A handler without a reader is no error.
         """
 
     async def load(self, namespace: str, prefix: str = "") -> dict[str, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -78,14 +78,16 @@ class SqliteReader:
         self._progress.finish(positions)
         self._source.writer.note_change(self)
 
-    async def bury(self, entry: Entry, *, reason: str, traceback: str = "", attempts: int = 1) -> None:
+    async def bury(
+        self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
+    ) -> None:
         now, name = self._source.now(), self.handler
 
         def write(connection: sqlite3.Connection) -> None:
-            records.write_dead_letter(connection, name, entry, reason, traceback, attempts, now)
+            records.write_dead_letters(connection, name, entries, reason, traceback, attempts, now)
 
         await self._source.writer.write(Write(work=write))
-        self.acknowledge([entry.position])
+        self.acknowledge([entry.position for entry in entries])
 
     def standing(self) -> Standing:
         progress = self._progress

@@ -108,23 +108,23 @@ def find_again(
     return [entry for entry in entries if entry.position in wanted], row[0]
 
 
-def write_dead_letter(
+def write_dead_letters(
     connection: sqlite3.Connection,
     handler: str,
-    entry: Entry,
+    entries: Iterable[Entry],
     reason: str,
     traceback: str,
     attempts: int,
     now: float,
 ) -> None:
     """One letter a handler and position: a repeat after a crash takes the place of the first."""
-    connection.execute(
+    connection.executemany(
         """INSERT INTO dead_letters (handler, position, event, reason, traceback, attempts, time)
         VALUES (?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (handler, position) DO UPDATE SET
         reason = excluded.reason, traceback = excluded.traceback, attempts = excluded.attempts, time = excluded.time
         """,
-        (handler, entry.position, encode(entry.event), reason, traceback, attempts, now),
+        [(handler, e.position, encode(e.event), reason, traceback, attempts, now) for e in entries],
     )
 
 

@@ -149,10 +149,10 @@ class SqliteJournal:
         return reader
 
     async def release(self, handler: str) -> None:
-        if (reader := self._readers.get(handler)) is not None:
-            self.writer.note_change(reader)
-            await self.flush()
-            del self._readers[handler], self.writer.readers[handler]
+        await trio.lowlevel.checkpoint()
+        if (reader := self._readers.pop(handler, None)) is not None:
+            del self.writer.readers[handler]
+            self.writer.note_change(reader, at_once=True)
 
     async def load(self, namespace: str, prefix: str = "") -> dict[str, bytes]:
         def find(connection: sqlite3.Connection) -> dict[str, bytes]:

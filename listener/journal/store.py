@@ -107,6 +107,10 @@ class Store:
         try:
             connection = self._begin()
             start, used = connection.execute(_MEASURE).fetchone()
+            if standings:  # first: who opens a handler in this transaction goes on from there
+                connection.executemany(
+                    _SAVE_STANDING, [(s.cursor, s.upto, s.unfinished, now, s.handler) for s in standings]
+                )
             try:
                 results = _write(connection, start, writes, now)
             except sqlite3.Error as error:
@@ -115,10 +119,6 @@ class Store:
                 raise
             except (ValueError, TypeError, JournalError) as error:
                 raise Refused from error
-            if standings:
-                connection.executemany(
-                    _SAVE_STANDING, [(s.cursor, s.upto, s.unfinished, now, s.handler) for s in standings]
-                )
             alone = all(write.work is None for write in writes)
             end = start + sum(len(write.events) for write in writes) if alone else records.end(connection)
             connection.execute("COMMIT")

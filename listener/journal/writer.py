@@ -122,9 +122,12 @@ class Writer:
         self._save_at = trio.current_time()
         await self.write(Write())
 
-    def note_change(self, reader: Standee) -> None:
-        """The reader's standing is to be saved, soon. Never waits."""
-        if not self._changed:
+    def note_change(self, reader: Standee, *, at_once: bool = False) -> None:
+        """The reader's standing is to be saved: soon, or with the next commit. Never waits."""
+        if at_once:
+            self._save_at = trio.current_time()
+            self._wake.set()
+        elif not self._changed:
             self._save_at = max(self._save_at, trio.current_time() + LINGER)
             self._wake.set()
         self._changed[reader] = None

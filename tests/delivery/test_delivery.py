@@ -267,6 +267,83 @@ class Batches:
             raise ValueError("not yet")
 
 
+@pytest.mark.parametrize("raised", [Retry("later", after=7), Reject("never")])
+async def test_what_a_handler_asks_for_out_of_its_own_nursery_counts(
+    autojump_clock: trio.testing.MockClock, raised: Exception
+) -> None:
+    tries: list[float] = []
+
+    async def fail() -> None:
+        raise raised
+
+    async def act(_: MailboxEvent) -> None:
+        tries.append(trio.current_time())
+        if len(tries) == 1:
+            async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
+                nursery.start_soon(fail)
+                inner.start_soon(trio.sleep_forever)
+
+    journal = FakeJournal()
+    with structlog.testing.capture_logs() as lines:
+        async with running(Plugin(act), journal=journal) as delivery:
+            await delivery.publish([event(1)])
+            await delivery.drain(100)
+    if isinstance(raised, Retry):
+        assert [later - tries[0] for later in tries] == [0, 7]
+        assert not journal.buried
+    else:
+        assert [letter.reason for letter in journal.buried] == ["never"]
+    assert "handler.failed" not in [line["event"] for line in lines]
+
+
+async def test_a_retry_beside_a_failure_is_a_failure(autojump_clock: trio.testing.MockClock) -> None:
+    async def act(_: MailboxEvent) -> None:
+        raise ExceptionGroup("both", [Retry("later"), ValueError("no")])
+
+    journal = FakeJournal()
+    async with running(Plugin(act), journal=journal) as delivery:
+        await delivery.publish([event(1)])
+        await delivery.drain(100)
+    (letter,) = journal.buried
+    assert "ValueError: no" in letter.traceback
+
+
+async def test_a_batch_is_buried_at_once_and_its_letters_are_no_longer_than_helps(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Bulk:
+        max_batch = 100
+
+        async def handle_batch(self, _: Sequence[MailboxEvent]) -> None:
+            raise ValueError("x" * 100_000 + "the end")
+
+    class BulkPlugin(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Bulk]:  # type: ignore[override]
+            yield Bulk()
+
+    with structlog.testing.capture_logs():
+        async with opened(None) as journal, trio.open_nursery() as nursery:
+            delivery = Delivery((Lane(BulkPlugin(), PATIENCE),))
+            await nursery.start(delivery.run, journal)
+            await delivery.publish([event(n) for n in range(100)])
+            commits = 0
+            transact = journal._store.transact
+
+            def counted(writes, *rest):  # type: ignore[no-untyped-def]
+                nonlocal commits
+                commits += any(write.work is not None for write in writes)
+                return transact(writes, *rest)
+
+            journal._store.transact = counted  # type: ignore[method-assign]
+            await trio.sleep(100)
+            letters = await journal.dead_letters(limit=200)
+            nursery.cancel_scope.cancel()
+    assert (len(letters), commits) == (100, 1)
+    assert max(len(letter.reason) + len(letter.traceback) for letter in letters) < 25_000
+    assert letters[0].traceback.rstrip().endswith("the end")
+
+
 async def test_a_handler_that_takes_batches_gets_them(autojump_clock: trio.testing.MockClock) -> None:
     plugin = Batches()
     async with running(plugin) as delivery:  # type: ignore[arg-type]

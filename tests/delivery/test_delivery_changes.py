@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import structlog.testing
@@ -12,7 +13,9 @@ from listener import Handler, MailboxEvent
 from listener.delivery.delivery import Delivery, Lane
 from listener.errors import ConfigError
 from listener.journal.sqlite import open_journal
+from listener.journal.store import Trouble, Written
 from tests.delivery.test_delivery import PATIENCE, Plugin, event
+from tests.journal.tools import opened
 
 
 @asynccontextmanager
@@ -199,3 +202,66 @@ async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
         begun = trio.current_time()
         await delivery.change([Lane(Plugin(), PATIENCE)])
         assert trio.current_time() - begun < 0.2
+
+
+async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Lasting(Plugin):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Handler]:
+            async with super().open() as handle:
+                yield handle
+            await trio.sleep_forever()
+
+    after = Plugin()
+    async with running(Lasting()) as delivery:
+        await delivery.publish([event(1)])
+        await settled()
+        begun = trio.current_time()
+        with structlog.testing.capture_logs() as lines:
+            await delivery.change([Lane(after, PATIENCE)])
+        assert 0 < trio.current_time() - begun < 100
+        assert [line["handler"] for line in lines if line["event"] == "handler.stuck"] == ["good"]
+        await delivery.publish([event(2)])
+        await settled()
+    assert after.handled == ["2"]
+
+
+async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    old = Plugin()
+    async with opened(tmp_path) as journal, trio.open_nursery() as nursery:
+        delivery = Delivery((Lane(old, PATIENCE),))
+        await nursery.start(delivery.run, journal)
+        await delivery.publish([event(1)])
+        await settled()
+        transact = journal._store.transact
+
+        def refuse(*_: object) -> Written:
+            raise Trouble("disk full")
+
+        journal._store.transact = refuse  # type: ignore[method-assign]
+        begun = trio.current_time()
+        with pytest.raises(ConfigError, match="is not open after"):
+            await delivery.change([Lane(new := Plugin(), PATIENCE)])
+        assert trio.current_time() - begun < 40
+        journal._store.transact = transact  # type: ignore[method-assign]
+        await trio.sleep(60)
+        await delivery.publish([event(2)])
+        await delivery.drain(10)
+    assert (old.handled, new.handled) == (["1", "2"], [])
+
+
+async def test_who_comes_after_goes_on_from_what_was_acknowledged_last(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path) as journal:
+        first = await journal.reader("audit")
+        await journal.append([event(n) for n in range(4)])
+        entries = await first.read(4)
+        first.acknowledge([entries[0].position, entries[2].position])
+        await journal.release("audit")
+        second = await journal.reader("audit")
+        assert [entry.event.item_id for entry in await second.read(4)] == ["1", "3"]

@@ -209,7 +209,7 @@ async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
         audit, other = await journal.reader("audit"), await journal.reader("other")
         await journal.append(events([1, 2, 3]))
         for entry in await audit.read(10):
-            await audit.bury(entry, reason="no", traceback="Traceback …", attempts=5)
+            await audit.bury([entry], reason="no", traceback="Traceback …", attempts=5)
         letters = await journal.dead_letters()
         assert [(x.handler, x.reason, x.attempts, x.time) for x in letters] == [
             ("audit", "no", 5, 5000.5)
@@ -237,8 +237,8 @@ async def test_a_letter_that_is_buried_again_after_a_crash_is_one_letter(
         reader = await journal.reader("audit")
         await journal.append(events([1]))
         (entry,) = await reader.read(1)
-        await reader.bury(entry, reason="first")
-        await reader.bury(entry, reason="second", attempts=2)
+        await reader.bury([entry], reason="first")
+        await reader.bury([entry], reason="second", attempts=2)
         assert [(x.number, x.reason, x.attempts) for x in await journal.dead_letters()] == [(1, "second", 2)]
 
 
@@ -259,7 +259,7 @@ async def test_what_was_journaled_lately_is_read_once_and_in_order(
         clock.time = 1500  # somebody set the clock back
         await journal.append(events([4]))
         for entry in await everything(audit):
-            await audit.bury(entry, reason="a trial")
+            await audit.bury([entry], reason="a trial")
         await journal.replay("audit", since=0)
         await journal.retry([1])
         assert await recent(journal, 0) == ["1", "2", "3", "4"]
@@ -344,7 +344,7 @@ async def test_a_journal_without_a_directory_keeps_the_same_promises_in_memory(
         reader = await journal.reader("audit")
         await journal.append(events(range(10)), [Put("n", "k", b"v")])
         first = await reader.read(3)
-        await reader.bury(first[0], reason="no")
+        await reader.bury(first[:1], reason="no")
         reader.acknowledge([first[1].position])
         await journal.retry([1])
         assert items(await everything(reader)) == [3, 4, 5, 6, 7, 8, 9, 0]
