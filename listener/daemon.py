@@ -308,8 +308,11 @@ class Daemon:
         """Compares mailboxes, as soon as what was told before this process began is known."""
         if told is not None:
             begun = trio.current_time()
-            events = await told.recall(recent, self.roster.addresses())
-            log.info("catchup.recalled", events=events, seconds=round(trio.current_time() - begun, 3))
+            recalled = await told.recall(recent, self.roster.addresses())
+            if recalled.read >= MOST_RECALLED:
+                catch_up.delivered.doubt(self.roster.addresses())
+            seconds = round(trio.current_time() - begun, 3)
+            log.info("catchup.recalled", events=recalled.noted, seconds=seconds)
         await catch_up.run()
 
     async def _listen(self, catch_up: Callable[[], Awaitable[None]], stop: trio.Event) -> None:

@@ -24,7 +24,7 @@ class Notes:
     """What the streams told of one mailbox, as hashes: 70 bytes or so a fact, one to four facts an event; and the ids
     of what it told of.
 
-    `forgetful`: some of it was forgotten, because there was too much.
+    `forgetful`: some of it was forgotten, because there was too much, or was never recalled.
     """
 
     def __init__(self) -> None:
@@ -217,6 +217,11 @@ class Delivered:
                 self._forget(notes)
             elif self._count > self.total:
                 self._forget(max(self._notes.values(), key=len))
+
+    def doubt(self, mailboxes: Iterable[str]) -> None:
+        """Of these, not all is known that was told: until they are compared it is as if some had been forgotten."""
+        for mailbox in mailboxes:
+            self.of(mailbox).forgetful = True
 
     def begin(self, mailbox: str) -> None:
         """The mailbox is about to be compared."""

@@ -90,6 +90,16 @@ class Inquiry:
             raise ExchangeError(Failure(code="UnexpectedReply", text="a SyncFolderItems that does not go on"))
         return page
 
+    async def all_items(self, folder: Folder) -> set[str]:
+        """The ids of all items in a folder."""
+        found, state = set[str](), None
+        while True:
+            page = await self.changes(folder, state)
+            found.update(change.item_id for change in page.changes)
+            if page.includes_last:
+                return found
+            state = page.sync_state
+
     async def modified_since(self, folder: Folder, cutoff: datetime) -> AsyncIterator[tuple[Item, ...]]:
         """The items of a folder that were modified since then, page by page; some may come twice."""
         ref = FolderRef(folder_id=folder.folder_id)

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from contextlib import aclosing
+from typing import NamedTuple
 
 import msgspec
 import trio
 
 from listener.event import MailboxEvent
+
+
+class Recalled(NamedTuple):
+    """How many events were noted that had been told before, of how many that were read."""
+
+    noted: int
+    read: int
 
 
 class Recollection:
@@ -32,20 +40,20 @@ class Recollection:
 
     async def recall(
         self, before: AsyncGenerator[Sequence[MailboxEvent], None], mailboxes: Container[str]
-    ) -> int:
-        """Notes what was told before, of these mailboxes, and then what has come meanwhile. Returns the number of the
-        former."""
-        count = 0
+    ) -> Recalled:
+        """Notes what was told before, of these mailboxes, and then what has come meanwhile."""
+        count = read = 0
         async with aclosing(before):
             async for batch in before:
                 wanted = [_as_told(event) for event in batch if event.mailbox in mailboxes]
                 self._note(wanted)
                 count += len(wanted)
+                read += len(batch)
                 await trio.lowlevel.checkpoint()
         waiting, self._waiting = self._waiting or [], None
         for batch in waiting:
             self._note(batch)
-        return count
+        return Recalled(count, read)
 
 
 def _as_told(event: MailboxEvent) -> MailboxEvent:

@@ -32,7 +32,7 @@ from listener.catchup.differences import (
     most_created,
     parted,
 )
-from listener.catchup.inquiry import GONE, Inquiry
+from listener.catchup.inquiry import BATCH, GONE, Inquiry
 from listener.catchup.knowledge import Known, States, encoded
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -191,7 +191,10 @@ class Comparison:
                 return  # nothing to compare with yet
             else:
                 whole = await self._make_up(about, record, told, known=not (fresh or self.distrusted))
-            await self._look_for((told if whole else made) - self._seen, about)
+            if self._notes.forgetful:
+                whole = True  # of what has gone since then, these are all that is remembered
+                self._may_be_unseen(folder, None if record is None else record.folder)
+            await self._look_for(told if whole else made, about)
             self._looked[id_] = made | self._seen
             self.folders += 1
         except ExchangeError as error:
@@ -204,15 +207,17 @@ class Comparison:
                 raise
             self.unread.append(f"{folder.display_name or id_} ({code})")
 
-    async def _make_up(self, about: Context, record: Record, told: set[str], *, known: bool) -> bool:
-        """Tells what changed in a folder whose state does not reach back far enough. `known`: how it looked does.
+    async def _make_up(
+        self, about: Context, record: Record, told: set[str], *, known: bool, whole: bool = False
+    ) -> bool:
+        """Tells what changed in a folder whose state does not reach back far enough. `known`: how it looked does;
+        `whole`: it is to be told as a whole, however large it is.
 
         Returns whether what it does not show of the items that were told of may have gone.
         """
         assert about.folder is not None
         folder, before = about.folder, record.folder if known else None
-        whole = _is_small(folder) and (bool(told) or not _is_older(folder, about.cutoff))
-        if whole:
+        if whole or (_is_small(folder) and (bool(told) or not _is_older(folder, about.cutoff))):
             await self._list(about, record)
         else:
             await self._find(about)
@@ -220,11 +225,14 @@ class Comparison:
             self._records[folder.folder_id] = msgspec.structs.replace(record, folder=folder, settled=settled)
         if record.complete and record.sync_state is not None:
             await self._sync(replace(about, cutoff=self._cutoff(record, fresh=False)), record, told)
-        if not _may_have_lost(folder, before):
-            return False
-        if not self.trusting:
-            self.unseen.append(folder.display_name or folder.folder_id)
-        return whole or len(told) <= ASKED
+        self._may_be_unseen(folder, before)
+        return _may_have_lost(folder, before)
+
+    def _may_be_unseen(self, folder: Folder, before: Folder | None) -> None:
+        """Of what has gone from a folder, not all may have been remembered."""
+        name = folder.display_name or folder.folder_id
+        if not self.trusting and _may_have_lost(folder, before) and name not in self.unseen:
+            self.unseen.append(name)
 
     def _is_settled(self, record: Record | None, folder: Folder) -> bool:
         """Whether a change that is not known yet would show: times are of whole seconds, so not within the same."""
@@ -258,7 +266,7 @@ class Comparison:
             except ExchangeError as error:
                 if error.failure.verdict is not Verdict.RESYNC:
                     raise
-                return await self._make_up(about, Record(folder=record.folder), told, known=True)
+                return await self._make_up(about, Record(folder=record.folder), told, known=True, whole=True)
             state = page.sync_state
             kinds += (change.kind for change in page.changes)
             self._seen.update(change.item_id for change in page.changes)
@@ -278,8 +286,8 @@ class Comparison:
                 await self._flush()
         for change in held:
             self._add(change, about)
-        if full and not self.trusting and _may_have_lost(folder, record.folder):
-            self.unseen.append(folder.display_name or folder.folder_id)
+        if full:
+            self._may_be_unseen(folder, record.folder)
         self._keep(folder, record, state)
         return full or record.sync_state is None or _may_be_whole(kinds, folder)
 
@@ -322,8 +330,15 @@ class Comparison:
                 await self._flush()
 
     async def _look_for(self, ids: set[str], about: Context) -> None:
-        """Items that handlers know of, and that the folder does not show: are they there?"""
-        for id_ in await self.inquiry.gone(ids):
+        """Items that handlers know of, and that the folder has not shown: are they there?"""
+        folder = about.folder
+        assert folder is not None
+        missing = ids - self._seen
+        # Whichever takes fewer requests: to ask for each, or first to have all told that are there.
+        total = folder.total_count
+        if total is not None and len(missing) > BATCH and total * BATCH < len(missing) * MAX_CHANGES:
+            missing -= await self.inquiry.all_items(folder)
+        for id_ in await self.inquiry.gone(missing):
             self._add(Change(kind=ChangeKind.DELETE, item_id=id_), about)
 
     # --- telling
@@ -426,9 +441,6 @@ MANY = 5000
 
 # So many items may go from a folder between two requests.
 FEW = 5
-
-# So many items that were told of are asked for, in a folder that cannot be told as a whole.
-ASKED = 200
 
 # How far the clocks of server and listener may differ, and how much time must pass to be sure that a second has.
 SKEW, TICK = timedelta(minutes=5), timedelta(seconds=2)

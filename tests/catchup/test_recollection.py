@@ -38,10 +38,10 @@ async def test_the_order_is_kept_while_events_come(autojump_clock: trio.testing.
 
 async def test_what_was_found_by_looking_was_told_like_anything_else() -> None:
     async def journal() -> AsyncGenerator[Sequence[MailboxEvent], None]:
-        yield [event("A", recovered=True)]
+        yield [event("A", recovered=True), event("B", "eve")]
 
     noted: list[MailboxEvent] = []
     one = Recollection(noted.extend)
-    assert await one.recall(journal(), {"ann"}) == 1
-    one.note([event("B", recovered=True)])
-    assert [(e.item_id, e.recovered) for e in noted] == [("A", False), ("B", True)]
+    assert await one.recall(journal(), {"ann"}) == (1, 2)
+    one.note([event("C", recovered=True)])
+    assert [(e.item_id, e.recovered) for e in noted] == [("A", False), ("C", True)]

@@ -83,6 +83,70 @@ async def test_an_item_that_goes_while_the_server_forgets_the_state(
         assert one.lost() == []
 
 
+@pytest.mark.parametrize("doubted", [False, True])
+async def test_an_item_that_came_and_went_while_more_was_told_than_is_remembered(
+    doubted: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """No state tells of it: it was not there before, and is not there after."""
+    async with ready() as one:
+        mailbox = one.mailbox.address
+        item = await mail(one)
+        if doubted:  # as after a start that could not recall all
+            one.catch_up.delivered.of(mailbox).forget()
+            one.catch_up.delivered.of(mailbox).forgetful = False
+            one.catch_up.delivered.doubt([mailbox])
+        else:
+            one.catch_up.delivered.each = 30
+            for _ in range(20):
+                await mail(one)
+            assert one.catch_up.delivered.of(mailbox).forgetful
+        since = trio.current_time()
+        await one.keep(one.mailbox.purge(item, clock()))
+        one.gap(since)
+        await one.settle()
+        assert ("item.deleted", item.id) in one.told
+        assert one.lost() == []
+        assert ("gap", "what was deleted cannot be told in Inbox") in one.lifecycle
+
+
+@pytest.mark.parametrize("quietly", [False, True])
+async def test_items_that_go_from_a_large_folder_while_the_server_forgets_the_state(
+    quietly: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 100)
+    async with ready() as one:
+        items = [await mail(one) for _ in range(250)]
+        await trio.sleep(900)
+        one.catch_up.sweep()
+        await one.settle()
+        since = trio.current_time()
+        one.mailbox.lose_sync_states(quietly=quietly)
+        for item in items[:30]:
+            await one.keep(one.mailbox.purge(item, clock()))
+        one.clear()
+        one.gap(since)
+        await one.settle()
+        gone = {id_ for type_, id_ in one.told if type_ == "item.deleted"}
+        assert gone == {item.id for item in items[:30]}
+        assert one.asked["SyncFolderItems"] + one.asked["GetItem"] < 15
+
+
+async def test_many_items_are_looked_for_by_having_all_told_that_are_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with ready() as one:
+        one.catch_up.delivered.each = 1
+        items = [await mail(one) for _ in range(250)]
+        since = trio.current_time()
+        await one.keep(one.mailbox.purge(items[7], clock()))
+        one.clear()
+        one.gap(since)
+        await one.settle()
+        assert [id_ for type_, id_ in one.told if type_ == "item.deleted"] == [items[7].id]
+        assert one.asked["GetItem"] <= 1
+        assert one.asked["SyncFolderItems"] <= 3
+
+
 async def test_what_a_stream_kept_back_before_the_state_was_built(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
