@@ -73,9 +73,9 @@ async def open_nothing(_path: Path) -> AsyncIterator[Handler]:
 
 
 @asynccontextmanager
-async def open_lines(path: Path) -> AsyncIterator[Handler]:
-    async with open_file(path=path) as handle:
-        yield handle
+async def open_lines(path: Path) -> AsyncIterator[BatchHandler]:
+    async with open_file(path=path) as handler:
+        yield handler
 
 
 class Measured(NamedTuple):
@@ -118,7 +118,7 @@ async def main(where: Path) -> None:
     for what, opener in (
         ("batches of 500, written as JSON lines", open_loader),
         ("one event a call, nothing done", open_nothing),
-        ("one event a call, the built-in file handler", open_lines),
+        ("the built-in file handler, each batch on the disk", open_lines),
     ):
         with tempfile.TemporaryDirectory(dir=where) as directory:
             print(f"{what:56} {await rate(Path(directory), opener):10,.0f} events/s", flush=True)

@@ -2,6 +2,6 @@
 
 from listener._version import __version__
 from listener.event import MailboxEvent
-from listener.handler import Handler, Reject, Retry
+from listener.handler import BatchHandler, Handler, Reject, Retry
 
-__all__ = ["Handler", "MailboxEvent", "Reject", "Retry", "__version__"]
+__all__ = ["BatchHandler", "Handler", "MailboxEvent", "Reject", "Retry", "__version__"]

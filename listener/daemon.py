@@ -106,6 +106,7 @@ class Daemon:
             resumed=self._note_stream,
             left=self._forget,
             noted=self._note_change,
+            kept=self._keep,
             unfilled=lambda: {} if self.catch_up is None else self.catch_up.unfilled(),
         )
         self.catch_up: CatchUp | None = None
@@ -201,6 +202,7 @@ class Daemon:
             runner.wish, runner.state = self.wish, replace(runner.state, policy=self.policy)
         if self.catch_up is not None:
             self.catch_up.interval = config.catch_up.interval
+            self.catch_up.idle_interval = config.catch_up.idle_interval
         anew_scope = scope(config, self.access, self.discovery)
         self.scope.places, self.scope.ways = anew_scope.places, anew_scope.ways
         mailboxes = config.mailboxes
@@ -221,6 +223,7 @@ class Daemon:
             kinds=kinds,
             mode=self.config.catch_up.mode,
             interval=self.config.catch_up.interval,
+            idle_interval=self.config.catch_up.idle_interval,
             silent=self.roster.renew,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
             concurrency=64,
@@ -261,6 +264,10 @@ class Daemon:
     def _note_change(self, group: str) -> None:
         if self.keeper is not None:
             self.keeper.note(group)
+
+    async def _keep(self, group: str) -> None:
+        if self.keeper is not None:
+            await self.keeper.keep(group)
 
     def _new_lane(self, source: Source, config: Config) -> Lane:
         return Lane(source, patience(config, source.name), self.watching)

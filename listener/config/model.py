@@ -269,7 +269,12 @@ class CatchUp(Section):
     )
     interval: PositiveDuration = Field(
         900,
-        description="How often mailboxes with traffic are compared even without a gap; the others more seldom.",
+        description="How often mailboxes with traffic are compared even without a gap.",
+    )
+    idle_interval: PositiveDuration = Field(
+        7200,
+        description="Those without traffic are compared after twice as long each time, up to this. It is how long "
+        "something can stay unnoticed that a stream does not tell.",
     )
 
 

@@ -2,8 +2,8 @@
 
 A change is written a moment after it was made, together with those that came meanwhile; the times at which streams
 were last heard are written now and then. A crash before that costs a few subscriptions, and a gap that is taken for a
-little longer than it was. But of a mailbox of which nothing was written yet nobody will know that it was listened to:
-so the moment is short.
+little longer than it was. But of a mailbox of which nothing was written nobody would know that it was listened to: so
+a group is kept before its stream is opened.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Keeper:
         self._changed: set[str] = set()
         self._written: dict[str, bytes] = {}
         self._news = trio.Event()
+        self._writing = trio.Lock()
 
     def note(self, name: str) -> None:
         """Something changed about this group. Never waits."""
@@ -74,8 +75,18 @@ class Keeper:
                 await trio.sleep(TOGETHER)
             await self.save()
 
+    async def keep(self, name: str) -> None:
+        """Returns when what there is of this group is durable."""
+        async with self._writing:
+            if name in self._changed:  # else it went with somebody else's
+                await self._save()
+
     async def save(self) -> None:
         """Writes what has changed up to now, durably."""
+        async with self._writing:
+            await self._save()
+
+    async def _save(self) -> None:
         self._news = trio.Event()
         names, self._changed = self._changed, set()
         try:

@@ -6,7 +6,7 @@ Groups that are known from before come first and stream at once; nobody asks whe
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import inf
@@ -52,8 +52,8 @@ class Roster:
     not listened to any more. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
 
     `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
-    than `begun`, another process heard. `noted` is told of groups, by name, of which something is to be kept, and
-    `unfilled` tells of the gaps that are not filled, and when they began.
+    than `begun`, another process heard. `noted` is told of groups, by name, of which something is to be kept, `kept`
+    returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began.
     """
 
     known: tuple[Placement, ...]
@@ -69,6 +69,7 @@ class Roster:
     left: Callable[[Sequence[str]], None] = lambda _mailboxes: None
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation"
     noted: Callable[[str], None] = lambda _name: None
+    kept: Callable[[str], Awaitable[None]] | None = None
     unfilled: Callable[[], Mapping[str, float]] = dict
     restored: Sequence[Restored] = ()
     well: dict[str, float] = field(default_factory=dict)
@@ -175,6 +176,11 @@ class Roster:
     def changed(self, group: Group, /) -> None:
         """Something about this group is to be kept."""
         self.noted(group.name)
+
+    async def keep(self, group: Group, /) -> None:
+        """Returns when what is to be kept of this group is."""
+        if self.kept is not None:
+            await self.kept(group.name)
 
     # --- what groups ask for
 

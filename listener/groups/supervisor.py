@@ -53,7 +53,7 @@ from listener.groups.gaps import Gaps
 from listener.groups.group import GroupState, advance
 from listener.groups.reader import StreamReader
 from listener.groups.saved import Held, SavedGroup
-from listener.groups.transitions import lifecycle_events, pairs, tell_transition
+from listener.groups.transitions import lifecycle_events, tell_transition
 
 log = structlog.get_logger()
 
@@ -69,6 +69,7 @@ class Registry(Protocol):
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
     def changed(self, group: Group, /) -> None: ...
+    async def keep(self, group: Group, /) -> None: ...
 
 
 Publish = Callable[[Sequence[MailboxEvent]], Awaitable[None]]
@@ -163,9 +164,6 @@ class GroupRunner:
                 self.state = advance(before, outcome, trio.current_time(), self.dice.random())
                 if self.state.phase != before.phase:
                     self.since = trio.current_time()
-                for old, new in pairs(before, self.state):
-                    if new.subscription is not None and new.subscription != old.subscription:
-                        self._gaps.subscribed(new.mailbox, trio.current_time())
                 for mailbox, id_ in set(self.state.abandoned).difference(before.abandoned):
                     self.registry.release(self.group, id_, mailbox)
                 if isinstance(outcome, Subscribed):
@@ -308,6 +306,7 @@ class GroupRunner:
                 refused.append((mailbox, error.failure))
             else:
                 ids.append((mailbox, id_))
+                self._gaps.subscribed(mailbox, trio.current_time())
                 self._fresh[mailbox], self._wishes[mailbox] = id_, wish
                 self.registry.claim(self.group, id_, mailbox)
                 self.registry.changed(self.group)
@@ -327,6 +326,8 @@ class GroupRunner:
         async with trio.open_nursery() as nursery:
             for _ in range(min(self.wish.subscribe_concurrency, len(todo))):
                 nursery.start_soon(worker)
+        # Whoever comes after a crash must know who was listened to.
+        await self.registry.keep(self.group)
         return Subscribed(tuple(ids), tuple(refused))
 
     async def _unsubscribe(self, action: Unsubscribe, client: ExchangeClient) -> None:

@@ -1,6 +1,7 @@
 """Groups are kept in the journal: batched, paced, and read again by the next process."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pytest
@@ -47,6 +48,33 @@ async def test_what_one_process_writes_the_next_one_reads(autojump_clock: trio.t
         found, heard = await keeper(journal, groups).load()
         assert sorted(found, key=lambda group: group.name) == [saved(), saved("DAG1/2")]
         assert heard == LastHeard(groups={"DAG1/1": WALL + 5})
+
+
+async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_journal(None) as journal:
+        writes = []
+        append = journal.append
+
+        async def slow(*arguments: Any) -> None:
+            writes.append(arguments)
+            await trio.sleep(5)
+            await append(*arguments)
+
+        monkeypatch.setattr(journal, "append", slow)
+        groups = Groups({f"DAG1/{n}": saved(f"DAG1/{n}") for n in range(4)})
+        first = keeper(journal, groups)
+        await first.keep("DAG1/0")  # there is nothing to keep
+        for name in groups.groups:
+            first.note(name)
+        async with trio.open_nursery() as nursery:
+            for name in groups.groups:
+                nursery.start_soon(first.keep, name)
+        assert trio.current_time() == pytest.approx(5)
+        assert len(writes) == 1
+        found, _ = await keeper(journal, groups).load()
+        assert len(found) == 4
 
 
 async def test_a_group_that_is_gone_is_forgotten_and_one_that_did_not_come_back_too(

@@ -157,11 +157,18 @@ class Server:
         return [entry[:2] for entry in self.log]
 
 
+def _works() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Registry:
     """Tells everybody to stay, but for those that have moved."""
 
     moved: set[str] = field(default_factory=set)
+    disk: trio.Event = field(default_factory=_works)
     sought: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
@@ -193,6 +200,9 @@ class Registry:
 
     def changed(self, _group: Group, /) -> None:
         self.changes += 1
+
+    async def keep(self, _group: Group, /) -> None:
+        await self.disk.wait()
 
 
 @dataclass
@@ -254,6 +264,30 @@ async def test_the_anchor_first_then_the_others_side_by_side_then_one_stream(
         assert {anchor for _, _, anchor in server.log} == {"user00"}
         assert len(server.operations[-1][1]) == run.runner.mailboxes_streaming == 12
         assert server.forgot == 1
+
+
+async def test_no_stream_is_opened_before_it_is_durable_who_is_listened_to(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server, registry = Server(), Registry(disk=trio.Event())
+    async with running(server, "ann", "bob", registry=registry) as run:
+        await trio.sleep(60)
+        assert [operation for operation, _ in server.operations] == ["Subscribe", "Subscribe"]
+        assert run.runner.behind() == {"ann": pytest.approx(0.1), "bob": pytest.approx(0.2)}
+        registry.disk.set()
+        await trio.sleep(1)
+        assert server.operations[-1][0] == "Stream"
+
+
+async def test_a_disk_that_refuses_does_not_hold_up_the_end_of_a_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server, registry = Server(), Registry(disk=trio.Event())
+    async with running(server, "ann", registry=registry) as run:
+        await trio.sleep(60)
+        run.runner.tell(Stop())
+        await trio.sleep(1)
+        assert run.runner.finished
 
 
 async def test_events_reach_publish_under_their_mailbox_and_strangers_do_not(

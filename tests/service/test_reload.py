@@ -27,7 +27,14 @@ CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"handlers": {"log": {"use": "log", "filter": {"types": ["created"]}}}}, ()),
     ({"delivery": {"timeout": 5}, "backoff": {"first": 2}, "shutdown": {"grace": 1}}, ()),
     ({"log": {"level": "debug", "sum_up": 0}, "exchange": {"concurrency": 3}}, ()),
-    ({"stream": {"window": "5m"}, "catch_up": {"interval": 60}, "affinity": {"refresh": 60}}, ()),
+    (
+        {
+            "stream": {"window": "5m"},
+            "catch_up": {"interval": 60, "idle_interval": 600},
+            "affinity": {"refresh": 60},
+        },
+        (),
+    ),
     ({"state_directory": "elsewhere"}, ("state_directory",)),
     ({"auth": {"user": "v", "password": "p"}}, ("auth.user",)),
     ({"log": {"level": "debug", "format": "json"}}, ("log.format",)),

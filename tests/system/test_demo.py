@@ -75,6 +75,31 @@ def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str], 
     assert not [line for line in log if line["level"] in ("warning", "error")]
 
 
+def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None:
+    options = (
+        "--mailboxes",
+        "40",
+        "--rate",
+        "100",
+        "--duration",
+        "8",
+        "--faults",
+        "heavy",
+        "--seed",
+        "3",
+        "--json",
+    )
+    run = subprocess.run(
+        demo(*options), env=environment, capture_output=True, text=True, timeout=8 + 2 * PATIENCE, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    summary = json.loads(run.stdout)
+    assert list(summary) == KEYS
+    assert summary["faults"] > 3
+    assert (summary["lost"], summary["mailboxes"]) == (0, 40)
+    assert summary["generated"] >= 400
+
+
 def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with log.open("wb") as errors:

@@ -94,3 +94,24 @@ def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
     assert not daemon.logged("group.waiting")
     assert len(daemon.logged("journal.trouble")) == 1
     assert daemon.end() == 0
+
+
+def test_a_disk_that_may_only_be_read_is_named_at_the_start(
+    simulator: Start, listen: Listen, disk: Path
+) -> None:
+    there = simulator()
+    first = listen(there)
+    there.streaming(4)
+    there.make(there.mailboxes[0])
+    assert first.end() == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    refused = listen(there)
+    assert refused.wait() == 2
+    last = refused.errors.read_text().splitlines()[-1]
+    assert str(disk) in last
+    assert "Read-only file system" in last or "readonly" in last
+    subprocess.run(["mount", "-o", f"remount,rw,size={SIZE}", str(disk)], check=True)
+    again = listen(there)
+    there.streaming(4)
+    assert again.end() == 0
+    assert not again.logged("journal.trouble")

@@ -1,9 +1,13 @@
 """What is in the journal outlives the process, and operators can ask about it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
+
+import pytest
 
 from tests.system.processes import Listen, Listener, Simulator, Start, handler, json_lines, until
 
@@ -95,6 +99,121 @@ def test_a_handler_gets_again_what_was_journaled_lately(simulator: Start, listen
     assert "nobody" in refused.stderr
     assert command(there, "replay", "--handler", "deliveries", "--since", "soon").returncode == 2
     assert daemon.end() == 0
+
+
+def test_a_handler_of_batches_gets_them_in_order_and_all_again_after_a_retry(
+    simulator: Start, listen: Listen, plugins: str
+) -> None:
+    there = simulator("--mailboxes", "1")
+    loaded = there.folder / "loaded.jsonl"
+    there.append(handler("loader", "acme:open_loader", f'path = "{loaded}"'))
+    daemon = listen(there, PYTHONPATH=plugins)
+    there.streaming(1)
+    ledger = there.make(there.mailboxes[0], count=100)
+    until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
+    batches = until(
+        lambda: found if sum(map(len, found := json_lines(loaded))) == len(ledger) else None, "all batches"
+    )
+    assert [id_ for batch in batches for id_ in batch] == [event["id"] for event in there.deliveries]
+    assert max(map(len, batches)) == 50
+    assert daemon.logged("handler.retry", handler="loader")[0]["batch"] == len(batches[1])
+    assert daemon.end() == 0
+
+
+def test_a_journal_that_is_full_of_what_a_handler_has_not_done_holds_the_streams_and_loses_nothing(
+    simulator: Start, listen: Listen, plugins: str
+) -> None:
+    there = simulator("--heartbeat", "0.5")
+    slow = there.folder / "slow.jsonl"
+    there.append(
+        handler("slow", "acme:open_slow", f'path = "{slow}"', "seconds = 60", "attempts = 100")
+        + f"\n[journal]\nsize = {1 << 20}\n\n[shutdown]\ngrace = 0.2\n"
+    )
+    daemon = listen(there, PYTHONPATH=plugins)
+    there.streaming(4)
+    made = 0
+
+    def full() -> bool:
+        nonlocal made
+        made += len(there.make(there.mailboxes[made % 4], count=100))
+        return bool(daemon.logged("journal.full"))
+
+    until(full, "a full journal")
+    (line,) = daemon.logged("journal.full")
+    assert (line["slowest"], line["limit"]) == ("slow", 1 << 20)
+    assert line["behind"] > 0
+    there.streaming(4)  # it waits, and lives
+    assert daemon.end() == 0
+    there.change("seconds = 60", "seconds = 0")
+    again = listen(there, PYTHONPATH=plugins)
+    again.until_logged("journal.room")
+    subjects = {event["subject"] for event in there.deliveries}
+    until(lambda: {event["subject"] for event in json_lines(slow)} >= subjects, "all that was held")
+    there.streaming(4)
+    new = there.make(there.mailboxes[0])
+    wanted = {line.get("item_id") or line.get("folder_id") for line in new}
+    until(lambda: wanted <= {event["subject"] for event in json_lines(slow)}, "what comes after it")
+    assert again.end() == 0
+
+
+def test_a_damaged_journal_is_named_and_left_as_it_is(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    daemon = listen(there)
+    there.streaming(4)
+    there.make(there.mailboxes[0], count=100)
+    assert daemon.end() == 0
+    journal = journal_of(there)
+    with journal.open("r+b") as file:
+        file.seek(100)
+        file.write(os.urandom(8000))
+    before = journal.read_bytes()
+    refused = listen(there)
+    assert refused.wait() == 2
+    (line,) = refused.errors.read_text().splitlines()[-1:]
+    assert str(journal) in line
+    assert "damaged" in line or "malformed" in line
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["sync", "signal", "off"])
+def test_who_was_listened_to_when_the_daemon_was_killed_is_known_at_once(
+    simulator: Start, listen: Listen, mode: str
+) -> None:
+    there = simulator("--heartbeat", "0.5")
+    there.append(f'filter.types = ["exchange.*"]\n\n[catch_up]\nmode = "{mode}"\n')
+    daemon = listen(there)
+    there.streaming(4)
+    daemon.process.kill()
+    daemon.wait()
+    missed = {line["item_id"] for line in there.make(there.mailboxes[0]) if line.get("item_id")}
+    for backend in there.state()["backends"]:
+        there.break_(kind="backend_restart", backend=backend["name"])  # what it held for the stream is gone
+    again = listen(there)
+    there.streaming(4)
+    after = {line["item_id"] for line in there.make(there.mailboxes[0]) if line.get("item_id")}
+
+    def told() -> set[str]:
+        return {event["subject"] for event in there.deliveries if event["type"].startswith("exchange.item.")}
+
+    def gaps() -> set[str]:
+        own = (event for event in there.deliveries if event["type"] == "exchange.listener.gap")
+        return {event["data"]["mailbox"] for event in own}
+
+    until(lambda: after <= told(), "events after")
+    if mode != "off":
+        until(lambda: gaps() == set(there.mailboxes), "a gap of each mailbox")
+    if mode == "sync":
+        until(lambda: missed <= told(), "what was missed")
+    assert again.end() == 0
+    if mode != "sync":
+        assert not missed & told()
+        assert not {"SyncFolderItems", "FindFolder", "GetFolder"} & there.state()["requests"].keys()
+    assert bool(gaps()) == (mode != "off")
+
+
+def journal_of(there: Simulator) -> Path:
+    (found,) = there.folder.rglob("journal.db")
+    return found
 
 
 def test_one_process_a_state_directory(simulator: Start, listen: Listen) -> None:

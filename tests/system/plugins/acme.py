@@ -1,13 +1,14 @@
 """Handlers as customers write them: good ones, and ones that misbehave. PYTHONPATH leads the daemon here."""
 
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
-from listener import Handler, MailboxEvent, Reject
+from listener import BatchHandler, Handler, MailboxEvent, Reject, Retry
 
 
 @asynccontextmanager
@@ -63,3 +64,26 @@ async def open_blocking(*, path: Path) -> AsyncIterator[Handler]:
         time.sleep(1000)
 
     yield handle
+
+
+class Loader:
+    """Loads events into something, many at a time."""
+
+    max_batch = 50
+    max_wait = 0.2
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._calls = 0
+
+    async def handle_batch(self, events: Sequence[MailboxEvent]) -> None:
+        self._calls += 1
+        if self._calls == 2:
+            raise Retry("the database restarts", after=0.1, counts=False)
+        with self._path.open("a") as file:
+            file.write(json.dumps([event.id for event in events]) + "\n")
+
+
+@asynccontextmanager
+async def open_loader(*, path: Path) -> AsyncIterator[BatchHandler]:
+    yield Loader(path)
