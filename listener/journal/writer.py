@@ -213,7 +213,8 @@ class Writer:
         standings = [reader.standing() for reader in changed]
         for reader in changed:
             self._changed.pop(reader)
-        self._save_at = trio.current_time() + LINGER
+        if changed:
+            self._save_at = trio.current_time() + LINGER
         try:
             await self._write(jobs, standings)
         except Refused:

@@ -407,3 +407,18 @@ async def test_with_threads_the_same(tmp_path: Path) -> None:
             assert sorted(got) == list(range(50))
             assert journal.figures.behind == {"audit": 0}
     assert [line["event"] for line in lines] == ["journal.opened"]
+
+
+async def test_acknowledgements_are_durable_soon_however_much_is_appended_meanwhile(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    (tmp_path / "j").mkdir()
+    async with opened(tmp_path / "j") as journal:
+        reader = await journal.reader("audit")
+        for number in range(100):
+            await journal.append(events([number]))
+            reader.acknowledge([entry.position for entry in await reader.read(10)])
+            await trio.sleep(0.01)
+        image = crashed(tmp_path / "j", "image")
+    async with opened(image) as journal:
+        assert (await journal.reader("audit")).behind <= 10
