@@ -28,6 +28,7 @@ class Notes:
     """
 
     def __init__(self) -> None:
+        self._earlier: set[int] = set()
         self._before: set[int] = set()
         self._since: set[int] = set()
         self._seen: dict[str, set[str]] = {}
@@ -36,12 +37,16 @@ class Notes:
         self._forgot = False
 
     def __len__(self) -> int:
-        return len(self._before) + len(self._since) + self._seen_count
+        return len(self._earlier) + len(self._before) + len(self._since) + self._seen_count
 
     def has(self, *fact: object) -> bool:
         """Whether this was noted. See facts() for what is."""
         key = hash(fact)
         return key in self._since or key in self._before
+
+    def had(self, *fact: object) -> bool:
+        """Whether this was noted before the mailbox was last compared, as far as that is still remembered."""
+        return hash(fact) in self._earlier
 
     def seen(self, folder: str = FOLDERS) -> set[str]:
         """The items in a folder, or the folders, that were there when a stream told of them, and that look() has not
@@ -76,11 +81,16 @@ class Notes:
         self._forgot = False
 
     def done(self) -> None:
-        self._before = set()
+        self._earlier, self._before = self._before, set()
         self.forgetful = self._forgot
 
+    def shed(self) -> bool:
+        """Forgets what only had() asks for; whether there was anything."""
+        shed, self._earlier = bool(self._earlier), set()
+        return shed
+
     def forget(self) -> None:
-        self._before, self._since = set(), set()
+        self._earlier, self._before, self._since = set(), set(), set()
         self._seen, self._seen_count = {}, 0
         self.forgetful = self._forgot = True
 
@@ -184,7 +194,8 @@ class Delivered:
     """What the streams told of all mailboxes since each was last compared with what is known of it.
 
     It is bounded: of a mailbox that passes `each` facts, and of the one with the most when all together pass `total`,
-    everything is forgotten. Then the next comparison tells things again, and does not take them for missed.
+    first what is older than the last comparison is forgotten, then everything. Then the next comparison tells things
+    again, and does not take them for missed.
     `present` are the items that were told of, however long ago.
     """
 
@@ -243,7 +254,10 @@ class Delivered:
 
     def _forget(self, notes: Notes) -> None:
         self._count -= len(notes)
-        notes.forget()
+        if notes.shed():
+            self._count += len(notes)
+        else:
+            notes.forget()
 
     def _counted(self, mailbox: str, change: Callable[[Notes], None]) -> None:
         notes = self.of(mailbox)

@@ -38,7 +38,7 @@ from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
 from listener.ews.folders import Folder
-from listener.ews.items import ItemProperty
+from listener.ews.items import Item, ItemProperty
 from listener.ews.sync import MAX_CHANGES, Change, ChangeKind
 from listener.ews.values import moment
 
@@ -249,7 +249,7 @@ class Comparison:
         if committed is None:
             return self._last - SKEW if self._last else self.cutoff
         # Times are of whole seconds: there may be more in the last one, unless that was over when it was looked at.
-        return committed + timedelta(seconds=1) if record.settled else committed
+        return committed + SECOND if record.settled else committed
 
     async def _sync(self, about: Context, record: Record, told: set[str]) -> bool:
         """Tells what changed since a state. Whether what it does not show of the items that were told of may have
@@ -303,7 +303,10 @@ class Comparison:
             self._seen.update(change.item_id for change in page.changes)
             _, new = parted(page.changes, about.cutoff)
             for change in new:
-                self._add(change if record is None else as_found(change, about.cutoff), about)
+                if record is None:
+                    self._add(change, about)
+                else:
+                    self._add_found(change, about)
             if page.includes_last:
                 break
             if len(self._pending) >= MANY:
@@ -324,8 +327,9 @@ class Comparison:
             return
         about = replace(about, trusting=False)  # what is found like this may have been told long ago
         async for items in self.inquiry.modified_since(folder, cutoff):
+            self._seen.update(item.item_id for item in items)
             for item in items:
-                self._add(as_found(item, cutoff), about)
+                self._add_found(item, about)
             if len(self._pending) >= MANY:
                 await self._flush()
 
@@ -360,6 +364,18 @@ class Comparison:
             is_inbox=folder is not None and folder.folder_id == self._inbox,
             cutoff=cutoff,
         )
+
+    def _add_found(self, item: Item, about: Context) -> None:
+        """Adds an item of which only its times tell what became of it. They are of whole seconds, so that all of one
+        second is found again: what was told then, before the last look, is left out."""
+        id_, key, modified = item.item_id, item.change_key, moment(item.last_modified_time)
+        again = about.cutoff is not None and modified is not None and modified < about.cutoff + SECOND
+        if again and key is not None and self._notes.had(id_, key):
+            return
+        change = as_found(item, about.cutoff)
+        if self._notes.had("made", id_):
+            change = msgspec.structs.replace(change, kind=ChangeKind.UPDATE)
+        self._add(change, about)
 
     def _add(self, change: Change, about: Context) -> None:
         self._seen.add(change.item_id)
@@ -444,3 +460,4 @@ FEW = 5
 
 # How far the clocks of server and listener may differ, and how much time must pass to be sure that a second has.
 SKEW, TICK = timedelta(minutes=5), timedelta(seconds=2)
+SECOND = timedelta(seconds=1)

@@ -262,3 +262,26 @@ FAILURES = {
     "GetItem": ("ErrorInternalServerError", "ErrorServerBusy"),
     "SyncFolderItems": ("ErrorInternalServerError", "ErrorInvalidSyncStateData"),
 }
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_what_was_told_in_the_second_of_the_first_look_is_not_told_again(
+    small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 0)
+    async with office() as one:
+        await mail(one)
+        edited = await mail(one)
+        await one.happen(one.mailbox.edit(edited, "changed", clock()))
+        later = await mail(one)
+        kept = await mail(one, heard=False)
+        one.gap(None, "start")
+        await one.settle(30)
+        await one.happen(one.mailbox.edit(later, "changed", clock()))
+        one.catch_up.sweep()
+        await one.settle()
+        assert {id_ for _, id_ in one.told} <= {kept.id}
+        missed = await mail(one, heard=False)
+        one.catch_up.sweep()
+        await one.settle()
+        assert ("item.created", missed.id) in one.told
