@@ -5,6 +5,7 @@ No label is a mailbox, unless asked for: thousands of series a metric are nobody
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -18,6 +19,9 @@ from listener.service.snapshot import Snapshot
 PREFIX = "ews_listener_"
 PHASES = ("subscribing", "streaming", "waiting", "stopping")
 
+# When the machine was started, in Unix time: once, so that a process keeps its start when the clock is set.
+BOOTED = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
 
 def render(
     snapshot: Snapshot, streaming: Iterable[tuple[str, bool]] = (), accept: str = ""
@@ -28,9 +32,16 @@ def render(
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(snapshot, streaming))
-    ProcessCollector(registry=registry)
+    _Process(registry=registry)
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
+
+
+class _Process(ProcessCollector):
+    """Would read the boot time from /proc/stat, and without it say nothing: the unit's ProcSubset=pid hides it."""
+
+    def _boot_time(self) -> float:
+        return BOOTED
 
 
 class _Families(Collector):

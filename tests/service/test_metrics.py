@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
+from prometheus_client import process_collector
 from prometheus_client.parser import text_string_to_metric_families
 
 from listener.service.metrics import render
@@ -76,6 +79,23 @@ def test_labels_may_hold_anything() -> None:
     name = 'a"b\\c\nd'
     text, _ = render(snapshot(groups=(group(name),)))
     assert name in {labels.get("group") for _, labels, _ in samples(text)}
+
+
+def test_the_process_is_measured_where_nothing_but_processes_can_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As under ProcSubset=pid, which the unit has."""
+
+    def without_the_machine(path: str, *rest: str) -> IO[Any]:
+        if path == "/proc/stat":
+            raise FileNotFoundError(path)
+        return open(path, *rest)
+
+    monkeypatch.setattr(process_collector, "open", without_the_machine, raising=False)
+    found = {name: value for name, _, value in samples(rendered())}
+    assert found["process_resident_memory_bytes"] > 1e6
+    assert found["process_open_fds"] > 2
+    assert time.time() - 3600 * 24 < found["process_start_time_seconds"] < time.time() + 1
 
 
 def test_openmetrics_for_who_wants_it() -> None:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,10 @@ def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
     )
     assert "0" not in status["Uid"].split()
     assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapBnd"], 16)) == ("1", "2", 0)
+    measured = service.metrics()
+    assert measured["process_resident_memory_bytes"] > 1e6
+    assert measured["process_open_fds"] > 2
+    assert abs(measured["process_start_time_seconds"] - time.time()) < 600
     service.systemctl("stop")
     assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
     assert service.logged("listener.stopped")

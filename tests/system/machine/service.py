@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.system.machine import Machine
 from tests.system.processes import Simulator, json_lines, until
 
@@ -83,6 +85,14 @@ class Service:
     def kept(self, name: str) -> Path:
         """A file in its state directory. What systemd shows of that to others is a link to this place."""
         return self.machine.path(f"/var/lib/private/{Path(self.state).name}/{name}")
+
+    def metrics(self) -> dict[str, float]:
+        """Those that have no labels, from its socket."""
+        way = httpx.HTTPTransport(uds=str(self.kept("ews-listener.sock")))
+        with httpx.Client(transport=way, base_url="http://ews-listener") as daemon:
+            text = daemon.get("/metrics").raise_for_status().text
+        lines = [line.split(" ") for line in text.splitlines() if line[0] != "#" and "{" not in line]
+        return {name: float(value) for name, value in lines}
 
     def until_delivered(self, ledger: list[dict[str, Any]], file: str = "deliveries.jsonl") -> None:
         """Returns when the handler that writes this file was told of all items."""
