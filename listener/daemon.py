@@ -50,6 +50,7 @@ from listener.rights.scope import Attempt, Finding
 from listener.service.attendant import Attendant
 from listener.service.headline import headline
 from listener.service.notify import Notifier
+from listener.watching import Home
 
 log = structlog.get_logger()
 
@@ -272,10 +273,11 @@ class Daemon:
     def _new_lane(self, source: Source, config: Config) -> Lane:
         return Lane(source, patience(config, source.name), self.watching)
 
-    def _home(self, mailbox: str) -> tuple[str, str] | None:
-        """The group of a mailbox, and its anchor."""
+    def _home(self, mailbox: str) -> Home | None:
         runner = self.roster.runner_of(mailbox)
-        return None if runner is None else (runner.group.name, runner.state.anchor)
+        if runner is None:
+            return None
+        return Home(runner.group.name, runner.state.anchor, own=runner.group.access == "own")
 
     def _note_watchers(self, on: bool) -> None:
         logging.watch(self.watching.tell_log if on else None)

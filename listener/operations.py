@@ -138,7 +138,9 @@ class Operations:
     # --- watching
 
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
-        """Lines of JSON about what happens with a mailbox, as it happens. Raises LookupError if it is unknown."""
-        if mailbox not in self._daemon.roster.addresses():
-            raise LookupError(f"{mailbox} is not listened to")
-        return self._daemon.watching.watch(mailbox)
+        """Lines of JSON about what happens with a mailbox, as it happens, in whatever case it is named. Raises
+        LookupError if it is unknown."""
+        for address in self._daemon.roster.addresses():
+            if address.casefold() == mailbox.casefold():
+                return self._daemon.watching.watch(address)
+        raise LookupError(f"{mailbox} is not listened to")

@@ -15,16 +15,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 import msgspec
 import trio
+
+from listener.ews.soap import acting_as, owner_of_folders
 
 # Lines that a watcher may be behind.
 MOST = 1000
 
 # Keys of a line that are its own.
 TAKEN = ("time", "kind", "level", "event")
+
+
+class Home(NamedTuple):
+    """The group of a mailbox, and its anchor; `own` if it is the mailbox that the account has itself."""
+
+    group: str
+    anchor: str
+    own: bool = False
 
 
 class _Watcher:
@@ -42,11 +53,11 @@ class _Watcher:
 
 
 class Watching:
-    """All who watch. `home` gives the group of a mailbox and its anchor; None if it has none now."""
+    """All who watch. `home` gives that of a mailbox; None if it has no group now."""
 
     def __init__(self) -> None:
         self.on = False
-        self.home: Callable[[str], tuple[str, str] | None] = lambda _mailbox: None
+        self.home: Callable[[str], Home | None] = lambda _mailbox: None
         self.changed: Callable[[bool], None] = lambda _on: None
         self._watchers: dict[str, set[_Watcher]] = {}
 
@@ -80,11 +91,15 @@ class Watching:
                 watcher.put(line)
 
     def tell_request(self, operation: str, body: bytes, anchor: str, *, code: str, seconds: float) -> None:
-        """A request was answered: one that names the mailbox, or opens the stream of its group."""
+        """A request was answered: one that names the mailbox, or opens the stream of its group; or, where it is the
+        account's own, names nobody."""
+        text = body.decode(errors="replace").casefold()
+        streams = operation == "GetStreamingEvents"
+        unnamed = acting_as(body) is None and owner_of_folders(body) is None
         for mailbox in list(self._watchers):
             home = self.home(mailbox)
-            streams = operation == "GetStreamingEvents" and home is not None and home[1] == anchor
-            if streams or mailbox.encode() in body.lower():
+            meant = home is not None and home.anchor == anchor and (streams or (home.own and unnamed))
+            if meant or f">{escape(mailbox)}<".casefold() in text:
                 self.tell(mailbox, "request", operation=operation, code=code, seconds=round(seconds, 4))
 
     def tell_log(self, level: str, line: Mapping[str, Any]) -> None:
@@ -92,7 +107,7 @@ class Watching:
         about = line.get("mailbox")
         for mailbox in list(self._watchers):
             home = self.home(mailbox) if about is None and "group" in line else None
-            if about == mailbox or (home is not None and home[0] == line["group"]):
+            if about == mailbox or (home is not None and home.group == line["group"]):
                 rest = {key: value for key, value in line.items() if key not in TAKEN}
                 self.tell(mailbox, "log", level=level, event=line.get("event"), **rest)
 

@@ -6,9 +6,18 @@ from typing import Any
 import trio
 import trio.testing
 
-from listener.watching import MOST, Watching
+from listener.ews.events import EventKind
+from listener.ews.soap import Impersonation
+from listener.ews.subscription import FolderRef, subscribe
+from listener.watching import MOST, Home, Watching
 
 ANN, BOB = "ann@x.example", "bob@x.example"
+
+
+def request(*, as_: str | None = None, owner: str | None = None) -> bytes:
+    who = None if as_ is None else Impersonation("SmtpAddress", as_)
+    inbox = [FolderRef("inbox", mailbox=owner)]
+    return subscribe(version="Exchange2016", impersonate=who, events=[EventKind.NEW_MAIL], folders=inbox)
 
 
 def read(data: bytes) -> list[dict[str, Any]]:
@@ -70,12 +79,14 @@ async def test_a_watcher_waits_for_news_and_may_be_cancelled(autojump_clock: tri
 
 async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
     watching = Watching()
-    watching.home = {ANN: ("site/1", BOB)}.get
+    watching.home = {ANN: Home("site/1", BOB)}.get
     lines = watching.watch(ANN)
     await anext(lines)
     for operation, body, anchor in (
         ("Subscribe", b"<t:PrimarySmtpAddress>Ann@x.example<", BOB),
         ("Subscribe", b"<t:PrimarySmtpAddress>bob@x.example<", BOB),
+        ("Subscribe", b"<t:PrimarySmtpAddress>joann@x.example<", BOB),
+        ("Subscribe", b"<t:PrimarySmtpAddress>ann@x.example.org<", BOB),
         ("GetStreamingEvents", b"<t:SubscriptionId>x<", BOB),
         ("GetStreamingEvents", b"<t:SubscriptionId>y<", "eve@x.example"),
     ):
@@ -84,9 +95,39 @@ async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
     await lines.aclose()  # type: ignore[attr-defined]
 
 
+async def test_a_request_names_a_mailbox_as_xml_does() -> None:
+    for mailbox in ("research&development@x.example", "S-1-5-21-7-8-9", "jörg@x.example"):
+        watching = Watching()
+        lines = watching.watch(mailbox)
+        await anext(lines)
+        watching.tell_request("Subscribe", request(as_=mailbox), "", code="ok", seconds=0.1)
+        assert len(read(await anext(lines))) == 1
+        await lines.aclose()  # type: ignore[attr-defined]
+
+
+async def test_requests_about_the_accounts_own_mailbox_name_nobody() -> None:
+    watching = Watching()
+    watching.home = {ANN: Home("site/1", ANN, own=True), BOB: Home("site/2", BOB)}.get
+    mine, theirs = watching.watch(ANN), watching.watch(BOB)
+    await anext(mine)
+    await anext(theirs)
+    for body, anchor, code in (
+        (request(), ANN, "mine"),
+        (request(), BOB, "a delegate's"),
+        (request(), "", "nobody's"),
+        (request(as_=BOB), BOB, "impersonated"),
+        (request(owner=BOB), ANN, "beside me"),
+    ):
+        watching.tell_request("Subscribe", body, anchor, code=code, seconds=0.1)
+    assert [line["code"] for line in read(await anext(mine))] == ["mine"]
+    assert [line["code"] for line in read(await anext(theirs))] == ["impersonated", "beside me"]
+    await mine.aclose()  # type: ignore[attr-defined]
+    await theirs.aclose()  # type: ignore[attr-defined]
+
+
 async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
     watching = Watching()
-    watching.home = {ANN: ("site/1", BOB)}.get
+    watching.home = {ANN: Home("site/1", BOB)}.get
     lines = watching.watch(ANN)
     await anext(lines)
     for number, line in enumerate(

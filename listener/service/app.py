@@ -85,7 +85,7 @@ def build(daemon: Operable, *, token: str | None = None, by_mailbox: bool = Fals
 
     async def watch(request: Request) -> Response:
         try:
-            lines = daemon.watch(request.path_params["mailbox"].casefold())
+            lines = daemon.watch(request.path_params["mailbox"])
         except LookupError as error:
             return _says(404, str(error))
         return StreamingResponse(lines, media_type="application/x-ndjson")

@@ -36,7 +36,7 @@ class Daemon:
         return ("exchange.proxy",)
 
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
-        if mailbox != "bob@x.example":
+        if mailbox.casefold() != "bob@x.example":
             raise LookupError(f"{mailbox} is not listened to")
 
         async def lines() -> AsyncIterator[bytes]:

@@ -5,9 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from listener.simulator.directory import Directory
+from listener.simulator.settings import Settings
 from tests.system.operating import command, socket_of
-from tests.system.processes import Listen, Start, handler, json_lines, until
+from tests.system.processes import Listen, Simulator, Start, handler, json_lines, until
 
 
 def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: str) -> None:
@@ -52,6 +57,59 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
             machine.kill()
             people.kill()
     assert all(json.loads(line) for line in out.read_text().splitlines())
+
+
+@contextmanager
+def watched(there: Simulator, mailbox: str) -> Iterator[Path]:
+    """The file that `watch --json` writes to, as soon as it watches."""
+    out = there.folder / "watched.jsonl"
+    words = [sys.executable, "-m", "listener", "watch", mailbox, "--config", str(there.config)]
+    with out.open("w") as file, subprocess.Popen([*words, "--json"], stdout=file) as watching:
+        try:
+            until(lambda: json_lines(out), "a watcher")
+            yield out
+        finally:
+            watching.kill()
+
+
+def test_requests_about_the_accounts_own_mailbox(simulator: Start, listen: Listen) -> None:
+    there = simulator()
+    mine, other = there.mailboxes[:2]
+    there.change('file = "mailboxes.txt"', f'addresses = ["{mine}"]\naccess = "own"')
+    there.change(f'user = "{there.told["user"]}"', f'user = "{mine}"')
+    listen(there)
+    there.streaming(1)
+    with watched(there, mine) as out:
+        there.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mine)
+        until(
+            lambda: (
+                {"Subscribe", "GetStreamingEvents"}
+                <= {line["operation"] for line in json_lines(out) if line["kind"] == "request"}
+            ),
+            "a new subscription and its stream",
+        )
+    assert other not in out.read_text()
+
+
+def test_a_mailbox_that_is_known_by_its_sid(simulator: Start, listen: Listen) -> None:
+    there = simulator("--backends", "1")
+    people = Directory(Settings(mailboxes=4, backends=1), 0.0)
+    assert sorted(person.address for person in people) == there.mailboxes
+    known = {person.address: people.sid(person).upper() for person in people}
+    mailbox = there.mailboxes[0]
+    (there.folder / "mailboxes.txt").write_text("\n".join(known.values()))
+    there.change('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nimpersonate_by = "SID"')
+    there.change("[auth]", "autodiscover = false\n\n[auth]")
+    listen(there)
+    there.streaming(4)
+    with watched(there, known[mailbox].lower()) as out:
+        there.make(mailbox)
+        until(lambda: any(line["kind"] == "event" for line in json_lines(out)), "an event")
+        there.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
+        until(
+            lambda: any(line.get("operation") == "Subscribe" for line in json_lines(out)),
+            "a new subscription",
+        )
 
 
 def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(simulator: Start, listen: Listen) -> None:

@@ -1,5 +1,6 @@
 """What operators ask of a daemon at work, in the virtual world."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -124,3 +125,13 @@ async def test_who_is_not_listened_to_cannot_be_watched(autojump_clock: trio.tes
         await there.until_streaming()
         with pytest.raises(LookupError, match="is not listened to"):
             operations(there, there.daemon.config).watch("nobody@contoso.example")
+
+
+async def test_a_mailbox_is_watched_in_whatever_case_it_is_named(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with world(FEW) as there:
+        mailbox = there.mailboxes[0]
+        lines = operations(there, there.daemon.config).watch(mailbox.title())
+        assert json.loads(await anext(lines))["mailbox"] == mailbox
+        await lines.aclose()  # type: ignore[attr-defined]
