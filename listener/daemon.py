@@ -133,6 +133,7 @@ class Daemon:
         ):
             self.journal = self.attendant.heart = journal
             self.access.auth.remember(self.config.state_directory / "refusals.json")
+            handlers.start_soon(self._tell_end, stop)
             handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
             await self._recall(journal)
             if await unless(stop, self._check_scope) and await unless(
@@ -338,12 +339,17 @@ class Daemon:
                 meanwhile.start_soon(self.keeper.run)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
-            log.info("listener.stopping", grace=self.config.shutdown.grace)
-            self._phase, self._stage = "Ending", "ending"
-            self.attendant.stopping()
             self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
         with trio.move_on_after(LAST_WRITE):
             await self.keeper.save()
+
+    async def _tell_end(self, stop: trio.Event) -> None:
+        """Wherever the daemon is when `stop` is set, in the midst of its start too."""
+        await stop.wait()
+        grace = self.config.shutdown.grace
+        log.info("listener.stopping", grace=grace)
+        self._phase, self._stage = "Ending", "ending"
+        self.attendant.stopping(within=grace + ENDING)
 
     def _headline(self) -> str:
         figures = None if self.journal is None else self.journal.figures
@@ -397,6 +403,9 @@ PROGRESS = 10.0
 
 # Seconds between two looks at what the log has held back.
 SUMMING = 5.0
+
+# Seconds that the end may take beside the grace of handlers: all that it waits for is bounded by less.
+ENDING = 30.0
 
 # Seconds that the disk has at the end to take what is kept of groups.
 LAST_WRITE = 3.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 import structlog
@@ -42,6 +43,9 @@ class Attendant:
     _under_way: int = field(
         default=1, init=False
     )  # of start, reload and end: they may take longer while all moves
+    _within: float = field(default=inf, init=False)
+    _end_by: float = field(default=inf, init=False)
+    _overdue: bool = field(default=False, init=False)
     _told: str = field(default="", init=False)
     _stuck: bool = field(default=False, init=False)
 
@@ -51,9 +55,11 @@ class Attendant:
         self._told = self.describe()
         self.notifier.ready(self._told)
 
-    def stopping(self) -> None:
-        """From now on all is about ending in order, as long as that takes."""
+    def stopping(self, within: float) -> None:
+        """From now on all is about ending in order. What takes longer than `within` seconds hangs, though the loop
+        runs: then the service manager's own patience counts."""
         self._under_way += 1
+        self._within, self._end_by = within, trio.current_time() + within
         self._told = self.describe()
         self.notifier.stopping(self._told)
 
@@ -99,7 +105,11 @@ class Attendant:
         else:
             self._stuck = False
             self.notifier.beat()
-            if self._under_way:
+            if trio.current_time() >= self._end_by:
+                if not self._overdue:
+                    log.error("service.end_overdue", within=self._within)
+                self._overdue = True
+            elif self._under_way:
                 self.notifier.extend(EXTENSION)
         status = self.describe()
         if status != self._told:

@@ -70,13 +70,27 @@ async def test_the_start_and_the_end_may_take_their_time_but_only_while_somethin
         manager.heard.clear()
         await trio.sleep(60)
         assert not manager.times(extension)
-        attendant.stopping()
+        attendant.stopping(within=60)
         await trio.sleep(5)
         assert len(manager.times(extension)) >= 3
         heart.idle = 100
         manager.heard.clear()
         await trio.sleep(60)
         assert not manager.times(extension)
+
+
+async def test_an_end_that_does_not_come_to_its_end_is_left_to_the_manager(autojump_clock: MockClock) -> None:
+    manager = Manager()
+    attendant = Attendant(manager, lambda: "fine")  # told to stop while it starts
+    with capture_logs() as logged:
+        async with attendant.at_hand():
+            begun = trio.current_time()
+            attendant.stopping(within=40)
+            await trio.sleep(300)
+    extended = [when - begun for when in manager.times("EXTEND_TIMEOUT_USEC")]
+    assert 38 < max(extended) <= 40
+    assert max(manager.times("WATCHDOG=1")) - begun > 290  # the loop does not hang
+    assert [(line["event"], line["within"]) for line in logged] == [("service.end_overdue", 40)]
 
 
 async def test_the_status_is_told_when_it_changes(autojump_clock: MockClock) -> None:
@@ -91,7 +105,7 @@ async def test_the_status_is_told_when_it_changes(autojump_clock: MockClock) -> 
         lines.pop(0)
         await trio.sleep(5)
         lines.pop(0)
-        attendant.stopping()
+        attendant.stopping(within=60)
     told = [line for _, line in manager.heard if not line.startswith("EXTEND")]
     assert told == ["STATUS=opening", "READY=1 STATUS=1 of 2", "STATUS=2 of 2", "STOPPING=1 STATUS=ending"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.processes import Listener, Simulator, until
+from tests.system.processes import Listener, Simulator, handler, until
 
 Start = Callable[..., Simulator]
 Listen = Callable[..., Listener]
@@ -65,6 +65,19 @@ def test_a_bad_start_is_never_ready(simulator: Start, listen: Listen, manager: M
     daemon = listen(there, NOTIFY_SOCKET=manager.address)
     assert daemon.wait() == 1
     assert "READY=1" not in manager.lines
+
+
+def test_the_end_may_come_in_the_midst_of_the_start(
+    simulator: Start, listen: Listen, manager: Manager, plugins: str
+) -> None:
+    there = simulator()
+    there.append(handler("mute", "acme:open_mute"))  # never open
+    daemon = listen(there, NOTIFY_SOCKET=manager.address, PYTHONPATH=plugins)
+    daemon.until_logged("handler.started", handler="deliveries")
+    assert daemon.end() == 0
+    assert "READY=1" not in manager.lines
+    until(lambda: "STOPPING=1" in manager.lines, "the begin of the end")
+    assert daemon.logged("listener.stopping")
 
 
 def test_what_is_told_only_to_us_is_not_handed_on(
