@@ -12,6 +12,10 @@ from listener.cli.options import FAILED
 if TYPE_CHECKING:
     import httpx
 
+# Seconds that a daemon may take to answer: it may be busy. A reload closes and opens handlers.
+PATIENCE = 30.0
+RELOADING = 120.0
+
 
 @contextmanager
 def daemon_of(config: Path) -> Iterator["httpx.Client"]:
@@ -24,8 +28,7 @@ def daemon_of(config: Path) -> Iterator["httpx.Client"]:
     with reported():
         socket = load_whereabouts(config).status_socket
         way = httpx.HTTPTransport(uds=str(socket))
-        # A reload may take its time: handlers are closed and opened.
-        with httpx.Client(transport=way, base_url="http://ews-listener", timeout=120) as client:
+        with httpx.Client(transport=way, base_url="http://ews-listener", timeout=PATIENCE) as client:
             try:
                 yield client
             except (httpx.ConnectError, httpx.TimeoutException) as error:

@@ -2,23 +2,31 @@
 
 import typer
 
-from listener.cli.options import CONFIGURATION, ConfigFile
+from listener.cli.options import CONFIGURATION, FAILED, ConfigFile
 
 
 def reload(config: ConfigFile) -> None:
     """Have the running daemon take up its configuration anew; returns when that is done.
 
-    Ends with exit code 2 if the new configuration is bad: then nothing has changed.
+    Ends with exit code 2 if the daemon does not take it up, and tells why: mostly the new configuration is bad, and
+    then nothing has changed. Ends with exit code 1 if it takes longer than two minutes: then the reload goes on.
     """
-    from listener.cli.asking import daemon_of
+    from httpx import ReadTimeout
+
+    from listener.cli.asking import RELOADING, daemon_of
 
     with daemon_of(config) as daemon:
-        answer = daemon.post("/reload")
-    told = answer.json()
-    for problem in told.get("problems", ()):
+        try:
+            answer = daemon.post("/reload", timeout=RELOADING)
+        except ReadTimeout:
+            told = "the reload goes on, and ews-listener status tells what comes of it"
+            typer.echo(f"error: not done within {RELOADING:g} s; {told}", err=True)
+            raise typer.Exit(FAILED) from None
+    news = answer.json()
+    for problem in news.get("problems", ()):
         typer.echo(f"error: {problem}", err=True)
     if answer.is_error:
         raise typer.Exit(CONFIGURATION)
     typer.echo("reloaded")
-    for key in told["pending"]:
+    for key in news["pending"]:
         typer.echo(f"{key} takes effect at the next start")

@@ -1,9 +1,11 @@
 """A daemon that takes up another configuration while it runs."""
 
 import signal
+import socket
+import time
 from typing import Any
 
-from tests.system.operating import command, status
+from tests.system.operating import command, socket_of, status
 from tests.system.processes import Listen, Simulator, Start, handler, json_lines, until
 
 
@@ -115,6 +117,24 @@ def test_a_bad_configuration_changes_nothing_and_says_why(simulator: Start, list
     assert "handlers.x: could not be opened" in it["reloads"]["problems"][0]
     made = there.make(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(made), "events go on")
+
+
+def test_a_reload_goes_on_when_nobody_waits_for_it(simulator: Start, listen: Listen, plugins: str) -> None:
+    there = simulator()
+    slow = handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 2")
+    there.append(slow)
+    daemon = listen(there, PYTHONPATH=plugins)
+    there.streaming(4)
+    made = there.make(there.mailboxes[0])
+    until(lambda: len(there.deliveries) == len(made), "the deliveries to the other handler")
+    there.change("seconds = 2", "seconds = 0.01")
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(socket_of(there)))
+        asking.sendall(b"POST /reload HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
+        time.sleep(0.5)
+    assert not daemon.logged("listener.reloaded")
+    daemon.until_logged("listener.reloaded")
+    until(lambda: len(json_lines(there.folder / "slow.jsonl")) >= len(made), "the deliveries to the new one")
 
 
 def test_what_waits_for_the_next_start_is_told(simulator: Start, listen: Listen) -> None:
