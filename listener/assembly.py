@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 
 import httpx
@@ -110,22 +109,18 @@ def census(config: Config, expander: Expander, changed: Callable[[], None]) -> C
 
 
 def census_sources(config: Config) -> Sources:
-    """Where mailboxes come from; reads the file, if there is one."""
+    """Where mailboxes come from."""
     mailboxes = config.mailboxes
-    parse = partial(parse_list, normalise=parse_sid if mailboxes.impersonate_by == "SID" else parse_address)
-    in_file: tuple[str, ...] = ()
-    if mailboxes.file is not None:
-        with suppress(OSError, ValueError):  # it was good a moment ago, when the configuration was loaded
-            in_file = parse(mailboxes.file.read_text(encoding="utf-8-sig"))
-    others = set(config.all_mailboxes).difference(mailboxes.addresses)
-    inline = set(mailboxes.addresses).difference(in_file)
+    in_file = set(mailboxes.in_file)
     return Sources(
-        listed=tuple(mailbox for mailbox in config.all_mailboxes if mailbox in inline or mailbox in others),
+        listed=tuple(mailbox for mailbox in config.all_mailboxes if mailbox not in in_file),
         file=mailboxes.file,
-        in_file=in_file,
+        in_file=mailboxes.in_file,
         groups=mailboxes.distribution_groups,
         never=frozenset(config.impersonation.must_refuse),
-        parse=parse,
+        parse=partial(
+            parse_list, normalise=parse_sid if mailboxes.impersonate_by == "SID" else parse_address
+        ),
     )
 
 

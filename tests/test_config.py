@@ -18,7 +18,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from listener.assembly import access_rules
+from listener.assembly import access_rules, census_sources
 from listener.config import Config, Delivery, examine, load, parse, secrets
 from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
@@ -209,6 +209,20 @@ class TestMailboxes:
         config = good(tmp_path, mailboxes={"addresses": ["Alice@example.COM"], "file": "m.txt"})
         assert config.mailboxes.addresses == ("alice@example.com", "bob@example.com", "c#d@example.com")
         assert config.mailboxes.file == tmp_path / "m.txt"
+        assert config.mailboxes.in_file == ("bob@example.com", "c#d@example.com")
+
+    def test_the_file_is_read_once(self, tmp_path: Path) -> None:
+        file = tmp_path / "m.txt"
+        file.write_text("bob@example.com\n")
+        config = good(
+            tmp_path,
+            mailboxes={"addresses": ["alice@example.com"], "file": "m.txt"},
+            groups=[{"mailboxes": ["carol@example.com"]}],
+        )
+        file.write_text("eve@example.com\n")  # it is what it was when it was checked
+        sources = census_sources(config)
+        assert sources.in_file == ("bob@example.com",)
+        assert sources.listed == ("alice@example.com", "carol@example.com")
 
     def test_bad_and_repeated_ones_are_told_by_their_places(self, tmp_path: Path) -> None:
         (tmp_path / "m.txt").write_text("x@example.com\n\nA@example.com\nfoo bar\nX@example.com\n")

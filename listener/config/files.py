@@ -17,15 +17,15 @@ Table = dict[str, Any]
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
-def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> None:
-    """Put all addresses, lower-cased, from lists and from files, in `mailboxes.addresses`, in `addresses` of its
+def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> tuple[str, ...]:
+    """Puts all addresses, lower-cased, from lists and from files, in `mailboxes.addresses`, in `addresses` of its
     overrides and in `groups[n].mailboxes`. A repeat is a problem, except that [mailboxes] may name those of overrides
-    and members of static groups."""
+    and members of static groups. Returns those that stand in the file of [mailboxes]."""
     section = document.get("mailboxes")
     listed: Table = section if isinstance(section, dict) else {}
     normalise = _reader_of(listed)
     seen: dict[str, str] = {}
-    _merge(listed, ("mailboxes",), "addresses", "file", directory, normalise, seen, problems)
+    in_file = _merge(listed, ("mailboxes",), "addresses", "file", directory, normalise, seen, problems)
     overrides = listed.get("overrides")
     overridden: dict[str, str] = {}
     for index, override in enumerate(overrides if isinstance(overrides, list) else ()):
@@ -43,6 +43,7 @@ def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> N
         if ("mailboxes" in group) == ("mailboxes_file" in group):
             problems.add(loc, "needs one of mailboxes and mailboxes_file, and not both")
         _merge(group, loc, "mailboxes", "mailboxes_file", directory, normalise, grouped, problems)
+    return in_file
 
 
 def _reader_of(table: Table) -> Callable[[str], str]:
@@ -70,10 +71,11 @@ def _merge(
     normalise: Callable[[str], str],
     seen: dict[str, str],
     problems: Problems,
-) -> None:
+) -> tuple[str, ...]:
+    """Puts the addresses of the list and of the file in the list; returns those of the file."""
     listed, file = table.get(list_key, []), table.get(file_key)
     if not (isinstance(listed, list) and all(isinstance(entry, str) for entry in listed)):
-        return
+        return ()
     places = [
         ((*loc, list_key, index), dotted((*loc, list_key, index)), entry)
         for index, entry in enumerate(listed)
@@ -81,7 +83,7 @@ def _merge(
     if isinstance(file, str) and file:
         text = _read(directory / file, (*loc, file_key), problems)
         places += [((*loc, file_key, line), f"{file}:{line}", entry) for line, entry in _entries(text)]
-    good = []
+    good, in_file = [], []
     for entry_loc, where, entry in places:
         try:
             address = normalise(entry)
@@ -93,8 +95,11 @@ def _merge(
         else:
             seen[address] = where
             good.append(address)
+            if entry_loc[-2] == file_key:
+                in_file.append(address)
     if good or list_key in table:
         table[list_key] = good
+    return tuple(in_file)
 
 
 def _entries(text: str) -> Iterator[tuple[int, str]]:

@@ -90,9 +90,8 @@ def _config_or_error(examined: Examined) -> Config:
 def _examine(document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> Examined:
     document = deepcopy(document)
     problems = Problems(document)
-    collect_mailboxes(document, directory, problems)
+    context = Context(directory, collect_mailboxes(document, directory, problems))
     resolve_secrets(document, directory, environ, problems)
-    context = Context(directory)
     try:
         config = Config.model_validate(document, context=context)
     except ValidationError as error:

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag
 
 from listener.config.section import Section
 from listener.config.values import (
     ConfigPath,
+    Context,
     FolderNames,
     PositiveDuration,
     parse_address,
@@ -75,6 +76,17 @@ class Mailboxes(Section):
     overrides: tuple[AccessOverride, ...] = Field(
         (), description="Mailboxes that are got at in another way: see below."
     )
+
+    _in_file: tuple[str, ...] = PrivateAttr(())
+
+    def model_post_init(self, context: Context | None, /) -> None:
+        if context is not None:
+            self._in_file = context.in_file
+
+    @property
+    def in_file(self) -> tuple[str, ...]:
+        """Those of the addresses that stood in `file` when it was loaded."""
+        return self._in_file
 
 
 class Impersonation(Section):

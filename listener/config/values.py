@@ -37,9 +37,11 @@ DISTINGUISHED_FOLDERS: Final = frozenset(
 
 @dataclass(frozen=True)
 class Context:
-    """What validation needs to know of the world: relative paths count from `directory`, which is absolute."""
+    """What validation needs to know of the world: relative paths count from `directory`, which is absolute; `in_file`
+    are the mailboxes that stand in the file of [mailboxes]."""
 
     directory: Path
+    in_file: tuple[str, ...] = ()
 
 
 def parse_duration(value: object) -> float:
