@@ -1,6 +1,7 @@
 """A snapshot as Prometheus metrics. Names and labels are a promise: docs/METRICS.md lists them all.
 
-No label is a mailbox, unless asked for: thousands of series a metric are nobody's friend.
+No label is a mailbox, unless asked for, nor a group where groups are as many: thousands of series a metric are
+nobody's friend.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from listener.service.snapshot import Snapshot
 
 PREFIX = "ews_listener_"
 PHASES = ("subscribing", "streaming", "waiting", "stopping")
+
+# So many groups have series of their own.
+MOST_GROUPS = 500
 
 # When the machine was started, in Unix time: once, so that a process keeps its start when the clock is set.
 BOOTED = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -113,25 +117,27 @@ def _of_groups(it: Snapshot) -> Iterator[Metric]:
         GaugeMetricFamily, "groups", "Groups by what they do.", ("state",),
         [((state,), count) for state, count in states.items()],
     )  # fmt: skip
+    told = it.groups if len(it.groups) <= MOST_GROUPS else ()
+    yield _gauge(
+        "groups_left_out",
+        "Groups that have no series of their own: all, if too many.",
+        len(it.groups) - len(told),
+    )
     gauge, label = GaugeMetricFamily, ("group",)
     yield _labelled(
-        gauge,
-        "group_mailboxes",
-        "Mailboxes of a group.",
-        label,
-        [((g.name,), g.mailboxes) for g in it.groups],
+        gauge, "group_mailboxes", "Mailboxes of a group.", label, [((g.name,), g.mailboxes) for g in told]
     )
     yield _labelled(
         gauge, "group_streaming", "Mailboxes of a group with a stream.", label,
-        [((g.name,), g.streaming) for g in it.groups],
+        [((g.name,), g.streaming) for g in told],
     )  # fmt: skip
     yield _labelled(
         gauge, "group_failures", "Failures of a group in a row.", label,
-        [((g.name,), g.failures) for g in it.groups],
+        [((g.name,), g.failures) for g in told],
     )  # fmt: skip
     yield _labelled(
         gauge, "group_stream_opened_timestamp_seconds", "When the newest stream of a group was first heard.", label,
-        [((g.name,), g.stream_opened) for g in it.groups if g.stream_opened is not None],
+        [((g.name,), g.stream_opened) for g in told if g.stream_opened is not None],
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import process_collector
 from prometheus_client.parser import text_string_to_metric_families
 
-from listener.service.metrics import render
+from listener.service.metrics import MOST_GROUPS, render
 from tests.service.statuses import group, snapshot
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -64,6 +64,23 @@ def test_values() -> None:
 
 def test_no_label_is_a_mailbox_unless_asked_for() -> None:
     assert b"bob@" not in rendered(by_mailbox=False)
+
+
+def test_groups_that_are_too_many_for_series_of_their_own_are_counted_only() -> None:
+    """With group_size = 1, a label that is a group is a label that is a mailbox."""
+
+    def told(groups: int) -> tuple[set[str], float, float]:
+        it = snapshot(groups=tuple(group(f"site/{number}") for number in range(groups)))
+        found = list(samples(render(it)[0]))
+        names = {labels["group"] for _, labels, _ in found if "group" in labels}
+        count = next(value for name, labels, value in found if labels.get("state") == "streaming")
+        left_out = next(value for name, _, value in found if name == "ews_listener_groups_left_out")
+        return names, count, left_out
+
+    names, count, left_out = told(MOST_GROUPS)
+    assert (len(names), count, left_out) == (MOST_GROUPS, MOST_GROUPS, 0)
+    names, count, left_out = told(MOST_GROUPS + 1)
+    assert (len(names), count, left_out) == (0, MOST_GROUPS + 1, MOST_GROUPS + 1)
 
 
 def test_a_daemon_that_has_just_begun_has_metrics_too() -> None:
