@@ -1,9 +1,9 @@
 """Who is to be listened to: the configuration, a file, members of distribution groups; asked again on a schedule.
 
-A group or a file that cannot be read keeps those that it had. If what is told anew would drop more than `max_drop` of
-all mailboxes, nothing is changed, and the log warns: a group that was emptied by mistake must not silence everybody.
-What groups told last is kept in the journal, so that neither a start without Exchange nor one after a mistake forgets
-them.
+A group or a file that cannot be read keeps those that it had, and a group of which only a part is told loses nobody.
+If what is told anew would drop more than `max_drop` of all mailboxes, nothing is changed, and the log warns: a group
+that was emptied by mistake must not silence everybody. What groups told last is kept in the journal, so that neither a
+start without Exchange nor one after a mistake forgets them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -21,6 +22,7 @@ import trio
 from listener.backoff import Backoff
 from listener.config.files import parse_list
 from listener.errors import ExchangeError
+from listener.ews.codes import Failure
 from listener.ews.directory import GROUPS, MAILBOXES, Expansion
 from listener.journal import Drop, Journal, Put
 
@@ -102,10 +104,17 @@ class Census:
         told: dict[str, tuple[str, ...]] = {}
         for group in sources.groups:
             try:
-                told[group] = await members_of(group, self.expand)
+                members = await members_of(group, self.expand)
             except ExchangeError as error:
                 whole = False
-                log.warning("census.failed", source=group, code=error.failure.code, text=error.failure.text)
+                _tell_failure(group, group, error.failure)
+                continue
+            told[group] = members.mailboxes
+            if members.failures:
+                whole = False
+                told[group] = tuple(sorted({*members.mailboxes, *self._members.get(group, ())}))
+            for within, failure in members.failures.items():
+                _tell_failure(group, within, failure)
         in_file = self._in_file
         if sources.file is not None:
             try:
@@ -144,11 +153,29 @@ class Census:
         return tuple(dict.fromkeys((*self.sources.listed, *kept)))
 
 
-async def members_of(group: str, expand: Expand) -> tuple[str, ...]:
-    """The addresses of all mailboxes in a group and in the groups within it, sorted. Raises ExchangeError."""
+class Members(NamedTuple):
+    """The addresses of mailboxes in a group and in the groups within it, sorted; and by group why not all of its
+    members could be told."""
+
+    mailboxes: tuple[str, ...]
+    failures: Mapping[str, Failure]
+
+
+async def members_of(group: str, expand: Expand) -> Members:
+    """Everybody in a group. Raises ExchangeError if nothing can be told of the group itself."""
     seen, todo, found = {group}, [group], set[str]()
+    failures: dict[str, Failure] = {}
     while todo:
-        expansion = await expand(todo.pop())
+        source = todo.pop()
+        try:
+            expansion = await expand(source)
+        except ExchangeError as error:
+            if source == group:
+                raise
+            failures[source] = error.failure
+            continue
+        if not expansion.complete:
+            failures[source] = INCOMPLETE
         for member in expansion.members:
             if member.type in GROUPS and member.address:
                 if member.address not in seen:  # groups may hold each other
@@ -160,10 +187,18 @@ async def members_of(group: str, expand: Expand) -> tuple[str, ...]:
                 log.debug(
                     "census.left_out", group=group, member=member.address or member.name, type=member.type
                 )
-    return tuple(sorted(found))
+    return Members(tuple(sorted(found)), failures)
+
+
+def _tell_failure(group: str, source: str, failure: Failure) -> None:
+    within = {} if source == group else {"within": group}
+    log.warning("census.failed", source=source, **within, code=failure.code, text=failure.text)
 
 
 NAMESPACE = "census"
+
+# The server left members out (IncludesLastItemInRange).
+INCOMPLETE = Failure(code="UnexpectedReply", text="only a part of its members was told")
 
 # The patience where a source could not be read.
 AGAIN = Backoff(first=30.0, factor=2.0, cap=3600.0)

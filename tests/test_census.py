@@ -25,7 +25,8 @@ GONE = Failure(code="ErrorNameResolutionNoResults")
 
 @dataclass
 class Groups:
-    """`says` has the members by group: an @ makes a group of them, a ! a contact; a Failure instead is raised."""
+    """`says` has the members by group: an @ makes a group of them, a ! a contact, a … leaves others out; a Failure
+    instead is raised."""
 
     says: dict[str, list[str] | Failure] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -37,9 +38,10 @@ class Groups:
         if isinstance(told, Failure):
             raise ExchangeError(told)
         kinds = {"@": "PublicDL", "!": "Contact", "#": "PublicFolder"}
-        return Expansion(
-            tuple(GroupMember(address=m.strip("@!#"), type=kinds.get(m[0], "Mailbox")) for m in told)
+        members = (
+            GroupMember(address=m.strip("@!#"), type=kinds.get(m[0], "Mailbox")) for m in told if m != "…"
         )
+        return Expansion(tuple(members), complete="…" not in told)
 
 
 @dataclass
@@ -75,16 +77,27 @@ async def running(
 class TestMembers:
     async def test_groups_within_groups_and_no_contacts(self) -> None:
         groups = Groups({"all": ["zoe", "@team", "!partner", "#folder"], "team": ["ann", "zoe"]})
-        assert await members_of("all", groups.expand) == ("ann", "zoe")
+        assert await members_of("all", groups.expand) == (("ann", "zoe"), {})
 
     async def test_groups_that_hold_each_other(self) -> None:
         groups = Groups({"a": ["@b", "ann"], "b": ["@c", "@b"], "c": ["@a", "bob"]})
-        assert await members_of("a", groups.expand) == ("ann", "bob")
+        assert await members_of("a", groups.expand) == (("ann", "bob"), {})
         assert sorted(groups.asked) == ["a", "b", "c"]
 
-    async def test_one_that_cannot_be_asked_fails_the_whole(self) -> None:
+    async def test_one_within_that_cannot_be_asked_is_named_and_the_others_are_told(self) -> None:
+        found = await members_of("a", Groups({"a": ["@b", "ann", "@c"], "c": ["bob"]}).expand)
+        assert found == (("ann", "bob"), {"b": GONE})
+
+    async def test_one_that_is_told_in_part_is_named(self) -> None:
+        found = await members_of("a", Groups({"a": ["@b"], "b": ["ann", "…"]}).expand)
+        assert found.mailboxes == ("ann",)
+        assert [(group, why.text) for group, why in found.failures.items()] == [
+            ("b", "only a part of its members was told")
+        ]
+
+    async def test_one_that_cannot_be_asked_itself_is_an_error(self) -> None:
         with pytest.raises(ExchangeError):
-            await members_of("a", Groups({"a": ["@b", "ann"]}).expand)
+            await members_of("a", Groups().expand)
 
     @given(
         st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from(["@a", "@b", "@c", "1", "2"])))
@@ -93,7 +106,9 @@ class TestMembers:
         groups = Groups({name: list(says.get(name, [])) for name in "abcdef"})
         found = trio.run(members_of, "a", groups.expand)
         assert len(groups.asked) == len(set(groups.asked))
-        assert set(found) == {m for group in groups.asked for m in says.get(group, []) if m[0] != "@"}
+        assert set(found.mailboxes) == {
+            m for group in groups.asked for m in says.get(group, []) if m[0] != "@"
+        }
 
 
 async def test_members_join_those_of_the_configuration_and_are_asked_for_again() -> None:
@@ -137,6 +152,26 @@ async def test_a_group_that_cannot_be_asked_keeps_its_members_while_others_chang
     groups.says |= {"one": GONE, "two": ["bob", "cat"]}
     assert not await census.take()
     assert census.mailboxes == ("ann", "bob", "cat")
+
+
+@pytest.mark.parametrize("told", [["ann", "@team"], ["ann", "…"]])
+async def test_a_group_of_which_only_a_part_is_told_loses_nobody_and_others_come(told: list[str]) -> None:
+    groups = Groups({"all": ["ann", "bob", "cat"]})
+    census = census_of(groups, Sources(groups=("all",)))
+    assert await census.take()
+    groups.says["all"] = [*told, "dan"]
+    with structlog.testing.capture_logs() as log:
+        assert not await census.take()
+    assert census.mailboxes == ("ann", "bob", "cat", "dan")
+    (line,) = (line for line in log if line["event"] == "census.failed")
+    assert (line["source"], line.get("within")) == (("team", "all") if "@team" in told else ("all", None))
+    groups.says |= {"team": ["bob"], "all": [told[0], "dan", "cat", "@team"]}
+    assert await census.take()
+    groups.says["all"] = ["ann", "dan", "cat", "@team"]
+    groups.says["team"] = []
+    census.max_drop = 0.5
+    assert await census.take()
+    assert census.mailboxes == ("ann", "cat", "dan")
 
 
 async def test_failures_are_asked_again_sooner(autojump_clock: trio.testing.MockClock) -> None:

@@ -114,9 +114,10 @@ async def _expand(config: Config, account: Access, report: Report) -> tuple[str,
                 report.servers.append(ServerCheck(url, name, error.failure))
                 break
         else:
-            report.expansions[group] = len(members)
+            report.expansions[group] = len(members.mailboxes)
+            report.expansions |= members.failures
             never = config.impersonation.must_refuse
-            found |= dict.fromkeys(member for member in members if member not in never)
+            found |= dict.fromkeys(member for member in members.mailboxes if member not in never)
     return tuple(found)
 
 
