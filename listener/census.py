@@ -2,8 +2,8 @@
 
 A group or a file that cannot be read keeps those that it had, and a group of which only a part is told loses nobody.
 If what is told anew would drop more than `max_drop` of all mailboxes, nothing is changed, and the log warns: a group
-that was emptied by mistake must not silence everybody. What groups told last is kept in the journal, so that neither a
-start without Exchange nor one after a mistake forgets them.
+that was emptied by mistake must not silence everybody. What groups told last is kept in the journal, so that neither
+a start without Exchange nor one after a mistake forgets them.
 """
 
 from __future__ import annotations

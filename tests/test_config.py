@@ -783,3 +783,67 @@ def test_nothing_can_be_changed() -> None:
     config = good()
     with pytest.raises(ValueError, match="frozen"):
         config.log.level = "debug"  # type: ignore[misc]
+
+
+class TestFilesThatOthersCanRead:
+    def load(self, path: Path, text: str) -> list[str]:
+        path.write_text(text + REST)
+        try:
+            load(path, {})
+        except ConfigError as error:
+            return [str(problem) for problem in error.problems]
+        return []
+
+    @pytest.mark.parametrize(
+        ("mode", "refused"), [(0o644, True), (0o602, True), (0o640, False), (0o600, False)]
+    )
+    def test_a_password_in_the_configuration(self, tmp_path: Path, *, mode: int, refused: bool) -> None:
+        path = tmp_path / "config.toml"
+        path.touch()
+        path.chmod(mode)
+        text = '[auth]\nkind = "basic"\nuser = "svc"\npassword = "Pw-inline-1"\n'
+        problems = self.load(path, text)
+        if refused:
+            (problem,) = problems
+            assert problem == (
+                f"auth.password: is a secret, and every user can get at {path} (its mode is {mode:04o}): "
+                "chmod 0600 it, or give password_file"
+            )
+        else:
+            assert problems == []
+        (tmp_path / "password").write_text("Pw-elsewhere-1")
+        assert self.load(path, text.replace('password = "Pw-inline-1"', 'password_file = "password"')) == []
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_a_private_key(self, tmp_path: Path, *, apart: bool) -> None:
+        authority = trustme.CA().issue_cert("listener.example")
+        (tmp_path / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in authority.cert_chain_pems))
+        key = tmp_path / ("key.pem" if apart else "cert.pem")
+        with key.open("ab") as file:
+            file.write(authority.private_key_pem.bytes())
+        text = (
+            '[auth]\nkind = "oauth"\ntenant = "contoso.example"\nclient_id = "x"\ncertificate = "cert.pem"\n'
+            + ('certificate_key = "key.pem"\n' if apart else "")
+            + '[exchange]\nclient_cert = "cert.pem"\n'
+            + ('client_key = "key.pem"\n' if apart else "")
+        )
+        assert self.load(tmp_path / "config.toml", text) == []
+        (tmp_path / "cert.pem").chmod(0o644)
+        key.chmod(0o644)
+        suffix, exposed = (
+            ("key" if apart else "cert"),
+            f"every user can get at {key} (its mode is 0644): chmod 0600 it",
+        )
+        assert self.load(tmp_path / "config.toml", text) == [
+            f"auth.certificate{'_key' if apart else ''}: {exposed}",
+            f"exchange.client_{suffix}: {exposed}",
+        ]
+
+
+REST = """
+[mailboxes]
+addresses = ["a@x.example"]
+
+[handlers.log]
+use = "log"
+"""

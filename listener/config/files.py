@@ -108,11 +108,22 @@ def _entries(text: str) -> Iterator[tuple[int, str]]:
             yield number, entry
 
 
-def resolve_secrets(document: Table, directory: Path, environ: Mapping[str, str], problems: Problems) -> None:
-    """Puts a `Secret` in place of the keys that tell where it comes from, wherever the document may have one."""
+def resolve_secrets(
+    document: Table,
+    directory: Path,
+    environ: Mapping[str, str],
+    problems: Problems,
+    exposed: str | None = None,
+) -> None:
+    """Puts a `Secret` in place of the keys that tell where it comes from, wherever the document may have one.
+
+    `exposed` is what is wrong with a secret in the document itself.
+    """
     for loc, table in _tables(document):
         for name in NAMES[loc[-1]]:
             given = [key for key in sources(name) if key in table]
+            if given == [name] and exposed is not None:
+                problems.add((*loc, name), f"is a secret, and {exposed}, or give {name}_file")
             if given:
                 _resolve(table, loc, name, given, Source(directory, environ), problems)
 

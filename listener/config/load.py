@@ -14,7 +14,7 @@ from listener.config.files import collect_mailboxes, resolve_secrets
 from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Problems
 from listener.config.rules import RULES
-from listener.config.secrets import NAMES, sources
+from listener.config.secrets import NAMES, exposure, sources
 from listener.config.values import Context
 from listener.errors import ConfigError, Problem
 
@@ -75,7 +75,7 @@ def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
         problem = Problem(f"{path}:{line}", "is not UTF-8 text")
     else:
         try:
-            return _examine(tomllib.loads(text), path.absolute().parent, environ)
+            return _examine(tomllib.loads(text), path.absolute().parent, environ, exposure(path))
         except tomllib.TOMLDecodeError as error:
             problem = _syntax_problem(path, text, str(error))
     return Examined(None, {}, [problem])
@@ -87,11 +87,13 @@ def _config_or_error(examined: Examined) -> Config:
     return examined.config
 
 
-def _examine(document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> Examined:
+def _examine(
+    document: dict[str, Any], directory: Path, environ: Mapping[str, str], exposed: str | None = None
+) -> Examined:
     document = deepcopy(document)
     problems = Problems(document)
     context = Context(directory, collect_mailboxes(document, directory, problems))
-    resolve_secrets(document, directory, environ, problems)
+    resolve_secrets(document, directory, environ, problems, exposed)
     try:
         config = Config.model_validate(document, context=context)
     except ValidationError as error:

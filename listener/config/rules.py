@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from listener.config.auth import AnyAuth, NegotiateAuth, OAuthAuth
 from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config
 from listener.config.problems import Loc
+from listener.config.secrets import exposure
 from listener.config.tls import tls_context
 from listener.config.values import is_loopback
 
@@ -248,6 +249,23 @@ def _what_goes_together_in_exchange(config: Config) -> Found:
         except OSError as error:  # an ssl.SSLError too
             yield ("exchange", key), f"{getattr(exchange, key)} cannot be used: {error.strerror or error}"
             break
+
+
+@_rule("auth", "exchange", "servers")
+def _keys_are_for_us_alone(config: Config) -> Found:
+    places: list[tuple[Loc, Any, str, str]] = [
+        (("exchange",), config.exchange, "client_cert", "client_key"),
+        (("auth",), config.auth, "certificate", "certificate_key"),
+    ]
+    places += [
+        (("servers", index, "auth"), server.auth, "certificate", "certificate_key")
+        for index, server in enumerate(config.servers)
+    ]
+    for loc, table, certificate, key in places:
+        name = key if getattr(table, key, None) is not None else certificate
+        path = getattr(table, name, None)
+        if path is not None and (exposed := exposure(path)) is not None:
+            yield (*loc, name), exposed
 
 
 @_rule("backoff")

@@ -168,11 +168,18 @@ class Source:
         return _one_line(done.stdout, program, "write")
 
 
+def exposure(path: Path) -> str | None:
+    """What is wrong with a file that holds a secret and that every user can get at. Raises OSError."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        return f"every user can get at {path} (its mode is {mode:04o}): chmod 0600 it"
+    return None
+
+
 def _from_file(path: Path) -> str:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise SecretError(f"every user can get at {path} (its mode is {mode:04o}): chmod 0600 it")
+        if (exposed := exposure(path)) is not None:
+            raise SecretError(exposed)
         content = path.read_bytes()
     except OSError as error:
         raise SecretError(f"cannot read {path}: {error.strerror}") from None

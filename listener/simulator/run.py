@@ -123,6 +123,7 @@ def _files(running: Running, settings: Settings, config: Path | None) -> Iterato
             mailboxes_file = folder / "mailboxes.txt"
             addresses = sorted(mailbox.address for mailbox in running.exchange.directory)
             mailboxes_file.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
+            config.touch(mode=0o600)  # it has the password in it
             config.write_text(configuration(running, settings, tls=ca_file is not None), encoding="utf-8")
         yield Files(ca_file, application, mailboxes_file)
 

@@ -61,6 +61,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     plugins = tmp_path_factory.mktemp("plugins")
     plugins.chmod(0o755)
     (plugins / "acme.py").write_text(PLUGIN)
+    (plugins / "acme.py").chmod(0o644)
     binds = {
         Path(sys.base_prefix): "/opt/python",
         Path(sysconfig.get_path("purelib")): "/opt/listener/packages",

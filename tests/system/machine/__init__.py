@@ -72,6 +72,7 @@ class Machine:
         """
         here = _cgroups()
         assert here is not None
+        before = os.umask(0o022)  # as on any machine: others read units and directories
         group = here / f"ews-listener-test-{os.getpid()}-{folder.name}"
         group.mkdir()
         where = folder / "machine"
@@ -107,6 +108,7 @@ class Machine:
             outer.send_signal(signal.SIGKILL)
             outer.wait()
             until(lambda: _removed(group), "the end of all processes of the machine")
+            os.umask(before)
 
     def _is_up(self, outer: subprocess.Popen[bytes]) -> bool:
         assert outer.poll() is None, "the machine did not boot"
