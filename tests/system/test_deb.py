@@ -68,6 +68,9 @@ def test_what_is_installed_fits_together(machine: Machine) -> None:
     listed = machine.run("dpkg", "--listfiles", "ews-listener").split()
     assert "/etc/ews-listener/config.toml" in listed
     assert machine.run("dpkg", "--verify", "ews-listener") == ""
+    version = int(machine.run("systemctl", "--version").split()[1])
+    grows = "/lib/systemd/system/ews-listener.service.d/growing-delay.conf" in listed
+    assert grows == (version >= 254)  # the package is for the release that it was built on
 
 
 @pytest.mark.parametrize("word", ["ru", "dead-letters re"])
