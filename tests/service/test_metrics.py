@@ -123,17 +123,16 @@ def test_openmetrics_for_who_wants_it() -> None:
 
 def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
     known = {name for name, _, _ in samples(rendered())}
-    alerts, dashboard = (DOCS / "alerts.yml").read_text(), json.loads((DOCS / "grafana.json").read_text())
-    asked = set(NAME.findall(alerts))
-    asked |= {
-        name
-        for panel in dashboard["panels"]
-        for each in panel["targets"]
-        for name in NAME.findall(each["expr"])
-    }
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    asked = set(NAME.findall((DOCS / "alerts.yml").read_text()))
+    asked |= {name for expression in questions(dashboard) for name in NAME.findall(expression)}
     asked |= {name for each in dashboard["templating"]["list"] for name in NAME.findall(str(each["query"]))}
     assert len(asked) > 20
     assert asked <= known
+
+
+def questions(dashboard: Any) -> list[str]:
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 def promtool() -> str:
@@ -145,6 +144,15 @@ def promtool() -> str:
 
 def test_promtool_likes_the_rules() -> None:
     done = subprocess.run([promtool(), "check", "rules", DOCS / "alerts.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_promtool_likes_what_the_dashboard_asks(tmp_path: Path) -> None:
+    asked = questions(json.loads((DOCS / "grafana.json").read_text()))
+    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(asked)]
+    path = tmp_path / "rules.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML, too
+    done = subprocess.run([promtool(), "check", "rules", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
