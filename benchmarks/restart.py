@@ -75,25 +75,33 @@ class Simulated:
     """A simulator at work, which wrote a configuration for the daemon."""
 
     def __init__(self, control_url: str, ca_file: str | None) -> None:
-        self._url = f"{control_url}/state"
+        self._url = control_url
         self._trust = ssl.create_default_context(cafile=ca_file) if ca_file else None
 
     def state(self) -> dict[str, Any]:
         """What it tells of itself."""
-        with urllib.request.urlopen(self._url, context=self._trust) as reply:
-            found: dict[str, Any] = json.load(reply)
-        return found
+        return self._ask("state")
+
+    def rate(self, events: float) -> None:
+        """From now on so many changes happen a second."""
+        self._ask("traffic", {"rate": events})
 
     def asked(self) -> dict[str, int]:
         """How many requests of each kind it has had."""
         return {what: sum(codes.values()) for what, codes in self.state()["requests"].items()}
 
+    def _ask(self, what: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+        body = None if order is None else json.dumps(order).encode()
+        with urllib.request.urlopen(f"{self._url}/{what}", body, context=self._trust) as reply:
+            found: dict[str, Any] = json.load(reply)
+        return found
+
 
 @contextmanager
-def simulated(directory: Path, mailboxes: int) -> Iterator[Simulated]:
-    """Runs one with so many mailboxes, in which nothing happens."""
+def simulated(directory: Path, mailboxes: int, *options: str) -> Iterator[Simulated]:
+    """Runs one with so many mailboxes, in which nothing happens at first."""
     command = [*LISTENER, "simulate", "--mailboxes", str(mailboxes), "--rate", "0"]
-    command += ["--write-config", str(directory / "config.toml"), "--until-stdin-closes"]
+    command += ["--write-config", str(directory / "config.toml"), "--until-stdin-closes", *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())

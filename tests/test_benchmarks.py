@@ -9,7 +9,7 @@ import pytest
 import trio
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SMALL = {"SECONDS": 0.02, "GROUPS": 2, "ENVELOPES": 10, "LATE": 20, "SAVED": 1.0, "COUNT": 30}
+SMALL = {"SECONDS": 0.02, "GROUPS": 2, "ENVELOPES": 10, "LATE": 20, "SAVED": 1.0, "COUNT": 30, "TIMES": 2}
 
 
 def small(path: Path) -> ModuleType:
@@ -36,6 +36,8 @@ def test_it_runs(
         main(8)
     elif path.stem == "reload":
         main(8, 2)
+    elif path.stem == "stop":
+        main(8, 50)
     else:
         trio.run(main, tmp_path)
     lines = capsys.readouterr().out.splitlines()
