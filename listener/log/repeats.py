@@ -4,8 +4,9 @@ Two lines are alike if event, code (or the type of what was raised), group and h
 told at once. Those that follow within a minute are held back, and at its end one line tells how many there were,
 with the fields of the last of them; while they go on, there is one such line a minute.
 
-Only failures are summed up: lines from level warning on, and all that have a code. Lines that tell once and for all
-how a thing stands (`ONCE`) are never held back, nor what other libraries say, where only the text tells things apart.
+Only failures are summed up: lines from level warning on, all that have a code, and what tells that a failure is over,
+which comes as often as it does (`OVER`). What came last is told last. Lines that tell once and for all how a thing
+stands (`ONCE`) are never held back, nor what other libraries say, where only the text tells things apart.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final, NamedTuple
 WINDOW: Final = 60.0
 MOST: Final = 1000
 FAILURES: Final = frozenset({"warning", "error", "critical", "exception"})
+OVER: Final = frozenset({"journal.room", "journal.works_again"})
 ONCE: Final = frozenset(
     {
         "auth.refused",
@@ -76,6 +78,7 @@ class Repeats:
             return True
         held.method, held.line = method, line
         held.count += 1
+        self._held[kind] = self._held.pop(kind)
         return False
 
     def due(self, now: float, *, everything: bool = False) -> list[Summary]:
@@ -96,7 +99,8 @@ class Repeats:
 
 def kind_of(method: str, line: Mapping[str, Any]) -> Hashable | None:
     """What makes lines alike; None for a line that is told in any case."""
-    if line["event"] in ONCE or (method not in FAILURES and "code" not in line):
+    failure = method in FAILURES or "code" in line or line["event"] in OVER
+    if line["event"] in ONCE or not failure:
         return None
     raised = line.get("exc_info")
     code = line.get("code") or (type(raised).__name__ if isinstance(raised, BaseException) else None)

@@ -76,6 +76,22 @@ def test_what_was_raised_tells_lines_apart_where_there_is_no_code() -> None:
     assert not repeats.admits("warning", line | {"exc_info": ValueError("three")}, 0.0)
 
 
+def test_a_failure_that_comes_and_goes_tells_no_more_of_its_going() -> None:
+    repeats, told = Repeats(), list[str]()
+    for second in range(121):  # as a journal at its limit, whose handler lags
+        for method, event in (("error", "journal.full"), ("info", "journal.room")):
+            told += [event] * repeats.admits(method, {"event": event}, float(second))
+        told += [summary.line["event"] for summary in repeats.due(float(second))]
+    assert told == ["journal.full", "journal.room"] * 3
+
+
+def test_what_came_last_is_told_last() -> None:
+    repeats = Repeats()
+    for event in ("journal.full", "journal.room", "journal.full", "journal.room", "journal.full"):
+        repeats.admits("error", {"event": event}, 0.0)
+    assert [summary.line["event"] for summary in repeats.due(WINDOW)] == ["journal.room", "journal.full"]
+
+
 def test_what_is_kept_in_mind_is_bounded() -> None:
     repeats = Repeats()
     for n in range(MOST):
