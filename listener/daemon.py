@@ -37,6 +37,7 @@ from listener.config import Config
 from listener.delivery.delivery import Delivery, Lane, Source
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
+from listener.exchange.auth.memory import REFUSALS
 from listener.exchange.client import ExchangeClient
 from listener.groups.affinity import Group, Placement
 from listener.groups.group import GroupState
@@ -132,7 +133,7 @@ class Daemon:
             trio.open_nursery() as handlers,
         ):
             self.journal = self.attendant.heart = journal
-            self.access.auth.remember(self.config.state_directory / "refusals.json")
+            self.access.auth.remember(self.config.state_directory / REFUSALS)
             handlers.start_soon(self._tell_end, stop)
             handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
             await self._recall(journal)

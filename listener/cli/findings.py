@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from listener.ews.codes import Failure
+from listener.config.values import format_duration
+from listener.ews.codes import Failure, Verdict
+from listener.exchange.auth.memory import REFUSALS
 from listener.rights.checkup import STAGES, MailboxCheck, Report, ServerCheck
 from listener.rights.remedies import remedy
 from listener.rights.scope import Attempt, Finding
@@ -84,11 +86,17 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _why(failure: Failure | None, mailbox: str = "MAILBOX", account: str = "SERVICE") -> dict[str, str]:
+def _why(failure: Failure | None, mailbox: str = "MAILBOX", account: str = "SERVICE") -> dict[str, object]:
     if failure is None:
         return {}
     cause, mend = remedy(failure, mailbox=mailbox, account=account)
-    return {"code": failure.code, "text": failure.text, "cause": cause, "mend": mend}
+    found: dict[str, object] = {"code": failure.code, "text": failure.text, "cause": cause, "mend": mend}
+    return found | ({"held": round(held)} if (held := _held(failure)) else {})
+
+
+def _held(failure: Failure) -> float | None:
+    """Seconds for which refused credentials are not tried again."""
+    return failure.wait if failure.verdict is Verdict.CREDENTIALS else None
 
 
 def _account(report: Report, check: MailboxCheck) -> str:
@@ -206,3 +214,8 @@ def _matter(who: str, failure: Failure, mailbox: str = "MAILBOX", account: str =
         yield f"  likely: {cause}"
     if mend:
         yield f"  mend:   {mend}"
+    if held := _held(failure):
+        yield (
+            f"  held:   for {format_duration(round(held))} these credentials are not tried again, lest the account "
+            f"be locked; others are at once. To try them now, delete {REFUSALS} in the state directory."
+        )

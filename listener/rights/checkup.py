@@ -19,6 +19,7 @@ from listener.census import members_of
 from listener.config import Config
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
+from listener.exchange.auth.memory import REFUSALS
 from listener.exchange.client import Access
 from listener.groups.affinity import Group, Placement, groups
 from listener.log import open_audit
@@ -87,6 +88,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
     """
     report = Report()
     account = access(config)
+    account.auth.remember(config.state_directory / REFUSALS)
     with open_audit(config.log.audit_file) as account.audit.logger:
         rules = access_rules(config)
         mailboxes = only or await _expand(config, account, report)

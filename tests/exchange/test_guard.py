@@ -192,8 +192,8 @@ def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: b
     path.write_bytes(content)
     with structlog.testing.capture_logs() as logs:
         assert Memory(path).recall("svc", "x") is None
-        Memory(tmp_path / "none" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
-    assert [line["event"] for line in logs] == ["auth.memory_failed"] * 2
+        Memory(path / "no directory" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
+    assert [line["event"] for line in logs] == ["auth.memory_failed"] * 3
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ def check(simulator: Simulator, *options: str) -> Checked:
     return Checked(done.returncode, done.stdout, done.stderr)
 
 
+def refused(simulator: Simulator) -> int:
+    """How many requests came with credentials that are not good."""
+    return sum(count.get("401", 0) for count in simulator.state()["requests"].values())
+
+
 def matter(report: Any, mailbox: str) -> Any:
     (found,) = (each for each in report["checked"] if each["mailbox"] == mailbox)
     return found
@@ -105,6 +110,34 @@ def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> 
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert len(report["groups"]) == 1
     assert "Get-ADUser" in report["servers"][0]["mend"]
+
+
+def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
+    office = simulator("--lock-after", "4")
+    office.change(office.told["password"], "wrong-Secret")
+    found = [check(office, "--json") for _ in range(6)]
+    assert {each.code for each in found} == {3}
+    assert "held" not in found[0].json["servers"][0]
+    server = found[-1].json["servers"][0]
+    assert (server["stage"], server["code"]) == ("authenticate", "Http401")
+    assert 0 < server["held"] <= 60
+    assert 0 < refused(office) < 4
+    people = check(office).out
+    assert "these credentials are not tried again, lest the account be locked" in people
+    # Another password is tried at once, and so is the same one where the operator says so.
+    office.change("wrong-Secret", office.told["password"])
+    assert check(office).code == 0
+    office.change(office.told["password"], "wrong-Secret")
+    for _ in range(3):
+        assert check(office).code == 3
+    (kept,) = office.folder.rglob("refusals.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    before = refused(office)
+    check(office)
+    assert refused(office) == before
+    kept.unlink()
+    check(office)
+    assert refused(office) == before + 1
 
 
 def test_a_server_that_is_not_there(simulator: Start) -> None:

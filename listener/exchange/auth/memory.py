@@ -1,4 +1,5 @@
-"""Refusals outlive the process: a daemon that is restarted over and over must not lock the account either.
+"""Refusals outlive the process: a daemon that is restarted over and over, or a check that is repeated, must not lock
+the account either.
 
 What is kept is how often and until when, by account, in a file of the state directory. A password that was changed
 since may be tried at once, so its scrypt hash (RFC 7914) is kept beside it, salted, for comparison.
@@ -14,6 +15,9 @@ import msgspec
 import structlog
 
 log = structlog.get_logger()
+
+REFUSALS = "refusals.json"
+"""The name of the file."""
 
 
 class Refusals(msgspec.Struct, frozen=True):
@@ -55,8 +59,12 @@ class Memory:
             self._records[account] = _Record(salt, _proof(secret, salt), refusals)
         beside = self._path.with_suffix(".new")
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             beside.touch(mode=0o600)
             beside.write_bytes(msgspec.json.encode(self._records))
+            if os.geteuid() == 0:  # a check as root must not keep the service from its own file
+                owner = self._path.parent.stat()
+                os.chown(beside, owner.st_uid, owner.st_gid)
             beside.replace(self._path)
         except OSError as error:
             log.warning("auth.memory_failed", path=str(self._path), reason=error.strerror)
