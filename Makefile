@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 # Tests of real processes wait more than they compute: three workers for two cores.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
-SCRIPTS := .ci/run packaging/install $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
+SCRIPTS := .ci/run packaging/install packaging/uninstall $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
-.PHONY: help demo test lint format bench coverage clean install deb test-deb
+.PHONY: help demo test lint format bench coverage clean install uninstall deb test-deb
 help:
 	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
 	@echo "make test | lint | format | coverage | bench | clean"
 	@echo "make install [PREFIX=/usr/local] [DESTDIR=]     with an environment of its own, units, man page, completions"
+	@echo "make uninstall [PREFIX=/usr/local]              what \`make install\` put there; configuration and state stay"
 	@echo "make deb | test-deb                             a Debian package in dist/; and try it (as root)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -49,6 +50,9 @@ coverage: $(VENV)/.dev
 
 install:
 	@PYTHON=$(PYTHON) DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/install
+
+uninstall:
+	@PREFIX="$(PREFIX)" packaging/uninstall
 
 # The package depends on the system's own Python, whatever $(PYTHON) is.
 deb:
