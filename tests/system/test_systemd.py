@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.machine import Machine, why_not
-from tests.system.machine.service import Service, silent_simulator
+from tests.system.machine.service import CREDENTIALS, Service, silent_simulator
 from tests.system.processes import Simulator, until
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
@@ -114,6 +114,21 @@ def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
     assert service.simulator.state()["subscriptions"] == len(
         service.simulator.mailboxes
     )  # for the next start
+
+
+@pytest.mark.skipif(shutil.which("systemd-creds") is None, reason="systemd-creds is not installed")
+def test_a_password_that_is_encrypted_on_the_disk(service: Service) -> None:
+    plain, encrypted = "/etc/ews-listener/password", "/etc/ews-listener/password.cred"
+    # By itself it does not trust a key that lies in memory, as all does that is written in this machine.
+    options = ("--with-key=host", "--name=password")
+    service.machine.run("systemd-creds", "encrypt", *options, plain, encrypted)
+    password = service.machine.path(plain).read_text()
+    service.machine.path(plain).unlink()
+    assert password not in service.machine.path(encrypted).read_text()
+    text = CREDENTIALS.read_text().replace("\nLoadCredential=", "\n#LoadCredential=")
+    service.drop_in("credentials", text.replace("#LoadCredentialEncrypted=", "LoadCredentialEncrypted="))
+    service.systemctl("start")
+    service.until_streaming()
 
 
 def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
