@@ -35,6 +35,8 @@ def _code(error: httpx.HTTPError) -> str:
             return "NameNotResolved"
         case httpx.ConnectError() if _caused_by(error, ssl.SSLError):
             return "TlsFailed"
+        case httpx.ProxyError() if str(error).startswith("407"):  # httpcore's word for the answer to CONNECT
+            return "Http407"
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return "ConnectFailed"
         case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
@@ -52,7 +54,8 @@ def _text(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"the server's certificate is not trusted: {cause.verify_message}"
-    return next(filter(None, map(str, _causes(error))), type(error).__name__)
+    said = next(filter(None, map(str, _causes(error))), type(error).__name__)
+    return f"the proxy says: {said}" if isinstance(error, httpx.ProxyError) else said
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

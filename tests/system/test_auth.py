@@ -1,11 +1,26 @@
 """The daemon gets in by each scheme, through the real processes; and what it says when it may not."""
 
+import json
+import ssl
+import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.request import urlopen
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+from cryptography.x509 import load_pem_x509_certificate
 
+from tests.leaks import plant
 from tests.system.processes import Listener, Simulator, json_lines, until
 
 Start = Callable[..., Simulator]
@@ -35,6 +50,83 @@ def test_tokens_that_end_soon_are_renewed_and_streams_go_on(simulator: Start, li
     assert daemon.end() == 0
     assert not daemon.logged("auth.refused")
     assert not daemon.logged("stream.refused")
+
+
+@pytest.mark.parametrize("proof", ["certificate", "PKCS#12", "federated token"])
+def test_an_application_proves_itself_without_a_secret(simulator: Start, listen: Listen, proof: str) -> None:
+    there = simulator("--auth", "oauth", "--token-lifetime", "2")
+    oauth, folder = there.told["oauth"], there.folder
+    secret = f'client_secret = "{oauth["client_secret"]}"'
+    pem = (folder / "application.pem").read_bytes()
+    key, certificate = load_pem_private_key(pem, None), load_pem_x509_certificate(pem)
+    assert isinstance(key, RSAPrivateKey)
+    match proof:
+        case "certificate":
+            there.change(secret, 'certificate = "application.pem"')
+        case "PKCS#12":
+            password = "Pw-of-the-store"
+            plant(password)
+            locked = BestAvailableEncryption(password.encode())
+            store = serialize_key_and_certificates(b"listener", key, certificate, None, locked)
+            (folder / "application.pfx").write_bytes(store)
+            there.change(secret, f'certificate = "application.pfx"\ncertificate_password = "{password}"')
+        case "federated token":
+            # To us it is the same what is in it; this server takes what the application's own key has signed.
+            thumbprint = urlsafe_b64encode(certificate.fingerprint(SHA256())).decode().rstrip("=")
+            who = {"iss": oauth["client_id"], "sub": oauth["client_id"], "jti": "1"}
+            who |= {"aud": f"{oauth['authority']}/oauth2/v2.0/token", "exp": int(time.time()) + 600}
+            token = jwt.encode(who, key, algorithm="PS256", headers={"x5t#S256": thumbprint})
+            plant(token)
+            (folder / "token.txt").write_text(token + "\n")
+            there.change(secret, 'federated_token_file = "token.txt"')
+    there.append('\n[catch_up]\ninterval = "1s"\n\n[log]\nlevel = "debug"\n')
+    daemon = listen(there)
+    there.streaming(4)
+    daemon.until_logged("auth.token_renewed", count=2)
+    there.make(there.mailboxes[0])
+    until(lambda: there.deliveries, "the event")
+    assert daemon.end() == 0
+    assert not daemon.logged("auth.refused")
+
+
+def test_the_machine_has_an_identity(simulator: Start, listen: Listen) -> None:
+    """Azure's service beside a virtual machine, which vouches for it; here it asks the simulator's Entra ID."""
+    there = simulator("--auth", "oauth")
+    oauth = there.told["oauth"]
+    trusted = ssl.create_default_context(cafile=there.told["ca_file"])
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            query = dict(parse_qsl(urlsplit(self.path).query))
+            asked.append(query["resource"])
+            form = {"grant_type": "client_credentials", "client_id": oauth["client_id"]}
+            form |= {"client_secret": oauth["client_secret"], "scope": query["resource"] + "/.default"}
+            url = f"{oauth['authority']}/oauth2/v2.0/token"
+            with urlopen(url, urlencode(form).encode(), context=trusted) as reply:
+                told = json.load(reply)
+            body = json.dumps({"access_token": told["access_token"], "expires_in": "3600"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base's word)
+            pass
+
+    text = there.config.read_text()
+    section = text[text.index("[auth]") : text.index("[mailboxes]")]
+    there.change(section, '[auth]\nkind = "oauth"\nmanaged_identity = true\n\n')
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        daemon = listen(there, AZURE_POD_IDENTITY_AUTHORITY_HOST=host)
+        there.streaming(4)
+        there.make(there.mailboxes[0])
+        until(lambda: there.deliveries, "the event")
+        assert daemon.end() == 0
+        server.shutdown()
+    assert asked == ["https://outlook.office365.com"]
 
 
 def test_a_wrong_secret_is_told_in_time(simulator: Start, listen: Listen) -> None:
