@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,6 +107,36 @@ def test_the_daemon_gets_in(exchange: Start, listen: Listen, realm: Realm, by: s
     assert proved(there).keys() == {"kerberos"}
     assert there.state()["authentication"]["refused"] == {}
     assert daemon.end() == 0
+
+
+@pytest.mark.parametrize("by", ["keytab", "password"])
+def test_a_ticket_that_ends_is_replaced_and_the_stream_goes_on(
+    exchange: Start, listen: Listen, realm: Realm, by: str
+) -> None:
+    there = exchange("--extended-protection", "require")
+    keytab, environment = realm.add(ACCOUNT, PASSWORD), realm.environment
+    realm.modify(ACCOUNT, "-maxlife", "5 seconds")
+    if by == "keytab":
+        environment["KRB5_CLIENT_KTNAME"] = str(keytab)
+        credentials(there)
+    else:
+        credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
+    there.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
+    daemon = listen(there, **environment)
+    there.streaming(4)
+    begun = time.monotonic()
+    requests = proved(there)["kerberos"]
+    until(lambda: time.monotonic() - begun > 12, "two lives of a ticket")
+    after = proved(there)["kerberos"]
+    until(lambda: proved(there)["kerberos"] > after, "requests with another ticket")
+    assert after > requests
+    there.make(there.mailboxes[0])
+    until(lambda: there.deliveries, "the event")
+    assert proved(there).keys() == {"kerberos"}
+    assert there.state()["authentication"]["refused"] == {}
+    assert daemon.end() == 0
+    for event in ("auth.refused", "stream.refused", "stream.broken", "group.waiting"):
+        assert not daemon.logged(event)
 
 
 def test_ntlm_takes_over_where_there_is_no_ticket_to_be_had(
