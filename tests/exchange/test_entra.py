@@ -9,6 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+from cryptography.x509 import load_pem_x509_certificate
 
 from listener.config import OAuthAuth
 from listener.config.secrets import Secret
@@ -132,3 +138,24 @@ def test_each_cloud_has_its_own_places() -> None:
         "us-government-dod": "https://login.microsoftonline.us",
         "china": "https://login.partner.microsoftonline.cn",
     }
+
+
+def test_a_certificate_may_be_replaced_with_its_password(tmp_path: Path) -> None:
+    store, password = tmp_path / "application.pfx", tmp_path / "password"
+
+    def replace(word: str) -> str:
+        issued = trustme.CA().issue_cert("listener.example")
+        key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+        certificate = load_pem_x509_certificate(issued.cert_chain_pems[0].bytes())
+        assert isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey)
+        locked = BestAvailableEncryption(word.encode())
+        store.write_bytes(serialize_key_and_certificates(None, key, certificate, None, locked))
+        password.write_text(word)
+        return issued.cert_chain_pems[0].bytes().decode()
+
+    first = replace("Pw-first")
+    secret = Secret("Pw-first", password.read_text)
+    one = entra(client_id="1", tenant="t.example", certificate=str(store), certificate_password=secret)
+    assert one._credential()["public_certificate"].strip() == first.strip()
+    second = replace("Pw-second")
+    assert one._credential()["public_certificate"].strip() == second.strip()

@@ -17,7 +17,7 @@ import trio
 
 from listener.config import OAuthAuth
 from listener.config.certificates import CertificateError, load_key_pair
-from listener.config.secrets import SecretError
+from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure
 from listener.ews.http import SKEW, off_by
@@ -123,16 +123,19 @@ class Entra:
         """In msal's form. Read again each time, since secrets and certificates are replaced while we run."""
         auth = self._auth
         if auth.client_secret is not None:
-            try:
-                auth.client_secret.renew()
-            except SecretError as error:
-                log.warning("auth.secret_unreadable", account=self.account, text=str(error))
-            return auth.client_secret.reveal()
+            return self._renewed(auth.client_secret)
         if auth.certificate is not None:
-            password = None if auth.certificate_password is None else auth.certificate_password.reveal()
+            password = None if auth.certificate_password is None else self._renewed(auth.certificate_password)
             pair = load_key_pair(auth.certificate, auth.certificate_key, password)
             return {"private_key": pair.key, "public_certificate": pair.certificate}
         return {"client_assertion": self._federated_token}
+
+    def _renewed(self, secret: Secret) -> str:
+        try:
+            secret.renew()
+        except SecretError as error:
+            log.warning("auth.secret_unreadable", account=self.account, text=str(error))
+        return secret.reveal()
 
     def _federated_token(self) -> str:
         path = self._auth.federated_token_file
