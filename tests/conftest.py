@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.leaks"]
@@ -16,15 +15,3 @@ os.umask(0o077)
 # Where Kerberos is installed, a client of Negotiate looks for a ticket first. No test asks the network for one, or
 # the realm of this machine; tests/system/kdc.py has a realm of its own.
 os.environ["KRB5_CONFIG"] = os.devnull
-
-# What takes longest begins first, so that no worker has it alone at the end.
-LONGEST = (
-    "tests/system/test_install.py",
-    "tests/system/test_deb.py",
-    "tests/system/test_kills.py",
-    "tests/system/",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: [not item.nodeid.startswith(each) for each in LONGEST])
