@@ -68,7 +68,7 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
     assert (file.lost, program.lost) == (0, 0)
     assert file.unseen == program.unseen < file.generated / 20
     # What was not acknowledged, and folders that were compared for the first time.
-    assert max(file.duplicates, program.duplicates) < 500 + KILLS * RATE / 4
+    assert max(file.duplicates, program.duplicates) < 500 + KILLS * RATE
     for mailbox in there.mailboxes:
         assert order(written, mailbox) == order(output, mailbox)
 
