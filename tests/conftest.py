@@ -1,8 +1,14 @@
 """Where the tests run, something else may run too: how long a thing took is no reason to fail."""
 
+import logging
 import os
+from collections.abc import Iterator
 
+import pytest
+import structlog
 from hypothesis import HealthCheck, settings
+
+from listener import log
 
 pytest_plugins = ["tests.leaks"]
 
@@ -15,3 +21,31 @@ os.umask(0o077)
 # Where Kerberos is installed, a client of Negotiate looks for a ticket first. No test asks the network for one, or
 # the realm of this machine; tests/system/kdc.py has a realm of its own.
 os.environ["KRB5_CONFIG"] = os.devnull
+
+
+@pytest.fixture(autouse=True)
+def _isolated_logging() -> Iterator[None]:
+    """Give each test a logging configuration of its own, whatever ran before it in this process.
+
+    Lines go to the `sys.stdout` of the moment. Tracebacks are plain: structlog's default renders them with rich,
+    which took most of the time of tests that make handlers fail.
+    """
+    manager = logging.Logger.manager.loggerDict
+    loggers = [logging.getLogger(), *(each for each in manager.values() if isinstance(each, logging.Logger))]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    structlog.reset_defaults()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        cache_logger_on_first_use=False,
+    )
+    yield
+    log.watch(None)
+    logging.captureWarnings(False)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
