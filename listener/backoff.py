@@ -28,4 +28,5 @@ class Backoff:
         """
         longest = self.longest(failures)
         least = self.cap / 2 if longest == self.cap > self.first else 0.0
-        return (told or 0.0) + least + dice * (longest - least)
+        # Rounding of the sum could exceed the bound by a bit.
+        return (told or 0.0) + min(longest, least + dice * (longest - least))

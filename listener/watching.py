@@ -13,7 +13,7 @@ many; nobody waits for a watcher.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
@@ -61,7 +61,7 @@ class Watching:
         self.changed: Callable[[bool], None] = lambda _on: None
         self._watchers: dict[str, set[_Watcher]] = {}
 
-    async def watch(self, mailbox: str) -> AsyncIterator[bytes]:
+    async def watch(self, mailbox: str) -> AsyncGenerator[bytes, None]:
         """What happens with a mailbox from now on, until the iterator is closed."""
         watcher = _Watcher()
         self._watchers.setdefault(mailbox, set()).add(watcher)

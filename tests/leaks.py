@@ -9,7 +9,7 @@ the simulator, which tells its password to whoever starts it.
 import re
 import subprocess
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _watched(process: "subprocess.Popen[Any]", *arguments: Any, **options: Any) 
 
 def pytest_configure() -> None:
     plant(Settings().password, Settings().client_secret)
-    subprocess.Popen.communicate = _watched  # type: ignore[method-assign]
+    subprocess.Popen.communicate = _watched  # type: ignore[method-assign, assignment]
 
 
 def pytest_unconfigure() -> None:
@@ -62,8 +62,10 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: object) -> Iterator[Any]:
-    report: pytest.TestReport = yield
+def pytest_runtest_makereport(
+    item: pytest.Item, call: object
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     if report.when == "teardown":
         told = [f"{name}: …{before}" for name, text in report.sections for before in leaks(text)]
         told += _left_behind(item)

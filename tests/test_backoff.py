@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from listener.backoff import Backoff
@@ -9,11 +9,19 @@ def test_waits_grow_to_the_cap() -> None:
     assert [backoff.longest(n) for n in (1, 2, 3, 6, 7, 10_000)] == [1, 2, 4, 32, 60, 60]
 
 
-@given(st.integers(1, 10**6), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1000)))
+BACKOFFS = st.builds(
+    lambda first, factor, more: Backoff(first, factor, first + more),
+    st.floats(0, 1000),
+    st.floats(1, 10),
+    st.floats(0, 10_000),
+)
+
+
+@given(BACKOFFS, st.integers(1, 10**6), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1000)))
+@example(Backoff(first=0.1, factor=3.0, cap=0.7000000000000001), 9, 0.9999999999999999, 0.3)
 def test_jitter_is_full_and_never_undercuts_what_the_server_told(
-    n: int, dice: float, told: float | None
+    backoff: Backoff, n: int, dice: float, told: float | None
 ) -> None:
-    backoff = Backoff()
     wait = backoff.delay(n, dice, told)
     assert (told or 0) <= wait <= (told or 0) + backoff.longest(n)
     assert backoff.delay(n, 1.0) == backoff.longest(n)

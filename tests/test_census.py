@@ -262,6 +262,7 @@ async def test_a_reload_while_members_are_being_written_has_the_last_word() -> N
         class Slow:
             async def append(self, *what: Any) -> None:
                 census.change(Sources(listed=("zoe",)), refresh=3600.0, max_drop=1.0)
+                assert journal is not None
                 await journal.append(*what)
 
         groups.says["sales"] = ["ann", "cat"]

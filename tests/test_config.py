@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from listener.assembly import access_rules, census_sources
 from listener.config import Config, Delivery, examine, load, parse, secrets
+from listener.config.auth import AnyAuth, OAuthAuth
 from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
 from listener.config.values import format_duration, parse_duration
@@ -57,6 +58,13 @@ def problems(directory: Path = HERE, environ: dict[str, str] | None = None, **se
 
 def good(directory: Path = HERE, environ: dict[str, str] | None = None, **sections: Any) -> Config:
     return parse(document(**sections), directory, environ or {})
+
+
+def secret(auth: AnyAuth) -> Secret:
+    """Return the password of an authentication method that has one."""
+    assert not isinstance(auth, OAuthAuth)
+    assert auth.password is not None
+    return auth.password
 
 
 def test_the_least_configuration_has_the_documented_defaults() -> None:
@@ -422,7 +430,7 @@ class TestSecrets:
     def password(self, directory: Path, **auth: Any) -> str:
         environ = {"PASSWORD": SECRET}
         environ |= {"CREDENTIALS_DIRECTORY": str(directory), "PATH": os.environ["PATH"]}
-        return good(directory, environ, auth={"user": "svc"} | auth).auth.password.reveal()
+        return secret(good(directory, environ, auth={"user": "svc"} | auth).auth).reveal()
 
     def test_from_each_source(self, tmp_path: Path) -> None:
         for name in ("password.txt", "svc"):
@@ -528,7 +536,7 @@ class TestSecrets:
         file = tmp_path / "password.txt"
         file.write_text("old")
         file.chmod(0o600)
-        password = good(tmp_path, auth={"user": "svc", "password_file": "password.txt"}).auth.password
+        password = secret(good(tmp_path, auth={"user": "svc", "password_file": "password.txt"}).auth)
         assert not password.renew()
         file.write_text("new")
         assert (password.reveal(), password.renew(), password.reveal()) == ("old", True, "new")
@@ -551,7 +559,7 @@ class TestSecrets:
         assert config.auth_for("https://A.example.org:444/EWS/Exchange.asmx") == config.servers[0].auth
         assert config.auth_for("https://b.example.org/").kind == "negotiate"
         assert config.auth_for("https://example.org/") == config.auth
-        assert config.servers[0].auth.password == Secret("other")
+        assert secret(config.servers[0].auth) == Secret("other")
 
     @pytest.mark.parametrize(
         ("auth", "problem"),

@@ -63,7 +63,7 @@ def test_what_can_happen_again_has_an_id_of_all_its_fields() -> None:
     event = MailboxEvent(**fields)
     assert MailboxEvent(**fields).id == event.id
     assert len(event.id) == 32
-    changed = [{name: f"{value}x"} for name, value in fields.items()]
+    changed: list[dict[str, Any]] = [{name: f"{value}x"} for name, value in fields.items()]
     changed += [{"folder_id": "AAA=", "item_id": None}, {"unread_count": 0}]
     ids = {MailboxEvent(**fields | change).id for change in changed}
     assert len(ids) == len(changed)

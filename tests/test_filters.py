@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from listener import MailboxEvent
@@ -5,7 +7,7 @@ from listener.filters import EVENT_TYPES, EventFilter, check_type
 
 
 def event(
-    type_: str = "exchange.item.created", mailbox: str = "alice@example.com", **folders: str
+    type_: str = "exchange.item.created", mailbox: str = "alice@example.com", **folders: Any
 ) -> MailboxEvent:
     return MailboxEvent(type=type_, mailbox=mailbox, time="2026-01-01T00:00:00Z", item_id="i", **folders)
 

@@ -220,7 +220,9 @@ def logged() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path, tree in files.items():
         for node in ast.walk(tree):
-            name = node.value if isinstance(node, ast.Constant) else None
+            if not isinstance(node, ast.Constant):
+                continue
+            name = node.value
             if not isinstance(name, str) or not NAME.fullmatch(name) or name in modules:
                 continue
             if name.endswith(".db"):  # the name of a file

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from listener import Handler, MailboxEvent, plugins
+from listener import BatchHandler, Handler, MailboxEvent, plugins
 from listener.config.model import HandlerConfig
 from listener.config.values import Context
 from listener.errors import ConfigError
@@ -50,7 +50,7 @@ def open_grasping(*, timeout: float = 1) -> None: ...
 def open_unannotated(*, what) -> None: ...  # type: ignore[no-untyped-def]
 
 
-def open_late(*, size: "int", other: "Missing" = None) -> "AsyncIterator[Missing]": ...  # type: ignore[name-defined]  # noqa: F821
+def open_late(*, size: "int", other: "Missing" = None) -> "AsyncIterator[Missing]": ...  # type: ignore[name-defined, empty-body]  # noqa: F821
 
 
 NOT_A_FACTORY = 5
@@ -96,6 +96,7 @@ async def test_options_arrive_as_the_annotations_say() -> None:
     }  # fmt: skip
     (handler,) = load(audit={"use": "acme:open_audit", **options})
     async with handler.open() as handle:
+        assert not isinstance(handle, BatchHandler)
         await handle(EVENT)
     assert list(SEEN) == [
         (EVENT, HERE / "audit.jsonl", 3, 2.0, True, ["a"], [HERE / "x", Path("/y")], "replace"),

@@ -36,7 +36,7 @@ async def test_who_watches_is_told_of_that_mailbox_only() -> None:
     (line,) = read(await anext(lines))
     assert list(line) == ["time", "kind", "type"]
     assert line["type"] == "exchange.item.moved"
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()
     assert not watching.on
 
 
@@ -48,9 +48,9 @@ async def test_several_watch_and_the_last_one_turns_out_the_light() -> None:
     await anext(other)
     watching.tell(ANN, "event")
     assert read(await anext(one)) == read(await anext(other))
-    await one.aclose()  # type: ignore[attr-defined]
+    await one.aclose()
     assert watching.on
-    await other.aclose()  # type: ignore[attr-defined]
+    await other.aclose()
     assert seen == [True, False]
 
 
@@ -65,7 +65,7 @@ async def test_whoever_reads_too_slowly_loses_lines_and_is_told_so() -> None:
     assert (found[-1]["kind"], found[-1]["lines"]) == ("lost", 7)
     watching.tell(ANN, "event", number=-1)
     assert [line["number"] for line in read(await anext(lines))] == [-1]
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()
 
 
 async def test_a_watcher_waits_for_news_and_may_be_cancelled(autojump_clock: trio.testing.MockClock) -> None:
@@ -92,7 +92,7 @@ async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
     ):
         watching.tell_request(operation, body, anchor, code="ok", seconds=0.1)
     assert [line["operation"] for line in read(await anext(lines))] == ["Subscribe", "GetStreamingEvents"]
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()
 
 
 async def test_a_request_names_a_mailbox_as_xml_does() -> None:
@@ -102,7 +102,7 @@ async def test_a_request_names_a_mailbox_as_xml_does() -> None:
         await anext(lines)
         watching.tell_request("Subscribe", request(as_=mailbox), "", code="ok", seconds=0.1)
         assert len(read(await anext(lines))) == 1
-        await lines.aclose()  # type: ignore[attr-defined]
+        await lines.aclose()
 
 
 async def test_requests_about_the_accounts_own_mailbox_name_nobody() -> None:
@@ -121,8 +121,8 @@ async def test_requests_about_the_accounts_own_mailbox_name_nobody() -> None:
         watching.tell_request("Subscribe", body, anchor, code=code, seconds=0.1)
     assert [line["code"] for line in read(await anext(mine))] == ["mine"]
     assert [line["code"] for line in read(await anext(theirs))] == ["impersonated", "beside me"]
-    await mine.aclose()  # type: ignore[attr-defined]
-    await theirs.aclose()  # type: ignore[attr-defined]
+    await mine.aclose()
+    await theirs.aclose()
 
 
 async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
@@ -141,4 +141,4 @@ async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
     ):
         watching.tell_log("warning", line | {"number": number})
     assert [line["number"] for line in read(await anext(lines))] == [0, 2]
-    await lines.aclose()  # type: ignore[attr-defined]
+    await lines.aclose()

@@ -119,7 +119,7 @@ async def test_so_many_mailboxes_side_by_side(autojump_clock: trio.testing.MockC
             finally:
                 under_way -= 1
 
-        one.call = call  # type: ignore[method-assign]
+        one.call = call  # type: ignore[method-assign, assignment]
         for mailbox in one.exchange.directory:
             one.catch_up.gap(mailbox.address, None, "start")
         await one.settle()

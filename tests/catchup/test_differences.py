@@ -48,7 +48,7 @@ def folder(base: Folder = INBOX, **changes: Any) -> Folder:
 
 def event(type_: str, item: str = "x", key: str | None = "k1", **more: Any) -> MailboxEvent:
     fields: dict[str, Any] = {"parent_folder_id": "inbox"} | more
-    what = {"folder_id": item} if type_.startswith("folder") else {"item_id": item}
+    what: dict[str, Any] = {"folder_id": item} if type_.startswith("folder") else {"item_id": item}
     return MailboxEvent(type=f"exchange.{type_}", mailbox=ANNA, time=T2, change_key=key, **what, **fields)
 
 

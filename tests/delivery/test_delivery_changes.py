@@ -84,7 +84,8 @@ async def test_one_that_is_gone_is_closed_and_goes_on_where_it_stood_when_it_com
 async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_nothing(
     autojump_clock: trio.testing.MockClock, wait: float
 ) -> None:
-    first, second = Plugin(slow, handled=(handled := [])), Plugin(slow, handled=handled)
+    handled: list[str] = []
+    first, second = Plugin(slow, handled=handled), Plugin(slow, handled=handled)
     async with running(first) as delivery:
         await delivery.publish([event(n) for n in range(4)])
         await trio.sleep(wait)
@@ -242,7 +243,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
         def refuse(*_: object) -> Written:
             raise Trouble("disk full")
 
-        journal._store.transact = refuse  # type: ignore[method-assign]
+        journal._store.transact = refuse  # type: ignore[method-assign, assignment]
         begun = trio.current_time()
         with pytest.raises(ConfigError, match="is not open after"):
             await delivery.change([Lane(new := Plugin(), PATIENCE)])

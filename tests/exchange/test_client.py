@@ -252,7 +252,7 @@ async def test_a_certificate_of_ours_is_shown_to_who_asks_for_it(tmp_path: Path)
         tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         while b"<x/>" not in await tls.receive_some():
             pass
-        shown.append(tls.getpeercert()["subjectAltName"][0][1])  # type: ignore[index]
+        shown.append(tls.getpeercert()["subjectAltName"][0][1])
         await tls.send_all(answer(b"200 OK", b"<a/>"))
 
     ours = tls_context(tmp_path / "ca.pem", tmp_path / "own.pem")

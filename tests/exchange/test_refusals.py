@@ -12,8 +12,8 @@ import pytest
 import trio
 import trustme
 
+from listener.assembly import access
 from listener.config import parse
-from listener.daemon import access
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure

@@ -107,7 +107,7 @@ async def test_many_changes_make_one_write_and_no_change_makes_none(
             writes.append([change.key for change in changes])  # type: ignore[attr-defined]
             await append(events, changes)  # type: ignore[arg-type]
 
-        journal.append = counted  # type: ignore[method-assign, assignment]
+        journal.append = counted  # type: ignore[method-assign]
         groups = Groups({"DAG1/1": saved()})
         one = keeper(journal, groups)
         async with trio.open_nursery() as nursery:

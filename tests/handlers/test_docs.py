@@ -4,10 +4,11 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from listener import MailboxEvent
+from listener import BatchHandler, MailboxEvent
 from listener.config import parse
 from listener.handlers.exec_stream import open_exec_stream
 from listener.plugins import load_handlers
@@ -39,13 +40,14 @@ async def test_the_handler_of_five_minutes(tmp_path: Path) -> None:
     (handler,) = load_handlers(parse(REST | document, tmp_path).handlers)
     assert handler.accepts.matches(EVENT)
     async with handler.open() as handle:
+        assert not isinstance(handle, BatchHandler)
         await handle(EVENT)
         assert (tmp_path / "audit.jsonl").read_text() == EVENT.to_json() + "\n"
 
 
 @pytest.mark.usefixtures("_acme_audit")
 async def test_its_test(tmp_path: Path) -> None:
-    names = {"MailboxEvent": MailboxEvent}
+    names: dict[str, Any] = {"MailboxEvent": MailboxEvent}
     exec("from acme_audit import open_audit\n" + block("python", "async def test_audit"), names)
     await names["test_audit"](tmp_path)
 

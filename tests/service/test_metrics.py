@@ -103,10 +103,10 @@ def test_the_process_is_measured_where_nothing_but_processes_can_be_seen(
 ) -> None:
     """As under ProcSubset=pid, which the unit has."""
 
-    def without_the_machine(path: str, *rest: str) -> IO[Any]:
+    def without_the_machine(path: str, mode: str = "r") -> IO[Any]:
         if path == "/proc/stat":
             raise FileNotFoundError(path)
-        return open(path, *rest)
+        return open(path, mode)
 
     monkeypatch.setattr(process_collector, "open", without_the_machine, raising=False)
     found = {name: value for name, _, value in samples(rendered())}

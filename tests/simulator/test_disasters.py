@@ -1,6 +1,7 @@
 """Faults of back ends, of mailboxes, of the organisation."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from lxml import etree
@@ -145,7 +146,7 @@ def test_the_queue_overflows_in_front_of_a_reader() -> None:
 def test_one_subscription_falls_silent() -> None:
     client = Client(Settings(rate=0, heartbeat=45))
     alice, bob = client.mailboxes[:2]
-    where = {"anchor": alice.address, "affinity": True}
+    where: dict[str, Any] = {"anchor": alice.address, "affinity": True}
     ids = [client.subscribe(each, **where) for each in (alice, bob)]
     reader = client.stream(alice, ids, affinity=True)
     reader.read()
@@ -253,7 +254,7 @@ def test_a_certificate_needs_tls() -> None:
 def test_servers_that_allow_one_user_a_stream() -> None:
     client = Client(Settings(rate=0, rules=Rules(one_user_per_stream=True)))
     alice, bob = client.mailboxes[:2]
-    where = {"anchor": alice.address, "affinity": True}
+    where: dict[str, Any] = {"anchor": alice.address, "affinity": True}
     ids = [client.subscribe(each, **where) for each in (alice, bob)]
     told = client.stream(alice, ids, affinity=True).read()
     assert told[0] == "ErrorSubscriptionAccessDenied 1"

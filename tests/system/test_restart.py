@@ -39,7 +39,8 @@ class Requests:
         self._before = there.state()["requests"]
 
     def __getitem__(self, operation: str) -> int:
-        return requests(self._there, operation) - sum(self._before.get(operation, {}).values())
+        before: int = sum(self._before.get(operation, {}).values())
+        return requests(self._there, operation) - before
 
 
 def streaming(there: Simulator, mailboxes: int = 4) -> float:

@@ -28,7 +28,7 @@ def judge(ledger: Path, output: Path, gaps: Mapping[str, Gaps] | None = None) ->
     moments = {(change.thing, change.change_key): change.time for change in changes if change.change_key}
 
     def moment(event: MailboxEvent) -> float:
-        stated = moments.get((event.subject or "", event.change_key))
+        stated = moments.get((event.subject or "", event.change_key or ""))
         told = datetime.fromisoformat(event.time).timestamp()
         return stated or (told if event.recovered else told + 1)
 

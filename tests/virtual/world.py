@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ import msgspec
 import structlog.testing
 import trio
 
+import listener.assembly
 import listener.daemon
 from listener import Handler, MailboxEvent
 from listener.catchup.catchup import CatchUp
@@ -150,20 +152,21 @@ async def world(
     exchange.chaos.begin(plan, clock())
     wire = Wire(exchange)
     notes = Notes()
-    config = configuration(settings, exchange, sections)
-    original = listener.daemon.access
+    original = listener.assembly.access
     looks: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def looked(mailbox: str, begun: float) -> None:
         looks[mailbox].append((begun + EPOCH, clock()))
 
     with (
+        TemporaryDirectory() as directory,
         structlog.testing.capture_logs() as log,
         patch.object(
             listener.daemon, "access", lambda config: dataclasses.replace(original(config), transport=wire)
         ),
         patch.object(listener.daemon, "CatchUp", partial(CatchUp, now=now, looked=looked)),
     ):
+        config = configuration(settings, exchange, sections, directory)
         daemon = Daemon(config, [notes], partial(open_journal, None))
         lines: list[Line] = []
         without = noted_gaps(daemon)
@@ -211,7 +214,9 @@ async def pulse(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None
             await changed.wait()
 
 
-def configuration(settings: Settings, exchange: Exchange, sections: dict[str, dict[str, Any]]) -> Config:
+def configuration(
+    settings: Settings, exchange: Exchange, sections: dict[str, dict[str, Any]], directory: str
+) -> Config:
     document: dict[str, Any] = {
         "exchange": {
             "ews_url": f"{URL}/EWS/Exchange.asmx",
@@ -221,6 +226,7 @@ def configuration(settings: Settings, exchange: Exchange, sections: dict[str, di
         "mailboxes": {"addresses": sorted(mailbox.address for mailbox in exchange.directory)},
         "stream": {"heartbeat": settings.heartbeat},
         "handlers": {"notes": {"use": "log"}},
+        "state_directory": directory,
     }
     for section, values in sections.items():
         document[section] = document.get(section, {}) | values
