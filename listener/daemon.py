@@ -176,7 +176,7 @@ class Daemon:
             if reached := [each for each in self._attempts if each.finding is Finding.REACHED]:
                 raise ConfigError(
                     [
-                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}")
+                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}: {a.proof}")
                         for a in reached
                     ]
                 )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from listener.config.endpoints import doubt_autodiscover_url, doubt_ews_url
 from listener.config.warnings import warnings
-from tests.test_config import good
+from tests.test_config import good, problems
 
 GOOD = "https://mail.example.com/EWS/Exchange.asmx"
 
@@ -83,3 +83,15 @@ def test_warnings_of_a_configuration() -> None:
         "handlers.a.filter.mailboxes[0]",
     ]
     assert warnings(good()) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["mail.example.com/EWS/Exchange.asmx", "//mail.example.com/EWS/Exchange.asmx"]
+)
+def test_a_url_without_a_scheme_is_an_error_with_a_suggestion(url: str) -> None:
+    assert problems(exchange={"ews_url": url}) == [
+        f'exchange.ews_url: must be a URL of the form https://host/path, did you mean "{GOOD}"?'
+    ]
+    assert problems(exchange={"ews_url": "user:secret@mail.example.com"}) == [
+        "exchange.ews_url: must be a URL of the form https://host/path"
+    ]

@@ -123,10 +123,17 @@ def _url(value: str) -> str:
     except ValueError:
         good = False
     if not good or re.search(r"\s", value):
-        raise ValueError("must be a URL of the form https://host/path")
+        raise ValueError(f"must be a URL of the form https://host/path{_with_scheme(value)}")
     if "@" in parts.netloc:
         raise ValueError("must not hold a user or a password: they belong in [auth]")
     return value
+
+
+def _with_scheme(value: str) -> str:
+    """What a URL without a scheme probably is meant to be."""
+    if "@" in value or not re.fullmatch(r"(/{0,2})[\w.-]+\.[\w-]+(:\d+)?/\S+", value):
+        return ""
+    return f', did you mean "https://{value.lstrip("/")}"?'
 
 
 def _https(value: str) -> str:
