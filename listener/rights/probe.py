@@ -3,8 +3,8 @@
 That is a GetFolder for the inbox, or for the folders that are configured. A delegate may be allowed to read and yet
 not to subscribe (ErrorSubscriptionDelegateAccessNotSupported), so for a delegate a subscription is made, and ended.
 
-To prove that the account does not reach a mailbox, GetFolder is not enough: *Default* gives everybody AvailabilityOnly
-on the calendar, and then GetFolder succeeds there, but no item can be read. So `reach()` asks for an item.
+To prove that the account does not reach a mailbox, GetFolder is not enough: *Default* gives everybody a right
+(AvailabilityOnly) on the calendar. GetFolder succeeds there, but no item can be read. So `reach()` asks for an item.
 """
 
 from __future__ import annotations
