@@ -11,8 +11,7 @@ from listener.access import AccessRule, AccessRules
 from listener.backoff import Backoff
 from listener.census import Census, Sources
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
-from listener.config.files import parse_list
-from listener.config.values import parse_address, parse_sid
+from listener.config.files import MailboxReader
 from listener.delivery.delivery import Patience
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
@@ -118,9 +117,7 @@ def census_sources(config: Config) -> Sources:
         in_file=mailboxes.in_file,
         groups=mailboxes.distribution_groups,
         never=frozenset(config.impersonation.must_refuse),
-        parse=partial(
-            parse_list, normalise=parse_sid if mailboxes.impersonate_by == "SID" else parse_address
-        ),
+        parse=MailboxReader(mailboxes.impersonate_by).addresses,
     )
 
 

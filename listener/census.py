@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
-from listener.config.files import parse_list
+from listener.config.files import MailboxReader
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.directory import GROUPS, MAILBOXES, Expansion
@@ -34,14 +34,14 @@ Expand = Callable[[str], Awaitable[Expansion]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Where mailboxes come from. `listed` are those of the configuration, `in_file` those that its file has now;
-    `parse` reads the text of that file, and raises ValueError. Those that are in `never` are left out of both."""
+    `parse` reads the bytes of that file, and raises ValueError. Those that are in `never` are left out of both."""
 
     listed: tuple[str, ...] = ()
     file: Path | None = None
     in_file: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     never: frozenset[str] = frozenset()
-    parse: Callable[[str], tuple[str, ...]] = parse_list
+    parse: Callable[[bytes], tuple[str, ...]] = MailboxReader("PrimarySmtpAddress").addresses
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class Census:
         in_file = self._in_file
         if sources.file is not None:
             try:
-                in_file = sources.parse(await trio.Path(sources.file).read_text(encoding="utf-8-sig"))
+                in_file = sources.parse(await trio.Path(sources.file).read_bytes())
             except (OSError, ValueError) as error:
                 whole = False
                 log.warning("census.failed", source=str(sources.file), text=str(error))

@@ -34,6 +34,7 @@ from listener.catchup.catchup import CatchUp
 from listener.catchup.recollection import Recollection
 from listener.catchup.states import JournalStates
 from listener.config import Config
+from listener.config.warnings import warnings
 from listener.delivery.delivery import Delivery, Lane, Source
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
@@ -126,6 +127,7 @@ class Daemon:
 
     async def _run(self, stop: trio.Event) -> None:
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
+        self._log_warnings()
         async with (
             self.attendant.at_hand(),
             self._open_journal() as journal,
@@ -154,6 +156,10 @@ class Daemon:
         tell_repeated(everything=True)
         log.info("listener.stopped")
 
+    def _log_warnings(self) -> None:
+        for warning in warnings(self.config):
+            log.warning("configuration.warned", where=warning.where, text=warning.what)
+
     async def _recall(self, journal: Journal) -> None:
         """Before anything begins: who was to be listened to when the daemon ended."""
         await self.census.recall(journal)
@@ -170,7 +176,7 @@ class Daemon:
             if reached := [each for each in self._attempts if each.finding is Finding.REACHED]:
                 raise ConfigError(
                     [
-                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}")
+                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}: {a.proof}")
                         for a in reached
                     ]
                 )
@@ -195,6 +201,7 @@ class Daemon:
             ]
         )
         self.config, self.policy = config, policy(config)
+        self._log_warnings()
         rules, anew = self.wish.access, wish(config)
         rules.default, rules.others = anew.access.default, anew.access.others  # the roster asks them, too
         self.wish = replace(anew, access=rules)

@@ -8,6 +8,7 @@ from listener.cli.options import CONFIGURATION, REFUSED, UNREACHABLE, ConfigFile
 
 if TYPE_CHECKING:
     from listener.config import Config
+    from listener.errors import Problem
     from listener.rights.checkup import Report
 
 
@@ -40,8 +41,11 @@ def check(
             report = _connect(settings, _addresses(mailbox or []), live=not json)
     except ConfigError as error:
         settings, problems = None, list(error.problems)
+    doubts = _warnings(settings)
     if json:
         told = _report(settings) | {"problems": [problem._asdict() for problem in problems]}
+        if doubts:
+            told["warnings"] = [doubt._asdict() for doubt in doubts]
         if report is not None:
             from listener.cli.findings import as_json
 
@@ -49,6 +53,8 @@ def check(
         typer.echo(dumps(told))
     elif settings is not None:
         typer.echo("\n".join(_summary(str(config), settings)))
+        for doubt in doubts:
+            typer.echo(f"warning: {doubt}", err=True)
         if report is not None:
             from listener.cli.findings import show
 
@@ -57,6 +63,12 @@ def check(
         for problem in problems:
             typer.echo(f"error: {problem}", err=True)
     raise typer.Exit(_exit_code(report, good=not problems))
+
+
+def _warnings(config: "Config | None") -> "list[Problem]":
+    from listener.config.warnings import warnings
+
+    return [] if config is None else warnings(config)
 
 
 def _exit_code(report: "Report | None", *, good: bool) -> int:

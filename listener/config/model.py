@@ -4,6 +4,7 @@ Every model is frozen and refuses keys that it does not know. Durations are floa
 addresses are in lower case.
 """
 
+import re
 import ssl
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -27,6 +28,7 @@ from listener.config.values import (
     EventNames,
     ExistingFile,
     Flag,
+    FolderId,
     HeaderText,
     HostPattern,
     HostPort,
@@ -35,9 +37,11 @@ from listener.config.values import (
     Text,
     Url,
     Window,
+    fold_address,
     parse_address,
+    parse_sid,
 )
-from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type
+from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type, is_glob
 
 
 class Exchange(Section):
@@ -199,7 +203,16 @@ def _type_pattern(value: str) -> str:
 
 
 def _mailbox_pattern(value: str) -> str:
-    return value.strip().lower() if any(sign in value for sign in "*?[") else parse_address(value)
+    pattern = fold_address(value)
+    if not is_glob(pattern):
+        return (
+            parse_sid(pattern).lower()
+            if "@" not in pattern and pattern.startswith("s-1-")
+            else parse_address(value)
+        )
+    if re.search(r"\s", pattern) or not pattern.isprintable():
+        raise ValueError(f'no address matches "{value.strip()}": an address has no blanks')
+    return pattern
 
 
 class HandlerFilter(Section):
@@ -213,10 +226,11 @@ class HandlerFilter(Section):
         min_length=1,
         description='CloudEvents types, globs of them ("exchange.item.*"), or short names ("created").',
     )
-    folders: tuple[Text, ...] = Field(
+    folders: tuple[FolderId, ...] = Field(
         ("*",),
         min_length=1,
-        description="Folder ids: of the folder itself, or of the one the thing is in or came from. * is any.",
+        description="Folder ids of EWS, such as data.parent_folder_id of an event: of the folder itself, or of the "
+        "one the item is in or came from. * is any. Names and paths are refused: use [subscription] folders.",
     )
 
 

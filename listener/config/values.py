@@ -2,6 +2,8 @@
 
 import math
 import re
+import unicodedata
+from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,6 +17,8 @@ from listener.suggest import did_you_mean
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
 _ADDRESS = re.compile(r"[^\s@<>\"(),:;\\\[\]]+@[^\s@<>\"(),:;\\\[\]]+", re.ASCII)
+LONGEST_ADDRESS: Final = 571
+"""Characters that Exchange allows in an SMTP address ("Recipient attributes", learn.microsoft.com)."""
 _SID = re.compile(r"S-1(?:-\d+){1,15}")
 
 DISTINGUISHED_FOLDERS: Final = frozenset(
@@ -62,11 +66,29 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_address(value: str) -> str:
-    """An SMTP address or user principal name in lower case. Raises ValueError."""
-    address = value.strip().lower()
-    if not _ADDRESS.fullmatch(address):
-        raise ValueError(f'"{value}" is no address of the form name@domain')
+    """Return an SMTP address or user principal name in lower case and Unicode form NFC. Raises ValueError.
+
+    The local part and the domain may have letters of any script (RFC 6531, RFC 5890).
+    """
+    address = fold_address(value)
+    hidden = next((sign for sign in address if unicodedata.category(sign)[0] in "CZ" and sign != " "), None)
+    if hidden is not None:
+        shown = "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in value.strip())
+        name = unicodedata.name(hidden, "control character")
+        raise ValueError(f'"{shown}" has the invisible character U+{ord(hidden):04X} ({name}): remove it')
+    domain = address.rpartition("@")[2]
+    if not _ADDRESS.fullmatch(address) or not all(domain.split(".")) or len(address) > LONGEST_ADDRESS:
+        raise ValueError(f'"{_short(value)}" is no address of the form name@domain')
     return address
+
+
+def fold_address(value: str) -> str:
+    """The form in which addresses, and patterns of them, are compared."""
+    return unicodedata.normalize("NFC", value.strip().lower())
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= LONGEST_ADDRESS else f"{value[:40]}…"
 
 
 def parse_sid(value: str) -> str:
@@ -101,10 +123,17 @@ def _url(value: str) -> str:
     except ValueError:
         good = False
     if not good or re.search(r"\s", value):
-        raise ValueError("must be a URL of the form https://host/path")
+        raise ValueError(f"must be a URL of the form https://host/path{_with_scheme(value)}")
     if "@" in parts.netloc:
         raise ValueError("must not hold a user or a password: they belong in [auth]")
     return value
+
+
+def _with_scheme(value: str) -> str:
+    """What a URL without a scheme probably is meant to be."""
+    if "@" in value or not re.fullmatch(r"(/{0,2})[\w.-]+\.[\w-]+(:\d+)?/\S+", value):
+        return ""
+    return f', did you mean "https://{value.lstrip("/")}"?'
 
 
 def _https(value: str) -> str:
@@ -162,6 +191,45 @@ def _folder_name(value: str) -> str:
     return name
 
 
+SHORTEST_FOLDER_ID: Final = 16
+"""Characters. Exchange's ids have 120: base64 of an entry id (MS-OXCDATA section 2.2) behind a mailbox's GUID."""
+
+
+def parse_folder_id(value: str) -> str:
+    """Return a folder id as EWS has it, or `*` for any. Raises ValueError for a name or a path."""
+    text = value.strip()
+    name = text.lower().replace(" ", "")
+    if text == "*" or (name not in DISTINGUISHED_FOLDERS and _is_folder_id(text)):
+        return text
+    if name in DISTINGUISHED_FOLDERS:
+        what = f'is a folder name; to receive events of this folder only, use [subscription] folders = ["{name}"]'
+    elif any(sign in text for sign in "*?["):
+        what = 'is a pattern; only "*" alone is one here'
+    elif re.search(r"\s", text):
+        what = "is a folder name or path, or an id with blanks or line breaks in it"
+    elif text.startswith("/") or "\\" in text:
+        what = "is a folder path"
+    elif len(text) >= SHORTEST_FOLDER_ID and _is_folder_id(text.replace("-", "/").replace("_", "+")):
+        what = 'is an id of Microsoft Graph; in that of EWS each "-" is a "/", and each "_" a "+"'
+    else:
+        what = f"cannot be a folder id{did_you_mean(text, DISTINGUISHED_FOLDERS)}"
+    raise ValueError(
+        f'"{text[:80]}" {what}. Accepted are folder ids of EWS, which differ in each mailbox: copy '
+        "data.parent_folder_id from an event that a file handler wrote"
+    )
+
+
+def _is_folder_id(text: str) -> bool:
+    word = text.isalpha() and len(text) < 2 * SHORTEST_FOLDER_ID
+    if len(text) < SHORTEST_FOLDER_ID or word or text.startswith("/"):
+        return False
+    try:
+        b64decode(text, validate=True)
+    except ValueError:  # binascii.Error too
+        return False
+    return True
+
+
 def _event_name(value: str) -> str:
     if value not in EVENT_NAMES:
         raise ValueError(f'there is no event "{value}"{did_you_mean(value, EVENT_NAMES)}')
@@ -195,6 +263,7 @@ HeaderText = Annotated[str, AfterValidator(_header_text)]
 ConfigPath = Annotated[Path, BeforeValidator(_non_empty_text), AfterValidator(_absolute)]
 ExistingFile = Annotated[ConfigPath, AfterValidator(_existing)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderId = Annotated[str, BeforeValidator(_non_empty_text), AfterValidator(parse_folder_id)]
 FolderNames = Annotated[tuple[FolderName, ...], Field(min_length=1), AfterValidator(_no_repeats)]
 EventNames = Annotated[
     tuple[Annotated[str, AfterValidator(_event_name)], ...],

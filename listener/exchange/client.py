@@ -168,7 +168,7 @@ class ExchangeClient:
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         request = self._http.build_request("POST", self.url, content=body, headers=headers)
-        with mapped_errors():
+        with mapped_errors(proxy=self._access.proxy):
             response = await self._http.send(request, stream=True)
         answer = Answer(response)
         if answer.status == httpx.codes.OK:

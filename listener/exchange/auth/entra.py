@@ -81,7 +81,8 @@ class Entra:
 
     def _fetch(self, claims: str | None) -> Token:
         try:
-            with _Http(self._tls, self._proxy) as http, mapped_errors("asking for a token: "):
+            proxy = None if self._auth.managed_identity else self._proxy
+            with _Http(self._tls, self._proxy) as http, mapped_errors("asking for a token: ", proxy):
                 answer = self._ask(http, claims)
         except (SecretError, CertificateError) as error:
             raise ExchangeError(Failure(code="SecretUnreadable", text=str(error))) from error
