@@ -70,12 +70,17 @@ def describe(error: BaseException, most: int = LONGEST_REASON) -> str:
     """Return `ValueError: text`. A group of exactly one exception stands for that exception."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    text, name = message(error, most), type(error).__name__
+    return shortened(encodable(f"{name}: {text}" if text else name), most)
+
+
+def message(error: BaseException, most: int = LONGEST_REASON) -> str:
+    """Return `str(error)`, or a placeholder if that raises."""
     try:
         text = str(error)
     except BaseException as failure:  # noqa: BLE001
         text = f"<str() raises {type(failure).__name__}>"
-    name = type(error).__name__
-    return shortened(encodable(f"{name}: {text}" if text else name), most)
+    return shortened(encodable(text), most)
 
 
 def format_traceback(error: BaseException, most: int = LONGEST_TRACEBACK) -> str:

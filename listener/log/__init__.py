@@ -247,7 +247,8 @@ def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
 
 
 def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    if _State.watch is not None:
+    # Watchers belong to the event loop: what other threads log is not for them.
+    if _State.watch is not None and threading.current_thread() is threading.main_thread():
         _State.watch(method, mask_secrets(None, method, {**event}))
     least = _State.audit if event["event"] == AUDIT else _State.least
     if _LEVELS[method] < least:
