@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +10,8 @@ import trio
 
 from listener.cli.options import CONFIGURATION, FAILED
 from listener.errors import ConfigError, ListenerError, OpeningError
+from listener.log.outlet import print_errors
+from listener.text import printable
 
 
 @contextmanager
@@ -22,9 +23,8 @@ def reported() -> Iterator[None]:
     except* ListenerError as group:
         errors = list(_leaves(group))
     if errors:
-        for error in errors:
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+        lines = [line for error in errors for line in str(error).splitlines()]
+        print_errors("".join(f"error: {printable(line)}\n" for line in lines))
         raise SystemExit(CONFIGURATION if any(map(_is_final, errors)) else FAILED)
 
 

@@ -9,6 +9,8 @@ from listener.cli.options import FAILED, ConfigFile
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from listener.text import printable
+
 
 def watch(
     config: ConfigFile,
@@ -48,8 +50,6 @@ def watch(
 def _shown(line: dict[str, Any]) -> "Text":
     from rich.text import Text
 
-    from listener.log.reading import seemly
-
     colours = {"event": "cyan", "request": "blue", "delivery": "green", "lost": "red"}
     kind = str(line.pop("kind"))
     bad = line.get("result", "done") != "done" or (kind == "request" and line.get("code") != "ok")
@@ -59,8 +59,8 @@ def _shown(line: dict[str, Any]) -> "Text":
     # What it is comes first, and then the rest.
     for first in ("event", "type", "operation", "handler", "result"):
         if first in line:
-            text.append(f"  {seemly(str(line.pop(first)))}", style="bold")
+            text.append(f"  {printable(str(line.pop(first)))}", style="bold")
     for key, value in line.items():
-        text.append(f"  {seemly(key)}=", style="dim")
-        text.append(seemly(str(value)))
+        text.append(f"  {printable(key)}=", style="dim")
+        text.append(printable(str(value)))
     return text

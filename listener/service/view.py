@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from listener.log.reading import seemly
 from listener.service.snapshot import GroupStatus, HandlerStatus, Snapshot, Trouble
+from listener.text import printable
 
 # Rows that a terminal is given at most; what is in trouble comes first.
 MOST_GROUPS = 20
@@ -95,7 +95,7 @@ def _warnings(it: Snapshot) -> list[Text]:
     said += [f"the last reload was refused: {problem}" for problem in it.reloads.problems]
     if it.reloads.pending:
         said.append(f"takes effect at the next start: {', '.join(it.reloads.pending)}")
-    return [Text(f"! {seemly(text)}", "bold yellow") for text in said]
+    return [Text(f"! {printable(text)}", "bold yellow") for text in said]
 
 
 def _table(*columns: str) -> Table:
@@ -149,7 +149,7 @@ def _group(group: GroupStatus, now: float) -> list[str | Text]:
     if group.pause:
         state.append(f" {lasted(group.pause)}", "dim")
     return [
-        seemly(group.name),
+        printable(group.name),
         group.anchor,
         state,
         lasted(now - group.since),
@@ -177,7 +177,7 @@ def _trouble(trouble: Trouble) -> list[str | Text]:
     return [
         trouble.mailbox,
         _state(trouble.state),
-        seemly(trouble.group or "-"),
+        printable(trouble.group or "-"),
         "-" if trouble.retry is None else lasted(trouble.retry),
-        Text(seemly(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code)),
+        Text(printable(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code)),
     ]
