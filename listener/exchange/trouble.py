@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ import httpx
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
+from listener.ews.xml import excerpt
 
 
 @contextmanager
@@ -19,10 +19,8 @@ def mapped_errors(what: str = "") -> Iterator[None]:
     """Turns what httpx raises into ExchangeError. `what` was being done stands before its text."""
     try:
         yield
-    except zlib.error as error:
-        raise ExchangeError(Failure(code="NotSoap", text="compressed, and not well")) from error
     except httpx.HTTPError as error:
-        raise ExchangeError(Failure(code=_code(error), text=what + _text(error))) from error
+        raise ExchangeError(Failure(code=_code(error), text=what + excerpt(_text(error)))) from error
 
 
 def _code(error: httpx.HTTPError) -> str:
