@@ -6,7 +6,8 @@ is expanded too; one that is hidden from the address lists is not found ("Expand
 
 import msgspec
 
-from listener.ews.batch import flag, unexpected
+from listener.ews import texts
+from listener.ews.batch import TEXT_LENGTH, flag, unexpected
 from listener.ews.soap import Impersonation, build, child, child_text, envelope, only_message
 from listener.ews.xml import local_name
 
@@ -53,6 +54,10 @@ def read_expand_dl(content: bytes) -> Expansion:
         if local_name(part) == "Mailbox":
             smtp = child_text(part, "RoutingType").upper() in ("", "SMTP")
             address = child_text(part, "EmailAddress").lower() if smtp else ""
-            type_ = child_text(part, "MailboxType") or "Mailbox"
-            members.append(GroupMember(address=address, type=type_, name=child_text(part, "Name")))
+            if len(address) > texts.ADDRESS_LENGTH:
+                address = ""
+            type_ = texts.code(child_text(part, "MailboxType")) or "Mailbox"
+            members.append(
+                GroupMember(address=address, type=type_, name=child_text(part, "Name")[:TEXT_LENGTH])
+            )
     return Expansion(tuple(members), flag(expansion.get("IncludesLastItemInRange")) is not False)

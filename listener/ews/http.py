@@ -10,12 +10,16 @@ from msgspec.structs import replace
 from listener.errors import ExchangeError
 from listener.ews.codes import LONGEST_WAIT, Failure
 from listener.ews.soap import message_failure, parse, response_messages
+from listener.ews.texts import URL_LENGTH
 from listener.ews.xml import excerpt, html_title, is_html
 
 # Codes of parse() that tell less than the status does: no SOAP at all, or a fault with nothing but SOAP's own code.
-_UNREADABLE = frozenset({"NotSoap", "MalformedXml", "ForbiddenXml", "UnexpectedReply"})
+_UNREADABLE = frozenset({"EnvelopeTooLarge", "NotSoap", "MalformedXml", "ForbiddenXml", "UnexpectedReply"})
 _GENERIC = frozenset({"Client", "Server", "SoapFault"})
-_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s*(?:$|,|\s[^\s=]))")
+# Possessive: a header that a server chooses must not take quadratic time.
+_SCHEME = re.compile(r"(?:^|,)\s*+([A-Za-z][A-Za-z0-9-]{0,63}+)(?=\s*+(?:$|,)|\s++[^\s=])")
+_MOST_SCHEMES = 10
+_HEADER_LENGTH = 8192
 
 
 # Seconds by which clocks may differ before Kerberos and assertions of OAuth fail.
@@ -49,8 +53,10 @@ def http_failure(status: int, headers: Mapping[str, str], body: bytes, now: date
     if status in (301, 302, 303, 307, 308, 451):
         location = fields.get("x-ms-location") or fields.get("location")
         parts.append(f"redirected to {excerpt(location)}" if location else "redirected to nowhere")
-    if status == 401 and (schemes := _SCHEME.findall(fields.get("www-authenticate", ""))):
-        parts.append(f"the server offers {', '.join(dict.fromkeys(schemes))}")
+        if location and len(location) > URL_LENGTH:
+            location = None  # no redirect to be followed
+    if status == 401 and (schemes := _SCHEME.findall(fields.get("www-authenticate", "")[:_HEADER_LENGTH])):
+        parts.append(f"the server offers {', '.join(list(dict.fromkeys(schemes))[:_MOST_SCHEMES])}")
     if (
         status == 401
         and (date := _date(fields.get("date", "")))

@@ -13,6 +13,7 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
+from listener.ews import texts
 from listener.ews.codes import LONGEST_WAIT, Failure
 from listener.ews.xml import excerpt, local_name, read
 
@@ -76,7 +77,9 @@ def parse(content: bytes) -> etree._Element:
     root = read(content)
     body = child(root, "Body") if local_name(root) == "Envelope" else None
     if body is None:
-        raise ExchangeError(Failure(code="NotSoap", text=f"an XML document of root {local_name(root)}"))
+        raise ExchangeError(
+            Failure(code="NotSoap", text=excerpt(f"an XML document of root {local_name(root)}"))
+        )
     if not len(body):
         raise ExchangeError(Failure(code="UnexpectedReply", text="an empty soap:Body"))
     reply = body[0]
@@ -97,7 +100,7 @@ def fault(element: etree._Element) -> Failure:
         code = descendant_text(detail, "ResponseCode")
         message = descendant_text(detail, "Message")
         violation = descendant_text(detail, "Violation")
-    code = code or child_text(element, "faultcode").rpartition(":")[2] or "SoapFault"
+    code = texts.code(code or child_text(element, "faultcode").rpartition(":")[2]) or "SoapFault"
     said = child_text(element, "faultstring") or message
     if violation and violation not in said:
         said = f"{said} ({violation})" if said else violation
@@ -109,7 +112,7 @@ def response_messages(reply: etree._Element) -> list[etree._Element]:
     messages = child(reply, "ResponseMessages")
     if messages is None or not len(messages):
         raise ExchangeError(
-            Failure(code="UnexpectedReply", text=f"{local_name(reply)} without ResponseMessages")
+            Failure(code="UnexpectedReply", text=excerpt(f"{local_name(reply)} without ResponseMessages"))
         )
     return list(messages)
 
@@ -117,7 +120,7 @@ def response_messages(reply: etree._Element) -> list[etree._Element]:
 def message_failure(message: etree._Element, subscription_ids: Iterable[str] = ()) -> Failure | None:
     """Why this response message is a failure, or None if it is none: a Warning comes with its result."""
     response_class = message.get("ResponseClass")
-    code = child_text(message, "ResponseCode")
+    code = texts.code(child_text(message, "ResponseCode"))
     if response_class == "Warning" or code == "NoError" or (not code and response_class != "Error"):
         return None
     return Failure(

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 QUIET = 10.0
 FEWEST = 2
+MOST_UNKNOWN = 100
+"""Unknown codes of one server that are logged and remembered."""
 OWN_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
 
 
@@ -121,7 +123,8 @@ class Budget:
     def failed(self, failure: Failure) -> None:
         """A request came to nothing."""
         self.answers[failure.code if failure.code in VERDICTS else "other"] += 1
-        if failure.code not in VERDICTS and failure.code not in self._unknown:
+        known = failure.code in VERDICTS or failure.code in self._unknown
+        if not known and len(self._unknown) < MOST_UNKNOWN:
             self._unknown.add(failure.code)
             log.warning("exchange.unknown_code", code=failure.code, text=failure.text)
         if failure.verdict is Verdict.WAIT:

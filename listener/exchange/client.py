@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import ssl
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -24,8 +23,9 @@ from listener.ews.codes import Failure
 from listener.ews.http import http_failure
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
+from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
 from listener.exchange.budget import Budget, Budgets
-from listener.exchange.cookies import Cookie, cookies_in, put_into
+from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
 from listener.exchange.issuer import with_issuer
 from listener.exchange.network import Network
 from listener.exchange.trouble import mapped_errors
@@ -35,9 +35,6 @@ T = TypeVar("T")
 
 # What a request asks for: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
-
-# What a page may take up that is not a stream: an error page, or the answer to one Subscribe.
-LARGEST_ANSWER = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +111,19 @@ class ExchangeClient:
         """The next request is routed by its anchor alone, and may be given a new back end."""
         self._http.cookies.clear()
 
-    async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], T]) -> T:
-        """Posts one SOAP request and returns what `read` makes of a 200 answer.
+    async def call(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        read: Callable[[bytes], T],
+        *,
+        limit: int = SOAP_LIMIT,
+    ) -> T:
+        """Posts one SOAP request and returns what `read` makes of a 200 answer of at most `limit` bytes.
 
         Raises ExchangeError for every other status, for trouble on the way, and as `read` does.
         """
-        return await self._asked(body, headers, lambda answer: _read_whole(answer, read))
+        return await self._asked(body, headers, lambda answer: _read_whole(answer, read, limit))
 
     async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Posts GetStreamingEvents and returns its answer, to be received as it comes and closed by the caller.
@@ -170,11 +174,12 @@ class ExchangeClient:
         request = self._http.build_request("POST", self.url, content=body, headers=headers)
         with mapped_errors(proxy=self._access.proxy):
             response = await self._http.send(request, stream=True)
+        bound(self._http.cookies.jar)
         answer = Answer(response)
         if answer.status == httpx.codes.OK:
             return answer
         async with aclosing(answer):
-            content = await _whole(answer)
+            content = await answer.beginning(ERROR_PAGE_LIMIT)
             # Some servers write a second, stray answer after a fault: this connection is not used again.
             answer.hang_up()
         failure = http_failure(answer.status, answer.headers, content, datetime.now(UTC))
@@ -185,28 +190,13 @@ class ExchangeClient:
         raise ExchangeError(failure)
 
 
-class Answer:
-    """The body of an answer, received piece by piece."""
+class Answer(Body):
+    """An answer: its status and headers, and its body, received piece by piece."""
 
     def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response)
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self._response = response
-        self._chunks = response.aiter_raw()
-        self._inflate: Callable[[bytes], bytes] | None = None
-
-    async def receive(self) -> bytes:
-        """The next bytes; empty at the end. Raises ExchangeError for trouble on the way."""
-        if self._inflate is None:
-            self._inflate = _inflater(self.headers.get("content-encoding", "identity"))
-        data = b""
-        with mapped_errors():
-            while not data:  # a decompressor may need more before it gives any
-                chunk = await anext(self._chunks, b"")
-                if not chunk:
-                    break
-                data = self._inflate(chunk)
-        return data
 
     def hang_up(self) -> None:
         """Makes sure that the connection serves no further request."""
@@ -215,40 +205,11 @@ class Answer:
         with suppress(OSError):  # the peer was faster
             connection.shutdown(trio.socket.SHUT_RDWR)
 
-    async def aclose(self) -> None:
-        """Ends the connection if the body has not been received whole."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            await self._response.aclose()
-            # httpx nests generators: each runs into the closed connection here, and so none is left to the
-            # garbage collector.
-            with suppress(httpx.HTTPError, httpx.StreamError):
-                async for _ in self._chunks:
-                    pass
-
-
-def _inflater(encoding: str) -> Callable[[bytes], bytes]:
-    """Some proxies compress unasked."""
-    match encoding.strip().lower():
-        case "identity" | "":
-            return bytes
-        case "gzip" | "deflate":
-            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress
-    raise ExchangeError(Failure(code="NotSoap", text=f"Content-Encoding {encoding} was not asked for"))
-
 
 async def _as_it_is(answer: Answer) -> Answer:
     return answer
 
 
-async def _read_whole(answer: Answer, read: Callable[[bytes], T]) -> T:
+async def _read_whole(answer: Answer, read: Callable[[bytes], T], limit: int) -> T:
     async with aclosing(answer):
-        return read(await _whole(answer))
-
-
-async def _whole(answer: Answer) -> bytes:
-    content = bytearray()
-    while chunk := await answer.receive():
-        content += chunk
-        if len(content) > LARGEST_ANSWER:
-            raise ExchangeError(Failure(code="EnvelopeTooLarge", text=f"over {LARGEST_ANSWER} bytes"))
-    return bytes(content)
+        return read(await answer.whole(limit))

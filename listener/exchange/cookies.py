@@ -60,3 +60,23 @@ def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
                 rest={},
             )
         )
+
+
+def bound(jar: CookieJar) -> None:
+    """Remove cookies beyond MOST_COOKIES and COOKIES_LENGTH: a server could set others with each answer.
+
+    Those that were added first stay, since a server that needs more than a browser would keep is not Exchange.
+    """
+    count = length = 0
+    for cookie in list(jar):
+        own = len(cookie.name) + len(cookie.value or "") + len(cookie.path)
+        if count >= MOST_COOKIES or length + own > COOKIES_LENGTH:
+            jar.clear(cookie.domain, cookie.path, cookie.name)
+        else:
+            count, length = count + 1, length + own
+
+
+MOST_COOKIES = 50
+"""Cookies of one group, as many as browsers keep for a host at least (RFC 6265 section 6.1)."""
+COOKIES_LENGTH = 16 * 1024
+"""Characters of all cookies of one group. Longer headers are refused by most servers."""

@@ -29,7 +29,9 @@ from listener.ews.autodiscover import (
     read_user_settings,
 )
 from listener.ews.codes import Failure
+from listener.ews.xml import excerpt
 from listener.exchange.believed import Believed
+from listener.exchange.body import AUTODISCOVER_LIMIT
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.hints import Hints, Resolve
 from listener.groups.affinity import Placement
@@ -208,19 +210,23 @@ class Autodiscover:
         for _ in range(MOST_REDIRECTS + 1):
             async with ExchangeClient(url, self._access) as client:
                 try:
-                    return await client.call(body, {"X-AnchorMailbox": anchor}, read)
+                    return await client.call(
+                        body, {"X-AnchorMailbox": anchor}, read, limit=AUTODISCOVER_LIMIT
+                    )
                 except ExchangeError as error:
                     target = error.failure.location
                     if target is None:
                         raise
             target = urljoin(url, target)
             if urlsplit(target).scheme != "https":
-                raise ExchangeError(Failure(code="InsecureRedirect", text=f"{url} redirects to {target}"))
+                raise ExchangeError(
+                    Failure(code="InsecureRedirect", text=f"{url} redirects to {excerpt(target)}")
+                )
             if (host := urlsplit(target).hostname or "") != urlsplit(url).hostname:
                 self._believed.check(host, anchor.rpartition("@")[2], url)
             url = target
         raise ExchangeError(
-            Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {url}")
+            Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {excerpt(url)}")
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ import httpx
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
+from listener.ews.xml import excerpt
 
 
 @contextmanager
@@ -21,10 +21,8 @@ def mapped_errors(what: str = "", proxy: httpx.Proxy | None = None) -> Iterator[
     and the port, or those of the `proxy`."""
     try:
         yield
-    except zlib.error as error:
-        raise ExchangeError(Failure(code="NotSoap", text="compressed, and not well")) from error
     except httpx.HTTPError as error:
-        raise ExchangeError(Failure(code=_code(error), text=what + _text(error, proxy))) from error
+        raise ExchangeError(Failure(code=_code(error), text=what + excerpt(_text(error, proxy)))) from error
 
 
 def _code(error: httpx.HTTPError) -> str:

@@ -30,6 +30,7 @@ from listener.ews.subscription import (
     subscribe,
     unsubscribe,
 )
+from listener.ews.xml import excerpt
 from listener.exchange.client import ExchangeClient
 from listener.groups.actions import (
     Action,
@@ -416,7 +417,7 @@ class GroupRunner:
                 id_ = signal.subscription_id
                 mailbox = self.registry.owner(self.group, id_) or owners.get(id_)
                 if mailbox is None:
-                    self._log.warning("stream.foreign_notification", subscription_id=signal.subscription_id)
+                    self._log.warning("stream.foreign_notification", subscription_id=excerpt(id_))
                 else:
                     batch += [mailbox_event(mailbox, event) for event in signal.events]
         if batch:

@@ -1,9 +1,10 @@
 """The client against a peer that writes what it is told to, byte by byte, over a real socket."""
 
+import gzip
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from listener.config.secrets import Secret
 from listener.config.tls import tls_context
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
+from listener.exchange.body import SOAP_LIMIT
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.cookies import Cookie
@@ -129,6 +131,75 @@ async def test_cookies_can_be_kept_and_a_twin_has_those_of_the_moment() -> None:
     cookies = [re.findall(rb"(?i)cookie: (.*?)\r\n", request + b"\r\n") for request in seen]
     first = [b"X-BackEndOverrideCookie=BE1~1; persistent=1"]
     assert cookies == [[], first, [], first]
+
+
+async def test_cookies_have_a_bound_and_the_first_ones_stay() -> None:
+    answers = 0
+
+    async def peer(stream: trio.SocketStream) -> None:
+        nonlocal answers
+        while await head(stream):
+            answers += 1
+            more = [b"Set-Cookie: c%d-%d=%s; path=/" % (answers, n, b"x" * 500) for n in range(99)]
+            await stream.send_all(
+                answer(b"200 OK", b"<a/>", b"Set-Cookie: X-BackEndOverrideCookie=BE1~%d" % answers, *more)
+            )
+
+    async with served(peer) as client:
+        for _ in range(5):
+            await client.call(b"<x/>", {}, bytes)
+        kept = client.cookies
+    assert len(kept) <= 50
+    assert sum(len(cookie.value) for cookie in kept) <= 16 * 1024
+    assert [cookie.value for cookie in kept if cookie.name == "X-BackEndOverrideCookie"] == ["BE1~5"]
+
+
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"404 Not Found", b"503 Service Unavailable"])
+async def test_of_an_endless_error_page_the_status_counts(status: bytes) -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while await head(stream):
+                await stream.send_all(b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+                while True:
+                    await stream.send_all(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {}, bytes)
+    assert caught.value.failure.code == f"Http{status[:3].decode()}"
+    assert len(caught.value.failure.text) < 1000
+
+
+async def test_an_answer_without_end_is_too_large() -> None:
+    sent = 0
+
+    async def peer(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        await head(stream)
+        await stream.send_all(CHUNKED)
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                sent += 65536
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {}, bytes)
+    assert caught.value.failure.code == "EnvelopeTooLarge"
+    assert sent < 2 * SOAP_LIMIT
+
+
+async def test_a_stream_of_several_gzip_members_is_read_to_its_end() -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        body = b"".join(gzip.compress(b"<%d>" % number) for number in range(3))
+        await stream.send_all(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    async with served(peer) as client, aclosing(await client.open_stream(b"<x/>", {})) as stream:
+        received = b""
+        while chunk := await stream.receive():
+            received += chunk
+    assert received == b"<0><1><2>"
 
 
 async def test_after_a_refusal_the_connection_is_not_used_again() -> None:
