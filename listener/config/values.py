@@ -5,17 +5,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 
+from listener.ews import urls
+from listener.ews.addresses import parse_address as parse_address
+from listener.ews.urls import UrlError, parse_proxy_url, parse_url
 from listener.filters import EVENT_NAMES
 from listener.suggest import did_you_mean
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
-_ADDRESS = re.compile(r"[^\s@<>\"(),:;\\\[\]]+@[^\s@<>\"(),:;\\\[\]]+", re.ASCII)
-_SID = re.compile(r"S-1(?:-\d+){1,15}")
+_DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]+)?)\s*([smhd])\s*")
+_SID = re.compile(r"S-1(?:-[0-9]+){1,15}")
 
 DISTINGUISHED_FOLDERS: Final = frozenset(
     """
@@ -61,14 +62,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.15g}s"
 
 
-def parse_address(value: str) -> str:
-    """An SMTP address or user principal name in lower case. Raises ValueError."""
-    address = value.strip().lower()
-    if not _ADDRESS.fullmatch(address):
-        raise ValueError(f'"{value}" is no address of the form name@domain')
-    return address
-
-
 def parse_sid(value: str) -> str:
     """A security identifier (MS-DTYP, `S-1-5-21-…`). Raises ValueError."""
     sid = value.strip().upper()
@@ -78,8 +71,8 @@ def parse_sid(value: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    """Whether the host of a URL, or of //HOST:PORT, is this machine."""
+    return urls.is_loopback(urls.host_of(f"http:{url}" if url.startswith("//") else url))
 
 
 def _positive(seconds: float) -> float:
@@ -96,27 +89,27 @@ def _window(seconds: float) -> float:
 
 def _url(value: str) -> str:
     try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        good = False
-    if not good or re.search(r"\s", value):
-        raise ValueError("must be a URL of the form https://host/path")
-    if "@" in parts.netloc:
-        raise ValueError("must not hold a user or a password: they belong in [auth]")
-    return value
+        return parse_url(value).text
+    except UrlError:
+        try:
+            parse_proxy_url(value)
+        except UrlError:
+            raise ValueError("must be a URL of the form https://host/path") from None
+        raise ValueError("must not hold a user or a password: they belong in [auth]") from None
 
 
 def _https(value: str) -> str:
-    if not _url(value).startswith("https://"):
+    url = _url(value)
+    if not url.startswith("https://"):
         raise ValueError("must be a URL of the form https://host/path")
-    return value
+    return url
 
 
 def _proxy(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be a URL of the form http://host:port")
+    try:
+        parse_proxy_url(value.get_secret_value())
+    except UrlError:  # its text may show the password
+        raise ValueError("must be a URL of the form http://host:port") from None
     return value
 
 
@@ -129,11 +122,10 @@ def _host_pattern(value: str) -> str:
 
 def _host_port(value: str) -> str:
     try:
-        parts = urlsplit(f"//{value}")
-        good = parts.netloc == value and parts.hostname and parts.port and not parts.username
-    except ValueError:
-        good = False
-    if not good:
+        parts = parse_url(f"http://{value}")
+    except UrlError:
+        parts = None
+    if parts is None or parts.path or not re.search(r":[0-9]+$", value):
         raise ValueError("must be of the form HOST:PORT, such as 127.0.0.1:9817")
     return value
 

@@ -20,12 +20,13 @@ import trio
 from msgspec.structs import replace
 
 from listener.errors import ExchangeError
+from listener.ews.addresses import header_value
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
-from listener.exchange.cookies import Cookie, cookies_in, put_into
+from listener.exchange.cookies import Cookie, cookies_in, prune, put_into
 from listener.exchange.issuer import with_issuer
 from listener.exchange.network import Network
 from listener.exchange.trouble import mapped_errors
@@ -167,9 +168,11 @@ class ExchangeClient:
             watching.tell_request(operation, body, anchor, code=code, seconds=seconds)
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        request = self._http.build_request("POST", self.url, content=body, headers=headers)
+        raw = [(name.encode(), header_value(value)) for name, value in headers.items()]
         with mapped_errors():
+            request = self._http.build_request("POST", self.url, content=body, headers=raw)
             response = await self._http.send(request, stream=True)
+        prune(self._http.cookies.jar)
         answer = Answer(response)
         if answer.status == httpx.codes.OK:
             return answer
@@ -178,7 +181,7 @@ class ExchangeClient:
             # Some servers write a second, stray answer after a fault: this connection is not used again.
             answer.hang_up()
         failure = http_failure(answer.status, answer.headers, content, datetime.now(UTC))
-        if failure.code == "Http401":
+        if failure.code in ("Http401", "Http440"):
             failure = replace(
                 failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
             )

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -20,6 +19,7 @@ import trio
 from listener.access import AccessKind, AccessRule
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
+from listener.ews.urls import server_of
 from listener.exchange.client import Access
 from listener.rights.probe import open_probe
 
@@ -85,7 +85,7 @@ class Scope:
                 for way in self.ways(url):
                     failure = await probe.ask(mailbox, way.of(mailbox), tries=1, subscribing=False)
                     finding = _finding(way.kind, failure)
-                    attempt = Attempt(mailbox, finding, failure, way.kind, urlsplit(url).netloc)
+                    attempt = Attempt(mailbox, finding, failure, way.kind, server_of(url))
                     match finding:
                         case Finding.REACHED:
                             return attempt
