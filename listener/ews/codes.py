@@ -224,7 +224,6 @@ _OURS = {
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
         "InvalidUrl",  # a server named a URL that nothing can be made of
         "MailboxRefused",  # the credentials are refused for this mailbox, and accepted for others
-        "RedirectLoop",  # Autodiscover redirects an address to itself
         "TooManyRedirects",
         "UntrustedRedirect",  # a hint that anybody may have written leads to a strange host
     ),

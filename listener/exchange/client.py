@@ -28,7 +28,7 @@ from listener.exchange.auth import Accounts
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.cookies import Cookie, cookies_in, prune, put_into
 from listener.exchange.issuer import with_issuer
-from listener.exchange.network import Network
+from listener.exchange.network import Network, hide_location, location_of
 from listener.exchange.trouble import mapped_errors
 from listener.watching import Watching
 
@@ -77,6 +77,7 @@ class ExchangeClient:
             transport=self._account.scheme.over(access.network),
             trust_env=False,
             follow_redirects=False,
+            event_hooks={"response": [hide_location]},
             timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),
             headers={
                 "User-Agent": access.user_agent,
@@ -194,6 +195,8 @@ class Answer:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
+        if (location := location_of(response)) is not None:
+            self.headers = {**response.headers, "location": location}
         self._response = response
         self._chunks = response.aiter_raw()
         self._inflate: Callable[[bytes], bytes] | None = None

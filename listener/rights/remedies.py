@@ -141,8 +141,8 @@ _MAILBOX: dict[str, Remedy] = {
         "A server named a URL that cannot be used.",
         "Get-WebServicesVirtualDirectory | Format-List *Url; or [exchange] ews_url",
     ),
-    "RedirectLoop": Remedy(
-        "Autodiscover redirects the address to itself.",
+    "TooManyRedirects": Remedy(
+        "Autodiscover redirects the address in a circle.",
         "Get-Recipient MAILBOX | Format-List ExternalEmailAddress,PrimarySmtpAddress; or [exchange] autodiscover_url",
     ),
     "UntrustedRedirect": Remedy(

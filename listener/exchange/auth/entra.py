@@ -94,7 +94,16 @@ class Entra:
 
     def _ask(self, http: _Http, claims: str | None) -> dict[str, Any]:
         """What msal gets. It is made anew each time: so its caches do not stand between us and a new secret."""
-        auth, claims = self._auth, _usable(claims)
+        try:
+            answer = self._acquired(http, _usable(claims))
+        except (httpx.HTTPError, SecretError):
+            raise
+        except Exception as error:  # noqa: BLE001  (msal raises whatever an answer of another form leads to)
+            return http.refusal or {"error": type(error).__name__, "error_description": str(error)}
+        return answer if isinstance(answer, dict) else {"error": "no JSON object"}
+
+    def _acquired(self, http: _Http, claims: str | None) -> Any:
+        auth = self._auth
         if auth.managed_identity:
             identity = (
                 msal.UserAssignedManagedIdentity(client_id=auth.client_id)
@@ -102,29 +111,22 @@ class Entra:
                 else msal.SystemAssignedManagedIdentity()
             )
             managed = msal.ManagedIdentityClient(identity, http_client=http)
-            answer: dict[str, Any] = managed.acquire_token_for_client(
+            return managed.acquire_token_for_client(
                 resource=self._scope.removesuffix("/.default"), claims_challenge=claims
             )
-            return answer
         try:
             credential = self._credential()
         except CertificateError as error:
             raise SecretError(str(error)) from error
-        try:
-            application = msal.ConfidentialClientApplication(
-                auth.client_id,
-                client_credential=credential,
-                authority=self._authority,
-                http_client=http,
-                instance_discovery=False,  # the configuration's word is enough
-                client_capabilities=["cp1"],  # we answer claims challenges
-            )
-            answer = application.acquire_token_for_client([self._scope], claims_challenge=claims)
-        except (httpx.HTTPError, SecretError):
-            raise
-        except Exception as error:  # noqa: BLE001  (msal raises whatever an answer of another form leads to)
-            return http.refusal or {"error": type(error).__name__, "error_description": str(error)}
-        return answer if isinstance(answer, dict) else {"error": "no JSON object"}
+        application = msal.ConfidentialClientApplication(
+            auth.client_id,
+            client_credential=credential,
+            authority=self._authority,
+            http_client=http,
+            instance_discovery=False,  # the configuration's word is enough
+            client_capabilities=["cp1"],  # we answer claims challenges
+        )
+        return application.acquire_token_for_client([self._scope], claims_challenge=claims)
 
     def _credential(self) -> Any:
         """In msal's form. Read again each time, since secrets and certificates are replaced while we run."""
