@@ -67,8 +67,17 @@ def wish(config: Config) -> Wish:
         silence=2 * config.stream.heartbeat,
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
-        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url}",
+        # EWS URLs that were accepted by another allow-list are not used again.
+        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url} {_trusted(config)}",
     )
+
+
+def _trusted(config: Config) -> str:
+    hosts = [
+        *config.exchange.autodiscover_hosts,
+        *(host for server in config.servers for host in server.hosts),
+    ]
+    return " ".join(sorted(hosts))
 
 
 def discovery(config: Config, access: Access) -> Autodiscover:
@@ -80,6 +89,7 @@ def discovery(config: Config, access: Access) -> Autodiscover:
         url=exchange.autodiscover_url,
         ews_url=exchange.ews_url,
         hosts=[*exchange.autodiscover_hosts, *(host for server in config.servers for host in server.hosts)],
+        servers=[group.ews_url for group in config.groups if group.ews_url is not None],
     )
 
 

@@ -182,7 +182,7 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ),
         (
             {"handlers": {"a": {"use": "x", "filter": {"mailboxes": ["x"]}}}},
-            'handlers.a.filter.mailboxes[0]: "x" is no address of the form name@domain',
+            'handlers.a.filter.mailboxes[0]: "x" is not a valid email address',
         ),
     ],
 )  # fmt: skip
@@ -241,10 +241,10 @@ class TestMailboxes:
             tmp_path,
             mailboxes={"addresses": ["a@example.com", "nope", "a@EXAMPLE.com"], "file": "m.txt"},
         ) == [
-            'mailboxes.addresses[1]: "nope" is no address of the form name@domain',
+            'mailboxes.addresses[1]: "nope" is not a valid email address',
             'mailboxes.addresses[2]: "a@example.com" stands already at mailboxes.addresses[0]',
             'm.txt:3: "a@example.com" stands already at mailboxes.addresses[0]',
-            'm.txt:4: "foo bar" is no address of the form name@domain',
+            'm.txt:4: "foo bar" is not a valid email address',
             'm.txt:5: "x@example.com" stands already at m.txt:1',
         ]
 
@@ -355,7 +355,7 @@ class TestAccess:
             ({"addresses": ["a@b.c"], "max_drop": 2}, "mailboxes.max_drop: must be at most 1"),
             (
                 {"distribution_groups": ["sales"]},
-                'mailboxes.distribution_groups[0]: "sales" is no address of the form name@domain',
+                'mailboxes.distribution_groups[0]: "sales" is not a valid email address',
             ),
             (
                 {"distribution_groups": ["sales@b.c"]},

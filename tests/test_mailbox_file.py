@@ -63,8 +63,9 @@ def test_the_file_of_the_configuration_is_read_by_the_same_code(tmp_path: Path) 
 
 
 LABELS = st.text(st.characters(categories=["Ll", "Nd"]), min_size=1, max_size=8)
+DOMAINS = st.text(st.sampled_from("abcxyz019äöüéжпочта"), min_size=1, max_size=8)  # IDNA forbids many letters
 ADDRESSES = st.builds(
-    lambda local, domain: unicodedata.normalize("NFC", f"{local}@{domain}.example".lower()), LABELS, LABELS
+    lambda local, domain: unicodedata.normalize("NFC", f"{local}@{domain}.example".lower()), LABELS, DOMAINS
 )
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0#"), max_size=12)
 NAMES = st.sampled_from(ADDRESS_COLUMNS)
@@ -126,14 +127,14 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
             [
                 'm.txt:3: nothing in column "Mail"',
                 'm.txt:4: nothing in column "Mail"',
-                'm.txt:5: "nobody" is no address of the form name@domain',
+                'm.txt:5: "nobody" is not a valid email address',
             ],
         ),
         (
             "alice@example.com,Alice\n",
             [
                 (
-                    'm.txt:1: "alice@example.com,Alice" is no address of the form name@domain; several values a line need '  # noqa: E501
+                    'm.txt:1: "alice@example.com,Alice" is not a valid email address; several values a line need '
                     "a first line that names the columns, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"  # noqa: E501
                 )
             ],
@@ -142,7 +143,7 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
             "Alias;Office\n",
             [
                 (
-                    'm.txt:1: "Alias;Office" is no address of the form name@domain; the first line names no column that is '  # noqa: E501
+                    'm.txt:1: "Alias;Office" is not a valid email address; the first line names no column that is '
                     "known to hold the address, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
                 )
             ],
@@ -195,7 +196,7 @@ def test_an_address_of_any_script_is_an_address(given: str, address: str) -> Non
      "a\ud800@b.c", "a@b.c\u202e", f"{'a' * 600}@b.c"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match=r"invisible character U|is no address") as caught:
+    with pytest.raises(ValueError, match=r"invisible character U|is not a valid email") as caught:
         parse_address(wrong)
     assert len(str(caught.value)) < 200
 

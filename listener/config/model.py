@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -41,6 +40,7 @@ from listener.config.values import (
     parse_address,
     parse_sid,
 )
+from listener.ews.urls import host_of
 from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type, is_glob
 
 
@@ -379,7 +379,7 @@ class Config(Section):
 
     def auth_for(self, url: str) -> AnyAuth:
         """How to prove who we are at this URL: what [[servers]] says of its host, else [auth]."""
-        host = (urlsplit(url).hostname or "").lower()
+        host = host_of(url)
         return next((s.auth for s in self.servers if any(fnmatchcase(host, p) for p in s.hosts)), self.auth)
 
     @property

@@ -2,24 +2,23 @@
 
 import math
 import re
-import unicodedata
 from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 
+from listener.ews import urls
+from listener.ews.addresses import fold_address as fold_address
+from listener.ews.addresses import parse_address as parse_address
+from listener.ews.urls import UrlError, parse_proxy_url, parse_url
 from listener.filters import EVENT_NAMES
 from listener.suggest import did_you_mean
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
-_ADDRESS = re.compile(r"[^\s@<>\"(),:;\\\[\]]+@[^\s@<>\"(),:;\\\[\]]+", re.ASCII)
-LONGEST_ADDRESS: Final = 571
-"""Characters that Exchange allows in an SMTP address ("Recipient attributes", learn.microsoft.com)."""
-_SID = re.compile(r"S-1(?:-\d+){1,15}")
+_DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]+)?)\s*([smhd])\s*")
+_SID = re.compile(r"S-1(?:-[0-9]+){1,15}")
 
 DISTINGUISHED_FOLDERS: Final = frozenset(
     """
@@ -65,32 +64,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.15g}s"
 
 
-def parse_address(value: str) -> str:
-    """Return an SMTP address or user principal name in lower case and Unicode form NFC. Raises ValueError.
-
-    The local part and the domain may have letters of any script (RFC 6531, RFC 5890).
-    """
-    address = fold_address(value)
-    hidden = next((sign for sign in address if unicodedata.category(sign)[0] in "CZ" and sign != " "), None)
-    if hidden is not None:
-        shown = "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in value.strip())
-        name = unicodedata.name(hidden, "control character")
-        raise ValueError(f'"{shown}" has the invisible character U+{ord(hidden):04X} ({name}): remove it')
-    domain = address.rpartition("@")[2]
-    if not _ADDRESS.fullmatch(address) or not all(domain.split(".")) or len(address) > LONGEST_ADDRESS:
-        raise ValueError(f'"{_short(value)}" is no address of the form name@domain')
-    return address
-
-
-def fold_address(value: str) -> str:
-    """The form in which addresses, and patterns of them, are compared."""
-    return unicodedata.normalize("NFC", value.strip().lower())
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= LONGEST_ADDRESS else f"{value[:40]}…"
-
-
 def parse_sid(value: str) -> str:
     """A security identifier (MS-DTYP, `S-1-5-21-…`). Raises ValueError."""
     sid = value.strip().upper()
@@ -100,8 +73,8 @@ def parse_sid(value: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    """Whether the host of a URL, or of //HOST:PORT, is this machine."""
+    return urls.is_loopback(urls.host_of(f"http:{url}" if url.startswith("//") else url))
 
 
 def _positive(seconds: float) -> float:
@@ -118,15 +91,13 @@ def _window(seconds: float) -> float:
 
 def _url(value: str) -> str:
     try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        good = False
-    if not good or re.search(r"\s", value):
-        raise ValueError(f"must be a URL of the form https://host/path{_with_scheme(value)}")
-    if "@" in parts.netloc:
-        raise ValueError("must not hold a user or a password: they belong in [auth]")
-    return value
+        return parse_url(value).text
+    except UrlError:
+        try:
+            parse_proxy_url(value)
+        except UrlError:
+            raise ValueError(f"must be a URL of the form https://host/path{_with_scheme(value)}") from None
+        raise ValueError("must not hold a user or a password: they belong in [auth]") from None
 
 
 def _with_scheme(value: str) -> str:
@@ -137,15 +108,17 @@ def _with_scheme(value: str) -> str:
 
 
 def _https(value: str) -> str:
-    if not _url(value).startswith("https://"):
+    url = _url(value)
+    if not url.startswith("https://"):
         raise ValueError("must be a URL of the form https://host/path")
-    return value
+    return url
 
 
 def _proxy(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be a URL of the form http://host:port")
+    try:
+        parse_proxy_url(value.get_secret_value())
+    except UrlError:  # its text may show the password
+        raise ValueError("must be a URL of the form http://host:port") from None
     return value
 
 
@@ -158,11 +131,10 @@ def _host_pattern(value: str) -> str:
 
 def _host_port(value: str) -> str:
     try:
-        parts = urlsplit(f"//{value}")
-        good = parts.netloc == value and parts.hostname and parts.port and not parts.username
-    except ValueError:
-        good = False
-    if not good:
+        parts = parse_url(f"http://{value}")
+    except UrlError:
+        parts = None
+    if parts is None or parts.path or not re.search(r":[0-9]+$", value):
         raise ValueError("must be of the form HOST:PORT, such as 127.0.0.1:9817")
     return value
 

@@ -15,6 +15,7 @@ from lxml import etree
 from listener.errors import ExchangeError
 from listener.ews import texts
 from listener.ews.codes import LONGEST_WAIT, Failure
+from listener.ews.values import amount
 from listener.ews.xml import excerpt, local_name, read
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -25,8 +26,6 @@ ADDRESSING = "http://www.w3.org/2005/08/addressing"
 PREFIXES = {"soap": SOAP, "m": MESSAGES, "t": TYPES, "a": AUTODISCOVER, "wsa": ADDRESSING}
 # An element that declares no more than it needs takes a third of the time.
 _OWN = {prefix: {prefix: uri} for prefix, uri in PREFIXES.items()}
-
-_MILLISECONDS = re.compile(r"[0-9]{1,11}")
 
 ImpersonationKind: TypeAlias = Literal["PrincipalName", "SID", "PrimarySmtpAddress", "SmtpAddress"]
 
@@ -142,8 +141,10 @@ def only_message(content: bytes) -> etree._Element:
 def back_off(element: etree._Element) -> float | None:
     """BackOffMilliseconds of `MessageXml/t:Value[@Name]` somewhere below, in seconds; LONGEST_WAIT at most."""
     for value in element.iter("{*}Value"):
-        if value.get("Name") == "BackOffMilliseconds" and _MILLISECONDS.fullmatch(text(value)):
-            return min(int(text(value)) / 1000, LONGEST_WAIT)
+        if value.get("Name") == "BackOffMilliseconds":
+            milliseconds = amount(text(value), LONGEST_WAIT * 1000)
+            if milliseconds is not None:
+                return milliseconds / 1000
     return None
 
 

@@ -1,7 +1,10 @@
-"""Numbers and times as servers write them."""
+"""Numbers and times as servers write them. Each parser returns None for what is not one, and never raises."""
 
+import json
 import re
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 
 def integer(digits: str) -> int | None:
@@ -27,10 +30,44 @@ def moment(time: str | None) -> datetime | None:
     """RFC 3339 as an aware datetime; None if it is none."""
     try:
         found = datetime.fromisoformat(time or "")
-    except ValueError:
+        # Near the years 1 and 9999 an offset leads outside of the calendar: it would raise wherever it is converted.
+        found.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
     return found if found.tzinfo else None
 
 
+def http_date(text: str) -> datetime | None:
+    """An HTTP date (RFC 9110 section 5.6.7) in UTC; a date without a zone is UTC. None if it is none."""
+    if len(text) > _LONGEST_DATE:
+        return None
+    try:
+        date = parsedate_to_datetime(text)
+        return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        LookupError,
+    ):  # the parser of the standard library raises all these
+        return None
+
+
+def amount(digits: str, most: float) -> float | None:
+    """A whole number of up to 18 ASCII digits without a sign, `most` at most; None if it is none."""
+    return min(float(digits), most) if _AMOUNT.fullmatch(digits) else None
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """A JSON object; None if it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+_LONGEST_DATE = 100
+_AMOUNT = re.compile(r"[0-9]{1,18}")
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?([+-]\d\d:\d\d)?", re.ASCII)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from types import TracebackType
-from urllib.parse import urlsplit
 
 import structlog
 import trio
 
 from listener.backoff import Backoff
 from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.ews.urls import server_of
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ class Budgets:
 
     def of(self, url: str) -> Budget:
         """The budget for requests to this URL."""
-        host = urlsplit(url).netloc
+        host = server_of(url)
         return self.by_host.setdefault(host, Budget(self.most))
 
     def change(self, most: int) -> None:

@@ -19,6 +19,7 @@ import trio
 from msgspec.structs import replace
 
 from listener.errors import ExchangeError
+from listener.ews.addresses import header_value
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
 from listener.exchange.audit import Audit
@@ -27,7 +28,7 @@ from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
 from listener.exchange.issuer import with_issuer
-from listener.exchange.network import Network
+from listener.exchange.network import Network, hide_location, location_of
 from listener.exchange.trouble import mapped_errors
 from listener.watching import Watching
 
@@ -73,6 +74,7 @@ class ExchangeClient:
             transport=self._account.scheme.over(access.network),
             trust_env=False,
             follow_redirects=False,
+            event_hooks={"response": [hide_location]},
             timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),
             headers={
                 "User-Agent": access.user_agent,
@@ -171,8 +173,9 @@ class ExchangeClient:
             watching.tell_request(operation, body, anchor, code=code, seconds=seconds)
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        request = self._http.build_request("POST", self.url, content=body, headers=headers)
+        raw = [(name.encode(), header_value(value)) for name, value in headers.items()]
         with mapped_errors(proxy=self._access.proxy):
+            request = self._http.build_request("POST", self.url, content=body, headers=raw)
             response = await self._http.send(request, stream=True)
         bound(self._http.cookies.jar)
         answer = Answer(response)
@@ -183,7 +186,7 @@ class ExchangeClient:
             # Some servers write a second, stray answer after a fault: this connection is not used again.
             answer.hang_up()
         failure = http_failure(answer.status, answer.headers, content, datetime.now(UTC))
-        if failure.code == "Http401":
+        if failure.code in ("Http401", "Http440"):
             failure = replace(
                 failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
             )
@@ -197,6 +200,8 @@ class Answer(Body):
         super().__init__(response)
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
+        if (location := location_of(response)) is not None:
+            self.headers = {**response.headers, "location": location}
 
     def hang_up(self) -> None:
         """Makes sure that the connection serves no further request."""

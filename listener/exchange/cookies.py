@@ -24,6 +24,12 @@ class Cookie(msgspec.Struct, frozen=True, kw_only=True):
         return f"Cookie({self.name}, {self.domain}{self.path})"
 
 
+MOST = 50
+"""Cookies that one jar keeps (RFC 6265 section 6.1)."""
+LONGEST = 4096
+"""Characters that a cookie's name and value may have together."""
+
+
 def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
     """What a jar holds, sorted, so that equal jars give equal cookies."""
     for cookie in sorted(jar, key=lambda c: (c.domain, c.path, c.name)):
@@ -33,8 +39,13 @@ def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
             domain=cookie.domain,
             path=cookie.path,
             secure=cookie.secure,
-            expires=cookie.expires,
+            # A server can name a time that no float and no journal holds.
+            expires=None if cookie.expires is None else float(min(cookie.expires, FOREVER)),
         )
+
+
+FOREVER = 1 << 40
+"""Unix time that no cookie outlives."""
 
 
 def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:

@@ -1,4 +1,4 @@
-"""The one place that knows the errors of httpx: they become failures with codes of our own (docs/TROUBLE.md)."""
+"""Map the errors of httpx, and of what it is built on, to failures with codes of our own (docs/TROUBLE.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import h11
+import httpcore
 import httpx
+import trio
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
@@ -21,11 +24,27 @@ def mapped_errors(what: str = "", proxy: httpx.Proxy | None = None) -> Iterator[
     and the port, or those of the `proxy`."""
     try:
         yield
-    except httpx.HTTPError as error:
+    except FOREIGN as error:
         raise ExchangeError(Failure(code=_code(error), text=what + excerpt(_text(error, proxy)))) from error
 
 
-def _code(error: httpx.HTTPError) -> str:
+FOREIGN: tuple[type[Exception], ...] = (
+    httpx.HTTPError,
+    httpx.InvalidURL,  # not an HTTPError
+    httpx.StreamError,
+    httpcore.ProtocolError,
+    h11.ProtocolError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    ValueError,  # UnicodeError, idna.IDNAError and binascii.Error too
+    ArithmeticError,
+    OSError,  # ssl.SSLError too
+)
+"""What libraries raise for URLs, headers, certificates and bodies of outside origin. Mistakes of our own, such as
+TypeError and AssertionError, are not among them."""
+
+
+def _code(error: Exception) -> str:
     match error:
         case httpx.ConnectTimeout():
             return "ConnectTimeout"
@@ -39,6 +58,12 @@ def _code(error: httpx.HTTPError) -> str:
             return "Http407"
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return "ConnectFailed"
+        case httpx.InvalidURL():
+            return "InvalidUrl"
+        case ssl.SSLError():
+            return "TlsFailed"
+        case ValueError() | ArithmeticError():
+            return "UnexpectedReply"
         case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
             return "StreamIncomplete"
         case _:

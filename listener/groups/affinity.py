@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, TypeAlias
-from urllib.parse import urlsplit
 
 from listener.access import AccessKind
+from listener.ews.urls import host_of
 
 LARGEST_GROUP = 200
 
@@ -100,7 +100,7 @@ def _new_group(
     place: Place, mailboxes: Sequence[str], existing: Sequence[Group], *, closed: bool = False
 ) -> Group:
     url, information, access = place
-    label = information or urlsplit(url).hostname or url
+    label = information or host_of(url) or url
     numbers = [int(number) for of, _, number in (g.name.rpartition("/") for g in existing) if of == label]
     name = f"{label}/{max(numbers, default=0) + 1}"
     return Group(name, url, information, tuple(mailboxes), closed, access)

@@ -7,7 +7,7 @@ Exchange", "Role Based Access Control for Applications in Exchange Online" (lear
 
 from typing import NamedTuple
 
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import UNKNOWN_TO_FRONT_END, Failure, Verdict
 
 
 class Remedy(NamedTuple):
@@ -102,7 +102,57 @@ _ENTRA: dict[str, Remedy] = {
     "TokenRefused": Remedy("No token; the text says why.", "see [auth]"),
 }
 
+# Of single mailboxes and of where they live.
+_MAILBOX: dict[str, Remedy] = {
+    **dict.fromkeys(
+        UNKNOWN_TO_FRONT_END,
+        Remedy(
+            "Exchange's front end does not know the mailbox: it was removed, or the address is wrong.",
+            "Get-Recipient MAILBOX; correct [mailboxes]",
+        ),
+    ),
+    "ErrorNonPrimarySmtpAddress": Remedy(
+        "The address is not the mailbox's primary SMTP address, as impersonate_by says.",
+        "Get-Mailbox MAILBOX | Format-List PrimarySmtpAddress; configure that address, or "
+        '[mailboxes] impersonate_by = "SmtpAddress"',
+    ),
+    "ErrorInvalidUserPrincipalName": Remedy(
+        "No user has this user principal name, as impersonate_by says.",
+        "Get-User MAILBOX | Format-List UserPrincipalName; configure that name, or another impersonate_by",
+    ),
+    "ErrorInvalidUserSid": Remedy(
+        "No user has this security identifier, as impersonate_by says.",
+        "Get-User MAILBOX | Format-List Sid; configure that identifier, or another impersonate_by",
+    ),
+    "Http456": Remedy(
+        "The account is blocked.",
+        "Update-MgUser -UserId SERVICE -AccountEnabled:$true; see its sign-in log",
+    ),
+    "Http457": Remedy(
+        "The account must sign in interactively or with multi-factor authentication, which a service cannot do.",
+        'exclude SERVICE from the Conditional Access policy, or [auth] kind = "oauth" with an application',
+    ),
+    "MailboxRefused": Remedy(
+        "The server refuses the account for this mailbox only. It accepts the same credentials for others.",
+        "Get-Mailbox MAILBOX; Get-CASMailbox MAILBOX | Format-List EwsEnabled; Test-WebServicesConnectivity on the "
+        "server that has it",
+    ),
+    "InvalidUrl": Remedy(
+        "A server named a URL that cannot be used.",
+        "Get-WebServicesVirtualDirectory | Format-List *Url; or [exchange] ews_url",
+    ),
+    "TooManyRedirects": Remedy(
+        "Autodiscover redirects the address in a circle.",
+        "Get-Recipient MAILBOX | Format-List ExternalEmailAddress,PrimarySmtpAddress; or [exchange] autodiscover_url",
+    ),
+    "UntrustedRedirect": Remedy(
+        "Autodiscover names a host that credentials are not sent to.",
+        "if the host is right, add it to [exchange] autodiscover_hosts",
+    ),
+}
+
 REMEDIES: dict[str, Remedy] = _ENTRA | {
+    **_MAILBOX,
     **dict.fromkeys(
         ("ErrorImpersonateUserDenied", "ErrorImpersonationDenied", "ErrorImpersonationFailed"), _SCOPE
     ),

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -21,6 +20,7 @@ import trio
 from listener.access import AccessKind, AccessRule
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
+from listener.ews.urls import server_of
 from listener.exchange.client import Access
 from listener.rights.probe import Reach, open_probe
 
@@ -96,7 +96,7 @@ class Scope:
             async with open_probe(url, self.access, self.version) as probe:
                 for way in self.ways(url):
                     reach = await probe.reach(mailbox, way.of(mailbox))
-                    attempt = _judged(mailbox, way.kind, urlsplit(url).netloc, reach)
+                    attempt = _judged(mailbox, way.kind, server_of(url), reach)
                     match attempt.finding:
                         case Finding.REACHED:
                             return attempt

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import httpx
@@ -21,6 +20,7 @@ from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure
 from listener.ews.http import SKEW, off_by
+from listener.ews.values import http_date, json_object
 from listener.ews.xml import excerpt
 from listener.exchange.auth.aadsts import MEANINGS
 from listener.exchange.auth.tokens import Token
@@ -84,15 +84,26 @@ class Entra:
             proxy = None if self._auth.managed_identity else self._proxy
             with _Http(self._tls, self._proxy) as http, mapped_errors("asking for a token: ", proxy):
                 answer = self._ask(http, claims)
-        except (SecretError, CertificateError) as error:
+        except SecretError as error:
             raise ExchangeError(Failure(code="SecretUnreadable", text=str(error))) from error
-        if text := answer.get("access_token"):
-            refresh = answer.get("refresh_in")
-            return Token(text, float(answer["expires_in"]), None if refresh is None else float(refresh))
+        text, lifetime = answer.get("access_token"), _seconds(answer.get("expires_in", LIFETIME))
+        if isinstance(text, str) and _TOKEN.fullmatch(text) and lifetime is not None:
+            return Token(text, lifetime, _seconds(answer.get("refresh_in")))
+        if text:
+            raise ExchangeError(Failure(code="TokenEndpointFailed", text=f"{self._authority}: {UNUSABLE}"))
         raise ExchangeError(self._failure(answer, http))
 
     def _ask(self, http: _Http, claims: str | None) -> dict[str, Any]:
         """What msal gets. It is made anew each time: so its caches do not stand between us and a new secret."""
+        try:
+            answer = self._acquired(http, _usable(claims))
+        except (httpx.HTTPError, SecretError):
+            raise
+        except Exception as error:  # noqa: BLE001  (msal raises whatever an answer of another form leads to)
+            return http.refusal or {"error": type(error).__name__, "error_description": str(error)}
+        return answer if isinstance(answer, dict) else {"error": "no JSON object"}
+
+    def _acquired(self, http: _Http, claims: str | None) -> Any:
         auth = self._auth
         if auth.managed_identity:
             identity = (
@@ -101,24 +112,22 @@ class Entra:
                 else msal.SystemAssignedManagedIdentity()
             )
             managed = msal.ManagedIdentityClient(identity, http_client=http)
-            answer: dict[str, Any] = managed.acquire_token_for_client(
+            return managed.acquire_token_for_client(
                 resource=self._scope.removesuffix("/.default"), claims_challenge=claims
             )
-            return answer
-        credential = self._credential()
         try:
-            application = msal.ConfidentialClientApplication(
-                auth.client_id,
-                client_credential=credential,
-                authority=self._authority,
-                http_client=http,
-                instance_discovery=False,  # the configuration's word is enough
-                client_capabilities=["cp1"],  # we answer claims challenges
-            )
-            answer = application.acquire_token_for_client([self._scope], claims_challenge=claims)
-        except (ValueError, msal.exceptions.MsalError) as error:
-            return http.refusal or {"error": type(error).__name__, "error_description": str(error)}
-        return answer
+            credential = self._credential()
+        except CertificateError as error:
+            raise SecretError(str(error)) from error
+        application = msal.ConfidentialClientApplication(
+            auth.client_id,
+            client_credential=credential,
+            authority=self._authority,
+            http_client=http,
+            instance_discovery=False,  # the configuration's word is enough
+            client_capabilities=["cp1"],  # we answer claims challenges
+        )
+        return application.acquire_token_for_client([self._scope], claims_challenge=claims)
 
     def _credential(self) -> Any:
         """In msal's form. Read again each time, since secrets and certificates are replaced while we run."""
@@ -158,7 +167,7 @@ class Entra:
         if told and code in VERDICTS:
             return Failure(code=code, text=told + off)
         # A proxy's page in place of an answer refuses nothing.
-        judged = answer.get("error") not in PASSING and http.status not in WITHOUT_JUDGEMENT
+        judged = not _is_passing(answer) and http.status not in WITHOUT_JUDGEMENT
         return Failure(
             code="TokenRefused" if judged or http.refusal else "TokenEndpointFailed",
             text=f"{self.account} gets no token from {self._authority}: {said}{off}",
@@ -207,17 +216,39 @@ class _Http:
 
     def _noted(self, response: httpx.Response) -> httpx.Response:
         """Keeps what msal does not tell of an answer that it makes nothing of."""
-        try:
-            told = parsedate_to_datetime(response.headers.get("date", ""))
-            self.skew = (datetime.now(UTC) - told.replace(tzinfo=told.tzinfo or UTC)).total_seconds()
-        except ValueError:
-            self.skew = 0.0
+        response.encoding = "utf-8"  # JSON's (RFC 8259), whatever charset the answer names
+        told = http_date(response.headers.get("date", ""))
+        self.skew = 0.0 if told is None else (datetime.now(UTC) - told).total_seconds()
         self.status, self.refusal = response.status_code, None
         if response.is_client_error:
-            try:
-                body = json.loads(response.text)
-            except ValueError:
-                body = None
-            judged = isinstance(body, dict) and "error" in body and body["error"] not in PASSING
+            body = json_object(response.text)
+            judged = body is not None and "error" in body and not _is_passing(body)
             self.refusal = body if judged else None
         return response
+
+
+def _usable(claims: str | None) -> str | None:
+    """The claims if they are what a server may ask for: a JSON object, in which msal adds to `access_token`."""
+    asked = json_object(claims or "")
+    return None if asked is None or not isinstance(asked.get("access_token", {}), dict) else claims
+
+
+def _is_passing(answer: Mapping[str, Any]) -> bool:
+    error = answer.get("error")
+    return isinstance(error, str) and error in PASSING
+
+
+def _seconds(value: object) -> float | None:
+    """A lifetime as an endpoint writes it: a number, or a text of one; None if it is none."""
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, SHORTEST), LONGEST) if math.isfinite(seconds) else None
+
+
+LIFETIME = 3599
+"""Seconds that a token lives where the answer does not say (RFC 6749 section 5.1)."""
+SHORTEST, LONGEST = 1.0, 30 * 86400.0
+UNUSABLE = "the answer has an access_token or an expires_in of a form that cannot be used"
+_TOKEN = re.compile(r"[\x21-\x7e]+")

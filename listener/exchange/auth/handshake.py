@@ -21,10 +21,12 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import httpx
+import msgspec
 import trio
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
+from listener.ews.xml import excerpt
 from listener.exchange.auth import challenges
 from listener.exchange.auth.binding import end_point
 from listener.exchange.auth.credentials import Credentials
@@ -194,6 +196,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
         """The answer after all legs, None if the handshake must begin anew. ExchangeError: it is a refusal."""
         received: bytes | None = None
         begun: Any = None
+        diagnostics = ""
         try:
             while token := await handshake.step(received, binding):
                 request.headers["Authorization"] = f"{handshake.header} {b64encode(token).decode()}"
@@ -205,6 +208,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                     return None
                 if response.status_code != UNAUTHORIZED:
                     return response
+                diagnostics = excerpt(response.headers.get("x-ms-diagnostics", ""))
                 cookies += await _put_aside(response)
                 elsewhere = end_point(line.connection) != binding or (begun and line.connection is not begun)
                 if elsewhere or (not handshake.shown and _closes(response)):
@@ -217,7 +221,9 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                         return None
                     break
                 begun = line.connection
-            raise ExchangeError(handshake.refused(binding))
+            failure = handshake.refused(binding)
+            text = "; ".join(filter(None, [failure.text, diagnostics]))
+            raise ExchangeError(msgspec.structs.replace(failure, text=text))
         finally:
             request.headers.pop("Authorization", None)
 
