@@ -31,6 +31,7 @@ from listener.assembly import (
     wish,
 )
 from listener.catchup.catchup import CatchUp
+from listener.catchup.knowledge import stored_folders
 from listener.catchup.recollection import Recollection
 from listener.catchup.states import JournalStates
 from listener.config import Config
@@ -144,6 +145,7 @@ class Daemon:
             ):
                 self.catch_up = self._new_catch_up(journal)
                 self.keeper = Keeper(journal, self.roster)
+                self.roster.stored_folders = partial(stored_folders, JournalStates(journal))
                 last = await self._remember(self.keeper)
                 if self.catch_up.mode == "sync":  # else nobody asks what was told, and it would only pile up
                     self._told = Recollection(self.catch_up.note)
@@ -235,6 +237,7 @@ class Daemon:
             interval=self.config.catch_up.interval,
             idle_interval=self.config.catch_up.idle_interval,
             silent=self.roster.renew,
+            refused=self.roster.check_access,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
             concurrency=64,
             sweepers=16,
@@ -400,7 +403,7 @@ class Daemon:
     def _new_runner(self, group: Group, roster: Roster, before: Restored | None = None, /) -> GroupRunner:
         client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
         kept = None if before is None else before.kept
-        state = GroupState.start(group.mailboxes, self.policy, kept)
+        state = GroupState.start(group.mailboxes, self.policy, kept, apart=group.closed)
         return GroupRunner(
             group, client, self.wish, self._publish, roster, state, well=roster.well, begun=roster.begun
         )

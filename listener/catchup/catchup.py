@@ -100,7 +100,8 @@ class CatchUp:
     `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
     are subscribed to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first
     time; what is older than `begun`, another process saw. `silent` is told of mailboxes whose streams keep things
-    back, `looked` of each comparison that came to its end, and when it began. `grace` is how long a sweep, and
+    back, `refused` of those that cannot be read, `looked` of each comparison that came to its end, and when it began.
+    `grace` is how long a sweep, and
     `settle` how long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches:
     events that were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those
     for first states apart.
@@ -121,6 +122,7 @@ class CatchUp:
     builders: int = 1
     backoff: Backoff = Backoff(first=2.0, factor=2.0, cap=300.0)
     silent: Callable[[str], None] | None = None
+    refused: Callable[[str, Failure], None] | None = None
     looked: Callable[[str, float], None] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     dice: random.Random = field(default_factory=random.Random)
@@ -264,6 +266,8 @@ class CatchUp:
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
+            if self.refused is not None:
+                self.refused(mailbox, failure)
             delay = Backoff(PARKED, 2.0, self.idle_interval).longest(failures)
             agenda.put(mailbox, trio.current_time() + delay)
             return

@@ -46,6 +46,12 @@ async def load_known(states: States, mailbox: str) -> tuple[Known | None, dict[s
     return _DECODE_KNOWN(kept[WHOLE]), records
 
 
+async def stored_folders(states: States, mailbox: str) -> set[str]:
+    """Return the ids of the folders that are stored for a mailbox."""
+    known, records = await load_known(states, mailbox)
+    return set(records) if known is None else {known.top, known.inbox, *records}
+
+
 def encoded(records: Mapping[str, Record | None], whole: Known | None = None) -> dict[str, bytes | None]:
     """The changes that keep these, as load_known() gives them; None is forgotten."""
     changes = {id_: None if record is None else _ENCODE(record) for id_, record in records.items()}

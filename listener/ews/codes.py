@@ -207,6 +207,7 @@ _OURS = {
         "ConnectFailed",
         "ConnectTimeout",
         "ConnectionReset",
+        "GroupError",  # an unknown exception of our own on a stream (its log line has the traceback)
         "HandshakeBroken",  # the server did not go on in the middle of a handshake
         "KerberosFailed",  # there is no ticket to be had
         "EnvelopeTooLarge",  # an envelope outgrew the buffer
@@ -222,6 +223,7 @@ _OURS = {
     ),
     Verdict.PARK: (
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
+        "InternalError",  # an unknown exception of our own about one mailbox (its log line has the traceback)
         "InvalidUrl",  # a server named a URL that nothing can be made of
         "MailboxRefused",  # the credentials are refused for this mailbox, and accepted for others
         "TooManyRedirects",
@@ -248,3 +250,8 @@ VERDICTS: dict[str, Verdict] = {
     for verdict, codes in table.items()
     for code in codes
 }
+
+
+def crash(error: Exception, code: str = "InternalError") -> Failure:
+    """Return the failure that stands for an unknown exception; only its type is told, its text may be secret."""
+    return Failure(code=code, text=type(error).__name__)

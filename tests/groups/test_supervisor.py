@@ -4,7 +4,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -26,6 +26,7 @@ from listener.groups.actions import Discovered, Joined, Left, Stop
 from listener.groups.affinity import Group
 from listener.groups.group import GroupState
 from listener.groups.member import Policy
+from listener.groups.ownership import Ownership
 from listener.groups.supervisor import GroupRunner, Wish
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
@@ -173,6 +174,10 @@ class Registry:
     separated: list[str] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
     gaps: list[tuple[str, float | None, str]] = field(default_factory=list)
+    unproven: set[str] = field(default_factory=set)
+    known: Ownership = field(default_factory=Ownership)
+    stored: dict[str, list[str]] = field(default_factory=dict)
+    seek_error: Exception | None = None
     changes: int = 0
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
@@ -190,12 +195,32 @@ class Registry:
     def owner(self, _group: Group, subscription: str, /) -> str | None:
         return self.owners.get(subscription)
 
+    def doubt(self, _group: Group, subscriptions: Iterable[str], /) -> None:
+        self.unproven.update(subscriptions)
+
+    def confirm(self, _group: Group, subscription: str, /) -> None:
+        self.unproven.discard(subscription)
+
+    def is_proven(self, _group: Group, subscription: str, /) -> bool:
+        return subscription not in self.unproven
+
+    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None:
+        self.known.learn(mailbox, folders)
+
+    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
+        return self.known.judge(mailbox, folders)
+
+    async def folders(self, mailbox: str, /) -> Collection[str]:
+        return self.stored.get(mailbox, ["inbox"])
+
     async def seek(self, _group: Group, mailboxes: Sequence[str], /) -> Discovered:
+        if self.seek_error is not None:
+            raise self.seek_error
         self.sought += mailboxes
         await trio.sleep(1)
         return Discovered(gone=tuple(m for m in mailboxes if m in self.moved))
 
-    def separate(self, _group: Group, mailboxes: Sequence[str], /) -> None:
+    def separate(self, _group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
         self.separated += mailboxes
 
     def changed(self, _group: Group, /) -> None:
