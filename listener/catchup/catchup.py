@@ -195,6 +195,14 @@ class CatchUp:
                 self._sweeps.hasten(mailbox, trio.current_time() + self.interval)
             desk.traffic = True
 
+    def announce(self, batch: Iterable[MailboxEvent]) -> None:
+        """These events came on streams and are being written to the journal; note() follows. Never waits.
+
+        A comparison that ends meanwhile must not report a thing as created that one of them deletes.
+        """
+        if self.mode == "sync":
+            self.delivered.announce(batch)
+
     def sweep(self, mailboxes: Iterable[str] | None = None) -> None:
         """Sweeps these mailboxes, or all, as soon as can be."""
         for mailbox in list(self._desks) if mailboxes is None else mailboxes:

@@ -8,6 +8,7 @@ The rules:
 3. What handlers were told of, and no answer shows, is looked for.
 4. What is found waits for some seconds, because a stream may be a moment late; what is still untold then is kept
    together with the new states. So a crash repeats events, and drops none.
+5. What an event deleted or moved away after the server was asked is not reported as created or modified.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Comparison:
     unseen: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     _inbox: str = ""
+    _surveyed: int = 0  # the clock of the notes when the folders were asked for
+    _parents: Mapping[str, str | None] = field(default_factory=dict)
     _last: datetime | None = None
     _notes: Notes = field(default_factory=Notes)
     _seen: set[str] = field(default_factory=set)
@@ -82,10 +85,18 @@ class Comparison:
     async def run(self, known: Known | None, records: Mapping[str, Record]) -> None:
         """Compares with this knowledge, and replaces it. Raises ExchangeError; what was told by then is kept."""
         self.delivered.begin(self.mailbox)
+        try:
+            await self._run(known, records)
+        finally:
+            self.delivered.end(self.mailbox)
+
+    async def _run(self, known: Known | None, records: Mapping[str, Record]) -> None:
         self._notes = self.delivered.of(self.mailbox)
         made = self._notes.seen()
         self._last = None if known is None else datetime.fromtimestamp(known.compared, self.now().tzinfo)
+        self._surveyed = self._notes.clock
         known, now = await self._survey(known)
+        self._parents = {id_: folder.parent_folder_id for id_, folder in now.items()}
         self._inbox = known.inbox
         first = not records and self.cutoff is None
         differences = None
@@ -170,6 +181,7 @@ class Comparison:
         self, differences: Differences, words: frozenset[str], *, trusting: bool
     ) -> list[MailboxEvent]:
         about = self._context(kinds=self.kinds & words, trusting=trusting)
+        about = replace(about, asked=self._surveyed)
         return folder_events(differences, about, self._notes)
 
     # --- items
@@ -260,6 +272,7 @@ class Comparison:
         # Created, but older than what is known: moved here, or the server took the state for none.
         held: list[Change] = []
         kinds: list[ChangeKind] = []
+        earliest = about = self._asking(about)
         while True:
             try:
                 page = await self.inquiry.changes(folder, state, SYNCED)
@@ -284,8 +297,9 @@ class Comparison:
                 if not held and not full:
                     self._records[folder.folder_id] = msgspec.structs.replace(record, sync_state=state)
                 await self._flush()
+            about = self._asking(about)
         for change in held:
-            self._add(change, about)
+            self._add(change, earliest)
         if full:
             self._may_be_unseen(folder, record.folder)
         self._keep(folder, record, state)
@@ -298,6 +312,7 @@ class Comparison:
         if record is not None:
             about = replace(about, trusting=False)  # what is found like this may have been told long ago
         while folder.total_count != 0:
+            about = self._asking(about)
             page = await self.inquiry.changes(folder, state, SYNCED)
             state = page.sync_state
             self._seen.update(change.item_id for change in page.changes)
@@ -325,13 +340,15 @@ class Comparison:
         folder, cutoff = about.folder, about.cutoff
         if folder is None or cutoff is None or _is_older(folder, cutoff):
             return
-        about = replace(about, trusting=False)  # what is found like this may have been told long ago
+        # What is found like this may have been reported long ago.
+        about = self._asking(replace(about, trusting=False))
         async for items in self.inquiry.modified_since(folder, cutoff):
             self._seen.update(item.item_id for item in items)
             for item in items:
                 self._add_found(item, about)
             if len(self._pending) >= MANY:
                 await self._flush()
+            about = self._asking(about)
 
     async def _look_for(self, ids: set[str], about: Context) -> None:
         """Items that handlers know of, and that the folder has not shown: are they there?"""
@@ -363,7 +380,13 @@ class Comparison:
             folder=folder,
             is_inbox=folder is not None and folder.folder_id == self._inbox,
             cutoff=cutoff,
+            asked=self._notes.clock,
+            parents=self._parents,
         )
+
+    def _asking(self, about: Context) -> Context:
+        """The same for a request that is sent now."""
+        return replace(about, asked=self._notes.clock)
 
     def _add_found(self, item: Item, about: Context) -> None:
         """Adds an item of which only its times tell what became of it. They are of whole seconds, so that all of one
