@@ -11,9 +11,9 @@ The rules:
 4. A folder of which it is not known how it was when a gap began may have changed in it: it is `doubtful`, and told of
    unless its present state was.
 5. Nothing is reported of a thing after an event reported its deletion, or its move to another id. An answer of the
-   server is older than the events that came since its request was sent: a thing that it shows, and that such an event
-   deleted, is gone. If the event came before the request was sent, the thing has come back with the same id, and counts
-   as new.
+   server is older than the events that came since its request was sent: a thing that it shows, and that such an
+   event deleted, is gone. If the event came before the request was sent, the thing has come back with the same id,
+   and counts as new.
 6. A move cannot be told from a deletion here and a creation there, since the item has another id there.
 """
 
@@ -39,7 +39,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `complete`: the state tells of all items; until then it was given with a page amid the first ones. An empty folder
     needs none for that. `young`: the state became complete after that look, so it hides what changed in between.
-    `settled`: the folder has not changed between the last two looks.
+    `settled`: the folder has not changed between the last two looks. `start`: when the folder was first listened to,
+    if that is later than the mailbox as a whole; Unix seconds by the server's clock.
     """
 
     folder: Folder
@@ -47,11 +48,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = False
     young: bool = False
     settled: bool = False
+    start: float | None = None
 
     @classmethod
-    def first(cls, folder: Folder, *, settled: bool = False) -> Record:
+    def first(cls, folder: Folder, *, settled: bool = False, start: float | None = None) -> Record:
         """Of a folder at which nobody has looked before."""
-        return cls(folder=folder, complete=folder.total_count == 0, settled=settled)
+        return cls(folder=folder, complete=folder.total_count == 0, settled=settled, start=start)
 
 
 # --- folders
@@ -245,6 +247,19 @@ def parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Cha
         is_old = change.kind is ChangeKind.CREATE and cutoff and modified and modified < cutoff
         (old if is_old else new).append(change)
     return old, new
+
+
+def came_since(item: Item, since: datetime) -> bool:
+    """Whether an item is new in its mailbox since then. What was imported or migrated since then was received
+    before."""
+    made, received = moment(item.date_time_created), moment(item.date_time_received)
+    return made is not None and made >= since and (received is None or received >= since)
+
+
+def changed_since(folder: Folder, since: datetime | None) -> bool:
+    """Whether a folder may have changed since then, as far as its times can tell."""
+    times = [time for time in map(moment, (folder.modified_time, folder.commit_time_max)) if time is not None]
+    return since is None or not times or max(times) >= since
 
 
 def folder_events(differences: Differences, about: Context, notes: Notes) -> list[MailboxEvent]:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import TypeVar
 
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 # What a request asks for: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
+
+# Seconds that an answer may be on its way. What is more means that the server's clock was set back.
+CLOCK_STEP = 60.0
 
 # What a page may take up that is not a stream: an error page, or the answer to one Subscribe.
 LARGEST_ANSWER = 16 * 1024 * 1024
@@ -86,6 +90,8 @@ class ExchangeClient:
             },
         )
         put_into(self._http.cookies.jar, cookies)
+        # From trio's clock to the server's, in seconds, as far as its answers tell (Date).
+        self.server_offset: float | None = None
 
     async def __aenter__(self) -> ExchangeClient:
         await self._http.__aenter__()
@@ -170,6 +176,7 @@ class ExchangeClient:
         request = self._http.build_request("POST", self.url, content=body, headers=headers)
         with mapped_errors():
             response = await self._http.send(request, stream=True)
+        self._note_date(response.headers.get("date", ""))
         answer = Answer(response)
         if answer.status == httpx.codes.OK:
             return answer
@@ -183,6 +190,18 @@ class ExchangeClient:
                 failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
             )
         raise ExchangeError(failure)
+
+    def _note_date(self, written: str) -> None:
+        """Take the server's time from an answer. It is cut off to the second and was on its way for a while, so that
+        the server's clock is this far at least; a clock that was set back shows after CLOCK_STEP."""
+        try:
+            date = parsedate_to_datetime(written)
+            offset = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - trio.current_time()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return
+        known = self.server_offset
+        if known is None or offset > known or offset < known - CLOCK_STEP:
+            self.server_offset = offset
 
 
 class Answer:

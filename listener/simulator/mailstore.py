@@ -94,6 +94,7 @@ class Item(msgspec.Struct, kw_only=True, eq=False):
     subject: str
     sender: str
     created: float
+    received: float
     modified: float
     read: bool = True
 
@@ -356,6 +357,7 @@ class Mailbox:
             subject=subject,
             sender=sender,
             created=now,
+            received=now,
             modified=now,
             read=read,
         )
