@@ -410,7 +410,7 @@ class CatchUp:
             await self._tell_gap(mailbox, gap, since)
             desk_gap.told = True
         comparison = self._comparison(mailbox, desk, inquiry, mark, since)
-        comparison.cutoff = None if since is None else since - SKEW
+        comparison.cutoff = None if since is None else comparison.since - SKEW
         # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
         older = gap.before or (gap.since is not None and gap.since < self.begun)
         comparison.distrusted = younger or (known is not None and known.first and older)
@@ -513,7 +513,7 @@ class CatchUp:
         known, mark = kept.known, self._mark(mailbox, desk, kept, desk.gap)
         since = datetime.fromtimestamp(mark.start if known is None else known.compared, UTC)
         comparison = self._comparison(mailbox, desk, Inquiry(way), mark, since)
-        comparison.cutoff = since - SKEW
+        comparison.cutoff = comparison.since - SKEW
         # A stream may have ended soon after the first look, and have kept back what came before.
         comparison.distrusted = known is not None and known.first
         try:

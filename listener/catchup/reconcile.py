@@ -93,6 +93,7 @@ class Comparison:
     _surveyed: int = 0  # the clock of the notes when the folders were asked for
     _parents: Mapping[str, str | None] = field(default_factory=dict)
     _last: datetime | None = None
+    _ahead: timedelta = timedelta()  # the server's clock
     _notes: Notes = field(default_factory=Notes)
     _seen: set[str] = field(default_factory=set)
     _looked: dict[str, set[str]] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class Comparison:
     async def _run(self, known: Known | None, records: Mapping[str, Record]) -> None:
         self._notes = self.delivered.of(self.mailbox)
         made = self._notes.seen()
+        self._ahead = datetime.fromtimestamp(self.server_now, UTC) - self.now()
         self._last = None if known is None else datetime.fromtimestamp(known.compared, self.now().tzinfo)
         self._surveyed = self._notes.clock
         before, (known, now) = known, await self._survey(known)
@@ -386,7 +388,12 @@ class Comparison:
         if record is not None and record.folder == folder:
             return self._last is not None and self._last < self.now() - TICK
         committed = moment(folder.commit_time_max)
-        return committed is not None and committed < self.now() - SKEW
+        return committed is not None and committed < datetime.fromtimestamp(self.server_now, UTC) - SKEW
+
+    def _is_from_before(self, item: Item) -> bool:
+        """Whether an item is as it was before the mailbox was first listened to."""
+        times = [moment(item.date_time_created), moment(item.last_modified_time)]
+        return all(time is not None and time < self.floor for time in times)
 
     def _cutoff(self, record: Record | None, *, fresh: bool) -> datetime | None:
         """From when on changes in a folder are wanted: by the server's own clock where it has told one, and not from
@@ -402,7 +409,7 @@ class Comparison:
             return self.cutoff
         committed = moment(record.folder.commit_time_max)
         if committed is None:
-            return self._last - SKEW if self._last else self.cutoff
+            return self._last + self._ahead - SKEW if self._last else self.cutoff
         # Times are of whole seconds: there may be more in the last one, unless that was over when it was looked at.
         return committed + SECOND if record.settled else committed
 
@@ -441,12 +448,16 @@ class Comparison:
                     self._records[folder.folder_id] = msgspec.structs.replace(record, sync_state=state)
                 await self._flush()
             about = self._asking(about)
+        whole = _may_be_whole(kinds, folder)
         for change in held:
-            self._add(change, earliest)
+            # It was moved here, or was there before anybody listened and the server took the state for none. If this
+            # may be all that there is, the latter cannot be ruled out.
+            if not (whole and self._is_from_before(change)):
+                self._add(change, earliest)
         if full:
             self._may_be_unseen(folder, record.folder)
         self._keep(folder, record, state)
-        return full or record.sync_state is None or _may_be_whole(kinds, folder)
+        return full or record.sync_state is None or whole
 
     async def _list(self, about: Context, record: Record | None) -> bool:
         """Tells what is new in a folder, of all that there is; `record` None: all. True, since it is the whole."""

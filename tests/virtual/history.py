@@ -59,7 +59,11 @@ def phantoms(one: Office) -> list[tuple[str, str | None]]:
         word = event.type.rpartition(".")[2]
         if word == "deleted":
             gone.add(event.subject)
-        elif event.recovered and {event.subject, event.parent_folder_id} & gone:
+        elif (
+            event.recovered
+            and word in ("created", "modified", "new_mail")
+            and {event.subject, event.parent_folder_id} & gone
+        ):
             found.append((event.type, event.subject))
         elif word == "moved" and event.item_id is not None:
             gone.add(event.old_item_id)

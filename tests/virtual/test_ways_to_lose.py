@@ -249,7 +249,7 @@ async def test_nothing_is_lost_from_the_first_moment_on(
         await trio.sleep(20)
         await one.keep(users.due(clock()))
         old = things(one)
-        assert len(old) > 40
+        assert len(old) > 20
         one.clear()
         one.gap(None, "start")
         await happens(
@@ -259,7 +259,8 @@ async def test_nothing_is_lost_from_the_first_moment_on(
         one.gap(0.0)
         await one.settle(1900)
         assert one.catch_up.open_gaps == 0
-        assert one.lost() == []
+        # Of what was there before, only a SyncState knows that it has gone.
+        assert [line for line in one.lost() if line.kind != "DeletedEvent" or line.thing not in old] == []
         assert phantoms(one) == []
         assert too_old(one, old) == []
 
