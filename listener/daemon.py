@@ -109,6 +109,7 @@ class Daemon:
             gaps=self._note_gap,
             resumed=self._note_stream,
             left=self._forget,
+            subscribed=self._note_subscription,
             noted=self._note_change,
             kept=self._keep,
             unfilled=lambda: {} if self.catch_up is None else self.catch_up.unfilled(),
@@ -215,6 +216,7 @@ class Daemon:
         if self.catch_up is not None:
             self.catch_up.interval = config.catch_up.interval
             self.catch_up.idle_interval = config.catch_up.idle_interval
+            self.catch_up.initial = config.catch_up.initial
         anew_scope = scope(config, self.access, self.discovery)
         self.scope.places, self.scope.ways = anew_scope.places, anew_scope.ways
         mailboxes = config.mailboxes
@@ -231,6 +233,8 @@ class Daemon:
         kinds = frozenset(self.config.subscription.events)
         return CatchUp(
             ask=self.roster.way,
+            ask_without=self.roster.way_without_stream,
+            initial=self.config.catch_up.initial,
             states=JournalStates(journal),
             kinds=kinds,
             mode=self.config.catch_up.mode,
@@ -299,6 +303,10 @@ class Daemon:
         if self.catch_up is not None:
             self.catch_up.gap(mailbox, since, reason)
 
+    def _note_subscription(self, mailbox: str, new: bool) -> None:
+        if self.catch_up is not None:
+            self.catch_up.subscribed(mailbox, new=new)
+
     def _note_stream(self, mailboxes: Sequence[str]) -> None:
         if self.catch_up is not None:
             self.catch_up.resume(mailboxes)
@@ -310,6 +318,8 @@ class Daemon:
 
     async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
         """What came on a stream is safe in the journal before it counts as delivered."""
+        if self.catch_up is not None:
+            self.catch_up.announce(batch)
         await self.delivery.publish(batch)
         self.events += len(batch)
         if self.watching.on:

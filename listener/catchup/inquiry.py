@@ -35,12 +35,16 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at."""
+    """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at.
+
+    `server_offset` are the seconds from trio's clock to the server's (Unix seconds); None: the server has not sent
+    its time."""
 
     client: Caller
     headers: Mapping[str, str]
     version: str
     access: MailboxAccess
+    server_offset: float | None = None
 
 
 @dataclass(slots=True)
@@ -100,14 +104,19 @@ class Inquiry:
                 return found
             state = page.sync_state
 
-    async def modified_since(self, folder: Folder, cutoff: datetime) -> AsyncIterator[tuple[Item, ...]]:
+    async def modified_since(
+        self,
+        folder: Folder,
+        cutoff: datetime,
+        properties: tuple[ItemProperty, ...] = (ItemProperty.DATE_TIME_CREATED,),
+    ) -> AsyncIterator[tuple[Item, ...]]:
         """The items of a folder that were modified since then, page by page; some may come twice."""
         ref = FolderRef(folder_id=folder.folder_id)
         following: tuple[datetime | None, int] | None = (cutoff, 0)
         while following is not None:
             since, start = following
-            read, created = partial(read_find_item, offset=start), (ItemProperty.DATE_TIME_CREATED,)
-            page = await self._ask(find_item, read, ref, since=since, offset=start, properties=created)
+            read = partial(read_find_item, offset=start)
+            page = await self._ask(find_item, read, ref, since=since, offset=start, properties=properties)
             yield page.found
             following = next_page(page, since)
 

@@ -31,6 +31,7 @@ from listener.config.values import (
     HeaderText,
     HostPattern,
     HostPort,
+    Initial,
     PositiveDuration,
     ProxyUrl,
     Text,
@@ -289,6 +290,12 @@ class CatchUp(Section):
         7200,
         description="Those without traffic are compared after twice as long each time, up to this. It is how long "
         "something can stay unnoticed that a stream does not tell.",
+    )
+    initial: Initial = Field(
+        None,
+        description="Which items of a mailbox that is subscribed for the first time are reported once, as created: "
+        'those from that moment on ("none"), also those of so much time before it ("7d"), or those since a date or '
+        "date-time.",
     )
 
 

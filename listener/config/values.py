@@ -3,7 +3,9 @@
 import math
 import re
 from base64 import b64decode
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -54,6 +56,26 @@ def parse_duration(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
         return float(value)
     raise ValueError('must be a number of seconds, or a text such as "45s", "30m", "2h", "1d"')
+
+
+def parse_initial(value: object) -> float | datetime | None:
+    """The start of a backfill: None for `none`, seconds for a duration, a moment for a date or a date-time (in UTC
+    if it has no offset). Raises ValueError."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value.strip())
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    try:
+        return parse_duration(value) or None
+    except ValueError:
+        raise ValueError(
+            'must be "none", a duration such as "7d", or a date or date-time such as 2026-03-01'
+        ) from None
 
 
 def format_duration(seconds: float) -> str:
@@ -223,6 +245,7 @@ def _non_empty_text(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_non_empty_text)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Initial = Annotated[float | datetime | None, BeforeValidator(parse_initial)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Window = Annotated[Duration, AfterValidator(_window)]

@@ -22,6 +22,7 @@ from listener.errors import ExchangeError
 from listener.ews.addresses import header_value
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
+from listener.ews.values import http_date
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
 from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 # What a request asks for: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
+
+# Seconds that an answer may be on its way. What is more means that the server's clock was set back.
+CLOCK_STEP = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,8 @@ class ExchangeClient:
             },
         )
         put_into(self._http.cookies.jar, cookies)
+        # From trio's clock to the server's, in seconds, as far as its answers tell (Date).
+        self.server_offset: float | None = None
 
     async def __aenter__(self) -> ExchangeClient:
         await self._http.__aenter__()
@@ -178,6 +184,7 @@ class ExchangeClient:
             request = self._http.build_request("POST", self.url, content=body, headers=raw)
             response = await self._http.send(request, stream=True)
         bound(self._http.cookies.jar)
+        self._note_date(response.headers.get("date", ""))
         answer = Answer(response)
         if answer.status == httpx.codes.OK:
             return answer
@@ -191,6 +198,17 @@ class ExchangeClient:
                 failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
             )
         raise ExchangeError(failure)
+
+    def _note_date(self, written: str) -> None:
+        """Take the server's time from an answer. It is cut off to the second and was on its way for a while, so that
+        the server's clock is this far at least; a clock that was set back shows after CLOCK_STEP."""
+        date = http_date(written)
+        if date is None:
+            return
+        offset = date.timestamp() - trio.current_time()
+        known = self.server_offset
+        if known is None or offset > known or offset < known - CLOCK_STEP:
+            self.server_offset = offset
 
 
 class Answer(Body):

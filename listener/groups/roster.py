@@ -60,7 +60,8 @@ class Roster:
     those that were sought in vain so far. `retry` and `parked` are the patience between two searches for these;
     `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
     without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again, `left` of those that are
-    not listened to any more. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
+    not listened to any more, `subscribed` of subscriptions, and whether the mailbox is listened to for the first
+    time. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
 
     `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
     than `begun`, another process heard. `stored_folders` gives the folder ids that are stored for a mailbox.
@@ -79,6 +80,7 @@ class Roster:
     gaps: Callable[[str, float | None, str], None]
     resumed: Callable[[Sequence[str]], None]
     left: Callable[[Sequence[str]], None] = lambda _mailboxes: None
+    subscribed: Callable[[str, bool], None] = lambda _mailbox, _new: None
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation"
     noted: Callable[[str], None] = lambda _name: None
     kept: Callable[[str], Awaitable[None]] | None = None
@@ -249,6 +251,7 @@ class Roster:
 
     def _claim(self, group: Group, subscription: str, mailbox: str, *, proven: bool) -> None:
         loser = self._ownership.claim(server_of(group.ews_url), subscription, mailbox, proven=proven)
+        self.subscribed(mailbox, self.well.get(mailbox, -inf) >= self.begun)
         if loser is None or loser == mailbox:
             return
         runner = self.runner_of(loser)
@@ -297,6 +300,11 @@ class Roster:
         """How to ask about a mailbox; None while it has no stream."""
         runner = self.runner_of(mailbox)
         return None if runner is None else runner.way(mailbox)
+
+    def way_without_stream(self, mailbox: str) -> Way | None:
+        """How to ask about a mailbox, whether it has a stream or not; None if it has no group."""
+        runner = self.runner_of(mailbox)
+        return None if runner is None else runner.way_without_stream(mailbox)
 
     def renew(self, mailbox: str) -> None:
         """The subscription of this mailbox keeps things back: it needs a new one."""

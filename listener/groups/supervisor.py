@@ -669,9 +669,19 @@ class GroupRunner:
         """How to ask about a mailbox of this group; None while it has no stream."""
         if not self.streaming or self.state.subscription_of(mailbox) is None:
             return None
+        return self.way_without_stream(mailbox)
+
+    def way_without_stream(self, mailbox: str) -> Way:
+        """How to ask about a mailbox of this group, whether it has a stream or not."""
         headers = self._headers(self.state.anchor)
         access = self.wish.access.of(mailbox)
-        return Way(client=self.client, headers=headers, version=self.wish.version, access=access)
+        return Way(
+            client=self.client,
+            headers=headers,
+            version=self.wish.version,
+            access=access,
+            server_offset=self.client.server_offset,
+        )
 
 
 @dataclass(eq=False, slots=True)
