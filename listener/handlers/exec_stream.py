@@ -153,7 +153,7 @@ class _Child:
         rest, left_out = bytearray(), 0
         credit, since = 10.0 * _LINES_A_SECOND, trio.current_time()
 
-        def note(line: bytes) -> None:
+        def note(line: bytes | bytearray) -> None:
             nonlocal credit, since, left_out
             now = trio.current_time()
             credit, since = min(10.0 * _LINES_A_SECOND, credit + (now - since) * _LINES_A_SECOND), now
