@@ -343,6 +343,12 @@ class Status(Section):
     token: Secret | None = Field(
         None, description="What must then be sent over HOST:PORT, as Authorization: Bearer TOKEN."
     )
+    allowed_hosts: tuple[HostPattern, ...] = Field(
+        (),
+        description="Names by which machines may address HOST:PORT, or globs of them: the Host header of a request. "
+        "The host of `listen`, localhost, 127.0.0.1 and [::1] always are; where `listen` names all addresses, such "
+        "as 0.0.0.0, any address is. Others are answered with status 421, against DNS rebinding.",
+    )
     mailbox_metrics: Flag = Field(
         False, description="A time series a mailbox in /metrics, beside the others."
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from listener.errors import ConfigError, Problem
+from listener.files import open_own, require_own
 
 FILE_NAME: Final = "journal.db"
 APPLICATION_ID: Final = (
@@ -78,6 +79,7 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
     damaged or is newer than this program is left as it is.
     """
     path = directory / FILE_NAME
+    _require_own_files(path)
     try:
         fresh = not path.exists() or path.stat().st_size == 0
         if fresh:
@@ -106,9 +108,20 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
     return connection
 
 
+def _require_own_files(path: Path) -> None:
+    """SQLite would follow a symbolic link, and write where it leads. Raises ConfigError."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = path.with_name(path.name + suffix)
+        try:
+            require_own(file)
+        except OSError as error:
+            remedy = "remove it; to keep the journal on another disk, set state_directory"
+            raise unusable(file, f"is not used: {error.strerror}", remedy) from error
+
+
 def _make(path: Path) -> None:
     """An empty file whose name survives a loss of power."""
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    os.close(open_own(path, os.O_CREAT | os.O_WRONLY))
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -121,6 +134,7 @@ def open_beside(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATION
     path = directory / FILE_NAME
     if not path.exists():
         raise unusable(path, "is not there", "start the daemon once, or name its state directory")
+    _require_own_files(path)
     try:
         connection = connect(path)
     except sqlite3.Error as error:
