@@ -6,7 +6,7 @@ Events leave through `publish`, a batch a chunk.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2s
@@ -70,6 +70,7 @@ class Registry(Protocol):
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
     def changed(self, group: Group, /) -> None: ...
+    def events_dropped(self, count: int, /) -> None: ...
     async def keep(self, group: Group, /) -> None: ...
 
 
@@ -412,17 +413,32 @@ class GroupRunner:
 
     async def _publish(self, signals: Sequence[Signal], owners: dict[str, str]) -> None:
         batch: list[MailboxEvent] = []
+        arrived = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         for signal in signals:
             if isinstance(signal, Notification):
                 id_ = signal.subscription_id
                 mailbox = self.registry.owner(self.group, id_) or owners.get(id_)
+                if signal.dropped or not id_:
+                    self._drop_events(signal, owners.values() if mailbox is None else (mailbox,))
+                if mailbox is None and not id_:
+                    continue
                 if mailbox is None:
                     self._log.warning("stream.foreign_notification", subscription_id=excerpt(id_))
                 else:
-                    batch += [mailbox_event(mailbox, event) for event in signal.events]
+                    batch += [mailbox_event(mailbox, event, arrived) for event in signal.events]
         if batch:
             self.events += len(batch)
             await self.publish(batch)
+
+    def _drop_events(self, notification: Notification, mailboxes: Iterable[str]) -> None:
+        """Count events that lack an id, and have the mailboxes compared that they may be about."""
+        count = notification.dropped + (0 if notification.subscription_id else len(notification.events))
+        among = sorted(set(mailboxes))
+        mailbox = among[0] if len(among) == 1 else None
+        self._log.warning("stream.events_dropped", events=count, mailbox=mailbox, mailboxes=len(among))
+        self.registry.events_dropped(count)
+        for each in among:
+            self.registry.gap(each, trio.current_time(), WITHOUT_ID)
 
     def _heard(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
@@ -464,6 +480,9 @@ class Task:
 def _fingerprint(*what: object) -> str:
     return blake2s(repr(what).encode(), digest_size=8).hexdigest()
 
+
+# Why a mailbox has a gap of which an event lacked its id.
+WITHOUT_ID = "EventWithoutId"
 
 # Seconds at the end of a group in which the journal may take what was read.
 HANDING_ON = 3.0
