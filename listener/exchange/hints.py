@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import structlog
+import trio
 
 from listener.errors import ExchangeError
 from listener.ews.autodiscover import POX_PATH, SOAP_PATH
 from listener.ews.codes import Failure
+from listener.ews.xml import excerpt
 from listener.exchange.believed import Believed
 from listener.exchange.network import Network
 
@@ -57,18 +59,25 @@ class Hints:
         asked = f"http://autodiscover.{domain}{POX_PATH}"
         headers = {"User-Agent": self._user_agent}
         try:
-            async with httpx.AsyncClient(
-                transport=self._network.pool(), trust_env=False, timeout=PATIENCE
-            ) as http:
-                answer = await http.get(asked, headers=headers)
-        except httpx.HTTPError as error:
-            log.debug("discovery.hint_failed", asked=asked, reason=str(error) or type(error).__name__)
+            # Its body is not read: whatever stands there, only the status and a header count.
+            with trio.fail_after(PATIENCE):
+                async with (
+                    httpx.AsyncClient(
+                        transport=self._network.pool(), trust_env=False, timeout=PATIENCE
+                    ) as http,
+                    http.stream("GET", asked, headers=headers) as answer,
+                ):
+                    pass
+        except (httpx.HTTPError, trio.TooSlowError) as error:
+            log.debug(
+                "discovery.hint_failed", asked=asked, reason=excerpt(str(error)) or type(error).__name__
+            )
             return None
         if answer.status_code not in REDIRECTS or "location" not in answer.headers:
             return None
         target = urlsplit(str(answer.url.join(answer.headers["location"])))
         if target.scheme != "https":
-            text = f"{asked} redirects to {target.geturl()}"
+            text = f"{asked} redirects to {excerpt(target.geturl())}"
             raise ExchangeError(Failure(code="InsecureRedirect", text=text))
         return self._believed(target.netloc, domain, asked)
 
