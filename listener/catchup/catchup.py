@@ -108,6 +108,7 @@ class Desk:
     without: float = inf  # since when it was seen to have no stream
     alone: float = -inf  # when the last comparison without a stream began
     alone_failures: int = 0
+    paced_until: float = -inf  # when it may be compared again for a reason that is PACED
     skipped: dict[str, Skip] = field(default_factory=dict)  # by folder
 
 
@@ -209,7 +210,10 @@ class CatchUp:
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
         spread = self.dice.uniform(0, self.start_spread) if reason == "start" else 0.0
-        self._gaps.put(mailbox, trio.current_time() + spread)
+        when = trio.current_time() + spread
+        if reason in PACED:  # it comes as often as the server makes the mistake
+            when = max(when, desk.paced_until)
+        self._gaps.put(mailbox, when)
 
     def resume(self, mailboxes: Iterable[str]) -> None:
         """These mailboxes have a stream again: gaps that are still open are gone on with. Never waits."""
@@ -385,6 +389,8 @@ class CatchUp:
         desk.filling = gap
         if gap is None:
             return
+        if PACED.intersection(gap.reasons):
+            desk.paced_until = trio.current_time() + PACED_PAUSE
         done = False
         try:
             if self.mode == "signal":
@@ -633,6 +639,10 @@ BUFFERED = (
 
 # Seconds after which it is seen whether a mailbox has a stream again, and whether one can be read again.
 WITHOUT_STREAM, PARKED = 30.0, 15.0
+
+# Reasons that a server can give again and again on a stream that is well, and the seconds between two comparisons
+# for them.
+PACED, PACED_PAUSE = frozenset({"EventWithoutId"}), 60.0
 
 # How late, in seconds, a stream may tell what happened: that long before it broke may be missing too.
 LATE = 30.0

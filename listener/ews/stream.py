@@ -8,9 +8,9 @@ The rules:
    name, prefix included: `</s:Envelope` can stand inside only in a comment or in CDATA, where no server puts it.
 3. An envelope is parsed when its last byte has come, and its signals are returned by that feed(), in the order of
    the document. How the bytes are cut into chunks changes nothing of that.
-4. Each response message gives its Notifications that hold events, then its Failure if it is one, then Closed if
-   that is its status. One that gives none of these is a Heartbeat: NoError with status OK, or a StatusEvent.
-   Closed is not the end of the body.
+4. Each response message gives its Notifications that hold events (valid or not), then its Failure if it is one, then
+   Closed if that is its status. One that gives none of these is a Heartbeat: NoError with status OK, or a
+   StatusEvent. Closed is not the end of the body.
 5. What cannot be read (no XML, no SOAP, a document type declaration, an envelope larger than `max_envelope` or of
    too many tags) gives one Failure, as soon as it is recognised, and the parser is spent: it returns nothing any
    more. What was read before is still given. A fault is no such case, since it is a good envelope.
@@ -204,7 +204,7 @@ def _read_message(message: etree._Element, signals: list[Signal]) -> None:
                 notifications = [
                     read_notification(each) for each in part if local_name(each) == "Notification"
                 ]
-                signals += [notification for notification in notifications if notification.events]
+                signals += [each for each in notifications if each.events or each.dropped]
             case "ErrorSubscriptionIds":
                 failing = tuple(id_ for each in part if (id_ := texts.identifier(text(each))))
             case "ConnectionStatus":

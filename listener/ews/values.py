@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import MAXYEAR, UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -13,17 +13,22 @@ def integer(digits: str) -> int | None:
 
 
 def utc(time: str) -> str:
-    """An xs:dateTime as RFC 3339 in UTC, with as many fractional digits as it has; what is none stays as it is."""
-    if time.endswith("Z") or (match := _TIME.fullmatch(time)) is None:
-        return time
+    """An xs:dateTime as RFC 3339 in UTC, with as many fractional digits as it has, at most nine.
+
+    Empty if it is no time: not of this form, not in the calendar, or outside of the years 1 to 9998 in UTC. A time
+    without an offset is taken as UTC.
+    """
+    match = _TIME.fullmatch(time)
+    if match is None:
+        return ""
     seconds, fraction, offset = match.groups()
-    if offset is None:
-        return f"{time}Z"
     try:
-        moment = datetime.fromisoformat(seconds + offset).astimezone(UTC)
+        moment = datetime.fromisoformat(seconds)
+        if offset and offset != "Z":
+            moment = datetime.fromisoformat(seconds + offset).astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError):
-        return time
-    return f"{moment.replace(tzinfo=None).isoformat()}{fraction or ''}Z"
+        return ""
+    return f"{moment.isoformat()}{(fraction or '')[:10]}Z" if moment.year < MAXYEAR else ""
 
 
 def moment(time: str | None) -> datetime | None:
@@ -34,7 +39,7 @@ def moment(time: str | None) -> datetime | None:
         found.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-    return found if found.tzinfo else None
+    return found if found.tzinfo and found.year < MAXYEAR else None  # a later moment can be reckoned with
 
 
 def http_date(text: str) -> datetime | None:
@@ -70,4 +75,4 @@ def json_object(text: str | bytes) -> dict[str, Any] | None:
 _LONGEST_DATE = 100
 _AMOUNT = re.compile(r"[0-9]{1,18}")
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?([+-]\d\d:\d\d)?", re.ASCII)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-](?:0\d|1[0-4]):[0-5]\d)?", re.ASCII)

@@ -17,6 +17,7 @@ import trio
 from listener.errors import ExchangeError
 from listener.ews.autodiscover import POX_PATH, SOAP_PATH
 from listener.ews.urls import Url, UrlError, join_url
+from listener.ews.xml import excerpt
 from listener.exchange.believed import Believed, invalid
 from listener.exchange.network import Network, hide_location, location_of
 from listener.exchange.trouble import mapped_errors
@@ -58,16 +59,22 @@ class Hints:
         asked = f"http://autodiscover.{domain}{POX_PATH}"
         headers = {"User-Agent": self._user_agent}
         try:
-            async with httpx.AsyncClient(
-                transport=self._network.pool(),
-                trust_env=False,
-                timeout=PATIENCE,
-                event_hooks={"response": [hide_location]},
-            ) as http:
-                with mapped_errors():
-                    answer = await http.get(asked, headers=headers)
-        except ExchangeError as error:
-            log.debug("discovery.hint_failed", asked=asked, reason=str(error))
+            # Its body is not read: whatever stands there, only the status and a header count.
+            with trio.fail_after(PATIENCE), mapped_errors():
+                async with (
+                    httpx.AsyncClient(
+                        transport=self._network.pool(),
+                        trust_env=False,
+                        timeout=PATIENCE,
+                        event_hooks={"response": [hide_location]},
+                    ) as http,
+                    http.stream("GET", asked, headers=headers) as answer,
+                ):
+                    pass
+        except (ExchangeError, trio.TooSlowError) as error:
+            log.debug(
+                "discovery.hint_failed", asked=asked, reason=excerpt(str(error)) or type(error).__name__
+            )
             return None
         location = location_of(answer)
         if answer.status_code not in REDIRECTS or location is None:

@@ -66,7 +66,8 @@ class Roster:
     `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
     than `begun`, another process heard. `stored_folders` gives the folder ids that are stored for a mailbox.
     `noted` is told of groups, by name, of which something is to be kept, `kept`
-    returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began.
+    returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began. `dropped`
+    counts events without a valid id.
     """
 
     known: tuple[Placement, ...]
@@ -91,6 +92,7 @@ class Roster:
     begun: float = -inf
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
+    dropped: int = 0
     _groups: tuple[Group, ...] = ()
     _homes: dict[str, Group] = field(default_factory=dict)
     _ownership: Ownership = field(default_factory=Ownership)
@@ -240,6 +242,10 @@ class Roster:
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         """A mailbox was without a stream since then, and has one again."""
         self.gaps(mailbox, since, reason)
+
+    def events_dropped(self, count: int, /) -> None:
+        """Count events without a valid id."""
+        self.dropped += count
 
     def claim(self, group: Group, subscription: str, mailbox: str, /) -> None:
         """Note that the server has just given this id to the mailbox.

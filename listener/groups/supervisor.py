@@ -82,6 +82,7 @@ class Registry(Protocol):
     async def folders(self, mailbox: str, /) -> Collection[str]: ...
     def separate(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None: ...
     def changed(self, group: Group, /) -> None: ...
+    def events_dropped(self, count: int, /) -> None: ...
     async def keep(self, group: Group, /) -> None: ...
 
 
@@ -579,8 +580,10 @@ class GroupRunner:
             mailbox = self.registry.owner(self.group, id_)
             if mailbox is None and id_ not in self._dropped:
                 mailbox = owners.get(id_)
+            if signal.dropped or not id_:
+                self._drop_events(signal, owners.values() if mailbox is None else (mailbox,))
             if mailbox is None:
-                if id_ not in self._dropped:
+                if id_ and id_ not in self._dropped:
                     self._log.warning("stream.foreign_notification", subscription_id=excerpt(id_))
                 continue
             counts, hold = self._proofs.admit(id_, mailbox, signal.events, since.get(mailbox))
@@ -598,8 +601,9 @@ class GroupRunner:
 
     def _readable(self, mailbox: str, events: Sequence[Event]) -> list[MailboxEvent]:
         """Return the events for handlers. An unknown exception suspends this mailbox only."""
+        arrived = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         try:
-            found = [mailbox_event(mailbox, event) for event in events]
+            found = [mailbox_event(mailbox, event, arrived) for event in events]
             self.registry.learn(mailbox, [event.parent_folder_id for event in events])
         except Exception as error:
             log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
@@ -645,6 +649,16 @@ class GroupRunner:
             self._log.warning(
                 "stream.closed_early", lasted=round(outcome.lasted, 3), count=EARLY, cause=cause
             )
+
+    def _drop_events(self, notification: Notification, mailboxes: Iterable[str]) -> None:
+        """Count events that lack an id, and have the mailboxes compared that they may be about."""
+        count = notification.dropped + (0 if notification.subscription_id else len(notification.events))
+        among = sorted(set(mailboxes))
+        mailbox = among[0] if len(among) == 1 else None
+        self._log.warning("stream.events_dropped", events=count, mailbox=mailbox, mailboxes=len(among))
+        self.registry.events_dropped(count)
+        for each in among:
+            self.registry.gap(each, trio.current_time(), WITHOUT_ID)
 
     def _heard(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
@@ -717,6 +731,8 @@ EARLY = 3
 
 # A stream that is opened again within so many seconds after the end in good order meets the same server process.
 SAME_SERVER = 2.0
+# Why a mailbox has a gap of which an event lacked its id.
+WITHOUT_ID = "EventWithoutId"
 
 # Seconds at the end of a group in which the journal may take what was read.
 HANDING_ON = 3.0

@@ -142,9 +142,9 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     ],
 )
 def test_a_document_of_too_many_elements_is_refused_before_it_is_parsed(content: bytes) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert failure(content).code == "EnvelopeTooLarge"
-    assert time.perf_counter() - begun < 0.2
+    assert time.process_time() - begun < 0.2
 
 
 def test_a_document_of_many_elements_is_read() -> None:
@@ -182,6 +182,6 @@ def test_an_encoding_that_servers_use_is_read(encoding: str) -> None:
     ],
 )
 def test_what_is_made_to_take_long_does_not(content: bytes) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert failure(content).code in ("EnvelopeTooLarge", "NotSoap", "MalformedXml")
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1

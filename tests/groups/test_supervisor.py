@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -179,11 +180,15 @@ class Registry:
     stored: dict[str, list[str]] = field(default_factory=dict)
     seek_error: Exception | None = None
     changes: int = 0
+    dropped: int = 0
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         self.gaps.append((mailbox, since, reason))
 
     def resumed(self, mailboxes: Sequence[str], /) -> None: ...
+
+    def events_dropped(self, count: int, /) -> None:
+        self.dropped += count
 
     def claim(self, _group: Group, subscription: str, mailbox: str, /) -> None:
         self.owners[subscription] = mailbox
@@ -329,6 +334,60 @@ async def test_events_reach_publish_under_their_mailbox_and_strangers_do_not(
         assert [
             line["subscription_id"] for line in lines if line["event"] == "stream.foreign_notification"
         ] == ["stranger"]
+
+
+async def test_an_event_without_an_id_is_counted_and_its_mailbox_compared(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created(ids[0], "A") + created(ids[0], "") + created(ids[0], " ") + created(ids[1], "B")
+        await trio.sleep_forever()
+
+    registry = Registry()
+    async with running(Server(script), "ann", "bob", registry=registry) as run:
+        with structlog.testing.capture_logs() as lines:
+            await trio.sleep(10)
+        assert run.items == [("ann", "A"), ("bob", "B")]
+        assert registry.dropped == 2
+        gaps = [mailbox for mailbox, _, reason in registry.gaps if reason == "EventWithoutId"]
+        assert gaps == ["ann", "ann"]
+        told = [
+            (line["events"], line["mailbox"]) for line in lines if line["event"] == "stream.events_dropped"
+        ]
+        assert told == [(1, "ann"), (1, "ann")]
+
+
+async def test_events_without_a_subscription_may_be_of_any_mailbox_of_the_stream(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created("", "A") + created(ids[0], "B")
+        await trio.sleep_forever()
+
+    registry = Registry()
+    async with running(Server(script), "ann", "bob", registry=registry) as run:
+        await trio.sleep(10)
+        assert run.items == [("ann", "B")]
+        assert registry.dropped == 1
+        assert [mailbox for mailbox, _, reason in registry.gaps if reason == "EventWithoutId"] == [
+            "ann",
+            "bob",
+        ]
+
+
+async def test_an_event_without_a_time_has_that_of_its_arrival(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created(ids[0], "A").replace(b"2026-01-01T00:00:00Z", b"2026-02-30T00:00:00Z")
+        await trio.sleep_forever()
+
+    before = datetime.now(UTC)
+    async with running(Server(script), "ann") as run:
+        await trio.sleep(10)
+        [event] = run.events
+        assert before <= datetime.fromisoformat(event.time) <= datetime.now(UTC)
+        assert event.time.endswith("Z")
 
 
 async def test_an_id_that_a_server_gave_anew_brings_no_events_to_its_former_owner(

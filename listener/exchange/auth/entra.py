@@ -1,4 +1,7 @@
-"""Tokens of Entra ID and AD FS by msal, in threads: it blocks, and its constructor already asks the network."""
+"""Tokens of Entra ID and AD FS by msal, in threads: it blocks, and its constructor already asks the network.
+
+Its requests are made on the loop, so that size and time of an answer have a bound, and nobody holds up a thread.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import math
 import re
 import ssl
 from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import httpx
 import msal
+import msgspec
 import structlog
 import trio
 
@@ -24,17 +31,30 @@ from listener.ews.values import http_date, json_object
 from listener.ews.xml import excerpt
 from listener.exchange.auth.aadsts import MEANINGS
 from listener.exchange.auth.tokens import Token
+from listener.exchange.body import TOKEN_LIMIT, Body
+from listener.exchange.network import Network
 from listener.exchange.trouble import mapped_errors
 
 log = structlog.get_logger()
 
 PATIENCE = 20.0
-"""Seconds that a token endpoint may take."""
+"""Seconds that a token endpoint may take for one answer."""
+LONGEST_TOKEN = 64 * 1024
+"""Characters of an access token. Servers refuse headers that are longer."""
+SHORTEST_LIFE, LONGEST_LIFE = 1.0, 7 * 86400.0
+"""Seconds that a token lives, whatever its endpoint says."""
+LIFE = 3600.0
+"""Seconds that a token is taken to live if its endpoint does not say (RFC 6749 section 5.1)."""
 PASSING = frozenset({"temporarily_unavailable", "server_error"})
 """What an endpoint says of itself, and not of us (RFC 6749 section 4.1.2.1, and Entra ID's "Error handling")."""
 WITHOUT_JUDGEMENT = frozenset({200, 429})
 """The statuses of answers that refuse nothing: with 200 it would be a token."""
-_CODE = re.compile(r"AADSTS\d+")
+ASKING = "asking for a token: "
+"""What stands before the text of a failure on the way."""
+KEPT = ("content-type", "date", "retry-after")
+"""The headers of an answer that somebody looks at."""
+_CODE = re.compile(r"AADSTS\d{1,10}")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class Cloud(NamedTuple):
@@ -54,13 +74,19 @@ CLOUDS: Mapping[str, Cloud] = {
 
 
 class Entra:
-    """Fetches tokens for one application. `tls` and `proxy` are those of all other connections."""
+    """Fetches tokens for one application. `tls` and `proxy` are those of all other connections; `transport` takes
+    the place of the network."""
 
-    def __init__(self, auth: OAuthAuth, tls: ssl.SSLContext, proxy: httpx.Proxy | None = None) -> None:
+    def __init__(
+        self,
+        auth: OAuthAuth,
+        tls: ssl.SSLContext,
+        proxy: httpx.Proxy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         cloud = CLOUDS[auth.cloud]
         self._auth = auth
-        self._tls = tls
-        self._proxy = proxy
+        self._network = Network(tls=tls, proxy=proxy, transport=transport)
         machine = "the managed identity of this machine"
         self._authority = (
             machine if auth.managed_identity else auth.authority or f"{cloud.authority}/{auth.tenant}"
@@ -80,18 +106,28 @@ class Entra:
         )
 
     def _fetch(self, claims: str | None) -> Token:
+        http = _Http(self._network)
         try:
-            proxy = None if self._auth.managed_identity else self._proxy
-            with _Http(self._tls, self._proxy) as http, mapped_errors("asking for a token: ", proxy):
-                answer = self._ask(http, claims)
-        except SecretError as error:
+            proxy = None if self._auth.managed_identity else self._network.proxy
+            with mapped_errors(ASKING, proxy):
+                return self._token(self._ask(http, claims), http)
+        except (SecretError, CertificateError) as error:
             raise ExchangeError(Failure(code="SecretUnreadable", text=str(error))) from error
-        text, lifetime = answer.get("access_token"), _seconds(answer.get("expires_in", LIFETIME))
-        if isinstance(text, str) and _TOKEN.fullmatch(text) and lifetime is not None:
-            return Token(text, lifetime, _seconds(answer.get("refresh_in")))
-        if text:
+        except ExchangeError:
+            raise
+        except Exception as error:  # msal raises whatever it runs into in an answer that it does not expect
+            text = f"{self._authority} answers something else: {type(error).__name__}: {excerpt(str(error))}"
+            raise ExchangeError(Failure(code="TokenEndpointFailed", text=text)) from error
+
+    def _token(self, answer: Mapping[str, Any], http: _Http) -> Token:
+        """Raises ExchangeError: there is none in the answer."""
+        text, lifetime = answer.get("access_token"), _seconds(answer.get("expires_in", LIFE))
+        if not text:
+            raise ExchangeError(self._failure(answer, http))
+        good = isinstance(text, str) and len(text) <= LONGEST_TOKEN and _TOKEN.fullmatch(text)
+        if not good or lifetime is None:
             raise ExchangeError(Failure(code="TokenEndpointFailed", text=f"{self._authority}: {UNUSABLE}"))
-        raise ExchangeError(self._failure(answer, http))
+        return Token(str(text), lifetime, _seconds(answer.get("refresh_in")))
 
     def _ask(self, http: _Http, claims: str | None) -> dict[str, Any]:
         """What msal gets. It is made anew each time: so its caches do not stand between us and a new secret."""
@@ -175,21 +211,13 @@ class Entra:
 
 
 class _Http:
-    """What msal wants of an HTTP client, by httpx."""
+    """What msal wants of an HTTP client, by httpx. It is used in a thread that trio has started."""
 
-    def __init__(self, tls: ssl.SSLContext, proxy: httpx.Proxy | None) -> None:
-        self._client = httpx.Client(verify=tls, proxy=proxy, trust_env=False, timeout=PATIENCE)
-        self._direct = httpx.Client(verify=tls, trust_env=False, timeout=PATIENCE)
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self.refusal: dict[str, Any] | None = None
         self.status: int | None = None
         self.skew = 0.0
-
-    def __enter__(self) -> _Http:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._direct.close()
 
     def get(
         self,
@@ -198,9 +226,9 @@ class _Http:
         headers: Any = None,
         **_: Any,  # what requests would take
     ) -> httpx.Response:
-        # A managed identity is asked for on this machine or its own link, which no proxy can reach.
-        client = self._direct if url.startswith("http:") else self._client
-        return self._noted(client.get(url, params=params, headers=headers))
+        return self._noted(
+            trio.from_thread.run(partial(self._send, "GET", url, params=params, headers=headers))
+        )
 
     def post(
         self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
@@ -209,10 +237,36 @@ class _Http:
         plain = {
             key: value.decode() if isinstance(value, bytes) else value for key, value in (data or {}).items()
         }
-        return self._noted(self._client.post(url, params=params, data=plain, headers=headers))
+        send = partial(self._send, "POST", url, params=params, data=plain, headers=headers)
+        return self._noted(trio.from_thread.run(send))
 
     def close(self) -> None:
         """msal never means it."""
+
+    async def _send(self, method: str, url: str, **what: Any) -> httpx.Response:
+        """An answer with its whole body, within PATIENCE."""
+        network = self._network
+        if url.startswith("http:"):
+            # A managed identity is asked for on this machine or its own link, which no proxy can reach.
+            network = replace(network, proxy=None)
+        with trio.move_on_after(PATIENCE):
+            async with httpx.AsyncClient(
+                transport=network.pool(), trust_env=False, timeout=PATIENCE
+            ) as client:
+                request = client.build_request(method, url, **what)
+                request.headers["Accept-Encoding"] = "identity"
+                response = await client.send(request, stream=True)
+                async with aclosing(Body(response)) as body:
+                    read = body.whole if response.is_success else body.beginning
+                    try:
+                        content = await read(TOKEN_LIMIT)
+                    except ExchangeError as error:
+                        failure = msgspec.structs.replace(error.failure, text=ASKING + error.failure.text)
+                        raise ExchangeError(failure) from error
+            headers = {name: response.headers[name] for name in KEPT if name in response.headers}
+            return httpx.Response(response.status_code, headers=headers, content=content, request=request)
+        text = f"{ASKING}no answer in {PATIENCE:g} s"
+        raise ExchangeError(Failure(code="ReadTimeout", text=text))
 
     def _noted(self, response: httpx.Response) -> httpx.Response:
         """Keeps what msal does not tell of an answer that it makes nothing of."""
@@ -244,11 +298,7 @@ def _seconds(value: object) -> float | None:
         seconds = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
         return None
-    return min(max(seconds, SHORTEST), LONGEST) if math.isfinite(seconds) else None
+    return min(max(seconds, SHORTEST_LIFE), LONGEST_LIFE) if math.isfinite(seconds) else None
 
 
-LIFETIME = 3599
-"""Seconds that a token lives where the answer does not say (RFC 6749 section 5.1)."""
-SHORTEST, LONGEST = 1.0, 30 * 86400.0
 UNUSABLE = "the answer has an access_token or an expires_in of a form that cannot be used"
-_TOKEN = re.compile(r"[\x21-\x7e]+")
