@@ -106,6 +106,7 @@ _EXCHANGE = {
         "ErrorImpersonateUserDenied",
         "ErrorImpersonationDenied",
         "ErrorImpersonationFailed",
+        "ErrorInvalidExchangeImpersonationHeaderData",  # also where an application sends no such header
         "ErrorAccessDenied",
         "ErrorSubscriptionAccessDenied",
         "ErrorExceededSubscriptionCount",
