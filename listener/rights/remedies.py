@@ -444,10 +444,10 @@ def remedy(
         _of_the_url(failure, url, autodiscover=autodiscover)
         or _of_the_text(failure)
         or REMEDIES.get(failure.code)
-        or _unknown(failure)
-        or _BY_VERDICT.get(failure.verdict)
-        or _ILL
     )
+    if found is None and failure.code not in VERDICTS:
+        return _unknown(failure)
+    found = found or _BY_VERDICT.get(failure.verdict, _ILL)
     host = _host(url)
     words = {"MAILBOX": mailbox, "SERVICE": account, "HOST": host or "HOST"}
     filled = [re.sub(r"\b(MAILBOX|SERVICE|HOST)\b", lambda word: words[word[0]], part) for part in found]
@@ -474,10 +474,8 @@ def _of_the_url(failure: Failure, url: str, *, autodiscover: bool) -> Remedy | N
     return None
 
 
-def _unknown(failure: Failure) -> Remedy | None:
+def _unknown(failure: Failure) -> Remedy:
     """For a code that is not in any table: what is known of it is its name and the server's text."""
-    if failure.code in VERDICTS:
-        return None
     said = f' The server said: "{excerpt(failure.text)}".' if failure.text else " The server gave no text."
     if failure.code.startswith("Http"):
         return Remedy(
