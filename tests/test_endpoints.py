@@ -36,8 +36,9 @@ GOOD = "https://mail.example.com/EWS/Exchange.asmx"
 def test_a_url_that_is_not_ews_is_named_for_what_it_is(url: str, reason: str, instead: str) -> None:
     doubt = doubt_ews_url(url)
     assert doubt is not None
-    assert reason in doubt
-    assert doubt.endswith(f". Use {instead}")
+    assert reason in doubt.reason
+    assert doubt.instead == instead
+    assert str(doubt).endswith(f". Use {instead}")
     assert doubt_ews_url(instead) is None
 
 
@@ -57,7 +58,7 @@ def test_a_good_url_is_not_doubted(url: str) -> None:
 def test_autodiscover() -> None:
     assert doubt_autodiscover_url("https://a.example/Autodiscover/Autodiscover.svc") is None
     assert doubt_autodiscover_url("https://a.example/autodiscover/autodiscover.xml") is None
-    assert doubt_autodiscover_url("https://a.example/EWS/Exchange.asmx") == (
+    assert str(doubt_autodiscover_url("https://a.example/EWS/Exchange.asmx")) == (
         "the path is /EWS/Exchange.asmx, not an Autodiscover endpoint. Use "
         "https://a.example/autodiscover/autodiscover.svc"
     )

@@ -6,7 +6,7 @@ published at another path, so a URL of another form is a reason for a warning, n
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 EWS_PATH: Final = "/EWS/Exchange.asmx"
@@ -29,17 +29,27 @@ _PLAIN_PORTS: Final = (80, 8080)
 _TLS_PORTS: Final = (443, 8443)
 
 
-def doubt_ews_url(url: str) -> str | None:
+class Doubt(NamedTuple):
+    """Why a URL is probably not an endpoint, and the URL to use instead."""
+
+    reason: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}. Use {self.instead}"
+
+
+def doubt_ews_url(url: str) -> Doubt | None:
     """Return why this is probably not the URL of an EWS endpoint, and what to use; None if it looks good."""
     return _doubt(url, "the EWS endpoint", EWS_PATH, (EWS_PATH,))
 
 
-def doubt_autodiscover_url(url: str) -> str | None:
+def doubt_autodiscover_url(url: str) -> Doubt | None:
     """Return why this is probably not the URL of an Autodiscover endpoint; None if it looks good."""
     return _doubt(url, "an Autodiscover endpoint", AUTODISCOVER_PATH, _AUTODISCOVER_PATHS)
 
 
-def _doubt(url: str, endpoint: str, path: str, good: tuple[str, ...]) -> str | None:
+def _doubt(url: str, endpoint: str, path: str, good: tuple[str, ...]) -> Doubt | None:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -52,7 +62,7 @@ def _doubt(url: str, endpoint: str, path: str, good: tuple[str, ...]) -> str | N
     if not any(parts.path.lower() == known.lower() for known in good) or parts.query or parts.fragment:
         reasons.append(f"{_what_it_is(parts, good)}, not {endpoint}")
         parts = parts._replace(path=path, query="", fragment="")
-    return f"{'; '.join(reasons)}. Use {urlunsplit(parts)}" if reasons else None
+    return Doubt("; ".join(reasons), urlunsplit(parts)) if reasons else None
 
 
 def _other_scheme(parts: SplitResult, port: int | None) -> str | None:

@@ -19,11 +19,11 @@ def warnings(config: Config) -> list[Problem]:
 def _found(config: Config) -> Iterator[tuple[Loc, str]]:
     exchange = config.exchange
     if exchange.ews_url and (doubt := doubt_ews_url(exchange.ews_url)):
-        yield ("exchange", "ews_url"), doubt
+        yield ("exchange", "ews_url"), str(doubt)
     if exchange.autodiscover_url and (doubt := doubt_autodiscover_url(exchange.autodiscover_url)):
-        yield ("exchange", "autodiscover_url"), doubt
+        yield ("exchange", "autodiscover_url"), str(doubt)
     for index, group in enumerate(config.groups):
         if group.ews_url and (doubt := doubt_ews_url(group.ews_url)):
-            yield ("groups", index, "ews_url"), doubt
+            yield ("groups", index, "ews_url"), str(doubt)
     for loc, _, what in unmatched_mailboxes(config):
         yield loc, what

@@ -107,6 +107,7 @@ _EXCHANGE = {
         "ErrorImpersonateUserDenied",
         "ErrorImpersonationDenied",
         "ErrorImpersonationFailed",
+        "ErrorInvalidExchangeImpersonationHeaderData",  # also where an application sends no such header
         "ErrorAccessDenied",
         "ErrorSubscriptionAccessDenied",
         "ErrorExceededSubscriptionCount",
