@@ -30,6 +30,7 @@ from listener.ews.subscription import (
     subscribe,
     unsubscribe,
 )
+from listener.exchange.auth.guard import OF_MAILBOX
 from listener.exchange.client import ExchangeClient
 from listener.groups.actions import (
     Action,
@@ -292,7 +293,7 @@ class GroupRunner:
         refused: list[tuple[str, Failure]] = []
         todo = list(reversed(action.mailboxes))
 
-        async def one(mailbox: str) -> None:
+        async def one(mailbox: str, anchor: str = action.anchor) -> None:
             access, wish = self.wish.access.of(mailbox), self.wish.of(mailbox)
             body = subscribe(
                 version=self.wish.version,
@@ -301,7 +302,7 @@ class GroupRunner:
                 folders=access.folders,
             )
             try:
-                id_ = await self.client.call(body, self._headers(action.anchor), read_subscribe)
+                id_ = await self.client.call(body, self._headers(anchor), read_subscribe)
             except ExchangeError as error:
                 refused.append((mailbox, error.failure))
             else:
@@ -321,6 +322,11 @@ class GroupRunner:
             self.client.forget_cookies()
             # The anchor's answer sets the cookie that brings the others to the same back end.
             await one(todo.pop())
+            if todo and refused and refused[0][1].code in OF_MAILBOX and not refused[0][1].wait:
+                # The refusal may be about the anchor only: another mailbox shows whether the account is accepted.
+                await one(todo[-1], todo.pop())
+                if ids:
+                    await one(refused.pop(0)[0])
             if not ids:
                 return Subscribed((), tuple(refused))
         async with trio.open_nursery() as nursery:
