@@ -9,16 +9,14 @@ from listener.ews.urls import UrlError, host_of, is_loopback, join_url, parse_ho
 
 PIECES = st.sampled_from(
     [
-        "https://", "http://", "HTTPS:", "ftp://", "//", "[", "]", "::1", "xn--", "xn--mnchen-3ya", ".", "..", "@", ":",
+        "https://", "http://", "HTTPS:", "ftp://", "//", "[", "]", "::1", "xn--", "xn--mnchen-3ya", ".", "..", "@",
+        ":",
         ":99999", ":0", ":٣", "%00", "%", "\\", "\t", "\n", "\0", " ", "ü", "ß", "\u200d", "\ud800", "。", "-", "_",
         "a" * 64, "1.2.3.4", "0x7f.1", "contoso.example", "/EWS/Exchange.asmx", "?q=ü", "#f", "user:secret@",
     ]
 )  # fmt: skip
-TEXTS = (
-    st.text()
-    | st.lists(PIECES, max_size=8).map("".join)
-    | st.lists(PIECES).map(lambda p: "https://" + "".join(p))
-)
+JOINED = st.lists(PIECES, max_size=8).map("".join)
+TEXTS = st.text() | JOINED | JOINED.map("https://{}".format)
 
 
 @given(TEXTS)
