@@ -109,6 +109,10 @@ class Census:
                 whole = False
                 _tell_failure(group, group, error.failure)
                 continue
+            except Exception as error:  # a fence: the answer about one group must not end the others' refresh
+                whole = False
+                log.error("census.crashed", source=group, exc_info=error)
+                continue
             told[group] = members.mailboxes
             if members.failures:
                 whole = False

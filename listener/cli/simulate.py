@@ -18,6 +18,12 @@ def simulate(
     ledger: Annotated[
         Path | None, typer.Option(help="Write each change into this file, one JSON line each.")
     ] = None,
+    person: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The local part of one more mailbox, such as jürgen. It may be given several times."
+        ),
+    ] = None,
     tls: Annotated[
         bool, typer.Option("--tls", help="HTTPS, with a certificate authority of its own.")
     ] = False,
@@ -89,6 +95,7 @@ def simulate(
         port=port,
         name=hostname,
         mailboxes=mailboxes,
+        people=tuple(person or ()),
         backends=backends,
         rate=rate,
         seed=seed,

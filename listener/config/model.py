@@ -65,8 +65,9 @@ class Exchange(Section):
     )
     autodiscover_hosts: tuple[HostPattern, ...] = Field(
         ("autodiscover-s.outlook.com", "*.onmicrosoft.com"),
-        description="Hosts, mail domains, or globs, outside of the mail domain that redirects and its SRV record may "
-        "lead to, besides those in [[servers]]: the account's credentials are sent there.",
+        description="Hosts, mail domains, or globs, outside of the mail domain that the account's credentials may be "
+        "sent to when an Autodiscover answer, a redirect or an SRV record names them; with :PORT, at that port only. "
+        "Those in [[servers]] are allowed too.",
     )
     version: Literal[
         "Exchange2010_SP1", "Exchange2010_SP2", "Exchange2013", "Exchange2013_SP1", "Exchange2016"

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -21,10 +22,14 @@ from msgspec.structs import replace
 from listener.errors import ExchangeError
 from listener.ews.addresses import header_value
 from listener.ews.codes import Failure
+from listener.ews.folders import get_folder
 from listener.ews.http import http_failure
+from listener.ews.soap import acting_as, owner_of_folders
+from listener.ews.subscription import FolderRef
 from listener.ews.values import http_date
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
+from listener.exchange.auth.guard import Identity
 from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
 from listener.exchange.budget import Budget, Budgets
 from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
@@ -37,6 +42,9 @@ T = TypeVar("T")
 
 # What a request asks for: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
+
+# The version that a request to EWS names; one to Autodiscover names it in another way.
+VERSION = re.compile(rb'<t:RequestServerVersion Version="(\w+)"')
 
 # Seconds that an answer may be on its way. What is more means that the server's clock was set back.
 CLOCK_STEP = 60.0
@@ -151,9 +159,12 @@ class ExchangeClient:
     ) -> T:
         budget, seconds = self.budget, self._access.request_timeout
         begun = trio.current_time()
+        version = VERSION.search(body)
+        identity = None if version is None else _identity(body, headers)
+        confirm = None if version is None else partial(self._confirm, version[1].decode())
         try:
             # The budget first: who has waited for it must know what became of the credentials meanwhile.
-            async with budget, self._account.guard.asking(self.url):
+            async with budget, self._account.guard.asking(self.url, identity, confirm):
                 self._access.audit.note(body, self.url, self._account.scheme.account)
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
@@ -168,6 +179,18 @@ class ExchangeClient:
                 raise
             told = await with_issuer(error.failure, self.url, self._access.network)
             raise ExchangeError(told) from error
+
+    async def _confirm(self, version: str, identity: Identity) -> None:
+        """Asks for the inbox of a mailbox that the server has accepted the account for. Raises ExchangeError."""
+        folders = [FolderRef("inbox", mailbox=identity.owner)]
+        body = get_folder(folders, version=version, impersonate=identity.impersonate, id_only=True)
+        self._access.audit.note(body, self.url, self._account.scheme.account)
+        with trio.move_on_after(self._access.request_timeout):
+            # No cookies: they lead to the back end of another mailbox.
+            async with ExchangeClient(self.url, self._access) as other:
+                await _read_whole(await other._post(body, {"X-AnchorMailbox": identity.anchor}), bytes)
+            return
+        raise ExchangeError(Failure(code="ReadTimeout", text="no answer"))
 
     def _show(self, body: bytes, headers: Mapping[str, str], code: str, begun: float) -> None:
         """Tells whoever watches a mailbox what became of a request about it."""
@@ -227,6 +250,14 @@ class Answer(Body):
         # The pool finds it at its end and closes it; closing it here would pull it from under the pool's feet.
         with suppress(OSError):  # the peer was faster
             connection.shutdown(trio.socket.SHUT_RDWR)
+
+
+def _identity(body: bytes, headers: Mapping[str, str]) -> Identity:
+    return Identity(
+        impersonate=acting_as(body),
+        owner=owner_of_folders(body),
+        anchor=headers.get("X-AnchorMailbox", ""),
+    )
 
 
 async def _as_it_is(answer: Answer) -> Answer:

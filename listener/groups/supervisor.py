@@ -34,6 +34,7 @@ from listener.ews.subscription import (
     unsubscribe,
 )
 from listener.ews.xml import excerpt
+from listener.exchange.auth.guard import OF_MAILBOX
 from listener.exchange.client import ExchangeClient
 from listener.groups.actions import (
     Action,
@@ -382,16 +383,16 @@ class GroupRunner:
         refused: list[tuple[str, Failure]] = []
         todo = list(reversed(action.mailboxes))
 
-        async def one(mailbox: str) -> None:
+        async def one(mailbox: str, anchor: str = action.anchor) -> None:
             try:
-                await make(mailbox)
+                await make(mailbox, anchor)
             except ExchangeError as error:
                 refused.append((mailbox, error.failure))
             except Exception as error:  # about this mailbox only
                 log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
                 refused.append((mailbox, crash(error)))
 
-        async def make(mailbox: str) -> None:
+        async def make(mailbox: str, anchor: str) -> None:
             access, wish = self.wish.access.of(mailbox), self.wish.of(mailbox)
             body = subscribe(
                 version=self.wish.version,
@@ -399,11 +400,11 @@ class GroupRunner:
                 events=self.wish.events,
                 folders=access.folders,
             )
-            id_ = await self.client.call(body, self._headers(action.anchor), read_subscribe)
+            id_ = await self.client.call(body, self._headers(anchor), read_subscribe)
             if access.kind == "delegate" or mailbox in self._denied:
                 # Some servers subscribe a delegate to folders that it has no rights on, and then report nothing.
-                if (denial := await self._probe(mailbox, action.anchor)) is not None:
-                    await self._revoke(mailbox, id_, action.anchor, self.client)
+                if (denial := await self._probe(mailbox, anchor)) is not None:
+                    await self._revoke(mailbox, id_, anchor, self.client)
                     raise ExchangeError(denial)
                 self._denied.discard(mailbox)
             ids.append((mailbox, id_))
@@ -423,6 +424,11 @@ class GroupRunner:
             self.client.forget_cookies()
             # The anchor's answer sets the cookie that brings the others to the same back end.
             await one(todo.pop())
+            if todo and refused and refused[0][1].code in OF_MAILBOX and not refused[0][1].wait:
+                # The refusal may be about the anchor only: another mailbox shows whether the account is accepted.
+                await one(todo[-1], todo.pop())
+                if ids:
+                    await one(refused.pop(0)[0])
             if not ids:
                 return Subscribed((), tuple(refused))
         async with trio.open_nursery() as nursery:

@@ -90,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     heartbeat: float = 45.0
     domain: str = "contoso.example"
+    people: tuple[str, ...] = ()
+    """Local parts of further mailboxes, which may hold letters outside of ASCII."""
     limits: Limits = Limits()
     network: Network = Network()
     wire: Wire = Wire()
