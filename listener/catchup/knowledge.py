@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from listener.catchup.differences import Record
 from listener.catchup.inquiry import Inquiry
@@ -13,6 +14,8 @@ from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
 from listener.ews.sync import ItemChanges
+
+log = structlog.get_logger()
 
 
 class States(Protocol):
@@ -42,8 +45,14 @@ async def load_known(states: States, mailbox: str) -> tuple[Known | None, dict[s
     kept = await states.load(mailbox)
     if WHOLE not in kept:
         return None, {}
-    records = {key: _DECODE_RECORD(value) for key, value in kept.items() if key != WHOLE}
-    return _DECODE_KNOWN(kept[WHOLE]), records
+    try:
+        records = {key: _DECODE_RECORD(value) for key, value in kept.items() if key != WHOLE}
+        return _DECODE_KNOWN(kept[WHOLE]), records
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        # A damaged row, or another version: the next comparison begins as the first one did.
+        log.warning("catchup.state_unreadable", mailbox=mailbox, reason=str(error))
+        await states.save(mailbox, (), dict.fromkeys(kept))
+        return None, {}
 
 
 def encoded(records: Mapping[str, Record | None], whole: Known | None = None) -> dict[str, bytes | None]:
