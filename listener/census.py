@@ -80,9 +80,7 @@ class Census:
         """What groups told before this process began counts until they tell anew."""
         self._journal = journal
         kept = await journal.load(NAMESPACE)
-        self._members = {
-            group: _DECODE(kept[group]) if group in kept else () for group in self.sources.groups
-        }
+        self._members = {group: _members_in(group, kept.get(group)) for group in self.sources.groups}
         if strangers := kept.keys() - set(self.sources.groups):
             await journal.append((), [Drop(NAMESPACE, group) for group in sorted(strangers)])
 
@@ -192,6 +190,19 @@ async def members_of(group: str, expand: Expand) -> Members:
                     "census.left_out", group=group, member=member.address or member.name, type=member.type
                 )
     return Members(tuple(sorted(found)), failures)
+
+
+def _members_in(group: str, kept: bytes | None) -> tuple[str, ...]:
+    try:
+        return () if kept is None else _DECODE(kept)
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # a damaged row: the group is asked anyway
+        log.warning("census.state_unreadable", group=group, reason=str(error))
+        return ()
 
 
 def _tell_failure(group: str, source: str, failure: Failure) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
+import structlog
 
 from listener.catchup.differences import Record
 from listener.catchup.inquiry import Inquiry
@@ -13,6 +14,8 @@ from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
 from listener.ews.sync import ItemChanges
+
+log = structlog.get_logger()
 
 
 class States(Protocol):
@@ -65,11 +68,26 @@ class Kept(NamedTuple):
 async def load_known(states: States, mailbox: str) -> Kept:
     """Return what is known of a mailbox."""
     kept = await states.load(mailbox)
-    mark = _DECODE_MARK(kept[MARK]) if MARK in kept else None
+    mark = None
+    if MARK in kept:
+        try:
+            mark = _DECODE_MARK(kept[MARK])
+        except _UNREADABLE as error:
+            await _discard(states, mailbox, (MARK,), error)
     if WHOLE not in kept:
         return Kept(None, {}, mark)
-    records = {key: _DECODE_RECORD(value) for key, value in kept.items() if key not in (WHOLE, MARK)}
-    return Kept(_DECODE_KNOWN(kept[WHOLE]), records, mark)
+    try:
+        records = {key: _DECODE_RECORD(value) for key, value in kept.items() if key not in (WHOLE, MARK)}
+        return Kept(_DECODE_KNOWN(kept[WHOLE]), records, mark)
+    except _UNREADABLE as error:
+        # The next comparison begins as the first one did. The mark stays: what is older was there before.
+        await _discard(states, mailbox, kept.keys() - {MARK}, error)
+        return Kept(None, {}, mark)
+
+
+async def _discard(states: States, mailbox: str, keys: Iterable[str], error: BaseException) -> None:
+    log.warning("catchup.state_unreadable", mailbox=mailbox, reason=str(error))
+    await states.save(mailbox, (), dict.fromkeys(keys))
 
 
 async def stored_folders(states: States, mailbox: str) -> set[str]:
@@ -130,3 +148,6 @@ _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE_RECORD = msgspec.msgpack.Decoder(Record).decode
 _DECODE_MARK = msgspec.msgpack.Decoder(Mark).decode
 _DECODE_KNOWN = msgspec.msgpack.Decoder(Known).decode
+
+# What a decoder raises for a damaged row, or for one of another version.
+_UNREADABLE = (ValueError, TypeError, RecursionError, MemoryError)

@@ -33,6 +33,7 @@ def check(
 
     from listener.errors import ConfigError, Problem
     from listener.plugins import load_all
+    from listener.text import printable
 
     settings, report, problems = None, None, list[Problem]()
     try:
@@ -52,16 +53,16 @@ def check(
             told |= as_json(report)
         typer.echo(dumps(told))
     elif settings is not None:
-        typer.echo("\n".join(_summary(str(config), settings)))
+        typer.echo("\n".join(map(printable, _summary(str(config), settings))))
         for doubt in doubts:
-            typer.echo(f"warning: {doubt}", err=True)
+            typer.echo(f"warning: {printable(str(doubt))}", err=True)
         if report is not None:
             from listener.cli.findings import show
 
             show(report)
     else:
         for problem in problems:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(f"error: {printable(str(problem))}", err=True)
     raise typer.Exit(_exit_code(report, good=not problems))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from listener.config.values import format_duration
 from listener.ews.codes import Failure, Verdict
@@ -18,6 +19,7 @@ from listener.exchange.auth.memory import REFUSALS
 from listener.rights.checkup import STAGES, MailboxCheck, Report, ServerCheck
 from listener.rights.remedies import Remedy, remedy
 from listener.rights.scope import Attempt, Finding
+from listener.text import LONGEST_REASON, printable, shortened
 
 FEW = 50
 """So many mailboxes are listed one by one; of more, only those that something is the matter with."""
@@ -153,9 +155,14 @@ def show(report: Report) -> None:
     failed = sum(check.failure is not None for check in report.mailboxes)
     console.print(f"{len(report.mailboxes) - failed} of {len(report.mailboxes)} mailboxes can be reached.")
     for attempt in report.attempts:
-        console.print(_attempt_line(attempt), soft_wrap=True)
+        console.print(_cell(_attempt_line(attempt)), soft_wrap=True)
     for line in _matters(report):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(_cell(line), soft_wrap=True)
+
+
+def _cell(text: str) -> Text:
+    """What a server said, or somebody named: no markup, bounded, and nothing that a terminal obeys."""
+    return Text(printable(shortened(text, LONGEST_REASON)))
 
 
 def _servers(servers: list[ServerCheck]) -> Table:
@@ -167,7 +174,7 @@ def _servers(servers: list[ServerCheck]) -> Table:
     for server in servers:
         reached = len(STAGES) if server.stage is None else STAGES.index(server.stage)
         marks = ["yes" if at < reached else "NO" if at == reached else "" for at in range(len(STAGES))]
-        table.add_row(server.url or "Autodiscover", server.account, *marks)
+        table.add_row(*map(_cell, (server.url or "Autodiscover", server.account, *marks)))
     return table
 
 
@@ -175,14 +182,14 @@ def _groups(report: Report) -> Table:
     table = Table("group", "access", "mailboxes", "anchor", "server")
     for group in report.groups:
         row = (group.name, group.access, str(len(group.mailboxes)), group.mailboxes[0], group.ews_url)
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     return table
 
 
 def _expansions(report: Report) -> Table:
     table = Table("distribution group", "mailboxes")
     for name, found in report.expansions.items():
-        table.add_row(name, str(found) if isinstance(found, int) else found.code)
+        table.add_row(_cell(name), _cell(str(found) if isinstance(found, int) else found.code))
     return table
 
 
@@ -190,7 +197,8 @@ def _mailboxes(report: Report) -> Table:
     table = Table("mailbox", "access", "group", "")
     for check in _in_order(report):
         told = "reached" if check.failure is None else check.failure.code
-        table.add_row(check.mailbox, check.access, check.group.name if check.group else "", told)
+        row = (check.mailbox, check.access, check.group.name if check.group else "", told)
+        table.add_row(*map(_cell, row))
     return table
 
 

@@ -55,8 +55,8 @@ def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
     if before is not None and it.time > before.time:
         rate = f" ({(it.events - before.events) / (it.time - before.time):,.0f}/s)"
     first = [
-        Text(f"ews-listener {it.version}", "bold"),
-        Text(it.state, COLOURS.get(it.state, "")),
+        Text(f"ews-listener {printable(it.version)}", "bold"),
+        _state(it.state),
         _pair("up", lasted(it.time - it.started)),
         _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", colour),
         _pair("parked", f"{it.parked:,}", "red" if it.parked else ""),
@@ -78,7 +78,12 @@ def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
 
 
 def _pair(name: str, value: str, style: str = "") -> Text:
-    return Text.assemble((f"{name} ", "dim"), (value, style))
+    return Text.assemble((f"{printable(name)} ", "dim"), (printable(value), style))
+
+
+def _text(value: str) -> Text:
+    """What others said or named: no markup, and nothing that a terminal obeys."""
+    return Text(printable(value))
 
 
 def _warnings(it: Snapshot) -> list[Text]:
@@ -110,7 +115,7 @@ def _table(*columns: str) -> Table:
 
 
 def _state(state: str) -> Text:
-    return Text(state, COLOURS.get(state, ""))
+    return Text(printable(state), COLOURS.get(state, ""))
 
 
 def _handlers(it: Snapshot) -> Table:
@@ -122,7 +127,7 @@ def _handlers(it: Snapshot) -> Table:
 
 def _handler(handler: HandlerStatus, now: float) -> list[str | Text]:
     return [
-        handler.name,
+        _text(handler.name),
         _state(handler.state),
         f"{handler.behind:,}",
         f"{handler.delivered:,}",
@@ -149,8 +154,8 @@ def _group(group: GroupStatus, now: float) -> list[str | Text]:
     if group.pause:
         state.append(f" {lasted(group.pause)}", "dim")
     return [
-        printable(group.name),
-        group.anchor,
+        _text(group.name),
+        _text(group.anchor),
         state,
         lasted(now - group.since),
         f"{group.streaming}/{group.mailboxes}",
@@ -175,9 +180,9 @@ def _troubles(it: Snapshot) -> Table:
 
 def _trouble(trouble: Trouble) -> list[str | Text]:
     return [
-        trouble.mailbox,
+        _text(trouble.mailbox),
         _state(trouble.state),
-        printable(trouble.group or "-"),
+        _text(trouble.group or "-"),
         "-" if trouble.retry is None else lasted(trouble.retry),
-        Text(printable(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code)),
+        _text(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code),
     ]
