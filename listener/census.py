@@ -167,8 +167,13 @@ async def members_of(group: str, expand: Expand) -> Members:
     """Everybody in a group. Raises ExchangeError if nothing can be told of the group itself."""
     seen, todo, found = {group}, [group], set[str]()
     failures: dict[str, Failure] = {}
+    expanded = 0
     while todo:
         source = todo.pop()
+        expanded += 1
+        if expanded > MOST_GROUPS or len(found) > MOST_MEMBERS:
+            failures[group] = ENDLESS
+            break
         try:
             expansion = await expand(source)
         except ExchangeError as error:
@@ -214,6 +219,12 @@ NAMESPACE = "census"
 
 # The server left members out (IncludesLastItemInRange).
 INCOMPLETE = Failure(code="UnexpectedReply", text="only a part of its members was told")
+
+# A server can name another group within each group, without end.
+MOST_GROUPS, MOST_MEMBERS = 1000, 100_000
+ENDLESS = Failure(
+    code="UnexpectedReply", text=f"over {MOST_GROUPS} groups within it, or over {MOST_MEMBERS} members"
+)
 
 # The patience where a source could not be read.
 AGAIN = Backoff(first=30.0, factor=2.0, cap=3600.0)

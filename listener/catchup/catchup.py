@@ -51,6 +51,7 @@ from listener.catchup.knowledge import (
     encoded,
     load_known,
 )
+from listener.catchup.paging import Progress
 from listener.catchup.reconcile import SKEW, Comparison
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -110,6 +111,7 @@ class Desk:
     alone_failures: int = 0
     paced_until: float = -inf  # when it may be compared again for a reason that is PACED
     skipped: dict[str, Skip] = field(default_factory=dict)  # by folder
+    listings: dict[str, Progress] = field(default_factory=dict)  # of first states, by folder
 
 
 @dataclass(slots=True, kw_only=True)
@@ -570,7 +572,7 @@ class CatchUp:
         try:
             now = trio.current_time()
             skipped = {folder for folder, skip in desk.skipped.items() if skip.until > now}
-            built = await build_page(self._inquiry(mailbox), self.states, mailbox, skipped)
+            built = await build_page(self._inquiry(mailbox), self.states, mailbox, skipped, desk.listings)
         except FolderError as error:
             again = error.failure.verdict is Verdict.RETRY and desk.build_failures >= STUBBORN
             if not again and error.failure.code not in FOLDERS_OWN:
@@ -655,7 +657,13 @@ STUBBORN = 3
 
 # Refusals that are of one folder, and not of the mailbox or the account.
 FOLDERS_OWN = frozenset(
-    {"ErrorAccessDenied", "ErrorFolderNotFound", "ErrorSyncFolderNotFound", "ErrorItemNotFound"}
+    {
+        "ErrorAccessDenied",
+        "ErrorFolderNotFound",
+        "ErrorSyncFolderNotFound",
+        "ErrorItemNotFound",
+        "UnexpectedReply",  # also a listing that makes no progress: a page in between must not hide it
+    }
 )
 # Seconds for which a folder is passed over that gave no first state: twice as long each time.
 SKIPPED, LONGEST_SKIP = 900.0, 86400.0

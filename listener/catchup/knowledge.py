@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -10,6 +10,7 @@ import structlog
 
 from listener.catchup.differences import Record
 from listener.catchup.inquiry import Inquiry
+from listener.catchup.paging import Progress
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
@@ -109,10 +110,15 @@ def encoded(
 
 
 async def build_page(
-    inquiry: Inquiry, states: States, mailbox: str, skip: Container[str]
+    inquiry: Inquiry,
+    states: States,
+    mailbox: str,
+    skip: Container[str],
+    listings: MutableMapping[str, Progress] | None = None,
 ) -> tuple[str, bool] | None:
     """Fetches one page of the first state that is not complete, and keeps it; what it tells is of no interest.
 
+    `listings` has the progress of the folders that were begun.
     Folders whose ids are in `skip` are passed over. Returns the folder's id and whether its state is complete now;
     None if there is nothing left to do. Raises FolderError.
     """
@@ -121,13 +127,25 @@ async def build_page(
     id_, record = next(todo, (None, None))
     if id_ is None or record is None:
         return None
+    listings = {} if listings is None else listings
+    progress = listings.get(id_)
+    if progress is None or (progress.pages and progress.position != record.sync_state):
+        listings[id_] = progress = Progress("SyncFolderItems", record.folder.total_count)
     try:
-        page = await inquiry.changes(record.folder, record.sync_state)
+        try:
+            page = await inquiry.changes(record.folder, record.sync_state, progress=progress)
+        except ExchangeError as error:
+            if error.failure.verdict is not Verdict.RESYNC or record.sync_state is None:
+                raise
+            progress.restart()
+            page = ItemChanges(sync_state="", includes_last=False)  # begin anew
     except ExchangeError as error:
-        if error.failure.verdict is not Verdict.RESYNC or record.sync_state is None:
-            raise FolderError(id_, error.failure) from error
-        page = ItemChanges(sync_state="", includes_last=False)  # begin anew
+        if error.failure.code == "UnexpectedReply":
+            listings.pop(id_, None)  # the next try begins to count again
+        raise FolderError(id_, error.failure) from error
     last = page.includes_last
+    if last:
+        listings.pop(id_, None)
     record = msgspec.structs.replace(record, sync_state=page.sync_state or None, complete=last, young=last)
     await states.save(mailbox, (), encoded({id_: record}))
     return id_, last

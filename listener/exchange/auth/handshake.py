@@ -33,6 +33,8 @@ from listener.exchange.auth.credentials import Credentials
 from listener.exchange.network import KEEP_ALIVE, MOST_IDLE, Network
 
 RESTARTS = 3
+MOST_LEGS = 10
+"""Legs of one handshake. NTLM has two; Kerberos one, or three across forests."""
 _LARGEST_PAGE = 256 * 1024
 UNAUTHORIZED = 401
 
@@ -197,8 +199,13 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
         received: bytes | None = None
         begun: Any = None
         diagnostics = ""
+        legs = 0
         try:
             while token := await handshake.step(received, binding):
+                legs += 1
+                if legs > MOST_LEGS:
+                    text = f"the server has not come to an end in {MOST_LEGS} legs of a handshake"
+                    raise ExchangeError(Failure(code="HandshakeBroken", text=text))
                 request.headers["Authorization"] = f"{handshake.header} {b64encode(token).decode()}"
                 try:
                     response = await line.send(request)
