@@ -230,9 +230,9 @@ class MailboxMove(OrganisationFault, frozen=True, kw_only=True):
 
 
 class MailboxReplaced(OrganisationFault, frozen=True, kw_only=True):
-    """Another mailbox takes the place of this one under its address, as after a migration or a restore: the folders and
-    items of the old one are copied into it and have new ids, and are created now, though they were received before.
-    Its subscriptions end with `code`; if it is `quiet`, they stay and report nothing."""
+    """Another mailbox takes the place of this one under its address, as after a migration or a restore: the folders
+    and items of the old one are copied into it and have new ids, and are created now, though they were received
+    before. Its subscriptions end with `code`; if it is `quiet`, they stay and report nothing."""
 
     mailbox: str = ""
     code: Code = "ErrorSubscriptionNotFound"
