@@ -296,6 +296,13 @@ class Outage(OrganisationFault, frozen=True, kw_only=True):
     how: Literal["refuse", "reset", "503"] = "refuse"
 
 
+class BufferedStreams(OrganisationFault, frozen=True, kw_only=True):
+    """For `seconds` a reverse proxy in front holds streams back: streams are reset, and of new ones not one byte
+    comes, headers included. All else works."""
+
+    seconds: Seconds = 10.0
+
+
 class AutodiscoverFailure(OrganisationFault, frozen=True, kw_only=True):
     """For `seconds` Autodiscover answers with this HTTP status; or, if `code` is given, with this ErrorCode for the
     whole request or for each user."""
