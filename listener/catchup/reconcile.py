@@ -164,7 +164,7 @@ class Comparison:
         if before is None:
             return set(), {}
         since = max(self.since.replace(microsecond=0), self.floor)
-        others, new = records.keys() - now.keys(), now.keys() - records.keys()
+        others, new = records.keys() - now.keys(), [id_ for id_ in now if id_ not in records]
         if self.replaced and not known.places:
             return others, dict.fromkeys(new, since)
         gone = {id_ for name, id_ in before.places.items() if known.places.get(name, id_) != id_}
@@ -181,7 +181,7 @@ class Comparison:
         since = max(self.since, self.floor)
         self._announced.append(
             MailboxEvent(
-                type="exchange.listener.reset",
+                type=f"exchange.listener.{RESET}",
                 mailbox=self.mailbox,
                 time=f"{self.now():%Y-%m-%dT%H:%M:%SZ}",
                 reason="the mailbox was replaced: its folders have other ids than before; "
@@ -636,6 +636,7 @@ def _may_be_whole(kinds: Sequence[ChangeKind], folder: Folder) -> bool:
     return created == len(kinds) and (total is None or created >= max(total - FEW, min(total, 1)))
 
 
+RESET = "reset"
 FIRST, LAST = frozenset(("created", "moved")), frozenset(("modified", "deleted"))
 SYNCED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.LAST_MODIFIED_TIME)
 ARRIVED = (ItemProperty.DATE_TIME_CREATED, ItemProperty.DATE_TIME_RECEIVED)

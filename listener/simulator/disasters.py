@@ -70,6 +70,9 @@ class Disasters:
             case faults.Outage():
                 self._break_streams()
                 self._conditions.outage = fault
+            case faults.BufferedStreams():
+                self._break_streams()
+                self._conditions.buffered = fault
             case faults.Throttled():
                 self._conditions.throttled = fault
             case faults.AutodiscoverFailure():

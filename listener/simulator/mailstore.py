@@ -144,17 +144,16 @@ class Mailbox:
         self._replica = b""
         self._item_key = b""
         self._folder_key = b""
-        self._id_prefix = b""
+        self._id_prefix = b"\x00\x03\x24\x00" + str(guid).encode() + b"\x00"
         self._name_ids(guid)
         self._folders: dict[str, Folder] = {}
         self._distinguished: dict[str, Folder] = {}
 
     def _name_ids(self, store: UUID) -> None:
-        """From now on ids and change keys are those of this store."""
+        """From now on ids and change keys are those of this store; they still lead to this mailbox."""
         self._replica = UUID(int=store.int ^ 0x5A5A5A5A).bytes_le
         self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
         self._folder_key = b"\x01\0\0\0\x16\0\0\0" + self._replica
-        self._id_prefix = b"\x00\x03\x24\x00" + str(store).encode() + b"\x00"
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -324,8 +323,8 @@ class Mailbox:
         self.resyncs_quietly = quietly
 
     def replace(self, store: UUID, now: float) -> None:
-        """Another mailbox takes the place of this one, and is filled with copies of all that was in it. Exchange reports
-        nothing of that: subscriptions are to a mailbox, and not to an address."""
+        """Another mailbox takes the place of this one, and is filled with copies of all that was in it. Exchange
+        reports nothing of that: subscriptions are to a mailbox, and not to an address."""
         old = list(self.folders.values())
         self._name_ids(store)
         self.changes += 1
