@@ -62,6 +62,12 @@ def simulate(
             "--one-user-per-stream", help="Only who impersonates its mailbox may read a subscription."
         ),
     ] = False,
+    counted_ids: Annotated[
+        bool,
+        typer.Option(
+            "--counted-ids", help="Subscription ids are numbers that begin at 1 again after a restart."
+        ),
+    ] = False,
     duration: Annotated[
         float | None, typer.Option(min=0, help="End after so many seconds; otherwise run until interrupted.")
     ] = None,
@@ -108,7 +114,7 @@ def simulate(
         token_lifetime=token_lifetime,
         heartbeat=heartbeat,
         faults=plan,
-        rules=Rules(one_user_per_stream=one_user_per_stream),
+        rules=Rules(one_user_per_stream=one_user_per_stream, counted_ids=counted_ids),
     )
     try:
         main(

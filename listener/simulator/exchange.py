@@ -53,7 +53,9 @@ class Exchange:
     def __init__(self, settings: Settings, ledger: Ledger, now: float) -> None:
         self.settings = settings
         self.directory = Directory(settings, now)
-        self.subscriptions = Subscriptions(self.directory.backends, settings.limits)
+        self.subscriptions = Subscriptions(
+            self.directory.backends, settings.limits, counted_ids=settings.rules.counted_ids
+        )
         self.budgets = Budgets(settings.limits)
         self.ledger = ledger
         self.base_url = ""

@@ -139,9 +139,9 @@ def test_a_restart_with_three_configured_groups_subscribes_each_mailbox_once(
     assert (status["streaming"], status["mailboxes"]) == (150, 150)
     assert sorted(group["mailboxes"] for group in status["groups"]) == [50, 50, 50]
     assert (since["Subscribe"], there.state()["subscriptions"]) == (0, 150)
-    verdict = judge(ledger, output)
-    assert verdict.generated > 200
-    assert verdict.repeats <= verdict.generated / 100
+    ids = [event["id"] for event in there.deliveries]
+    assert judge(ledger, output).generated > 200
+    assert len(ids) - len(set(ids)) <= len(ids) / 100
     assert min(event["time"] for event in there.deliveries) >= started[:19]
     assert not daemon.logged("group.subscribing")
     assert daemon.end() == 0
