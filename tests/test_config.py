@@ -907,6 +907,19 @@ class TestFiltersThatCannotMatch:
             with pytest.raises(ValueError, match="is a folder name"):
                 parse_folder_id(name.title())
 
+    @pytest.mark.parametrize(
+        ("folder", "what"),
+        [
+            ("Sent Items", 'there is no folder "Sent Items", did you mean "sentitems"?'),
+            (" inbox", 'there is no folder " inbox", did you mean "inbox"?'),
+            ("/Inbox/Projects", '"/Inbox/Projects" is a folder path; accepted are distinguished folder names, such as inbox, calendar and sentitems'),  # noqa: E501
+            (FOLDER_ID, f'"{FOLDER_ID}" is a folder id; accepted are distinguished folder names, such as inbox, calendar and sentitems'),  # noqa: E501
+            ("Projekte 2026", 'there is no folder "Projekte 2026"; accepted are distinguished folder names, such as inbox, calendar and sentitems'),  # noqa: E501
+        ],
+    )  # fmt: skip
+    def test_folders_of_a_subscription(self, folder: str, what: str) -> None:
+        assert problems(subscription={"folders": [folder]}) == [f"subscription.folders[0]: {what}"]
+
     def test_types_that_are_not_subscribed_to(self) -> None:
         few = {"events": ["created", "new_mail"]}
         assert self.filtered({"types": ["created", "exchange.item.moved", "*_changed", "gap"]}, subscription=few) == [

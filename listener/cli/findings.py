@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from listener.config.values import format_duration
 from listener.ews.codes import Failure, Verdict
+from listener.ews.xml import excerpt
 from listener.exchange.auth.memory import REFUSALS
 from listener.rights.checkup import STAGES, MailboxCheck, Report, ServerCheck
 from listener.rights.remedies import Remedy, remedy
@@ -66,7 +68,7 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "distribution_groups": [
             {"group": name, "ok": isinstance(found, int)}
-            | ({"members": found} if isinstance(found, int) else _why(found, remedy(found)))
+            | ({"members": found} if isinstance(found, int) else _why(found, remedy(found, mailbox=name)))
             for name, found in report.expansions.items()
         ],
         "checked": [
@@ -118,9 +120,10 @@ def _advice(report: Report, check: MailboxCheck, mailbox: str | None = None) -> 
     """The advice for a mailbox, with its address or this word in place of it."""
     if check.failure is None:
         return Remedy("")
-    url = check.group.ews_url if check.group else ""
     name = check.mailbox if mailbox is None else mailbox
-    return remedy(check.failure, mailbox=name, account=_account(report, check), url=url)
+    account, group = _account(report, check), check.group
+    url = report.autodiscover_url if group is None else group.ews_url
+    return remedy(check.failure, mailbox=name, account=account, url=url, autodiscover=group is None)
 
 
 def _held(failure: Failure) -> float | None:
@@ -227,7 +230,7 @@ def _matters(report: Report) -> Iterator[str]:
             )
     for name, found in report.expansions.items():
         if isinstance(found, Failure):
-            yield from _matter(name, found, remedy(found))
+            yield from _matter(name, found, remedy(found, mailbox=name))
     said = {(server.url, server.failure.code) for server in report.servers if server.failure}
     alike: defaultdict[tuple[str, Remedy], list[MailboxCheck]] = defaultdict(list)
     for check in _in_order(report):
@@ -246,9 +249,12 @@ def _matters(report: Report) -> Iterator[str]:
 def _matter(who: str, failure: Failure, advice: Remedy) -> Iterator[str]:
     yield ""
     yield f"FAIL  {who}   {failure.code}"
-    for line in (failure.text, advice.cause, f"Fix: {advice.mend}" if advice.mend else ""):
-        if line:
-            yield f"      {line}"
+    shown = () if excerpt(failure.text) in advice.cause else (failure.text,)
+    yield from (f"      {line}" for line in (*shown, advice.cause) if line)
+    first, *more = re.split(r"; (?=\d\. )", advice.mend)
+    if first:
+        yield f"      Fix: {first}"
+    yield from (f"           {step}" for step in more)
     if held := _held(failure):
         yield (
             f"      These credentials are not tried again for {format_duration(round(held))}, so that the account is "

@@ -181,7 +181,13 @@ def _existing(path: Path) -> Path:
 def _folder_name(value: str) -> str:
     name = value.lower()
     if name not in DISTINGUISHED_FOLDERS:
-        raise ValueError(f'there is no folder "{value}"{did_you_mean(value, DISTINGUISHED_FOLDERS)}')
+        hint = did_you_mean(value.replace(" ", ""), DISTINGUISHED_FOLDERS)
+        accepted = "; accepted are distinguished folder names, such as inbox, calendar and sentitems"
+        if _is_folder_id(value.strip()):
+            raise ValueError(f'"{value[:80]}" is a folder id{accepted}')
+        if re.search(r"[/\\*?]", value):
+            raise ValueError(f'"{value[:80]}" is a folder path{accepted}')
+        raise ValueError(f'there is no folder "{value[:80]}"{hint or accepted}')
     return name
 
 

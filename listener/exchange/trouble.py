@@ -88,12 +88,12 @@ _NOT_TEXT = "illegal request line"
 
 def _text(error: BaseException, proxy: httpx.Proxy | None = None) -> str:
     """What went wrong and where. Of a chain of causes, it is the first that says anything: httpx often does not."""
-    target = _server(error)
+    target, named = _server(error), "the hostname "
     said = next(filter(None, map(str, _causes(error))), type(error).__name__)
     if isinstance(error, httpx.ProxyError):
         return f"the proxy{'' if proxy is None else f' {_host_port(proxy.url)}'} says: {said}"
     if proxy is not None and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        target = f"the proxy {_host_port(proxy.url)}"
+        target, named = f"the proxy {_host_port(proxy.url)}", "the hostname of "
     for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
@@ -104,7 +104,7 @@ def _text(error: BaseException, proxy: httpx.Proxy | None = None) -> str:
                 return f"TLS with {_server(error)} fails: {said}"
             case socket.gaierror():
                 name, _, _ = target.rpartition(":")
-                return f"the hostname of {name} cannot be resolved: {said}"
+                return f"{named}{name} cannot be resolved: {said}"
     if isinstance(error, httpx.ConnectTimeout):
         return f"{target} does not accept a connection in time"
     if isinstance(error, httpx.ConnectError):

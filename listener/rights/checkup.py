@@ -66,6 +66,8 @@ class Report:
     mailboxes: list[MailboxCheck] = field(default_factory=list)
     expansions: dict[str, Failure | int] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
+    autodiscover_url: str = ""
+    """Where mailboxes without a group were asked for, if it is configured."""
 
     @property
     def unreachable(self) -> bool:
@@ -87,7 +89,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
 
     Raises ConfigError if the audit log cannot be written.
     """
-    report = Report()
+    report = Report(autodiscover_url=config.exchange.autodiscover_url or "")
     account = access(config)
     account.auth.remember(config.state_directory / REFUSALS)
     with open_audit(config.log.audit_file) as account.audit.logger:

@@ -302,7 +302,9 @@ REMEDIES: dict[str, Remedy] = _ENTRA | {
     ),
     "SchemeNotOffered": Remedy(
         "The server does not take this kind of authentication.",
-        "[auth] kind; Get-WebServicesVirtualDirectory | Format-List *Authentication",
+        "set [auth] kind to one that the server offers (the line above names them); "
+        "Get-WebServicesVirtualDirectory | "
+        "Format-List *Authentication",
     ),
     "AccountLocked": Remedy(
         "The account is locked or disabled.", "Unlock-ADAccount SERVICE; Enable-ADAccount SERVICE"
@@ -364,6 +366,59 @@ DIAGNOSES: tuple[tuple[re.Pattern[str], Remedy], ...] = tuple(
                 "The URL says https://, and the port does not speak TLS.",
                 "use the port of https (443 if none is given), or http:// if the connection to HOST is safe without "
                 "TLS",
+            ),
+        ),
+        (
+            r"^TlsFailed.*(UNEXPECTED_EOF|EOF occurred|reset by peer)",
+            Remedy(
+                "The connection was closed during the TLS handshake: the port does not speak TLS, or a firewall or "
+                "load "
+                "balancer is in the way.",
+                "check the port in the URL (443 if none is given); openssl s_client -connect HOST:PORT -servername "
+                "HOST",
+            ),
+        ),
+        (
+            r"^TlsFailed.*(UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|NO_PROTOCOLS|VERSION_TOO_LOW|UNSUPPORTED_SSL)",
+            Remedy(
+                "HOST and this machine have no TLS version in common: the server speaks only TLS 1.0 or 1.1.",
+                "enable TLS 1.2 on HOST (SCHANNEL protocols in the registry), or on the proxy in front of it",
+            ),
+        ),
+        (
+            r"^TlsFailed.*(HANDSHAKE_FAILURE|NO_CIPHERS|NO_SHARED_CIPHER|DH_KEY_TOO_SMALL|EE_KEY_TOO_SMALL)",
+            Remedy(
+                "HOST and this machine have no cipher in common, or the server's key is too short.",
+                "enable ECDHE ciphers of TLS 1.2 on HOST; openssl s_client -connect HOST:PORT -servername HOST",
+            ),
+        ),
+        (
+            r"^TlsFailed.*(CERTIFICATE_REQUIRED|BAD_CERTIFICATE|ALERT_UNKNOWN_CA|ALERT_CERTIFICATE)",
+            Remedy(
+                "HOST requires a client certificate, or refuses the one that it was given.",
+                "[exchange] client_cert and client_key; or set SSL client certificates to Ignore for the EWS "
+                "directory",
+            ),
+        ),
+        (
+            r"^TlsFailed.*UNRECOGNIZED_NAME",
+            Remedy(
+                "The server has no certificate for the hostname HOST.",
+                "use the hostname that it is published with",
+            ),
+        ),
+        (
+            r"^\w+: the proxy\b.* says:",
+            Remedy(
+                "The proxy refuses to connect to HOST.",
+                "allow HOST and its port in the rules of the proxy; check [exchange] proxy, proxy_user and "
+                "proxy_password",
+            ),
+        ),
+        (
+            r"^\w+: (asking for a token: )?(the hostname of )?the proxy\b",
+            Remedy(
+                "The proxy cannot be reached.", "check host and port of [exchange] proxy, and its firewall"
             ),
         ),
         (
@@ -490,6 +545,8 @@ def remedy(
 
     `url` is what was asked, if it is known; `autodiscover` says that it is no EWS endpoint.
     """
+    words = {"MAILBOX": mailbox, "SERVICE": account, "HOST": _host(url) or "HOST"}
+    words["GROUP"] = "GROUP" if mailbox == "MAILBOX" else mailbox
     found = (
         _of_the_url(failure, url, autodiscover=autodiscover)
         or _of_the_text(failure)
@@ -498,9 +555,9 @@ def remedy(
     if found is None and failure.code not in VERDICTS:
         return _unknown(failure)
     found = found or _BY_VERDICT.get(failure.verdict, _ILL)
-    host = _host(url)
-    words = {"MAILBOX": mailbox, "SERVICE": account, "HOST": host or "HOST"}
-    filled = [re.sub(r"\b(MAILBOX|SERVICE|HOST)\b", lambda word: words[word[0]], part) for part in found]
+    filled = [
+        re.sub(r"\b(MAILBOX|SERVICE|HOST|GROUP)\b", lambda word: words[word[0]], part) for part in found
+    ]
     return Remedy(*filled)
 
 
@@ -513,7 +570,7 @@ def _of_the_text(failure: Failure) -> Remedy | None:
 
 def _of_the_url(failure: Failure, url: str, *, autodiscover: bool) -> Remedy | None:
     """What the URL itself tells: it is none of the endpoint, or of the other scheme."""
-    if not url or failure.code not in _STRANGE:
+    if not url or not (failure.code in _STRANGE or failure.code not in VERDICTS):
         return None
     doubt = (doubt_autodiscover_url if autodiscover else doubt_ews_url)(url)
     if doubt is not None:

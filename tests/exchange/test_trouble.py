@@ -41,7 +41,7 @@ def closed_port() -> int:
 async def test_a_name_that_is_not_resolved() -> None:
     failure = await failure_at("https://mail.invalid/EWS/Exchange.asmx")
     assert failure.code == "NameNotResolved"
-    assert failure.text.startswith("the hostname of mail.invalid cannot be resolved: [Errno -")
+    assert failure.text.startswith("the hostname mail.invalid cannot be resolved: [Errno -")
 
 
 async def test_a_connection_that_is_refused() -> None:

@@ -90,6 +90,19 @@ def test_a_wrong_url_is_named_whatever_it_answers(code: str, text: str, url: str
     assert mend == f"set ews_url to {URL}"
 
 
+def test_an_unknown_code_at_a_wrong_url_is_blamed_on_the_url() -> None:
+    for code in ("ErrorInvalidRequest", "Http418"):
+        cause, _ = remedy(
+            Failure(code=code), url="https://mail.example.com/EWS/Exchange.asmx", autodiscover=True
+        )
+        assert "not an Autodiscover endpoint" in cause
+
+
+def test_a_distribution_group_is_named() -> None:
+    _, mend = remedy(Failure(code="ErrorNameResolutionNoResults"), mailbox="sales@b.c")
+    assert "Set-DistributionGroup sales@b.c " in mend
+
+
 def test_a_wrong_autodiscover_url() -> None:
     cause, mend = remedy(Failure(code="Http404"), url=URL, autodiscover=True)
     assert "not an Autodiscover endpoint" in cause
@@ -176,6 +189,15 @@ def test_being_denied_impersonation_is_another_thing() -> None:
         ("TlsFailed", "the server's certificate is not trusted: Hostname mismatch, certificate is not valid for 'x'", "another hostname than mail.example.com"),  # noqa: E501
         ("TlsFailed", "the server's certificate is not trusted: unable to get local issuer certificate", "authority"),
         ("TlsFailed", "the server's certificate is not trusted: self-signed certificate", "authority"),
+        ("TlsFailed", "TLS with h:1 fails: [SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol", "does not speak TLS"),  # noqa: E501
+        ("TlsFailed", "TLS with h:1 fails: [SSL: UNSUPPORTED_PROTOCOL] unsupported protocol", "TLS version"),
+        ("TlsFailed", "TLS with h:1 fails: [SSL: TLSV1_ALERT_PROTOCOL_VERSION] tlsv1 alert", "TLS version"),
+        ("TlsFailed", "TLS with h:1 fails: [SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] sslv3 alert handshake failure", "cipher"),  # noqa: E501
+        ("TlsFailed", "TLS with h:1 fails: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] required", "client certificate"),
+        ("ConnectFailed", "the proxy p:1 does not accept a connection: Connection refused", "proxy cannot be reached"),  # noqa: E501
+        ("NameNotResolved", "the hostname of the proxy p cannot be resolved: x", "proxy cannot be reached"),
+        ("ConnectFailed", "the proxy p:1 says: 403 Forbidden", "proxy refuses to connect to mail.example.com"),
+        ("Http407", "the proxy p:1 says: 407 Proxy Authentication Required", "proxy"),
         ("KerberosFailed", "svc@EXAMPLE.COM: Cannot find KDC for realm \"EXAMPLE.COM\"", "KDC"),
         ("KerberosFailed", "svc: Cannot contact any KDC for realm 'EXAMPLE.COM'", "KDC"),
         ("KerberosFailed", "svc: Server HTTP/x@E not found in Kerberos database", "HTTP/mail.example.com"),

@@ -334,3 +334,50 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
     }
     assert (office.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
     assert not listener.logged("audit.identity_used")
+
+
+# --- advice
+
+
+def test_an_unknown_code_is_named_as_unknown(simulator: Start) -> None:
+    office = simulator("--backends", "1")
+    ill, *_ = sorted(office.mailboxes)
+    office.break_(kind="response_code", code="ErrorMailboxIsPurple", mailbox=ill, operation="GetFolder")
+    checked = check(office, "--mailbox", ill)
+    assert checked.code == 4
+    head, *told = checked.out.partition("FAIL  ")[2].splitlines()
+    assert head == f"{ill}   ErrorMailboxIsPurple"
+    assert told[-2].startswith(
+        "      The code ErrorMailboxIsPurple is not known to this version of ews-listener."
+    )
+    assert told[-1].startswith(
+        "      Fix: look for ErrorMailboxIsPurple in the list of response codes of EWS"
+    )
+    assert "wait" not in checked.out.lower()
+
+
+def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
+    office = simulator()
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    good = office.told["ews_url"]
+    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("/EWS/Exchange.asmx", "/owa")}"')
+    checked = check(office)
+    assert checked.code == 3
+    assert "      The URL is probably wrong: /owa is Outlook on the web, not the EWS endpoint." in checked.out
+    assert f"      Fix: set ews_url to {good}\n" in checked.out
+    office.change("/owa", "/EWS/Exchange.asmx")
+    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("http:", "https:")}"')
+    checked = check(office, "--json")
+    (server,) = checked.json["servers"]
+    assert (checked.code, server["code"]) == (3, "TlsFailed")
+    assert f"127.0.0.1:{office.port}" in server["text"]
+    assert "the port does not speak TLS" in server["cause"]
+
+
+def test_http_to_a_port_with_tls_is_diagnosed(simulator: Start) -> None:
+    office = simulator("--tls", "--auth", "ntlm")
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    office.change('ews_url = "https:', 'ews_url = "http:')
+    (server,) = check(office, "--json").json["servers"]
+    assert (server["code"], "https://" in server["mend"]) == ("ConnectionReset", True)
+    assert "the URL says http://" in server["cause"]
