@@ -188,7 +188,8 @@ class ExchangeClient:
         with trio.move_on_after(self._access.request_timeout):
             # No cookies: they lead to the back end of another mailbox.
             async with ExchangeClient(self.url, self._access) as other:
-                await _read_whole(await other._post(body, {"X-AnchorMailbox": identity.anchor}), bytes)
+                answer = await other._post(body, {"X-AnchorMailbox": identity.anchor})
+                await _read_whole(answer, bytes, SOAP_LIMIT)
             return
         raise ExchangeError(Failure(code="ReadTimeout", text="no answer"))
 
