@@ -319,6 +319,9 @@ class Daemon:
     async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
         """What came on a stream is safe in the journal before it counts as delivered."""
         if self.catch_up is not None:
+            batch = self.catch_up.unreported(batch)
+            if not batch:
+                return
             self.catch_up.announce(batch)
         await self.delivery.publish(batch)
         self.events += len(batch)

@@ -39,7 +39,7 @@ import trio
 
 from listener.backoff import Backoff
 from listener.catchup.agenda import Agenda
-from listener.catchup.delivered import Delivered
+from listener.catchup.delivered import Delivered, report_key
 from listener.catchup.inquiry import Inquiry, Way
 from listener.catchup.knowledge import (
     FolderError,
@@ -67,12 +67,14 @@ Mode: TypeAlias = Literal["sync", "signal", "off"]
 @dataclass(slots=True)
 class Gap:
     """A time without a stream, and why. `since` None: it is not known. `before`: the gap was there when this process
-    began, and since when is not known of all of it. `told`: handlers know."""
+    began, and since when is not known of all of it. `told`: handlers know. `heard`: when the last event came before
+    it."""
 
     since: float | None
     reasons: dict[str, None]
     before: bool = False
     told: bool = False
+    heard: float = -inf
 
     def joined(self, later: Gap | None) -> Gap:
         """Both gaps as one."""
@@ -81,7 +83,8 @@ class Gap:
         moments = [since for since in (self.since, later.since) if since is not None]
         told = self.told and not later.reasons.keys() - self.reasons.keys()
         before = self.before or later.before
-        return Gap(min(moments, default=None), self.reasons | later.reasons, before, told)
+        heard = min(self.heard, later.heard)
+        return Gap(min(moments, default=None), self.reasons | later.reasons, before, told, heard)
 
 
 class Skip(NamedTuple):
@@ -101,6 +104,7 @@ class Desk:
     failures: int = 0
     pace: float = 0.0
     traffic: bool = False
+    heard: float = -inf  # when a stream last brought an event
     finds: int = 0  # sweeps in a row that found something
     first: float = -inf  # when it had been looked at for the first time
     compared: float = -inf  # when the last comparison began that came to its end
@@ -110,6 +114,7 @@ class Desk:
     alone: float = -inf  # when the last comparison without a stream began
     alone_failures: int = 0
     paced_until: float = -inf  # when it may be compared again for a reason that is PACED
+    reported: set[tuple[str | None, ...]] = field(default_factory=set)  # without a stream, by report_key()
     skipped: dict[str, Skip] = field(default_factory=dict)  # by folder
     listings: dict[str, Progress] = field(default_factory=dict)  # of first states, by folder
 
@@ -207,7 +212,7 @@ class CatchUp:
         desk = self._desk(mailbox)
         if since is None and desk.start is None:
             desk.start = self._start(mailbox)
-        gap = Gap(since, {reason: None}, before=since is None or reason == "start")
+        gap = Gap(since, {reason: None}, before=since is None or reason == "start", heard=desk.heard)
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
@@ -237,7 +242,19 @@ class CatchUp:
                 self._sweeps.hasten(mailbox, trio.current_time())
             elif not desk.traffic and desk.pace > self.interval:
                 self._sweeps.hasten(mailbox, trio.current_time() + self.interval)
-            desk.traffic = True
+            desk.traffic, desk.heard = True, trio.current_time()
+
+    def unreported(self, batch: Sequence[MailboxEvent]) -> Sequence[MailboxEvent]:
+        """Those of these events that came on streams which were not reported before, while there was no stream: the
+        server may have queued them meanwhile. Never waits."""
+        desks = {event.mailbox: self._desks.get(event.mailbox) for event in batch}
+        if not any(desk is not None and desk.reported for desk in desks.values()):
+            return batch
+        return [
+            event
+            for event in batch
+            if (desk := desks[event.mailbox]) is None or report_key(event) not in desk.reported
+        ]
 
     def announce(self, batch: Iterable[MailboxEvent]) -> None:
         """These events came on streams and are being written to the journal; note() follows. Never waits.
@@ -423,6 +440,10 @@ class CatchUp:
             desk_gap.told = True
         comparison = self._comparison(mailbox, desk, inquiry, mark, since)
         comparison.cutoff = None if since is None else comparison.since - SKEW
+        # A stream may be read on for long after it was last known to be well for each of its mailboxes.
+        if gap.heard > -inf:
+            heard = datetime.fromtimestamp(self._server_time(mailbox, gap.heard), UTC)
+            comparison.since = max(comparison.since, heard)
         # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
         older = gap.before or (gap.since is not None and gap.since < self.begun)
         comparison.distrusted = younger or (known is not None and known.first and older)
@@ -430,6 +451,7 @@ class CatchUp:
         if known is None:
             desk.first = trio.current_time()
         desk.compared = begun
+        desk.reported.clear()  # the stream has brought what was queued
         if is_news:
             self._looked(mailbox, begun)
             if comparison.unseen or comparison.unread:
@@ -547,6 +569,8 @@ class CatchUp:
             self._sweeps.put(mailbox, begun + delay)
             return
         desk.alone_failures, desk.first = 0, -inf
+        if len(desk.reported) < MOST_REPORTED:
+            desk.reported |= comparison.reported
         desk.compared = desk.alone = begun
         self._looked(mailbox, begun)
         if not self._is_without:
@@ -556,7 +580,8 @@ class CatchUp:
         if comparison.found:
             await self._tell_gap(mailbox, Gap(None, {"no_stream": None}), since)
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
-        log.info("catchup.compared_without_stream", mailbox=mailbox, **_figures(comparison, begun))
+        level = log.info if comparison.found else log.debug
+        level("catchup.compared_without_stream", mailbox=mailbox, **_figures(comparison, begun))
         self._sweeps.put(mailbox, trio.current_time() + self.interval)
 
     def _judge(self, mailbox: str, desk: Desk, missed: int) -> None:
@@ -632,6 +657,9 @@ def _figures(comparison: Comparison, begun: float) -> dict[str, float]:
 
 
 NO_STREAM = Failure(code="NoStream", text="its stream is not open")
+
+# Events of a mailbox without a stream, give or take a comparison, that are not reported again when it has one.
+MOST_REPORTED = 10_000
 
 BUFFERED = (
     "no stream could be opened for a while, but other requests are answered: mailboxes are compared instead, every "

@@ -227,6 +227,13 @@ def facts(event: MailboxEvent) -> Iterator[tuple[object, ...]]:
                 yield id_, event.change_key, event.unread_count
 
 
+def report_key(event: MailboxEvent) -> tuple[str | None, ...]:
+    """What two reports of one change have in common, a live one and a recovered one."""
+    word = event.type.rpartition(".")[2]
+    once = word in ("created", "new_mail", "deleted")  # in the life of an id
+    return (event.type, event.subject) if once else (event.type, event.subject, event.change_key)
+
+
 class Delivered:
     """What the streams told of all mailboxes since each was last compared with what is known of it.
 

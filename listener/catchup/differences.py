@@ -257,9 +257,10 @@ def came_since(item: Item, since: datetime) -> bool:
 
 
 def changed_since(folder: Folder, since: datetime | None) -> bool:
-    """Whether a folder may have changed since then, as far as its times can tell."""
-    times = [time for time in map(moment, (folder.modified_time, folder.commit_time_max)) if time is not None]
-    return since is None or not times or max(times) >= since
+    """Whether a folder itself may have changed since then, as far as its times can tell: a change of an item need not
+    be one of the folder."""
+    time = moment(folder.modified_time) or moment(folder.commit_time_max)
+    return since is None or time is None or time >= since
 
 
 def folder_events(differences: Differences, about: Context, notes: Notes) -> list[MailboxEvent]:

@@ -25,7 +25,7 @@ import msgspec
 import structlog
 import trio
 
-from listener.catchup.delivered import FOLDERS, Delivered, Notes
+from listener.catchup.delivered import FOLDERS, Delivered, Notes, report_key
 from listener.catchup.differences import (
     Context,
     Differences,
@@ -66,7 +66,7 @@ class Comparison:
     `stubborn`: folders that cannot be read are passed over. Afterwards `found` counts the events that were told,
     and `missed` the changes that a trusted stream should have told; `unseen` are the names of folders in which what
     was deleted could not be seen, `unread` those that could not be read at all. `replaced`: it is another mailbox
-    now.
+    now. `reported` are the keys of the events that were told.
     """
 
     mailbox: str
@@ -87,6 +87,7 @@ class Comparison:
     missed: int = 0
     folders: int = 0
     replaced: bool = False
+    reported: set[tuple[str | None, ...]] = field(default_factory=set)
     unseen: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     _inbox: str = ""
@@ -163,7 +164,9 @@ class Comparison:
         """
         if before is None:
             return set(), {}
-        since = max(self.since.replace(microsecond=0), self.floor)
+        # What came in the second in which the old one was last known to be well was reported, most likely. The
+        # server's clock is known to a second.
+        since = max(self.since.replace(microsecond=0) + 2 * SECOND, self.floor)
         others, new = records.keys() - now.keys(), [id_ for id_ in now if id_ not in records]
         if self.replaced and not known.places:
             return others, dict.fromkeys(new, since)
@@ -603,6 +606,7 @@ class Comparison:
             await self.states.save(self.mailbox, events, changes)
         events = [event for event in events if not event.type.startswith("exchange.listener.")]
         self.delivered.note(events)
+        self.reported.update(map(report_key, events))
         self.found += len(events)
 
 
