@@ -221,7 +221,8 @@ def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wron
 
 def subscribe(there: Simulator, mailbox: str) -> None:
     """Subscribes to a mailbox as another client of the same account does."""
-    kinds = "".join(f"<t:EventType>{kind}</t:EventType>" for kind in ("NewMailEvent", "CreatedEvent"))
+    names = ("Copied", "Created", "Deleted", "Modified", "Moved", "NewMail", "FreeBusyChanged")
+    kinds = "".join(f"<t:EventType>{name}Event</t:EventType>" for name in names)
     body = (
         '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"'
         ' xmlns:t="http://schemas.microsoft.com/exchange/services/2006/types"'
