@@ -91,7 +91,12 @@ class Census:
             woken = self._woken
             pause = inf
             if self.sources.groups or self.sources.file:
-                failures = 0 if await self.take() else failures + 1
+                try:
+                    whole = await self.take()
+                except Exception as error:  # it must not end the daemon: the mailboxes of before stay
+                    log.error("census.crashed", exc_info=error)
+                    whole = False
+                failures = 0 if whole else failures + 1
                 pause = min(self.refresh, AGAIN.longest(failures)) if failures else self.refresh
             with trio.move_on_after(pause):
                 await woken.wait()

@@ -396,9 +396,12 @@ class Daemon:
 
     async def _tell_progress(self) -> None:
         """Thousands of mailboxes take their time to come back: the log says how far they are."""
-        told = 0
+        told, twice = 0, set[str]()
         while True:
             await trio.sleep(PROGRESS)
+            before, twice = twice, set(self.roster.duplicates)
+            if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
+                log.error("roster.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
             streaming, mailboxes = self.roster.streaming, self.roster.mailboxes
             if streaming != told or streaming < mailboxes - self.roster.waiting - len(self.roster.missing):
                 log.info(

@@ -50,7 +50,7 @@ def size(count: float) -> str:
 
 
 def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
-    colour = "green" if it.streaming == it.mailboxes else "yellow"
+    colour = "green" if it.streaming == it.mailboxes else "red" if it.streaming > it.mailboxes else "yellow"
     rate = ""
     if before is not None and it.time > before.time:
         rate = f" ({(it.events - before.events) / (it.time - before.time):,.0f}/s)"
@@ -94,6 +94,8 @@ def _warnings(it: Snapshot) -> list[Text]:
         said.append(f"the journal cannot be written: {it.journal.trouble}")
     if it.journal is not None and it.journal.full:
         said.append("the journal is full, nothing new is taken in")
+    if it.streaming > it.mailboxes:
+        said.append(f"{it.streaming - it.mailboxes} mailboxes stream twice: their events come twice")
     said += [
         f"{server.host} asks for a pause of {lasted(server.pause)}" for server in it.servers if server.pause
     ]

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +180,64 @@ def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailb
     time.sleep(1)
     assert sorted(came()) == sorted(items), "no event twice"
     assert daemon.end() == 0
+
+
+def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wrong_mailbox(
+    simulator: Start, listen: Listen, tmp_path: Path
+) -> None:
+    """The daemon ends, the server restarts, and its ids begin again at 1: all are one mailbox's by now."""
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--backends", "1", "--counted-ids", "--ledger", str(ledger))
+    daemon = listen(there)
+    streaming(there, 4)
+    until(lambda: requests(there, "FindFolder") >= 4, "all mailboxes compared")
+    kept(daemon)
+    assert daemon.end() == 0
+    nobody_streams(there)
+    there.break_(kind="backend_restart")
+    taker, *others = there.mailboxes
+    for _ in there.mailboxes:
+        subscribe(there, taker)
+    since = Requests(there)
+    daemon = listen(there)
+    daemon.until_logged("group.streaming")
+    homes = {}
+    for _ in range(10):
+        lines = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+        homes |= {line["item_id"]: line["mailbox"] for line in lines if line["kind"] == "NewMailEvent"}
+        time.sleep(0.2)
+    (line, *_) = daemon.until_logged("subscription.not_proven")  # repeated lines are summed up
+    assert line["mailbox"] in others
+    until(lambda: since["Subscribe"] == len(others), "new subscriptions for all but the taker")
+    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
+    wrong = [
+        event
+        for event in there.deliveries
+        if homes.get(event.get("subject", ""), event["data"]["mailbox"]) != event["data"]["mailbox"]
+    ]
+    assert wrong == []
+    assert since["Subscribe"] == len(others), "the taker's id is proven to be its own"
+    assert daemon.end() == 0
+
+
+def subscribe(there: Simulator, mailbox: str) -> None:
+    """Subscribes to a mailbox as another client of the same account does."""
+    names = ("Copied", "Created", "Deleted", "Modified", "Moved", "NewMail", "FreeBusyChanged")
+    kinds = "".join(f"<t:EventType>{name}Event</t:EventType>" for name in names)
+    body = (
+        '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"'
+        ' xmlns:t="http://schemas.microsoft.com/exchange/services/2006/types"'
+        ' xmlns:m="http://schemas.microsoft.com/exchange/services/2006/messages"><s:Header>'
+        '<t:RequestServerVersion Version="Exchange2013_SP1"/><t:ExchangeImpersonation><t:ConnectingSID>'
+        f"<t:PrimarySmtpAddress>{mailbox}</t:PrimarySmtpAddress></t:ConnectingSID></t:ExchangeImpersonation>"
+        '</s:Header><s:Body><m:Subscribe><m:StreamingSubscriptionRequest SubscribeToAllFolders="true">'
+        f"<t:EventTypes>{kinds}</t:EventTypes></m:StreamingSubscriptionRequest></m:Subscribe></s:Body></s:Envelope>"
+    )
+    token = b64encode(f"{there.told['user']}:{there.told['password']}".encode()).decode()
+    headers = {"Authorization": f"Basic {token}", "Content-Type": "text/xml", "X-AnchorMailbox": mailbox}
+    request = urllib.request.Request(there.told["ews_url"], body.encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert b"NoError" in reply.read()
 
 
 def configured_groups(there: Simulator, count: int) -> None:

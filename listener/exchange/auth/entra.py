@@ -133,7 +133,7 @@ class Entra:
         """What msal gets. It is made anew each time: so its caches do not stand between us and a new secret."""
         try:
             answer = self._acquired(http, _usable(claims))
-        except (httpx.HTTPError, SecretError):
+        except (httpx.HTTPError, ExchangeError, SecretError):
             raise
         except Exception as error:  # noqa: BLE001  (msal raises whatever an answer of another form leads to)
             return http.refusal or {"error": type(error).__name__, "error_description": str(error)}
