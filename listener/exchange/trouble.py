@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import httpx
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import NO_TLS, ONLY_TLS, Failure
 
 
 @contextmanager
@@ -50,10 +50,6 @@ def _code(error: httpx.HTTPError) -> str:
 def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
     return any(isinstance(cause, kind) for cause in _causes(error))
 
-
-ONLY_TLS = "the port probably speaks TLS only"
-NO_TLS = "the port answers without TLS"
-"""Parts of texts, by which advice is chosen (listener/rights/remedies.py)."""
 
 _NOT_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
