@@ -20,6 +20,10 @@ import msgspec
 # clock must not silence us for days.
 LONGEST_WAIT = 3600.0
 
+ONLY_TLS = "the port probably speaks TLS only"
+NO_TLS = "the port answers without TLS"
+"""Parts of the texts of failures, by which advice is chosen (listener/rights/remedies.py)."""
+
 
 class Verdict(StrEnum):
     """What is to be done about a failure. Whatever the verdict, a told `Failure.wait` is obeyed."""

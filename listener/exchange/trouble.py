@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import NO_TLS, ONLY_TLS, Failure
 from listener.ews.xml import excerpt
 
 
@@ -73,10 +73,6 @@ def _code(error: Exception) -> str:
 def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
     return any(isinstance(cause, kind) for cause in _causes(error))
 
-
-ONLY_TLS = "the port probably speaks TLS only"
-NO_TLS = "the port answers without TLS"
-"""Parts of texts, by which advice is chosen (listener/rights/remedies.py)."""
 
 _NOT_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}

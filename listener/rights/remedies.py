@@ -12,9 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from listener.config.endpoints import doubt_autodiscover_url, doubt_ews_url
-from listener.ews.codes import UNKNOWN_TO_FRONT_END, VERDICTS, Failure, Verdict
+from listener.ews.codes import NO_TLS, ONLY_TLS, UNKNOWN_TO_FRONT_END, VERDICTS, Failure, Verdict
 from listener.ews.xml import excerpt
-from listener.exchange.trouble import NO_TLS, ONLY_TLS
 
 
 class Remedy(NamedTuple):

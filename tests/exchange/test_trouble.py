@@ -10,9 +10,8 @@ import pytest
 import trio
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import NO_TLS, ONLY_TLS, Failure
 from listener.exchange.client import ExchangeClient
-from listener.exchange.trouble import NO_TLS, ONLY_TLS
 from tests.exchange.test_client import access
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.ews.codes import VERDICTS, Failure
-from listener.exchange.trouble import NO_TLS, ONLY_TLS
+from listener.ews.codes import NO_TLS, ONLY_TLS, VERDICTS, Failure
 from listener.rights.remedies import DIAGNOSES, REMEDIES, remedy
 
 URL = "https://mail.example.com/EWS/Exchange.asmx"
