@@ -185,7 +185,7 @@ class Autodiscover:
                 if self._answering.get(domain) in tried:
                     del self._answering[domain]
                 others = await self._ask(circling, skip=tried)
-                answers |= {m: answer for m, answer in others.items() if _code(answer) != "NameNotResolved"}
+                answers |= {m: answer for m, answer in others.items() if _code(answer) not in NO_AUTODISCOVER}
         return answers
 
     def _target(self, answer: Redirect, address: str, domain: str) -> tuple[str | None, str]:

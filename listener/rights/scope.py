@@ -1,8 +1,8 @@
 """Proves that the account cannot reach what it must not: it tries to, and must be refused.
 
-It tries to read items in every way of access that the configuration uses, at every server where the mailbox may be.
-All must refuse: one that lets it in is a failure. A GetFolder that succeeds is no proof. Everybody can open a calendar
-whose *Default* right is AvailabilityOnly, as it is in every mailbox of Exchange, and cannot read its items.
+It tries to read items in every way of access that the configuration uses, at every server where the mailbox may
+be. All must refuse: one that lets it in is a failure. A GetFolder that succeeds is no proof. Everybody can open a
+calendar whose *Default* right is AvailabilityOnly, as it is in every mailbox of Exchange, and cannot read its items.
 
 What is neither a refusal nor a success proves nothing, and is said to. A scope that was proved once may be widened by
 anybody with the right to: so it is tried again, and sooner where it was not proved.

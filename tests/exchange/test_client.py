@@ -19,7 +19,7 @@ from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.body import SOAP_LIMIT
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.cookies import Cookie
+from listener.exchange.cookies import MOST, Cookie
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\n"
@@ -391,3 +391,47 @@ async def test_a_password_that_ends_while_requests_wait_is_not_sent_by_those() -
                 nursery.start_soon(one)
     assert codes == ["Http401"] * 100
     assert statuses.count(b"401") <= 4
+
+
+@pytest.mark.parametrize(
+    "top",
+    [
+        b"HTTP/1.1 302 x\r\nLocation: https://[bad\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 x\r\nLocation: https://xn--.contoso.example/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 307 x\r\nLocation: //a:99999/\x01\xff\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 x\r\nRetry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 x\r\nDate: Mon, 01 Jan 0001 00:00:00 +2359\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 x\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 x\r\nContent-Encoding: \xff\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 x\r\nTransfer-Encoding: \xff\r\n\r\n",
+        b"HTTP/1.1 999 x\r\nContent-Length: 0\r\n\r\n",
+        b"\xff\x00\r\n\r\n",
+    ],
+)
+async def test_no_answer_raises_anything_but_the_documented_error(top: bytes) -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        await stream.send_all(top)
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError):
+            await client.call(b"<x/>", {"X-AnchorMailbox": "j\u00fcrgen@contoso.example\r\nX: y"}, bytes)
+
+
+async def test_cookies_without_measure_are_kept_within_bounds() -> None:
+    endless = b"Set-Cookie: long=" + b"x" * 5000 + b"; Max-Age=60"
+    far = b"Set-Cookie: far=1; Max-Age=99999999999999999999999999"
+
+    async def peer(stream: trio.SocketStream) -> None:
+        for number in range(3):
+            await head(stream)
+            many = [b"Set-Cookie: c%d=1" % (number * 100 + each) for each in range(100)]
+            await stream.send_all(answer(b"200 OK", b"", *many, endless, far))
+
+    async with served(peer) as client:
+        for _ in range(3):
+            await client.call(b"<x/>", {}, bytes)
+        assert len(client.cookies) <= MOST
+        assert "long" not in {cookie.name for cookie in client.cookies}
+        msgspec.msgpack.encode(client.cookies)  # the journal takes them

@@ -22,7 +22,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from listener.config import OAuthAuth
 from listener.config.secrets import Secret
 from listener.errors import ExchangeError
-from listener.exchange.auth.entra import CLOUDS, Entra
+from listener.exchange.auth.entra import CLOUDS, Entra, _usable
 from tests.exchange.test_refusals import asked, organisation
 
 
@@ -101,13 +101,26 @@ async def test_an_authority_that_is_not_there_is_told() -> None:
         (429, "{}", "TokenEndpointFailed"),
         (400, '{"error": "temporarily_unavailable", "error_description": "later"}', "TokenEndpointFailed"),
         (400, '{"error": "invalid_client", "error_description": "MSIS9622: no"}', "TokenRefused"),
+        (200, "[]", "TokenEndpointFailed"),
+        (200, "[" * 100_000, "TokenEndpointFailed"),
+        (200, '{"access_token": 5, "expires_in": 3600}', "TokenEndpointFailed"),
+        (200, '{"access_token": "a\\nb", "expires_in": 3600}', "TokenEndpointFailed"),
+        (200, '{"access_token": "\\u00fc", "expires_in": 3600}', "TokenEndpointFailed"),
+        (200, '{"access_token": "T", "expires_in": 1e999}', "TokenEndpointFailed"),
+        (200, '{"access_token": "T", "expires_in": "soon"}', "TokenEndpointFailed"),
+        (200, '{"access_token": "T", "expires_in": {}}', "TokenEndpointFailed"),
+        (400, '{"error": ["x"]}', "TokenRefused"),
+        (400, '{"error": {"x": "y"}, "error_description": [1]}', "TokenRefused"),
     ],
 )
 async def test_an_endpoint_that_is_ill_refuses_nothing(status: int, body: str, code: str) -> None:
     """The account must not be left alone for hours over a proxy's page."""
     with pytest.raises(ExchangeError) as caught:
-        await asking(lambda: Page(body.encode()), status).fetch(None)
+        await asking(lambda: Page(body.encode()), status, **STRANGE).fetch(None)
     assert caught.value.failure.code == code
+
+
+STRANGE = {"Content_Type": "application/json; charset=base64", "Date": "Mon, 01 Jan 9" + "9" * 30}
 
 
 class Page(httpx.AsyncByteStream):
@@ -258,3 +271,19 @@ def test_a_certificate_may_be_replaced_with_its_password(tmp_path: Path) -> None
     assert one._credential()["public_certificate"].strip() == first.strip()
     second = replace("Pw-second")
     assert one._credential()["public_certificate"].strip() == second.strip()
+
+
+@pytest.mark.parametrize(
+    ("claims", "usable"),
+    [
+        ('{"access_token": {"nbf": {"essential": true}}}', True),
+        ("{}", True),
+        ('{"access_token": []}', False),
+        ("[]", False),
+        ("no JSON", False),
+        ("[" * 100_000, False),
+        (None, False),
+    ],
+)
+def test_claims_that_msal_cannot_add_to_are_left_out(claims: str | None, usable: bool) -> None:
+    assert _usable(claims) == (claims if usable else None)
