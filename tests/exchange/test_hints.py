@@ -184,3 +184,32 @@ async def test_srv_records_are_read_from_dns(name_server: list[str]) -> None:
 
 async def test_a_name_that_is_not_there_has_no_records(name_server: list[str]) -> None:
     assert not await srv_records("_autodiscover._tcp.example.net")
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        Service(0, 0, "[bad", 443),
+        Service(0, 0, "xn--.example.org", 443),
+        Service(0, 0, "a..example.org", 443),
+        Service(0, 0, "evil.example\\.example.org", 443),
+        Service(0, 0, "user@mail.example.org", 443),
+        Service(0, 0, "mail.example.org", 0),
+        Service(0, 0, "mail.example.org", 99999),
+        Service(0, 0, "mail.example.org/\x00", 443),
+        Service(0, 0, "a" * 300, 443),
+    ],
+)
+async def test_an_srv_record_that_nothing_can_be_made_of_is_a_failure(service: Service) -> None:
+    failure = await found(Internet({}), resolve=records(service))
+    assert isinstance(failure, Failure)
+    assert failure.code in ("InvalidUrl", "ConnectFailed")
+
+
+@pytest.mark.parametrize(
+    "target", ["https://[bad", "https://xn--.example.org/", "//a:99999/", "\\\\evil", "https://\x01/"]
+)
+async def test_a_redirect_of_plain_http_that_nothing_can_be_made_of_is_a_failure(target: str) -> None:
+    failure = await found(Internet({ASKED: redirect(target)}))
+    assert isinstance(failure, Failure)
+    assert failure.code in ("InvalidUrl", "ConnectFailed")
