@@ -177,7 +177,7 @@ def log_crashes() -> None:
         name = None if args.thread is None else args.thread.name
         structlog.get_logger().error("python.thread_crashed", thread=name, exc_info=args.exc_value)
 
-    def unraisable(args: sys.UnraisableHookArgs) -> None:
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
         where = represent(args.object)
         structlog.get_logger().error("python.unraisable", where=where, exc_info=args.exc_value)
 
