@@ -5,6 +5,7 @@ import io
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -289,4 +290,35 @@ def test_text_of_others_moves_no_cursor() -> None:
     text = buffer.getvalue().decode()
     assert not set(text) & set("\x1b\x9b\u202e\r\x7f")
     assert json.loads(text)["text"] == evil + "\x7f"
+    stream.close()
+
+
+def test_crashes_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    for hook in ("excepthook", "unraisablehook"):
+        monkeypatch.setattr(sys, hook, getattr(sys, hook))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    stream = io.TextIOWrapper(buffer := io.BytesIO())
+    log.configure("info", "json", stream)
+    log.log_crashes()
+
+    class Bad:
+        def __del__(self) -> None:
+            raise EvilError
+
+    Bad()
+    thread = threading.Thread(target=int, args=("x",), name="t")
+    thread.start()
+    thread.join()
+    try:
+        raise ValueError("the end")
+    except ValueError as error:
+        sys.excepthook(ValueError, error, None)
+    lines = [json.loads(line) for line in buffer.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [
+        "python.unraisable",
+        "python.thread_crashed",
+        "listener.crashed",
+    ]
+    assert lines[1]["thread"] == "t"
+    assert "ValueError: the end" in lines[2]["exception"]
     stream.close()
