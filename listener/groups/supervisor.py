@@ -428,7 +428,9 @@ class GroupRunner:
                     batch += [mailbox_event(mailbox, event, arrived) for event in signal.events]
         if batch:
             self.events += len(batch)
-            await self.publish(batch)
+            # One envelope can hold tens of thousands: others must come in between.
+            for start in range(0, len(batch), MOST_AT_ONCE):
+                await self.publish(batch[start : start + MOST_AT_ONCE])
 
     def _drop_events(self, notification: Notification, mailboxes: Iterable[str]) -> None:
         """Count events that lack an id, and have the mailboxes compared that they may be about."""
@@ -480,6 +482,9 @@ class Task:
 def _fingerprint(*what: object) -> str:
     return blake2s(repr(what).encode(), digest_size=8).hexdigest()
 
+
+# Events that are handed on together.
+MOST_AT_ONCE = 250
 
 # Why a mailbox has a gap of which an event lacked its id.
 WITHOUT_ID = "EventWithoutId"
