@@ -603,7 +603,9 @@ class GroupRunner:
 
     async def _hand_on(self, batch: Sequence[MailboxEvent]) -> None:
         self.events += len(batch)
-        await self.publish(batch)
+        # One envelope can hold tens of thousands: others must come in between.
+        for start in range(0, len(batch), MOST_AT_ONCE):
+            await self.publish(batch[start : start + MOST_AT_ONCE])
 
     def _readable(self, mailbox: str, events: Sequence[Event]) -> list[MailboxEvent]:
         """Return the events for handlers. An unknown exception suspends this mailbox only."""
@@ -737,6 +739,9 @@ EARLY = 3
 
 # A stream that is opened again within so many seconds after the end in good order meets the same server process.
 SAME_SERVER = 2.0
+# Events that are handed on together.
+MOST_AT_ONCE = 250
+
 # Why a mailbox has a gap of which an event lacked its id.
 WITHOUT_ID = "EventWithoutId"
 

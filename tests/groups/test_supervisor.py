@@ -1130,10 +1130,10 @@ async def test_an_unknown_exception_on_a_stream_pauses_the_group_and_leaves_a_ga
 async def test_events_of_one_mailbox_that_cannot_be_read_suspend_it_only(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fragile(mailbox: str, event: Any) -> MailboxEvent:
+    def fragile(mailbox: str, event: Any, arrived: str) -> MailboxEvent:
         if mailbox == "bob":
             raise KeyError("kind")
-        return mailbox_event(mailbox, event)
+        return mailbox_event(mailbox, event, arrived)
 
     async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
         yield OK + b"".join(created(id_, id_) for id_ in ids)

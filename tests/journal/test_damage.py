@@ -170,7 +170,7 @@ async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object
     with structlog.testing.capture_logs() as lines:
         async with opened(state) as journal:
             states = JournalStates(journal)
-            assert await load_known(states, "ann@x.example") == (None, {})
+            assert await load_known(states, "ann@x.example") == (None, {}, None)
             census = Census(sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None)
             await census.recall(journal)
             assert census.mailboxes == ()
