@@ -1,6 +1,7 @@
 import os
 from base64 import b64encode
 from contextlib import suppress
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from listener.config import Config, Delivery, examine, load, parse, secrets
 from listener.config.auth import AnyAuth, OAuthAuth
 from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
-from listener.config.values import DISTINGUISHED_FOLDERS, format_duration, parse_duration, parse_folder_id
+from listener.config.values import (
+    DISTINGUISHED_FOLDERS,
+    format_duration,
+    parse_duration,
+    parse_folder_id,
+    parse_initial,
+)
 from listener.errors import ConfigError
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef
@@ -961,3 +968,38 @@ class TestFiltersThatCannotMatch:
             type="exchange.item.created", mailbox=sid, time="2026-01-01T00:00:00Z", item_id="i"
         )
         assert EventFilter(**config.handlers["a"].filter.model_dump()).matches(event)
+
+
+# --- the start of a backfill
+
+MARCH = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "initial"),
+    [
+        ("none", None),
+        (" None ", None),
+        (None, None),
+        (0, None),
+        ("0s", None),
+        ("7d", 7 * 86400.0),
+        (3600, 3600.0),
+        ("2026-03-01", MARCH),
+        (date(2026, 3, 1), MARCH),
+        ("2026-03-01T00:00:00", MARCH),
+        ("2026-03-01T01:00:00+01:00", MARCH),
+        (datetime(2026, 3, 1), MARCH),
+    ],
+)
+def test_the_start_of_a_backfill(value: object, initial: float | datetime | None) -> None:
+    assert parse_initial(value) == initial
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.dates(), st.lists(st.integers())))
+def test_whatever_stands_for_a_backfill_is_read_or_refused(value: object) -> None:
+    try:
+        found = parse_initial(value)
+    except ValueError:
+        return
+    assert found is None or (found.tzinfo if isinstance(found, datetime) else found > 0)
