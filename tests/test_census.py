@@ -286,3 +286,20 @@ async def test_a_reload_while_members_are_being_written_has_the_last_word() -> N
         census._journal = Slow()  # type: ignore[assignment]
         await census.take()
         assert census.mailboxes == ("zoe",)
+
+
+async def test_an_unknown_exception_is_asked_again_later_and_ends_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Groups):
+        async def expand(self, group: str) -> Expansion:
+            if len(self.asked) < 2:
+                self.asked.append(group)
+                raise ValueError("a date of the year 99999")
+            return await super().expand(group)
+
+    groups = Fragile({"all": ["ann"]})
+    async with running(groups, Sources(groups=("all",))) as run:
+        await trio.sleep(200)
+        assert run.census.mailboxes == ("ann",)
+    assert len(run.logged("census.crashed")) == 2
