@@ -104,7 +104,7 @@ async def test_a_handshake_without_end_has_a_bound() -> None:
     """Neither side comes to an end: the server asks for one more leg, and the mechanism has another token."""
 
     class Endless(Ticket):
-        shown = False  # type: ignore[assignment]
+        shown = False
 
         async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Endless":
             return Endless()

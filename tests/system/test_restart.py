@@ -201,7 +201,7 @@ def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wron
     since = Requests(there)
     daemon = listen(there)
     daemon.until_logged("group.streaming")
-    homes = {}
+    homes: dict[str, Any] = {}
     for _ in range(10):
         lines = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
         homes |= {line["item_id"]: line["mailbox"] for line in lines if line["kind"] == "NewMailEvent"}
