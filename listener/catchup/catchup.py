@@ -372,9 +372,12 @@ class CatchUp:
         return (self.now() - timedelta(seconds=trio.current_time() - moment)).timestamp()
 
     def _start(self, mailbox: str) -> float:
-        """The second after this one, by the server's clock. Times of items are whole seconds: what is of this second
-        may have been there before."""
-        return floor(self._server_time(mailbox, trio.current_time())) + 1.0
+        """Return the present second by the server's clock.
+
+        Times of items are whole seconds. What happened in this second before the subscription may be reported: the
+        other way round, a subscription that is lost within its first second would lose what came after it.
+        """
+        return float(floor(self._server_time(mailbox, trio.current_time())))
 
     def _mark(self, mailbox: str, desk: Desk, kept: Kept, gap: Gap | None = None) -> Mark:
         """Since when the mailbox is listened to."""

@@ -99,6 +99,8 @@ class ExchangeClient:
         put_into(self._http.cookies.jar, cookies)
         # From trio's clock to the server's, in seconds, as far as its answers tell (Date).
         self.server_offset: float | None = None
+        # The code of the latest request if it failed, else empty.
+        self.last_failure = ""
 
     async def __aenter__(self) -> ExchangeClient:
         await self._http.__aenter__()
@@ -169,11 +171,13 @@ class ExchangeClient:
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
                     budget.went_well()
+                    self.last_failure = ""
                     self._show(body, headers, "ok", begun)
                     return taken
             raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
         except ExchangeError as error:
             budget.failed(error.failure)
+            self.last_failure = error.failure.code
             self._show(body, headers, error.failure.code, begun)
             if error.failure.code != "TlsFailed":
                 raise

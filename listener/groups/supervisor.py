@@ -693,8 +693,11 @@ class GroupRunner:
             return None
         return self.way_without_stream(mailbox)
 
-    def way_without_stream(self, mailbox: str) -> Way:
-        """How to ask about a mailbox of this group, whether it has a stream or not."""
+    def way_without_stream(self, mailbox: str) -> Way | None:
+        """How to ask about a mailbox of this group, whether it has a stream or not; None while the server does not
+        answer, so that an outage brings no further requests."""
+        if not self.streaming and self.client.last_failure not in STREAMS_ONLY:
+            return None
         headers = self._headers(self.state.anchor)
         access = self.wish.access.of(mailbox)
         return Way(
@@ -739,11 +742,15 @@ EARLY = 3
 
 # A stream that is opened again within so many seconds after the end in good order meets the same server process.
 SAME_SERVER = 2.0
+
 # Events that are handed on together.
 MOST_AT_ONCE = 250
 
 # Why a mailbox has a gap of which an event lacked its id.
 WITHOUT_ID = "EventWithoutId"
+
+# What a request may end with on a server that answers others: a stream that a proxy holds back does.
+STREAMS_ONLY = frozenset(("", "ReadTimeout", "StreamSilent", "Http504", "ErrorExceededConnectionCount"))
 
 # Seconds at the end of a group in which the journal may take what was read.
 HANDING_ON = 3.0
