@@ -372,12 +372,9 @@ class CatchUp:
         return (self.now() - timedelta(seconds=trio.current_time() - moment)).timestamp()
 
     def _start(self, mailbox: str) -> float:
-        """Return the present second by the server's clock.
-
-        Times of items are whole seconds. What happened in this second before the subscription may be reported: the
-        other way round, a subscription that is lost within its first second would lose what came after it.
-        """
-        return float(floor(self._server_time(mailbox, trio.current_time())))
+        """The second after this one, by the server's clock. Times of items are whole seconds: what is of this second
+        may have been there before."""
+        return floor(self._server_time(mailbox, trio.current_time())) + 1.0
 
     def _mark(self, mailbox: str, desk: Desk, kept: Kept, gap: Gap | None = None) -> Mark:
         """Since when the mailbox is listened to."""
@@ -443,6 +440,8 @@ class CatchUp:
             desk_gap.told = True
         comparison = self._comparison(mailbox, desk, inquiry, mark, since)
         comparison.cutoff = None if since is None else comparison.since - SKEW
+        # Rather report what came just before the first subscription than lose what came just after it.
+        comparison.early = gap.since is not None and self._server_time(mailbox, gap.since) < mark.start
         # A stream may be read on for long after it was last known to be well for each of its mailboxes.
         if gap.heard > -inf:
             heard = datetime.fromtimestamp(self._server_time(mailbox, gap.heard), UTC)

@@ -82,6 +82,7 @@ class Comparison:
     cutoff: datetime | None = None
     trusting: bool = False
     distrusted: bool = False
+    early: bool = False
     stubborn: bool = False
     found: int = 0
     missed: int = 0
@@ -150,8 +151,13 @@ class Comparison:
 
     @property
     def floor(self) -> datetime:
-        """When the mailbox was first listened to."""
-        return datetime.fromtimestamp(self.mark.start, UTC)
+        """When the mailbox was first listened to.
+
+        Times of items are whole seconds, so that of the second of the first Subscribe nobody can tell what came
+        before it. It counts as before, unless the stream was lost within that second (`early`).
+        """
+        start = datetime.fromtimestamp(self.mark.start, UTC)
+        return start - SECOND if self.early and not self.replaced else start
 
     def _strange(
         self, before: Known | None, known: Known, records: Mapping[str, Record], now: Mapping[str, Folder]
