@@ -11,7 +11,7 @@ from listener.config.auth import KINDS
 from listener.config.mailboxes import AccessOverride, Mailboxes
 from listener.config.model import Config, HandlerFilter
 from listener.config.secrets import Secret, is_secret, sources
-from listener.config.values import format_duration, parse_duration
+from listener.config.values import format_duration, parse_duration, parse_initial
 
 PAGE = Path(__file__).parent / "CONFIGURATION.md"
 BEGIN, END = "<!-- the tables: made by docs/reference.py -->\n", "<!-- end of the tables -->\n"
@@ -69,6 +69,8 @@ def is_duration(field: FieldInfo) -> bool:
 
 
 def kind(field: FieldInfo) -> str:
+    if any(getattr(item, "func", None) is parse_initial for item in field.metadata):
+        return "`none`, duration, date or date-time"
     return "duration" if is_duration(field) else word_for(field.annotation)
 
 
@@ -91,6 +93,8 @@ def default(field: FieldInfo, model: type[BaseModel], name: str) -> str:
     if field.is_required():
         return "required"
     value = field.default
+    if name == "initial":
+        return "`none`"
     if value is None or isinstance(value, BaseModel):
         return ""
     if is_duration(field):

@@ -11,8 +11,7 @@ from listener.access import AccessRule, AccessRules
 from listener.backoff import Backoff
 from listener.census import Census, Sources
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
-from listener.config.files import parse_list
-from listener.config.values import parse_address, parse_sid
+from listener.config.files import MailboxReader
 from listener.delivery.delivery import Patience
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
@@ -68,8 +67,17 @@ def wish(config: Config) -> Wish:
         silence=2 * config.stream.heartbeat,
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
-        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url}",
+        # EWS URLs that were accepted by another allow-list are not used again.
+        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url} {_trusted(config)}",
     )
+
+
+def _trusted(config: Config) -> str:
+    hosts = [
+        *config.exchange.autodiscover_hosts,
+        *(host for server in config.servers for host in server.hosts),
+    ]
+    return " ".join(sorted(hosts))
 
 
 def discovery(config: Config, access: Access) -> Autodiscover:
@@ -81,6 +89,7 @@ def discovery(config: Config, access: Access) -> Autodiscover:
         url=exchange.autodiscover_url,
         ews_url=exchange.ews_url,
         hosts=[*exchange.autodiscover_hosts, *(host for server in config.servers for host in server.hosts)],
+        servers=[group.ews_url for group in config.groups if group.ews_url is not None],
     )
 
 
@@ -118,9 +127,7 @@ def census_sources(config: Config) -> Sources:
         in_file=mailboxes.in_file,
         groups=mailboxes.distribution_groups,
         never=frozenset(config.impersonation.must_refuse),
-        parse=partial(
-            parse_list, normalise=parse_sid if mailboxes.impersonate_by == "SID" else parse_address
-        ),
+        parse=MailboxReader(mailboxes.impersonate_by).addresses,
     )
 
 

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
-from listener.config.files import parse_list
+from listener.config.files import MailboxReader
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.directory import GROUPS, MAILBOXES, Expansion
@@ -34,14 +34,14 @@ Expand = Callable[[str], Awaitable[Expansion]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Where mailboxes come from. `listed` are those of the configuration, `in_file` those that its file has now;
-    `parse` reads the text of that file, and raises ValueError. Those that are in `never` are left out of both."""
+    `parse` reads the bytes of that file, and raises ValueError. Those that are in `never` are left out of both."""
 
     listed: tuple[str, ...] = ()
     file: Path | None = None
     in_file: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     never: frozenset[str] = frozenset()
-    parse: Callable[[str], tuple[str, ...]] = parse_list
+    parse: Callable[[bytes], tuple[str, ...]] = MailboxReader("PrimarySmtpAddress").addresses
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,9 +80,7 @@ class Census:
         """What groups told before this process began counts until they tell anew."""
         self._journal = journal
         kept = await journal.load(NAMESPACE)
-        self._members = {
-            group: _DECODE(kept[group]) if group in kept else () for group in self.sources.groups
-        }
+        self._members = {group: _members_in(group, kept.get(group)) for group in self.sources.groups}
         if strangers := kept.keys() - set(self.sources.groups):
             await journal.append((), [Drop(NAMESPACE, group) for group in sorted(strangers)])
 
@@ -93,7 +91,12 @@ class Census:
             woken = self._woken
             pause = inf
             if self.sources.groups or self.sources.file:
-                failures = 0 if await self.take() else failures + 1
+                try:
+                    whole = await self.take()
+                except Exception as error:  # it must not end the daemon: the mailboxes of before stay
+                    log.error("census.crashed", exc_info=error)
+                    whole = False
+                failures = 0 if whole else failures + 1
                 pause = min(self.refresh, AGAIN.longest(failures)) if failures else self.refresh
             with trio.move_on_after(pause):
                 await woken.wait()
@@ -109,6 +112,10 @@ class Census:
                 whole = False
                 _tell_failure(group, group, error.failure)
                 continue
+            except Exception as error:  # a fence: the answer about one group must not end the others' refresh
+                whole = False
+                log.error("census.crashed", source=group, exc_info=error)
+                continue
             told[group] = members.mailboxes
             if members.failures:
                 whole = False
@@ -118,7 +125,7 @@ class Census:
         in_file = self._in_file
         if sources.file is not None:
             try:
-                in_file = sources.parse(await trio.Path(sources.file).read_text(encoding="utf-8-sig"))
+                in_file = sources.parse(await trio.Path(sources.file).read_bytes())
             except (OSError, ValueError) as error:
                 whole = False
                 log.warning("census.failed", source=str(sources.file), text=str(error))
@@ -165,8 +172,13 @@ async def members_of(group: str, expand: Expand) -> Members:
     """Everybody in a group. Raises ExchangeError if nothing can be told of the group itself."""
     seen, todo, found = {group}, [group], set[str]()
     failures: dict[str, Failure] = {}
+    expanded = 0
     while todo:
         source = todo.pop()
+        expanded += 1
+        if expanded > MOST_GROUPS or len(found) > MOST_MEMBERS:
+            failures[group] = ENDLESS
+            break
         try:
             expansion = await expand(source)
         except ExchangeError as error:
@@ -190,6 +202,19 @@ async def members_of(group: str, expand: Expand) -> Members:
     return Members(tuple(sorted(found)), failures)
 
 
+def _members_in(group: str, kept: bytes | None) -> tuple[str, ...]:
+    try:
+        return () if kept is None else _DECODE(kept)
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # a damaged row: the group is asked anyway
+        log.warning("census.state_unreadable", group=group, reason=str(error))
+        return ()
+
+
 def _tell_failure(group: str, source: str, failure: Failure) -> None:
     within = {} if source == group else {"within": group}
     log.warning("census.failed", source=source, **within, code=failure.code, text=failure.text)
@@ -199,6 +224,12 @@ NAMESPACE = "census"
 
 # The server left members out (IncludesLastItemInRange).
 INCOMPLETE = Failure(code="UnexpectedReply", text="only a part of its members was told")
+
+# A server can name another group within each group, without end.
+MOST_GROUPS, MOST_MEMBERS = 1000, 100_000
+ENDLESS = Failure(
+    code="UnexpectedReply", text=f"over {MOST_GROUPS} groups within it, or over {MOST_MEMBERS} members"
+)
 
 # The patience where a source could not be read.
 AGAIN = Backoff(first=30.0, factor=2.0, cap=3600.0)

@@ -31,9 +31,11 @@ from listener.assembly import (
     wish,
 )
 from listener.catchup.catchup import CatchUp
+from listener.catchup.knowledge import stored_folders
 from listener.catchup.recollection import Recollection
 from listener.catchup.states import JournalStates
 from listener.config import Config
+from listener.config.warnings import warnings
 from listener.delivery.delivery import Delivery, Lane, Source
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
@@ -107,6 +109,7 @@ class Daemon:
             gaps=self._note_gap,
             resumed=self._note_stream,
             left=self._forget,
+            subscribed=self._note_subscription,
             noted=self._note_change,
             kept=self._keep,
             unfilled=lambda: {} if self.catch_up is None else self.catch_up.unfilled(),
@@ -126,6 +129,7 @@ class Daemon:
 
     async def _run(self, stop: trio.Event) -> None:
         log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
+        self._log_warnings()
         async with (
             self.attendant.at_hand(),
             self._open_journal() as journal,
@@ -142,6 +146,7 @@ class Daemon:
             ):
                 self.catch_up = self._new_catch_up(journal)
                 self.keeper = Keeper(journal, self.roster)
+                self.roster.stored_folders = partial(stored_folders, JournalStates(journal))
                 last = await self._remember(self.keeper)
                 if self.catch_up.mode == "sync":  # else nobody asks what was told, and it would only pile up
                     self._told = Recollection(self.catch_up.note)
@@ -153,6 +158,10 @@ class Daemon:
             handlers.cancel_scope.cancel()
         tell_repeated(everything=True)
         log.info("listener.stopped")
+
+    def _log_warnings(self) -> None:
+        for warning in warnings(self.config):
+            log.warning("configuration.warned", where=warning.where, text=warning.what)
 
     async def _recall(self, journal: Journal) -> None:
         """Before anything begins: who was to be listened to when the daemon ended."""
@@ -170,7 +179,7 @@ class Daemon:
             if reached := [each for each in self._attempts if each.finding is Finding.REACHED]:
                 raise ConfigError(
                     [
-                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}")
+                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}: {a.proof}")
                         for a in reached
                     ]
                 )
@@ -195,6 +204,7 @@ class Daemon:
             ]
         )
         self.config, self.policy = config, policy(config)
+        self._log_warnings()
         rules, anew = self.wish.access, wish(config)
         rules.default, rules.others = anew.access.default, anew.access.others  # the roster asks them, too
         self.wish = replace(anew, access=rules)
@@ -206,6 +216,7 @@ class Daemon:
         if self.catch_up is not None:
             self.catch_up.interval = config.catch_up.interval
             self.catch_up.idle_interval = config.catch_up.idle_interval
+            self.catch_up.initial = config.catch_up.initial
         anew_scope = scope(config, self.access, self.discovery)
         self.scope.places, self.scope.ways = anew_scope.places, anew_scope.ways
         mailboxes = config.mailboxes
@@ -222,12 +233,15 @@ class Daemon:
         kinds = frozenset(self.config.subscription.events)
         return CatchUp(
             ask=self.roster.way,
+            ask_without=self.roster.way_without_stream,
+            initial=self.config.catch_up.initial,
             states=JournalStates(journal),
             kinds=kinds,
             mode=self.config.catch_up.mode,
             interval=self.config.catch_up.interval,
             idle_interval=self.config.catch_up.idle_interval,
             silent=self.roster.renew,
+            refused=self.roster.check_access,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
             concurrency=64,
             sweepers=16,
@@ -289,6 +303,10 @@ class Daemon:
         if self.catch_up is not None:
             self.catch_up.gap(mailbox, since, reason)
 
+    def _note_subscription(self, mailbox: str, new: bool) -> None:
+        if self.catch_up is not None:
+            self.catch_up.subscribed(mailbox, new=new)
+
     def _note_stream(self, mailboxes: Sequence[str]) -> None:
         if self.catch_up is not None:
             self.catch_up.resume(mailboxes)
@@ -300,6 +318,11 @@ class Daemon:
 
     async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
         """What came on a stream is safe in the journal before it counts as delivered."""
+        if self.catch_up is not None:
+            batch = self.catch_up.unreported(batch)
+            if not batch:
+                return
+            self.catch_up.announce(batch)
         await self.delivery.publish(batch)
         self.events += len(batch)
         if self.watching.on:
@@ -373,9 +396,12 @@ class Daemon:
 
     async def _tell_progress(self) -> None:
         """Thousands of mailboxes take their time to come back: the log says how far they are."""
-        told = 0
+        told, twice = 0, set[str]()
         while True:
             await trio.sleep(PROGRESS)
+            before, twice = twice, set(self.roster.duplicates)
+            if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
+                log.error("roster.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
             streaming, mailboxes = self.roster.streaming, self.roster.mailboxes
             if streaming != told or streaming < mailboxes - self.roster.waiting - len(self.roster.missing):
                 log.info(
@@ -393,7 +419,7 @@ class Daemon:
     def _new_runner(self, group: Group, roster: Roster, before: Restored | None = None, /) -> GroupRunner:
         client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
         kept = None if before is None else before.kept
-        state = GroupState.start(group.mailboxes, self.policy, kept)
+        state = GroupState.start(group.mailboxes, self.policy, kept, apart=group.closed)
         return GroupRunner(
             group, client, self.wish, self._publish, roster, state, well=roster.well, begun=roster.begun
         )

@@ -10,7 +10,8 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
     """One change that Exchange reported in one mailbox.
 
     `type` is the CloudEvents type: `exchange.item.created`, `exchange.folder.modified`, … (docs/EVENTS.md lists
-    all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent.
+    all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent, at
+    most nine; or when the event arrived, if the server sent no valid time.
     Ids are Exchange's own opaque, case-sensitive ids. `reason` is for the listener's own events
     (`exchange.listener.parked`, …). `recovered`: no stream told of it, it was found by comparing with the mailbox,
     and `time` is when. A field that there is nothing to say in is None.
@@ -35,15 +36,18 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
         """32 hexadecimal digits, the same for every report of the same change, in every run and release.
 
         A thing is created, deleted, moved or copied to its id only once: of these, type, mailbox and the thing's id
-        make the event's id. A folder keeps its id when it is moved: there, its new place and its change key do too.
+        make the event's id. A folder keeps its id when it is moved, and so do items on some servers: there, its new
+        place and its change key do too, or the time if the server sent no change key, since it can come back.
         Everything else can happen to a thing again: there, all fields do, the time among them.
         """
         word = self.type.rpartition(".")[2]
         what: object = self
         if word in _ONCE and self.subject is not None:
-            again = (
-                (self.parent_folder_id, self.change_key) if word == "moved" and self.item_id is None else ()
-            )
+            again: tuple[str | None, ...] = ()
+            if word == "moved" and self.item_id in (None, self.old_item_id):
+                again = self.parent_folder_id, self.change_key
+                if not self.change_key:
+                    again = *again, self.time
             what = (self.type, self.mailbox, self.subject, *again)
         return blake2b(_ENCODE(what), digest_size=16).hexdigest()
 

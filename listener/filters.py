@@ -13,7 +13,7 @@ EVENT_NAMES: Final = ("created", "modified", "deleted", "moved", "copied", "new_
 EVENT_TYPES: Final = (
     *(f"exchange.item.{name}" for name in EVENT_NAMES),
     *(f"exchange.folder.{name}" for name in EVENT_NAMES if name != "new_mail"),
-    *(f"exchange.listener.{name}" for name in ("gap", "recovered", "parked", "unparked")),
+    *(f"exchange.listener.{name}" for name in ("gap", "recovered", "reset", "parked", "unparked")),
 )
 """Every CloudEvents type that can reach a handler. `exchange.listener.…` tell of the listener itself."""
 
@@ -24,10 +24,20 @@ _CACHED_MAILBOXES = 100_000
 
 def check_type(pattern: str) -> str | None:
     """What is wrong with a pattern of types, or None: it must be able to match something."""
-    if any(fnmatchcase(name, _full(pattern)) for name in EVENT_TYPES):
+    if types_of(pattern):
         return None
     known = [*EVENT_TYPES, *sorted({name.rpartition(".")[2] for name in EVENT_TYPES})]
     return f'no type of event matches "{pattern}"{did_you_mean(pattern, known)}'
+
+
+def is_glob(pattern: str) -> bool:
+    """Return whether a pattern of mailboxes is more than one address."""
+    return any(sign in pattern for sign in "*?[")
+
+
+def types_of(pattern: str) -> tuple[str, ...]:
+    """Return the event types that a pattern matches."""
+    return tuple(name for name in EVENT_TYPES if fnmatchcase(name, _full(pattern)))
 
 
 class EventFilter:
@@ -48,9 +58,7 @@ class EventFilter:
         folders: Sequence[str] = (_ANY,),
     ) -> None:
         self._mailboxes = None if _ANY in mailboxes else tuple(pattern.lower() for pattern in mailboxes)
-        self._types = frozenset(
-            name for name in EVENT_TYPES if any(fnmatchcase(name, _full(pattern)) for pattern in types)
-        )
+        self._types = frozenset(name for pattern in types for name in types_of(pattern))
         self._folders = None if _ANY in folders else frozenset(folders)
         self._passed: dict[str, bool] = {}  # what the patterns said of a mailbox
 

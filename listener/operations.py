@@ -74,6 +74,7 @@ class Operations:
             missing=len(roster.missing),
             refused=sum(group.refused for group in groups),
             events=daemon.events,
+            dropped=roster.dropped,
             groups=groups,
             handlers=take.handler_statuses(daemon.delivery),
             servers=take.server_statuses(daemon.access.budgets),

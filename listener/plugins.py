@@ -2,12 +2,16 @@
 
 import importlib
 import inspect
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -20,6 +24,7 @@ from listener.errors import ConfigError, Problem
 from listener.filters import EventFilter
 from listener.handler import HandlerContext, HandlerFactory
 from listener.suggest import did_you_mean
+from listener.text import describe as describe_error
 
 ENTRY_POINT_GROUP = "listener.handlers"
 
@@ -59,8 +64,15 @@ def load_handlers(handlers: Mapping[str, HandlerConfig]) -> list[LoadedHandler]:
     loaded, problems = [], []
     for name, config in handlers.items():
         found: list[Problem] = []
-        factory = _resolve(name, config.use, found)
-        options = _bind(name, factory, config, found) if factory is not None else {}
+        try:
+            with _foreign_code():
+                factory = _resolve(name, config.use, found)
+                options = _bind(name, factory, config, found) if factory is not None else {}
+        except _Failed as failed:
+            # Not only an import raises: so may an attribute, an annotation, a validator or a signature.
+            text = f"{failed.what or f'cannot load {config.use}'}: {describe_error(failed.error)}"
+            problems.append(Problem(dotted(("handlers", name, "use")), text))
+            continue
         problems += found
         if factory is not None and not found:
             accepts = EventFilter(**config.filter.model_dump())
@@ -68,6 +80,47 @@ def load_handlers(handlers: Mapping[str, HandlerConfig]) -> list[LoadedHandler]:
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+class _Failed(Exception):  # noqa: N818
+    """Code of a plugin raised `error`; `what` could not be done, if that is known."""
+
+    def __init__(self, error: BaseException, what: str = "") -> None:
+        super().__init__()
+        self.error = error
+        self.what = what
+
+
+@contextmanager
+def _foreign_code() -> Iterator[None]:
+    """Raise _Failed for whatever a plugin's code raises: SystemExit, a KeyboardInterrupt of its own, anything.
+
+    The KeyboardInterrupt of a real SIGINT is not the plugin's and goes on as it is.
+    """
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(number, frame)
+
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if mine:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except BaseException as error:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        if isinstance(error, _Failed):
+            raise
+        raise _Failed(error) from error
+    finally:
+        if mine and signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _resolve(name: str, use: str, problems: list[Problem]) -> HandlerFactory | None:
@@ -90,10 +143,8 @@ def _resolve(name: str, use: str, problems: list[Problem]) -> HandlerFactory | N
     module_name, _, path = target.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001  (a plugin's module may raise anything; it is the one to name)
-        text = f"cannot import {module_name}: {type(error).__name__}: {error}"
-        problems.append(Problem(where, text))
-        return None
+    except BaseException as error:
+        raise _Failed(error, f"cannot import {module_name}") from error
     factory: Any = module
     for part in path.split("."):
         if not hasattr(factory, part):

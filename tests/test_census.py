@@ -14,7 +14,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.census import Census, Sources, members_of
+from listener.census import MOST_GROUPS, MOST_MEMBERS, Census, Sources, members_of
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.directory import Expansion, GroupMember
@@ -98,6 +98,23 @@ class TestMembers:
     async def test_one_that_cannot_be_asked_itself_is_an_error(self) -> None:
         with pytest.raises(ExchangeError):
             await members_of("a", Groups().expand)
+
+    @pytest.mark.parametrize("more", [("PublicDL", 1), ("PublicDL", 3), ("Mailbox", 5000)])
+    async def test_groups_without_end_have_a_bound(self, more: tuple[str, int]) -> None:
+        """What was found so far counts, and those from before stay: not all of it was told."""
+        asked = 0
+
+        async def expand(_group: str) -> Expansion:
+            nonlocal asked
+            asked += 1
+            kind, count = more
+            members = [GroupMember(address=f"{asked}-{n}@x.example", type=kind) for n in range(count)]
+            return Expansion((*members, GroupMember(address=f"next-{asked}@x.example", type="PublicDL")))
+
+        found = await members_of("a", expand)
+        assert asked <= MOST_GROUPS
+        assert len(found.mailboxes) <= MOST_MEMBERS + 5000
+        assert found.failures["a"].code == "UnexpectedReply"
 
     @given(
         st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from(["@a", "@b", "@c", "1", "2"])))
@@ -269,3 +286,20 @@ async def test_a_reload_while_members_are_being_written_has_the_last_word() -> N
         census._journal = Slow()  # type: ignore[assignment]
         await census.take()
         assert census.mailboxes == ("zoe",)
+
+
+async def test_an_unknown_exception_is_asked_again_later_and_ends_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Groups):
+        async def expand(self, group: str) -> Expansion:
+            if len(self.asked) < 2:
+                self.asked.append(group)
+                raise ValueError("a date of the year 99999")
+            return await super().expand(group)
+
+    groups = Fragile({"all": ["ann"]})
+    async with running(groups, Sources(groups=("all",))) as run:
+        await trio.sleep(200)
+        assert run.census.mailboxes == ("ann",)
+    assert len(run.logged("census.crashed")) == 2

@@ -1,5 +1,7 @@
 import os
+from base64 import b64encode
 from contextlib import suppress
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,26 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 from cryptography.x509 import load_pem_x509_certificate
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from listener import MailboxEvent
 from listener.assembly import access_rules, census_sources
 from listener.config import Config, Delivery, examine, load, parse, secrets
 from listener.config.auth import AnyAuth, OAuthAuth
 from listener.config.certificates import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
-from listener.config.values import format_duration, parse_duration
+from listener.config.values import (
+    DISTINGUISHED_FOLDERS,
+    format_duration,
+    parse_duration,
+    parse_folder_id,
+    parse_initial,
+)
 from listener.errors import ConfigError
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef
+from listener.filters import EventFilter
 
 HERE = Path("/etc/ews-listener")
 SECRET = "pl4nted-s3cret"
@@ -179,7 +189,7 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ),
         (
             {"handlers": {"a": {"use": "x", "filter": {"mailboxes": ["x"]}}}},
-            'handlers.a.filter.mailboxes[0]: "x" is no address of the form name@domain',
+            'handlers.a.filter.mailboxes[0]: "x" is not a valid email address',
         ),
     ],
 )  # fmt: skip
@@ -238,21 +248,21 @@ class TestMailboxes:
             tmp_path,
             mailboxes={"addresses": ["a@example.com", "nope", "a@EXAMPLE.com"], "file": "m.txt"},
         ) == [
-            'mailboxes.addresses[1]: "nope" is no address of the form name@domain',
+            'mailboxes.addresses[1]: "nope" is not a valid email address',
             'mailboxes.addresses[2]: "a@example.com" stands already at mailboxes.addresses[0]',
             'm.txt:3: "a@example.com" stands already at mailboxes.addresses[0]',
-            'm.txt:4: "foo bar" is no address of the form name@domain',
+            'm.txt:4: "foo bar" is not a valid email address',
             'm.txt:5: "x@example.com" stands already at m.txt:1',
         ]
 
-    @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+    @pytest.mark.parametrize("content", [None, b"\xff"])
     def test_a_file_that_cannot_be_read(self, tmp_path: Path, content: bytes | None) -> None:
         if content is not None:
             (tmp_path / "m.txt").write_bytes(content)
         (problem,) = problems(tmp_path, mailboxes={"file": "m.txt"})
         trouble = f"cannot read {tmp_path}/m.txt: No such file or directory"
-        expected = trouble if content is None else f"{tmp_path}/m.txt is not UTF-8 text"
-        assert problem == f"mailboxes.file: {expected}"
+        expected = trouble if content is None else f"{tmp_path}/m.txt is not UTF-8 text (byte 0xff in line 1)"
+        assert problem.startswith(f"mailboxes.file: {expected}")
 
     def test_static_groups_need_no_other_mailboxes(self, tmp_path: Path) -> None:
         (tmp_path / "b.txt").write_text("b@example.com\n")
@@ -352,7 +362,7 @@ class TestAccess:
             ({"addresses": ["a@b.c"], "max_drop": 2}, "mailboxes.max_drop: must be at most 1"),
             (
                 {"distribution_groups": ["sales"]},
-                'mailboxes.distribution_groups[0]: "sales" is no address of the form name@domain',
+                'mailboxes.distribution_groups[0]: "sales" is not a valid email address',
             ),
             (
                 {"distribution_groups": ["sales@b.c"]},
@@ -855,3 +865,141 @@ addresses = ["a@x.example"]
 [handlers.log]
 use = "log"
 """
+
+
+FOLDER_ID = "AAMkAGI2THVSAAEuAAAAAACZ/8h0vq1SSo9g2mWPDPmyAQ=="
+
+
+class TestFiltersThatCannotMatch:
+    @staticmethod
+    def filtered(handlers_filter: dict[str, Any], **sections: Any) -> list[str]:
+        return problems(handlers={"a": {"use": "log", "filter": handlers_filter}}, **sections)
+
+    @pytest.mark.parametrize(
+        ("folder", "why"),
+        [
+            ("inbox", "is a folder name; to receive events of this folder only, use [subscription] folders = [\"inbox\"]"),  # noqa: E501
+            ("Sent Items", "is a folder name; to receive events of this folder only, use [subscription] folders = [\"sentitems\"]"),  # noqa: E501
+            ("inbxo", 'cannot be a folder id, did you mean "inbox"?'),
+            ("/Inbox/**", 'is a pattern; only "*" alone is one here'),
+            ("/Inbox/Projects/2026", "is a folder path"),
+            ("/Inbox/ProjectsOfTheYear2026/X", "is a folder path"),
+            ("Inbox\\Projects", "is a folder path"),
+            ("My Projects", "is a folder name or path, or an id with blanks or line breaks in it"),
+            (f"{FOLDER_ID[:20]} {FOLDER_ID[20:]}", "is a folder name or path, or an id with blanks or line breaks in it"),  # noqa: E501
+            (FOLDER_ID.replace("/", "-"), 'is an id of Microsoft Graph; in that of EWS each "-" is a "/", and each "_" a "+"'),  # noqa: E501
+            ("Projekte", "cannot be a folder id"),
+            ("AAMkAGI2", "cannot be a folder id"),
+        ],
+    )  # fmt: skip
+    def test_names_and_paths_are_refused_with_what_is_accepted(self, folder: str, why: str) -> None:
+        (problem,) = self.filtered({"folders": ["*", folder]})
+        assert problem == (
+            f'handlers.a.filter.folders[1]: "{folder}" {why}. Accepted are folder ids of EWS, which differ in each '
+            "mailbox: copy data.parent_folder_id from an event that a file handler wrote"
+        )
+
+    def test_ids_are_accepted(self) -> None:
+        config = good(handlers={"a": {"use": "log", "filter": {"folders": [f" {FOLDER_ID}\n"]}}})
+        assert config.handlers["a"].filter.folders == (FOLDER_ID,)
+
+    @given(st.binary(min_size=40, max_size=120))
+    def test_whatever_a_server_makes_an_id_of(self, entry: bytes) -> None:
+        assume(entry[0] >> 2 != 0b111111)  # an entry id begins with flags
+        folder = b64encode(entry).decode()
+        assert parse_folder_id(folder) == folder
+
+    def test_every_distinguished_name_is_refused(self) -> None:
+        for name in DISTINGUISHED_FOLDERS:
+            with pytest.raises(ValueError, match="is a folder name"):
+                parse_folder_id(name.title())
+
+    @pytest.mark.parametrize(
+        ("folder", "what"),
+        [
+            ("Sent Items", 'there is no folder "Sent Items", did you mean "sentitems"?'),
+            (" inbox", 'there is no folder " inbox", did you mean "inbox"?'),
+            ("/Inbox/Projects", '"/Inbox/Projects" is a folder path; accepted are distinguished folder names, such as inbox, calendar and sentitems'),  # noqa: E501
+            (FOLDER_ID, f'"{FOLDER_ID}" is a folder id; accepted are distinguished folder names, such as inbox, calendar and sentitems'),  # noqa: E501
+            ("Projekte 2026", 'there is no folder "Projekte 2026"; accepted are distinguished folder names, such as inbox, calendar and sentitems'),  # noqa: E501
+        ],
+    )  # fmt: skip
+    def test_folders_of_a_subscription(self, folder: str, what: str) -> None:
+        assert problems(subscription={"folders": [folder]}) == [f"subscription.folders[0]: {what}"]
+
+    def test_types_that_are_not_subscribed_to(self) -> None:
+        few = {"events": ["created", "new_mail"]}
+        assert self.filtered({"types": ["created", "exchange.item.moved", "*_changed", "gap"]}, subscription=few) == [
+            ('handlers.a.filter.types[1]: no event matches "exchange.item.moved": [subscription] events has only '
+            "created, new_mail"),
+            'handlers.a.filter.types[2]: no event matches "*_changed": [subscription] events has only created, new_mail',  # noqa: E501
+        ]  # fmt: skip
+        assert self.filtered({"types": ["exchange.listener.gap", "parked"]}, catch_up={"mode": "off"}) == [
+            'handlers.a.filter.types[0]: no event matches "exchange.listener.gap" with [catch_up] mode = "off"'
+        ]
+
+    def test_mailboxes_that_are_not_listened_to(self, tmp_path: Path) -> None:
+        patterns = {"mailboxes": ["Alice@Example.com", "alcie@example.com", "*@example.org", "a*"]}
+        assert self.filtered(patterns) == [
+            (
+                'handlers.a.filter.mailboxes[1]: "alcie@example.com" matches no mailbox of the configuration, did you mean '  # noqa: E501
+                '"alice@example.com"?'
+            ),
+        ]
+        # Others may come from a file or a group.
+        handlers = {"a": {"use": "log", "filter": patterns}}
+        (tmp_path / "m.txt").write_text("alice@example.com\n")
+        good(tmp_path, mailboxes={"file": "m.txt"}, handlers=handlers)
+        good(mailboxes={"distribution_groups": ["sales@example.com"]}, handlers=handlers)
+
+    def test_patterns_with_blanks(self) -> None:
+        assert self.filtered({"mailboxes": ["*@exam ple.com"]}) == [
+            'handlers.a.filter.mailboxes[0]: no address matches "*@exam ple.com": an address has no blanks'
+        ]
+
+    def test_security_identifiers(self) -> None:
+        sid = "S-1-5-21-1-2-3-500"
+        config = good(
+            exchange={"ews_url": "https://mail.example.com/EWS/Exchange.asmx", "autodiscover": False},
+            mailboxes={"impersonate_by": "SID", "addresses": [sid]},
+            handlers={"a": {"use": "log", "filter": {"mailboxes": [sid]}}},
+        )
+        event = MailboxEvent(
+            type="exchange.item.created", mailbox=sid, time="2026-01-01T00:00:00Z", item_id="i"
+        )
+        assert EventFilter(**config.handlers["a"].filter.model_dump()).matches(event)
+
+
+# --- the start of a backfill
+
+MARCH = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "initial"),
+    [
+        ("none", None),
+        (" None ", None),
+        (None, None),
+        (0, None),
+        ("0s", None),
+        ("7d", 7 * 86400.0),
+        (3600, 3600.0),
+        ("2026-03-01", MARCH),
+        (date(2026, 3, 1), MARCH),
+        ("2026-03-01T00:00:00", MARCH),
+        ("2026-03-01T01:00:00+01:00", MARCH),
+        (datetime(2026, 3, 1), MARCH),
+    ],
+)
+def test_the_start_of_a_backfill(value: object, initial: float | datetime | None) -> None:
+    assert parse_initial(value) == initial
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.dates(), st.lists(st.integers())))
+def test_whatever_stands_for_a_backfill_is_read_or_refused(value: object) -> None:
+    try:
+        found = parse_initial(value)
+    except ValueError:
+        return
+    assert found is None or (found.tzinfo if isinstance(found, datetime) else found > 0)

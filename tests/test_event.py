@@ -1,4 +1,5 @@
 import json
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,59 @@ def test_a_folder_can_be_moved_again() -> None:
     # What is found of it by comparing is the same event.
     found = {"time": "2026-03-01T12:30:00Z", "recovered": True, "old_folder_id": "AAA="}
     assert MailboxEvent(**fields | found).id == moved.id
+
+
+FOLDER = FIELDS | {
+    "type": "exchange.folder.moved",
+    "item_id": None,
+    "folder_id": "AAA=",
+    "old_folder_id": "AAA=",
+}
+SAME_ITEM = FIELDS | {"type": "exchange.item.moved", "old_item_id": "AAA="}
+
+
+@pytest.mark.parametrize("key", [None, ""])
+@pytest.mark.parametrize("fields", [FOLDER, SAME_ITEM])
+def test_a_move_without_a_change_key_has_an_id_of_its_time(fields: dict[str, Any], key: str | None) -> None:
+    """There and back, and there again: three moves, of which the third is like the first but for its time."""
+    there, back, again = (
+        MailboxEvent(**fields | {"change_key": key, "parent_folder_id": to, "time": time})
+        for to, time in (
+            ("T", "2026-03-01T12:00:00Z"),
+            ("B", "2026-03-01T12:00:01Z"),
+            ("T", "2026-03-01T12:00:02Z"),
+        )
+    )
+    assert len({there.id, back.id, again.id}) == 3
+    assert (
+        MailboxEvent(**fields | {"change_key": key, "parent_folder_id": "T", "time": there.time}).id
+        == there.id
+    )
+
+
+@pytest.mark.parametrize("fields", [FOLDER, SAME_ITEM])
+def test_a_move_with_a_change_key_has_an_id_without_its_time(fields: dict[str, Any]) -> None:
+    moved = MailboxEvent(**fields)
+    assert MailboxEvent(**fields | {"time": "2027-01-01T00:00:00Z", "recovered": True}).id == moved.id
+    assert MailboxEvent(**fields | {"change_key": "other"}).id != moved.id
+
+
+def test_the_id_of_a_moved_folder_with_a_change_key_is_that_of_earlier_releases() -> None:
+    what = (
+        "exchange.folder.moved",
+        FIELDS["mailbox"],
+        "AAA=",
+        FIELDS["parent_folder_id"],
+        FIELDS["change_key"],
+    )
+    assert MailboxEvent(**FOLDER).id == blake2b(msgspec.json.encode(what), digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize("what", ["item", "folder"])
+def test_free_busy_can_change_again(what: str) -> None:
+    fields = {"type": f"exchange.{what}.free_busy_changed", "mailbox": "a@b.c", f"{what}_id": "A"}
+    times = ("2026-03-01T12:00:00Z", "2026-03-01T12:00:01Z")
+    assert len({MailboxEvent(**fields, time=time).id for time in times}) == 2  # type: ignore[arg-type]
 
 
 def test_what_can_happen_again_has_an_id_of_all_its_fields() -> None:

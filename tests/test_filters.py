@@ -22,6 +22,7 @@ def test_without_a_filter_every_change_passes_but_nothing_about_the_listener_its
     assert [name for name in EVENT_TYPES if not everything.matches(event(name))] == [
         "exchange.listener.gap",
         "exchange.listener.recovered",
+        "exchange.listener.reset",
         "exchange.listener.parked",
         "exchange.listener.unparked",
     ]
@@ -33,6 +34,7 @@ def test_types_by_name_by_glob_and_by_short_name() -> None:
     assert passed("exchange.listener.*") == {
         "listener.gap",
         "listener.recovered",
+        "listener.reset",
         "listener.parked",
         "listener.unparked",
     }

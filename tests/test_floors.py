@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # A package has one floor, unless some of its modules are lower.
 FLOORS = {
     "listener": 0, "listener._version": 0, "listener.event": 0, "listener.handler": 0, "listener.errors": 0,
-    "listener.suggest": 0, "listener.ews": 0, "listener.simulator": 0,
+    "listener.files": 0, "listener.suggest": 0, "listener.text": 0, "listener.ews": 0, "listener.simulator": 0,
     "listener.access": 1, "listener.backoff": 1, "listener.config": 1, "listener.filters": 1, "listener.log": 1,
     "listener.watching": 1,
     "listener.groups.actions": 1, "listener.groups.affinity": 1, "listener.groups.gaps": 1,

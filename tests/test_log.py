@@ -15,12 +15,18 @@ import structlog
 from pydantic import SecretStr
 
 from listener import log
+from listener.config import Config
 from listener.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 SECRET = "pl4nted-s3cret"
 METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 LIBRARIES = ("httpx", "httpcore", "hypercorn", "msal", "spnego")
+OPTIONS = {
+    f"{section}.{key}"
+    for section, field in Config.model_fields.items()
+    for key in getattr(field.annotation, "model_fields", ())
+}
 NAME = re.compile(r"[a-z][a-z_]*(\.[a-z][a-z_]*)+")
 
 
@@ -225,7 +231,7 @@ def logged() -> dict[str, set[str]]:
             name = node.value
             if not isinstance(name, str) or not NAME.fullmatch(name) or name in modules:
                 continue
-            if name.endswith(".db"):  # the name of a file
+            if name.endswith(".db") or name in OPTIONS:  # the name of a file, a key of the configuration
                 continue
             if name in said or name.partition(".")[0] in subjects:
                 found.setdefault(name, set()).add(f"{path.relative_to(ROOT)}:{node.lineno}")

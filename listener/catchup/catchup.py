@@ -1,6 +1,7 @@
 """Closes gaps: finds in the mailboxes what no stream told, after each gap and now and then without one.
 
     catch_up = CatchUp(ask=…, states=…, kinds=…)
+    catch_up.subscribed(mailbox, new=True)  # from now on its changes are to be reported
     catch_up.gap(mailbox, since, reason)    # the stream of this mailbox is open again, and the server was heard on it
     catch_up.note(batch)                    # these events came on a stream and were handed on
     await catch_up.run()
@@ -15,6 +16,11 @@ The rules:
 4. A mailbox is worked on by one task at a time, and so many mailboxes side by side as configured. Failures are tried
    again with back-off: soon, or, of a mailbox that cannot be read, ever more seldom. A gap stays open until it is
    filled; a new one is joined to it, and begins where the earlier one did.
+5. When a mailbox is subscribed for the first time, that moment is kept (Mark in knowledge.py): what is older is not
+   reported as new. The first look at the mailbox comes later, or in another process.
+6. A mailbox that has a subscription and for `interval` no stream is compared without one, every `interval`, for as
+   long as that lasts: a proxy may hold streams back and let all else pass. The gap stays open, but from then on it
+   begins with the last of these comparisons.
 
 Moments are seconds on trio's clock.
 """
@@ -22,10 +28,10 @@ Moments are seconds on trio's clock.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from math import inf
+from math import floor, inf
 from typing import Literal, NamedTuple, TypeAlias
 
 import structlog
@@ -33,10 +39,19 @@ import trio
 
 from listener.backoff import Backoff
 from listener.catchup.agenda import Agenda
-from listener.catchup.delivered import Delivered
-from listener.catchup.differences import Record
+from listener.catchup.delivered import Delivered, report_key
 from listener.catchup.inquiry import Inquiry, Way
-from listener.catchup.knowledge import FolderError, Known, States, build_page, load_known
+from listener.catchup.knowledge import (
+    FolderError,
+    Kept,
+    Known,
+    Mark,
+    States,
+    build_page,
+    encoded,
+    load_known,
+)
+from listener.catchup.paging import Progress
 from listener.catchup.reconcile import SKEW, Comparison
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -52,12 +67,14 @@ Mode: TypeAlias = Literal["sync", "signal", "off"]
 @dataclass(slots=True)
 class Gap:
     """A time without a stream, and why. `since` None: it is not known. `before`: the gap was there when this process
-    began, and since when is not known of all of it. `told`: handlers know."""
+    began, and since when is not known of all of it. `told`: handlers know. `heard`: when the last event came before
+    it."""
 
     since: float | None
     reasons: dict[str, None]
     before: bool = False
     told: bool = False
+    heard: float = -inf
 
     def joined(self, later: Gap | None) -> Gap:
         """Both gaps as one."""
@@ -66,7 +83,8 @@ class Gap:
         moments = [since for since in (self.since, later.since) if since is not None]
         told = self.told and not later.reasons.keys() - self.reasons.keys()
         before = self.before or later.before
-        return Gap(min(moments, default=None), self.reasons | later.reasons, before, told)
+        heard = min(self.heard, later.heard)
+        return Gap(min(moments, default=None), self.reasons | later.reasons, before, told, heard)
 
 
 class Skip(NamedTuple):
@@ -86,21 +104,32 @@ class Desk:
     failures: int = 0
     pace: float = 0.0
     traffic: bool = False
+    heard: float = -inf  # when a stream last brought an event
     finds: int = 0  # sweeps in a row that found something
     first: float = -inf  # when it had been looked at for the first time
     compared: float = -inf  # when the last comparison began that came to its end
     build_failures: int = 0
+    start: float | None = None  # of its first subscription: the mark that it will have, if it has none
+    without: float = inf  # since when it was seen to have no stream
+    alone: float = -inf  # when the last comparison without a stream began
+    alone_failures: int = 0
+    paced_until: float = -inf  # when it may be compared again for a reason that is PACED
+    reported: set[tuple[str | None, ...]] = field(default_factory=set)  # without a stream, by report_key()
     skipped: dict[str, Skip] = field(default_factory=dict)  # by folder
+    listings: dict[str, Progress] = field(default_factory=dict)  # of first states, by folder
 
 
 @dataclass(slots=True, kw_only=True)
 class CatchUp:
     """All mailboxes' gaps and sweeps.
 
-    `ask` gives the way to a mailbox, None while it has no stream. `kinds` are the last words of the event types that
-    are subscribed to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first
-    time; what is older than `begun`, another process saw. `silent` is told of mailboxes whose streams keep things
-    back, `looked` of each comparison that came to its end, and when it began. `grace` is how long a sweep, and
+    `ask` gives the way to a mailbox, None while it has no stream; `ask_without` gives it then too. `initial` says
+    from when on the items of a mailbox that is subscribed for the first time are reported: so many seconds before
+    that, or since a moment; None: from then on. `kinds` are the last words of the event types that are subscribed
+    to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first time; what is
+    older than `begun`, another process saw. `silent` is told of mailboxes whose streams keep things back, `refused`
+    of those that cannot be read, `looked` of each comparison that came to its end, and when it began. `grace` is how
+    long a sweep, and
     `settle` how long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches:
     events that were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those
     for first states apart.
@@ -109,7 +138,9 @@ class CatchUp:
     ask: Callable[[str], Way | None]
     states: States
     kinds: frozenset[str]
+    ask_without: Callable[[str], Way | None] = lambda _mailbox: None
     mode: Mode = "sync"
+    initial: float | datetime | None = None
     interval: float = 900.0
     idle_interval: float = 7200.0
     start_spread: float = 0.0
@@ -121,6 +152,7 @@ class CatchUp:
     builders: int = 1
     backoff: Backoff = Backoff(first=2.0, factor=2.0, cap=300.0)
     silent: Callable[[str], None] | None = None
+    refused: Callable[[str, Failure], None] | None = None
     looked: Callable[[str, float], None] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     dice: random.Random = field(default_factory=random.Random)
@@ -133,9 +165,11 @@ class CatchUp:
     _gaps: Agenda = field(init=False)
     _sweeps: Agenda = field(init=False)
     _builds: Agenda = field(init=False)
+    _marks: Agenda = field(init=False)
+    _is_without: bool = field(init=False, default=False)  # and the log says so
 
     def __post_init__(self) -> None:
-        self._gaps, self._sweeps, self._builds = Agenda(), Agenda(), Agenda()
+        self._gaps, self._sweeps, self._builds, self._marks = Agenda(), Agenda(), Agenda(), Agenda()
 
     @property
     def open_gaps(self) -> int:
@@ -160,18 +194,33 @@ class CatchUp:
         """So long a time may have passed since a mailbox was last compared: what was told in it may matter."""
         return self.interval + self.idle_interval
 
+    def subscribed(self, mailbox: str, *, new: bool) -> None:
+        """The mailbox has a subscription. `new`: it has had none before, as far as this process and the last one
+        know. Never waits."""
+        if self.mode != "sync":
+            return
+        desk = self._desk(mailbox)
+        if new and desk.start is None:
+            desk.start = self._start(mailbox)
+            self._marks.put(mailbox, trio.current_time())
+
     def gap(self, mailbox: str, since: float | None, reason: str) -> None:
         """The mailbox was without a stream since that moment (None: since before this process began, and nobody knows
         when), and has one again. Never waits."""
         if self.mode == "off":
             return
         desk = self._desk(mailbox)
-        gap = Gap(since, {reason: None}, before=since is None or reason == "start")
+        if since is None and desk.start is None:
+            desk.start = self._start(mailbox)
+        gap = Gap(since, {reason: None}, before=since is None or reason == "start", heard=desk.heard)
         desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
         spread = self.dice.uniform(0, self.start_spread) if reason == "start" else 0.0
-        self._gaps.put(mailbox, trio.current_time() + spread)
+        when = trio.current_time() + spread
+        if reason in PACED:  # it comes as often as the server makes the mistake
+            when = max(when, desk.paced_until)
+        self._gaps.put(mailbox, when)
 
     def resume(self, mailboxes: Iterable[str]) -> None:
         """These mailboxes have a stream again: gaps that are still open are gone on with. Never waits."""
@@ -193,7 +242,27 @@ class CatchUp:
                 self._sweeps.hasten(mailbox, trio.current_time())
             elif not desk.traffic and desk.pace > self.interval:
                 self._sweeps.hasten(mailbox, trio.current_time() + self.interval)
-            desk.traffic = True
+            desk.traffic, desk.heard = True, trio.current_time()
+
+    def unreported(self, batch: Sequence[MailboxEvent]) -> Sequence[MailboxEvent]:
+        """Those of these events that came on streams which were not reported before, while there was no stream: the
+        server may have queued them meanwhile. Never waits."""
+        desks = {event.mailbox: self._desks.get(event.mailbox) for event in batch}
+        if not any(desk is not None and desk.reported for desk in desks.values()):
+            return batch
+        return [
+            event
+            for event in batch
+            if (desk := desks[event.mailbox]) is None or report_key(event) not in desk.reported
+        ]
+
+    def announce(self, batch: Iterable[MailboxEvent]) -> None:
+        """These events came on streams and are being written to the journal; note() follows. Never waits.
+
+        A comparison that ends meanwhile must not report a thing as created that one of them deletes.
+        """
+        if self.mode == "sync":
+            self.delivered.announce(batch)
 
     def sweep(self, mailboxes: Iterable[str] | None = None) -> None:
         """Sweeps these mailboxes, or all, as soon as can be."""
@@ -202,7 +271,7 @@ class CatchUp:
 
     def drop(self, mailbox: str) -> None:
         """The mailbox is not listened to any more. What is kept of it stays."""
-        for agenda in (self._gaps, self._sweeps, self._builds):
+        for agenda in (self._gaps, self._sweeps, self._builds, self._marks):
             agenda.drop(mailbox)
         self._desks.pop(mailbox, None)
         self._open.discard(mailbox)
@@ -215,9 +284,11 @@ class CatchUp:
                 (self._gaps, self._catch_up, self.concurrency),
                 (self._sweeps, self._sweep, self.sweepers),
                 (self._builds, self._build, self.builders),
+                (self._marks, self._keep_mark, 1),
             ):
                 for _ in range(workers):
                     nursery.start_soon(self._serve, agenda, work)
+            nursery.start_soon(self._watch_streams)
 
     def _desk(self, mailbox: str) -> Desk:
         desk = self._desks.get(mailbox)
@@ -242,7 +313,23 @@ class CatchUp:
                 else:
                     self._went_well(agenda, desk)
 
+    async def _watch_streams(self) -> None:
+        """Note which mailboxes have no stream, so that they are compared when that lasts."""
+        while self.mode == "sync":
+            now, without = trio.current_time(), 0
+            for mailbox, desk in self._desks.items():
+                if self.ask(mailbox) is not None:
+                    desk.without = inf
+                    continue
+                without += 1
+                desk.without = min(desk.without, now)
+                self._sweeps.put(mailbox, max(desk.without, desk.alone) + self.interval)
+            self._is_without = self._is_without and without > 0
+            await trio.sleep(min(WITHOUT_STREAM, self.interval / 4))
+
     def _went_well(self, agenda: Agenda, desk: Desk) -> None:
+        if agenda is self._marks:
+            return
         if agenda is self._builds:  # what goes wrong with first states says nothing of comparisons
             desk.build_failures = 0
         else:
@@ -264,6 +351,8 @@ class CatchUp:
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
+            if self.refused is not None:
+                self.refused(mailbox, failure)
             delay = Backoff(PARKED, 2.0, self.idle_interval).longest(failures)
             agenda.put(mailbox, trio.current_time() + delay)
             return
@@ -273,6 +362,45 @@ class CatchUp:
         level = log.info if failures < STUBBORN else log.warning
         level("catchup.failed", mailbox=mailbox, failures=failures, retry=round(delay, 3), **why)
 
+    # --- where each mailbox begins
+
+    def _server_time(self, mailbox: str, moment: float) -> float:
+        """A moment as Unix seconds by the server's clock, by our own if the server's is not known."""
+        way = self.ask(mailbox) or self.ask_without(mailbox)
+        if way is not None and way.server_offset is not None:
+            return moment + way.server_offset
+        return (self.now() - timedelta(seconds=trio.current_time() - moment)).timestamp()
+
+    def _start(self, mailbox: str) -> float:
+        """The second after this one, by the server's clock. Times of items are whole seconds: what is of this second
+        may have been there before."""
+        return floor(self._server_time(mailbox, trio.current_time())) + 1.0
+
+    def _mark(self, mailbox: str, desk: Desk, kept: Kept, gap: Gap | None = None) -> Mark:
+        """Since when the mailbox is listened to."""
+        if kept.mark is not None:
+            return kept.mark
+        if kept.known is not None:  # an older release wrote it
+            return Mark(start=floor(kept.known.compared) if kept.known.first else 0.0)
+        if desk.start is None and gap is not None and gap.since is not None:
+            start = float(floor(self._server_time(mailbox, gap.since)))
+        else:
+            start = self._start(mailbox) if desk.start is None else desk.start
+        match self.initial:
+            case None:
+                backfill = start
+            case datetime() as moment:
+                backfill = moment.timestamp()
+            case seconds:
+                backfill = start - seconds
+        return Mark(start=start, backfill=backfill if backfill < start else None)
+
+    async def _keep_mark(self, mailbox: str, desk: Desk) -> None:
+        """Keep when the mailbox was subscribed for the first time, before anything is known of it."""
+        kept = await load_known(self.states, mailbox)
+        if kept.known is None and kept.mark is None:
+            await self.states.save(mailbox, (), encoded({}, mark=self._mark(mailbox, desk, kept)))
+
     # --- gaps
 
     async def _catch_up(self, mailbox: str, desk: Desk) -> None:
@@ -280,6 +408,8 @@ class CatchUp:
         desk.filling = gap
         if gap is None:
             return
+        if PACED.intersection(gap.reasons):
+            desk.paced_until = trio.current_time() + PACED_PAUSE
         done = False
         try:
             if self.mode == "signal":
@@ -295,25 +425,36 @@ class CatchUp:
                 self._open.discard(mailbox)
 
     async def _fill(self, mailbox: str, desk: Desk, gap: Gap) -> None:
-        inquiry = self._inquiry(mailbox)
+        inquiry, desk_gap = self._inquiry(mailbox), gap
         begun = trio.current_time()
-        known, records = await load_known(self.states, mailbox)
+        kept = await load_known(self.states, mailbox)
+        known, mark = kept.known, self._mark(mailbox, desk, kept, gap)
+        younger = gap.since is not None and desk.first > gap.since - LATE
+        if gap.since is not None and gap.since < desk.alone:
+            gap = replace(gap, since=desk.alone)  # what came before has been found
         is_news = known is not None or gap.since is not None
         since = self._since(gap, known)
-        if is_news and not gap.told:
+        if is_news and not desk_gap.told:
             log.info("catchup.begun", mailbox=mailbox, reasons=list(gap.reasons))
             await self._tell_gap(mailbox, gap, since)
-            gap.told = True
-        comparison = self._comparison(mailbox, desk, inquiry)
-        comparison.cutoff = None if since is None else since - SKEW
+            desk_gap.told = True
+        comparison = self._comparison(mailbox, desk, inquiry, mark, since)
+        comparison.cutoff = None if since is None else comparison.since - SKEW
+        # Rather report what came just before the first subscription than lose what came just after it.
+        lasted = None if gap.since is None else self._server_time(mailbox, gap.since) - mark.start
+        comparison.early = lasted is not None and -FIRST_SECOND <= lasted < 0
+        # A stream may be read on for long after it was last known to be well for each of its mailboxes.
+        if gap.heard > -inf:
+            heard = datetime.fromtimestamp(self._server_time(mailbox, gap.heard), UTC)
+            comparison.since = max(comparison.since, heard)
         # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
-        younger = gap.since is not None and desk.first > gap.since - LATE
         older = gap.before or (gap.since is not None and gap.since < self.begun)
         comparison.distrusted = younger or (known is not None and known.first and older)
-        await self._compare(comparison, known, records)
+        await self._compare(comparison, kept)
         if known is None:
             desk.first = trio.current_time()
         desk.compared = begun
+        desk.reported.clear()  # the stream has brought what was queued
         if is_news:
             self._looked(mailbox, begun)
             if comparison.unseen or comparison.unread:
@@ -335,8 +476,16 @@ class CatchUp:
             raise ExchangeError(NO_STREAM)
         return Inquiry(way)
 
-    def _comparison(self, mailbox: str, desk: Desk, inquiry: Inquiry) -> Comparison:
+    def _comparison(
+        self, mailbox: str, desk: Desk, inquiry: Inquiry, mark: Mark, since: datetime | None
+    ) -> Comparison:
+        """A comparison; `since`: when the mailbox was last known to be well, None if never, by our own clock."""
+        now, server_now = self.now(), self._server_time(mailbox, trio.current_time())
+        ahead = timedelta(seconds=server_now - now.timestamp())
         return Comparison(
+            mark=mark,
+            server_now=floor(server_now) + 1.0,
+            since=(now if since is None else since) + ahead,
             mailbox=mailbox,
             inquiry=inquiry,
             kinds=self.kinds,
@@ -347,11 +496,9 @@ class CatchUp:
             stubborn=desk.failures >= STUBBORN,
         )
 
-    async def _compare(
-        self, comparison: Comparison, known: Known | None, records: Mapping[str, Record]
-    ) -> None:
+    async def _compare(self, comparison: Comparison, kept: Kept) -> None:
         try:
-            await comparison.run(known, records)
+            await comparison.run(kept.known, kept.records)
         finally:
             self.recovered += comparison.found
             self.requests += comparison.inquiry.requests
@@ -363,19 +510,25 @@ class CatchUp:
     # --- sweeps
 
     async def _sweep(self, mailbox: str, desk: Desk) -> None:
+        if self.ask(mailbox) is None and trio.current_time() >= max(desk.without, desk.alone) + self.interval:
+            await self._sweep_alone(mailbox, desk)
+            return
         inquiry = self._inquiry(mailbox)
-        known, records = await load_known(self.states, mailbox)
+        kept = await load_known(self.states, mailbox)
+        known = kept.known
         if known is None or desk.gap is not None:
             return  # the catch-up that comes plans the next sweep
         begun, traffic = trio.current_time(), desk.traffic
         desk.traffic = False
-        comparison = self._comparison(mailbox, desk, inquiry)
+        since = datetime.fromtimestamp(known.compared, UTC)
+        comparison = self._comparison(mailbox, desk, inquiry, self._mark(mailbox, desk, kept), since)
         comparison.trusting, comparison.grace = True, self.grace
-        await self._compare(comparison, known, records)
+        await self._compare(comparison, kept)
         desk.compared = begun
         self._looked(mailbox, begun)
+        if comparison.replaced and self.silent is not None:
+            self.silent(mailbox)  # its subscription is one to the mailbox that was there before
         if comparison.found:
-            since = datetime.fromtimestamp(known.compared, UTC)
             reason = "silent" if comparison.missed else "sweep"
             await self._tell_gap(mailbox, Gap(None, {reason: None}), since)
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
@@ -386,6 +539,53 @@ class CatchUp:
         desk.pace = self.interval if busy else min(2 * desk.pace, max(self.interval, self.idle_interval))
         self._sweeps.put(mailbox, trio.current_time() + desk.pace)
         self._builds.put(mailbox, trio.current_time())
+
+    async def _sweep_alone(self, mailbox: str, desk: Desk) -> None:
+        """Compare a mailbox that has had no stream for a while, if its server answers other requests."""
+        way = self.ask_without(mailbox)
+        if way is None:
+            raise ExchangeError(NO_STREAM)
+        begun = trio.current_time()
+        kept = await load_known(self.states, mailbox)
+        known, mark = kept.known, self._mark(mailbox, desk, kept, desk.gap)
+        since = datetime.fromtimestamp(mark.start if known is None else known.compared, UTC)
+        comparison = self._comparison(mailbox, desk, Inquiry(way), mark, since)
+        comparison.cutoff = comparison.since - SKEW
+        # A stream may have ended soon after the first look, and have kept back what came before.
+        comparison.distrusted = known is not None and known.first
+        try:
+            await self._compare(comparison, kept)
+        except ExchangeError as error:
+            # Nothing else works either: that is an outage, of which the groups report.
+            desk.alone_failures += 1
+            delay = Backoff(self.interval, 2.0, self.idle_interval).longest(desk.alone_failures)
+            delay = max(delay, self.interval, error.failure.wait or 0.0)
+            log.debug(
+                "catchup.failed",
+                mailbox=mailbox,
+                failures=desk.alone_failures,
+                retry=round(delay, 3),
+                code=error.failure.code,
+                text=error.failure.text,
+            )
+            desk.alone = max(desk.alone, begun + delay - self.interval)
+            self._sweeps.put(mailbox, begun + delay)
+            return
+        desk.alone_failures, desk.first = 0, -inf
+        if len(desk.reported) < MOST_REPORTED:
+            desk.reported |= comparison.reported
+        desk.compared = desk.alone = begun
+        self._looked(mailbox, begun)
+        if not self._is_without:
+            self._is_without = True
+            without = sum(each.without < inf for each in self._desks.values())
+            log.warning("catchup.without_stream", mailboxes=without, text=BUFFERED)
+        if comparison.found:
+            await self._tell_gap(mailbox, Gap(None, {"no_stream": None}), since)
+            await self._tell(mailbox, "recovered", f"{comparison.found} events")
+        level = log.info if comparison.found else log.debug
+        level("catchup.compared_without_stream", mailbox=mailbox, **_figures(comparison, begun))
+        self._sweeps.put(mailbox, trio.current_time() + self.interval)
 
     def _judge(self, mailbox: str, desk: Desk, missed: int) -> None:
         """Tells of a silent stream: of one that is so again and again, ever more seldom."""
@@ -400,7 +600,7 @@ class CatchUp:
         try:
             now = trio.current_time()
             skipped = {folder for folder, skip in desk.skipped.items() if skip.until > now}
-            built = await build_page(self._inquiry(mailbox), self.states, mailbox, skipped)
+            built = await build_page(self._inquiry(mailbox), self.states, mailbox, skipped, desk.listings)
         except FolderError as error:
             again = error.failure.verdict is Verdict.RETRY and desk.build_failures >= STUBBORN
             if not again and error.failure.code not in FOLDERS_OWN:
@@ -459,10 +659,27 @@ def _figures(comparison: Comparison, begun: float) -> dict[str, float]:
     }
 
 
+# A stream that was last heard so long before the mark ended in the second of the first Subscribe: that second, and
+# one more because saved moments are whole seconds.
+FIRST_SECOND = 2.0
+
 NO_STREAM = Failure(code="NoStream", text="its stream is not open")
+
+# Events of a mailbox without a stream, give or take a comparison, that are not reported again when it has one.
+MOST_REPORTED = 10_000
+
+BUFFERED = (
+    "no stream could be opened for a while, but other requests are answered: mailboxes are compared instead, every "
+    "[catch_up] interval. If GetStreamingEvents times out, the probable cause is a reverse proxy that buffers "
+    "responses: turn off its response buffering for /EWS/Exchange.asmx"
+)
 
 # Seconds after which it is seen whether a mailbox has a stream again, and whether one can be read again.
 WITHOUT_STREAM, PARKED = 30.0, 15.0
+
+# Reasons that a server can give again and again on a stream that is well, and the seconds between two comparisons
+# for them.
+PACED, PACED_PAUSE = frozenset({"EventWithoutId"}), 60.0
 
 # How late, in seconds, a stream may tell what happened: that long before it broke may be missing too.
 LATE = 30.0
@@ -475,7 +692,13 @@ STUBBORN = 3
 
 # Refusals that are of one folder, and not of the mailbox or the account.
 FOLDERS_OWN = frozenset(
-    {"ErrorAccessDenied", "ErrorFolderNotFound", "ErrorSyncFolderNotFound", "ErrorItemNotFound"}
+    {
+        "ErrorAccessDenied",
+        "ErrorFolderNotFound",
+        "ErrorSyncFolderNotFound",
+        "ErrorItemNotFound",
+        "UnexpectedReply",  # also a listing that makes no progress: a page in between must not hide it
+    }
 )
 # Seconds for which a folder is passed over that gave no first state: twice as long each time.
 SKIPPED, LONGEST_SKIP = 900.0, 86400.0

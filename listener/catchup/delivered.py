@@ -35,6 +35,10 @@ class Notes:
         self._seen_count = 0
         self.forgetful = False
         self._forgot = False
+        self.clock = 0
+        """Counts the events that were noted or announced."""
+        # By ("gone" or "moved", id): the clock at the latest such event of the comparison that runs now.
+        self._latest: dict[tuple[str, str | None], int] | None = None
 
     def __len__(self) -> int:
         return len(self._earlier) + len(self._before) + len(self._since) + self._seen_count
@@ -47,6 +51,14 @@ class Notes:
     def had(self, *fact: object) -> bool:
         """Whether this was noted before the mailbox was last compared, as far as that is still remembered."""
         return hash(fact) in self._earlier
+
+    def since(self, clock: int, word: str, id_: str | None) -> bool:
+        """Whether an event reported this thing as "gone" or "moved" after the clock had this value.
+
+        Only events of the comparison that runs now count. They are newer than an answer whose request was sent
+        when the clock had this value.
+        """
+        return self._latest is not None and self._latest.get((word, id_), -1) > clock
 
     def seen(self, folder: str = FOLDERS) -> set[str]:
         """The items in a folder, or the folders, that were there when a stream told of them, and that look() has not
@@ -63,8 +75,24 @@ class Notes:
             if not seen:
                 del self._seen[folder]
 
+    def announce(self, event: MailboxEvent) -> None:
+        """The event is being written to the journal. A deletion or a move counts for since() from now on."""
+        self.clock += 1
+        if self._latest is None:
+            return
+        for fact in facts(event):
+            if fact[0] in ("gone", "moved"):
+                self._latest[str(fact[0]), str(fact[1])] = self.clock
+
     def note(self, event: MailboxEvent) -> None:
-        self._since.update(map(hash, facts(event)))
+        self.announce(event)
+        for fact in facts(event):
+            # An id that comes back (an item that is restored) starts over.
+            if fact[0] == "gone":
+                self._discard(("made", fact[1]), ("arrived", fact[1]), ("came", fact[1]))
+            elif fact[0] == "made":
+                self._discard(("gone", fact[1]))
+            self._since.add(hash(fact))
         if event.recovered or event.subject is None:
             return  # what was found by looking is part of what is known
         for folder, id_ in went(event):
@@ -75,10 +103,19 @@ class Notes:
             self._seen_count += id_ not in seen
             seen.add(id_)
 
+    def _discard(self, *gone: tuple[object, ...]) -> None:
+        for fact in gone:
+            self._since.discard(hash(fact))
+            self._before.discard(hash(fact))
+
     def begin(self) -> None:
         self._before |= self._since
         self._since = set()
         self._forgot = False
+        self._latest = {}
+
+    def end(self) -> None:
+        self._latest = None
 
     def done(self) -> None:
         self._earlier, self._before = self._before, set()
@@ -190,6 +227,13 @@ def facts(event: MailboxEvent) -> Iterator[tuple[object, ...]]:
                 yield id_, event.change_key, event.unread_count
 
 
+def report_key(event: MailboxEvent) -> tuple[str | None, ...]:
+    """What two reports of one change have in common, a live one and a recovered one."""
+    word = event.type.rpartition(".")[2]
+    once = word in ("created", "new_mail", "deleted")  # in the life of an id
+    return (event.type, event.subject) if once else (event.type, event.subject, event.change_key)
+
+
 class Delivered:
     """What the streams told of all mailboxes since each was last compared with what is known of it.
 
@@ -237,6 +281,16 @@ class Delivered:
     def begin(self, mailbox: str) -> None:
         """The mailbox is about to be compared."""
         self._counted(mailbox, Notes.begin)
+
+    def end(self, mailbox: str) -> None:
+        """The comparison has ended, with success or without."""
+        self._counted(mailbox, Notes.end)
+
+    def announce(self, events: Iterable[MailboxEvent]) -> None:
+        """These are being written to the journal, ahead of all that is written later; note() follows."""
+        for event in events:
+            if (notes := self._notes.get(event.mailbox)) is not None:
+                notes.announce(event)
 
     def done(self, mailbox: str) -> None:
         """It was: what was noted before begin() is part of what is known now."""

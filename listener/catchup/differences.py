@@ -10,13 +10,17 @@ The rules:
    a sweep (`trusting`) it is no difference, after a gap it is.
 4. A folder of which it is not known how it was when a gap began may have changed in it: it is `doubtful`, and told of
    unless its present state was.
-5. A move cannot be told from a deletion here and a creation there, since the item has another id there.
+5. Nothing is reported of a thing after an event reported its deletion, or its move to another id. An answer of the
+   server is older than the events that came since its request was sent: a thing that it shows, and that such an
+   event deleted, is gone. If the event came before the request was sent, the thing has come back with the same id,
+   and counts as new.
+6. A move cannot be told from a deletion here and a creation there, since the item has another id there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
@@ -35,7 +39,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `complete`: the state tells of all items; until then it was given with a page amid the first ones. An empty folder
     needs none for that. `young`: the state became complete after that look, so it hides what changed in between.
-    `settled`: the folder has not changed between the last two looks.
+    `settled`: the folder has not changed between the last two looks. `start`: when the folder was first listened to,
+    if that is later than the mailbox as a whole; Unix seconds by the server's clock.
     """
 
     folder: Folder
@@ -43,11 +48,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = False
     young: bool = False
     settled: bool = False
+    start: float | None = None
 
     @classmethod
-    def first(cls, folder: Folder, *, settled: bool = False) -> Record:
+    def first(cls, folder: Folder, *, settled: bool = False, start: float | None = None) -> Record:
         """Of a folder at which nobody has looked before."""
-        return cls(folder=folder, complete=folder.total_count == 0, settled=settled)
+        return cls(folder=folder, complete=folder.total_count == 0, settled=settled, start=start)
 
 
 # --- folders
@@ -130,7 +136,8 @@ class Context:
 
     `kinds` are the last words of the types that the subscription asks for. `trusting`: as far as is known the stream
     was there all the time. `folder` is where the items are, `is_inbox` whether mail arrives there, and `cutoff` when
-    the folder was last known to have changed, by the server's clock.
+    the folder was last known to have changed, by the server's clock. `asked` is the clock of the notes when the
+    request was sent whose answer shows the change; `parents` are the parents of the folders in that answer, by id.
     """
 
     mailbox: str
@@ -140,13 +147,19 @@ class Context:
     folder: Folder | None = None
     is_inbox: bool = False
     cutoff: datetime | None = None
+    asked: int = 0
+    parents: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def item_events(change: Change, about: Context, notes: Notes) -> list[MailboxEvent]:
     """What is to be told of a change of an item: nothing, if it was told."""
-    words = _item_words(change, about, notes)
     folder = about.folder
     assert folder is not None
+    if change.kind is not ChangeKind.DELETE and (
+        notes.since(about.asked, "gone", change.item_id) or _is_gone(folder.folder_id, about, notes)
+    ):
+        return []
+    words = _item_words(change, about, notes)
     if words and (folder.folder_class or "").startswith("IPF.Appointment"):
         words = (*words, "free_busy_changed")
     return [
@@ -162,6 +175,17 @@ def item_events(change: Change, about: Context, notes: Notes) -> list[MailboxEve
         for word in words
         if word in about.kinds
     ]
+
+
+def _is_gone(folder_id: str | None, about: Context, notes: Notes) -> bool:
+    """Whether a folder, or one that it is in, was deleted after the answer that shows it."""
+    passed: set[str] = set()
+    while folder_id is not None and folder_id not in passed:
+        if notes.since(about.asked, "gone", folder_id):
+            return True
+        passed.add(folder_id)
+        folder_id = about.parents.get(folder_id)
+    return False
 
 
 def _item_words(change: Change, about: Context, notes: Notes) -> tuple[str, ...]:
@@ -225,6 +249,20 @@ def parted(changes: Iterable[Change], cutoff: datetime | None) -> tuple[list[Cha
     return old, new
 
 
+def came_since(item: Item, since: datetime) -> bool:
+    """Whether an item is new in its mailbox since then. What was imported or migrated since then was received
+    before."""
+    made, received = moment(item.date_time_created), moment(item.date_time_received)
+    return made is not None and made >= since and (received is None or received >= since)
+
+
+def changed_since(folder: Folder, since: datetime | None) -> bool:
+    """Whether a folder itself may have changed since then, as far as its times can tell: a change of an item need not
+    be one of the folder."""
+    time = moment(folder.modified_time) or moment(folder.commit_time_max)
+    return since is None or time is None or time >= since
+
+
 def folder_events(differences: Differences, about: Context, notes: Notes) -> list[MailboxEvent]:
     """What is to be told of folders themselves: created and moved ones first, deleted ones last.
 
@@ -248,22 +286,32 @@ def folder_events(differences: Differences, about: Context, notes: Notes) -> lis
             )
             events.append(event)
 
+    def is_gone(folder: Folder) -> bool:
+        return _is_gone(folder.folder_id, about, notes) or _is_gone(folder.parent_folder_id, about, notes)
+
     for folder in differences.created:
+        if is_gone(folder):
+            continue
         if not notes.has("made", folder.folder_id):
             if not (about.trusting and folder.parent_folder_id in copies):
                 add("created", folder)
         elif not _is_told(folder, about, notes):
             add("modified", folder)
     for before, now in differences.changed:
-        if before.parent_folder_id != now.parent_folder_id and not notes.has(
-            "moved", now.folder_id, now.parent_folder_id
+        if is_gone(now):
+            continue
+        moved = before.parent_folder_id != now.parent_folder_id
+        if (
+            moved
+            and not notes.has("moved", now.folder_id, now.parent_folder_id)
+            and not notes.since(about.asked, "moved", now.folder_id)
         ):
             old = before.parent_folder_id
             add("moved", now, old_folder_id=now.folder_id, old_parent_folder_id=old)
         elif not _is_told(now, about, notes, before):
             add("modified", now)
     for folder in differences.doubtful:
-        if not _is_told(folder, about, notes):
+        if not is_gone(folder) and not _is_told(folder, about, notes):
             add("modified", folder)
     for folder in differences.deleted:
         if not notes.has("gone", folder.folder_id):

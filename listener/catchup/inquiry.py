@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import trio
+
 from listener.access import MailboxAccess
+from listener.catchup.paging import Progress
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.folders import Folder, find_folder, get_folder, read_find_folder, read_get_folder
@@ -35,20 +38,28 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at."""
+    """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at.
+
+    `server_offset` are the seconds from trio's clock to the server's (Unix seconds); None: the server has not sent
+    its time."""
 
     client: Caller
     headers: Mapping[str, str]
     version: str
     access: MailboxAccess
+    server_offset: float | None = None
 
 
 @dataclass(slots=True)
 class Inquiry:
-    """Asks about one mailbox, and counts the requests. All methods raise ExchangeError."""
+    """Asks about one mailbox, and counts the requests. All methods raise ExchangeError.
+
+    A listing that makes no progress is one (paging.py).
+    """
 
     way: Way
     requests: int = 0
+    _listings: dict[str, Progress] = field(default_factory=dict)  # by folder
 
     async def folders(self, refs: tuple[FolderRef, ...]) -> dict[FolderRef, Folder]:
         """Those of these folders that are there."""
@@ -64,21 +75,40 @@ class Inquiry:
         for _ in range(SURVEYS):
             found: dict[str, Folder] = {}
             offset: int | None = 0
+            progress: Progress | None = None
             while offset is not None:
                 start = offset
                 read = partial(read_find_folder, offset=start)
                 page = await self._ask(find_folder, read, self.way.access.folder("root"), offset=start)
                 found |= {folder.folder_id: folder for folder in page.found}
                 offset = page.next_offset
+                if offset is not None:
+                    progress = progress or Progress("FindFolder", page.total)
+                    await _turn(progress, offset, [folder.folder_id for folder in page.found])
             # A folder that went between two pages moves another one past the offset.
             if start == 0 or page.total is None or len(found) == page.total:
                 return found
         raise ExchangeError(Failure(code="UnexpectedReply", text="the folders changed while they were told"))
 
     async def changes(
-        self, folder: Folder, state: str | None, properties: tuple[ItemProperty, ...] = ()
+        self,
+        folder: Folder,
+        state: str | None,
+        properties: tuple[ItemProperty, ...] = (),
+        *,
+        progress: Progress | None = None,
     ) -> ItemChanges:
-        """A page of a folder's changes since a state."""
+        """A page of a folder's changes since a state.
+
+        `progress` is that of a listing that other objects have begun; else one begins with any state that is not that
+        of the last page.
+        """
+        id_ = folder.folder_id
+        if progress is None:
+            progress = self._listings.get(id_)
+            if progress is None or progress.position != state:
+                progress = Progress("SyncFolderItems", folder.total_count)
+            self._listings[id_] = progress
         page = await self._ask(
             sync_folder_items,
             read_sync_folder_items,
@@ -86,8 +116,15 @@ class Inquiry:
             sync_state=state,
             properties=properties,
         )
-        if not page.includes_last and not page.changes and page.sync_state == state:
-            raise ExchangeError(Failure(code="UnexpectedReply", text="a SyncFolderItems that does not go on"))
+        if page.includes_last:
+            self._listings.pop(id_, None)
+        elif page.sync_state == state:
+            raise ExchangeError(
+                Failure(code="UnexpectedReply", text="SyncFolderItems returned the same SyncState twice")
+            )
+        else:
+            changed = [(change.kind, change.item_id, change.change_key) for change in page.changes]
+            await _turn(progress, page.sync_state, changed)
         return page
 
     async def all_items(self, folder: Folder) -> set[str]:
@@ -100,16 +137,24 @@ class Inquiry:
                 return found
             state = page.sync_state
 
-    async def modified_since(self, folder: Folder, cutoff: datetime) -> AsyncIterator[tuple[Item, ...]]:
+    async def modified_since(
+        self,
+        folder: Folder,
+        cutoff: datetime,
+        properties: tuple[ItemProperty, ...] = (ItemProperty.DATE_TIME_CREATED,),
+    ) -> AsyncIterator[tuple[Item, ...]]:
         """The items of a folder that were modified since then, page by page; some may come twice."""
         ref = FolderRef(folder_id=folder.folder_id)
         following: tuple[datetime | None, int] | None = (cutoff, 0)
+        progress = Progress("FindItem", folder.total_count)
         while following is not None:
             since, start = following
-            read, created = partial(read_find_item, offset=start), (ItemProperty.DATE_TIME_CREATED,)
-            page = await self._ask(find_item, read, ref, since=since, offset=start, properties=created)
-            yield page.found
+            read = partial(read_find_item, offset=start)
+            page = await self._ask(find_item, read, ref, since=since, offset=start, properties=properties)
             following = next_page(page, since)
+            if following is not None:
+                await _turn(progress, following, [(item.item_id, item.change_key) for item in page.found])
+            yield page.found
 
     async def gone(self, ids: Collection[str]) -> list[str]:
         """Those of these items that are not there any more."""
@@ -132,6 +177,12 @@ class Inquiry:
         way = self.way
         body = request(*what, **how, version=way.version, impersonate=way.access.impersonate)
         return await way.client.call(body, way.headers, read)
+
+
+async def _turn(progress: Progress, position: Hashable, entries: Iterable[Hashable]) -> None:
+    progress.turn(position, entries)
+    if progress.pause:
+        await trio.sleep(progress.pause)
 
 
 GONE = frozenset(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"))

@@ -4,6 +4,7 @@ The commands' modules import nothing heavy at their top: `--help` and completion
 """
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -58,4 +59,22 @@ def _top(
 
 def main() -> None:
     """The `ews-listener` command."""
+    _open_standard_streams()
     app()
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null where standard input, output or error was closed when the process began.
+
+    Otherwise the first file that is opened gets the number, and what is meant for standard error is written into it.
+    """
+    for number, mode in ((0, "r"), (1, "w"), (2, "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is this one: the lower ones are open.
+            descriptor = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            os.set_inheritable(descriptor, True)
+        name = ("stdin", "stdout", "stderr")[number]
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115

@@ -24,6 +24,7 @@ def daemon_of(config: Path) -> Iterator["httpx.Client"]:
 
     from listener.cli.ending import reported
     from listener.config.load import load_whereabouts
+    from listener.text import printable
 
     with reported():
         socket = load_whereabouts(config).status_socket
@@ -32,7 +33,7 @@ def daemon_of(config: Path) -> Iterator["httpx.Client"]:
             try:
                 yield client
             except (httpx.ConnectError, httpx.TimeoutException) as error:
-                typer.echo(f"error: no daemon answers at {socket}: {error}", err=True)
+                typer.echo(f"error: no daemon answers at {printable(f'{socket}: {error}')}", err=True)
                 raise typer.Exit(FAILED) from None
             except httpx.TransportError:
                 typer.echo("error: the daemon has ended", err=True)

@@ -8,6 +8,7 @@ from listener.cli.options import CONFIGURATION, REFUSED, UNREACHABLE, ConfigFile
 
 if TYPE_CHECKING:
     from listener.config import Config
+    from listener.errors import Problem
     from listener.rights.checkup import Report
 
 
@@ -32,6 +33,7 @@ def check(
 
     from listener.errors import ConfigError, Problem
     from listener.plugins import load_all
+    from listener.text import printable
 
     settings, report, problems = None, None, list[Problem]()
     try:
@@ -40,23 +42,34 @@ def check(
             report = _connect(settings, _addresses(mailbox or []), live=not json)
     except ConfigError as error:
         settings, problems = None, list(error.problems)
+    doubts = _warnings(settings)
     if json:
         told = _report(settings) | {"problems": [problem._asdict() for problem in problems]}
+        if doubts:
+            told["warnings"] = [doubt._asdict() for doubt in doubts]
         if report is not None:
             from listener.cli.findings import as_json
 
             told |= as_json(report)
         typer.echo(dumps(told))
     elif settings is not None:
-        typer.echo("\n".join(_summary(str(config), settings)))
+        typer.echo("\n".join(map(printable, _summary(str(config), settings))))
+        for doubt in doubts:
+            typer.echo(f"warning: {printable(str(doubt))}", err=True)
         if report is not None:
             from listener.cli.findings import show
 
             show(report)
     else:
         for problem in problems:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(f"error: {printable(str(problem))}", err=True)
     raise typer.Exit(_exit_code(report, good=not problems))
+
+
+def _warnings(config: "Config | None") -> "list[Problem]":
+    from listener.config.warnings import warnings
+
+    return [] if config is None else warnings(config)
 
 
 def _exit_code(report: "Report | None", *, good: bool) -> int:

@@ -6,6 +6,7 @@ import typer
 
 from listener.cli.desk import Json, at_desk, print_json, tell_count
 from listener.cli.options import ConfigFile
+from listener.text import printable
 
 if TYPE_CHECKING:
     from listener.journal import DeadLetter
@@ -38,10 +39,8 @@ def list_(
         return
     for letter in letters:
         event = letter["event"]
-        typer.echo(
-            f"{letter['number']:>6}  {_moment(letter['time'])}  {letter['handler']}  {event['type']}  "
-            f"{event['data']['mailbox']}  {letter['reason']}"
-        )
+        line = f"{letter['handler']}  {event['type']}  {event['data']['mailbox']}  {letter['reason']}"
+        typer.echo(f"{letter['number']:>6}  {_moment(letter['time'])}  {printable(line)}")
     if not letters:
         typer.echo("no dead letters")
 
@@ -55,12 +54,12 @@ def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Jso
         print_json(letter)
         return
     typer.echo(f"number    {letter['number']}")
-    typer.echo(f"handler   {letter['handler']}")
+    typer.echo(f"handler   {printable(letter['handler'])}")
     typer.echo(f"time      {_moment(letter['time'])}")
     typer.echo(f"attempts  {letter['attempts']}")
-    typer.echo(f"reason    {letter['reason']}")
+    typer.echo(f"reason    {printable(letter['reason'])}")
     print_json(letter["event"])
-    typer.echo(letter["traceback"], nl=False)
+    typer.echo(printable(letter["traceback"], multiline=True), nl=False)
 
 
 @app.command()
@@ -99,4 +98,7 @@ def _summary(letter: "DeadLetter") -> dict[str, Any]:
 def _moment(time: float) -> str:
     from datetime import UTC, datetime
 
-    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S}Z"
+    try:
+        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S}Z"
+    except (ValueError, OverflowError, OSError):  # a damaged row
+        return f"{'-':<20}"

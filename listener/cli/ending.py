@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +10,9 @@ import trio
 
 from listener.cli.options import CONFIGURATION, FAILED
 from listener.errors import ConfigError, ListenerError, OpeningError
+from listener.journal import JournalDamagedError
+from listener.log.outlet import print_errors
+from listener.text import printable
 
 
 @contextmanager
@@ -22,15 +24,18 @@ def reported() -> Iterator[None]:
     except* ListenerError as group:
         errors = list(_leaves(group))
     if errors:
-        for error in errors:
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+        if any(isinstance(error, JournalDamagedError) for error in errors):
+            # What else was raised then, such as by those whose writes were lost, only follows from that.
+            errors = [error for error in errors if isinstance(error, JournalDamagedError)]
+        lines = dict.fromkeys(line for error in errors for line in str(error).splitlines())
+        print_errors("".join(f"error: {printable(line)}\n" for line in lines))
         raise SystemExit(CONFIGURATION if any(map(_is_final, errors)) else FAILED)
 
 
 def _is_final(error: ListenerError) -> bool:
     """Whether the next start will end in the same way: systemd does not try again then (RestartPreventExitStatus)."""
-    return isinstance(error, ConfigError) and not isinstance(error, OpeningError)
+    final = isinstance(error, ConfigError | JournalDamagedError)
+    return final and not isinstance(error, OpeningError)
 
 
 def _leaves(group: BaseExceptionGroup[ListenerError]) -> Iterator[ListenerError]:

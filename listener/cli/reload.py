@@ -14,6 +14,7 @@ def reload(config: ConfigFile) -> None:
     from httpx import ReadTimeout
 
     from listener.cli.asking import RELOADING, daemon_of
+    from listener.text import printable
 
     with daemon_of(config) as daemon:
         try:
@@ -24,7 +25,7 @@ def reload(config: ConfigFile) -> None:
             raise typer.Exit(FAILED) from None
     news = answer.json()
     for problem in news.get("problems", ()):
-        typer.echo(f"error: {problem}", err=True)
+        typer.echo(f"error: {printable(problem)}", err=True)
     if answer.is_error:
         raise typer.Exit(CONFIGURATION)
     typer.echo("reloaded")

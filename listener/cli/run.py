@@ -21,6 +21,7 @@ def run(config: ConfigFile) -> None:
     from listener.daemon import Daemon
     from listener.operations import Operations
     from listener.plugins import load_all
+    from listener.service.loop import watched_loop
     from listener.service.notify import Notifier
 
     # The watchdog of systemd ends what hangs by SIGABRT: the log then has where each thread stood.
@@ -31,10 +32,16 @@ def run(config: ConfigFile) -> None:
     with reported():
         settings, handlers = load_all(config)
         log.configure(settings.log.level, settings.log.format, sum_up=settings.log.sum_up)
+        log.log_crashes()
         # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
         sys.setswitchinterval(0.0002)
         load = partial(load_all, config.absolute())
         daemon = Daemon(
             settings, handlers, notifier=notifier, door=lambda daemon: Operations(daemon, load).at_hand()
         )
-        trio.run(signalled, daemon.run)
+
+        async def listen(stop: trio.Event) -> None:
+            with watched_loop():
+                await daemon.run(stop)
+
+        trio.run(signalled, listen)

@@ -18,6 +18,12 @@ def simulate(
     ledger: Annotated[
         Path | None, typer.Option(help="Write each change into this file, one JSON line each.")
     ] = None,
+    person: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The local part of one more mailbox, such as jürgen. It may be given several times."
+        ),
+    ] = None,
     tls: Annotated[
         bool, typer.Option("--tls", help="HTTPS, with a certificate authority of its own.")
     ] = False,
@@ -56,6 +62,12 @@ def simulate(
             "--one-user-per-stream", help="Only who impersonates its mailbox may read a subscription."
         ),
     ] = False,
+    counted_ids: Annotated[
+        bool,
+        typer.Option(
+            "--counted-ids", help="Subscription ids are numbers that begin at 1 again after a restart."
+        ),
+    ] = False,
     duration: Annotated[
         float | None, typer.Option(min=0, help="End after so many seconds; otherwise run until interrupted.")
     ] = None,
@@ -89,6 +101,7 @@ def simulate(
         port=port,
         name=hostname,
         mailboxes=mailboxes,
+        people=tuple(person or ()),
         backends=backends,
         rate=rate,
         seed=seed,
@@ -101,7 +114,7 @@ def simulate(
         token_lifetime=token_lifetime,
         heartbeat=heartbeat,
         faults=plan,
-        rules=Rules(one_user_per_stream=one_user_per_stream),
+        rules=Rules(one_user_per_stream=one_user_per_stream, counted_ids=counted_ids),
     )
     try:
         main(

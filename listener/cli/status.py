@@ -33,7 +33,7 @@ def status(
         text = daemon.get("/status.json").text
         snapshot = _read(text)
         if json:
-            typer.echo(text, nl=False)
+            _echo_json(text)
         else:
             from rich.console import Console
 
@@ -46,13 +46,19 @@ def status(
             raise typer.Exit(FAILED)
 
 
+def _echo_json(text: str) -> None:
+    from listener.text import printable_json
+
+    typer.echo(printable_json(text.encode()).decode(), nl=False)
+
+
 def _watch(daemon: "httpx.Client", *, json: bool) -> None:
     """Until it is interrupted, or the daemon ends."""
     import time
 
     if json:
         while True:
-            typer.echo(daemon.get("/status.json").text, nl=False)
+            _echo_json(daemon.get("/status.json").text)
             sys.stdout.flush()
             time.sleep(1)
 

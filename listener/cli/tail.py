@@ -74,6 +74,8 @@ def _moment(text: str) -> "datetime":
 def _lines(file: Path | None, follow: bool, since: "datetime | None", unit: str | None) -> Iterator[str]:
     import sys
 
+    from listener.text import printable
+
     if file is None and sys.stdin.isatty():
         yield from _journal(follow, since, unit)
     elif file is None or str(file) == "-":
@@ -83,7 +85,7 @@ def _lines(file: Path | None, follow: bool, since: "datetime | None", unit: str 
         try:
             yield from _file(file, follow)
         except OSError as error:
-            typer.echo(f"error: {file}: {error.strerror}", err=True)
+            typer.echo(f"error: {printable(str(file))}: {error.strerror}", err=True)
             raise typer.Exit(FAILED) from None
 
 

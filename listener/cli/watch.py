@@ -26,6 +26,7 @@ def watch(
     from rich.console import Console
 
     from listener.cli.asking import daemon_of
+    from listener.text import printable, printable_json
 
     console = Console(highlight=False, soft_wrap=True)
     with (
@@ -34,11 +35,11 @@ def watch(
         daemon.stream("GET", f"/watch/{quote(mailbox)}", timeout=None) as answer,
     ):
         if answer.is_error:
-            typer.echo(f"error: {answer.read().decode().strip()}", err=True)
+            typer.echo(f"error: {printable(answer.read().decode(errors='replace').strip())}", err=True)
             raise typer.Exit(FAILED)
         for line in answer.iter_lines():
             if json:
-                print(line, flush=True)
+                print(printable_json(line.encode()).decode(), flush=True)
             else:
                 console.print(_shown(loads(line)))
         typer.echo("error: the daemon has ended", err=True)
@@ -48,19 +49,19 @@ def watch(
 def _shown(line: dict[str, Any]) -> "Text":
     from rich.text import Text
 
-    from listener.log.reading import seemly
+    from listener.text import printable
 
     colours = {"event": "cyan", "request": "blue", "delivery": "green", "lost": "red"}
     kind = str(line.pop("kind"))
     bad = line.get("result", "done") != "done" or (kind == "request" and line.get("code") != "ok")
     text = Text()
-    text.append(f"{str(line.pop('time'))[11:23]}  ", style="dim")
-    text.append(f"{kind:<9}", style="red" if bad else colours.get(kind, ""))
+    text.append(f"{printable(str(line.pop('time'))[11:23])}  ", style="dim")
+    text.append(f"{printable(kind):<9}", style="red" if bad else colours.get(kind, ""))
     # What it is comes first, and then the rest.
     for first in ("event", "type", "operation", "handler", "result"):
         if first in line:
-            text.append(f"  {seemly(str(line.pop(first)))}", style="bold")
+            text.append(f"  {printable(str(line.pop(first)))}", style="bold")
     for key, value in line.items():
-        text.append(f"  {seemly(key)}=", style="dim")
-        text.append(seemly(str(value)))
+        text.append(f"  {printable(key)}=", style="dim")
+        text.append(printable(str(value)))
     return text

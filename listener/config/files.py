@@ -4,17 +4,19 @@ Both work on the TOML document as it was read, because a problem with an address
 of a wrong type are left as they are: the model refuses them.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from listener.config import mailbox_file
+from listener.config.mailbox_file import MOST_ERRORS, FileError, MailboxFile, more_errors
 from listener.config.problems import Loc, Problems, dotted
 from listener.config.secrets import NAMES, Secret, SecretError, Source, listed, sources
 from listener.config.values import parse_address, parse_sid
 
 Table = dict[str, Any]
-_COMMENT = re.compile(r"(^|\s)#.*")
 
 
 def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> tuple[str, ...]:
@@ -23,9 +25,9 @@ def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> t
     and members of static groups. Returns those that stand in the file of [mailboxes]."""
     section = document.get("mailboxes")
     listed: Table = section if isinstance(section, dict) else {}
-    normalise = _reader_of(listed)
+    reader = _reader_of(listed)
     seen: dict[str, str] = {}
-    in_file = _merge(listed, ("mailboxes",), "addresses", "file", directory, normalise, seen, problems)
+    in_file = _merge(listed, ("mailboxes",), "addresses", "file", directory, reader, seen, problems)
     overrides = listed.get("overrides")
     overridden: dict[str, str] = {}
     for index, override in enumerate(overrides if isinstance(overrides, list) else ()):
@@ -42,24 +44,38 @@ def collect_mailboxes(document: Table, directory: Path, problems: Problems) -> t
         loc = ("groups", index)
         if ("mailboxes" in group) == ("mailboxes_file" in group):
             problems.add(loc, "needs one of mailboxes and mailboxes_file, and not both")
-        _merge(group, loc, "mailboxes", "mailboxes_file", directory, normalise, grouped, problems)
+        _merge(group, loc, "mailboxes", "mailboxes_file", directory, reader, grouped, problems)
     return in_file
 
 
-def _reader_of(table: Table) -> Callable[[str], str]:
-    """What makes a name of what stands in a list of mailboxes."""
-    return parse_sid if table.get("impersonate_by") == "SID" else parse_address
+def _reader_of(table: Table) -> MailboxReader:
+    return MailboxReader(str(table.get("impersonate_by")))
 
 
-def parse_list(text: str, normalise: Callable[[str], str] = parse_address) -> tuple[str, ...]:
-    """The addresses of a file of mailboxes. ValueError: the first line that has none, by its number."""
-    found = []
-    for line, entry in _entries(text):
-        try:
-            found.append(normalise(entry))
-        except ValueError as error:
-            raise ValueError(f"line {line}: {error}") from None
-    return tuple(dict.fromkeys(found))
+class MailboxReader:
+    """Read names of mailboxes as `impersonate_by` has them: addresses, or security identifiers."""
+
+    def __init__(self, impersonate_by: str) -> None:
+        by_sid = impersonate_by == "SID"
+        self.parse = parse_sid if by_sid else parse_address
+        self._columns = mailbox_file.SID_COLUMNS if by_sid else mailbox_file.ADDRESS_COLUMNS
+        if impersonate_by == "PrincipalName":
+            self._columns = (*mailbox_file.NAME_COLUMNS, *self._columns)
+
+    def file(self, content: bytes) -> MailboxFile:
+        """Everything that the file has, errors included. Raises FileError."""
+        return mailbox_file.read(content, self.parse, self._columns)
+
+    def addresses(self, content: bytes) -> tuple[str, ...]:
+        """The addresses in the file, each once. ValueError: the first errors by their lines, and how many more there
+        are."""
+        found = self.file(content)
+        if errors := found.errors:
+            shown = [f"line {line.number}: {line.error}" for line in errors[:MOST_ERRORS]]
+            if more := len(errors) - len(shown):
+                shown.append(more_errors(more))
+            raise ValueError("; ".join(shown))
+        return found.addresses
 
 
 def _merge(
@@ -68,7 +84,7 @@ def _merge(
     list_key: str,
     file_key: str,
     directory: Path,
-    normalise: Callable[[str], str],
+    reader: MailboxReader,
     seen: dict[str, str],
     problems: Problems,
 ) -> tuple[str, ...]:
@@ -76,36 +92,60 @@ def _merge(
     listed, file = table.get(list_key, []), table.get(file_key)
     if not (isinstance(listed, list) and all(isinstance(entry, str) for entry in listed)):
         return ()
-    places = [
-        ((*loc, list_key, index), dotted((*loc, list_key, index)), entry)
-        for index, entry in enumerate(listed)
-    ]
-    if isinstance(file, str) and file:
-        text = _read(directory / file, (*loc, file_key), problems)
-        places += [((*loc, file_key, line), f"{file}:{line}", entry) for line, entry in _entries(text)]
-    good, in_file = [], []
-    for entry_loc, where, entry in places:
+    good: list[str] = []
+    found = _Entries(seen, problems)
+    for index, entry in enumerate(listed):
+        place: Loc = (*loc, list_key, index)
         try:
-            address = normalise(entry)
+            address = reader.parse(entry)
         except ValueError as error:
-            problems.add(entry_loc, str(error), where)
-            continue
-        if address in seen:
-            problems.add(entry_loc, f'"{address}" stands already at {seen[address]}', where)
+            found.refuse(place, dotted(place), str(error))
         else:
-            seen[address] = where
-            good.append(address)
-            if entry_loc[-2] == file_key:
-                in_file.append(address)
-    if good or list_key in table:
-        table[list_key] = good
+            if found.take(place, dotted(place), address):
+                good.append(address)
+    found.count_the_rest(dotted((*loc, list_key)), "entry", "entries")
+    in_file = []
+    if isinstance(file, str) and file:
+        found = _Entries(seen, problems)
+        for line in _read(directory / file, (*loc, file_key), reader, problems):
+            place, where = (*loc, file_key, line.number), f"{file}:{line.number}"
+            if line.error:
+                found.refuse(place, where, line.error)
+            elif found.take(place, where, line.address):
+                in_file.append(line.address)
+        found.count_the_rest(file, "line", "lines")
+    if good or in_file or list_key in table:
+        table[list_key] = [*good, *in_file]
     return tuple(in_file)
 
 
-def _entries(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if entry := _COMMENT.sub("", line).strip():
-            yield number, entry
+class _Entries:
+    """The entries of one list or file, of which only the first errors are reported."""
+
+    def __init__(self, seen: dict[str, str], problems: Problems) -> None:
+        self._seen = seen
+        self._problems = problems
+        self._errors = 0
+        self._last: Loc = ()
+
+    def take(self, loc: Loc, where: str, address: str) -> bool:
+        """Whether the address is a new one; a repeat is an error."""
+        if address in self._seen:
+            self.refuse(loc, where, f'"{address}" stands already at {self._seen[address]}')
+            return False
+        self._seen[address] = where
+        return True
+
+    def refuse(self, loc: Loc, where: str, what: str) -> None:
+        self._errors += 1
+        self._last = loc
+        if self._errors <= MOST_ERRORS:
+            self._problems.add(loc, what, where)
+
+    def count_the_rest(self, where: str, entry: str, entries: str) -> None:
+        if self._errors > MOST_ERRORS:
+            what = more_errors(self._errors - MOST_ERRORS, entry, entries)
+            self._problems.add(self._last, what, where)
 
 
 def resolve_secrets(
@@ -157,11 +197,11 @@ def _resolve(table: Table, loc: Loc, name: str, given: list[str], source: Source
         problems.add((*loc, key), str(error))
 
 
-def _read(path: Path, loc: Loc, problems: Problems) -> str:
+def _read(path: Path, loc: Loc, reader: MailboxReader, problems: Problems) -> tuple[mailbox_file.Line, ...]:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return reader.file(path.read_bytes()).lines
     except OSError as error:
         problems.add(loc, f"cannot read {path}: {error.strerror}")
-    except UnicodeDecodeError:
-        problems.add(loc, f"{path} is not UTF-8 text")
-    return ""
+    except FileError as error:
+        problems.add(loc, f"{path} {error}")
+    return ()

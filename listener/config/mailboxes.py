@@ -43,7 +43,9 @@ class Mailboxes(Section):
         description="SMTP addresses.",  # after loading, those of `file` too
     )
     file: ConfigPath | None = Field(
-        None, description="A text file with one address a line; blank lines and lines after # are skipped."
+        None,
+        description="A file with one address a line, or a table as Exchange exports it: see Files of mailboxes. "
+        "Blank lines and what follows # are skipped.",
     )
     distribution_groups: tuple[Address, ...] = Field(
         (),

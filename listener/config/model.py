@@ -4,12 +4,12 @@ Every model is frozen and refuses keys that it does not know. Durations are floa
 addresses are in lower case.
 """
 
+import re
 import ssl
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -27,17 +27,22 @@ from listener.config.values import (
     EventNames,
     ExistingFile,
     Flag,
+    FolderId,
     HeaderText,
     HostPattern,
     HostPort,
+    Initial,
     PositiveDuration,
     ProxyUrl,
     Text,
     Url,
     Window,
+    fold_address,
     parse_address,
+    parse_sid,
 )
-from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type
+from listener.ews.urls import host_of
+from listener.filters import EVENT_NAMES, EVERY_CHANGE, check_type, is_glob
 
 
 class Exchange(Section):
@@ -60,8 +65,9 @@ class Exchange(Section):
     )
     autodiscover_hosts: tuple[HostPattern, ...] = Field(
         ("autodiscover-s.outlook.com", "*.onmicrosoft.com"),
-        description="Hosts, mail domains, or globs, outside of the mail domain that redirects and its SRV record may "
-        "lead to, besides those in [[servers]]: the account's credentials are sent there.",
+        description="Hosts, mail domains, or globs, outside of the mail domain that the account's credentials may be "
+        "sent to when an Autodiscover answer, a redirect or an SRV record names them; with :PORT, at that port only. "
+        "Those in [[servers]] are allowed too.",
     )
     version: Literal[
         "Exchange2010_SP1", "Exchange2010_SP2", "Exchange2013", "Exchange2013_SP1", "Exchange2016"
@@ -199,7 +205,16 @@ def _type_pattern(value: str) -> str:
 
 
 def _mailbox_pattern(value: str) -> str:
-    return value.strip().lower() if any(sign in value for sign in "*?[") else parse_address(value)
+    pattern = fold_address(value)
+    if not is_glob(pattern):
+        return (
+            parse_sid(pattern).lower()
+            if "@" not in pattern and pattern.startswith("s-1-")
+            else parse_address(value)
+        )
+    if re.search(r"\s", pattern) or not pattern.isprintable():
+        raise ValueError(f'no address matches "{value.strip()}": an address has no blanks')
+    return pattern
 
 
 class HandlerFilter(Section):
@@ -213,10 +228,11 @@ class HandlerFilter(Section):
         min_length=1,
         description='CloudEvents types, globs of them ("exchange.item.*"), or short names ("created").',
     )
-    folders: tuple[Text, ...] = Field(
+    folders: tuple[FolderId, ...] = Field(
         ("*",),
         min_length=1,
-        description="Folder ids: of the folder itself, or of the one the thing is in or came from. * is any.",
+        description="Folder ids of EWS, such as data.parent_folder_id of an event: of the folder itself, or of the "
+        "one the item is in or came from. * is any. Names and paths are refused: use [subscription] folders.",
     )
 
 
@@ -276,6 +292,12 @@ class CatchUp(Section):
         description="Those without traffic are compared after twice as long each time, up to this. It is how long "
         "something can stay unnoticed that a stream does not tell.",
     )
+    initial: Initial = Field(
+        None,
+        description="Which items of a mailbox that is subscribed for the first time are reported once, as created: "
+        'those from that moment on ("none"), also those of so much time before it ("7d"), or those since a date or '
+        "date-time.",
+    )
 
 
 class Journal(Section):
@@ -322,6 +344,12 @@ class Status(Section):
     token: Secret | None = Field(
         None, description="What must then be sent over HOST:PORT, as Authorization: Bearer TOKEN."
     )
+    allowed_hosts: tuple[HostPattern, ...] = Field(
+        (),
+        description="Names by which machines may address HOST:PORT, or globs of them: the Host header of a request. "
+        "The host of `listen`, localhost, 127.0.0.1 and [::1] always are; where `listen` names all addresses, such "
+        "as 0.0.0.0, any address is. Others are answered with status 421, against DNS rebinding.",
+    )
     mailbox_metrics: Flag = Field(
         False, description="A time series a mailbox in /metrics, beside the others."
     )
@@ -365,7 +393,7 @@ class Config(Section):
 
     def auth_for(self, url: str) -> AnyAuth:
         """How to prove who we are at this URL: what [[servers]] says of its host, else [auth]."""
-        host = (urlsplit(url).hostname or "").lower()
+        host = host_of(url)
         return next((s.auth for s in self.servers if any(fnmatchcase(host, p) for p in s.hosts)), self.auth)
 
     @property

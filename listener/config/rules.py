@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from listener.config.auth import AnyAuth, NegotiateAuth, OAuthAuth
@@ -12,6 +14,8 @@ from listener.config.problems import Loc
 from listener.config.secrets import exposure
 from listener.config.tls import tls_context
 from listener.config.values import is_loopback
+from listener.filters import is_glob, types_of
+from listener.suggest import did_you_mean
 
 Found: TypeAlias = Iterator[tuple[Loc, str]]
 _HANDLER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -290,6 +294,47 @@ def _handlers_have_names(config: Config) -> Found:
     for name in config.handlers:
         if not _HANDLER_NAME.fullmatch(name):
             yield ("handlers", name), "a handler's name is made of letters, digits, - and _"
+
+
+@_rule("handlers", "subscription", "catch_up")
+def _filters_match_some_type(config: Config) -> Found:
+    """A type that is not subscribed to, or that catching up does not report, never comes."""
+    for name, handler in config.handlers.items():
+        for index, pattern in enumerate(handler.filter.types):
+            if all(map(partial(_never_comes, config), types_of(pattern))):
+                loc: Loc = ("handlers", name, "filter", "types", index)
+                if config.catch_up.mode == "off" and "listener" in types_of(pattern)[0]:
+                    yield loc, f'no event matches "{pattern}" with [catch_up] mode = "off"'
+                else:
+                    subscribed = ", ".join(config.subscription.events)
+                    yield loc, f'no event matches "{pattern}": [subscription] events has only {subscribed}'
+
+
+def _never_comes(config: Config, type_: str) -> bool:
+    _, about, kind = type_.split(".")
+    if about == "listener":
+        return kind in ("gap", "recovered") and config.catch_up.mode == "off"
+    return kind not in config.subscription.events
+
+
+@_rule("handlers", "mailboxes", "groups")
+def _filters_name_known_mailboxes(config: Config) -> Found:
+    mailboxes = config.mailboxes
+    if mailboxes.file is None and not mailboxes.distribution_groups:  # else others may come
+        for loc, pattern, what in unmatched_mailboxes(config):
+            if not is_glob(pattern) and what.endswith("?"):  # a typing mistake; else it is a warning
+                yield loc, what
+
+
+def unmatched_mailboxes(config: Config) -> Iterator[tuple[Loc, str, str]]:
+    """The patterns of handlers' filters that match none of the mailboxes that are known now, each with its place and
+    what to say of it."""
+    known = [mailbox.lower() for mailbox in config.all_mailboxes]
+    for name, handler in config.handlers.items():
+        for index, pattern in enumerate(handler.filter.mailboxes):
+            if known and not any(fnmatchcase(mailbox, pattern) for mailbox in known):
+                what = f'"{pattern}" matches no mailbox of the configuration{did_you_mean(pattern, known)}'
+                yield ("handlers", name, "filter", "mailboxes", index), pattern, what
 
 
 @_rule("status")

@@ -2,20 +2,25 @@
 
 import math
 import re
+from base64 import b64decode
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 
+from listener.ews import urls
+from listener.ews.addresses import fold_address as fold_address
+from listener.ews.addresses import parse_address as parse_address
+from listener.ews.urls import UrlError, parse_proxy_url, parse_url
 from listener.filters import EVENT_NAMES
 from listener.suggest import did_you_mean
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*")
-_ADDRESS = re.compile(r"[^\s@<>\"(),:;\\\[\]]+@[^\s@<>\"(),:;\\\[\]]+", re.ASCII)
-_SID = re.compile(r"S-1(?:-\d+){1,15}")
+_DURATION = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]+)?)\s*([smhd])\s*")
+_SID = re.compile(r"S-1(?:-[0-9]+){1,15}")
 
 DISTINGUISHED_FOLDERS: Final = frozenset(
     """
@@ -53,20 +58,32 @@ def parse_duration(value: object) -> float:
     raise ValueError('must be a number of seconds, or a text such as "45s", "30m", "2h", "1d"')
 
 
+def parse_initial(value: object) -> float | datetime | None:
+    """The start of a backfill: None for `none`, seconds for a duration, a moment for a date or a date-time (in UTC
+    if it has no offset). Raises ValueError."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value.strip())
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    try:
+        return parse_duration(value) or None
+    except ValueError:
+        raise ValueError(
+            'must be "none", a duration such as "7d", or a date or date-time such as 2026-03-01'
+        ) from None
+
+
 def format_duration(seconds: float) -> str:
     """The shortest text that `parse_duration` reads as these seconds."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % _UNITS[unit] == 0:
             return f"{seconds / _UNITS[unit]:.15g}{unit}"
     return f"{seconds:.15g}s"
-
-
-def parse_address(value: str) -> str:
-    """An SMTP address or user principal name in lower case. Raises ValueError."""
-    address = value.strip().lower()
-    if not _ADDRESS.fullmatch(address):
-        raise ValueError(f'"{value}" is no address of the form name@domain')
-    return address
 
 
 def parse_sid(value: str) -> str:
@@ -78,8 +95,8 @@ def parse_sid(value: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    """Whether the host of a URL, or of //HOST:PORT, is this machine."""
+    return urls.is_loopback(urls.host_of(f"http:{url}" if url.startswith("//") else url))
 
 
 def _positive(seconds: float) -> float:
@@ -96,27 +113,34 @@ def _window(seconds: float) -> float:
 
 def _url(value: str) -> str:
     try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        good = False
-    if not good or re.search(r"\s", value):
-        raise ValueError("must be a URL of the form https://host/path")
-    if "@" in parts.netloc:
-        raise ValueError("must not hold a user or a password: they belong in [auth]")
-    return value
+        return parse_url(value).text
+    except UrlError:
+        try:
+            parse_proxy_url(value)
+        except UrlError:
+            raise ValueError(f"must be a URL of the form https://host/path{_with_scheme(value)}") from None
+        raise ValueError("must not hold a user or a password: they belong in [auth]") from None
+
+
+def _with_scheme(value: str) -> str:
+    """What a URL without a scheme probably is meant to be."""
+    if "@" in value or not re.fullmatch(r"(/{0,2})[\w.-]+\.[\w-]+(:\d+)?/\S+", value):
+        return ""
+    return f', did you mean "https://{value.lstrip("/")}"?'
 
 
 def _https(value: str) -> str:
-    if not _url(value).startswith("https://"):
+    url = _url(value)
+    if not url.startswith("https://"):
         raise ValueError("must be a URL of the form https://host/path")
-    return value
+    return url
 
 
 def _proxy(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be a URL of the form http://host:port")
+    try:
+        parse_proxy_url(value.get_secret_value())
+    except UrlError:  # its text may show the password
+        raise ValueError("must be a URL of the form http://host:port") from None
     return value
 
 
@@ -129,11 +153,10 @@ def _host_pattern(value: str) -> str:
 
 def _host_port(value: str) -> str:
     try:
-        parts = urlsplit(f"//{value}")
-        good = parts.netloc == value and parts.hostname and parts.port and not parts.username
-    except ValueError:
-        good = False
-    if not good:
+        parts = parse_url(f"http://{value}")
+    except UrlError:
+        parts = None
+    if parts is None or parts.path or not re.search(r":[0-9]+$", value):
         raise ValueError("must be of the form HOST:PORT, such as 127.0.0.1:9817")
     return value
 
@@ -158,8 +181,53 @@ def _existing(path: Path) -> Path:
 def _folder_name(value: str) -> str:
     name = value.lower()
     if name not in DISTINGUISHED_FOLDERS:
-        raise ValueError(f'there is no folder "{value}"{did_you_mean(value, DISTINGUISHED_FOLDERS)}')
+        hint = did_you_mean(value.replace(" ", ""), DISTINGUISHED_FOLDERS)
+        accepted = "; accepted are distinguished folder names, such as inbox, calendar and sentitems"
+        if _is_folder_id(value.strip()):
+            raise ValueError(f'"{value[:80]}" is a folder id{accepted}')
+        if re.search(r"[/\\*?]", value):
+            raise ValueError(f'"{value[:80]}" is a folder path{accepted}')
+        raise ValueError(f'there is no folder "{value[:80]}"{hint or accepted}')
     return name
+
+
+SHORTEST_FOLDER_ID: Final = 16
+"""Characters. Exchange's ids have 120: base64 of an entry id (MS-OXCDATA section 2.2) behind a mailbox's GUID."""
+
+
+def parse_folder_id(value: str) -> str:
+    """Return a folder id as EWS has it, or `*` for any. Raises ValueError for a name or a path."""
+    text = value.strip()
+    name = text.lower().replace(" ", "")
+    if text == "*" or (name not in DISTINGUISHED_FOLDERS and _is_folder_id(text)):
+        return text
+    if name in DISTINGUISHED_FOLDERS:
+        what = f'is a folder name; to receive events of this folder only, use [subscription] folders = ["{name}"]'
+    elif any(sign in text for sign in "*?["):
+        what = 'is a pattern; only "*" alone is one here'
+    elif re.search(r"\s", text):
+        what = "is a folder name or path, or an id with blanks or line breaks in it"
+    elif text.startswith("/") or "\\" in text:
+        what = "is a folder path"
+    elif len(text) >= SHORTEST_FOLDER_ID and _is_folder_id(text.replace("-", "/").replace("_", "+")):
+        what = 'is an id of Microsoft Graph; in that of EWS each "-" is a "/", and each "_" a "+"'
+    else:
+        what = f"cannot be a folder id{did_you_mean(text, DISTINGUISHED_FOLDERS)}"
+    raise ValueError(
+        f'"{text[:80]}" {what}. Accepted are folder ids of EWS, which differ in each mailbox: copy '
+        "data.parent_folder_id from an event that a file handler wrote"
+    )
+
+
+def _is_folder_id(text: str) -> bool:
+    word = text.isalpha() and len(text) < 2 * SHORTEST_FOLDER_ID
+    if len(text) < SHORTEST_FOLDER_ID or word or text.startswith("/"):
+        return False
+    try:
+        b64decode(text, validate=True)
+    except ValueError:  # binascii.Error too
+        return False
+    return True
 
 
 def _event_name(value: str) -> str:
@@ -183,6 +251,7 @@ def _non_empty_text(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_non_empty_text)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Initial = Annotated[float | datetime | None, BeforeValidator(parse_initial)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Window = Annotated[Duration, AfterValidator(_window)]
@@ -195,6 +264,7 @@ HeaderText = Annotated[str, AfterValidator(_header_text)]
 ConfigPath = Annotated[Path, BeforeValidator(_non_empty_text), AfterValidator(_absolute)]
 ExistingFile = Annotated[ConfigPath, AfterValidator(_existing)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderId = Annotated[str, BeforeValidator(_non_empty_text), AfterValidator(parse_folder_id)]
 FolderNames = Annotated[tuple[FolderName, ...], Field(min_length=1), AfterValidator(_no_repeats)]
 EventNames = Annotated[
     tuple[Annotated[str, AfterValidator(_event_name)], ...],

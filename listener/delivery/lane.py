@@ -8,9 +8,9 @@ letters. Until then it stays in the journal, whatever happens to this process.
 from __future__ import annotations
 
 import itertools
+import math
 import time
-import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
@@ -19,11 +19,13 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
+from listener.delivery.fence import HANDLER, divided
 from listener.delivery.turns import Turns
 from listener.errors import OpeningError, Problem
 from listener.event import MailboxEvent
 from listener.handler import BatchHandler, Handler, HandlerContext, Reject, Retry
-from listener.journal import Entry, Journal, Reader
+from listener.journal import Entry, Journal, JournalError, Reader
+from listener.text import describe, format_traceback, message, represent
 from listener.watching import Watching
 
 log = structlog.get_logger()
@@ -84,6 +86,11 @@ class Lane:
     _leaving: bool = False
     _turns: Turns = field(default_factory=Turns)
     _reader: Reader | None = None
+    _doubtful: set[str] = field(default_factory=set)  # ids of events that the filter failed at
+    _damage: JournalError | None = None
+    _in_hand: dict[int, tuple[list[Entry], int]] = field(
+        default_factory=dict
+    )  # by position: entries, attempt
     _change: trio.Event = field(default_factory=trio.Event)
     _finishing: trio.Event = field(default_factory=trio.Event)
     _ended: trio.Event = field(default_factory=trio.Event)
@@ -138,9 +145,11 @@ class Lane:
     ) -> None:
         """Opens the handler and feeds it until finish() or leave(); one whose context breaks is opened again.
 
-        Raises OpeningError if it cannot be opened the first time, unless it was `opened` before.
+        Raises OpeningError if it cannot be opened the first time, unless it was `opened` before, and JournalError if
+        the journal is damaged.
         """
-        self._reader = await journal.reader(self.name, self.source.accepts.matches)
+        HANDLER.set(self.name)
+        self._reader = await journal.reader(self.name, self._wants)
         try:
             with self._life:
                 await self._live(self._reader, task_status)
@@ -153,19 +162,29 @@ class Lane:
             delivered = self.delivered
             try:
                 async with self.source.open() as handler:
+                    if isinstance(handler, BatchHandler):
+                        _limits(handler)
                     log.info("handler.started", handler=name, behind=self.behind)
                     self._is_open = True
                     if not self.opened:
                         self.opened = True
                         task_status.started()
                     await self._feed(handler, reader)
-            except Exception as error:  # the fence: a plugin's trouble is its own
-                if not self.opened:
-                    why = f"could not be opened: {_describe(error)}"
-                    raise OpeningError([Problem(f"handlers.{name}", why)]) from error
-                self.failures = 1 if self.delivered > delivered else self.failures + 1
-                log.error("handler.broken", handler=name, failures=self.failures, exc_info=error)
+            except BaseException as error:  # noqa: BLE001  (the fence: a plugin's trouble is its own)
+                if self._damage is not None:  # whatever the plugin's context made of it
+                    raise self._damage from None
+                ours, theirs = divided(error)
+                if theirs is not None:
+                    self._note_broken(
+                        theirs, made_progress=self.delivered > delivered, cancelled=ours is not None
+                    )
+                if ours is not None:
+                    raise ours from None
+                assert theirs is not None
+                await self._blame(theirs, reader)
             else:
+                if self._damage is not None:
+                    raise self._damage
                 if self._is_finished():
                     break
                 self.failures += 1
@@ -176,6 +195,32 @@ class Lane:
                 break
             with trio.CancelScope() as self._pause:
                 await trio.sleep(self.patience.retry.longest(self.failures))
+
+    def _note_broken(self, error: BaseException, *, made_progress: bool, cancelled: bool) -> None:
+        """The context raised. Raises OpeningError if it was never open."""
+        if not self.opened and not cancelled:
+            why = f"could not be opened: {describe(error)}"
+            raise OpeningError([Problem(f"handlers.{self.name}", why)]) from error
+        self.failures = 1 if made_progress else self.failures + 1
+        log.error("handler.broken", handler=self.name, failures=self.failures, exc_info=error)
+
+    async def _blame(self, error: BaseException, reader: Reader) -> None:
+        """The context broke while calls were under way: that was a failed attempt at each of their events."""
+        in_hand, self._in_hand = list(self._in_hand.values()), {}
+        for entries, attempt in in_hand:
+            if attempt < self.patience.attempts:
+                self._turns.count(entries)
+            else:
+                log.error("handler.gave_up", **self._about(entries), reason=describe(error))
+                await self._bury(entries, describe(error), format_traceback(error), attempt, reader)
+
+    def _wants(self, event: MailboxEvent) -> bool:
+        """The filter. An event at which it fails is not passed over: each call of the handler then begins with it."""
+        try:
+            return self.source.accepts.matches(event)
+        except BaseException:  # noqa: BLE001  (it fails again in the call, and is logged there)
+            self._doubtful.add(event.id)
+            return True
 
     async def finish(self) -> None:
         """Returns when the handler has finished what is in the journal and has been closed; run() is over by then."""
@@ -206,6 +251,7 @@ class Lane:
     async def _feed(self, handler: Handler | BatchHandler, reader: Reader) -> None:
         """Returns when finish() was called and nothing is left to do."""
         self._turns.start_over()
+        self._in_hand.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, reader)
             nursery.start_soon(self._wake_in_time)
@@ -222,7 +268,12 @@ class Lane:
         while True:
             room = self.patience.queue - len(self._turns)
             if room > 0:
-                self._turns.put(await reader.read(min(room, AT_A_TIME)))
+                try:
+                    entries = await reader.read(min(room, AT_A_TIME))
+                except JournalError as error:
+                    self._damage = error
+                    raise
+                self._turns.put(entries)
                 self._wake()
             else:
                 await self._change.wait()
@@ -243,7 +294,8 @@ class Lane:
                 await self._change.wait()
             entry, tried = turn
             with self._calling():
-                again = await self._attempt(handler, entry.event, [entry], tried + 1, reader)
+                call = self._filtered(handler, entry) if self._doubtful else handler
+                again = await self._attempt(call, entry.event, [entry], tried + 1, reader)
             if again is None:
                 self._turns.next_in(entry.event.mailbox)
             else:
@@ -253,20 +305,34 @@ class Lane:
                 # A handler that never waits for anything would keep everybody else out.
                 await trio.lowlevel.checkpoint()
 
+    def _filtered(self, handler: Handler, entry: Entry) -> Handler:
+        """The handler, after the filter, for an event at which the filter failed before."""
+        if entry.event.id not in self._doubtful:
+            return handler
+
+        async def call(event: MailboxEvent) -> None:
+            if self.source.accepts.matches(event):
+                await handler(event)
+
+        return call
+
     async def _work_in_batches(self, handler: BatchHandler, reader: Reader) -> None:
         """One call at a time, as many events as there are, up to what the handler takes."""
+        most, wait = _limits(handler)
         while True:
             while self._leaving or not self._turns:
                 await self._change.wait()
-            with trio.move_on_after(getattr(handler, "max_wait", 0.0)):
-                while len(self._turns) < handler.max_batch and not self._finishing.is_set():
+            with trio.move_on_after(wait):
+                while len(self._turns) < most and not self._finishing.is_set():
                     await self._change.wait()
-            batch = self._turns.take_batch(handler.max_batch)
+            # One at a time while the filter fails at some: the others are not to blame.
+            batch = self._turns.take_batch(1 if self._doubtful else most)
             events = [entry.event for entry in batch]
-            attempt = 1
+            call = self._filtered_batch(handler, batch[0]) if self._doubtful else handler.handle_batch
+            attempt = 1 + max(map(self._turns.tried, batch))
             while True:
                 with self._calling():
-                    again = await self._attempt(handler.handle_batch, events, batch, attempt, reader)
+                    again = await self._attempt(call, events, batch, attempt, reader)
                 if again is None:
                     break
                 attempt += again.counts
@@ -275,6 +341,18 @@ class Lane:
                 self._turns.next_in(mailbox)
             self._wake()
             await trio.lowlevel.checkpoint()
+
+    def _filtered_batch(
+        self, handler: BatchHandler, entry: Entry
+    ) -> Callable[[Sequence[MailboxEvent]], Awaitable[None]]:
+        if entry.event.id not in self._doubtful:
+            return handler.handle_batch
+
+        async def call(events: Sequence[MailboxEvent]) -> None:
+            if all(map(self.source.accepts.matches, events)):
+                await handler.handle_batch(events)
+
+        return call
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -298,9 +376,11 @@ class Lane:
         """Calls the handler. None: the entries are done with; else when they are to be tried again."""
         after: float | None = None
         counts, trace = True, ""
+        self._in_hand[entries[0].position] = entries, attempt
         try:
             with trio.move_on_after(self.patience.timeout) as patience:
                 await call(what)
+            self._in_hand.pop(entries[0].position, None)
             if not patience.cancelled_caught:
                 reader.acknowledge([entry.position for entry in entries])
                 self.delivered += len(entries)
@@ -310,19 +390,27 @@ class Lane:
                 return None
             reason = f"no answer in {self.patience.timeout:g} s"
             self._tell("handler.timeout", entries, attempt, seconds=self.patience.timeout)
-        except Exception as error:  # noqa: BLE001  (the fence)
-            match _wish(error):
+        except BaseException as error:  # noqa: BLE001  (the fence)
+            ours, theirs = divided(error)
+            if ours is not None:
+                if theirs is not None:
+                    self._tell("handler.failed", entries, attempt, exc_info=theirs)
+                raise ours from None
+            assert theirs is not None
+            self._in_hand.pop(entries[0].position, None)
+            match _wish(theirs):
                 case Retry() as again:
-                    after, counts, reason = again.after, again.counts, str(again) or "asked to be tried again"
-                    self._tell("handler.retry", entries, attempt, reason=str(again))
+                    after, counts, reason = _after(again), again.counts is not False, message(again)
+                    self._tell("handler.retry", entries, attempt, reason=reason)
+                    reason = reason or "asked to be tried again"
                 case Reject() as rejected:
-                    self._tell("handler.rejected", entries, attempt, reason=str(rejected))
-                    await self._bury(entries, str(rejected) or "rejected", "", attempt, reader)
+                    reason = message(rejected)
+                    self._tell("handler.rejected", entries, attempt, reason=reason)
+                    await self._bury(entries, reason or "rejected", "", attempt, reader)
                     return None
                 case _:
-                    reason = _describe(error)
-                    trace = "".join(traceback.format_exception(error))
-                    self._tell("handler.failed", entries, attempt, exc_info=error)
+                    reason, trace = describe(theirs), format_traceback(theirs)
+                    self._tell("handler.failed", entries, attempt, exc_info=theirs)
         if attempt < self.patience.attempts or not counts:
             self._show(entries, "failed", attempt, reason)
             return Again(self.patience.retry.longest(attempt) if after is None else after, counts)
@@ -334,12 +422,18 @@ class Lane:
         self, entries: list[Entry], reason: str, trace: str, attempts: int, reader: Reader
     ) -> None:
         self._show(entries, "given_up", attempts, reason)
-        # A batch has the same trace in each of its letters; the end of it says where it was raised.
-        await reader.bury(entries, reason=reason[:REASON], traceback=trace[-TRACE:], attempts=attempts)
+        # A batch has the same trace in each of its letters.
+        try:
+            await reader.bury(entries, reason=reason, traceback=trace, attempts=attempts)
+        except JournalError as error:
+            self._damage = error
+            raise
         self.given_up += len(entries)
         self._done(entries)
 
     def _done(self, entries: list[Entry]) -> None:
+        if self._doubtful:
+            self._doubtful.difference_update([entry.event.id for entry in entries])
         for entry in entries:
             self._turns.done(entry)
 
@@ -377,11 +471,24 @@ FAIR = 50
 # Seconds that a handler has to close, after its last call, when it makes way for another.
 CLOSING = 30.0
 
-# Characters of a reason and of a traceback in a dead letter.
-REASON, TRACE = 4096, 16384
+
+def _limits(handler: BatchHandler) -> tuple[int, float]:
+    """`max_batch` and `max_wait` of a handler. Raises ValueError if they are no limits."""
+    most, wait = handler.max_batch, getattr(handler, "max_wait", 0.0)
+    if not isinstance(most, int) or most < 1:
+        raise ValueError(f"max_batch must be an integer of at least 1, not {represent(most)[:100]}")
+    if not isinstance(wait, int | float) or not 0 <= wait < math.inf:
+        raise ValueError(f"max_wait must be a number of seconds, not {represent(wait)[:100]}")
+    return most, wait
 
 
-def _wish(error: Exception) -> Exception:
+def _after(again: Retry) -> float | None:
+    """The seconds that it asks for; None for what is no number of seconds."""
+    after = again.after
+    return after if isinstance(after, int | float) and 0 <= after < math.inf else None
+
+
+def _wish(error: BaseException) -> BaseException:
     """What the handler raised: of a nursery's group in which all are Retry, or all Reject, the first."""
     if isinstance(error, ExceptionGroup):
         for kind in (Retry, Reject):
@@ -397,9 +504,3 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
             yield from _leaves(error)
         else:
             yield error
-
-
-def _describe(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"

@@ -77,6 +77,17 @@ class Turns:
         self._attempts[mailbox] = self._attempts.get(mailbox, 0) + tried
         heappush(self._later, (until, mailbox))
 
+    def tried(self, entry: Entry) -> int:
+        """How often this event, the first of its line, was tried in vain."""
+        mailbox = entry.event.mailbox
+        first = self._lines[mailbox][0].position == entry.position
+        return self._attempts.get(mailbox, 0) if first else 0
+
+    def count(self, entries: Iterable[Entry]) -> None:
+        """These, the first of their lines, were tried in vain, and are ready again with start_over()."""
+        for mailbox in dict.fromkeys(entry.event.mailbox for entry in entries):
+            self._attempts[mailbox] = self._attempts.get(mailbox, 0) + 1
+
     def wake(self, now: float) -> int:
         """Those whose waiting is over have their turn. Returns how many they are."""
         woken = 0

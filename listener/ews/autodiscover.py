@@ -11,6 +11,7 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
+from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.soap import build, child, child_text, parse, serialize, text
 from listener.ews.xml import excerpt, local_name, read
@@ -91,6 +92,8 @@ def read_user_settings(content: bytes, mailboxes: Sequence[str]) -> dict[str, An
 def _read_user(user: etree._Element) -> Answer:
     code = child_text(user, "ErrorCode")
     target = child_text(user, "RedirectTarget")
+    if code in ("RedirectAddress", "RedirectUrl") and len(target) > texts.URL_LENGTH:
+        return Failure(code="UnexpectedReply", text=f"{code} of {len(target)} characters")
     if code == "RedirectAddress" and target:
         return Redirect(address=target)
     if code == "RedirectUrl" and target:
@@ -113,7 +116,7 @@ def _read_user(user: etree._Element) -> Answer:
 
 def _failure(element: etree._Element) -> Failure | None:
     """The ErrorCode and ErrorMessage, which stand at all three levels."""
-    code = child_text(element, "ErrorCode")
+    code = texts.code(child_text(element, "ErrorCode"))
     if code in ("", "NoError"):
         return None
     return Failure(code=code, text=excerpt(child_text(element, "ErrorMessage")))
@@ -122,11 +125,13 @@ def _failure(element: etree._Element) -> Failure | None:
 def _settings(
     external: str | None, internal: str | None, grouping: str | None, failures: Sequence[Failure] = ()
 ) -> UserSettings | Failure:
+    if len(external or "") > texts.URL_LENGTH or len(internal or "") > texts.URL_LENGTH:
+        return Failure(code="UnexpectedReply", text=f"a URL of EWS of over {texts.URL_LENGTH} characters")
     if external or internal:
         return UserSettings(
             external_ews_url=external or None,
             internal_ews_url=internal or None,
-            grouping_information=grouping or None,
+            grouping_information=excerpt(grouping or "") or None,  # it becomes the name of a group
         )
     return next(iter(failures), Failure(code="SettingIsNotAvailable", text="Autodiscover told no URL of EWS"))
 
@@ -138,7 +143,7 @@ def _redirect_to(url: str) -> Redirect | Failure:
 
 
 def _unexpected(what: str) -> ExchangeError:
-    return ExchangeError(Failure(code="UnexpectedReply", text=what))
+    return ExchangeError(Failure(code="UnexpectedReply", text=excerpt(what)))
 
 
 # --- POX
@@ -161,7 +166,9 @@ def read_pox(content: bytes) -> UserSettings | Redirect:
         raise _unexpected(f"an XML document of root {local_name(root)} instead of an Autodiscover response")
     for error in response.iter("{*}Error"):
         said = child_text(error, "Message") or child_text(error, "DebugData")
-        raise ExchangeError(Failure(code=f"Pox{child_text(error, 'ErrorCode')}", text=excerpt(said)))
+        raise ExchangeError(
+            Failure(code=texts.code(f"Pox{child_text(error, 'ErrorCode')}"), text=excerpt(said))
+        )
     account = child(response, "Account")
     if account is None:
         raise _unexpected("an Autodiscover response without an Account")
@@ -172,6 +179,9 @@ def read_pox(content: bytes) -> UserSettings | Redirect:
 
 
 def _read_account(account: etree._Element) -> Answer:
+    for name in ("RedirectAddr", "RedirectUrl"):
+        if len(target := child_text(account, name)) > texts.URL_LENGTH:
+            return Failure(code="UnexpectedReply", text=f"{name} of {len(target)} characters")
     if address := child_text(account, "RedirectAddr"):
         return Redirect(address=address)
     if url := child_text(account, "RedirectUrl"):

@@ -11,6 +11,7 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
+from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.soap import (
     back_off,
@@ -96,7 +97,7 @@ def read_each(
 
 def _no_value(message: etree._Element) -> Failure:
     """Where a batch is stopped, what was not looked at any more is a Warning without a value."""
-    code = child_text(message, "ResponseCode")
+    code = texts.code(child_text(message, "ResponseCode"))
     return Failure(
         code="UnexpectedReply" if code in ("", "NoError") else code,
         text=excerpt(child_text(message, "MessageText")) or f"{local_name(message)} without a value",
@@ -154,9 +155,10 @@ def read_properties(
     `properties` are by the local names of their elements; others are passed over.
     """
     own = child(element, own_id)
-    if own is None or not own.get("Id"):
+    if own is None or read_id(own) is None:
         return None
-    fields: dict[str, Any] = {"element": local_name(element), "change_key": own.get("ChangeKey")}
+    change_key = texts.identifier(own.get("ChangeKey"))
+    fields: dict[str, Any] = {"element": local_name(element), "change_key": change_key}
     for part in element:
         known = properties.get(local_name(part))
         if known and known[0] not in fields:
@@ -165,11 +167,12 @@ def read_properties(
 
 
 def read_id(element: etree._Element) -> str | None:
-    return element.get("Id")
+    return texts.identifier(element.get("Id"))
 
 
 def read_text(element: etree._Element) -> str | None:
-    return element.text
+    """At most TEXT_LENGTH characters."""
+    return None if element.text is None else element.text[:TEXT_LENGTH]
 
 
 def read_integer(element: etree._Element) -> int | None:
@@ -193,5 +196,9 @@ def flag(said: str | None) -> bool | None:
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
+TEXT_LENGTH = 1000
+"""Characters of a name, subject or class. Exchange allows 255."""
+
+
 def unexpected(what: str) -> ExchangeError:
-    return ExchangeError(Failure(code="UnexpectedReply", text=what))
+    return ExchangeError(Failure(code="UnexpectedReply", text=excerpt(what)))

@@ -5,7 +5,8 @@ Three sorts of names share one table, since what is to be done is all that a rea
 - Exchange's own response codes (MS-OXWSCDATA, ResponseCodeType), the codes of Autodiscover (MS-OXWSADISC,
   ErrorCode; MS-OXDSCLI, ErrorCode, as `Pox` and the number), and the fault codes of SOAP 1.1 section 4.4.1 where a
   server says nothing better;
-- `Http` and the status, where a reply had no code in its body;
+- `Http` and the status, where a reply had no code in its body, or the X-CasErrorCode of a front end that does not
+  know the mailbox;
 - the codes of Entra ID (AADSTS…), and our own names for trouble on the way.
 
 A code that is not in VERDICTS is treated as transient (RETRY), and is worth one line in the log.
@@ -18,6 +19,10 @@ import msgspec
 # Seconds. A server that says more is asked nevertheless: an hour is longer than any throttling window, and a wrong
 # clock must not silence us for days.
 LONGEST_WAIT = 3600.0
+
+ONLY_TLS = "the port probably speaks TLS only"
+NO_TLS = "the port answers without TLS"
+"""Parts of the texts of failures, by which advice is chosen (listener/rights/remedies.py)."""
 
 
 class Verdict(StrEnum):
@@ -106,6 +111,7 @@ _EXCHANGE = {
         "ErrorImpersonateUserDenied",
         "ErrorImpersonationDenied",
         "ErrorImpersonationFailed",
+        "ErrorInvalidExchangeImpersonationHeaderData",  # also where an application sends no such header
         "ErrorAccessDenied",
         "ErrorSubscriptionAccessDenied",
         "ErrorExceededSubscriptionCount",
@@ -113,6 +119,10 @@ _EXCHANGE = {
         "ErrorFolderNotFound",  # also where there is no right to a folder that is there
         "ErrorMissingEmailAddress",  # the account has no mailbox, and the request names none
         "ErrorNameResolutionNoResults",  # of ExpandDL
+        # The identity in ExchangeImpersonation is not of the kind that the request says.
+        "ErrorNonPrimarySmtpAddress",
+        "ErrorInvalidUserPrincipalName",
+        "ErrorInvalidUserSid",
     ),
     Verdict.RESYNC: ("ErrorInvalidSyncStateData",),
     Verdict.STOP: (
@@ -131,6 +141,15 @@ _AUTODISCOVER = {
     # Pox600: the request was invalid; Pox601: nobody provides the schema that it asks for.
     Verdict.STOP: ("InvalidRequest", "InvalidSetting", "Pox600", "Pox601"),
 }
+
+UNKNOWN_TO_FRONT_END = (
+    "UserNotFound",
+    "MailboxGuidWithDomainNotFound",
+    "MailboxExternalDirectoryObjectIdNotFound",
+    "OrganizationMailboxNotFound",
+    "DomainNotFound",
+)
+"""Values of X-CasErrorCode on a 404: the front end does not know the mailbox that the request is for."""
 
 _SOAP = {
     Verdict.RETRY: ("Server", "SoapFault"),  # SoapFault: a fault that names no code at all
@@ -152,8 +171,9 @@ _HTTP = {
     ),
     Verdict.WAIT: ("Http429",),
     Verdict.REGROUP: ("Http404", "Http451"),
-    Verdict.PARK: ("Http403",),
-    Verdict.CREDENTIALS: ("Http401", "Http440"),
+    Verdict.PARK: ("Http403", *UNKNOWN_TO_FRONT_END),
+    # 456, 457: blocked, or an interactive sign-in is required.
+    Verdict.CREDENTIALS: ("Http401", "Http440", "Http456", "Http457"),
     Verdict.STOP: ("Http400", "Http405", "Http407", "Http413", "Http415"),
 }
 
@@ -192,6 +212,7 @@ _OURS = {
         "ConnectFailed",
         "ConnectTimeout",
         "ConnectionReset",
+        "GroupError",  # an unknown exception of our own on a stream (its log line has the traceback)
         "HandshakeBroken",  # the server did not go on in the middle of a handshake
         "KerberosFailed",  # there is no ticket to be had
         "EnvelopeTooLarge",  # an envelope outgrew the buffer
@@ -207,6 +228,9 @@ _OURS = {
     ),
     Verdict.PARK: (
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
+        "InternalError",  # an unknown exception of our own about one mailbox (its log line has the traceback)
+        "InvalidUrl",  # a server named a URL that nothing can be made of
+        "MailboxRefused",  # the credentials are refused for this mailbox, and accepted for others
         "TooManyRedirects",
         "UntrustedRedirect",  # a hint that anybody may have written leads to a strange host
     ),
@@ -231,3 +255,8 @@ VERDICTS: dict[str, Verdict] = {
     for verdict, codes in table.items()
     for code in codes
 }
+
+
+def crash(error: Exception, code: str = "InternalError") -> Failure:
+    """Return the failure that stands for an unknown exception; only its type is told, its text may be secret."""
+    return Failure(code=code, text=type(error).__name__)

@@ -6,7 +6,9 @@ is expanded too; one that is hidden from the address lists is not found ("Expand
 
 import msgspec
 
-from listener.ews.batch import flag, unexpected
+from listener.ews import texts
+from listener.ews.addresses import AddressError, parse_address
+from listener.ews.batch import TEXT_LENGTH, flag, unexpected
 from listener.ews.soap import Impersonation, build, child, child_text, envelope, only_message
 from listener.ews.xml import local_name
 
@@ -20,7 +22,7 @@ class GroupMember(msgspec.Struct, frozen=True, kw_only=True):
     """A member: its SMTP `address` in lower case, and its MailboxType.
 
     A server that tells no type means a mailbox (MS-OXWSCDATA, EmailAddressType). An address that is not of routing
-    type SMTP, such as EX, is empty here.
+    type SMTP, such as EX, or that is not valid, is empty here.
     """
 
     address: str
@@ -52,7 +54,16 @@ def read_expand_dl(content: bytes) -> Expansion:
     for part in expansion:
         if local_name(part) == "Mailbox":
             smtp = child_text(part, "RoutingType").upper() in ("", "SMTP")
-            address = child_text(part, "EmailAddress").lower() if smtp else ""
-            type_ = child_text(part, "MailboxType") or "Mailbox"
-            members.append(GroupMember(address=address, type=type_, name=child_text(part, "Name")))
+            address = _address(child_text(part, "EmailAddress")) if smtp else ""
+            type_ = texts.code(child_text(part, "MailboxType")) or "Mailbox"
+            members.append(
+                GroupMember(address=address, type=type_, name=child_text(part, "Name")[:TEXT_LENGTH])
+            )
     return Expansion(tuple(members), flag(expansion.get("IncludesLastItemInRange")) is not False)
+
+
+def _address(text: str) -> str:
+    try:
+        return parse_address(text)
+    except AddressError:
+        return ""

@@ -9,6 +9,7 @@ from lxml import etree
 
 from listener.event import MailboxEvent
 from listener.ews.soap import MESSAGES, TYPES, text
+from listener.ews.texts import identifier
 from listener.ews.values import integer, utc
 
 _T = TypeVar("_T")
@@ -30,7 +31,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One event of a notification.
 
     It has an `item_id` or a `folder_id`, and `change_key` is that of this item or folder. `timestamp` is RFC 3339
-    in UTC with as many fractional digits (0 to 9) as were sent. What was not sent is None.
+    in UTC with as many fractional digits (0 to 9) as were sent; it is empty if the server sent no valid time. What
+    was not sent is None.
     """
 
     kind: EventKind
@@ -46,10 +48,15 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Notification(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Events of one subscription, in the order of the server; `more_events`: the next follow at once."""
+    """Events of one subscription, in the order of the server; `more_events`: the next follow at once.
+
+    `dropped` counts events without a valid id, of which nobody can say what they are about. An id that is blank or
+    too long (texts.ID_LENGTH) is no valid one. An empty `subscription_id` means that the server sent none.
+    """
 
     subscription_id: str
     events: tuple[Event, ...] = ()
+    dropped: int = 0
     more_events: bool = False
     previous_watermark: str | None = None
 
@@ -60,34 +67,58 @@ def read_notification(element: etree._Element) -> Notification:
     watermark = None
     more = False
     events = []
+    dropped = 0
     for part in element:
         name = _PARTS.get(part.tag)
         if isinstance(name, EventKind):
-            events.append(_read_event(name, part))
+            if (event := _read_event(name, part)) is None:
+                dropped += 1
+            else:
+                events.append(event)
         elif name == "SubscriptionId":
-            subscription_id = text(part)
+            subscription_id = identifier(text(part)) or ""
         elif name == "MoreEvents":
             more = text(part) in ("true", "1")
         elif name == "PreviousWatermark":
-            watermark = text(part) or None
+            watermark = identifier(text(part))
     return Notification(
-        subscription_id=subscription_id, events=tuple(events), more_events=more, previous_watermark=watermark
+        subscription_id=subscription_id,
+        events=tuple(events),
+        dropped=dropped,
+        more_events=more,
+        previous_watermark=watermark,
     )
 
 
-def _read_event(kind: EventKind, element: etree._Element) -> Event:
+def _read_event(kind: EventKind, element: etree._Element) -> Event | None:
+    """The event; None if it has no valid id.
+
+    The schema has an ItemId or a FolderId. Where both came, it is an event of the item: an item must not turn into a
+    folder because its own id is blank.
+    """
     fields: dict[str, Any] = {"kind": kind}
+    own: dict[str, tuple[str | None, str | None]] = {}
     for part in element:
         field = _FIELDS.get(part.tag)
         if field == "timestamp":
-            fields[field] = utc(text(part))
+            fields[field] = _time(text(part))
         elif field == "unread_count":
             fields[field] = integer(text(part))
+        elif field == "item_id" or field == "folder_id":
+            own.setdefault(field, (identifier(part.get("Id")), identifier(part.get("ChangeKey"))))
         elif field is not None:
-            fields[field] = part.get("Id")
-            if field in ("item_id", "folder_id"):
-                fields["change_key"] = part.get("ChangeKey")
-    return Event(**fields)
+            fields[field] = identifier(part.get("Id"))
+    which = "item_id" if "item_id" in own else "folder_id"
+    id_, change_key = own.get(which, (None, None))
+    if id_ is None:
+        return None
+    return Event(**fields, **{which: id_}, change_key=change_key)  # type: ignore[arg-type]  # mypy: of one type
+
+
+def _time(said: str) -> str:
+    """A time stamp; empty if it is none, or stands for none: the zero of .NET and that of Windows."""
+    time = utc(said)
+    return "" if time.startswith(("0001-", "1601-")) else time
 
 
 def _by_tag(names: Mapping[str, _T]) -> dict[str, _T]:
@@ -117,12 +148,12 @@ _FIELDS = _by_tag(
 # --- for handlers
 
 
-def mailbox_event(mailbox: str, event: Event) -> MailboxEvent:
-    """The event as handlers get it, of this mailbox."""
+def mailbox_event(mailbox: str, event: Event, arrived: str = "") -> MailboxEvent:
+    """The event as handlers get it, of this mailbox. `arrived` takes the place of a time that was not sent."""
     return MailboxEvent(
         type=(_FOLDER_TYPES if event.item_id is None else _ITEM_TYPES)[event.kind],
         mailbox=mailbox,
-        time=event.timestamp,
+        time=event.timestamp or arrived,
         item_id=event.item_id,
         folder_id=event.folder_id,
         change_key=event.change_key,

@@ -1,7 +1,8 @@
 """GetFolder and FindFolder (MS-OXWSFOLD, MS-OXWSSRCH): which folders there are, and whether anything changed in them.
 
 Two properties tell that without looking at a single item (MS-OXPROPS): PidTagLocalCommitTimeMax, the time of the
-last change in the folder, and PidTagDeletedCountTotal, how many items have been deleted from it.
+last change in the folder, and PidTagDeletedCountTotal, how many items have been deleted from it. A third one,
+PidTagLastModificationTime, is the time of the last change of the folder itself.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ FOLDER_FIELDS = (
     "folder:TotalCount",
     "folder:UnreadCount",
 )
+_LAST_MODIFICATION_TIME = 0x3008
 _COMMIT_TIME_MAX = 0x670A
 _DELETED_COUNT_TOTAL = 0x670B
 
@@ -53,6 +55,7 @@ class Folder(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     parent_folder_id: str | None = None
     display_name: str | None = None
     folder_class: str | None = None
+    modified_time: str | None = None
     commit_time_max: str | None = None
     deleted_count_total: int | None = None
     total_count: int | None = None
@@ -123,7 +126,11 @@ def folder_shape() -> etree._Element:
     """All that a Folder holds."""
     extended = (
         build("t:ExtendedFieldURI", PropertyTag=hex(tag), PropertyType=kind)
-        for tag, kind in ((_COMMIT_TIME_MAX, "SystemTime"), (_DELETED_COUNT_TOTAL, "Integer"))
+        for tag, kind in (
+            (_LAST_MODIFICATION_TIME, "SystemTime"),
+            (_COMMIT_TIME_MAX, "SystemTime"),
+            (_DELETED_COUNT_TOTAL, "Integer"),
+        )
     )
     return shape("m:FolderShape", (*map(field, FOLDER_FIELDS), *extended))
 
@@ -159,6 +166,7 @@ _PROPERTIES: dict[str, Property] = {
 _EXTENDED: dict[str, Property] = {
     written: read
     for tag, read in (
+        (_LAST_MODIFICATION_TIME, ("modified_time", read_time)),
         (_COMMIT_TIME_MAX, ("commit_time_max", read_time)),
         (_DELETED_COUNT_TOTAL, ("deleted_count_total", read_integer)),
     )

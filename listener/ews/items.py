@@ -36,6 +36,7 @@ class ItemProperty(StrEnum):
     ITEM_CLASS = "item:ItemClass"
     SUBJECT = "item:Subject"
     DATE_TIME_CREATED = "item:DateTimeCreated"
+    DATE_TIME_RECEIVED = "item:DateTimeReceived"
     LAST_MODIFIED_TIME = "item:LastModifiedTime"
     IS_READ = "message:IsRead"
 
@@ -54,6 +55,7 @@ class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     item_class: str | None = None
     subject: str | None = None
     date_time_created: str | None = None
+    date_time_received: str | None = None
     last_modified_time: str | None = None
     is_read: bool | None = None
 
@@ -182,6 +184,7 @@ _PROPERTIES: dict[str, Property] = {
     "ItemClass": ("item_class", read_text),
     "Subject": ("subject", read_text),
     "DateTimeCreated": ("date_time_created", read_time),
+    "DateTimeReceived": ("date_time_received", read_time),
     "LastModifiedTime": ("last_modified_time", read_time),
     "IsRead": ("is_read", read_flag),
 }

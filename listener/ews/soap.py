@@ -13,7 +13,9 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
+from listener.ews import texts
 from listener.ews.codes import LONGEST_WAIT, Failure
+from listener.ews.values import amount
 from listener.ews.xml import excerpt, local_name, read
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -24,8 +26,6 @@ ADDRESSING = "http://www.w3.org/2005/08/addressing"
 PREFIXES = {"soap": SOAP, "m": MESSAGES, "t": TYPES, "a": AUTODISCOVER, "wsa": ADDRESSING}
 # An element that declares no more than it needs takes a third of the time.
 _OWN = {prefix: {prefix: uri} for prefix, uri in PREFIXES.items()}
-
-_MILLISECONDS = re.compile(r"[0-9]{1,11}")
 
 ImpersonationKind: TypeAlias = Literal["PrincipalName", "SID", "PrimarySmtpAddress", "SmtpAddress"]
 
@@ -76,7 +76,9 @@ def parse(content: bytes) -> etree._Element:
     root = read(content)
     body = child(root, "Body") if local_name(root) == "Envelope" else None
     if body is None:
-        raise ExchangeError(Failure(code="NotSoap", text=f"an XML document of root {local_name(root)}"))
+        raise ExchangeError(
+            Failure(code="NotSoap", text=excerpt(f"an XML document of root {local_name(root)}"))
+        )
     if not len(body):
         raise ExchangeError(Failure(code="UnexpectedReply", text="an empty soap:Body"))
     reply = body[0]
@@ -97,7 +99,7 @@ def fault(element: etree._Element) -> Failure:
         code = descendant_text(detail, "ResponseCode")
         message = descendant_text(detail, "Message")
         violation = descendant_text(detail, "Violation")
-    code = code or child_text(element, "faultcode").rpartition(":")[2] or "SoapFault"
+    code = texts.code(code or child_text(element, "faultcode").rpartition(":")[2]) or "SoapFault"
     said = child_text(element, "faultstring") or message
     if violation and violation not in said:
         said = f"{said} ({violation})" if said else violation
@@ -109,7 +111,7 @@ def response_messages(reply: etree._Element) -> list[etree._Element]:
     messages = child(reply, "ResponseMessages")
     if messages is None or not len(messages):
         raise ExchangeError(
-            Failure(code="UnexpectedReply", text=f"{local_name(reply)} without ResponseMessages")
+            Failure(code="UnexpectedReply", text=excerpt(f"{local_name(reply)} without ResponseMessages"))
         )
     return list(messages)
 
@@ -117,7 +119,7 @@ def response_messages(reply: etree._Element) -> list[etree._Element]:
 def message_failure(message: etree._Element, subscription_ids: Iterable[str] = ()) -> Failure | None:
     """Why this response message is a failure, or None if it is none: a Warning comes with its result."""
     response_class = message.get("ResponseClass")
-    code = child_text(message, "ResponseCode")
+    code = texts.code(child_text(message, "ResponseCode"))
     if response_class == "Warning" or code == "NoError" or (not code and response_class != "Error"):
         return None
     return Failure(
@@ -139,8 +141,10 @@ def only_message(content: bytes) -> etree._Element:
 def back_off(element: etree._Element) -> float | None:
     """BackOffMilliseconds of `MessageXml/t:Value[@Name]` somewhere below, in seconds; LONGEST_WAIT at most."""
     for value in element.iter("{*}Value"):
-        if value.get("Name") == "BackOffMilliseconds" and _MILLISECONDS.fullmatch(text(value)):
-            return min(int(text(value)) / 1000, LONGEST_WAIT)
+        if value.get("Name") == "BackOffMilliseconds":
+            milliseconds = amount(text(value), LONGEST_WAIT * 1000)
+            if milliseconds is not None:
+                return milliseconds / 1000
     return None
 
 

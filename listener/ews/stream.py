@@ -8,12 +8,12 @@ The rules:
    name, prefix included: `</s:Envelope` can stand inside only in a comment or in CDATA, where no server puts it.
 3. An envelope is parsed when its last byte has come, and its signals are returned by that feed(), in the order of
    the document. How the bytes are cut into chunks changes nothing of that.
-4. Each response message gives its Notifications that hold events, then its Failure if it is one, then Closed if
-   that is its status. One that gives none of these is a Heartbeat: NoError with status OK, or a StatusEvent.
-   Closed is not the end of the body.
-5. What cannot be read (no XML, no SOAP, a document type declaration, an envelope larger than `max_envelope`) gives
-   one Failure, as soon as it is recognised, and the parser is spent: it returns nothing any more. What was read
-   before is still given. A fault is no such case, since it is a good envelope.
+4. Each response message gives its Notifications that hold events (valid or not), then its Failure if it is one, then
+   Closed if that is its status. One that gives none of these is a Heartbeat: NoError with status OK, or a
+   StatusEvent. Closed is not the end of the body.
+5. What cannot be read (no XML, no SOAP, a document type declaration, an envelope larger than `max_envelope` or of
+   too many tags) gives one Failure, as soon as it is recognised, and the parser is spent: it returns nothing any
+   more. What was read before is still given. A fault is no such case, since it is a good envelope.
 6. The buffer holds at most `max_envelope` bytes and one chunk. No byte is looked at a second time because more
    came after it: offsets are remembered.
 """
@@ -25,6 +25,7 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
+from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.events import Notification, read_notification
 from listener.ews.soap import message_failure, parse, response_messages, text
@@ -87,7 +88,8 @@ class StreamParser:
         self._check_size(len(self._buffer) if end is None else end)
         if end is None:
             return None
-        content = bytes(self._buffer[:end])
+        with memoryview(self._buffer) as view:  # a slice of the buffer would be a second copy
+            content = bytes(view[:end])
         self._discard(end)
         return content
 
@@ -202,9 +204,9 @@ def _read_message(message: etree._Element, signals: list[Signal]) -> None:
                 notifications = [
                     read_notification(each) for each in part if local_name(each) == "Notification"
                 ]
-                signals += [notification for notification in notifications if notification.events]
+                signals += [each for each in notifications if each.events or each.dropped]
             case "ErrorSubscriptionIds":
-                failing = tuple(text(each) for each in part)
+                failing = tuple(id_ for each in part if (id_ := texts.identifier(text(each))))
             case "ConnectionStatus":
                 closed = text(part) == "Closed"
     if not good and (failure := message_failure(message, failing)):
@@ -215,4 +217,4 @@ def _read_message(message: etree._Element, signals: list[Signal]) -> None:
         signals.append(Heartbeat())
 
 
-_UNREADABLE = frozenset({"NotSoap", "MalformedXml", "ForbiddenXml"})
+_UNREADABLE = frozenset({"EnvelopeTooLarge", "NotSoap", "MalformedXml", "ForbiddenXml"})

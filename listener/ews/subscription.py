@@ -10,6 +10,7 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
+from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation, build, child_text, envelope, only_message
@@ -70,8 +71,9 @@ def read_subscribe(content: bytes) -> str:
     """The SubscriptionId of a SubscribeResponse."""
     message = only_message(content)
     subscription_id = child_text(message, "SubscriptionId")
-    if not subscription_id:
-        raise ExchangeError(Failure(code="UnexpectedReply", text="a subscription without a SubscriptionId"))
+    if texts.identifier(subscription_id) is None:
+        text = f"a SubscriptionId of {len(subscription_id)} characters"
+        raise ExchangeError(Failure(code="UnexpectedReply", text=text))
     return subscription_id
 
 

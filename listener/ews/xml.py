@@ -2,7 +2,10 @@
 
 - A document type declaration is refused, whatever it holds (SOAP 1.1 section 3): no entity is ever declared, so
   none is expanded, and nothing is fetched.
-- Size, depth and text length are held by libxml2's own limits (`huge_tree` stays off).
+- Depth and text length are held by libxml2's own limits (`huge_tree` stays off), the size by who reads the body.
+- A document of over MOST_MARKUP tags and attributes is refused before it is parsed: its tree takes many times the
+  memory of the document, and parsing it holds up everybody else. So that this can be counted in the bytes, only
+  encodings are read in which `<` and `=` are what they are in ASCII, and UTF-16.
 - Exchange passes on control characters that mails hold, as characters and as references (`&#x0;`), and so writes
   documents that are not XML. Such a document is read once more without them.
 - Comments and processing instructions are dropped, so that all children are elements.
@@ -17,6 +20,19 @@ from listener.ews.codes import Failure
 
 _PARSER = etree.XMLParser(
     resolve_entities=False, no_network=True, collect_ids=False, remove_comments=True, remove_pis=True
+)
+MOST_MARKUP = 300_000
+"""Tags and attributes of a document, counted as `<` and `=`. An envelope of 200 full notifications has 210,000."""
+MOST_REPLACED = 100_000
+"""Character references and control characters that are looked at in a document that cannot be read as it is."""
+LONGEST_PROLOG = 65_536
+"""Bytes before the root element."""
+
+_ENCODING = re.compile(
+    rb"(?:\xef\xbb\xbf)?<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']([^\"'>]{0,100})", re.DOTALL
+)
+_KNOWN_ENCODING = re.compile(
+    rb"utf-?8|us-ascii|ascii|utf-?16(le|be)?|iso-?8859-\d\d?|latin-?1|windows-125\d", re.IGNORECASE
 )
 _PROLOG = rb"(?:\xef\xbb\xbf)?(?:\s|<\?.*?\?>|<!--.*?-->)*+"
 _MARKUP = re.compile(rb"[\xef\xbb\xbf\xfe\xff\s\0]*+<")
@@ -35,11 +51,12 @@ def read(content: bytes) -> etree._Element:
     Raises ExchangeError: `NotSoap` for an HTML page or no markup at all, `ForbiddenXml` for a document type
     declaration, `MalformedXml` for all else that cannot be read.
     """
-    if not _HARMLESS.match(content):
-        if _DOCTYPE.match(content) and not is_html(content):
+    if not _HARMLESS.match(content, 0, LONGEST_PROLOG):
+        if _DOCTYPE.match(content, 0, LONGEST_PROLOG) and not is_html(content):
             raise ExchangeError(forbidden())
-        if is_html(content) or not _MARKUP.match(content):
+        if is_html(content) or not _MARKUP.match(content, 0, LONGEST_PROLOG):
             raise ExchangeError(not_soap(content))
+    _check_markup(content)
     try:
         root = etree.fromstring(content, _PARSER)
     except etree.XMLSyntaxError as error:
@@ -50,9 +67,24 @@ def read(content: bytes) -> etree._Element:
     return root
 
 
+def _check_markup(content: bytes) -> None:
+    """Raises ExchangeError if the tree of this document would be too large, or its size cannot be told."""
+    declared = _ENCODING.match(content)
+    if declared is not None and not _KNOWN_ENCODING.fullmatch(declared[1]):
+        text = f"an XML document in the encoding {excerpt(declared[1])}"
+        raise ExchangeError(Failure(code="MalformedXml", text=text))
+    # In UTF-16 zero bytes are part of characters. Elsewhere libxml2 goes on after them, and takes long.
+    is_wide = 0 in content[:2] or content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if len(content) > MOST_REPLACED and not is_wide and content.count(0) > MOST_REPLACED:
+        raise ExchangeError(Failure(code="MalformedXml", text=f"over {MOST_REPLACED} zero bytes"))
+    if len(content) > MOST_MARKUP and content.count(b"<") + content.count(b"=") > MOST_MARKUP:
+        text = f"a document of over {MOST_MARKUP} tags and attributes"
+        raise ExchangeError(Failure(code="EnvelopeTooLarge", text=text))
+
+
 def _read_scrubbed(content: bytes, error: etree.XMLSyntaxError) -> etree._Element:
-    scrubbed = _CONTROL.sub(_scrub, content)
-    if scrubbed != content:
+    scrubbed, count = _CONTROL.subn(_scrub, content, MOST_REPLACED)
+    if scrubbed != content and count < MOST_REPLACED:
         try:
             return etree.fromstring(scrubbed, _PARSER)
         except etree.XMLSyntaxError as again:
@@ -79,7 +111,7 @@ def _is_character(code: int) -> bool:
 
 
 def is_html(content: bytes) -> bool:
-    return _HTML.match(content) is not None
+    return _HTML.match(content, 0, LONGEST_PROLOG) is not None
 
 
 def not_soap(content: bytes) -> Failure:

@@ -6,11 +6,11 @@ It is taken from the bytes that are sent, so that no request can be made past it
 from __future__ import annotations
 
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import structlog
 
 from listener.ews.soap import acting_as, owner_of_folders
+from listener.ews.urls import server_of
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Audit:
             access, identity, named_by = "impersonation", impersonation.value, impersonation.kind
         elif (owner := owner_of_folders(request)) is not None:
             access, identity, named_by = "delegate", owner, "PrimarySmtpAddress"
-        server = urlsplit(url).netloc
+        server = server_of(url)
         use = (server, account, access, identity)
         if use in self._seen:
             return

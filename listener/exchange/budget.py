@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from types import TracebackType
-from urllib.parse import urlsplit
 
 import structlog
 import trio
 
 from listener.backoff import Backoff
 from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.ews.urls import server_of
 
 log = structlog.get_logger()
 
 QUIET = 10.0
 FEWEST = 2
+MOST_UNKNOWN = 100
+"""Unknown codes of one server that are logged and remembered."""
 OWN_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
 
 
@@ -33,7 +35,7 @@ class Budgets:
 
     def of(self, url: str) -> Budget:
         """The budget for requests to this URL."""
-        host = urlsplit(url).netloc
+        host = server_of(url)
         return self.by_host.setdefault(host, Budget(self.most))
 
     def change(self, most: int) -> None:
@@ -121,7 +123,8 @@ class Budget:
     def failed(self, failure: Failure) -> None:
         """A request came to nothing."""
         self.answers[failure.code if failure.code in VERDICTS else "other"] += 1
-        if failure.code not in VERDICTS and failure.code not in self._unknown:
+        known = failure.code in VERDICTS or failure.code in self._unknown
+        if not known and len(self._unknown) < MOST_UNKNOWN:
             self._unknown.add(failure.code)
             log.warning("exchange.unknown_code", code=failure.code, text=failure.text)
         if failure.verdict is Verdict.WAIT:

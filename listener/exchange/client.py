@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import ssl
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -20,14 +20,21 @@ import trio
 from msgspec.structs import replace
 
 from listener.errors import ExchangeError
+from listener.ews.addresses import header_value
 from listener.ews.codes import Failure
+from listener.ews.folders import get_folder
 from listener.ews.http import http_failure
+from listener.ews.soap import acting_as, owner_of_folders
+from listener.ews.subscription import FolderRef
+from listener.ews.values import http_date
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
+from listener.exchange.auth.guard import Identity
+from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
 from listener.exchange.budget import Budget, Budgets
-from listener.exchange.cookies import Cookie, cookies_in, put_into
+from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
 from listener.exchange.issuer import with_issuer
-from listener.exchange.network import Network
+from listener.exchange.network import Network, hide_location, location_of
 from listener.exchange.trouble import mapped_errors
 from listener.watching import Watching
 
@@ -36,8 +43,11 @@ T = TypeVar("T")
 # What a request asks for: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
 
-# What a page may take up that is not a stream: an error page, or the answer to one Subscribe.
-LARGEST_ANSWER = 16 * 1024 * 1024
+# The version that a request to EWS names; one to Autodiscover names it in another way.
+VERSION = re.compile(rb'<t:RequestServerVersion Version="(\w+)"')
+
+# Seconds that an answer may be on its way. What is more means that the server's clock was set back.
+CLOCK_STEP = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +86,7 @@ class ExchangeClient:
             transport=self._account.scheme.over(access.network),
             trust_env=False,
             follow_redirects=False,
+            event_hooks={"response": [hide_location]},
             timeout=httpx.Timeout(None, connect=access.connect_timeout, write=access.request_timeout),
             headers={
                 "User-Agent": access.user_agent,
@@ -86,6 +97,10 @@ class ExchangeClient:
             },
         )
         put_into(self._http.cookies.jar, cookies)
+        # From trio's clock to the server's, in seconds, as far as its answers tell (Date).
+        self.server_offset: float | None = None
+        # The code of the latest request if it failed, else empty.
+        self.last_failure = ""
 
     async def __aenter__(self) -> ExchangeClient:
         await self._http.__aenter__()
@@ -114,12 +129,19 @@ class ExchangeClient:
         """The next request is routed by its anchor alone, and may be given a new back end."""
         self._http.cookies.clear()
 
-    async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], T]) -> T:
-        """Posts one SOAP request and returns what `read` makes of a 200 answer.
+    async def call(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        read: Callable[[bytes], T],
+        *,
+        limit: int = SOAP_LIMIT,
+    ) -> T:
+        """Posts one SOAP request and returns what `read` makes of a 200 answer of at most `limit` bytes.
 
         Raises ExchangeError for every other status, for trouble on the way, and as `read` does.
         """
-        return await self._asked(body, headers, lambda answer: _read_whole(answer, read))
+        return await self._asked(body, headers, lambda answer: _read_whole(answer, read, limit))
 
     async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Posts GetStreamingEvents and returns its answer, to be received as it comes and closed by the caller.
@@ -139,23 +161,41 @@ class ExchangeClient:
     ) -> T:
         budget, seconds = self.budget, self._access.request_timeout
         begun = trio.current_time()
+        version = VERSION.search(body)
+        identity = None if version is None else _identity(body, headers)
+        confirm = None if version is None else partial(self._confirm, version[1].decode())
         try:
             # The budget first: who has waited for it must know what became of the credentials meanwhile.
-            async with budget, self._account.guard.asking(self.url):
+            async with budget, self._account.guard.asking(self.url, identity, confirm):
                 self._access.audit.note(body, self.url, self._account.scheme.account)
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
                     budget.went_well()
+                    self.last_failure = ""
                     self._show(body, headers, "ok", begun)
                     return taken
             raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
         except ExchangeError as error:
             budget.failed(error.failure)
+            self.last_failure = error.failure.code
             self._show(body, headers, error.failure.code, begun)
             if error.failure.code != "TlsFailed":
                 raise
             told = await with_issuer(error.failure, self.url, self._access.network)
             raise ExchangeError(told) from error
+
+    async def _confirm(self, version: str, identity: Identity) -> None:
+        """Asks for the inbox of a mailbox that the server has accepted the account for. Raises ExchangeError."""
+        folders = [FolderRef("inbox", mailbox=identity.owner)]
+        body = get_folder(folders, version=version, impersonate=identity.impersonate, id_only=True)
+        self._access.audit.note(body, self.url, self._account.scheme.account)
+        with trio.move_on_after(self._access.request_timeout):
+            # No cookies: they lead to the back end of another mailbox.
+            async with ExchangeClient(self.url, self._access) as other:
+                answer = await other._post(body, {"X-AnchorMailbox": identity.anchor})
+                await _read_whole(answer, bytes, SOAP_LIMIT)
+            return
+        raise ExchangeError(Failure(code="ReadTimeout", text="no answer"))
 
     def _show(self, body: bytes, headers: Mapping[str, str], code: str, begun: float) -> None:
         """Tells whoever watches a mailbox what became of a request about it."""
@@ -167,46 +207,47 @@ class ExchangeClient:
             watching.tell_request(operation, body, anchor, code=code, seconds=seconds)
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        request = self._http.build_request("POST", self.url, content=body, headers=headers)
-        with mapped_errors():
+        raw = [(name.encode(), header_value(value)) for name, value in headers.items()]
+        with mapped_errors(proxy=self._access.proxy):
+            request = self._http.build_request("POST", self.url, content=body, headers=raw)
             response = await self._http.send(request, stream=True)
+        bound(self._http.cookies.jar)
+        self._note_date(response.headers.get("date", ""))
         answer = Answer(response)
         if answer.status == httpx.codes.OK:
             return answer
         async with aclosing(answer):
-            content = await _whole(answer)
+            content = await answer.beginning(ERROR_PAGE_LIMIT)
             # Some servers write a second, stray answer after a fault: this connection is not used again.
             answer.hang_up()
         failure = http_failure(answer.status, answer.headers, content, datetime.now(UTC))
-        if failure.code == "Http401":
+        if failure.code in ("Http401", "Http440"):
             failure = replace(
                 failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
             )
         raise ExchangeError(failure)
 
+    def _note_date(self, written: str) -> None:
+        """Take the server's time from an answer. It is cut off to the second and was on its way for a while, so that
+        the server's clock is this far at least; a clock that was set back shows after CLOCK_STEP."""
+        date = http_date(written)
+        if date is None:
+            return
+        offset = date.timestamp() - trio.current_time()
+        known = self.server_offset
+        if known is None or offset > known or offset < known - CLOCK_STEP:
+            self.server_offset = offset
 
-class Answer:
-    """The body of an answer, received piece by piece."""
+
+class Answer(Body):
+    """An answer: its status and headers, and its body, received piece by piece."""
 
     def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response)
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self._response = response
-        self._chunks = response.aiter_raw()
-        self._inflate: Callable[[bytes], bytes] | None = None
-
-    async def receive(self) -> bytes:
-        """The next bytes; empty at the end. Raises ExchangeError for trouble on the way."""
-        if self._inflate is None:
-            self._inflate = _inflater(self.headers.get("content-encoding", "identity"))
-        data = b""
-        with mapped_errors():
-            while not data:  # a decompressor may need more before it gives any
-                chunk = await anext(self._chunks, b"")
-                if not chunk:
-                    break
-                data = self._inflate(chunk)
-        return data
+        if (location := location_of(response)) is not None:
+            self.headers = {**response.headers, "location": location}
 
     def hang_up(self) -> None:
         """Makes sure that the connection serves no further request."""
@@ -215,40 +256,19 @@ class Answer:
         with suppress(OSError):  # the peer was faster
             connection.shutdown(trio.socket.SHUT_RDWR)
 
-    async def aclose(self) -> None:
-        """Ends the connection if the body has not been received whole."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            await self._response.aclose()
-            # httpx nests generators: each runs into the closed connection here, and so none is left to the
-            # garbage collector.
-            with suppress(httpx.HTTPError, httpx.StreamError):
-                async for _ in self._chunks:
-                    pass
 
-
-def _inflater(encoding: str) -> Callable[[bytes], bytes]:
-    """Some proxies compress unasked."""
-    match encoding.strip().lower():
-        case "identity" | "":
-            return bytes
-        case "gzip" | "deflate":
-            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress
-    raise ExchangeError(Failure(code="NotSoap", text=f"Content-Encoding {encoding} was not asked for"))
+def _identity(body: bytes, headers: Mapping[str, str]) -> Identity:
+    return Identity(
+        impersonate=acting_as(body),
+        owner=owner_of_folders(body),
+        anchor=headers.get("X-AnchorMailbox", ""),
+    )
 
 
 async def _as_it_is(answer: Answer) -> Answer:
     return answer
 
 
-async def _read_whole(answer: Answer, read: Callable[[bytes], T]) -> T:
+async def _read_whole(answer: Answer, read: Callable[[bytes], T], limit: int) -> T:
     async with aclosing(answer):
-        return read(await _whole(answer))
-
-
-async def _whole(answer: Answer) -> bytes:
-    content = bytearray()
-    while chunk := await answer.receive():
-        content += chunk
-        if len(content) > LARGEST_ANSWER:
-            raise ExchangeError(Failure(code="EnvelopeTooLarge", text=f"over {LARGEST_ANSWER} bytes"))
-    return bytes(content)
+        return read(await answer.whole(limit))

@@ -24,6 +24,12 @@ class Cookie(msgspec.Struct, frozen=True, kw_only=True):
         return f"Cookie({self.name}, {self.domain}{self.path})"
 
 
+MOST = 50
+"""Cookies that one jar keeps (RFC 6265 section 6.1)."""
+LONGEST = 4096
+"""Characters that a cookie's name and value may have together."""
+
+
 def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
     """What a jar holds, sorted, so that equal jars give equal cookies."""
     for cookie in sorted(jar, key=lambda c: (c.domain, c.path, c.name)):
@@ -33,8 +39,13 @@ def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
             domain=cookie.domain,
             path=cookie.path,
             secure=cookie.secure,
-            expires=cookie.expires,
+            # A server can name a time that no float and no journal holds.
+            expires=None if cookie.expires is None else float(min(cookie.expires, FOREVER)),
         )
+
+
+FOREVER = 1 << 40
+"""Unix time that no cookie outlives."""
 
 
 def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
@@ -60,3 +71,23 @@ def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
                 rest={},
             )
         )
+
+
+def bound(jar: CookieJar) -> None:
+    """Remove cookies beyond MOST_COOKIES and COOKIES_LENGTH: a server could set others with each answer.
+
+    Those that were added first stay, since a server that needs more than a browser would keep is not Exchange.
+    """
+    count = length = 0
+    for cookie in list(jar):
+        own = len(cookie.name) + len(cookie.value or "") + len(cookie.path)
+        if count >= MOST_COOKIES or length + own > COOKIES_LENGTH:
+            jar.clear(cookie.domain, cookie.path, cookie.name)
+        else:
+            count, length = count + 1, length + own
+
+
+MOST_COOKIES = 50
+"""Cookies of one group, as many as browsers keep for a host at least (RFC 6265 section 6.1)."""
+COOKIES_LENGTH = 16 * 1024
+"""Characters of all cookies of one group. Longer headers are refused by most servers."""

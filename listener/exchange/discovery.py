@@ -11,12 +11,14 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from listener.errors import ExchangeError
+from listener.ews.addresses import AddressError, mail_domain, parse_address
 from listener.ews.autodiscover import (
     POX_PATH,
     Answer,
@@ -28,8 +30,11 @@ from listener.ews.autodiscover import (
     read_pox,
     read_user_settings,
 )
-from listener.ews.codes import Failure
-from listener.exchange.believed import Believed
+from listener.ews.codes import UNKNOWN_TO_FRONT_END, Failure
+from listener.ews.urls import UrlError, host_of, join_url, parse_url
+from listener.ews.xml import excerpt
+from listener.exchange.believed import Believed, invalid
+from listener.exchange.body import AUTODISCOVER_LIMIT
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.hints import Hints, Resolve
 from listener.groups.affinity import Placement
@@ -47,7 +52,8 @@ class Autodiscover:
 
     `url` is asked instead of the hosts that follow from the mail domain. A mailbox that Autodiscover is not there
     for, or knows nothing of, is placed at `ews_url` if that is given. `hosts` are those outside of the mail domain
-    that redirects and hints may lead to; `resolve` takes the place of DNS.
+    that credentials may be sent to, and `servers` further EWS URLs of the configuration (believed.py); `resolve`
+    takes the place of DNS.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Autodiscover:
         url: str | None = None,
         ews_url: str | None = None,
         hosts: Sequence[str] = (),
+        servers: Sequence[str] = (),
         resolve: Resolve | None = None,
     ) -> None:
         self._access = access
@@ -65,8 +72,7 @@ class Autodiscover:
         self._url = url
         self._ews_url = ews_url
         self._answering: dict[str, str] = {}  # by mail domain
-        configured = [urlsplit(told).hostname or "" for told in (url, ews_url) if told]
-        self._believed = Believed([*hosts, *configured])
+        self._believed = Believed(hosts, [*filter(None, (url, ews_url)), *servers])
         self._hints = Hints(access.network, access.user_agent, self._believed, resolve)
 
     async def discover(
@@ -79,10 +85,21 @@ class Autodiscover:
         found: dict[str, Placement | Failure] = {}
         domains: defaultdict[str, list[str]] = defaultdict(list)
         for mailbox in mailboxes:
-            domains[mailbox.rpartition("@")[2]].append(mailbox)
+            try:
+                domains[mail_domain(mailbox)].append(mailbox)
+            except AddressError as error:
+                found[mailbox] = Failure(code="ErrorInvalidSmtpAddress", text=str(error))
 
         async def one_batch(batch: Sequence[str]) -> None:
-            for mailbox, answer in (await self._ask({mailbox: mailbox for mailbox in batch})).items():
+            try:
+                answers = await self._ask({mailbox: mailbox for mailbox in batch})
+            except (
+                Exception
+            ) as error:  # a fence: an answer that nobody foresaw must not end the others' discovery
+                log.error("discovery.crashed", mailboxes=len(batch), exc_info=error)
+                text = excerpt(f"the answer of Autodiscover: {type(error).__name__}: {error}")
+                answers = dict.fromkeys(batch, Failure(code="UnexpectedReply", text=text))
+            for mailbox, answer in answers.items():
                 found[mailbox] = self._place(mailbox, answer, self._ews_url if fall_back else None)
 
         async with trio.open_nursery() as nursery:
@@ -95,8 +112,6 @@ class Autodiscover:
         match answer:
             case UserSettings(external_ews_url=url) if url:
                 return Placement(url, answer.grouping_information or "", mailbox)
-            case UserSettings(internal_ews_url=url) if url:
-                return Placement(url, answer.grouping_information or "", mailbox)
             case UserSettings():
                 answer = Failure(code="SettingIsNotAvailable", text="Autodiscover names no EWS URL")
             case Redirect():
@@ -105,61 +120,138 @@ class Autodiscover:
             return Placement(ews_url, "", mailbox)
         return answer
 
+    def _settled(self, answer: UserSettings, mailbox: str, domain: str, endpoint: str) -> Answer:
+        """The settings with the EWS URL that credentials may be sent to in `external_ews_url`, else the failure."""
+        failure: Failure | None = None
+        for url in filter(None, (answer.external_ews_url, answer.internal_ews_url)):
+            # `domain` is that of the address which the mailbox was redirected to.
+            for each in dict.fromkeys((mail_domain(mailbox), domain)):
+                try:
+                    believed = self._believed.url(url, each, "Autodiscover")
+                except ExchangeError as error:
+                    failure = failure or _said_by(endpoint, mailbox, error.failure)
+                else:
+                    return UserSettings(
+                        external_ews_url=believed.text, grouping_information=answer.grouping_information
+                    )
+        return failure or answer
+
     async def _ask(
-        self, addresses: Mapping[str, str], url: str | None = None, hops: int = 0
+        self,
+        addresses: Mapping[str, str],
+        url: str | None = None,
+        hops: int = 0,
+        trails: Mapping[str, frozenset[str]] | None = None,
+        skip: frozenset[str] = frozenset(),
     ) -> dict[str, Answer]:
-        """Asks for mailboxes of one domain, each under the address that it is known by now."""
-        domain = next(iter(addresses.values())).rpartition("@")[2]
-        answers: dict[str, Answer] = {}
+        """Asks for mailboxes of one domain, each under the address that it is known by now.
+
+        `trails` has the addresses and URLs that each mailbox was asked for at; endpoints in `skip` are not asked.
+        """
+        domain = mail_domain(next(iter(addresses.values())))
+        before = trails or {}
+        trails = {m: before.get(m, frozenset()) | {a.casefold()} for m, a in addresses.items()}
         try:
-            told = await self._ask_somebody(url, domain, tuple(addresses.values()))
+            told = await self._ask_somebody(url, domain, addresses, trails, skip)
         except ExchangeError as error:
             return dict.fromkeys(addresses, error.failure)
+        answers: dict[str, Answer] = {}
         moved: defaultdict[tuple[str | None, str], dict[str, str]] = defaultdict(dict)
-        for mailbox, address in addresses.items():
-            answers[mailbox] = answer = told[address]
+        for mailbox, (endpoint, answer) in told.items():
+            answers[mailbox] = answer
+            if isinstance(answer, UserSettings):
+                answers[mailbox] = self._settled(answer, mailbox, domain, endpoint)
             if not isinstance(answer, Redirect) or hops >= MOST_REDIRECTS:
                 continue
-            known_by_now = answer.address or address
-            place = known_by_now.rpartition("@")[2].lower()
             try:
-                self._believed.check(
-                    urlsplit(answer.url).hostname or "" if answer.url else place, domain, "Autodiscover"
-                )
+                target, address = self._target(answer, addresses[mailbox], domain)
             except ExchangeError as error:
-                answers[mailbox] = error.failure
+                answers[mailbox] = _said_by(endpoint, mailbox, error.failure)
             else:
-                moved[answer.url, place][mailbox] = known_by_now
+                trails[mailbox] |= {target} if target else frozenset()
+                moved[target, mail_domain(address)][mailbox] = address
         for (target, _domain), together in moved.items():
-            answers |= await self._ask(together, target, hops + 1)
+            answers |= await self._ask(together, target, hops + 1, trails)
+        if hops == 0 and url is None:
+            # The endpoint that began a circle is not the right one either.
+            circling = {
+                mailbox: addresses[mailbox]
+                for together in moved.values()
+                for mailbox in together
+                if _code(answers[mailbox]) == "TooManyRedirects"
+            }
+            if circling:
+                tried = skip | {told[mailbox][0] for mailbox in circling}
+                if self._answering.get(domain) in tried:
+                    del self._answering[domain]
+                others = await self._ask(circling, skip=tried)
+                answers |= {m: answer for m, answer in others.items() if _code(answer) not in NO_AUTODISCOVER}
         return answers
 
+    def _target(self, answer: Redirect, address: str, domain: str) -> tuple[str | None, str]:
+        """The URL and the address to go on with. Raises ExchangeError."""
+        if answer.url:
+            return self._believed.redirect(answer.url, domain, "Autodiscover").text, address
+        try:
+            known_by_now = parse_address(answer.address or "")
+        except AddressError as error:
+            text = f"Autodiscover redirects to {excerpt(str(error))}"
+            raise ExchangeError(Failure(code="ErrorInvalidSmtpAddress", text=text)) from None
+        self._believed.check_domain(mail_domain(known_by_now), domain, "Autodiscover")
+        return None, known_by_now
+
     async def _ask_somebody(
-        self, url: str | None, domain: str, addresses: Sequence[str]
-    ) -> Mapping[str, Answer]:
-        """The answers of the first endpoint that gives any. Raises ExchangeError if none does."""
+        self,
+        url: str | None,
+        domain: str,
+        addresses: Mapping[str, str],
+        trails: Mapping[str, frozenset[str]],
+        skip: frozenset[str],
+    ) -> Mapping[str, tuple[str, Answer]]:
+        """The answers of the first endpoint that gives any, with that endpoint. Raises ExchangeError if none does.
+
+        An endpoint that redirects a mailbox to what it was asked for already is not the right one for it: the next
+        one is asked.
+        """
         errors: list[ExchangeError] = []  # one an endpoint
         answered_before: ExchangeError | None = None
+        answers: dict[str, tuple[str, Answer]] = {}
+        circling: dict[str, tuple[str, Answer]] = {}
+        pending = dict(addresses)
         for look in self._places_to_ask(url, domain):
             candidate = None
             try:
                 candidate = await look()
-                if candidate is None:
+                if candidate is None or candidate in skip:
                     continue
-                answers = await self._ask_either_way(candidate, addresses)
+                told = await self._ask_either_way(candidate, tuple(dict.fromkeys(pending.values())))
             except ExchangeError as error:
                 errors.append(error)
                 if not _another_host_may_know(error.failure):
+                    if circling:
+                        break
                     raise
                 if candidate is not None and candidate == self._answering.get(domain):
                     answered_before = error
-            else:
+                continue
+            for mailbox, address in list(pending.items()):
+                loop = _loop(told[address], address, candidate, trails[mailbox])
+                if loop is not None:
+                    circling[mailbox] = candidate, loop
+                    continue
+                answers[mailbox] = candidate, told[address]
+                del pending[mailbox]
                 if url is None:
                     self._answering[domain] = candidate
+            if not pending:
                 return answers
+        if circling:
+            return circling | answers
         # The likeliest host comes last, but for the one that is known.
         if answered_before and _weight(answered_before.failure) == 2:
             raise answered_before
+        if not errors:
+            raise ExchangeError(Failure(code="NameNotResolved", text=f"no other endpoint for {domain}"))
         raise max(reversed(errors), key=lambda error: _weight(error.failure))
 
     def _places_to_ask(self, url: str | None, domain: str) -> list[Callable[[], Awaitable[str | None]]]:
@@ -183,10 +275,20 @@ class Autodiscover:
         raise AssertionError("the last way returns or raises")
 
     async def _soap(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
-        body = get_user_settings(addresses, version=self._version, to_url=url)
-        return await self._post(
-            url, body, addresses[0], lambda content: read_user_settings(content, addresses)
-        )
+        asked, unknown = list(addresses), dict[str, Answer]()
+        while True:
+            body = get_user_settings(asked, version=self._version, to_url=url)
+            try:
+                told = await self._post(url, body, asked[0], partial(read_user_settings, mailboxes=asked))
+            except ExchangeError as error:
+                # It is said of the first mailbox, by which the request is routed.
+                if error.failure.code not in UNKNOWN_TO_FRONT_END or len(addresses) == 1:
+                    raise
+                unknown[asked.pop(0)] = error.failure
+                if not asked:
+                    return unknown
+            else:
+                return told | unknown
 
     async def _pox(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
         """One request a mailbox: POX knows no other way."""
@@ -208,24 +310,47 @@ class Autodiscover:
         for _ in range(MOST_REDIRECTS + 1):
             async with ExchangeClient(url, self._access) as client:
                 try:
-                    return await client.call(body, {"X-AnchorMailbox": anchor}, read)
+                    return await client.call(
+                        body, {"X-AnchorMailbox": anchor}, read, limit=AUTODISCOVER_LIMIT
+                    )
                 except ExchangeError as error:
                     target = error.failure.location
                     if target is None:
                         raise
-            target = urljoin(url, target)
-            if urlsplit(target).scheme != "https":
-                raise ExchangeError(Failure(code="InsecureRedirect", text=f"{url} redirects to {target}"))
-            if (host := urlsplit(target).hostname or "") != urlsplit(url).hostname:
-                self._believed.check(host, anchor.rpartition("@")[2], url)
-            url = target
+            try:
+                joined = join_url(url, target)
+            except UrlError as error:
+                raise ExchangeError(invalid(target, url, error)) from None
+            url = self._believed.redirect(joined.text, mail_domain(anchor), url).text
         raise ExchangeError(
-            Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {url}")
+            Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {excerpt(url)}")
         )
 
 
 async def _known(url: str) -> str:
     return url
+
+
+def _said_by(endpoint: str, mailbox: str, failure: Failure) -> Failure:
+    return replace(failure, text=f"{failure.text} (named by {endpoint} for {mailbox})")
+
+
+def _code(answer: Answer) -> str:
+    return answer.code if isinstance(answer, Failure) else ""
+
+
+def _loop(answer: Answer, address: str, endpoint: str, trail: frozenset[str]) -> Failure | None:
+    """The failure of an endpoint that leads back to an address or a URL which was asked for already."""
+    if not isinstance(answer, Redirect):
+        return None
+    if answer.url:
+        target = host_of(answer.url) and parse_url(answer.url).text
+        circle = target in trail or target == endpoint
+    else:
+        target = (answer.address or "").strip()
+        circle = target.casefold() in trail
+    text = f"{endpoint} redirects {address} to {excerpt(target)}, which was asked already"
+    return Failure(code="TooManyRedirects", text=text) if circle else None
 
 
 # The endpoint is there but does not speak this way, or it is not there at all.
@@ -239,6 +364,7 @@ NO_AUTODISCOVER = NOT_THIS_WAY - {"Http500"} | {
     "ConnectTimeout",
     "TlsFailed",
     "InsecureRedirect",
+    "InvalidUrl",
     "UntrustedRedirect",
     "SchemeNotOffered",
     "ForbiddenXml",

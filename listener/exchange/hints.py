@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
 import structlog
+import trio
 
 from listener.errors import ExchangeError
 from listener.ews.autodiscover import POX_PATH, SOAP_PATH
-from listener.ews.codes import Failure
-from listener.exchange.believed import Believed
-from listener.exchange.network import Network
+from listener.ews.urls import Url, UrlError, join_url
+from listener.ews.xml import excerpt
+from listener.exchange.believed import Believed, invalid
+from listener.exchange.network import Network, hide_location, location_of
+from listener.exchange.trouble import mapped_errors
 
 log = structlog.get_logger()
 
@@ -46,7 +48,7 @@ class Hints:
     ) -> None:
         self._network = network
         self._user_agent = user_agent
-        self._believed_hosts = believed
+        self._believed = believed
         self._resolve = resolve or srv_records
 
     async def redirect(self, domain: str) -> str | None:
@@ -57,33 +59,44 @@ class Hints:
         asked = f"http://autodiscover.{domain}{POX_PATH}"
         headers = {"User-Agent": self._user_agent}
         try:
-            async with httpx.AsyncClient(
-                transport=self._network.pool(), trust_env=False, timeout=PATIENCE
-            ) as http:
-                answer = await http.get(asked, headers=headers)
-        except httpx.HTTPError as error:
-            log.debug("discovery.hint_failed", asked=asked, reason=str(error) or type(error).__name__)
+            # Its body is not read: whatever stands there, only the status and a header count.
+            with trio.fail_after(PATIENCE), mapped_errors():
+                async with (
+                    httpx.AsyncClient(
+                        transport=self._network.pool(),
+                        trust_env=False,
+                        timeout=PATIENCE,
+                        event_hooks={"response": [hide_location]},
+                    ) as http,
+                    http.stream("GET", asked, headers=headers) as answer,
+                ):
+                    pass
+        except (ExchangeError, trio.TooSlowError) as error:
+            log.debug(
+                "discovery.hint_failed", asked=asked, reason=excerpt(str(error)) or type(error).__name__
+            )
             return None
-        if answer.status_code not in REDIRECTS or "location" not in answer.headers:
+        location = location_of(answer)
+        if answer.status_code not in REDIRECTS or location is None:
             return None
-        target = urlsplit(str(answer.url.join(answer.headers["location"])))
-        if target.scheme != "https":
-            text = f"{asked} redirects to {target.geturl()}"
-            raise ExchangeError(Failure(code="InsecureRedirect", text=text))
-        return self._believed(target.netloc, domain, asked)
+        try:
+            target = join_url(asked, location)
+        except UrlError as error:
+            raise ExchangeError(invalid(location, asked, error)) from None
+        return self._followed(self._believed.redirect(target.text, domain, asked), asked)
 
     async def service(self, domain: str) -> str | None:
         """Where the SRV record of the domain points; None if there is none. Raises ExchangeError as redirect()."""
         asked = f"_autodiscover._tcp.{domain}"
         for service in sorted(await self._resolve(asked), key=lambda s: (s.priority, -s.weight)):
             if host := service.host.rstrip("."):  # a lone dot means that there is no such service
-                port = "" if service.port == HTTPS else f":{service.port}"
-                return self._believed(f"{host}{port}", domain, f"the SRV record {asked}")
+                who = f"the SRV record {asked}"
+                target = self._believed.redirect(f"https://{host}:{service.port}", domain, who)
+                return self._followed(target, who)
         return None
 
-    def _believed(self, netloc: str, domain: str, who: str) -> str:
-        url = f"https://{netloc}{SOAP_PATH}"
-        self._believed_hosts.check(urlsplit(url).hostname or "", domain, who)
+    def _followed(self, target: Url, who: str) -> str:
+        url = target._replace(path=SOAP_PATH).text
         log.info("discovery.hint", asked=who, url=url)
         return url
 
@@ -99,11 +112,10 @@ async def srv_records(name: str) -> Sequence[Service]:
         answer = await dns.asyncresolver.resolve(
             name, "SRV", lifetime=PATIENCE, backend=dns.asyncbackend.get_backend("trio")
         )
-    except (dns.exception.DNSException, OSError) as error:
+    except (dns.exception.DNSException, OSError, ValueError, trio.BrokenResourceError) as error:
         log.debug("discovery.hint_failed", asked=name, reason=str(error) or type(error).__name__)
         return ()
     return [Service(r.priority, r.weight, r.target.to_text(omit_final_dot=True), r.port) for r in answer]
 
 
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
-HTTPS = 443

@@ -11,7 +11,9 @@ import trio
 from msgspec.structs import replace
 
 from listener.ews.codes import Failure
+from listener.ews.xml import excerpt
 from listener.exchange.network import Network
+from listener.exchange.trouble import FOREIGN
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -27,7 +29,12 @@ async def with_issuer(failure: Failure, url: str, network: Network) -> Failure:
     certificate = await shown(url, network)
     if certificate is None:
         return failure
-    subject, issuer = (name.rfc4514_string() for name in (certificate.subject, certificate.issuer))
+    try:
+        subject, issuer = (
+            excerpt(name.rfc4514_string()) for name in (certificate.subject, certificate.issuer)
+        )
+    except ValueError:
+        return failure
     return replace(
         failure, text=f"{failure.text}; the server shows a certificate for {subject}, issued by {issuer}"
     )
@@ -48,16 +55,15 @@ async def shown(url: str, network: Network) -> x509.Certificate | None:
             await stream.aclose()
             raise _Seen
 
-    request = httpx.Request("HEAD", url, extensions={"trace": look})
     with trio.move_on_after(PATIENCE):
         async with Network(tls=context, proxy=network.proxy).line() as way:
-            with suppress(_Seen, httpx.HTTPError):
-                await way.handle_async_request(request)
+            with suppress(_Seen, *FOREIGN):
+                await way.handle_async_request(httpx.Request("HEAD", url, extensions={"trace": look}))
     from cryptography import x509  # takes long to import
 
     try:
         return x509.load_der_x509_certificate(seen[-1]) if seen and seen[-1] else None
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         return None
 
 

@@ -13,6 +13,19 @@ MOST_IDLE = 10
 """Idle connections that one group keeps."""
 
 
+async def hide_location(response: httpx.Response) -> None:
+    """A response hook for httpx.AsyncClient. httpx parses each Location, even if it is not to follow it, and raises
+    for some; this keeps the text for location_of()."""
+    if "location" in response.headers:
+        response.extensions["location"] = response.headers.pop("location")
+
+
+def location_of(response: httpx.Response) -> str | None:
+    """The Location that hide_location() has kept."""
+    location: str | None = response.extensions.get("location")
+    return location
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """The way out of this machine. `transport` takes its place in tests."""

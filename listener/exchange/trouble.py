@@ -1,31 +1,50 @@
-"""The one place that knows the errors of httpx: they become failures with codes of our own (docs/TROUBLE.md)."""
+"""Map the errors of httpx, and of what it is built on, to failures with codes of our own (docs/TROUBLE.md)."""
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import h11
+import httpcore
 import httpx
+import trio
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import NO_TLS, ONLY_TLS, Failure
+from listener.ews.xml import excerpt
 
 
 @contextmanager
-def mapped_errors(what: str = "") -> Iterator[None]:
-    """Turns what httpx raises into ExchangeError. `what` was being done stands before its text."""
+def mapped_errors(what: str = "", proxy: httpx.Proxy | None = None) -> Iterator[None]:
+    """Turns what httpx raises into ExchangeError. `what` was being done stands before its text, which names the host
+    and the port, or those of the `proxy`."""
     try:
         yield
-    except zlib.error as error:
-        raise ExchangeError(Failure(code="NotSoap", text="compressed, and not well")) from error
-    except httpx.HTTPError as error:
-        raise ExchangeError(Failure(code=_code(error), text=what + _text(error))) from error
+    except FOREIGN as error:
+        raise ExchangeError(Failure(code=_code(error), text=what + excerpt(_text(error, proxy)))) from error
 
 
-def _code(error: httpx.HTTPError) -> str:
+FOREIGN: tuple[type[Exception], ...] = (
+    httpx.HTTPError,
+    httpx.InvalidURL,  # not an HTTPError
+    httpx.StreamError,
+    httpcore.ProtocolError,
+    h11.ProtocolError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    ValueError,  # UnicodeError, idna.IDNAError and binascii.Error too
+    ArithmeticError,
+    OSError,  # ssl.SSLError too
+)
+"""What libraries raise for URLs, headers, certificates and bodies of outside origin. Mistakes of our own, such as
+TypeError and AssertionError, are not among them."""
+
+
+def _code(error: Exception) -> str:
     match error:
         case httpx.ConnectTimeout():
             return "ConnectTimeout"
@@ -39,6 +58,12 @@ def _code(error: httpx.HTTPError) -> str:
             return "Http407"
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return "ConnectFailed"
+        case httpx.InvalidURL():
+            return "InvalidUrl"
+        case ssl.SSLError():
+            return "TlsFailed"
+        case ValueError() | ArithmeticError():
+            return "UnexpectedReply"
         case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
             return "StreamIncomplete"
         case _:
@@ -49,13 +74,66 @@ def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
     return any(isinstance(cause, kind) for cause in _causes(error))
 
 
-def _text(error: BaseException) -> str:
-    """The first cause that says anything: httpx itself often does not."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the server's certificate is not trusted: {cause.verify_message}"
+_NOT_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+)
+"""What OpenSSL says of bytes that are no TLS record; the name depends on its version."""
+_NOT_TEXT = "illegal request line"
+"""What h11 says of an answer that begins with a control character, as a TLS alert does (RFC 8446 section 6)."""
+
+
+def _text(error: BaseException, proxy: httpx.Proxy | None = None) -> str:
+    """What went wrong and where. Of a chain of causes, it is the first that says anything: httpx often does not."""
+    target, named = _server(error), "the hostname "
     said = next(filter(None, map(str, _causes(error))), type(error).__name__)
-    return f"the proxy says: {said}" if isinstance(error, httpx.ProxyError) else said
+    if isinstance(error, httpx.ProxyError):
+        return f"the proxy{'' if proxy is None else f' {_host_port(proxy.url)}'} says: {said}"
+    if proxy is not None and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        target, named = f"the proxy {_host_port(proxy.url)}", "the hostname of "
+    for cause in _causes(error):
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return f"the server's certificate is not trusted: {cause.verify_message}"
+            case ssl.SSLError() if cause.reason in _NOT_TLS:
+                return f"TLS with {_server(error)} fails: {NO_TLS} ({cause.reason})"
+            case ssl.SSLError():
+                return f"TLS with {_server(error)} fails: {said}"
+            case socket.gaierror():
+                name, _, _ = target.rpartition(":")
+                return f"{named}{name} cannot be resolved: {said}"
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"{target} does not accept a connection in time"
+    if isinstance(error, httpx.ConnectError):
+        reasons = dict.fromkeys(filter(None, map(_errno_text, _leaves(error))))
+        return f"{target} does not accept a connection: {', '.join(reasons) or said}"
+    if _NOT_TEXT in said:
+        return f"{target} does not answer in HTTP: {ONLY_TLS}"
+    return said
+
+
+def _server(error: BaseException) -> str:
+    """The host and port that a request was for."""
+    request = getattr(error, "_request", None)  # `request` raises where there is none
+    return "the server" if request is None else _host_port(request.url)
+
+
+def _host_port(url: httpx.URL) -> str:
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f"{host}:{url.port or {'http': 80}.get(url.scheme, 443)}"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The causes, with those that a group of exceptions holds: a host may have several addresses."""
+    for cause in _causes(error):
+        if isinstance(cause, BaseExceptionGroup):
+            yield from cause.exceptions
+        else:
+            yield cause
+
+
+def _errno_text(error: BaseException) -> str | None:
+    """The plain words of the operating system: those of trio name the address once more."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -49,9 +49,10 @@ class Discover:
 
 @dataclass(frozen=True, slots=True)
 class Separate:
-    """Give these mailboxes a group, and so a connection, of their own."""
+    """Give these mailboxes a group, and so a connection, of their own; `each`: one group for each of them."""
 
     mailboxes: tuple[str, ...]
+    each: bool = False
 
 
 Action = Subscribe | Stream | Wait | Unsubscribe | Discover | Separate
@@ -110,6 +111,14 @@ class Doubted:
 
 
 @dataclass(frozen=True, slots=True)
+class Denied:
+    """This mailbox has a subscription, but cannot be read: its subscription is of no use."""
+
+    mailbox: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """Mailboxes are to be added to the group."""
 
@@ -136,5 +145,15 @@ class Unsubscribed:
 
 
 Outcome = (
-    Subscribed | StreamEnded | Waited | Discovered | Separated | Doubted | Joined | Left | Stop | Unsubscribed
+    Subscribed
+    | StreamEnded
+    | Waited
+    | Discovered
+    | Separated
+    | Doubted
+    | Denied
+    | Joined
+    | Left
+    | Stop
+    | Unsubscribed
 )

@@ -9,13 +9,14 @@ A stream is opened in the name of the anchor, where that is impersonated, and in
 mailboxes that are got at in different ways do not share one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, TypeAlias
-from urllib.parse import urlsplit
 
 from listener.access import AccessKind
+from listener.ews.urls import host_of
 
 LARGEST_GROUP = 200
 
@@ -63,10 +64,17 @@ def groups(
 ) -> tuple[Group, ...]:
     """Sorts mailboxes into as few groups as `size` allows; the same input in any order gives the same groups.
 
-    Those `existing` come first and keep their mailboxes; they are filled up before new ones are made.
+    Those `existing` come first and keep their mailboxes; they are filled up before new ones are made. A mailbox
+    that an existing group has at the same placement stays there; at another placement it leaves that group.
     """
-    found = list(existing)
-    placed = sorted(set(placements), key=lambda placement: (placement.place, placement.mailbox))
+    wanted = {placement.mailbox: placement for placement in sorted(set(placements), reverse=True)}
+    homes = {mailbox: group.place for group in existing for mailbox in group.mailboxes}
+    moved = [m for m, placement in wanted.items() if m in homes and homes[m] != placement.place]
+    found = list(without(existing, moved) if moved else existing)
+    placed = sorted(
+        (placement for mailbox, placement in wanted.items() if homes.get(mailbox) != placement.place),
+        key=lambda placement: (placement.place, placement.mailbox),
+    )
     for place, members in groupby(placed, key=lambda placement: placement.place):
         mailboxes = [placement.mailbox for placement in members]
         for at, group in enumerate(found):
@@ -89,6 +97,31 @@ def without(existing: Sequence[Group], mailboxes: Iterable[str]) -> tuple[Group,
     return tuple(group for group in left if group.mailboxes)
 
 
+def duplicates(existing: Iterable[Group]) -> list[str]:
+    """The mailboxes that more than one group has. There must be none: each would be subscribed twice."""
+    counts = Counter(mailbox for group in existing for mailbox in group.mailboxes)
+    return sorted(mailbox for mailbox, count in counts.items() if count > 1)
+
+
+def deduplicated(existing: Sequence[Group], homes: Mapping[str, Group]) -> tuple[Group, ...]:
+    """The groups with each mailbox in one only: the group that `homes` names for it, or the first that has it."""
+    seen: set[str] = set()
+    mine = {mailbox: group.name for mailbox, group in homes.items()}
+    names = {(group.name, mailbox) for group in existing for mailbox in group.mailboxes}
+    found = []
+    for group in existing:
+        staying = tuple(
+            mailbox
+            for mailbox in dict.fromkeys(group.mailboxes)
+            if mailbox not in seen
+            and (mine.get(mailbox, group.name) == group.name or (mine[mailbox], mailbox) not in names)
+        )
+        seen.update(staying)
+        if staying:
+            found.append(replace(group, mailboxes=staying))
+    return tuple(found)
+
+
 def separated(existing: Sequence[Group], group: Group, mailboxes: Iterable[str]) -> tuple[Group, ...]:
     """The groups after these mailboxes have left `group` for one of their own, which comes last."""
     alone = tuple(sorted(mailboxes))
@@ -100,7 +133,7 @@ def _new_group(
     place: Place, mailboxes: Sequence[str], existing: Sequence[Group], *, closed: bool = False
 ) -> Group:
     url, information, access = place
-    label = information or urlsplit(url).hostname or url
+    label = information or host_of(url) or url
     numbers = [int(number) for of, _, number in (g.name.rpartition("/") for g in existing) if of == label]
     name = f"{label}/{max(numbers, default=0) + 1}"
     return Group(name, url, information, tuple(mailboxes), closed, access)

@@ -77,6 +77,19 @@ class Gaps:
                 self._note(mailbox, reasons[0], None if since is None else since.get(mailbox))
         return bool(reasons)
 
+    def lost(self, mailbox: str, reason: str, since: float | None) -> None:
+        """Note that events of this mailbox were not delivered, from `since` on (None: since it was last heard)."""
+        self._note(mailbox, reason, since)
+
+    def take_over(self, others: Gaps) -> None:
+        """Take the open gaps of a group that this one replaces."""
+        for mailbox, gap in others._open.items():
+            mine = self._open.get(mailbox)
+            if mine is None or mine.since is None or gap.since is None:
+                self._open[mailbox] = gap
+            else:
+                self._open[mailbox] = gap._replace(since=min(gap.since, mine.since))
+
     def close(self, mailboxes: Iterable[str]) -> list[Gap]:
         """The gaps of those among these mailboxes that have one. They have a stream again: it is over."""
         found = (self._open.pop(mailbox, None) for mailbox in mailboxes)
@@ -105,6 +118,7 @@ LOSSY = frozenset(
         "ConnectionReset",
         "EnvelopeTooLarge",
         "ForbiddenXml",
+        "GroupError",
         "MalformedXml",
         "NotSoap",
         "ReadTimeout",

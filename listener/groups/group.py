@@ -13,7 +13,9 @@ The rules:
 4. Who cannot be subscribed holds nobody up: the others stream, the refused mailbox waits for its own `due` time
    and is subscribed beside the running stream, which is then replaced by one that carries it too.
 5. A mailbox that seems to live elsewhere is asked for with Autodiscover before it is subscribed again, and leaves
-   if it does.
+   if it does. If it is refused again and again while others of the group have subscriptions, the affinity cookie may
+   be the reason: it leaves for a group with a cookie of its own, with the others that are refused. In a group that
+   was set apart already (`apart`), each such mailbox leaves alone.
 6. What is said of more than half of the subscriptions is taken as said of the connection. A single subscription
    that fails again and again in company leaves for a group of its own. If the server refuses the connection as a
    whole again and again, half of the mailboxes leave: so a bad one ends up alone, and where a connection may serve
@@ -37,6 +39,7 @@ from dataclasses import dataclass, field, replace
 from listener.ews.codes import Failure, Verdict
 from listener.groups.actions import (
     Action,
+    Denied,
     Discover,
     Discovered,
     Doubted,
@@ -55,7 +58,17 @@ from listener.groups.actions import (
     Wait,
     Waited,
 )
-from listener.groups.member import Member, Policy, accused, encouraged, refused, unsubscribed, wanting
+from listener.groups.member import (
+    Member,
+    Policy,
+    accused,
+    encouraged,
+    is_unknown,
+    needs_own_affinity,
+    refused,
+    unsubscribed,
+    wanting,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +103,21 @@ class GroupState:
     unsubscribe: Unsubscribe | None = None
     abandoned: tuple[tuple[str, str], ...] = ()  # (mailbox, SubscriptionId): the server may still know them
     stopping: bool = False
+    apart: bool = False  # the group was set apart from another one
 
     @classmethod
     def start(
-        cls, mailboxes: tuple[str, ...], policy: Policy | None = None, kept: Kept | None = None
+        cls,
+        mailboxes: tuple[str, ...],
+        policy: Policy | None = None,
+        kept: Kept | None = None,
+        *,
+        apart: bool = False,
     ) -> GroupState:
         """A group at its beginning: it streams what it has `kept`, and subscribes everybody else."""
         kept = kept or Kept(min(mailboxes), {})
         members = tuple(Member(mailbox, kept.subscriptions.get(mailbox)) for mailbox in sorted(mailboxes))
-        state = cls(members, kept.anchor, policy or Policy(), abandoned=kept.abandoned)
+        state = cls(members, kept.anchor, policy or Policy(), abandoned=kept.abandoned, apart=apart)
         return _plan(state, now=0.0)
 
     @property
@@ -165,6 +184,15 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
                 state,
                 lambda m: replace(m, subscription=None, astray=True, due=now) if m.mailbox in doubted else m,
             )
+        case Denied(mailbox, failure):
+            state = _each(
+                state,
+                lambda m: (
+                    refused(replace(m, subscription=None), failure, state.policy, now, dice)
+                    if m.mailbox == mailbox and m.subscription is not None
+                    else m
+                ),
+            )
         case Joined(mailboxes):
             known = {m.mailbox for m in state.members}
             new = tuple(Member(mailbox, due=now) for mailbox in mailboxes if mailbox not in known)
@@ -219,12 +247,16 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
     ids, failed = dict(outcome.ids), dict(outcome.refused)
     new = set(ids.values())
     afresh = state.subscribe is not None and state.subscribe.afresh
+    company = bool(
+        ids or state.live
+    )  # else the whole group is refused: to separate its members would not help
 
     def settle(member: Member) -> Member:
         if subscription := ids.get(member.mailbox):
             return replace(member, subscription=subscription, failure=None, parked=False)
         if failure := failed.get(member.mailbox):
-            return refused(member, failure, state.policy, now, dice)
+            member = refused(member, failure, state.policy, now, dice)
+            return replace(member, leaving=company and needs_own_affinity(member, state.policy))
         if member.subscription in new:
             # Ids begin anew when a server does: this one is somebody else's now.
             return replace(member, subscription=None, due=now)
@@ -287,7 +319,7 @@ def _credited(state: GroupState, outcome: StreamEnded) -> GroupState:
     if outcome.lasted >= AT_ONCE:
         state = replace(state, refusals=0)
     if outcome.lasted >= state.policy.settled:
-        state = _each(state, lambda m: m if m.subscription is None else replace(m, failures=0))
+        state = _each(state, lambda m: m if m.subscription is None else replace(m, failures=0, strays=0))
         state = replace(state, flaps=0)
     return state
 
@@ -317,6 +349,13 @@ def _pause(
         f.verdict is Verdict.STOP or (f.verdict is Verdict.CREDENTIALS and state.failures) for f in failures
     )
     told = max((f.wait for f in failures if f.wait is not None), default=None)
+    strikes = max(state.failures, state.flaps) + 1 - state.policy.strikes
+    if len(state.members) == 1 and strikes >= 0 and any(map(is_unknown, failures)):
+        # Nobody knows what this code means, and it does not pass: the only mailbox here is asked for more slowly.
+        state = replace(state, failures=state.failures + 1, flaps=state.flaps + 1)
+        return replace(
+            state, paused_until=now + state.policy.parked.delay(strikes + 1, dice, told), eager=False
+        )
     if heard and not slow:
         count = state.flaps + 1
         state, backoff = replace(state, flaps=count), state.policy.flapping
@@ -341,7 +380,8 @@ def _halve(state: GroupState) -> GroupState:
 def _plan(state: GroupState, now: float) -> GroupState:
     """Sets going what the members need, unless the group is paused."""
     if state.separate is None and (leaving := tuple(m.mailbox for m in state.members if m.leaving)):
-        state = replace(state, separate=Separate(leaving))
+        each = state.apart and all(m.astray for m in state.members if m.leaving)
+        state = replace(state, separate=Separate(leaving, each))
     if not state.live:
         state = replace(state, stream=None)
     elif not any(m.mailbox == state.anchor and not m.parked for m in state.members):

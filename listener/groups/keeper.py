@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from math import isfinite
 from typing import Protocol
 
 import msgspec
@@ -59,11 +60,11 @@ class Keeper:
         for key, value in self._written.items():
             try:
                 if key == _HEARD:
-                    heard = _DECODE_HEARD(value)
+                    heard = _finite(_DECODE_HEARD(value))
                 else:
                     groups.append(_DECODE_GROUP(value))
                     self._changed.add(groups[-1].name)  # it may not have come to life again
-            except msgspec.MsgspecError as error:
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
                 log.warning("saved.unreadable", key=key, reason=str(error))
         return groups, heard
 
@@ -127,6 +128,13 @@ class Keeper:
         """Unix seconds, whole ones: that is exact enough, and what did not change stays what it was."""
         offset = self._now() - trio.current_time()
         return {name: float(int(moment + offset)) for name, moment in moments.items()}
+
+
+def _finite(heard: LastHeard) -> LastHeard:
+    """Raises ValueError where a moment is none."""
+    if not all(map(isfinite, (*heard.groups.values(), *heard.behind.values()))):
+        raise ValueError("a moment that is not finite")
+    return heard
 
 
 # Seconds in which changes gather before they are written, and those between two notes of what was last heard.

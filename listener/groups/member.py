@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from listener.backoff import Backoff
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import VERDICTS, Failure, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class Member:
     """One mailbox of the group.
 
     Without a subscription it is asked for at `due`; `failure` is why it has none. `parked`: only the operator can
-    help. `astray`: its place must be asked for first. `leaving`: it is on its way to a group of its own.
+    help. `astray`: its place must be asked for first. `leaving`: it is on its way to a group of its own. `strays`
+    counts the answers that it lives elsewhere, since it last had a stream that lasted.
     """
 
     mailbox: str
@@ -38,6 +39,7 @@ class Member:
     parked: bool = False
     astray: bool = False
     leaving: bool = False
+    strays: int = 0
 
 
 def accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
@@ -76,10 +78,35 @@ def refused(member: Member, failure: Failure, policy: Policy, now: float, dice: 
     hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
     parked = hopeless or member.parked  # until it works, whatever else comes between
     count = member.failures + 1 if parked == member.parked else 1
-    backoff = policy.parked if hopeless else policy.backoff
-    due = now + backoff.delay(count, dice, failure.wait)
     astray = failure.verdict is Verdict.REGROUP
-    return replace(member, failures=count, due=due, failure=failure, parked=parked, astray=astray)
+    strays = member.strays + astray
+    backoff, step = policy.parked if hopeless else policy.backoff, count
+    if is_unknown(failure) and count >= policy.strikes:
+        backoff, step = policy.parked, count - policy.strikes + 1
+    elif astray and strays >= 2 * policy.strikes:
+        # Each further try costs an Autodiscover and a Subscribe; but a move may end at any time.
+        slow = policy.parked
+        backoff, step = (
+            Backoff(slow.first, slow.factor, min(slow.cap, LONGEST_STRAY)),
+            strays - 2 * policy.strikes + 1,
+        )
+    due = now + backoff.delay(step, dice, failure.wait)
+    return replace(
+        member, failures=count, due=due, failure=failure, parked=parked, astray=astray, strays=strays
+    )
+
+
+def is_unknown(failure: Failure) -> bool:
+    """Return whether the code is in no table: nothing is known of what it means or how long it lasts."""
+    return failure.code not in VERDICTS
+
+
+def needs_own_affinity(member: Member, policy: Policy) -> bool:
+    """Return whether this group's back end refuses it again and again, though Autodiscover says that it belongs here.
+
+    The cookie of the anchor binds the group to one back end. In a group of its own the mailbox is sent without it.
+    """
+    return member.astray and member.strays >= policy.strikes
 
 
 def wanting(member: Member) -> bool:
@@ -89,3 +116,6 @@ def wanting(member: Member) -> bool:
 
 # A mailbox that gets these is parked.
 HOPELESS = (Verdict.PARK, Verdict.STOP)
+
+# Seconds between two tries, at most, for a mailbox that seems to live elsewhere again and again.
+LONGEST_STRAY = 300.0

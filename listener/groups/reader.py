@@ -39,13 +39,14 @@ class StreamReader:
     """One stream. `silence` is in seconds, `max_envelope` in bytes.
 
     `heard`: the server said something that makes sense and is no failure; `well` is when it last did;
-    `cut`: it ended before the server had come to its end.
+    `cut`: it ended before the server had come to its end; `closed`: the server said that it ends the stream in order.
     """
 
     def __init__(self, *, silence: float, max_envelope: int) -> None:
         self.heard = False
         self.well: float | None = None
         self.cut = False
+        self.closed = False
         self._silence = silence
         self._parser = StreamParser(max_envelope=max_envelope)
         self._until = inf
@@ -91,7 +92,7 @@ class StreamReader:
                     except BaseException:
                         self.well = before  # what was not handed on is yet to come
                         raise
-                    closed = closed or any(isinstance(signal, Closed) for signal in signals)
+                    closed = self.closed = closed or any(isinstance(signal, Closed) for signal in signals)
                     failures = tuple(signal for signal in signals if isinstance(signal, Failure))
                     if failures or not data:
                         return failures

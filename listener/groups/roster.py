@@ -6,7 +6,7 @@ Groups that are known from before come first and stream at once; nobody asks whe
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import inf
@@ -18,9 +18,20 @@ import trio
 from listener.access import AccessKind
 from listener.backoff import Backoff
 from listener.catchup.inquiry import Way
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import Failure, Verdict, crash
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Stop
-from listener.groups.affinity import Group, Place, Placement, groups, separated, without
+from listener.groups.affinity import (
+    Group,
+    Place,
+    Placement,
+    deduplicated,
+    duplicates,
+    groups,
+    separated,
+    without,
+)
+from listener.groups.group import Kept
+from listener.groups.ownership import Ownership, server_of
 from listener.groups.saved import Restored, SavedGroup
 from listener.groups.supervisor import GroupRunner
 
@@ -49,11 +60,14 @@ class Roster:
     those that were sought in vain so far. `retry` and `parked` are the patience between two searches for these;
     `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
     without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again, `left` of those that are
-    not listened to any more. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
+    not listened to any more, `subscribed` of subscriptions, and whether the mailbox is listened to for the first
+    time. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
 
     `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
-    than `begun`, another process heard. `noted` is told of groups, by name, of which something is to be kept, `kept`
-    returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began.
+    than `begun`, another process heard. `stored_folders` gives the folder ids that are stored for a mailbox.
+    `noted` is told of groups, by name, of which something is to be kept, `kept`
+    returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began. `dropped`
+    counts events without a valid id.
     """
 
     known: tuple[Placement, ...]
@@ -67,20 +81,23 @@ class Roster:
     gaps: Callable[[str, float | None, str], None]
     resumed: Callable[[Sequence[str]], None]
     left: Callable[[Sequence[str]], None] = lambda _mailboxes: None
+    subscribed: Callable[[str, bool], None] = lambda _mailbox, _new: None
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation"
     noted: Callable[[str], None] = lambda _name: None
     kept: Callable[[str], Awaitable[None]] | None = None
     unfilled: Callable[[], Mapping[str, float]] = dict
+    stored_folders: Callable[[str], Awaitable[Collection[str]]] | None = None
     restored: Sequence[Restored] = ()
     well: dict[str, float] = field(default_factory=dict)
     begun: float = -inf
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
+    dropped: int = 0
     _groups: tuple[Group, ...] = ()
     _homes: dict[str, Group] = field(default_factory=dict)
-    _owners: dict[Place, dict[str, str]] = field(default_factory=dict)
-    _claimed: dict[str, tuple[Place, str]] = field(default_factory=dict)
+    _ownership: Ownership = field(default_factory=Ownership)
     _changed: trio.Event = field(default_factory=trio.Event)
+    _alive: dict[int, GroupRunner] = field(default_factory=dict)  # also those that are about to end
     _nursery: trio.Nursery | None = None
     _searching: trio.CancelScope = field(default_factory=trio.CancelScope)
     _stopped: trio.Event = field(default_factory=trio.Event)
@@ -100,6 +117,12 @@ class Roster:
         return sum(runner.mailboxes_streaming for runner in self.runners.values())
 
     @property
+    def duplicates(self) -> list[str]:
+        """Return the mailboxes that more than one group streams: none, apart from a moment while one moves."""
+        counts = Counter(m for runner in self.runners.values() for m in runner.mailboxes_in_stream())
+        return sorted(mailbox for mailbox, count in counts.items() if count > 1)
+
+    @property
     def waiting(self) -> int:
         """How many are parked, and wait for the operator."""
         return sum(member.parked for runner in self.runners.values() for member in runner.state.members)
@@ -109,11 +132,12 @@ class Roster:
         self.known = self._in_their_ways(self.known)
         async with trio.open_nursery() as self._nursery:
             self._resume()
-            self._place(self.known)
+            # A restored group has most of them already: to place these again would subscribe them twice.
+            self._place(place for place in self.known if place.mailbox not in self._homes)
             with self._searching:
                 async with trio.open_nursery() as searches:
-                    searches.start_soon(self._search)
-                    searches.start_soon(self._refresh)
+                    searches.start_soon(self._fenced, self._search)
+                    searches.start_soon(self._fenced, self._refresh)
         self._nursery = None
 
     def change(self, known: Sequence[Placement], sought: Sequence[str]) -> None:
@@ -136,8 +160,7 @@ class Roster:
             self.left(gone)
             for mailbox in gone:
                 self.well.pop(mailbox, None)
-                if (claimed := self._claimed.pop(mailbox, None)) is not None:
-                    self._disown(*claimed, mailbox)
+                self._ownership.forget(mailbox)
         log.info("roster.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
         self._changed.set()
         self._changed = trio.Event()
@@ -146,7 +169,7 @@ class Roster:
         """Tells every group to end."""
         self._stopped.set()
         self._searching.cancel()
-        for runner in self.runners.values():
+        for runner in self._alive.values():
             runner.tell(Stop(unsubscribe))
 
     # --- what is kept for the next process
@@ -199,48 +222,83 @@ class Roster:
         unknown = tuple((mailbox, why) for mailbox, why in found.items() if isinstance(why, Failure))
         return Discovered(gone, unknown)
 
-    def separate(self, group: Group, mailboxes: Sequence[str], /) -> None:
-        """Gives mailboxes of a group one of their own."""
+    def separate(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
+        """Give mailboxes of a group one of their own; `each`: one group for each of them."""
         staying = [mailbox for mailbox in mailboxes if mailbox in self._homes]
+        after = self._groups
+        for part in [[mailbox] for mailbox in staying] if each else [staying]:
+            if part:
+                after = separated(after, group, part)
         if staying:
-            self._regroup(separated(self._groups, group, staying))
+            self._regroup(after)
+
+    def check_access(self, mailbox: str, failure: Failure) -> None:
+        """A comparison of this mailbox was denied: find out whether it can be read at all."""
+        runner = self.runner_of(mailbox)
+        if runner is not None:
+            log.debug("mailbox.access_checked", mailbox=mailbox, group=runner.group.name, code=failure.code)
+            runner.check_access(mailbox)
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         """A mailbox was without a stream since then, and has one again."""
         self.gaps(mailbox, since, reason)
 
-    def claim(self, group: Group, subscription: str, mailbox: str, /) -> None:
-        """Takes note of who a new subscription belongs to.
+    def events_dropped(self, count: int, /) -> None:
+        """Count events without a valid id."""
+        self.dropped += count
 
-        Some servers count subscriptions from 1 again when they start anew: whoever had this id at the same place
+    def claim(self, group: Group, subscription: str, mailbox: str, /) -> None:
+        """Note that the server has just given this id to the mailbox.
+
+        Some servers count subscriptions from 1 again after a restart: a mailbox that had this id on the same server
         has lost its subscription, even if the server still answers to the id.
         """
-        owners = self._owners.setdefault(group.place, {})
-        loser = owners.get(subscription)
-        if (former := self._claimed.get(mailbox)) is not None:
-            self._disown(*former, mailbox)
-        owners[subscription] = mailbox
-        self._claimed[mailbox] = group.place, subscription
+        self._claim(group, subscription, mailbox, proven=True)
+
+    def _claim(self, group: Group, subscription: str, mailbox: str, *, proven: bool) -> None:
+        loser = self._ownership.claim(server_of(group.ews_url), subscription, mailbox, proven=proven)
+        self.subscribed(mailbox, self.well.get(mailbox, -inf) >= self.begun)
         if loser is None or loser == mailbox:
             return
         runner = self.runner_of(loser)
-        if runner is None or runner.group == group:
-            return
-        if runner.state.subscription_of(loser) == subscription:
+        if (
+            runner is not None
+            and runner.group != group
+            and runner.state.subscription_of(loser) == subscription
+        ):
             runner.tell(Doubted((loser,), taken=True))
 
     def release(self, group: Group, subscription: str, mailbox: str, /) -> None:
-        """This subscription is this mailbox's no longer."""
-        self._disown(group.place, subscription, mailbox)
-
-    def _disown(self, place: Place, subscription: str, mailbox: str) -> None:
-        owners = self._owners.get(place, {})
-        if owners.get(subscription) == mailbox:
-            del owners[subscription]
+        """Note that the mailbox does not have this subscription any more."""
+        self._ownership.release(server_of(group.ews_url), subscription, mailbox)
 
     def owner(self, group: Group, subscription: str, /) -> str | None:
-        """Whose subscription this is, if it was made by one of the groups at this place."""
-        return self._owners.get(group.place, {}).get(subscription)
+        """Return the mailbox that has this subscription on the group's server, in whichever group it is."""
+        return self._ownership.owner(server_of(group.ews_url), subscription)
+
+    def doubt(self, group: Group, subscriptions: Iterable[str], /) -> None:
+        """Note that the group's server may have restarted: these ids may be other mailboxes' by now."""
+        self._ownership.doubt(server_of(group.ews_url), subscriptions)
+
+    def confirm(self, group: Group, subscription: str, /) -> None:
+        """Note that this id is proven to be its owner's."""
+        self._ownership.confirm(server_of(group.ews_url), subscription)
+
+    def is_proven(self, group: Group, subscription: str, /) -> bool:
+        """Return whether events of this id count without further proof."""
+        return self._ownership.is_proven(server_of(group.ews_url), subscription)
+
+    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None:
+        """Note that the mailbox has these folders."""
+        self._ownership.learn(mailbox, folders)
+
+    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
+        """Return whether events in these folders are the mailbox's; None if the folders are not known."""
+        return self._ownership.judge(mailbox, folders)
+
+    async def folders(self, mailbox: str, /) -> Collection[str]:
+        """Return the folder ids that the catch-up has stored for a mailbox."""
+        return () if self.stored_folders is None else await self.stored_folders(mailbox)
 
     # --- for catching up
 
@@ -248,6 +306,11 @@ class Roster:
         """How to ask about a mailbox; None while it has no stream."""
         runner = self.runner_of(mailbox)
         return None if runner is None else runner.way(mailbox)
+
+    def way_without_stream(self, mailbox: str) -> Way | None:
+        """How to ask about a mailbox, whether it has a stream or not; None if it has no group."""
+        runner = self.runner_of(mailbox)
+        return None if runner is None else runner.way_without_stream(mailbox)
 
     def renew(self, mailbox: str) -> None:
         """The subscription of this mailbox keeps things back: it needs a new one."""
@@ -262,6 +325,18 @@ class Roster:
         return None if group is None else self.runners.get(group.name)
 
     # --- finding mailboxes, at first and now and then
+
+    async def _fenced(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop that never returns. After an unknown exception it begins again, later each time."""
+        failures = 0
+        while True:
+            try:
+                await loop()
+            except Exception as error:
+                failures += 1
+                pause = self.parked.longest(failures)
+                log.error("roster.crashed", retry=pause, exc_info=error)
+                await trio.sleep(pause)
 
     async def _search(self) -> None:
         """Looks for all who have no place, whenever there are some."""
@@ -292,11 +367,25 @@ class Roster:
         self, mailboxes: Sequence[str], *, fall_back: bool = True
     ) -> dict[str, Placement | Failure]:
         """Where they live, and how they are got at there."""
-        found = await self.discovery.discover(mailboxes, fall_back=fall_back)
+        found = await self._ask(mailboxes, fall_back=fall_back)
         return {
             mailbox: place._replace(access=self.kind_of(mailbox)) if isinstance(place, Placement) else place
             for mailbox, place in found.items()
         }
+
+    async def _ask(self, mailboxes: Sequence[str], *, fall_back: bool) -> dict[str, Placement | Failure]:
+        """Ask where mailboxes live. An unknown exception is the failure of as few of them as possible."""
+        try:
+            return await self.discovery.discover(mailboxes, fall_back=fall_back)
+        except Exception as error:
+            if len(mailboxes) == 1:
+                log.error("discovery.crashed", mailbox=mailboxes[0], exc_info=error)
+                return {mailboxes[0]: crash(error)}
+        found: dict[str, Placement | Failure] = {}
+        half = len(mailboxes) // 2
+        for part in (mailboxes[:half], mailboxes[half:]):
+            found |= await self._ask(part, fall_back=fall_back)
+        return found
 
     def _in_their_ways(self, known: Iterable[Placement]) -> tuple[Placement, ...]:
         return tuple(place._replace(access=self.kind_of(place.mailbox)) for place in known)
@@ -332,13 +421,14 @@ class Roster:
         """Brings the groups to life that are known from before."""
         for before in self.restored:
             for mailbox, subscription in before.kept.subscriptions.items():
-                self.claim(before.group, subscription, mailbox)
+                self._claim(before.group, subscription, mailbox, proven=False)
         self._regroup(
             tuple(before.group for before in self.restored if before.group.mailboxes),
             {before.group.name: before for before in self.restored},
         )
         for before in self.restored:
             if not before.group.mailboxes:
+                # It only unsubscribes. It is not in `runners`: its name may be given to a group elsewhere.
                 self._start(before.group, before)
 
     def _place(self, places: Iterable[Placement]) -> None:
@@ -349,22 +439,29 @@ class Roster:
         they only come to their end."""
         if self._stopped.is_set():
             return
+        if twice := duplicates(sorted_anew):
+            log.error("roster.duplicate_mailboxes", count=len(twice), mailboxes=twice[:NAMED])
+            sorted_anew = deduplicated(sorted_anew, self._homes)
         self._groups = sorted_anew
         self._homes = {mailbox: group for group in sorted_anew for mailbox in group.mailboxes}
         for group in sorted_anew:
             runner = self.runners.get(group.name)
-            if runner is None or runner.finished:
-                self._start(group, None if before is None else before.get(group.name))
+            # A runner keeps its server: one that is about to end may have had the same name elsewhere.
+            if runner is None or runner.finished or runner.group.place != group.place:
+                self.runners[group.name] = self._start(
+                    group, None if before is None else before.get(group.name)
+                )
             elif runner.group != group:
                 joined = tuple(set(group.mailboxes).difference(runner.group.mailboxes))
                 runner.group = group
                 if joined:
                     runner.tell(Joined(joined))
 
-    def _start(self, group: Group, before: Restored | None) -> None:
-        self.runners[group.name] = runner = self.new_runner(group, self, before)
+    def _start(self, group: Group, before: Restored | None) -> GroupRunner:
+        runner = self.new_runner(group, self, before)
         assert self._nursery is not None
         self._nursery.start_soon(self._run, runner)
+        return runner
 
     def _dismiss(self, leaving: Iterable[str]) -> None:
         """These leave their groups; a group that nobody is left in ends."""
@@ -384,25 +481,53 @@ class Roster:
         self._regroup(tuple(after.values()))
 
     async def _run(self, runner: GroupRunner) -> None:
-        """Runs one group to its end. A mistake of ours in one group must not stop the others: it starts anew."""
+        """Run one group to its end.
+
+        An unknown exception suspends this group only: it starts again after a pause with the subscriptions and gaps
+        that it had, and with the mailboxes that it is to have by then.
+        """
         failures = 0
         while True:
+            self._alive[id(runner)] = runner
             try:
                 await runner.run()
                 break
             except Exception as error:
                 failures += 1
-                log.error("group.crashed", group=runner.group.name, exc_info=error)
-            with trio.move_on_after(self.parked.longest(failures)):
+                pause = self.parked.longest(failures)
+                log.error("group.crashed", group=runner.group.name, retry=pause, exc_info=error)
+            finally:
+                del self._alive[id(runner)]
+            with trio.move_on_after(pause):
                 await self._stopped.wait()
                 break
-            if self.runners.get(runner.group.name) is not runner:
-                break  # nobody is left in it
-            self.runners[runner.group.name] = runner = self.new_runner(runner.group, self)
+            again = self._again(runner)
+            if again is None:
+                break
+            runner = again
         # At the end of all it stays, for what the next process needs of it.
         if self.runners.get(runner.group.name) is runner and not self._stopped.is_set():
             del self.runners[runner.group.name]
             self.noted(runner.group.name)
+
+    def _again(self, crashed: GroupRunner) -> GroupRunner | None:
+        """Return a runner that goes on where one crashed; None if its mailboxes are in other groups by now."""
+        name = crashed.group.name
+        group = next((each for each in self._groups if each.name == name), None)
+        if group is None or self.runners.get(name) is not crashed or group.place != crashed.group.place:
+            return None
+        server = server_of(group.ews_url)
+        subscriptions = {
+            mailbox: id_
+            for mailbox, id_ in crashed.subscriptions().items()
+            if mailbox in group.mailboxes and self._ownership.owner(server, id_) == mailbox
+        }
+        anchor = crashed.state.anchor if crashed.state.anchor in group.mailboxes else group.mailboxes[0]
+        kept = Kept(anchor, subscriptions, crashed.state.abandoned)
+        runner = self.new_runner(group, self, Restored(group, kept, crashed.client.cookies))
+        runner.take_over(crashed)
+        self.runners[name] = runner
+        return runner
 
     def _tell(self, places: Sequence[Placement], missing: dict[str, Failure]) -> None:
         codes = Counter(why.code for why in missing.values())
@@ -412,6 +537,9 @@ class Roster:
             if known is None or known.code != why.code:
                 log.warning("discovery.failed", mailbox=mailbox, code=why.code, text=why.text)
 
+
+# So many mailboxes are named in one line of the log.
+NAMED = 5
 
 # Mailboxes that are asked for again together.
 BATCH = 100

@@ -6,8 +6,8 @@ The rules:
    types, in whose name). Otherwise the mailbox is subscribed anew.
 2. A mailbox that was found by Autodiscover is taken to live where it did; whether it still does is asked later.
 3. What is not used again is unsubscribed, if this account can do so.
-4. An id that two mailboxes of one place claim belongs to neither: the server began anew between the two, and which of
-   them was later is not known.
+4. An id that two mailboxes of one server claim belongs to neither: the server restarted between the two, and which of
+   them was later is not known. Groups and kinds of access do not matter, because a server has one list of ids.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from listener.access import AccessKind
 from listener.exchange.cookies import Cookie
 from listener.groups.affinity import Group, Place, Placement
 from listener.groups.group import Kept
+from listener.groups.ownership import server_of
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -84,7 +85,10 @@ def restored(
     """
     saved = sorted(saved, key=lambda group: group.name)
     claims = Counter(
-        (group.place, held.subscription) for group in saved for held in group.members.values() if held
+        (server_of(group.ews_url), held.subscription)
+        for group in saved
+        for held in group.members.values()
+        if held
     )
     taken: set[str] = set()
     found = []
@@ -103,7 +107,7 @@ def restored(
             )
             if stays:
                 staying.append(mailbox)
-            if held is None or claims[group.place, held.subscription] > 1:
+            if held is None or claims[server_of(group.ews_url), held.subscription] > 1:
                 continue
             if stays and held.wish == wish(mailbox):
                 subscriptions[mailbox] = held.subscription

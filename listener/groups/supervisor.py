@@ -6,22 +6,25 @@ Events leave through `publish`, a batch a chunk.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import blake2s
 from math import inf
 from typing import Protocol
 
+import msgspec
 import structlog
 import trio
 
 from listener.access import AccessRules
-from listener.catchup.inquiry import Way
+from listener.catchup.inquiry import GONE, Inquiry, Way
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
-from listener.ews.codes import Failure
-from listener.ews.events import EventKind, Notification, mailbox_event
+from listener.ews.codes import Failure, Verdict, crash
+from listener.ews.events import Event, EventKind, Notification, mailbox_event
+from listener.ews.folders import get_folder, read_get_folder
 from listener.ews.stream import Signal
 from listener.ews.subscription import (
     get_streaming_events,
@@ -30,11 +33,15 @@ from listener.ews.subscription import (
     subscribe,
     unsubscribe,
 )
+from listener.ews.xml import excerpt
+from listener.exchange.auth.guard import OF_MAILBOX
 from listener.exchange.client import ExchangeClient
 from listener.groups.actions import (
     Action,
+    Denied,
     Discover,
     Discovered,
+    Doubted,
     Outcome,
     Separate,
     Separated,
@@ -51,6 +58,7 @@ from listener.groups.actions import (
 from listener.groups.affinity import Group
 from listener.groups.gaps import Gaps
 from listener.groups.group import GroupState, advance
+from listener.groups.proof import Hold, Proofs
 from listener.groups.reader import StreamReader
 from listener.groups.saved import Held, SavedGroup
 from listener.groups.transitions import lifecycle_events, tell_transition
@@ -67,8 +75,15 @@ class Registry(Protocol):
     def claim(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
     def release(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
-    def separate(self, group: Group, mailboxes: Sequence[str], /) -> None: ...
+    def doubt(self, group: Group, subscriptions: Iterable[str], /) -> None: ...
+    def confirm(self, group: Group, subscription: str, /) -> None: ...
+    def is_proven(self, group: Group, subscription: str, /) -> bool: ...
+    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None: ...
+    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None: ...
+    async def folders(self, mailbox: str, /) -> Collection[str]: ...
+    def separate(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None: ...
     def changed(self, group: Group, /) -> None: ...
+    def events_dropped(self, count: int, /) -> None: ...
     async def keep(self, group: Group, /) -> None: ...
 
 
@@ -135,6 +150,13 @@ class GroupRunner:
     _wishes: dict[str, str] = field(init=False, default_factory=dict)  # what each was subscribed for
     _gaps: Gaps = field(init=False)
     _impersonating: bool = field(init=False)
+    _proofs: Proofs = field(init=False)
+    _nursery: trio.Nursery | None = field(init=False, default=None)
+    _dropped: set[str] = field(init=False, default_factory=set)  # ids that turned out not to be ours
+    _denied: set[str] = field(init=False, default_factory=set)  # mailboxes that could not be read
+    _checking: set[str] = field(init=False, default_factory=set)
+    _closed_at: float | None = field(init=False, default=None)  # when the newest stream ended in good order
+    _early: int = field(init=False, default=0)  # streams in a row that ended in good order, but too soon
     _running: dict[Action, Task] = field(init=False, default_factory=dict)
     _mail: trio.MemorySendChannel[Message] = field(init=False)
     _inbox: trio.MemoryReceiveChannel[Message] = field(init=False)
@@ -146,14 +168,26 @@ class GroupRunner:
         self._log = log.bind(group=self.group.name)
         self._impersonating = self.wish.impersonate_anchor_on_stream
         self._gaps = Gaps(self.well, self.begun)
+        self._proofs = Proofs(
+            self.group, self.registry, self._folders_of, self._publish_held, self._after_drop, self._log
+        )
         for mailbox, _ in self.state.live:
             self._gaps.subscribed(mailbox, self.begun)
             self._wishes[mailbox] = self.wish.of(mailbox)
+        self.registry.doubt(self.group, [id_ for _, id_ in self.state.live])
 
     async def run(self) -> None:
         """Keeps the group alive until it has been told to stop and has done so."""
         self._log.info("group.started", mailboxes=len(self.state.members), anchor=self.state.anchor)
+        try:
+            await self._run()
+        finally:
+            self.streaming, self.opened = False, None
+        self._log.info("group.stopped")
+
+    async def _run(self) -> None:
         async with self.client, trio.open_nursery() as nursery:
+            self._nursery = nursery
             while self._arrange(nursery) or self._inbox.statistics().current_buffer_used:
                 action, task, outcome = await self._inbox.receive()
                 if action is not None:
@@ -162,6 +196,8 @@ class GroupRunner:
                     del self._running[action]
                 before = self.state
                 self.state = advance(before, outcome, trio.current_time(), self.dice.random())
+                if isinstance(outcome, StreamEnded) and task is not None and task.reader is not None:
+                    self._note_end(outcome, task.reader)
                 if self.state.phase != before.phase:
                     self.since = trio.current_time()
                 for mailbox, id_ in set(self.state.abandoned).difference(before.abandoned):
@@ -175,16 +211,41 @@ class GroupRunner:
                     with trio.CancelScope(deadline=self._end_by) as self._telling:
                         await self.publish(told)
             self.finished = True
+            self._proofs.end()
             # What was read is handed on, as long as the journal takes it.
             for reader in self._readers:
                 reader.end_within(0)
             nursery.cancel_scope.deadline = min(self._end_by, trio.current_time() + HANDING_ON)
-        self._log.info("group.stopped")
 
     @property
     def mailboxes_streaming(self) -> int:
         """How many mailboxes have an open stream that the server has been heard on."""
         return len(self.state.stream.subscriptions) if self.streaming and self.state.stream else 0
+
+    def mailboxes_in_stream(self) -> Sequence[str]:
+        """Return the mailboxes whose open stream the server has been heard on."""
+        stream = self.state.stream if self.streaming else None
+        return () if stream is None else [mailbox for mailbox, _ in stream.subscriptions]
+
+    def subscriptions(self) -> dict[str, str]:
+        """Return the subscription id of each mailbox that has one, also those of a Subscribe under way."""
+        return dict(self.state.live) | self._fresh
+
+    def take_over(self, crashed: GroupRunner) -> None:
+        """Go on with what is known of gaps where another runner of the same group crashed."""
+        for hold in crashed._proofs.holds.values():
+            crashed._gaps.lost(hold.mailbox, "GroupError", hold.since)
+        self._gaps.take_over(crashed._gaps)
+        self._wishes |= crashed._wishes
+        self._dropped |= crashed._dropped
+        self._denied |= crashed._denied
+        self._impersonating, self.events = crashed._impersonating, crashed.events
+
+    def check_access(self, mailbox: str) -> None:
+        """Find out whether a mailbox that streams can be read at all, and suspend it if not. Return at once."""
+        if self._nursery is not None and not self.finished and mailbox not in self._checking:
+            self._checking.add(mailbox)
+            self._nursery.start_soon(self._check_access, mailbox)
 
     @property
     def heard_at(self) -> float | None:
@@ -197,11 +258,15 @@ class GroupRunner:
             (m.mailbox, self._gaps.behind(m.mailbox, streams=m.subscription is not None))
             for m in self.state.members
         )
-        return {mailbox: moment for mailbox, moment in moments if moment is not None}
+        found = {mailbox: moment for mailbox, moment in moments if moment is not None}
+        for hold in self._proofs.holds.values():
+            if hold.since is not None:
+                found[hold.mailbox] = min(hold.since, found.get(hold.mailbox, inf))
+        return found
 
     def record(self) -> SavedGroup:
         """What the next process needs to go on with this group."""
-        ids = dict(self.state.live) | self._fresh
+        ids = self.subscriptions()
         mailboxes = [member.mailbox for member in self.state.members]
         return SavedGroup(
             name=self.group.name,
@@ -251,26 +316,52 @@ class GroupRunner:
         return Task()
 
     async def _perform(self, action: Action, task: Task) -> None:
-        outcome: Outcome
         with task.scope:
-            match action:
-                case Subscribe():
-                    outcome = await self._subscribe(action)
-                case Stream():
-                    assert task.reader is not None
-                    outcome = await self._stream(action, task.reader)
-                case Wait():
-                    outcome = await self._wait(action)
-                case Unsubscribe():
-                    assert task.client is not None
-                    await self._unsubscribe(action, task.client)
-                    outcome = Unsubscribed()
-                case Discover(mailboxes):
-                    outcome = await self.registry.seek(self.group, mailboxes)
-                case Separate(mailboxes):
-                    self.registry.separate(self.group, mailboxes)
-                    outcome = Separated(mailboxes)
+            try:
+                outcome = await self._act(action, task)
+            except Exception as error:
+                name = type(action).__name__
+                log.error("group.action_failed", group=self.group.name, action=name, exc_info=error)
+                outcome = self._crashed(action, error)
             await self._mail.send((action, task, outcome))
+
+    async def _act(self, action: Action, task: Task) -> Outcome:
+        match action:
+            case Subscribe():
+                return await self._subscribe(action)
+            case Stream():
+                assert task.reader is not None
+                return await self._stream(action, task.reader)
+            case Wait():
+                return await self._wait(action)
+            case Unsubscribe():
+                assert task.client is not None
+                await self._unsubscribe(action, task.client)
+                return Unsubscribed()
+            case Discover(mailboxes):
+                return await self.registry.seek(self.group, mailboxes)
+            case Separate(mailboxes, each):
+                self.registry.separate(self.group, mailboxes, each=each)
+                return Separated(mailboxes)
+
+    def _crashed(self, action: Action, error: Exception) -> Outcome:
+        """Return what an unknown exception comes to: a failure of as few mailboxes as possible, tried again later.
+
+        Raises the exception where nothing less than a new start of the group would do.
+        """
+        match action:
+            case Subscribe(mailboxes):
+                made = dict(self._fresh)
+                refused = tuple((m, crash(error)) for m in mailboxes if m not in made)
+                return Subscribed(tuple(made.items()), refused)
+            case Stream():
+                return StreamEnded(0.0, (crash(error, "GroupError"),), heard=False)
+            case Unsubscribe():
+                return Unsubscribed()
+            case Discover(mailboxes):
+                return Discovered(unknown=tuple((mailbox, crash(error)) for mailbox in mailboxes))
+            case _:
+                raise error
 
     async def _wait(self, action: Wait) -> Waited:
         with trio.CancelScope(deadline=action.until):
@@ -292,7 +383,16 @@ class GroupRunner:
         refused: list[tuple[str, Failure]] = []
         todo = list(reversed(action.mailboxes))
 
-        async def one(mailbox: str) -> None:
+        async def one(mailbox: str, anchor: str = action.anchor) -> None:
+            try:
+                await make(mailbox, anchor)
+            except ExchangeError as error:
+                refused.append((mailbox, error.failure))
+            except Exception as error:  # about this mailbox only
+                log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
+                refused.append((mailbox, crash(error)))
+
+        async def make(mailbox: str, anchor: str) -> None:
             access, wish = self.wish.access.of(mailbox), self.wish.of(mailbox)
             body = subscribe(
                 version=self.wish.version,
@@ -300,17 +400,20 @@ class GroupRunner:
                 events=self.wish.events,
                 folders=access.folders,
             )
-            try:
-                id_ = await self.client.call(body, self._headers(action.anchor), read_subscribe)
-            except ExchangeError as error:
-                refused.append((mailbox, error.failure))
-            else:
-                ids.append((mailbox, id_))
-                self._gaps.subscribed(mailbox, trio.current_time())
-                self._fresh[mailbox], self._wishes[mailbox] = id_, wish
-                self.registry.claim(self.group, id_, mailbox)
-                self.registry.changed(self.group)
-                self._log.debug("mailbox.subscribed", mailbox=mailbox, subscription_id=id_)
+            id_ = await self.client.call(body, self._headers(anchor), read_subscribe)
+            if access.kind == "delegate" or mailbox in self._denied:
+                # Some servers subscribe a delegate to folders that it has no rights on, and then report nothing.
+                if (denial := await self._probe(mailbox, anchor)) is not None:
+                    await self._revoke(mailbox, id_, anchor, self.client)
+                    raise ExchangeError(denial)
+                self._denied.discard(mailbox)
+            ids.append((mailbox, id_))
+            self._gaps.subscribed(mailbox, trio.current_time())
+            self._fresh[mailbox], self._wishes[mailbox] = id_, wish
+            self._dropped.discard(id_)
+            self.registry.claim(self.group, id_, mailbox)
+            self.registry.changed(self.group)
+            self._log.debug("mailbox.subscribed", mailbox=mailbox, subscription_id=id_)
 
         async def worker() -> None:
             # Once the server asks for a pause, the rest is left untried: the group comes back to it afterwards.
@@ -321,13 +424,23 @@ class GroupRunner:
             self.client.forget_cookies()
             # The anchor's answer sets the cookie that brings the others to the same back end.
             await one(todo.pop())
+            if todo and refused and refused[0][1].code in OF_MAILBOX and not refused[0][1].wait:
+                # The refusal may be about the anchor only: another mailbox shows whether the account is accepted.
+                await one(todo[-1], todo.pop())
+                if ids:
+                    await one(refused.pop(0)[0])
             if not ids:
                 return Subscribed((), tuple(refused))
         async with trio.open_nursery() as nursery:
             for _ in range(min(self.wish.subscribe_concurrency, len(todo))):
                 nursery.start_soon(worker)
         # Whoever comes after a crash must know who was listened to.
-        await self.registry.keep(self.group)
+        try:
+            await self.registry.keep(self.group)
+        except (
+            Exception
+        ) as error:  # the subscriptions are there all the same, and are saved with the next change
+            log.error("group.not_saved", group=self.group.name, exc_info=error)
         return Subscribed(tuple(ids), tuple(refused))
 
     async def _unsubscribe(self, action: Unsubscribe, client: ExchangeClient) -> None:
@@ -340,18 +453,56 @@ class GroupRunner:
                 mailbox, id_ = todo.pop()
                 if self.registry.owner(self.group, id_) is not None and not hurry:
                     continue  # a server that began anew has given this id to somebody else
-                access = self.wish.access.of(mailbox)
-                body = unsubscribe(id_, version=self.wish.version, impersonate=access.impersonate)
-                try:
-                    await client.call(body, self._headers(action.anchor), read_unsubscribe)
-                except ExchangeError as error:
-                    # It dies by itself when nobody reads it: not worth holding up the end.
-                    self._log.debug("mailbox.unsubscribe_failed", mailbox=mailbox, code=error.failure.code)
+                await self._revoke(mailbox, id_, action.anchor, client)
 
         with trio.move_on_after(self.wish.unsubscribe_patience if hurry else inf):
             async with client, trio.open_nursery() as nursery:
                 for _ in range(min(self.wish.subscribe_concurrency if hurry else 1, len(todo))):
                     nursery.start_soon(worker)
+
+    async def _revoke(self, mailbox: str, id_: str, anchor: str, client: ExchangeClient) -> None:
+        """Unsubscribe. A failure is no trouble: a subscription that nobody reads expires by itself."""
+        try:
+            access = self.wish.access.of(mailbox)
+            body = unsubscribe(id_, version=self.wish.version, impersonate=access.impersonate)
+            await client.call(body, self._headers(anchor), read_unsubscribe)
+        except ExchangeError as error:
+            self._log.debug("mailbox.unsubscribe_failed", mailbox=mailbox, code=error.failure.code)
+        except Exception as error:
+            log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
+
+    # --- whether a mailbox can be read
+
+    async def _probe(self, mailbox: str, anchor: str) -> Failure | None:
+        """Return why none of the mailbox's folders can be read; None if one can. Raises ExchangeError if it cannot be
+        found out now."""
+        access = self.wish.access.of(mailbox)
+        refs = access.folders or (access.folder("inbox"),)
+        body = get_folder(refs, id_only=True, version=self.wish.version, impersonate=access.impersonate)
+        try:
+            answers = await self.client.call(
+                body, self._headers(anchor), partial(read_get_folder, folders=refs)
+            )
+        except ExchangeError as error:
+            if _is_denial(error.failure):
+                return _denial(error.failure)
+            raise
+        denials = [each for each in answers.values() if isinstance(each, Failure) and _is_denial(each)]
+        return _denial(denials[0]) if len(denials) == len(refs) else None
+
+    async def _check_access(self, mailbox: str) -> None:
+        try:
+            denial = await self._probe(mailbox, self.state.anchor)
+        except ExchangeError:
+            denial = None  # it is asked again with the next comparison
+        except Exception as error:
+            log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
+            denial = crash(error)
+        finally:
+            self._checking.discard(mailbox)
+        if denial is not None:
+            self._denied.add(mailbox)
+            self.tell(Denied(mailbox, denial))
 
     # --- the stream
 
@@ -359,9 +510,16 @@ class GroupRunner:
         begun = trio.current_time()
         mailboxes = [mailbox for mailbox, _ in action.subscriptions]
         since = self._gaps.known(mailboxes)
+        if self._closed_at is not None and begun - self._closed_at > SAME_SERVER:
+            self.registry.doubt(self.group, [id_ for _, id_ in action.subscriptions])
+        self._closed_at = None
         self._readers.add(reader)
         try:
-            failures = await self._read(action, reader)
+            failures = await self._read(action, reader, since)
+        except Exception as error:
+            # What was read may not have been handed on: the catch-up finds it.
+            log.error("stream.crashed", group=self.group.name, exc_info=error)
+            failures = (crash(error, "GroupError"),)
         finally:
             self._readers.remove(reader)
             if reader.well is not None:
@@ -371,12 +529,20 @@ class GroupRunner:
             self._streamed = None
         # The next process takes it for granted that something is missing since the newest stream was last heard.
         cut = reader.cut and not (self.state.stopping and reader is self._reader)
+        if self._is_newest(action, reader):
+            if failures or reader.cut or not reader.closed:
+                # The server may have restarted, and have given these ids to others before we come again.
+                self.registry.doubt(self.group, [id_ for _, id_ in action.subscriptions])
+            else:
+                self._closed_at = trio.current_time()
         lossy = self._gaps.ended(mailboxes, failures, cut=cut, since=since)
         if lossy and not self._is_newest(action, reader):
             self._tell_gaps()  # another stream has taken over; else the next one is opened first
         return StreamEnded(trio.current_time() - begun, failures, reader.heard)
 
-    async def _read(self, action: Stream, reader: StreamReader) -> tuple[Failure, ...]:
+    async def _read(
+        self, action: Stream, reader: StreamReader, since: Mapping[str, float]
+    ) -> tuple[Failure, ...]:
         owners = {id_: mailbox for mailbox, id_ in action.subscriptions}
         impersonating = self._impersonating
         body = get_streaming_events(
@@ -390,7 +556,7 @@ class GroupRunner:
             if reader.heard and signals and self._is_newest(action, reader):
                 self._reader = reader
                 self._heard(action)
-            await self._publish(signals, owners)
+            await self._publish(signals, owners, since)
             for signal in signals:
                 if isinstance(signal, Failure):
                     self.client.budget.failed(signal)
@@ -409,19 +575,98 @@ class GroupRunner:
         task = self._running.get(action)
         return task is not None and task.reader is reader
 
-    async def _publish(self, signals: Sequence[Signal], owners: dict[str, str]) -> None:
+    async def _publish(
+        self, signals: Sequence[Signal], owners: Mapping[str, str], since: Mapping[str, float]
+    ) -> None:
         batch: list[MailboxEvent] = []
         for signal in signals:
-            if isinstance(signal, Notification):
-                id_ = signal.subscription_id
-                mailbox = self.registry.owner(self.group, id_) or owners.get(id_)
-                if mailbox is None:
-                    self._log.warning("stream.foreign_notification", subscription_id=signal.subscription_id)
-                else:
-                    batch += [mailbox_event(mailbox, event) for event in signal.events]
+            if not isinstance(signal, Notification):
+                continue
+            id_ = signal.subscription_id
+            mailbox = self.registry.owner(self.group, id_)
+            if mailbox is None and id_ not in self._dropped:
+                mailbox = owners.get(id_)
+            if signal.dropped or not id_:
+                self._drop_events(signal, owners.values() if mailbox is None else (mailbox,))
+            if mailbox is None:
+                if id_ and id_ not in self._dropped:
+                    self._log.warning("stream.foreign_notification", subscription_id=excerpt(id_))
+                continue
+            counts, hold = self._proofs.admit(id_, mailbox, signal.events, since.get(mailbox))
+            if counts:
+                batch += self._readable(mailbox, signal.events)
+            elif hold is not None:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._proofs.prove, hold)
         if batch:
-            self.events += len(batch)
-            await self.publish(batch)
+            await self._hand_on(batch)
+
+    async def _hand_on(self, batch: Sequence[MailboxEvent]) -> None:
+        self.events += len(batch)
+        # One envelope can hold tens of thousands: others must come in between.
+        for start in range(0, len(batch), MOST_AT_ONCE):
+            await self.publish(batch[start : start + MOST_AT_ONCE])
+
+    def _readable(self, mailbox: str, events: Sequence[Event]) -> list[MailboxEvent]:
+        """Return the events for handlers. An unknown exception suspends this mailbox only."""
+        arrived = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        try:
+            found = [mailbox_event(mailbox, event, arrived) for event in events]
+            self.registry.learn(mailbox, [event.parent_folder_id for event in events])
+        except Exception as error:
+            log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
+            self._gaps.lost(mailbox, "InternalError", None)
+            self.tell(Denied(mailbox, crash(error)))
+            return []
+        return found
+
+    async def _publish_held(self, mailbox: str, events: Sequence[Event]) -> None:
+        if batch := self._readable(mailbox, events):
+            await self._hand_on(batch)
+
+    def _after_drop(self, hold: Hold) -> None:
+        """Give the mailbox a new subscription, and let the catch-up find what was dropped."""
+        self._dropped.add(hold.subscription)
+        self._gaps.lost(hold.mailbox, "unproven", hold.since)
+        if self.registry.owner(self.group, hold.subscription) == hold.mailbox:
+            self.registry.release(self.group, hold.subscription, hold.mailbox)
+        if self.state.subscription_of(hold.mailbox) == hold.subscription:
+            self.tell(Doubted((hold.mailbox,), taken=True))
+
+    async def _folders_of(self, mailbox: str) -> set[str]:
+        """Return the folder ids of a mailbox that its subscription is about. Raises ExchangeError."""
+        access = self.wish.access.of(mailbox)
+        headers = self._headers(self.state.anchor)
+        inquiry = Inquiry(Way(client=self.client, headers=headers, version=self.wish.version, access=access))
+        if access.folders is not None:
+            return {folder.folder_id for folder in (await inquiry.folders(access.folders)).values()}
+        found = await inquiry.all_folders()
+        parents = {folder.parent_folder_id for folder in found.values() if folder.parent_folder_id}
+        return parents.union(found)
+
+    def _note_end(self, outcome: StreamEnded, reader: StreamReader) -> None:
+        """Tell once if streams end in good order again and again, but much too soon."""
+        early = not outcome.failures and outcome.lasted < self.wish.window * 60 / 4
+        self._early = self._early + 1 if early else 0
+        if self._early == EARLY:
+            cause = (
+                "another connection of this account seems to read the same subscriptions"
+                if reader.closed
+                else "a proxy or load balancer seems to end long responses"
+            )
+            self._log.warning(
+                "stream.closed_early", lasted=round(outcome.lasted, 3), count=EARLY, cause=cause
+            )
+
+    def _drop_events(self, notification: Notification, mailboxes: Iterable[str]) -> None:
+        """Count events that lack an id, and have the mailboxes compared that they may be about."""
+        count = notification.dropped + (0 if notification.subscription_id else len(notification.events))
+        among = sorted(set(mailboxes))
+        mailbox = among[0] if len(among) == 1 else None
+        self._log.warning("stream.events_dropped", events=count, mailbox=mailbox, mailboxes=len(among))
+        self.registry.events_dropped(count)
+        for each in among:
+            self.registry.gap(each, trio.current_time(), WITHOUT_ID)
 
     def _heard(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
@@ -446,9 +691,22 @@ class GroupRunner:
         """How to ask about a mailbox of this group; None while it has no stream."""
         if not self.streaming or self.state.subscription_of(mailbox) is None:
             return None
+        return self.way_without_stream(mailbox)
+
+    def way_without_stream(self, mailbox: str) -> Way | None:
+        """How to ask about a mailbox of this group, whether it has a stream or not; None while the server does not
+        answer, so that an outage brings no further requests."""
+        if not self.streaming and self.client.last_failure not in STREAMS_ONLY:
+            return None
         headers = self._headers(self.state.anchor)
         access = self.wish.access.of(mailbox)
-        return Way(client=self.client, headers=headers, version=self.wish.version, access=access)
+        return Way(
+            client=self.client,
+            headers=headers,
+            version=self.wish.version,
+            access=access,
+            server_offset=self.client.server_offset,
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -463,6 +721,36 @@ class Task:
 def _fingerprint(*what: object) -> str:
     return blake2s(repr(what).encode(), digest_size=8).hexdigest()
 
+
+# Codes that mean that a mailbox or folder is not there, or that there is no right to it.
+_DENIED = GONE | {"ErrorAccessDenied"}
+
+
+def _is_denial(failure: Failure) -> bool:
+    return failure.verdict is Verdict.PARK or failure.code in _DENIED
+
+
+def _denial(failure: Failure) -> Failure:
+    """The failure under a code that suspends the mailbox."""
+    if failure.verdict is Verdict.PARK:
+        return failure
+    return msgspec.structs.replace(failure, code="ErrorFolderNotFound")
+
+
+# So many streams in a row that end in good order, but too soon, are worth a warning.
+EARLY = 3
+
+# A stream that is opened again within so many seconds after the end in good order meets the same server process.
+SAME_SERVER = 2.0
+
+# Events that are handed on together.
+MOST_AT_ONCE = 250
+
+# Why a mailbox has a gap of which an event lacked its id.
+WITHOUT_ID = "EventWithoutId"
+
+# What a request may end with on a server that answers others: a stream that a proxy holds back does.
+STREAMS_ONLY = frozenset(("", "ReadTimeout", "StreamSilent", "Http504", "ErrorExceededConnectionCount"))
 
 # Seconds at the end of a group in which the journal may take what was read.
 HANDING_ON = 3.0

@@ -12,7 +12,7 @@ from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.groups.actions import Discovered, Outcome, StreamEnded, Subscribed
 from listener.groups.group import GroupState
-from listener.groups.member import Member
+from listener.groups.member import Member, Policy, is_unknown
 
 Log = structlog.typing.FilteringBoundLogger
 
@@ -42,7 +42,7 @@ def tell_transition(log: Log, before: GroupState, after: GroupState, outcome: Ou
     """Tells the log what came, at `now`, and what it changed."""
     _tell_outcome(log, outcome)
     for old, new in pairs(before, after):
-        _tell_member(log, old, new)
+        _tell_member(log, old, new, after.policy)
     if after.separate is not None and after.separate != before.separate:
         log.warning("group.separating", mailboxes=len(after.separate.mailboxes))
     if after.discover is not None and after.discover != before.discover:
@@ -77,13 +77,20 @@ def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> N
         log.warning(name, lasted=seconds, subscriptions=lost, **_why(failure))
 
 
-def _tell_member(log: Log, old: Member, new: Member) -> None:
+def _tell_member(log: Log, old: Member, new: Member, policy: Policy) -> None:
     if new.parked and not old.parked:
         log.warning("mailbox.parked", mailbox=new.mailbox, **_why(new.failure))
     elif old.parked and not new.parked:
         log.info("mailbox.unparked", mailbox=new.mailbox)
+    elif new.failure is not None and is_puzzling(new, policy) and not is_puzzling(old, policy):
+        log.warning("mailbox.unknown_code", mailbox=new.mailbox, failures=new.failures, **_why(new.failure))
     elif new.failure is not None and new.failure is not old.failure:
         log.info("mailbox.refused", mailbox=new.mailbox, failures=new.failures, **_why(new.failure))
+
+
+def is_puzzling(member: Member, policy: Policy) -> bool:
+    """Return whether a code that is in no table came for this mailbox again and again."""
+    return member.failure is not None and is_unknown(member.failure) and member.failures >= policy.strikes
 
 
 def _why(failure: Failure | None) -> dict[str, str]:

@@ -1,15 +1,14 @@
 """`use = "exec"`: one process an event, with the event on its standard input."""
 
-import os
-import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
 
 from listener import Handler, MailboxEvent, Reject
+from listener.handlers._environment import NONE, environment_of, require_program
 
 EX_DATAERR = 65
 """Of sysexits.h: the input is at fault, so trying again is of no use."""
@@ -23,18 +22,20 @@ class CommandError(Exception):
 
 
 @asynccontextmanager
-async def open_exec(*, command: list[str]) -> AsyncIterator[Handler]:
+async def open_exec(*, command: list[str], environment: Mapping[str, str] = NONE) -> AsyncIterator[Handler]:
     """Run `command`, a program and its arguments (no shell), for each event.
 
-    The event's JSON comes on standard input, EWS_EVENT_ID, EWS_EVENT_TYPE and EWS_MAILBOX in the environment;
-    standard output is dropped. Exit status 0 acknowledges the event, 65 rejects it, any other is a failure, which
+    The event's JSON comes on standard input, EWS_EVENT_ID, EWS_EVENT_TYPE and EWS_MAILBOX in the environment, with
+    what `environment` sets and a few of the daemon's variables (docs/HANDLERS.md lists them). Standard output is
+    dropped. Exit status 0 acknowledges the event, 65 rejects it, any other is a failure, which
     is logged with the end of standard error. A call that takes longer than the handler's timeout is ended
     (SIGTERM, after 5 s SIGKILL). Raises FileNotFoundError if there is no such program.
     """
-    _require_program(command)
+    variables = environment_of(environment)
+    require_program(command, variables)
 
     async def handle(event: MailboxEvent) -> None:
-        status, errors = await _run(command, event)
+        status, errors = await _run(command, event, variables)
         if status == 0:
             return
         how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
@@ -45,9 +46,9 @@ async def open_exec(*, command: list[str]) -> AsyncIterator[Handler]:
     yield handle
 
 
-async def _run(command: list[str], event: MailboxEvent) -> tuple[int, str]:
+async def _run(command: list[str], event: MailboxEvent, variables: Mapping[str, str]) -> tuple[int, str]:
     """The exit status and the end of standard error."""
-    environment = {"EWS_EVENT_ID": event.id, "EWS_EVENT_TYPE": event.type, "EWS_MAILBOX": event.mailbox}
+    about = {"EWS_EVENT_ID": event.id, "EWS_EVENT_TYPE": event.type, "EWS_MAILBOX": event.mailbox}
     start = partial(
         trio.run_process,
         command,
@@ -55,7 +56,7 @@ async def _run(command: list[str], event: MailboxEvent) -> tuple[int, str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         check=False,
-        env=os.environ | environment,
+        env={**variables, **about},
     )
     tail = bytearray()
 
@@ -72,8 +73,3 @@ async def _run(command: list[str], event: MailboxEvent) -> tuple[int, str]:
             reading.start_soon(keep_tail, process.stderr)
         reading.cancel_scope.deadline = trio.current_time() + _AFTER_EXIT
     return process.returncode or 0, tail.decode(errors="replace").strip()
-
-
-def _require_program(command: list[str]) -> None:
-    if not command or shutil.which(command[0]) is None:
-        raise FileNotFoundError(f"there is no program {command[0] if command else 'in an empty command'}")

@@ -1,38 +1,46 @@
 """`use = "exec-stream"`: one long-lived process, which is fed a line of JSON an event."""
 
-import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
 import trio
 
 from listener import Handler, MailboxEvent, Reject, Retry
+from listener.handlers._environment import NONE, environment_of, require_program
 
 _GRACE = 5.0  # seconds after the end of its input, and again after SIGTERM
 _MAX_ANSWER = 65536
+_MAX_LINE = 4096  # bytes of a line of its standard error that are logged
+_LINES_A_SECOND = 20  # of them, on average; a burst may be ten times as many
+_DRAIN = 0.5  # seconds that a process which has ended may have left something on standard error
 
 
 @asynccontextmanager
 async def open_exec_stream(
-    *, command: list[str], acknowledge: bool = False, restart_first: float = 1.0, restart_cap: float = 60.0
+    *,
+    command: list[str],
+    acknowledge: bool = False,
+    restart_first: float = 1.0,
+    restart_cap: float = 60.0,
+    environment: Mapping[str, str] = NONE,
 ) -> AsyncIterator[Handler]:
     """Start `command`, a program and its arguments (no shell), and write each event's JSON to its standard input.
 
     With `acknowledge`, the process answers each line by a line on standard output, as soon as it has dealt with
     it: `ok`, `retry` or `reject`, and after the latter two a reason if it likes. Without, an event counts as
     handled once it is in the pipe, so that those which a process leaves unread when it dies are lost; standard
-    output is dropped. Standard error is the listener's own.
+    output is dropped. Lines on standard error are logged (`handler.process_stderr`), some each second. The process
+    gets what `environment` sets and a few of the daemon's variables (docs/HANDLERS.md lists them).
 
     The process starts with the first event. When it ends, the event in hand is tried again with a new one, which
     is started `restart_first` seconds later; the wait doubles up to `restart_cap` while the processes do not live
     that long. At the end, the process gets the end of its input, 5 s later SIGTERM, 5 s later SIGKILL.
     Raises FileNotFoundError if there is no such program.
     """
-    if not command or shutil.which(command[0]) is None:
-        raise FileNotFoundError(f"there is no program {command[0] if command else 'in an empty command'}")
-    child = _Child(command, acknowledge, restart_first, restart_cap)
+    variables = environment_of(environment)
+    require_program(command, variables)
     one_at_a_time = trio.Lock()
 
     async def handle(event: MailboxEvent) -> None:
@@ -46,14 +54,27 @@ async def open_exec_stream(
         if verdict != "ok":
             raise ValueError(f"the process answered {answer[:200]!r} instead of ok, retry or reject")
 
-    try:
-        yield handle
-    finally:
-        await child.close()
+    async with trio.open_nursery() as nursery:
+        child = _Child(command, acknowledge, restart_first, restart_cap, variables, nursery)
+        try:
+            yield handle
+        finally:
+            await child.close()
+        nursery.cancel_scope.deadline = trio.current_time() + _DRAIN
 
 
 class _Child:
-    def __init__(self, command: list[str], acknowledge: bool, first: float, cap: float) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        acknowledge: bool,
+        first: float,
+        cap: float,
+        variables: Mapping[str, str],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._variables = variables
+        self._nursery = nursery
         self._command = command
         self._acknowledge = acknowledge
         self._first = first
@@ -116,11 +137,47 @@ class _Child:
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if self._acknowledge else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=self._variables,
             )
+            assert self._process.stderr is not None
+            self._nursery.start_soon(self._log_errors, self._process.stderr)
             self._started = trio.current_time()
             self._broken = False
             self._answers.clear()
         return self._process
+
+    async def _log_errors(self, stream: trio.abc.ReceiveStream) -> None:
+        """Logs what the process writes on standard error, line by line, until it closes that. What comes too fast is
+        read all the same, so that the process does not block, and counted."""
+        rest, left_out = bytearray(), 0
+        credit, since = 10.0 * _LINES_A_SECOND, trio.current_time()
+
+        def note(line: bytes | bytearray) -> None:
+            nonlocal credit, since, left_out
+            now = trio.current_time()
+            credit, since = min(10.0 * _LINES_A_SECOND, credit + (now - since) * _LINES_A_SECOND), now
+            if credit < 1:
+                left_out += 1
+                return
+            credit -= 1
+            text = line[:_MAX_LINE].decode(errors="replace").strip()
+            more = {"left_out": left_out} if left_out else {}
+            left_out = 0
+            if text:
+                self._log.info("handler.process_stderr", command=self._command[0], text=text, **more)
+
+        async with stream:
+            while chunk := await stream.receive_some():
+                rest += chunk
+                *lines, last = rest.split(b"\n")
+                rest = bytearray(last)
+                for line in lines:
+                    note(line)
+                if len(rest) > _MAX_LINE:  # a line without end
+                    note(rest)
+                    rest.clear()
+            note(rest)
 
     def _ended(self, process: trio.Process) -> None:
         lived = trio.current_time() - self._started

@@ -39,6 +39,10 @@ class JournalError(ListenerError):
     """The journal cannot go on: it is damaged, or was asked for something that it does not have."""
 
 
+class JournalDamagedError(JournalError):
+    """The database file is damaged: another start ends in the same way, until somebody has seen to it."""
+
+
 class Entry(NamedTuple):
     """An event and its place in the journal."""
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from listener.journal import DeadLetter, JournalError, records
-from listener.journal.schema import FILE_NAME, open_beside
+from listener.journal.schema import FAILURES, FILE_NAME, open_beside
+from listener.journal.store import sorted_out
 
 T = TypeVar("T")
 
@@ -70,5 +71,8 @@ class Desk:
             with self._connection:  # commits, or rolls back if anything is raised
                 self._connection.execute("BEGIN IMMEDIATE")
                 return work(self._connection)
-        except sqlite3.Error as error:
-            raise JournalError(f"{self._path}: {error}") from error
+        except FAILURES as error:
+            kind = sorted_out(error, self._path)
+            raise (
+                kind if isinstance(kind, JournalError) else JournalError(f"{self._path}: {error}")
+            ) from error

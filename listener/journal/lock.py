@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from listener.files import open_own
 from listener.journal.schema import unusable
 
 FILE_NAME: Final = "lock"
@@ -23,8 +25,10 @@ def locked(directory: Path) -> Iterator[None]:
     path = directory / FILE_NAME
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
+        if error.filename == str(path) and error.errno in (errno.ELOOP, errno.EINVAL, errno.EPERM):
+            raise unusable(path, f"is not used: {error.strerror}", "remove it") from error
         what = f"cannot be made: {error.strerror}"
         raise unusable(path, what, "let the daemon's user write there, or choose another") from error
     try:

@@ -59,11 +59,14 @@ class Progress:
 
     @classmethod
     def unpack(cls, upto: int, packed: bytes) -> Progress:
-        """Raises msgspec.DecodeError if it was not made by pack()."""
+        """Raises ValueError or TypeError if it was not made by pack() at this `upto`."""
         runs = _decode(packed)
         unfinished: list[int] = []
         end = 0
         for gap, count in zip(runs[::2], runs[1::2], strict=True):
+            # Before a range is made of them: damaged numbers may be of any size.
+            if gap < (0 if end else 1) or count < 1 or end + gap + count - 1 > upto:
+                raise ValueError("unfinished positions that were never handed out")
             unfinished += range(end + gap, end + gap + count)
             end += gap + count
         return cls(upto, unfinished)

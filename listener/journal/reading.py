@@ -101,16 +101,22 @@ class SqliteReader:
         if entries is not None:
             self._fetched = entries[-1].position
         else:
+            damaged: list[records.Damage] = []
             entries, self._fetched = await self._source.read(
-                records.read_events, self.handler, after, min(max(limit, 1), _FETCH), end
+                records.read_events, self.handler, after, min(max(limit, 1), _FETCH), end, damaged
             )
+            note_damage(damaged, self.handler)
         self._keep_wanted(entries)
         if not self._ahead:
             self._pass_over()
 
     async def _fetch_again(self) -> None:
         wanted = frozenset(self._again)
-        entries, reached = await self._source.read(records.find_again, self.handler, wanted, self._again[0])
+        damaged: list[records.Damage] = []
+        entries, reached = await self._source.read(
+            records.find_again, self.handler, wanted, self._again[0], damaged
+        )
+        note_damage(damaged, self.handler)
         looked_for = set[int]()
         while self._again and (reached is None or self._again[0] <= reached):
             looked_for.add(self._again.popleft())
@@ -128,3 +134,10 @@ class SqliteReader:
         """Nothing of that was for this handler: let the cursor move, so that retention can."""
         self._progress.hand_out((), self._fetched)
         self._source.writer.note_change(self)
+
+
+def note_damage(damaged: Iterable[records.Damage], handler: str | None) -> None:
+    """Tells of events that could not be read, and are passed over."""
+    for each in damaged:
+        positions = {"first": each.first, "last": each.last, "count": each.events}
+        log.error("journal.events_unreadable", handler=handler, **positions)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Container, Iterable, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from listener.event import MailboxEvent
-from listener.journal import OWNED, DeadLetter, Entry, JournalError
+from listener.journal import OWNED, DeadLetter, Entry, JournalDamagedError, JournalError
+from listener.journal.progress import Progress
 
 CHUNK: Final = 256
 """The most events in one row. A reader that wants one of them decodes them all."""
@@ -20,6 +21,53 @@ CHUNK: Final = 256
 encode = msgspec.msgpack.Encoder().encode
 _decode_event = msgspec.msgpack.Decoder(MailboxEvent).decode
 _decode_events = msgspec.msgpack.Decoder(list[MailboxEvent]).decode
+
+
+_decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+
+UNREADABLE: Final = (ValueError, TypeError, RecursionError, MemoryError, OverflowError)
+"""What decoding damaged bytes raises."""
+
+
+class Damage(NamedTuple):
+    """Events that are in the journal and cannot be read: the positions from `first` to `last` hold so many
+    such events."""
+
+    first: int
+    last: int
+    events: int
+
+
+def events_in(body: object) -> list[MailboxEvent | None]:
+    """The events in the body of a chunk, as far as they can be read; None stands for one that cannot. Raises one of
+    UNREADABLE if nothing can be read of it."""
+    try:
+        return list(_decode_events(body))  # type: ignore[arg-type]
+    except UNREADABLE:
+        return [_event_in(part) for part in _decode_parts(body)]  # type: ignore[arg-type]
+
+
+def _event_in(packed: object) -> MailboxEvent | None:
+    try:
+        return _decode_event(packed)  # type: ignore[arg-type]
+    except UNREADABLE:
+        return None
+
+
+def _readable(
+    body: object, last: int, count: object, damaged: list[Damage]
+) -> list[tuple[int, MailboxEvent]]:
+    """The events of a chunk with their positions. What is damaged is noted."""
+    expected = count if isinstance(count, int) and 1 <= count <= CHUNK else 1
+    try:
+        events = events_in(body)
+    except UNREADABLE:
+        events = []
+    found = [(at, event) for at, event in enumerate(events, last - len(events) + 1) if event is not None]
+    if len(found) < max(expected, len(events)):
+        size = max(expected, len(events))
+        damaged.append(Damage(last - size + 1, last, size - len(found)))
+    return found
 
 
 def end(connection: sqlite3.Connection) -> int:
@@ -47,9 +95,13 @@ def write_events(
 
 
 def read_events(
-    connection: sqlite3.Connection, handler: str, after: int, limit: int, until: int
+    connection: sqlite3.Connection, handler: str, after: int, limit: int, until: int, damaged: list[Damage]
 ) -> tuple[list[Entry], int]:
-    """Entries for a handler behind `after`: `limit` of them or a few more, and the position that they reach to."""
+    """Entries for a handler behind `after`: `limit` of them or a few more, and the position that they reach to.
+
+    What cannot be read is passed over, and stands in `damaged` afterwards.
+    """
+    damaged.clear()
     found: list[Entry] = []
     cursor = connection.execute(
         """SELECT c.last, c.count, c.mailbox, coalesce(s.body, c.body)
@@ -59,9 +111,7 @@ def read_events(
     )
     try:
         for last, count, mailbox, body in cursor:
-            first = last - count + 1
-            events = _decode_events(body) if body is not None else ()
-            for position, event in enumerate(events, first):
+            for position, event in _readable(body, last, count, damaged):
                 if position > after and (mailbox is None or event.mailbox.casefold() == mailbox):
                     found.append(Entry(position, event))
             if len(found) >= limit:
@@ -78,21 +128,25 @@ def find_recent(connection: sqlite3.Connection, since: float, most: int) -> int:
     return here if first is None else max(first - 1, here - most)
 
 
-def read_recent(connection: sqlite3.Connection, after: int, until: int) -> tuple[list[MailboxEvent], int]:
+def read_recent(
+    connection: sqlite3.Connection, after: int, until: int, damaged: list[Damage]
+) -> tuple[list[MailboxEvent], int]:
     """Some events behind `after`, up to `until`, and the position that they reach to.
 
-    What is addressed to one handler only was told before, and is left out.
+    What is addressed to one handler only was told before, and is left out; so is what cannot be read.
     """
+    damaged.clear()
     rows = connection.execute(
-        """SELECT last, body FROM chunks
-        WHERE last > ? AND last <= ? AND handler IS NULL AND body IS NOT NULL ORDER BY last LIMIT 8""",
+        """SELECT last, count, body FROM chunks
+        WHERE last > ? AND last <= ? AND handler IS NULL AND source IS NULL ORDER BY last LIMIT 8""",
         (after, until),
     ).fetchall()
-    return [event for _, body in rows for event in _decode_events(body)], rows[-1][0] if rows else until
+    events = [event for last, count, body in rows for _, event in _readable(body, last, count, damaged)]
+    return events, rows[-1][0] if rows else until
 
 
 def find_again(
-    connection: sqlite3.Connection, handler: str, wanted: Container[int], lowest: int
+    connection: sqlite3.Connection, handler: str, wanted: Container[int], lowest: int, damaged: list[Damage]
 ) -> tuple[list[Entry], int | None]:
     """Those of the wanted positions that lie in the same chunk as the lowest of them, and where that chunk ends.
 
@@ -104,7 +158,7 @@ def find_again(
     ).fetchone()
     if row is None:
         return [], None
-    entries, _ = read_events(connection, handler, lowest - 1, 1, row[0])
+    entries, _ = read_events(connection, handler, lowest - 1, 1, row[0], damaged)
     return [entry for entry in entries if entry.position in wanted], row[0]
 
 
@@ -149,18 +203,22 @@ def dead_letter(connection: sqlite3.Connection, number: int) -> DeadLetter | Non
 _LETTER: Final = "number, handler, position, event, reason, traceback, attempts, time"
 
 
-def _letter(row: tuple[int, str, int, bytes, str, str, int, float]) -> DeadLetter:
+def _letter(row: tuple[Any, ...]) -> DeadLetter:
+    """A letter whose event cannot be read has UNREADABLE_EVENT in its place: it can be looked at and deleted."""
     number, handler, position, event, reason, traceback, attempts, time = row
     return DeadLetter(
         number=number,
-        handler=handler,
-        position=position,
-        event=_decode_event(event),
-        reason=reason,
-        traceback=traceback,
-        attempts=attempts,
-        time=time,
+        handler=str(handler),
+        position=position if isinstance(position, int) else 0,
+        event=_event_in(event) or UNREADABLE_EVENT,
+        reason=str(reason),
+        traceback=str(traceback),
+        attempts=attempts if isinstance(attempts, int) else 0,
+        time=float(time) if isinstance(time, int | float) else 0.0,
     )
+
+
+UNREADABLE_EVENT: Final = MailboxEvent(type="unreadable", mailbox="", time="")
 
 
 def discard(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
@@ -175,10 +233,11 @@ def retry(connection: sqlite3.Connection, numbers: Iterable[int], now: float) ->
     count = 0
     for number in sorted(set(numbers)):
         row = connection.execute(
-            "DELETE FROM dead_letters WHERE number = ? RETURNING handler, event", (number,)
+            "SELECT handler, event FROM dead_letters WHERE number = ?", (number,)
         ).fetchone()
-        if row is not None:
+        if row is not None and _event_in(row[1]) is not None:  # what cannot be read is of no use to a handler
             handler, event = row
+            connection.execute("DELETE FROM dead_letters WHERE number = ?", (number,))
             add_handler(connection, handler, now)
             write_events(connection, end(connection), [event], now, handler)
             count += 1
@@ -192,6 +251,53 @@ def add_handler(connection: sqlite3.Connection, handler: str, now: float) -> Non
         "INSERT OR IGNORE INTO handlers (name, cursor, upto, unfinished, seen) VALUES (?, ?, ?, ?, ?)",
         (handler, here, here, encode([]), now),
     )
+
+
+class Repaired(NamedTuple):
+    """A handler whose progress could not be read: it goes on behind this position."""
+
+    handler: str
+    position: int
+
+
+def repair_progress(connection: sqlite3.Connection, now: float) -> list[Repaired]:
+    """Sets handlers whose progress cannot be right back to where they certainly had been. Some events come again
+    then, none is left out.
+
+    `cursor` and the rest of a row say the same twice, so most damage shows.
+
+    Raises JournalDamagedError if the end of the journal is no possible position.
+    """
+    here = end(connection)
+    if not 0 <= here < HIGHEST:
+        raise JournalDamagedError(f"the newest event has the position {here}, which is none")
+    repaired = []
+    rows = connection.execute(
+        "SELECT name, cursor, upto, unfinished, seen FROM handlers ORDER BY name"
+    ).fetchall()
+    for name, cursor, upto, unfinished, seen in rows:
+        sound = isinstance(cursor, int) and 0 <= cursor <= here
+        safe = cursor if sound else 0
+        try:
+            if not (isinstance(upto, int) and 0 <= upto <= here):
+                raise ValueError("no position")
+            safe = min(safe, Progress.unpack(upto, unfinished).cursor)
+            good = sound and safe == cursor and Progress.unpack(upto, unfinished).cursor == cursor
+        except UNREADABLE:
+            good = False
+        if not good:
+            connection.execute(
+                "UPDATE handlers SET cursor = ?, upto = ?, unfinished = ? WHERE name = ?",
+                (safe, safe, encode([]), name),
+            )
+            repaired.append(Repaired(str(name), safe))
+        if not isinstance(seen, int | float):
+            connection.execute("UPDATE handlers SET seen = ? WHERE name = ?", (now, name))
+    return repaired
+
+
+HIGHEST: Final = 1 << 62
+"""Positions stay below: SQLite's row numbers end at 2^63."""
 
 
 def find_chunks(
@@ -218,8 +324,9 @@ def find_chunks(
             return found
         for last, count, body in rows:
             if mailbox is not None:
-                count = sum(event.mailbox.casefold() == mailbox for event in _decode_events(body))
-            if count:
+                events = [event for _, event in _readable(body, last, count, [])]
+                count = sum(event.mailbox.casefold() == mailbox for event in events)
+            if isinstance(count, int) and 0 < count <= CHUNK:
                 found.append((last, count))
         after = rows[-1][0]
 
@@ -248,7 +355,7 @@ def owners(connection: sqlite3.Connection, namespace: str, before: float) -> lis
     """Those whose saved state has no value that was written since then."""
     rows = connection.execute(
         """SELECT substr(key, 1, instr(key, ?) - 1) AS owner FROM state WHERE namespace = ? AND instr(key, ?) > 0
-        GROUP BY owner HAVING max(time) < ? ORDER BY owner""",
+        GROUP BY owner HAVING max(CAST(time AS REAL)) < ? ORDER BY owner""",
         (OWNED, namespace, OWNED, before),
     ).fetchall()
     return [owner for (owner,) in rows]
@@ -259,7 +366,7 @@ def forget_owner(connection: sqlite3.Connection, namespace: str, owner: str, bef
     prefix = owner + OWNED
     mine = (namespace, prefix, prefix + "\U0010ffff")
     (written,) = connection.execute(
-        "SELECT max(time) FROM state WHERE namespace = ? AND key >= ? AND key < ?", mine
+        "SELECT max(CAST(time AS REAL)) FROM state WHERE namespace = ? AND key >= ? AND key < ?", mine
     ).fetchone()
     if written is None or written >= before:
         return False

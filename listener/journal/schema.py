@@ -15,15 +15,19 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from listener.errors import ConfigError, Problem
+from listener.files import open_own, require_own
 
 FILE_NAME: Final = "journal.db"
 APPLICATION_ID: Final = (
     0x4557534C  # "EWSL"; it stands in the file's header, sqlite.org "Database File Format" 1.3.17
 )
+FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What Python's sqlite3 raises: a message about a damaged schema quotes it, and may not be UTF-8."""
 _CHECK_SECONDS: Final = 2.0
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -59,6 +63,8 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=10,
     )
+    # A damaged row can hold anything, and must not make reading it raise.
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     try:
         # What is deleted need not be wiped; some systems build SQLite so that it is, at twice the price.
         connection.execute("PRAGMA secure_delete = FAST")
@@ -78,6 +84,7 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
     damaged or is newer than this program is left as it is.
     """
     path = directory / FILE_NAME
+    _require_own_files(path)
     try:
         fresh = not path.exists() or path.stat().st_size == 0
         if fresh:
@@ -87,8 +94,8 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
         raise unusable(
             path, f"cannot be made: {error.strerror}", "let the daemon's user write there"
         ) from error
-    except sqlite3.Error as error:
-        raise _explained(path, error) from error
+    except FAILURES as error:
+        raise explained(path, error) from error
     try:
         if not fresh:
             _check(connection, path, len(migrations))
@@ -96,19 +103,32 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         migrate(connection, migrations)
+        if migrations is MIGRATIONS:
+            _require_tables(connection)
         # A file without write permission opens all the same: only a write tells.
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
     except BaseException as error:
         connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise _explained(path, error) from error
+        if isinstance(error, FAILURES):
+            raise explained(path, error) from error
         raise
     return connection
 
 
+def _require_own_files(path: Path) -> None:
+    """SQLite would follow a symbolic link, and write where it leads. Raises ConfigError."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = path.with_name(path.name + suffix)
+        try:
+            require_own(file)
+        except OSError as error:
+            remedy = "remove it; to keep the journal on another disk, set state_directory"
+            raise unusable(file, f"is not used: {error.strerror}", remedy) from error
+
+
 def _make(path: Path) -> None:
     """An empty file whose name survives a loss of power."""
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    os.close(open_own(path, os.O_CREAT | os.O_WRONLY))
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -121,20 +141,32 @@ def open_beside(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATION
     path = directory / FILE_NAME
     if not path.exists():
         raise unusable(path, "is not there", "start the daemon once, or name its state directory")
+    _require_own_files(path)
     try:
         connection = connect(path)
-    except sqlite3.Error as error:
-        raise _explained(path, error) from error
+    except FAILURES as error:
+        raise explained(path, error) from error
     try:
         _check(connection, path, len(migrations), thorough=False)
         if version(connection) < len(migrations):
             raise unusable(path, "was made by an older version of this program", "start the daemon once")
     except BaseException as error:
         connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise _explained(path, error) from error
+        if isinstance(error, FAILURES):
+            raise explained(path, error) from error
         raise
     return connection
+
+
+def _require_tables(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error if a table or column is missing: its definition is damaged."""
+    for table, columns in (
+        ("chunks", "last, count, time, handler, mailbox, source, body"),
+        ("handlers", "name, cursor, upto, unfinished, seen"),
+        ("dead_letters", "number, handler, position, event, reason, traceback, attempts, time"),
+        ("state", "namespace, key, value, time"),
+    ):
+        connection.execute(f"SELECT {columns} FROM {table} LIMIT 0").close()  # noqa: S608
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -185,29 +217,31 @@ def _check(connection: sqlite3.Connection, path: Path, newest: int, *, thorough:
     finally:
         connection.set_progress_handler(None, 0)
     if said != "ok":
-        raise unusable(path, f"is damaged: {said.splitlines()[-1]}", _RESCUE)
+        raise unusable(path, f"is damaged: {said.splitlines()[-1]}", UNCHANGED)
 
 
-_RESCUE: Final = (
-    "nothing was changed; copy it, try `sqlite3 journal.db .recover`, "
-    "or move it and its -wal and -shm files away to begin anew"
+RESCUE: Final = (
+    "copy it, try `sqlite3 journal.db .recover`, or move it and its -wal and -shm files away to begin anew"
 )
+UNCHANGED: Final = f"nothing was changed; {RESCUE}"
 
 
 def unusable(path: Path, what: str, remedy: str) -> ConfigError:
     return ConfigError([Problem(str(path), f"{what} ({remedy})")])
 
 
-def _explained(path: Path, error: sqlite3.Error) -> ConfigError:
+def explained(path: Path, error: Exception) -> ConfigError:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if isinstance(error, UnicodeDecodeError):
+        return unusable(path, "is damaged: its schema is no text", UNCHANGED)
     if code == sqlite3.SQLITE_NOTADB:
-        return unusable(path, "is not an SQLite database, or its beginning is damaged", _RESCUE)
+        return unusable(path, "is not an SQLite database, or its beginning is damaged", UNCHANGED)
     if code == sqlite3.SQLITE_CORRUPT:
-        return unusable(path, f"is damaged: {error}", _RESCUE)
+        return unusable(path, f"is damaged: {error}", UNCHANGED)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return unusable(
             path, f"cannot be written: {error}", "let the daemon's user write the file and its directory"
         )
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return unusable(path, f"cannot be used: {error}", "is the disk full, or broken?")
-    return unusable(path, f"cannot be used: {error}", "see the traceback in the log at level debug")
+    return unusable(path, f"is damaged, or was changed by another program: {error}", UNCHANGED)

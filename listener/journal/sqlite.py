@@ -21,6 +21,7 @@ from listener.journal import (
     Change,
     DeadLetter,
     Figures,
+    JournalDamagedError,
     JournalError,
     Retention,
     records,
@@ -28,8 +29,17 @@ from listener.journal import (
 )
 from listener.journal.lock import locked
 from listener.journal.progress import Progress
-from listener.journal.reading import SqliteReader
-from listener.journal.schema import FILE_NAME, connect, migrate, open_database
+from listener.journal.reading import SqliteReader, note_damage
+from listener.journal.schema import (
+    FAILURES,
+    FILE_NAME,
+    RESCUE,
+    connect,
+    explained,
+    migrate,
+    open_database,
+    unusable,
+)
 from listener.journal.store import Store, Trouble, Write, sorted_out
 from listener.journal.tail import Tail
 from listener.journal.writer import RETRY, RunSync, Writer
@@ -71,9 +81,17 @@ async def open_journal(
             path = directory / FILE_NAME
             stack.enter_context(locked(directory))
             writing = await run_sync(open_database, directory)
-            reading = connect(path)
-            stack.callback(reading.close)
-            reading.execute("PRAGMA query_only = TRUE")
+            stack.callback(writing.close)
+            try:
+                await run_sync(_repair, writing, now())
+                reading = connect(path)
+                stack.callback(reading.close)
+                reading.execute("PRAGMA query_only = TRUE")
+                records.end(reading)
+            except FAILURES as error:
+                raise explained(path, error) from error
+            except JournalDamagedError as error:
+                raise unusable(path, f"is damaged: {error}", RESCUE) from error
         store = Store(writing, path, keep)
         stack.callback(store.close)
         journal = SqliteJournal(store, reading, keep, memory, now, run_sync)
@@ -144,7 +162,12 @@ class SqliteJournal:
             return row
 
         upto, unfinished = await self.writer.write(Write(work=find))
-        reader = SqliteReader(self, handler, wants, Progress.unpack(upto, unfinished))
+        try:
+            progress = Progress.unpack(upto, unfinished)
+        except records.UNREADABLE as error:
+            what = f"the progress of handler {handler} cannot be read: {error}"
+            raise JournalDamagedError(f"{self._store.file} is damaged: {what} ({RESCUE})") from error
+        reader = SqliteReader(self, handler, wants, progress)
         self._readers[handler] = self.writer.readers[handler] = reader
         return reader
 
@@ -163,6 +186,9 @@ class SqliteJournal:
             return dict(rows.fetchall())
 
         found: dict[str, bytes] = await self.read(find)
+        for key in [key for key, value in found.items() if type(value) is not bytes]:
+            log.warning("journal.state_unreadable", namespace=namespace, key=key)
+            del found[key]
         return found
 
     async def forget(self, namespace: str, others: Collection[str], before: float) -> list[str]:
@@ -182,7 +208,9 @@ class SqliteJournal:
     ) -> AsyncGenerator[Sequence[MailboxEvent], None]:
         at = await self.read(records.find_recent, since, most)
         while at < until:
-            events, at = await self.read(records.read_recent, at, until)
+            damaged: list[records.Damage] = []
+            events, at = await self.read(records.read_recent, at, until, damaged)
+            note_damage(damaged, None)
             if events:
                 yield events
 
@@ -224,7 +252,7 @@ class SqliteJournal:
             async with self._one_reads:
                 try:
                     return await self._run_sync(function, self._reading, *args)
-                except sqlite3.Error as error:
+                except FAILURES as error:
                     kind = sorted_out(error, self._store.file)
                     if not isinstance(kind, Trouble):
                         raise kind from error
@@ -236,3 +264,17 @@ class SqliteJournal:
 
 def _forget(namespace: str, owner: str, before: float, connection: sqlite3.Connection) -> bool:
     return records.forget_owner(connection, namespace, owner, before)
+
+
+def _repair(connection: sqlite3.Connection, now: float) -> None:
+    """Raises JournalDamagedError and sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        repaired = records.repair_progress(connection, now)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    for each in repaired:
+        log.warning("journal.progress_unreadable", handler=each.handler, position=each.position)

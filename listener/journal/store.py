@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from listener.event import MailboxEvent
-from listener.journal import Change, JournalError, Put, Retention, records, retention
-from listener.journal.schema import FILE_NAME, connect
+from listener.journal import Change, JournalDamagedError, JournalError, Put, Retention, records, retention
+from listener.journal.schema import FAILURES, FILE_NAME, RESCUE, connect
 
 _PASSING: Final = frozenset(
     {
@@ -30,7 +30,19 @@ _PASSING: Final = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
-_DAMAGES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+# Beside what SQLite itself calls damage: a table or column that is missing, a rule of the schema that is broken, a
+# row number that is no number. No statement of ours can cause them in a sound database.
+_DAMAGES: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_SCHEMA,
+        sqlite3.SQLITE_INTERNAL,
+    }
+)
 
 
 # Each statement releases the interpreter's lock, and beside a busy loop waits for it again: few are fast.
@@ -76,16 +88,18 @@ class Written:
     results: Sequence[Any]
 
 
-def sorted_out(error: sqlite3.Error, path: Path) -> Exception:
-    """What a failure of SQLite is for the caller: Trouble, JournalError, or itself."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+def sorted_out(error: Exception, path: Path) -> Exception:
+    """What a failure of SQLite is for the caller: Trouble, JournalDamagedError, or itself."""
+    if isinstance(error, UnicodeDecodeError):
+        return JournalDamagedError(f"{path} is damaged: its schema is no text ({RESCUE})")
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # Python's module itself refused the arguments
+        return error
     text = f"{error} ({getattr(error, 'sqlite_errorname', type(error).__name__)})"
     if code & 0xFF in _PASSING:
         return Trouble(text)
     if code & 0xFF in _DAMAGES:
-        return JournalError(
-            f"{path} is damaged: {text} (nothing more is written to it; see `sqlite3 .recover`)"
-        )
+        return JournalDamagedError(f"{path} is damaged: {text} ({RESCUE})")
     return error
 
 
@@ -113,7 +127,7 @@ class Store:
                 )
             try:
                 results = _write(connection, start, writes, now)
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 if sorted_out(error, self.file) is error:
                     raise Refused from error
                 raise
@@ -122,7 +136,7 @@ class Store:
             alone = all(write.work is None for write in writes)
             end = start + sum(len(write.events) for write in writes) if alone else records.end(connection)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except FAILURES as error:
             self._roll_back(error)
             raise sorted_out(error, self.file) from error
         except BaseException:
@@ -141,7 +155,7 @@ class Store:
             connection.execute("COMMIT")
             retention.give_back(connection)
             return more, forgotten, retention.used(connection)
-        except sqlite3.Error as error:
+        except FAILURES as error:
             self._roll_back(error)
             raise sorted_out(error, self.file) from error
 
@@ -149,7 +163,7 @@ class Store:
         """The journal's end, which another process may have moved. Raises Trouble or JournalError."""
         try:
             return records.end(self._open())
-        except sqlite3.Error as error:
+        except FAILURES as error:
             self._roll_back(error)
             raise sorted_out(error, self.file) from error
 
@@ -177,7 +191,7 @@ class Store:
         connection.execute("BEGIN IMMEDIATE")
         return connection
 
-    def _roll_back(self, error: sqlite3.Error | None) -> None:
+    def _roll_back(self, error: Exception | None) -> None:
         connection = self._connection
         if connection is None:
             return

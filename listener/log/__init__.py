@@ -4,17 +4,23 @@ A line has `time` (RFC 3339, UTC, milliseconds), `level`, `event` (a stable dott
 and typed fields. On a terminal it is coloured text, in the journal of systemd a field for each value, elsewhere one
 JSON object. Values under keys that name a secret are masked, and so are credentials inside texts and tracebacks.
 Failures that repeat are summed up.
+
+Logging never stops the service: no value, however it is made, makes a call of a logger raise, texts are bounded, and
+lines that nobody takes are dropped and counted (listener/log/outlet.py).
 """
 
+import atexit
 import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
@@ -26,16 +32,31 @@ from listener.errors import ConfigError, Problem
 from listener.log import journald
 from listener.log.audit import AuditFile
 from listener.log.masks import MASK, mask_secrets
+from listener.log.outlet import LAST, Outlet, channel_of, print_errors
 from listener.log.repeats import WINDOW, Repeats
+from listener.text import (
+    LONGEST_REASON,
+    LONGEST_TRACEBACK,
+    describe,
+    format_traceback,
+    printable,
+    printable_json,
+    represent,
+    shortened,
+    shortened_inside,
+)
 
 __all__ = [
     "MASK",
     "Format",
     "Level",
     "change",
+    "close",
     "configure",
+    "log_crashes",
     "mask_secrets",
     "open_audit",
+    "print_errors",
     "tell_repeated",
     "watch",
 ]
@@ -61,7 +82,8 @@ class _State:
     least = audit = logging.INFO
     repeats = Repeats()
     clock: Callable[[], float] = time.monotonic
-    journal: journald.JournalLogger | None = None
+    outlets: tuple[Outlet[Any], ...] = ()
+    end: tuple[Processor, ...] = ()
     watch: Callable[[str, Mapping[str, Any]], None] | None = None
 
 
@@ -88,19 +110,26 @@ def configure(
         format = _fitting(stream)  # noqa: A001
     _State.repeats, _State.clock = Repeats(sum_up), clock
     _State.audit = logging.INFO if audit else _LEVELS[level]
-    if _State.journal is not None:
-        _State.journal.close()
-        _State.journal = None
+    close()
     end: tuple[Processor, ...]
-    factory: Callable[..., WrappedLogger]
+    outlet: Outlet[Any]
     match format:
         case "console":
-            end, factory = _console_end(stream), structlog.PrintLoggerFactory(stream)
+            end = (_printable_values, _renderer(stream), _to_line)
+            outlet = Outlet(channel_of(stream), partial(_report_drops, end))
+            _State.outlets = (outlet,)
         case "json":
-            end, factory = (_first_things_first, _to_json), structlog.BytesLoggerFactory(stream.buffer)
+            end = (_first_things_first, _to_json_line)
+            outlet = Outlet(channel_of(stream), partial(_report_drops, end))
+            _State.outlets = (outlet,)
         case "journal":
-            _State.journal = logger = journald.JournalLogger(journal, partial(_write_json, stream))
-            end, factory = (_first_things_first, _as_argument), lambda *_: logger
+            end = (_first_things_first, _to_entry)
+            plain = (_first_things_first, _to_json_line)
+            beside = Outlet(channel_of(stream), partial(_report_drops, plain))
+            channel = journald.JournalChannel(journal, partial(_write_beside, beside))
+            outlet = Outlet(channel, partial(_report_drops, end))
+            _State.outlets = (outlet, beside)
+    _State.end = end
     structlog.configure(
         processors=[
             _drop_the_lesser,
@@ -108,13 +137,14 @@ def configure(
             _sum_up,
             structlog.processors.add_log_level,
             structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
+            _render_exception,
             _add_time,
+            _bound,
             mask_secrets,
             *end,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=factory,
+        wrapper_class=_Unfailing,
+        logger_factory=lambda *_: _Writer(outlet),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -123,6 +153,35 @@ def configure(
     root.addHandler(_ToStructlog())
     change(level, sum_up)
     logging.captureWarnings(True)
+
+
+def close() -> None:
+    """Write what has not been written yet, as long as somebody reads it, and give up the outlet.
+
+    Lines that are logged later are dropped. The end of the process calls it.
+    """
+    for outlet in _State.outlets:
+        outlet.flush(LAST)
+        outlet.close()
+    _State.outlets = ()
+
+
+def log_crashes() -> None:
+    """Have the log tell what Python would print on standard error, where a reader that has gone could hold it up: the
+    exception that ends the process, that ends a thread, or that was raised where nobody can catch it."""
+
+    def crashed(_kind: type[BaseException], error: BaseException, _trace: object) -> None:
+        structlog.get_logger().error("listener.crashed", exc_info=error)
+
+    def thread_crashed(args: threading.ExceptHookArgs) -> None:
+        name = None if args.thread is None else args.thread.name
+        structlog.get_logger().error("python.thread_crashed", thread=name, exc_info=args.exc_value)
+
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        where = represent(args.object)
+        structlog.get_logger().error("python.unraisable", where=where, exc_info=args.exc_value)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = crashed, thread_crashed, unraisable
 
 
 def change(level: Level, sum_up: float) -> None:
@@ -188,7 +247,8 @@ def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
 
 
 def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    if _State.watch is not None:
+    # Watchers belong to the event loop: what other threads log is not for them.
+    if _State.watch is not None and threading.current_thread() is threading.main_thread():
         _State.watch(method, mask_secrets(None, method, {**event}))
     least = _State.audit if event["event"] == AUDIT else _State.least
     if _LEVELS[method] < least:
@@ -214,31 +274,150 @@ def _first_things_first(_logger: WrappedLogger, _method: str, event: EventDict) 
 
 def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
     try:
-        return _ENCODER.encode(event)
-    except UnicodeEncodeError:  # a lone surrogate
-        return json.dumps(event, default=repr).encode()
+        return printable_json(_ENCODER.encode(event))
+    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, a huge number
+        return json.dumps(event, default=represent).encode()
 
 
-def _as_argument(
+def _to_json_line(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
+    return _to_json(logger, method, event) + b"\n"
+
+
+def _to_line(_logger: WrappedLogger, _method: str, text: Any) -> bytes:
+    return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
+def _to_entry(
     _logger: WrappedLogger, _method: str, event: EventDict
-) -> tuple[tuple[EventDict], dict[str, Any]]:
-    return (event,), {}
+) -> tuple[tuple[journald.Entry], dict[str, Any]]:
+    return (journald.Entry(event, journald.encode(event)),), {}
 
 
-def _write_json(stream: TextIO, line: Mapping[str, Any]) -> None:
-    stream.buffer.write(_to_json(None, "", dict(line)) + b"\n")
-    stream.buffer.flush()
+def _write_beside(beside: Outlet[bytes], line: Mapping[str, Any]) -> bool:
+    """Writes a line that the journal did not take; whether it was taken here."""
+    beside.write(_to_json_line(None, "", dict(line)))
+    return beside.take_dropped() == 0
 
 
-def _console_end(stream: TextIO) -> tuple[Processor, ...]:
-    return (
-        structlog.dev.ConsoleRenderer(
-            colors=stream.isatty() and "NO_COLOR" not in os.environ,
-            timestamp_key="time",
-            pad_event_to=24,
-            exception_formatter=structlog.dev.plain_traceback,
-        ),
+def _report_drops(end: tuple[Processor, ...], count: int) -> Any:
+    """The line that tells how many were dropped, as the processors at the end make it."""
+    return _Plain(end).warning("log.dropped", count=count)
+
+
+class _Plain:
+    """Makes lines of plain values, past all but the last processors, and returns what the outlet takes."""
+
+    def __init__(self, end: tuple[Processor, ...]) -> None:
+        self._end = end
+
+    def warning(self, name: str, **fields: Any) -> Any:
+        return self.make("warning", name, fields)
+
+    def make(self, level: str, name: str, fields: Mapping[str, Any]) -> Any:
+        line: Any = _add_time(None, level, {"event": name, "level": level, **fields})
+        for process in self._end:
+            line = process(None, level, line)
+        return line[0][0] if isinstance(line, tuple) and isinstance(line[0], tuple) else line
+
+
+def _renderer(stream: TextIO) -> Processor:
+    return structlog.dev.ConsoleRenderer(
+        colors=stream.isatty() and "NO_COLOR" not in os.environ,
+        timestamp_key="time",
+        pad_event_to=24,
+        exception_formatter=structlog.dev.plain_traceback,
     )
+
+
+def _render_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    raised = event.pop("exc_info", None)
+    if isinstance(raised, tuple):
+        raised = raised[1]
+    elif raised is not None and not isinstance(raised, BaseException):
+        raised = sys.exc_info()[1] if raised else None
+    if raised is not None:
+        event["exception"] = format_traceback(raised).removesuffix("\n")
+    return event
+
+
+def _bound(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Texts of servers, plugins and programs may have any length, and tables of theirs any size."""
+    return {
+        _bounded(key): shortened_inside(value, LONGEST_TRACEBACK + 100)
+        if key in ("exception", "stack") and isinstance(value, str)
+        else _bounded(value)
+        for key, value in event.items()
+    }
+
+
+def _bounded(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, str):
+        return shortened(value, LONGEST_REASON)
+    if isinstance(value, bytes | bytearray):
+        return shortened(value.decode("utf-8", "replace"), LONGEST_REASON)
+    if isinstance(value, BaseException):
+        return describe(value)
+    if isinstance(value, Mapping):
+        if depth >= DEEPEST:
+            return f"({len(value)} entries left out)"
+        few = islice(value.items(), MOST_ENTRIES)
+        made = {_key(key): _bounded(item, depth + 1) for key, item in few}
+        return made | _left_out(len(value))
+    if isinstance(value, list | tuple | set | frozenset):
+        if depth >= DEEPEST:
+            return f"({len(value)} entries left out)"
+        some = [_bounded(item, depth + 1) for item in islice(value, MOST_ENTRIES)]
+        left = [f"… ({len(value) - MOST_ENTRIES} entries left out)"] if len(value) > MOST_ENTRIES else []
+        return (*some, *left) if isinstance(value, tuple) else [*some, *left]
+    return value
+
+
+def _key(key: Any) -> Any:
+    return _bounded(key) if isinstance(key, str | bytes) else key
+
+
+def _left_out(entries: int) -> dict[str, str]:
+    return {} if entries <= MOST_ENTRIES else {"…": f"({entries - MOST_ENTRIES} entries left out)"}
+
+
+def _printable_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Nothing that a server, a plugin or a program said moves the cursor of a terminal or changes its colours."""
+    return {
+        printable(str(key)): printable(_shown(value), multiline=key in ("exception", "stack"))
+        for key, value in event.items()
+    }
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else represent(value)
+
+
+class _Writer:
+    """What structlog writes to: the last processor has made the line that the outlet takes."""
+
+    def __init__(self, outlet: Outlet[Any]) -> None:
+        self._outlet = outlet
+
+    def msg(self, line: Any) -> None:
+        self._outlet.write(line)
+
+    log = debug = info = warning = warn = error = critical = exception = fatal = failure = err = msg
+
+
+class _Unfailing(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc]
+    """A logger that does not raise, whatever it is given."""
+
+    def _proxy_to_logger(self, method_name: str, event: Any = None, *args: Any, **fields: Any) -> Any:
+        try:
+            return super()._proxy_to_logger(method_name, event, *args, **fields)
+        except BaseException as error:  # noqa: BLE001  (a value whose methods raise, or that is nested too deeply)
+            failure = describe(error, 200)
+        level = "error" if method_name == "exception" else method_name
+        name = shortened(event, 200) if isinstance(event, str) else represent(event)[:200]
+        about = {key: fields[key] for key in ("mailbox", "group", "handler") if type(fields.get(key)) is str}
+        # Plain values only: nothing in this line can raise.
+        self._logger.msg(_Plain(_State.end).make(level, name, {**about, "unloggable": failure}))
+        return None
 
 
 class _ToStructlog(logging.Handler):
@@ -246,7 +425,10 @@ class _ToStructlog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception as failure:  # noqa: BLE001  (its arguments do not fit, or one cannot be shown)
+            text = f"{represent(record.msg)} ({describe(failure)})"
         if record.name == "py.warnings":
             log.warning("python.warning", message=text.strip())
             return
@@ -255,4 +437,11 @@ class _ToStructlog(logging.Handler):
         log.log(level, "python.log", logger=record.name, message=text, exc_info=error)
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=repr)
+# Entries of a table or a list in a line, and how deep they may be nested.
+MOST_ENTRIES: Final = 1000
+DEEPEST: Final = 8
+
+_ENCODER = msgspec.json.Encoder(enc_hook=represent)
+
+# Before Python's own streams are flushed.
+atexit.register(close)

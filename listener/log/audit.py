@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from listener.files import open_log
+
 
 class AuditFile:
     """A file that is made here is its owner's alone. Raises OSError, with the path, if it cannot be opened."""
@@ -40,7 +42,7 @@ class AuditFile:
 
     def _open(self) -> tuple[int, tuple[int, int], bool]:
         """A descriptor, which file it is, and whether its last line was cut off."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_log(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         status = os.fstat(descriptor)
         torn = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
         return descriptor, (status.st_dev, status.st_ino), torn

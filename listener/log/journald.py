@@ -13,11 +13,14 @@ import os
 import re
 import socket
 import struct
+import time
 from array import array
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 import msgspec
+
+from listener.text import printable, represent
 
 SOCKET: Final = "/run/systemd/journal/socket"
 IDENTIFIER: Final = "ews-listener"
@@ -26,6 +29,7 @@ LONGEST_NAME: Final = 64
 # syslog(3)
 PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _BUFFER: Final = 8 * 1024 * 1024
+_PAUSE: Final = 0.05  # seconds between two tries of an entry that the journal had no room for
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _OTHER_SIGNS = re.compile(r"[^A-Z0-9_]")
 
@@ -58,12 +62,12 @@ def encode(line: Mapping[str, Any]) -> bytes:
 def message(line: Mapping[str, Any]) -> str:
     """The line for people: the event, its values, and the traceback below if there is one."""
     values = [
-        f"{key}={_text(value)}"
+        f"{key}={printable(_text(value))}"
         for key, value in line.items()
         if key not in ("time", "level", "event", "exception")
     ]
-    head = " ".join([str(line.get("event", "")), *values])
-    return f"{head}\n{line['exception']}" if "exception" in line else head
+    head = " ".join([printable(str(line.get("event", ""))), *values])
+    return f"{head}\n{printable(str(line['exception']), multiline=True)}" if "exception" in line else head
 
 
 def name(key: str) -> str:
@@ -74,7 +78,7 @@ def name(key: str) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return msgspec.json.encode(value, enc_hook=repr).decode()
+    return msgspec.json.encode(value, enc_hook=represent).decode()
 
 
 def _field(key: str, text: str) -> bytes:
@@ -84,30 +88,45 @@ def _field(key: str, text: str) -> bytes:
     return b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(value)), value)
 
 
-class JournalLogger:
-    """What structlog writes to: lines of the log. One that the journal does not take goes to `otherwise`."""
+class Entry(NamedTuple):
+    """A line of the log, and the same encoded for the journal."""
 
-    def __init__(self, path: str, otherwise: Callable[[Mapping[str, Any]], None]) -> None:
+    line: Mapping[str, Any]
+    data: bytes
+
+
+class JournalChannel:
+    """Sends entries to the journal's socket. One that the journal does not take goes to `otherwise`, which returns
+    whether it could be written there."""
+
+    def __init__(self, path: str, otherwise: Callable[[Mapping[str, Any]], bool]) -> None:
         self._path = path
         self._otherwise = otherwise
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
+    def send(self, line: Entry) -> None:
+        try:
+            self._send(line.data)
+        except BlockingIOError:  # the journal is slow, or stopped
+            raise
+        except OSError:  # the journal is being restarted
+            if not self._otherwise(line.line):
+                raise
+
+    def wait(self, seconds: float) -> None:
+        # Whether the other end of an unconnected socket has room cannot be waited for.
+        time.sleep(min(seconds, _PAUSE))
+
+    def size(self, line: Entry) -> int:
+        return len(line.data)
+
     def close(self) -> None:
         self._socket.close()
 
-    def msg(self, line: Mapping[str, Any]) -> None:
-        """Hands one line to the journal."""
-        try:
-            self._send(encode(line))
-        except OSError:  # the journal is being started anew
-            self._otherwise(line)
-
-    log = debug = info = warning = error = critical = exception = msg
-
     def _send(self, entry: bytes) -> None:
         try:
-            self._socket.sendto(entry, self._path)
+            self._socket.sendto(entry, socket.MSG_DONTWAIT, self._path)
         except OSError as error:
             if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
                 raise
@@ -120,4 +139,4 @@ class JournalLogger:
             file.flush()
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))
-            self._socket.sendmsg([], [rights], 0, self._path)
+            self._socket.sendmsg([], [rights], socket.MSG_DONTWAIT, self._path)

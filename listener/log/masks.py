@@ -6,6 +6,8 @@ from typing import Final
 
 from structlog.typing import EventDict, WrappedLogger
 
+from listener.text import represent
+
 MASK: Final = "***"
 _SECRET_KEY = re.compile(
     r"passw|secret|token|authori[sz]ation|cookie|credential|api_?key|private_?key", re.IGNORECASE
@@ -34,7 +36,7 @@ def _masked(key: object, value: object) -> object:
     if _SECRET_KEY.search(_text(key)):
         return MASK
     if isinstance(value, str | bytes | BaseException):
-        value = repr(value) if isinstance(value, BaseException) else _text(value)
+        value = represent(value) if isinstance(value, BaseException) else _text(value)
         for pattern, replacement in _SECRET_TEXT:
             value = pattern.sub(replacement, value)
         return value

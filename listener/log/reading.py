@@ -7,7 +7,6 @@ neither is shown as it is.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from listener.log.journald import PREFIX, PRIORITIES
+from listener.text import printable
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 ABOUT = ("mailbox", "handler", "group")
@@ -28,8 +28,6 @@ _BY_PRIORITY = {str(number): level for level, number in PRIORITIES.items()} | {
     "1": "error",
     "0": "error",
 }
-# Control characters, surrogates, and what turns the direction of writing: a server's words must not move the cursor.
-_UNSEEMLY = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Line(NamedTuple):
@@ -81,7 +79,7 @@ class Reading:
         found = parse(text)
         if isinstance(found, Line):
             return shown(found) if self.wanted.matches(found) else None
-        return Text(seemly(found)) if self.wanted.takes_others() else None
+        return Text(printable(found)) if self.wanted.takes_others() else None
 
 
 def parse(text: str) -> Line | str:
@@ -110,27 +108,20 @@ def shown(line: Line) -> Text:
     time = "" if line.time is None else f"{line.time:%m-%d %H:%M:%S}.{line.time.microsecond // 1000:03}"
     text.append(f"{time:<18}  ", style="dim")
     text.append(f"{line.level:<7}  ", style=COLOURS[line.level])
-    text.append(f"{seemly(line.event):<{EVENT_WIDTH}}", style="bold")
+    text.append(f"{printable(line.event):<{EVENT_WIDTH}}", style="bold")
     text.append(f"  {'' if about is None else _value(fields.pop(about)):<{ABOUT_WIDTH}}", style="cyan")
     for key, value in fields.items():
-        text.append(f"  {seemly(key)}=", style="dim")
+        text.append(f"  {printable(key)}=", style="dim")
         text.append(_value(value))
     text.rstrip()
     if exception is not None:
         for each in str(exception).splitlines():
-            text.append(f"\n    {seemly(each)}", style="dim")
+            text.append(f"\n    {printable(each)}", style="dim")
     return text
 
 
-def seemly(text: str) -> str:
-    """The text with nothing in it that a terminal would obey."""
-    return _UNSEEMLY.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
 def _value(value: Any) -> str:
-    return seemly(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).replace(
-        "\n", "\\n"
-    )
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _of_journal(entry: Mapping[str, Any]) -> Line | str:

@@ -25,6 +25,7 @@ ONCE: Final = frozenset(
         "census.failed",
         "catchup.folder_skipped",
         "discovery.failed",
+        "journal.events_unreadable",
         "listener.reload_refused",
         "mailbox.parked",
         "mailbox.silent",

@@ -18,7 +18,7 @@ from listener.assembly import access, access_rules, discovery, expander, scope, 
 from listener.census import members_of
 from listener.config import Config
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import VERDICTS, Failure, Verdict
 from listener.exchange.auth.memory import REFUSALS
 from listener.exchange.client import Access
 from listener.groups.affinity import Group, Placement, groups
@@ -39,6 +39,7 @@ class ServerCheck:
     url: str
     account: str
     failure: Failure | None = None
+    autodiscover: bool = False
 
     @property
     def stage(self) -> str | None:
@@ -65,6 +66,8 @@ class Report:
     mailboxes: list[MailboxCheck] = field(default_factory=list)
     expansions: dict[str, Failure | int] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
+    autodiscover_url: str = ""
+    """Where mailboxes without a group were asked for, if it is configured."""
 
     @property
     def unreachable(self) -> bool:
@@ -86,7 +89,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
 
     Raises ConfigError if the audit log cannot be written.
     """
-    report = Report()
+    report = Report(autodiscover_url=config.exchange.autodiscover_url or "")
     account = access(config)
     account.auth.remember(config.state_directory / REFUSALS)
     with open_audit(config.log.audit_file) as account.audit.logger:
@@ -140,7 +143,8 @@ async def _discover(
     failures = [place for place in found.values() if isinstance(place, Failure)]
     if (ill := next((f for f in failures if stage_of(f)), None)) is not None:
         url = config.exchange.autodiscover_url or ""
-        report.servers.append(ServerCheck(url, account.auth.of(url).scheme.account, ill))
+        name = account.auth.of(url).scheme.account
+        report.servers.append(ServerCheck(url, name, ill, autodiscover=True))
     return [place._replace(access=rules.kind_of(place.mailbox)) for place in placed]
 
 
@@ -214,7 +218,8 @@ def stage_of(failure: Failure) -> str | None:
         return _STAGE[failure.code]
     if failure.verdict is Verdict.CREDENTIALS:
         return "authenticate"
-    return "speak" if failure.verdict is Verdict.STOP else None
+    strange = failure.code.startswith("Http") and failure.code not in VERDICTS
+    return "speak" if strange or failure.verdict is Verdict.STOP else None
 
 
 # Mailboxes of a server that are tried before it is taken for ill.
@@ -233,8 +238,12 @@ _STAGE = {
     "KerberosFailed": "authenticate",
     "NotSoap": "speak",
     "MalformedXml": "speak",
+    "UnexpectedReply": "speak",
     "Http301": "speak",
     "Http302": "speak",
+    "Http303": "speak",
+    "Http307": "speak",
+    "Http308": "speak",
     "Http404": "speak",
     "Http500": "speak",
     "Http502": "speak",

@@ -1,7 +1,8 @@
 """Proves that the account cannot reach what it must not: it tries to, and must be refused.
 
-It tries in every way of access that the configuration uses, at every server where the mailbox may be. All must
-refuse: one that lets it in is a failure.
+It tries to read items in every way of access that the configuration uses, at every server where the mailbox may
+be. All must refuse: one that lets it in is a failure. A GetFolder that succeeds is no proof. Everybody can open a
+calendar whose *Default* right is AvailabilityOnly, as it is in every mailbox of Exchange, and cannot read its items.
 
 What is neither a refusal nor a success proves nothing, and is said to. A scope that was proved once may be widened by
 anybody with the right to: so it is tried again, and sooner where it was not proved.
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -20,8 +20,9 @@ import trio
 from listener.access import AccessKind, AccessRule
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
+from listener.ews.urls import server_of
 from listener.exchange.client import Access
-from listener.rights.probe import open_probe
+from listener.rights.probe import Reach, open_probe
 
 log = structlog.get_logger()
 
@@ -36,13 +37,24 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of all attempts on one mailbox: the one that decided, and what was said to it."""
+    """What came of all attempts on one mailbox: the one that decided, by its operation and folder, and what was said
+    to it."""
 
     mailbox: str
     finding: Finding
     failure: Failure | None = None
     access: AccessKind | None = None
     server: str | None = None
+    operation: str | None = None
+    folder: str | None = None
+
+    @property
+    def proof(self) -> str:
+        """Which operation was tried, on which folder, in which way and where."""
+        if self.operation is None:
+            return "nothing was tried"
+        how = "as a delegate" if self.access == "delegate" else "by impersonation"
+        return f'{self.operation} on the folder "{self.folder}" of the mailbox, {how}, at {self.server}'
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,10 +95,9 @@ class Scope:
         for url in urls:
             async with open_probe(url, self.access, self.version) as probe:
                 for way in self.ways(url):
-                    failure = await probe.ask(mailbox, way.of(mailbox), tries=1, subscribing=False)
-                    finding = _finding(way.kind, failure)
-                    attempt = Attempt(mailbox, finding, failure, way.kind, urlsplit(url).netloc)
-                    match finding:
+                    reach = await probe.reach(mailbox, way.of(mailbox))
+                    attempt = _judged(mailbox, way.kind, server_of(url), reach)
+                    match attempt.finding:
                         case Finding.REACHED:
                             return attempt
                         case Finding.NOT_PROVED:
@@ -109,16 +120,22 @@ class Scope:
             attempts = await self.prove()
 
 
-def _finding(kind: AccessKind, failure: Failure | None) -> Finding:
-    if failure is None:
-        return Finding.REACHED
-    return Finding.REFUSED if failure.code in REFUSALS[kind] else Finding.NOT_PROVED
+def _judged(mailbox: str, kind: AccessKind, server: str, reach: Reach) -> Attempt:
+    failure = reach.failure
+    if reach.reached:
+        finding = Finding.REACHED
+    elif failure is None:
+        finding, failure = Finding.NOT_PROVED, NO_ITEM
+    else:
+        finding = Finding.REFUSED if failure.code in REFUSALS[kind] else Finding.NOT_PROVED
+    return Attempt(mailbox, finding, failure, kind, server, reach.operation, reach.folder)
 
 
 def _tell(attempt: Attempt) -> None:
     fields: dict[str, object] = {"mailbox": attempt.mailbox}
     if attempt.access is not None:
         fields |= {"access": attempt.access, "server": attempt.server}
+        fields |= {"operation": attempt.operation, "folder": attempt.folder}
     if attempt.failure is not None:
         fields |= {"code": attempt.failure.code, "text": attempt.failure.text}
     match attempt.finding:
@@ -127,6 +144,12 @@ def _tell(attempt: Attempt) -> None:
         case Finding.NOT_PROVED:
             log.warning("scope.not_proved", **fields)
 
+
+# The folder could be opened, and there was nothing to be seen in it.
+NO_ITEM = Failure(
+    code="NoItem",
+    text="the account may open the folder, which is empty or hides its items; it may not subscribe",
+)
 
 # The patience between two attempts where nothing was proved.
 AGAIN = Backoff(first=60.0, factor=2.0, cap=3600.0)

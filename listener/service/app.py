@@ -13,13 +13,16 @@ from typing import Protocol
 import msgspec
 import trio
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from listener.errors import ConfigError
 from listener.service.metrics import render
 from listener.service.snapshot import Snapshot
+from listener.text import printable, shortened
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -42,8 +45,15 @@ class Operable(Protocol):
         """Lines of JSON about what happens with a mailbox, as it happens. Raises LookupError if it is unknown."""
 
 
-def build(daemon: Operable, *, token: str | None = None, by_mailbox: bool = False) -> Starlette:
-    """The ASGI application. `by_mailbox`: the metrics have a series a mailbox."""
+def build(
+    daemon: Operable,
+    *,
+    token: str | None = None,
+    by_mailbox: bool = False,
+    is_ours: Callable[[str | None], bool] = lambda _host: True,
+) -> ASGIApp:
+    """The ASGI application. `by_mailbox`: the metrics have a series a mailbox; `is_ours`: whether a request over TCP
+    with this Host header is answered (listener/service/hosts.py)."""
 
     def guarded(endpoint: Endpoint, *, strictly: bool) -> Endpoint:
         async def guard(request: Request) -> Response:
@@ -90,7 +100,7 @@ def build(daemon: Operable, *, token: str | None = None, by_mailbox: bool = Fals
             return _says(404, str(error))
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
-    return Starlette(
+    answers = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -100,6 +110,18 @@ def build(daemon: Operable, *, token: str | None = None, by_mailbox: bool = Fals
             Route("/watch/{mailbox}", guarded(watch, strictly=True)),
         ]
     )
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope.get("client") is not None:
+            host = Headers(scope=scope).get("host")
+            if not is_ours(host):
+                told = "no Host header" if host is None else f'the host "{printable(shortened(host, 200))}"'
+                text = f"{told} is not answered here; add a name to [status] allowed_hosts"
+                await _says(421, text)(scope, receive, send)
+                return
+        await answers(scope, receive, send)
+
+    return checked
 
 
 def _has(request: Request, token: str | None) -> bool:

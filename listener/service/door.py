@@ -12,6 +12,7 @@ import trio
 
 from listener.config import Config
 from listener.errors import ConfigError, Problem
+from listener.service.hosts import host_check
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework
@@ -49,7 +50,8 @@ async def open_door(config: Config, daemon: Operable) -> AsyncIterator[None]:
             except OSError as error:
                 raise _problem("listen", status.listen, error) from error
         token = None if status.token is None else status.token.reveal()
-        app: Any = build(daemon, token=token, by_mailbox=status.mailbox_metrics)
+        is_ours = host_check(status.listen or "localhost", status.allowed_hosts)
+        app: Any = build(daemon, token=token, by_mailbox=status.mailbox_metrics, is_ours=is_ours)
         async with trio.open_nursery() as nursery:
             if sockets:
                 nursery.start_soon(_serve, app, sockets)

@@ -99,6 +99,9 @@ def _of_daemon(it: Snapshot) -> Iterator[Metric]:
     yield _gauge("mailboxes_refused", "Those that were refused and are tried again.", it.refused)
     yield _gauge("mailboxes_missing", "Those that Autodiscover did not find.", it.missing)
     yield _counter("events", "Events received on streams.", it.events)
+    yield _counter(
+        "events_dropped", "Events without a valid id; the mailbox is compared instead.", it.dropped
+    )
     yield _labelled(
         CounterMetricFamily, "reloads", "Reloads of the configuration.", ("result",),
         [(("done",), it.reloads.done), (("refused",), it.reloads.refused)],

@@ -14,7 +14,7 @@ from listener.errors import ConfigError, Problem
 LIVE: Final[Mapping[str, frozenset[str] | None]] = {
     "affinity": frozenset({"impersonate_anchor_on_stream", "refresh", "subscribe_concurrency"}),
     "backoff": None,
-    "catch_up": frozenset({"idle_interval", "interval"}),
+    "catch_up": frozenset({"idle_interval", "initial", "interval"}),
     "delivery": None,
     "exchange": frozenset({"concurrency"}),
     "groups": None,

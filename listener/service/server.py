@@ -30,8 +30,10 @@ def unix_socket(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        # The file has this mode from its beginning (unix(7) on Linux): a chmod() afterwards would follow a link that
+        # somebody put in its place.
+        os.fchmod(there.fileno(), 0o600)
         there.bind(str(temporary))
-        temporary.chmod(0o600)
         there.listen(BACKLOG)
         temporary.rename(path)
         try:

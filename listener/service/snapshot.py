@@ -144,6 +144,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     missing: int
     refused: int
     events: int
+    dropped: int = 0
     groups: tuple[GroupStatus, ...]
     handlers: tuple[HandlerStatus, ...]
     servers: tuple[ServerStatus, ...]

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from listener.log.reading import seemly
 from listener.service.snapshot import GroupStatus, HandlerStatus, Snapshot, Trouble
+from listener.text import printable
 
 # Rows that a terminal is given at most; what is in trouble comes first.
 MOST_GROUPS = 20
@@ -50,13 +50,13 @@ def size(count: float) -> str:
 
 
 def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
-    colour = "green" if it.streaming == it.mailboxes else "yellow"
+    colour = "green" if it.streaming == it.mailboxes else "red" if it.streaming > it.mailboxes else "yellow"
     rate = ""
     if before is not None and it.time > before.time:
         rate = f" ({(it.events - before.events) / (it.time - before.time):,.0f}/s)"
     first = [
-        Text(f"ews-listener {it.version}", "bold"),
-        Text(it.state, COLOURS.get(it.state, "")),
+        Text(f"ews-listener {printable(it.version)}", "bold"),
+        _state(it.state),
         _pair("up", lasted(it.time - it.started)),
         _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", colour),
         _pair("parked", f"{it.parked:,}", "red" if it.parked else ""),
@@ -78,7 +78,12 @@ def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
 
 
 def _pair(name: str, value: str, style: str = "") -> Text:
-    return Text.assemble((f"{name} ", "dim"), (value, style))
+    return Text.assemble((f"{printable(name)} ", "dim"), (printable(value), style))
+
+
+def _text(value: str) -> Text:
+    """What others said or named: no markup, and nothing that a terminal obeys."""
+    return Text(printable(value))
 
 
 def _warnings(it: Snapshot) -> list[Text]:
@@ -89,13 +94,15 @@ def _warnings(it: Snapshot) -> list[Text]:
         said.append(f"the journal cannot be written: {it.journal.trouble}")
     if it.journal is not None and it.journal.full:
         said.append("the journal is full, nothing new is taken in")
+    if it.streaming > it.mailboxes:
+        said.append(f"{it.streaming - it.mailboxes} mailboxes stream twice: their events come twice")
     said += [
         f"{server.host} asks for a pause of {lasted(server.pause)}" for server in it.servers if server.pause
     ]
     said += [f"the last reload was refused: {problem}" for problem in it.reloads.problems]
     if it.reloads.pending:
         said.append(f"takes effect at the next start: {', '.join(it.reloads.pending)}")
-    return [Text(f"! {seemly(text)}", "bold yellow") for text in said]
+    return [Text(f"! {printable(text)}", "bold yellow") for text in said]
 
 
 def _table(*columns: str) -> Table:
@@ -110,7 +117,7 @@ def _table(*columns: str) -> Table:
 
 
 def _state(state: str) -> Text:
-    return Text(state, COLOURS.get(state, ""))
+    return Text(printable(state), COLOURS.get(state, ""))
 
 
 def _handlers(it: Snapshot) -> Table:
@@ -122,7 +129,7 @@ def _handlers(it: Snapshot) -> Table:
 
 def _handler(handler: HandlerStatus, now: float) -> list[str | Text]:
     return [
-        handler.name,
+        _text(handler.name),
         _state(handler.state),
         f"{handler.behind:,}",
         f"{handler.delivered:,}",
@@ -149,8 +156,8 @@ def _group(group: GroupStatus, now: float) -> list[str | Text]:
     if group.pause:
         state.append(f" {lasted(group.pause)}", "dim")
     return [
-        seemly(group.name),
-        group.anchor,
+        _text(group.name),
+        _text(group.anchor),
         state,
         lasted(now - group.since),
         f"{group.streaming}/{group.mailboxes}",
@@ -175,9 +182,9 @@ def _troubles(it: Snapshot) -> Table:
 
 def _trouble(trouble: Trouble) -> list[str | Text]:
     return [
-        trouble.mailbox,
+        _text(trouble.mailbox),
         _state(trouble.state),
-        seemly(trouble.group or "-"),
+        _text(trouble.group or "-"),
         "-" if trouble.retry is None else lasted(trouble.retry),
-        Text(seemly(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code)),
+        _text(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code),
     ]

@@ -7,6 +7,7 @@ from listener.simulator.faults import (
     AccountLocked,
     AutodiscoverFailure,
     BadCertificate,
+    BufferedStreams,
     ClaimsChallenge,
     ClockOff,
     EwsDisabled,
@@ -27,6 +28,7 @@ class Conditions(msgspec.Struct):
     moving: dict[str, str] = msgspec.field(default_factory=dict)
     down: set[str] = msgspec.field(default_factory=set)
     outage: Outage | None = None
+    buffered: BufferedStreams | None = None
     throttled: Throttled | None = None
     discovery: AutodiscoverFailure | None = None
     certificate: BadCertificate | None = None

@@ -49,7 +49,8 @@ class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
 
     `folders` are those of the mailbox that `account` (the service account, if it is not given) may read without
     impersonation, by their distinguished ids, "*" for all. `in_scope` says whether the service account may
-    impersonate the mailbox, `ews` whether its owner may use EWS at all.
+    impersonate the mailbox, `ews` whether its owner may use EWS at all, `free_busy` whether *Default* sees its
+    calendar and free/busy times.
     """
 
     mailbox: str
@@ -57,6 +58,7 @@ class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
     account: str | None = None
     in_scope: bool | None = None
     ews: bool | None = None
+    free_busy: bool | None = None
 
 
 class GroupOrder(msgspec.Struct, forbid_unknown_fields=True):
@@ -131,7 +133,11 @@ class Control:
         if order.folders is not None:
             account = order.account or self._exchange.settings.user
             rights.grant(account.lower(), mailbox.address, order.folders)
-        for wanted, refused in ((order.in_scope, rights.out_of_scope), (order.ews, rights.without_ews)):
+        for wanted, refused in (
+            (order.in_scope, rights.out_of_scope),
+            (order.ews, rights.without_ews),
+            (order.free_busy, rights.without_free_busy),
+        ):
             if wanted is not None:
                 (refused.discard if wanted else refused.add)(mailbox.address)
         return rights.told()

@@ -28,7 +28,8 @@ class Directory:
         self.outsider = f"ceo@{domain}"
         self.mailboxes: dict[str, Mailbox] = {}
         self.homes: dict[str, str] = {}
-        persons = [*people(settings.mailboxes, dice), ("Chief Executive", "ceo")]
+        further = [(local.title(), local.lower()) for local in settings.people]
+        persons = [*people(settings.mailboxes, dice), *further, ("Chief Executive", "ceo")]
         for name, local in persons:
             address = f"{local}@{domain}"
             guid = UUID(int=dice.getrandbits(128), version=4)

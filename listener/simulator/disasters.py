@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
+from uuid import UUID
 
 from listener.simulator import faults
 from listener.simulator.conditions import Conditions
@@ -54,6 +55,8 @@ class Disasters:
                 return self._fail_over(fault)
             case faults.MailboxMove():
                 return self._move(fault)
+            case faults.MailboxReplaced():
+                return self._replace(fault, now)
             case faults.Overflow():
                 return self._overflow(fault)
             case faults.SilentSubscription():
@@ -67,6 +70,9 @@ class Disasters:
             case faults.Outage():
                 self._break_streams()
                 self._conditions.outage = fault
+            case faults.BufferedStreams():
+                self._break_streams()
+                self._conditions.buffered = fault
             case faults.Throttled():
                 self._conditions.throttled = fault
             case faults.AutodiscoverFailure():
@@ -151,6 +157,16 @@ class Disasters:
             return Made(mailbox.address, target)
         self._conditions.moving[mailbox.address] = "ErrorMailboxMoveInProgress"
         return Made(mailbox.address, target, undo=lambda: _forget(self._conditions.moving, mailbox.address))
+
+    def _replace(self, fault: faults.MailboxReplaced, now: float) -> Made:
+        mailbox = self._mailbox(fault.mailbox)
+        mailbox.replace(UUID(int=self._dice.getrandbits(128), version=4), now)
+        if fault.quiet:
+            for subscription in self._subscriptions.of(mailbox.address):
+                subscription.silent = True
+        else:
+            self._end(mailbox, fault.code)
+        return Made(mailbox.address)
 
     def _overflow(self, fault: faults.Overflow) -> Made:
         subscription = self._subscription(fault.mailbox)

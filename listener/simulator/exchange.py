@@ -20,7 +20,7 @@ from listener.simulator.chaos import Chaos
 from listener.simulator.conditions import Conditions
 from listener.simulator.directory import Directory
 from listener.simulator.disasters import Disasters
-from listener.simulator.faults import HangUp
+from listener.simulator.faults import HangUp, NoAnswer
 from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Event, Folder, Mailbox
@@ -53,7 +53,9 @@ class Exchange:
     def __init__(self, settings: Settings, ledger: Ledger, now: float) -> None:
         self.settings = settings
         self.directory = Directory(settings, now)
-        self.subscriptions = Subscriptions(self.directory.backends, settings.limits)
+        self.subscriptions = Subscriptions(
+            self.directory.backends, settings.limits, counted_ids=settings.rules.counted_ids
+        )
         self.budgets = Budgets(settings.limits)
         self.ledger = ledger
         self.base_url = ""
@@ -153,7 +155,10 @@ class Exchange:
         genuine = partial(self._genuine, call, request, now)
         fault = self.chaos.strike(call.operation, partial(self._concerned, call), now)
         if fault is None:
-            return call.operation, genuine()
+            reply = genuine()
+            if self.conditions.buffered and isinstance(reply.body, Stream):
+                reply.manner = NoAnswer()
+            return call.operation, reply
         host = self.settings.host
         return call.operation, answers.answer(fault, call.operation, _stream_ids(call), host, now, genuine)
 

@@ -229,6 +229,16 @@ class MailboxMove(OrganisationFault, frozen=True, kw_only=True):
     seconds: Seconds | None = None
 
 
+class MailboxReplaced(OrganisationFault, frozen=True, kw_only=True):
+    """Another mailbox takes the place of this one under its address, as after a migration or a restore: the folders
+    and items of the old one are copied into it and have new ids, and are created now, though they were received
+    before. Its subscriptions end with `code`; if it is `quiet`, they stay and report nothing."""
+
+    mailbox: str = ""
+    code: Code = "ErrorSubscriptionNotFound"
+    quiet: bool = False
+
+
 class Overflow(OrganisationFault, frozen=True, kw_only=True):
     """The event queue of a subscription overflows: it ends with ErrorMissedNotificationEvents, or just loses what
     is queued."""
@@ -284,6 +294,13 @@ class Outage(OrganisationFault, frozen=True, kw_only=True):
 
     seconds: Seconds = 10.0
     how: Literal["refuse", "reset", "503"] = "refuse"
+
+
+class BufferedStreams(OrganisationFault, frozen=True, kw_only=True):
+    """For `seconds` a reverse proxy in front holds streams back: streams are reset, and of new ones not one byte
+    comes, headers included. All else works."""
+
+    seconds: Seconds = 10.0
 
 
 class AutodiscoverFailure(OrganisationFault, frozen=True, kw_only=True):

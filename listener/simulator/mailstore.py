@@ -94,6 +94,7 @@ class Item(msgspec.Struct, kw_only=True, eq=False):
     subject: str
     sender: str
     created: float
+    received: float
     modified: float
     read: bool = True
 
@@ -140,12 +141,19 @@ class Mailbox:
         self._born = born
         self._tombstones = tombstones
         self._counter = 0
-        self._replica = UUID(int=guid.int ^ 0x5A5A5A5A).bytes_le
-        self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
-        self._folder_key = b"\x01\0\0\0\x16\0\0\0" + self._replica
+        self._replica = b""
+        self._item_key = b""
+        self._folder_key = b""
         self._id_prefix = b"\x00\x03\x24\x00" + str(guid).encode() + b"\x00"
+        self._name_ids(guid)
         self._folders: dict[str, Folder] = {}
         self._distinguished: dict[str, Folder] = {}
+
+    def _name_ids(self, store: UUID) -> None:
+        """From now on ids and change keys are those of this store; they still lead to this mailbox."""
+        self._replica = UUID(int=store.int ^ 0x5A5A5A5A).bytes_le
+        self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
+        self._folder_key = b"\x01\0\0\0\x16\0\0\0" + self._replica
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -314,6 +322,24 @@ class Mailbox:
         self.sync_epoch += 1
         self.resyncs_quietly = quietly
 
+    def replace(self, store: UUID, now: float) -> None:
+        """Another mailbox takes the place of this one, and is filled with copies of all that was in it. Exchange
+        reports nothing of that: subscriptions are to a mailbox, and not to an address."""
+        old = list(self.folders.values())
+        self._name_ids(store)
+        self.changes += 1
+        self.sync_epoch += 1
+        self.resyncs_quietly = False
+        self._folders, self._distinguished = {}, {}
+        copies: dict[str, Folder] = {}
+        for folder in old:  # parents come before their children
+            above = None if folder.parent is None else copies[folder.parent.id]
+            copy = self._plant_folder(folder.name, folder.folder_class, above, folder.distinguished, now)
+            copies[folder.id] = copy
+            for item in folder.items.values():
+                twin = self._create(copy, item.item_class, item.subject, item.sender, now, read=item.read)
+                twin.received = item.received
+
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _plant(self) -> None:
@@ -356,6 +382,7 @@ class Mailbox:
             subject=subject,
             sender=sender,
             created=now,
+            received=now,
             modified=now,
             read=read,
         )

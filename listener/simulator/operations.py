@@ -25,7 +25,7 @@ def get_folder(session: Session) -> str:
     shape = read_shape(session.call.element, "FolderShape")
 
     def one(element: etree._Element) -> str:
-        mailbox, folder = find_folder(element, session)
+        mailbox, folder = find_folder(element, session, looking=True)
         return f"<m:Folders>{folder_element(mailbox, folder, shape)}</m:Folders>"
 
     return response("GetFolder", _each("GetFolder", session.call.element.iterfind(f"{M}FolderIds/*"), one))

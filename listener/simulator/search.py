@@ -14,7 +14,7 @@ from listener.simulator.requests import M, T
 _Thing = TypeVar("_Thing", Item, Folder)
 _TIMES: dict[str, Callable[[Item], float]] = {
     "item:LastModifiedTime": lambda item: item.modified,
-    "item:DateTimeReceived": lambda item: item.created,
+    "item:DateTimeReceived": lambda item: item.received,
     "item:DateTimeCreated": lambda item: item.created,
 }
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {

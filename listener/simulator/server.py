@@ -211,7 +211,7 @@ class _Connection:
     def _reply(self, head: h11.Request, body: bytes) -> Reply:
         headers: dict[str, str] = {}
         for raw_name, raw_value in head.headers:
-            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            name, value = raw_name.decode("latin-1"), _text(raw_value)
             headers[name] = f"{headers[name]}; {value}" if name in headers else value
         return self._answer(head.method.decode("latin-1"), head.target.decode("latin-1"), headers, body)
 
@@ -366,6 +366,14 @@ class _Connection:
     async def _client_gone(self) -> None:
         while data := await self._transport.receive_some(_RECEIVE):
             self._http.receive_data(bytes(data))
+
+
+def _text(value: bytes) -> str:
+    """A header's value, which ASP.NET reads as UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _is(stream: Stream, manner: faults.Fault) -> bool:

@@ -45,22 +45,28 @@ def concerned(call: Call, actor: Mailbox | None, directory: Directory) -> Mailbo
     return directory.find(named or "") or actor
 
 
-def find_folder(element: etree._Element, session: Session) -> tuple[Mailbox, Folder]:
-    """The folder of a `t:FolderId` or `t:DistinguishedFolderId`. Failure: there is none, or no right to it."""
+def find_folder(
+    element: etree._Element, session: Session, *, looking: bool = False
+) -> tuple[Mailbox, Folder]:
+    """The folder of a `t:FolderId` or `t:DistinguishedFolderId`; `looking` is for its properties only, not for its
+    items. Failure: there is none, or no right to it."""
     if element.tag == f"{T}DistinguishedFolderId":
         named = element.findtext(f"{T}Mailbox/{T}EmailAddress")
         mailbox = session.directory.find(named) if named else session.actor
         if mailbox is None:
             raise Failure("ErrorNonExistentMailbox" if named else "ErrorMissingEmailAddress")
         # "Handling delegation-related errors in EWS in Exchange": without a right to it, the folder is not found.
-        _check_access(mailbox, element.get("Id", ""), session, "ErrorFolderNotFound")
+        name = element.get("Id", "")
+        seen = session.directory.rights.may_see(session.principal, mailbox.address, name)
+        code = "ErrorAccessDenied" if seen else "ErrorFolderNotFound"
+        _check_access(mailbox, name, session, code, looking=looking)
         try:
-            return mailbox, mailbox.distinguished(element.get("Id", ""))
+            return mailbox, mailbox.distinguished(name)
         except KeyError:
             raise Failure("ErrorFolderNotFound") from None
     mailbox = _mailbox_of_id(element.get("Id", ""), session)
     folder = mailbox.folders.get(element.get("Id", ""))
-    _check_access(mailbox, folder.distinguished if folder else None, session)
+    _check_access(mailbox, folder.distinguished if folder else None, session, looking=looking)
     if folder is None:
         raise Failure("ErrorItemNotFound")
     return mailbox, folder
@@ -96,9 +102,14 @@ def decode_id(id_: str) -> bytes:
 
 
 def _check_access(
-    mailbox: Mailbox, folder: str | None, session: Session, code: str = "ErrorAccessDenied"
+    mailbox: Mailbox,
+    folder: str | None,
+    session: Session,
+    code: str = "ErrorAccessDenied",
+    *,
+    looking: bool = False,
 ) -> None:
-    if mailbox is not session.actor and not session.directory.rights.may_read(
-        session.principal, mailbox.address, folder
-    ):
+    rights = session.directory.rights
+    may = rights.may_see if looking else rights.may_read
+    if mailbox is not session.actor and not may(session.principal, mailbox.address, folder):
         raise NoRight(code)

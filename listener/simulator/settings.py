@@ -72,6 +72,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     one_user_per_stream: bool = False
     """Whether a subscription is read by those only who impersonate whom it was made for: a stream can then have the
     subscriptions of one mailbox alone. Others are refused with ErrorSubscriptionAccessDenied."""
+    counted_ids: bool = False
+    """Whether subscription ids are mere numbers, the same for all mailboxes. They begin at 1 again when a back end
+    restarts, so that an id may come to mean a subscription of another mailbox, as on some servers."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     heartbeat: float = 45.0
     domain: str = "contoso.example"
+    people: tuple[str, ...] = ()
+    """Local parts of further mailboxes, which may hold letters outside of ASCII."""
     limits: Limits = Limits()
     network: Network = Network()
     wire: Wire = Wire()

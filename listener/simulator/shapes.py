@@ -69,6 +69,8 @@ def folder_element(mailbox: Mailbox, folder: Folder, shape: Shape) -> str:
     if shape.wants("folder:ChildFolderCount"):
         properties.append(f"<t:ChildFolderCount>{len(mailbox.children(folder))}</t:ChildFolderCount>")
     values = {
+        # PR_LAST_MODIFICATION_TIME: when the folder itself changed.
+        "0x3008": timestamp(folder.modified),
         # PR_LOCAL_COMMIT_TIME_MAX and PR_DELETED_COUNT_TOTAL (MS-OXPROPS): whether anything changed in the folder.
         # The first does not move when an item goes, and like all times here it is in whole seconds.
         "0x670a": timestamp(folder.committed),
@@ -102,7 +104,7 @@ def item_element(mailbox: Mailbox, item: Item, shape: Shape) -> str:
     if shape.wants("item:Subject"):
         properties.append(f"<t:Subject>{escape(item.subject)}</t:Subject>")
     if shape.wants("item:DateTimeReceived"):
-        properties.append(f"<t:DateTimeReceived>{timestamp(item.created)}</t:DateTimeReceived>")
+        properties.append(f"<t:DateTimeReceived>{timestamp(item.received)}</t:DateTimeReceived>")
     if shape.wants("item:DateTimeCreated"):
         properties.append(f"<t:DateTimeCreated>{timestamp(item.created)}</t:DateTimeCreated>")
     if shape.wants("item:LastModifiedTime"):

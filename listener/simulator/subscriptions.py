@@ -71,9 +71,10 @@ class Subscription:
 class Subscriptions:
     """The tables of all back ends."""
 
-    def __init__(self, backends: Iterable[str], limits: Limits) -> None:
+    def __init__(self, backends: Iterable[str], limits: Limits, *, counted_ids: bool = False) -> None:
         self.tables: dict[str, dict[str, Subscription]] = {backend: {} for backend in backends}
         self._limits = limits
+        self._counted_ids = counted_ids
         self._issued = dict.fromkeys(self.tables, 0)
         self._watchers: dict[str, list[Subscription]] = {}
 
@@ -94,7 +95,8 @@ class Subscriptions:
         if len(self._watchers.get(mailbox.address, ())) >= self._limits.subscriptions:
             raise Failure("ErrorExceededSubscriptionCount")
         self._issued[backend] += 1
-        id_ = _subscription_id(backend, mailbox, self._issued[backend])
+        number = self._issued[backend]
+        id_ = str(number) if self._counted_ids else _subscription_id(backend, mailbox, number)
         subscription = Subscription(id_, backend, mailbox, owner, charged, kinds, folders, now)
         self.tables[backend][id_] = subscription
         self._watchers.setdefault(mailbox.address, []).append(subscription)

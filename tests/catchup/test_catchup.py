@@ -317,3 +317,26 @@ async def test_an_error_of_the_journal_is_no_end(autojump_clock: trio.testing.Mo
         assert one.lost() == []
         assert len(one.logged("catchup.crashed")) == 2
         one.log.clear()
+
+
+async def test_a_mailbox_whose_events_lack_their_ids_is_compared_soon_but_not_all_the_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with ready(interval=100_000.0) as one:
+        mailbox = next(iter(one.exchange.directory))
+        mailbox.deliver("second", SENDER, clock())  # and the event of it had no id
+        one.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
+        await trio.sleep(20)
+        assert "exchange.item.created" in [event.type for _, event in one.handed]
+        before = one.asked["FindFolder"]
+        for _ in range(600):
+            one.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
+            await trio.sleep(1)
+        assert 8 <= one.asked["FindFolder"] - before <= 11
+        await trio.sleep(61)
+        one.clear()
+        mailbox.deliver("third", SENDER, clock())
+        one.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
+        one.catch_up.gap(mailbox.address, trio.current_time(), "lost")  # another reason does not wait
+        await trio.sleep(10)
+        assert "exchange.item.created" in [event.type for _, event in one.handed]

@@ -4,6 +4,7 @@ import pytest
 
 from listener.cli.ending import reported
 from listener.errors import ConfigError, ListenerError, OpeningError, Problem
+from listener.journal import JournalDamagedError, JournalError
 
 ONE = ConfigError([Problem("handlers.audit", "could not be opened")])
 OTHER = ConfigError([Problem("auth.user", "is required"), Problem("mailboxes.file", "cannot read x")])
@@ -63,3 +64,15 @@ def test_without_an_error_nothing_happens(capsys: pytest.CaptureFixture[str]) ->
     with reported():
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_damaged_journal_ends_with_2_and_nothing_that_only_follows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damaged = JournalDamagedError("/x/journal.db is damaged: no (copy it)")
+    with pytest.raises(SystemExit) as ended, reported():
+        raise ExceptionGroup(
+            "", [JournalError("the journal is closed"), ExceptionGroup("", [damaged, damaged])]
+        )
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: /x/journal.db is damaged: no (copy it)\n"

@@ -193,6 +193,7 @@ def test_items_and_what_became_of_them(anna: Anna) -> None:
         item_class="IPM.Note",
         subject="Mail <0>",
         date_time_created="2023-11-14T22:13:20Z",
+        date_time_received="2023-11-14T22:13:20Z",
         last_modified_time="2023-11-14T22:13:23Z",
         is_read=True,
     )

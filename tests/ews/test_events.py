@@ -1,5 +1,8 @@
 """Notifications as values, and as what handlers get."""
 
+import re
+from datetime import datetime, timedelta, timezone
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from lxml import etree
 
 from listener.event import MailboxEvent
 from listener.ews.events import EVENT_TYPES, Event, EventKind, Notification, mailbox_event, read_notification
+from listener.ews.values import utc
 from tests.ews.samples import MESSAGES, TYPES, event, notification
 
 
@@ -67,13 +71,115 @@ def test_a_copied_folder() -> None:
         ("2024-05-14T01:30:05.50+02:00", "2024-05-13T23:30:05.50Z"),
         ("2024-12-31T23:30:00-01:00", "2025-01-01T00:30:00Z"),
         ("2024-05-14T09:30:05+00:00", "2024-05-14T09:30:05Z"),
-        ("0001-01-01T00:00:00+01:00", "0001-01-01T00:00:00+01:00"),  # before the calendar begins
+        ("2024-02-29T23:59:59.1-14:00", "2024-03-01T13:59:59.1Z"),
+        ("2024-05-14T09:30:05.1234567891234Z", "2024-05-14T09:30:05.123456789Z"),
         ("0800-01-01T00:00:00+01:00", "0799-12-31T23:00:00Z"),
-        ("yesterday", "yesterday"),
+        ("0001-01-01T00:00:00+01:00", ""),  # before the calendar begins
+        ("9999-12-31T23:59:59Z", ""),
+        ("9999-12-31T23:59:59-01:00", ""),
+        ("0001-01-01T00:00:00", ""),
+        ("0001-01-01T00:00:00Z", ""),
+        ("1601-01-01T00:00:00Z", ""),
+        ("0000-01-01T00:00:00Z", ""),
+        ("2024-02-30T09:30:05Z", ""),
+        ("2023-02-29T09:30:05Z", ""),
+        ("2024-13-01T09:30:05Z", ""),
+        ("2024-05-14T25:30:05Z", ""),
+        ("2024-05-14T09:30:60Z", ""),
+        ("2024-05-14T09:30:05+14:60", ""),
+        ("2024-05-14T09:30:05+25:00", ""),
+        ("2024-05-14T09:30:05.Z", ""),
+        ("2024-05-14 09:30:05Z", ""),
+        ("2024-05-14T09:30Z", ""),
+        ("2024-05-14", ""),
+        ("2024-05-14T09:30:05 Z", ""),
+        ("\u0662\u0660\u0662\u0664-05-14T09:30:05Z", ""),
+        ("Z", ""),
+        ("yesterday", ""),
+        ("yesterday, at noon Z", ""),
+        (" ", ""),
+        ("", ""),
     ],
 )
 def test_time_stamps_are_in_utc_with_all_their_digits(sent: str, got: str) -> None:
     assert one(event("CreatedEvent", sent, ItemId="i")).timestamp == got
+
+
+@given(st.text(st.sampled_from("0123456789-:TZ.+ ")) | st.text() | st.datetimes().map(str))
+def test_a_time_stamp_is_rfc_3339_or_nothing(sent: str) -> None:
+    time = utc(sent.strip())
+    if time:
+        assert re.fullmatch(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}([.][0-9]{1,9})?Z", time)
+        datetime.fromisoformat(time)
+        assert utc(time) == time
+
+
+@given(st.datetimes(datetime(1, 1, 3), datetime(9998, 12, 30)), st.integers(-14 * 60 + 1, 14 * 60 - 1))
+def test_every_moment_of_the_calendar_is_a_time(moment: datetime, minutes: int) -> None:
+    sent = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    assert datetime.fromisoformat(utc(sent.isoformat())) == sent
+
+
+VALID = '<t:ParentFolderId Id="p"/>'
+TIME = "<t:TimeStamp>2024-05-14T09:30:05Z</t:TimeStamp>"
+
+
+@pytest.mark.parametrize("kind", list(EventKind))
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "<t:ItemId/>",
+        '<t:ItemId Id=""/>',
+        '<t:ItemId Id=" &#9;&#10;"/>',
+        '<t:FolderId Id=""/>',
+        '<t:FolderId ChangeKey="k"/>',
+        '<t:ItemId Id=""/><t:FolderId Id="f"/>',  # an item that must not turn into a folder
+        '<t:FolderId Id="f"/><t:ItemId/>',
+        f'<t:ItemId Id="{"x" * 5000}"/>',
+        '<t:OldItemId Id="o"/><t:OldFolderId Id="o"/>',
+        "<t:ItemId>i</t:ItemId>",
+        '<t:Itemid Id="i"/>',
+    ],
+)
+def test_an_event_without_a_valid_id_is_counted(kind: EventKind, content: str) -> None:
+    bad = f"<t:{kind}>{TIME}{content}{VALID}</t:{kind}>"
+    good = event("CreatedEvent", ItemId="i", ParentFolderId="p")
+    found = read(good, bad, good, bad)
+    assert (len(found.events), found.dropped) == (2, 2)
+
+
+def test_an_event_of_an_item_and_a_folder_is_one_of_the_item() -> None:
+    item, folder = '<t:ItemId Id="i" ChangeKey="ik"/>', '<t:FolderId Id="f" ChangeKey="fk"/>'
+    for ids in (item + folder, folder + item):
+        found = one(f"<t:ModifiedEvent>{TIME}{ids}{VALID}</t:ModifiedEvent>")
+        assert (found.item_id, found.folder_id, found.change_key) == ("i", None, "ik")
+
+
+def test_an_event_may_lack_its_parent_and_its_old_ids() -> None:
+    for parent in ("", "<t:ParentFolderId/>", '<t:ParentFolderId Id=" "/>'):
+        content = f'<t:MovedEvent>{TIME}<t:ItemId Id="i"/>{parent}<t:OldItemId Id=""/></t:MovedEvent>'
+        found = one(content)
+        assert (found.item_id, found.parent_folder_id, found.old_item_id) == ("i", None, None)
+
+
+@pytest.mark.parametrize(
+    "sent", ["", " ", "<t:SubscriptionId/>", f"<t:SubscriptionId>{'x' * 5000}</t:SubscriptionId>"]
+)
+def test_a_notification_may_lack_its_subscription(sent: str) -> None:
+    content = event("CreatedEvent", ItemId="i")
+    xml = f'<m:Notification xmlns:m="{MESSAGES}" xmlns:t="{TYPES}">{sent}{content}</m:Notification>'
+    assert read_notification(etree.fromstring(xml)).subscription_id == ""
+
+
+@pytest.mark.parametrize("sent", ["", "yesterday", "2024-02-30T00:00:00Z", "0001-01-01T00:00:00"])
+def test_without_a_valid_time_the_arrival_counts(sent: str) -> None:
+    found = one(event("CreatedEvent", sent, ItemId="i"))
+    arrived = "2024-05-14T09:30:05.000001Z"
+    assert mailbox_event("a@b.c", found, arrived).time == arrived
+    assert (
+        mailbox_event("a@b.c", one(event("CreatedEvent", ItemId="i")), arrived).time == "2024-05-14T09:30:05Z"
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_what_is_asked_of_each_folder() -> None:
         "folder:UnreadCount",
     ]
     assert [path.items() for path in shape.iter(f"{T}ExtendedFieldURI")] == [
+        [("PropertyTag", "0x3008"), ("PropertyType", "SystemTime")],
         [("PropertyTag", "0x670a"), ("PropertyType", "SystemTime")],
         [("PropertyTag", "0x670b"), ("PropertyType", "Integer")],
     ]
@@ -73,7 +74,8 @@ def test_a_page_of_the_folders_below_one() -> None:
     request = body(find_folder(FolderRef("root"), offset=200, page_size=100, version=VERSION))
     assert (request.tag, request.get("Traversal")) == (f"{M}FindFolder", "Deep")
     shape, view, parents = request
-    assert [path.get("PropertyTag") for path in shape.iter(f"{T}ExtendedFieldURI")] == ["0x670a", "0x670b"]
+    tags = [path.get("PropertyTag") for path in shape.iter(f"{T}ExtendedFieldURI")]
+    assert tags == ["0x3008", "0x670a", "0x670b"]
     assert view.tag == f"{M}IndexedPageFolderView"
     assert dict(view.items()) == {"MaxEntriesReturned": "100", "Offset": "200", "BasePoint": "Beginning"}
     assert [each.get("Id") for each in parents] == ["root"]

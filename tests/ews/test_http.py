@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.ews.codes import Failure
+from listener.ews.codes import Failure, Verdict
 from listener.ews.http import http_failure
 from tests.ews.samples import back_off, fault, refused, subscribed
 
@@ -114,3 +114,44 @@ def test_diagnostics_are_told() -> None:
 def test_a_body_that_is_no_soap_is_shown() -> None:
     assert failure(503, b"no healthy upstream").text == "no healthy upstream"
     assert failure(502, b"<html><head><title>502 Bad Gateway</title>").text == "an HTML page: 502 Bad Gateway"
+
+
+@pytest.mark.parametrize("status", [456, 457])
+def test_an_account_that_cannot_sign_in(status: int) -> None:
+    found = failure(status)
+    assert found.verdict is Verdict.CREDENTIALS
+    assert ("blocked" if status == 456 else "multi-factor") in found.text
+
+
+@pytest.mark.parametrize("code", ["UserNotFound", "MailboxGuidWithDomainNotFound", "usernotfound"])
+def test_a_mailbox_that_the_front_end_does_not_know(code: str) -> None:
+    found = failure(404, X_CasErrorCode=code)
+    assert found.code.lower() == code.lower()
+    assert found.verdict is Verdict.PARK
+    assert failure(404, X_CasErrorCode="ServerNotFound").code == "Http404"
+    assert "ServerNotFound" in failure(404, X_CasErrorCode="ServerNotFound").text
+
+
+@pytest.mark.parametrize("body", [b"", fault(), b"<html/>"])
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_diagnostics_are_part_of_the_text(status: int, body: bytes) -> None:
+    told = '2000003;reason="The audience is invalid.";error_category="invalid_resource"'
+    assert "The audience is invalid." in failure(status, body, x_ms_diagnostics=told).text
+
+
+HEADERS = (
+    "date", "retry-after", "location", "x-ms-location", "www-authenticate", "x-caserrorcode", "x-ms-diagnostics",
+    "x-ews-policy-reason",
+)  # fmt: skip
+
+
+@given(
+    status=st.integers(300, 599),
+    headers=st.dictionaries(
+        st.sampled_from(HEADERS),
+        st.text(),
+    ),
+    body=st.binary(),
+)
+def test_no_answer_raises(status: int, headers: dict[str, str], body: bytes) -> None:
+    http_failure(status, headers, body, NOW)

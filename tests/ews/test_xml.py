@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.ews.xml import excerpt, html_title, local_name, read
+from listener.ews.xml import MOST_MARKUP, excerpt, html_title, local_name, read
 
 
 def failure(content: bytes) -> Failure:
@@ -128,3 +128,60 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
         return
     assert refused.code in ("NotSoap", "MalformedXml", "ForbiddenXml")
     assert refused.text.isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<a>" + b"<b/>" * MOST_MARKUP + b"</a>",
+        b"<a>" + b"<b></b>" * (MOST_MARKUP // 2) + b"</a>",
+        b"<a " + b" ".join(b"b%d=''" % n for n in range(MOST_MARKUP)) + b"/>",
+        b"<a>" + b"<b c = '' d = ''/>" * (MOST_MARKUP // 3) + b"</a>",
+        b"<a>" + b"<b xmlns='c'/>" * (MOST_MARKUP // 2) + b"</a>",
+        ("<a>" + "<b/>" * MOST_MARKUP + "</a>").encode("utf-16"),
+    ],
+)
+def test_a_document_of_too_many_elements_is_refused_before_it_is_parsed(content: bytes) -> None:
+    begun = time.process_time()
+    assert failure(content).code == "EnvelopeTooLarge"
+    assert time.process_time() - begun < 0.2
+
+
+def test_a_document_of_many_elements_is_read() -> None:
+    assert len(read(b"<a>" + b"<b/>" * (MOST_MARKUP - 10) + b"</a>")) == MOST_MARKUP - 10
+
+
+def test_a_long_text_is_no_matter_of_elements() -> None:
+    assert len(read(b"<a>" + b"x" * 5_000_000 + b"</a>").text or "") == 5_000_000
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-7", "UTF-7", "cp037", "ibm1047", "hz-gb-2312", "utf-16\nx", "x" * 99]
+)
+def test_an_encoding_that_hides_the_elements_is_refused(encoding: str) -> None:
+    content = f"<?xml version='1.0' encoding='{encoding}'?><a>+ADw-b/+AD4-</a>".encode()
+    assert failure(content).code == "MalformedXml"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "us-ascii", "iso-8859-1", "windows-1252", "utf-16"])
+def test_an_encoding_that_servers_use_is_read(encoding: str) -> None:
+    content = f'<?xml version="1.0" encoding="{encoding}"?><a>b</a>'.encode(encoding)
+    assert read(content).text == "b"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b" " * 8_000_000 + b"<a/>",
+        b"<!-- -->" * 1_000_000 + b"<a/>",
+        b"<?b?>" * 1_000_000 + b"<a/>",
+        b"<!--" * 2_000_000,
+        b"<a>" + b"\0" * 8_000_000 + b"</a>",
+        b"<a>" + b"&#0;" * 2_000_000 + b"</a>",
+        b"<a>" + b"&#x41;" * 1_000_000 + b"\0</b>",
+    ],
+)
+def test_what_is_made_to_take_long_does_not(content: bytes) -> None:
+    begun = time.process_time()
+    assert failure(content).code in ("EnvelopeTooLarge", "NotSoap", "MalformedXml")
+    assert time.process_time() - begun < 1

@@ -77,7 +77,9 @@ class Internet:
             return
         host, _, port = target.decode().partition(":")
         self.connects.append(host)
-        if not any(url.startswith("https:") and httpx.URL(url).host == host for url in self.pages):
+        if not any(
+            url.startswith("https:") and httpx.URL(url).raw_host.decode() == host for url in self.pages
+        ):
             await stream.send_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
             return
         await stream.send_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")

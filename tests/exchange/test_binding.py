@@ -59,3 +59,11 @@ def test_without_tls_there_is_none() -> None:
 
     assert end_point(Plain()) is None
     assert end_point(None) is None
+
+
+def test_a_certificate_that_cannot_be_parsed_is_bound_by_sha_256() -> None:
+    """OpenSSL accepts some that the parser does not."""
+    assert (
+        of_certificate(b"no certificate")
+        == b"tls-server-end-point:" + hashlib.sha256(b"no certificate").digest()
+    )

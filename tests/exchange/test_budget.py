@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listener.ews.codes import Failure
-from listener.exchange.budget import Budget, Budgets
+from listener.exchange.budget import MOST_UNKNOWN, Budget, Budgets
 
 
 def busy(seconds: float | None, code: str = "ErrorServerBusy") -> Failure:
@@ -280,3 +280,13 @@ def test_whatever_is_asked_and_answered(
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
     assert admitted == len(asked), "somebody was never let through"
+
+
+async def test_only_so_many_unknown_codes_are_kept_and_logged() -> None:
+    budget = Budget(10)
+    with structlog.testing.capture_logs() as logged:
+        for number in range(10 * MOST_UNKNOWN):
+            budget.failed(Failure(code=f"ErrorNew{number}"))
+            budget.failed(Failure(code="ErrorNew1"))
+    assert len(logged) == len(budget._unknown) == MOST_UNKNOWN
+    assert set(budget.answers) == {"other"}

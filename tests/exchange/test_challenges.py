@@ -1,10 +1,12 @@
+import time
 from base64 import b64encode
 
 import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.exchange.auth.challenges import offered, parameters, token
+from listener.exchange.auth.challenges import MOST_SCHEMES, offered, parameters, token
 
 SCHEMES = ["NTLM", "Negotiate", "Basic", "Bearer", "Digest"]
 QUOTABLE = st.text('abc ,="\\NTLMBasic', max_size=12)
@@ -64,3 +66,30 @@ def test_what_real_servers_write() -> None:
     assert parameters(headers, "basic") == {"realm": ""}
     assert parameters(headers, "ntlm") == {}
     assert token(httpx.Headers([("WWW-Authenticate", "NTLM !!")]), "NTLM") is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Negotiate" + " " * 95_000 + "=",
+        "Bearer " + "a" * 95_000,
+        "Bearer a=" + " " * 95_000,
+        'Bearer a="' + '\\"' * 47_000,
+        "Bearer " + 'a="b' * 20_000,
+        "," * 95_000,
+        ", a" * 30_000,
+        "a=b, " * 20_000,
+    ],
+)
+def test_a_header_that_is_made_to_take_long_does_not(header: str) -> None:
+    headers = httpx.Headers([("www-authenticate", header)] * 3)
+    begun = time.process_time()
+    assert len(offered(headers)) <= MOST_SCHEMES
+    parameters(headers, "Bearer")
+    token(headers, "Negotiate")
+    assert time.process_time() - begun < 0.5
+
+
+def test_a_quote_without_its_end_hides_the_rest() -> None:
+    headers = httpx.Headers([("www-authenticate", 'Basic realm="a, NTLM, Negotiate')])
+    assert offered(headers) == ["Basic"]

@@ -1,9 +1,10 @@
 """The client against a peer that writes what it is told to, byte by byte, over a real socket."""
 
+import gzip
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,10 @@ from listener.config.secrets import Secret
 from listener.config.tls import tls_context
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
+from listener.exchange.body import SOAP_LIMIT
 from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.cookies import Cookie
+from listener.exchange.cookies import MOST, Cookie
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\n"
@@ -129,6 +131,75 @@ async def test_cookies_can_be_kept_and_a_twin_has_those_of_the_moment() -> None:
     cookies = [re.findall(rb"(?i)cookie: (.*?)\r\n", request + b"\r\n") for request in seen]
     first = [b"X-BackEndOverrideCookie=BE1~1; persistent=1"]
     assert cookies == [[], first, [], first]
+
+
+async def test_cookies_have_a_bound_and_the_first_ones_stay() -> None:
+    answers = 0
+
+    async def peer(stream: trio.SocketStream) -> None:
+        nonlocal answers
+        while await head(stream):
+            answers += 1
+            more = [b"Set-Cookie: c%d-%d=%s; path=/" % (answers, n, b"x" * 500) for n in range(99)]
+            await stream.send_all(
+                answer(b"200 OK", b"<a/>", b"Set-Cookie: X-BackEndOverrideCookie=BE1~%d" % answers, *more)
+            )
+
+    async with served(peer) as client:
+        for _ in range(5):
+            await client.call(b"<x/>", {}, bytes)
+        kept = client.cookies
+    assert len(kept) <= 50
+    assert sum(len(cookie.value) for cookie in kept) <= 16 * 1024
+    assert [cookie.value for cookie in kept if cookie.name == "X-BackEndOverrideCookie"] == ["BE1~5"]
+
+
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"404 Not Found", b"503 Service Unavailable"])
+async def test_of_an_endless_error_page_the_status_counts(status: bytes) -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while await head(stream):
+                await stream.send_all(b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+                while True:
+                    await stream.send_all(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {}, bytes)
+    assert caught.value.failure.code == f"Http{status[:3].decode()}"
+    assert len(caught.value.failure.text) < 1000
+
+
+async def test_an_answer_without_end_is_too_large() -> None:
+    sent = 0
+
+    async def peer(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        await head(stream)
+        await stream.send_all(CHUNKED)
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                sent += 65536
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError) as caught:
+            await client.call(b"<x/>", {}, bytes)
+    assert caught.value.failure.code == "EnvelopeTooLarge"
+    assert sent < 2 * SOAP_LIMIT
+
+
+async def test_a_stream_of_several_gzip_members_is_read_to_its_end() -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        body = b"".join(gzip.compress(b"<%d>" % number) for number in range(3))
+        await stream.send_all(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    async with served(peer) as client, aclosing(await client.open_stream(b"<x/>", {})) as stream:
+        received = b""
+        while chunk := await stream.receive():
+            received += chunk
+    assert received == b"<0><1><2>"
 
 
 async def test_after_a_refusal_the_connection_is_not_used_again() -> None:
@@ -320,3 +391,47 @@ async def test_a_password_that_ends_while_requests_wait_is_not_sent_by_those() -
                 nursery.start_soon(one)
     assert codes == ["Http401"] * 100
     assert statuses.count(b"401") <= 4
+
+
+@pytest.mark.parametrize(
+    "top",
+    [
+        b"HTTP/1.1 302 x\r\nLocation: https://[bad\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 x\r\nLocation: https://xn--.contoso.example/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 307 x\r\nLocation: //a:99999/\x01\xff\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 x\r\nRetry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 x\r\nDate: Mon, 01 Jan 0001 00:00:00 +2359\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 x\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 x\r\nContent-Encoding: \xff\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 x\r\nTransfer-Encoding: \xff\r\n\r\n",
+        b"HTTP/1.1 999 x\r\nContent-Length: 0\r\n\r\n",
+        b"\xff\x00\r\n\r\n",
+    ],
+)
+async def test_no_answer_raises_anything_but_the_documented_error(top: bytes) -> None:
+    async def peer(stream: trio.SocketStream) -> None:
+        await head(stream)
+        await stream.send_all(top)
+
+    async with served(peer) as client:
+        with pytest.raises(ExchangeError):
+            await client.call(b"<x/>", {"X-AnchorMailbox": "j\u00fcrgen@contoso.example\r\nX: y"}, bytes)
+
+
+async def test_cookies_without_measure_are_kept_within_bounds() -> None:
+    endless = b"Set-Cookie: long=" + b"x" * 5000 + b"; Max-Age=60"
+    far = b"Set-Cookie: far=1; Max-Age=99999999999999999999999999"
+
+    async def peer(stream: trio.SocketStream) -> None:
+        for number in range(3):
+            await head(stream)
+            many = [b"Set-Cookie: c%d=1" % (number * 100 + each) for each in range(100)]
+            await stream.send_all(answer(b"200 OK", b"", *many, endless, far))
+
+    async with served(peer) as client:
+        for _ in range(3):
+            await client.call(b"<x/>", {}, bytes)
+        assert len(client.cookies) <= MOST
+        assert "long" not in {cookie.name for cookie in client.cookies}
+        msgspec.msgpack.encode(client.cookies)  # the journal takes them

@@ -236,17 +236,166 @@ async def test_another_url_is_asked_and_not_remembered_for_the_others() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        soap(lambda _: user("RedirectAddress", "ann@example.org")),
-        soap(lambda _: user("RedirectUrl", soap_url("example.org"))),
         Page(302, headers=[("Location", soap_url("example.org"))]),
         Page(451, headers=[("X-MS-Location", soap_url("example.org"))]),
     ],
-    ids=["RedirectAddress", "RedirectUrl", "302", "451"],
+    ids=["302", "451"],
 )
 async def test_redirects_that_lead_nowhere_end_after_ten(answer: Answering | Page) -> None:
     internet = Internet({soap_url("example.org"): answer})
     assert await code_of(internet, ews_url=FALLBACK) == "TooManyRedirects"
     assert len([url for url in internet.urls if url.startswith("https:")]) == 11
+
+
+async def test_addresses_that_change_each_time_end_after_ten() -> None:
+    def tell(mailbox: str) -> str:
+        return user("RedirectAddress", f"x{mailbox}")
+
+    internet = Internet({soap_url("example.org"): soap(tell)})
+    assert await code_of(internet, ews_url=FALLBACK) == "TooManyRedirects"
+    assert len([url for url in internet.urls if url.startswith("https:")]) == 11
+
+
+OTHERS = {"ann@example.org": "bob@example.org", "bob@example.org": "ANN@example.org"}
+CIRCLES = {
+    "same address": soap(lambda mailbox: user("RedirectAddress", mailbox)),
+    "same address in capitals": soap(lambda mailbox: user("RedirectAddress", mailbox.upper())),
+    "same URL": soap(lambda _: user("RedirectUrl", soap_url("example.org"))),
+    "same URL in capitals": soap(lambda _: user("RedirectUrl", f"HTTPS://Example.ORG:443{soap_url('')[8:]}")),
+    "two addresses": soap(lambda mailbox: user("RedirectAddress", OTHERS[mailbox])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("circle", CIRCLES.values(), ids=CIRCLES)
+async def test_an_endpoint_that_redirects_in_a_circle_is_passed_over(circle: Answering) -> None:
+    internet = Internet({soap_url("example.org"): circle, soap_url("autodiscover.example.org"): soap()})
+    found = await discovered(internet, "ann@example.org")
+    assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+    assert internet.urls[-1] == soap_url("autodiscover.example.org")
+    assert len(internet.urls) <= 3
+
+
+@pytest.mark.parametrize("circle", CIRCLES.values(), ids=CIRCLES)
+async def test_a_circle_at_every_endpoint_is_told(circle: Answering) -> None:
+    internet = Internet({soap_url("example.org"): circle})
+    assert await code_of(internet) == "TooManyRedirects"
+    assert len([url for url in internet.urls if url.startswith("https:")]) <= 2
+
+
+async def test_a_circle_of_two_domains_is_left_at_its_beginning() -> None:
+    def away(mailbox: str) -> str:
+        return user("RedirectAddress", mailbox.replace("example.org", "tenant.example.net"))
+
+    def back(mailbox: str) -> str:
+        return user("RedirectAddress", mailbox.replace("tenant.example.net", "example.org").title())
+
+    internet = Internet(
+        {
+            soap_url("example.org"): soap(away),
+            soap_url("tenant.example.net"): soap(back),
+            soap_url("autodiscover.example.org"): soap(),
+        }
+    )
+    async with connected(internet) as access:
+        found = await asking(access, hosts=["tenant.example.net", "example.org"]).discover(
+            ["ann@example.org"]
+        )
+    assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+
+
+async def test_the_others_of_a_request_keep_what_an_endpoint_says_of_them() -> None:
+    def tell(mailbox: str) -> str:
+        return user("RedirectAddress", mailbox) if mailbox.startswith("bob") else at_home(mailbox)
+
+    elsewhere = user(ExternalEwsUrl="https://site2.example.org/EWS", GroupingInformation="DAG2")
+    internet = Internet(
+        {soap_url("example.org"): soap(tell), soap_url("autodiscover.example.org"): soap(lambda _: elsewhere)}
+    )
+    found = await discovered(internet, "ann@example.org", "bob@example.org")
+    assert found["ann@example.org"] == Placement(EWS, "DAG1", "ann@example.org")
+    assert found["bob@example.org"] == Placement("https://site2.example.org/EWS", "DAG2", "bob@example.org")
+
+
+# --- EWS URLs
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"ExternalEwsUrl": "https://evil.example/EWS"}, "UntrustedRedirect"),
+        ({"InternalEwsUrl": "https://evil.example/EWS"}, "UntrustedRedirect"),
+        ({"ExternalEwsUrl": "https://example.org.evil.example/EWS"}, "UntrustedRedirect"),
+        ({"ExternalEwsUrl": "http://mail.example.org/EWS"}, "InsecureRedirect"),
+        ({"ExternalEwsUrl": "https://[bad"}, "InvalidUrl"),
+        ({"ExternalEwsUrl": "https://xn--.example.org/EWS"}, "InvalidUrl"),
+        ({"ExternalEwsUrl": "https://mail.example.org@evil.example/EWS"}, "InvalidUrl"),
+    ],
+)
+@pytest.mark.parametrize("way", ["soap", "pox"])
+async def test_an_ews_url_that_credentials_may_not_be_sent_to(
+    way: str, settings: dict[str, str], code: str
+) -> None:
+    ((kind, url),) = settings.items()
+    if way == "soap":
+        internet = Internet({soap_url("example.org"): soap(lambda _: user(**settings))})
+    else:
+        type_ = "EXPR" if kind == "ExternalEwsUrl" else "EXCH"
+        told = f"<Account><Protocol><Type>{type_}</Type><EwsUrl>{escape(url)}</EwsUrl></Protocol></Account>"
+        internet = Internet({pox_url("example.org"): pox(lambda _: told)})
+    found = (await discovered(internet, "ann@example.org"))["ann@example.org"]
+    assert isinstance(found, Failure)
+    assert found.code == code
+    assert "named by https://example.org/autodiscover/" in found.text
+    assert "for ann@example.org" in found.text
+
+
+async def test_the_internal_url_is_used_where_the_external_one_is_not_allowed() -> None:
+    told = user(ExternalEwsUrl="https://evil.example/EWS", InternalEwsUrl=EWS, GroupingInformation="DAG1")
+    internet = Internet({soap_url("example.org"): soap(lambda _: told)})
+    found = await discovered(internet, "ann@example.org")
+    assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
+
+
+@pytest.mark.parametrize(
+    "target", ["https://[bad", "https://xn--.example.org/", "//\\evil", "https://a:99999/"]
+)
+@pytest.mark.parametrize("header", [(302, "Location"), (451, "X-MS-Location")], ids=["302", "451"])
+async def test_a_redirect_that_nothing_can_be_made_of(header: tuple[int, str], target: str) -> None:
+    status, name = header
+    internet = Internet({soap_url("example.org"): Page(status, headers=[(name, target)])})
+    assert await code_of(internet, url=soap_url("example.org")) == "InvalidUrl"
+
+
+# --- mailboxes that a front end does not know
+
+
+async def test_a_mailbox_that_the_front_end_does_not_know_does_not_harm_the_others() -> None:
+    def answer(asked: Asked) -> Page:
+        if asked.headers["x-anchormailbox"].startswith("ann"):
+            return Page(404, headers=[("X-CasErrorCode", "UserNotFound")])
+        return soap()(asked)
+
+    internet = Internet({soap_url("example.org"): answer})
+    found = await discovered(internet, "ann@example.org", "bob@example.org")
+    assert found["bob@example.org"] == Placement(EWS, "DAG1", "bob@example.org")
+    failure = found["ann@example.org"]
+    assert isinstance(failure, Failure)
+    assert failure.code == "UserNotFound"
+
+
+# --- addresses outside of ASCII
+
+
+async def test_an_address_outside_of_ascii_is_asked_for_at_the_ascii_form_of_its_domain() -> None:
+    host = "xn--mller-kva.example"
+    told = user(ExternalEwsUrl=f"https://mail.{host}/EWS", GroupingInformation="DAG1")
+    internet = Internet({soap_url(host): soap(lambda _: told)})
+    found = await discovered(internet, "jürgen@müller.example")
+    assert found == {
+        "jürgen@müller.example": Placement(f"https://mail.{host}/EWS", "DAG1", "jürgen@müller.example")
+    }
+    # The test's server reads headers as UTF-8, and so proves what was sent.
+    assert internet.asked[0].headers["x-anchormailbox"] == "jürgen@müller.example"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

@@ -1,14 +1,17 @@
 """Where tokens come from: AD FS, and the identity of the machine."""
 
+import gzip
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+import trio
+import trio.testing
 import trustme
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -19,7 +22,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from listener.config import OAuthAuth
 from listener.config.secrets import Secret
 from listener.errors import ExchangeError
-from listener.exchange.auth.entra import CLOUDS, Entra
+from listener.exchange.auth.entra import CLOUDS, Entra, _usable
 from tests.exchange.test_refusals import asked, organisation
 
 
@@ -98,28 +101,137 @@ async def test_an_authority_that_is_not_there_is_told() -> None:
         (429, "{}", "TokenEndpointFailed"),
         (400, '{"error": "temporarily_unavailable", "error_description": "later"}', "TokenEndpointFailed"),
         (400, '{"error": "invalid_client", "error_description": "MSIS9622: no"}', "TokenRefused"),
+        (200, "[]", "TokenEndpointFailed"),
+        (200, "[" * 100_000, "TokenEndpointFailed"),
+        (200, '{"access_token": 5, "expires_in": 3600}', "TokenEndpointFailed"),
+        (200, '{"access_token": "a\\nb", "expires_in": 3600}', "TokenEndpointFailed"),
+        (200, '{"access_token": "\\u00fc", "expires_in": 3600}', "TokenEndpointFailed"),
+        (200, '{"access_token": "T", "expires_in": 1e999}', "TokenEndpointFailed"),
+        (200, '{"access_token": "T", "expires_in": "soon"}', "TokenEndpointFailed"),
+        (200, '{"access_token": "T", "expires_in": {}}', "TokenEndpointFailed"),
+        (400, '{"error": ["x"]}', "TokenRefused"),
+        (400, '{"error": {"x": "y"}, "error_description": [1]}', "TokenRefused"),
     ],
 )
-async def test_an_endpoint_that_is_ill_refuses_nothing(
-    monkeypatch: pytest.MonkeyPatch, status: int, body: str, code: str
-) -> None:
+async def test_an_endpoint_that_is_ill_refuses_nothing(status: int, body: str, code: str) -> None:
     """The account must not be left alone for hours over a proxy's page."""
-    endpoint = {"token_endpoint": "https://login.example/t/token", "authorization_endpoint": "https://x/y"}
+    with pytest.raises(ExchangeError) as caught:
+        await asking(lambda: Page(body.encode()), status, **STRANGE).fetch(None)
+    assert caught.value.failure.code == code
+
+
+STRANGE = {"Content_Type": "application/json; charset=base64", "Date": "Mon, 01 Jan 9" + "9" * 30}
+
+
+class Page(httpx.AsyncByteStream):
+    """A body, sent again and again if it is `endless`, a piece every `pause` seconds."""
+
+    def __init__(self, body: bytes, *, endless: bool = False, pause: float = 0.0) -> None:
+        self.body, self.endless, self.pause, self.sent = body, endless, pause, 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self.sent == 0 or self.endless:
+            self.sent += 1
+            yield self.body
+            await trio.sleep(self.pause)
+
+    async def aclose(self) -> None:
+        self.endless = False
+
+
+def asking(page: Callable[[], Page], status: int = 200, **headers: str) -> Entra:
+    """Asks an authority whose token endpoint answers so."""
+    login = "https://login.example/t"
+    endpoint = {"token_endpoint": f"{login}/token", "authorization_endpoint": "https://x/y", "issuer": login}
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
-            return httpx.Response(200, json=endpoint | {"issuer": "https://login.example/t"})
-        return httpx.Response(status, text=body)
+            return httpx.Response(200, stream=Page(json.dumps(endpoint).encode()))
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.Response(status, stream=page(), headers=fields)
 
-    plain = httpx.Client
+    auth = {"kind": "oauth", "client_id": "1", "client_secret": Secret("x"), "authority": login}
+    transport = httpx.MockTransport(answer)
+    return Entra(OAuthAuth.model_validate(auth), ssl.create_default_context(), transport=transport)
 
-    def client(**_: object) -> httpx.Client:
-        return plain(transport=httpx.MockTransport(answer))
 
-    monkeypatch.setattr("listener.exchange.auth.entra.httpx.Client", client)
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_an_answer_without_end_is_not_read(status: int, encoding: str) -> None:
+    """Of an error page the beginning is, which says nothing here."""
+    body = bytes(100_000)
+    page = Page(gzip.compress(body) if encoding == "gzip" else body, endless=True)
     with pytest.raises(ExchangeError) as caught:
-        await entra(client_id="1", client_secret=Secret("x"), authority="https://login.example/t").fetch(None)
-    assert caught.value.failure.code == code
+        await asking(lambda: page, status, content_encoding=encoding).fetch(None)
+    codes = {200: "EnvelopeTooLarge", 400: "TokenRefused", 500: "TokenRefused"}
+    assert caught.value.failure.code == codes[status]
+    assert page.sent < 10
+    assert len(caught.value.failure.text) < 600
+
+
+async def test_an_answer_that_trickles_takes_no_longer_than_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    autojump_clock.autojump_threshold = 0.2  # msal works in a thread meanwhile
+    begun = trio.current_time()
+    with pytest.raises(ExchangeError) as caught:
+        await asking(lambda: Page(b" ", endless=True, pause=5)).fetch(None)
+    assert caught.value.failure.code == "ReadTimeout"
+    assert trio.current_time() - begun < 60
+
+
+@pytest.mark.parametrize(
+    ("said", "lifetime"),
+    [
+        ({"expires_in": 3600}, 3600),
+        ({"expires_in": "3599"}, 3599),
+        ({"expires_in": 1e300}, 7 * 86400),
+        ({"expires_in": 10**400}, 3600),
+        ({"expires_in": -5}, 1),
+    ],
+)
+async def test_a_token_lives_for_a_time_that_makes_sense(said: dict[str, object], lifetime: float) -> None:
+    answer = {"access_token": "T1", "token_type": "Bearer"} | said
+    try:
+        token = await asking(lambda: Page(json.dumps(answer).encode())).fetch(None)
+    except ExchangeError as error:
+        assert error.failure.code == "TokenEndpointFailed"  # noqa: PT017  (msal itself may not like it)
+    else:
+        assert token.lifetime == lifetime
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("", "[]", "null", '"x"', "5", "{", "[" * 5000, '{"a":' * 5000),
+        '{"access_token": "T", "id_token": "garbage", "expires_in": 3600}',
+        '{"access_token": "T", "expires_in": []}',
+        '{"access_token": "T", "expires_in": 1e999}',
+        '{"access_token": "T", "scope": 5}',
+        '{"access_token": {"T": 1}, "expires_in": 5}',
+        '{"error": [1]}',
+        '{"error": {"a": 1}, "error_description": 5}',
+    ],
+)
+async def test_any_answer_is_a_token_or_a_failure(body: str, status: int) -> None:
+    try:
+        token = await asking(lambda: Page(body.encode()), status).fetch(None)
+    except ExchangeError as error:
+        failure = error.failure
+    else:
+        assert token.text == "T"
+        return
+    assert failure.code in ("TokenEndpointFailed", "TokenRefused")
+    assert len(failure.text) < 600
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "a b", "a\r\nX-Other: b", "ü", 5, ["x"]])
+async def test_what_is_no_access_token_is_not_sent(text: object) -> None:
+    answer = {"access_token": text, "token_type": "Bearer", "expires_in": 3600}
+    with pytest.raises(ExchangeError) as caught:
+        await asking(lambda: Page(json.dumps(answer).encode())).fetch(None)
+    assert caught.value.failure.code == "TokenEndpointFailed"
 
 
 async def test_a_certificate_that_is_half_written_is_no_refusal(tmp_path: Path) -> None:
@@ -159,3 +271,19 @@ def test_a_certificate_may_be_replaced_with_its_password(tmp_path: Path) -> None
     assert one._credential()["public_certificate"].strip() == first.strip()
     second = replace("Pw-second")
     assert one._credential()["public_certificate"].strip() == second.strip()
+
+
+@pytest.mark.parametrize(
+    ("claims", "usable"),
+    [
+        ('{"access_token": {"nbf": {"essential": true}}}', True),
+        ("{}", True),
+        ('{"access_token": []}', False),
+        ("[]", False),
+        ("no JSON", False),
+        ("[" * 100_000, False),
+        (None, False),
+    ],
+)
+def test_claims_that_msal_cannot_add_to_are_left_out(claims: str | None, usable: bool) -> None:
+    assert _usable(claims) == (claims if usable else None)

@@ -9,8 +9,9 @@ import trio
 import trio.testing
 
 from listener.errors import ExchangeError
-from listener.ews.codes import Failure
-from listener.exchange.auth.guard import MOST_TRIES, PAUSES, TRUST, Guard
+from listener.ews.codes import Failure, Verdict
+from listener.ews.soap import Impersonation
+from listener.exchange.auth.guard import MOST_TRIES, PAUSES, TRUST, Guard, Identity
 from listener.exchange.auth.memory import Memory, Refusals
 
 EWS = "https://mail.example.com/EWS/Exchange.asmx"
@@ -224,3 +225,108 @@ async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
     server.answer = Failure(code="ErrorNonExistentMailbox")
     await server.ask(guard)
     assert guard.tries == 0
+
+
+# --- refusals that are about one mailbox
+
+
+def of(mailbox: str) -> Identity:
+    return Identity(impersonate=Impersonation("PrimarySmtpAddress", mailbox), anchor=mailbox)
+
+
+class Organisation:
+    """A server that refuses the account for some mailboxes, or for all."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = set(refused)
+        self.locked = False
+        self.asked: list[str] = []
+        self.tries = 0  # refusals in a row while the password is wrong
+
+    async def answer(self, identity: Identity) -> None:
+        self.asked.append(identity.mailbox)
+        await trio.sleep(0.1)
+        if self.locked:
+            self.tries += 1
+        if self.locked or identity.mailbox in self.refused:
+            raise ExchangeError(REFUSED)
+
+    async def ask(self, guard: Guard, mailbox: str) -> Failure | None:
+        try:
+            async with guard.asking(EWS, of(mailbox), self.answer):
+                await self.answer(of(mailbox))
+        except ExchangeError as error:
+            return error.failure
+        return None
+
+
+async def test_a_refusal_of_one_mailbox_does_not_concern_the_account(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    there, guard = Organisation("bob"), Guard("svc")
+    assert await there.ask(guard, "ann") is None
+    for _ in range(20):
+        await trio.sleep(TRUST * 2)
+        failure = await there.ask(guard, "bob")
+        assert failure is not None
+        assert failure.code == "MailboxRefused"
+        assert failure.verdict is Verdict.PARK
+        assert failure.wait is None
+        assert await there.ask(guard, "ann") is None
+    assert guard.tries == 0
+
+
+async def test_several_mailboxes_are_refused_at_the_same_time(autojump_clock: trio.testing.MockClock) -> None:
+    there, guard = Organisation("bob", "cat", "dan", "eve", "fay"), Guard("svc")
+    assert await there.ask(guard, "ann") is None
+    codes: dict[str, str | None] = {}
+
+    async def one(mailbox: str) -> None:
+        failure = await there.ask(guard, mailbox)
+        codes[mailbox] = None if failure is None else failure.code
+
+    async with trio.open_nursery() as nursery:
+        for mailbox in ("bob", "cat", "dan", "eve", "fay", "gus"):
+            nursery.start_soon(one, mailbox)
+    assert codes == dict.fromkeys(["bob", "cat", "dan", "eve", "fay"], "MailboxRefused") | {"gus": None}
+    assert guard.tries == 0
+
+
+async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_three_times(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    there, guard = Organisation("bob"), Guard("svc")
+    assert await there.ask(guard, "ann") is None
+    assert await there.ask(guard, "bob") is not None
+    await trio.sleep(TRUST * 2)
+    there.locked = True
+    for _ in range(40):
+        for mailbox in ("bob", "ann", "cat"):
+            failure = await there.ask(guard, mailbox)
+            assert failure is not None
+            assert failure.code == "Http401"
+        await trio.sleep(10)
+    assert there.tries == MOST_TRIES
+
+
+async def test_while_one_mailbox_is_in_question_nobody_else_asks(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    there, guard = Organisation("bob"), Guard("svc")
+    assert await there.ask(guard, "ann") is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(there.ask, guard, "bob")
+        await trio.sleep(0.15)  # it is refused, and ann's mailbox is being asked for
+        there.locked = True
+        nursery.start_soon(there.ask, guard, "cat")
+        await trio.sleep(0.04)
+        assert there.asked == ["ann", "bob", "ann"]
+
+
+async def test_where_no_other_mailbox_was_accepted_the_account_is_in_question(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    there, guard = Organisation("bob"), Guard("svc")
+    failures = [await there.ask(guard, "bob") for _ in range(2)]
+    assert [failure and failure.code for failure in failures] == ["Http401", "Http401"]
+    assert guard.tries == 2

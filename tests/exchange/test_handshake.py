@@ -8,7 +8,7 @@ import trio.testing
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.handshake import HandshakeTransport
+from listener.exchange.auth.handshake import MOST_LEGS, HandshakeTransport
 from listener.exchange.network import KEEP_ALIVE
 from tests.exchange.access import network
 
@@ -98,6 +98,33 @@ async def test_a_refused_ticket_is_not_sent_again() -> None:
     with pytest.raises(ExchangeError, match="HandshakeRefused"):
         await ask(refuse, 1)
     assert asked == ["", "Negotiate dGlja2V0"]
+
+
+async def test_a_handshake_without_end_has_a_bound() -> None:
+    """Neither side comes to an end: the server asks for one more leg, and the mechanism has another token."""
+
+    class Endless(Ticket):
+        shown = False
+
+        async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Endless":
+            return Endless()
+
+        async def step(self, received: bytes | None, binding: bytes | None) -> bytes | None:
+            return b"more"
+
+    asked, connection = 0, Connection()
+
+    def server(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        challenge = "Negotiate bW9yZQ==" if "Authorization" in request.headers else "Negotiate"
+        headers = {"WWW-Authenticate": challenge}
+        return httpx.Response(401, headers=headers, extensions={"network_stream": connection})
+
+    async with httpx.AsyncClient(transport=HandshakeTransport(network(server), Endless())) as client:
+        with pytest.raises(ExchangeError, match="HandshakeBroken"):
+            await client.post(URL, content=b"<x/>")
+    assert asked <= 1 + MOST_LEGS
 
 
 async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:

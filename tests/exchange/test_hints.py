@@ -1,5 +1,6 @@
 """Where Autodiscover is found by an unprotected redirect or by DNS, and where it had better not be."""
 
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -7,12 +8,17 @@ import dns.asyncresolver
 import dns.message
 import dns.rcode
 import dns.rrset
+import httpx
 import pytest
 import trio
+import trio.testing
 
 from listener.ews.codes import Failure
-from listener.exchange.hints import Service, srv_records
+from listener.exchange.believed import Believed
+from listener.exchange.hints import Hints, Service, srv_records
+from listener.exchange.network import Network
 from listener.groups.affinity import Placement
+from tests.exchange.access import network
 from tests.exchange.internet import Internet, Page, connected
 from tests.exchange.test_discovery import EWS, FALLBACK, asking, no_records, soap, soap_url
 
@@ -184,3 +190,63 @@ async def test_srv_records_are_read_from_dns(name_server: list[str]) -> None:
 
 async def test_a_name_that_is_not_there_has_no_records(name_server: list[str]) -> None:
     assert not await srv_records("_autodiscover._tcp.example.net")
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        Service(0, 0, "[bad", 443),
+        Service(0, 0, "xn--.example.org", 443),
+        Service(0, 0, "a..example.org", 443),
+        Service(0, 0, "evil.example\\.example.org", 443),
+        Service(0, 0, "user@mail.example.org", 443),
+        Service(0, 0, "mail.example.org", 0),
+        Service(0, 0, "mail.example.org", 99999),
+        Service(0, 0, "mail.example.org/\x00", 443),
+        Service(0, 0, "a" * 300, 443),
+    ],
+)
+async def test_an_srv_record_that_nothing_can_be_made_of_is_a_failure(service: Service) -> None:
+    failure = await found(Internet({}), resolve=records(service))
+    assert isinstance(failure, Failure)
+    assert failure.code in ("InvalidUrl", "ConnectFailed")
+
+
+@pytest.mark.parametrize(
+    "target", ["https://[bad", "https://xn--.example.org/", "//a:99999/", "\\\\evil", "https://\x01/"]
+)
+async def test_a_redirect_of_plain_http_that_nothing_can_be_made_of_is_a_failure(target: str) -> None:
+    failure = await found(Internet({ASKED: redirect(target)}))
+    assert isinstance(failure, Failure)
+    assert failure.code in ("InvalidUrl", "ConnectFailed")
+
+
+async def test_of_a_redirect_only_the_headers_are_read() -> None:
+    """Whoever sits on the way can write what they like."""
+    sent = 0
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            nonlocal sent
+            while True:
+                sent += 1
+                yield bytes(65536)
+
+    def server(request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == ASKED
+        return httpx.Response(302, headers={"Location": soap_url("mail.example.org")}, stream=Endless())
+
+    hints = Hints(network(server), "test/1", Believed([]))
+    assert await hints.redirect("example.org") == soap_url("mail.example.org")
+    assert sent == 0
+
+
+async def test_a_redirect_that_does_not_come_is_none(autojump_clock: trio.testing.MockClock) -> None:
+    class Silent(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    way = Network(tls=ssl.create_default_context(), transport=Silent())
+    assert await Hints(way, "test/1", Believed([])).redirect("example.org") is None
+    assert trio.current_time() <= 20

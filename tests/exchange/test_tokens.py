@@ -7,10 +7,13 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.oauth import OAuth
+from listener.exchange.auth.challenges import offered, token
+from listener.exchange.auth.oauth import OAuth, claims_of
 from listener.exchange.auth.tokens import Token, Tokens
 from tests.exchange.access import network
 
@@ -167,3 +170,17 @@ class TestBearer:
 
 def test_a_token_shows_nothing() -> None:
     assert repr(Token("secret", 60)) == "Token('***', lifetime=60)"
+
+
+@given(
+    st.text(), st.sampled_from(['Bearer claims="{}"', "Bearer claims={}", "{}", 'Bearer x="", claims="{}'])
+)
+@example("\u00fc", 'Bearer claims="{}"')
+@example("!", 'Bearer claims="{}"')
+@example("/w==", 'Bearer claims="{}"')
+def test_no_claims_challenge_raises(claims: str, form: str) -> None:
+    headers = httpx.Headers([(b"WWW-Authenticate", form.format(claims).encode("utf-8", "replace"))])
+    found = claims_of(headers)
+    assert found is None or isinstance(found, str)
+    token(headers, "Bearer")
+    offered(headers)

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.groups.affinity import Placement, groups
+from listener.groups.affinity import Group, Placement, deduplicated, duplicates, groups, separated, without
 
 URL = "https://mail.contoso.example/EWS/Exchange.asmx"
 
@@ -57,8 +57,59 @@ def test_every_mailbox_has_its_place_once_whatever_the_order(
     found = groups(places, size)
     shuffled = dice.sample(places, len(places))
     assert groups(shuffled, size) == found
-    assert sorted((g.ews_url, m) for g in found for m in g.mailboxes) == sorted(
-        (p.ews_url, p.mailbox) for p in set(places)
-    )
+    assert sorted(m for g in found for m in g.mailboxes) == sorted({p.mailbox for p in places})
+    assert {(g.place, m) for g in found for m in g.mailboxes} <= {(p.place, p.mailbox) for p in places}
     assert all(len(g.mailboxes) <= size and list(g.mailboxes) == sorted(g.mailboxes) for g in found)
     assert len({g.name for g in found}) == len(found)
+
+
+@given(placements, placements, st.integers(1, 20))
+def test_a_mailbox_that_is_placed_again_is_in_one_group_only(
+    before: list[Placement], after: list[Placement], size: int
+) -> None:
+    existing = groups(before, size)
+    found = groups(after, size, existing)
+    assert duplicates(found) == []
+    homes = {m: g.place for g in found for m in g.mailboxes}
+    assert homes.keys() == {p.mailbox for p in (*before, *after)}
+    wanted: dict[str, set[object]] = {}
+    for placement in after:
+        wanted.setdefault(placement.mailbox, set()).add(placement.place)
+    assert all(homes[mailbox] in places for mailbox, places in wanted.items())
+    assert all(len(g.mailboxes) <= size for g in found)
+
+
+def test_a_mailbox_that_is_placed_again_at_the_same_place_stays_in_its_group() -> None:
+    """The first two groups are full: mailboxes that were placed again used to get two groups more."""
+    everybody = [Placement(URL, "SITE", f"user{n:03}@x.example") for n in range(150)]
+    existing = groups(everybody, 50)
+    assert groups(everybody, 50, existing) == existing
+
+
+def test_a_mailbox_in_two_groups_is_taken_out_of_one() -> None:
+    first, second = Group("A/1", URL, "A", ("ann", "bob")), Group("A/2", URL, "A", ("ann", "cat"))
+    assert duplicates((first, second)) == ["ann"]
+    assert [g.mailboxes for g in deduplicated((first, second), {})] == [("ann", "bob"), ("cat",)]
+    assert [g.mailboxes for g in deduplicated((first, second), {"ann": second})] == [("bob",), ("ann", "cat")]
+
+
+@given(
+    placements,
+    st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 50))), max_size=8),
+    st.integers(1, 20),
+)
+def test_no_step_puts_a_mailbox_into_two_groups(
+    places: list[Placement], steps: list[tuple[bool, set[int]]], size: int
+) -> None:
+    found = groups(places, size)
+    for apart, numbers in steps:
+        chosen = {f"user{n:02}@x.example" for n in numbers}
+        if apart and found:
+            of = found[0]
+            if alone := chosen.intersection(of.mailboxes):
+                found = separated(found, of, alone)
+        else:
+            found = groups([p for p in places if p.mailbox in chosen], size, without(found, chosen))
+        assert duplicates(found) == []
+        assert len({g.name for g in found}) == len(found)
+        assert all(g.mailboxes for g in found)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from listener.backoff import Backoff
 from listener.ews.codes import VERDICTS, Failure, Verdict
 from listener.groups.actions import (
+    Action,
+    Denied,
     Discover,
     Discovered,
     Doubted,
@@ -550,3 +553,87 @@ TestAnyLife = AnyLife.TestCase
 @given(st.permutations(["ann", "bob", "cat"]))
 def test_the_order_in_which_mailboxes_are_given_does_not_matter(names: list[str]) -> None:
     assert GroupState.start(tuple(names), POLICY) == started()
+
+
+# --- codes that nobody knows, refused affinity, mailboxes that cannot be read
+
+STRANGE = Failure(code="ErrorSomethingStrange")
+ELSEWHERE = ("ErrorProxyRequestNotAllowed", "ErrorReadEventsFailed", "ErrorMailboxMoveInProgress")
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_unknown_code_on_the_stream_of_a_lonely_mailbox_is_asked_about_more_and_more_slowly(
+    heard: bool,
+) -> None:
+    state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), 0)
+    now, pauses = 0.0, []
+    for _ in range(12):
+        state = advance(state, StreamEnded(1.0, (STRANGE,), heard=heard), now)
+        assert state.paused_until is not None
+        pauses.append(state.paused_until - now)
+        now = state.paused_until
+        state = advance(state, Waited(), now)
+    assert pauses[0] <= POLICY.backoff.cap
+    assert pauses[-1] > 10 * POLICY.backoff.cap
+    assert pauses[-1] <= POLICY.parked.cap
+
+
+def test_an_unknown_code_for_one_mailbox_is_tried_more_and_more_slowly() -> None:
+    state = advance(started(), Subscribed((("ann", "1"), ("cat", "3"))), 0)
+    now, pauses = 0.0, []
+    for _ in range(12):
+        state = advance(state, Subscribed(refused=(("bob", STRANGE),)), now)
+        (bob,) = [member for member in state.members if member.mailbox == "bob"]
+        assert not bob.parked
+        pauses.append(bob.due - now)
+        now = bob.due
+        state = advance(state, Waited(), now)
+    assert pauses[0] <= POLICY.backoff.first
+    assert pauses[-1] > 10 * POLICY.backoff.cap
+
+
+def refused_elsewhere(apart: bool) -> list[Action]:
+    """The actions after bob and cat were said to live elsewhere three times, with different codes."""
+    state = GroupState.start(("ann", "bob", "cat"), POLICY, apart=apart)
+    state = advance(state, Subscribed((("ann", "1"),)), 0)
+    now = 0.0
+    for code in ELSEWHERE:
+        assert not any(isinstance(action, Separate) for action in state.actions)
+        refused = (("bob", Failure(code=code)), ("cat", Failure(code=code)))
+        state = advance(state, Subscribed(refused=refused), now)
+        now += 3600
+        state = advance(state, Waited(), now)
+        if any(isinstance(action, Discover) for action in state.actions):
+            state = advance(state, Discovered(), now)
+    return list(state.actions)
+
+
+def test_mailboxes_that_the_anchors_back_end_refuses_leave_together_and_then_alone() -> None:
+    assert Separate(("bob", "cat")) in refused_elsewhere(apart=False)
+    assert Separate(("bob", "cat"), each=True) in refused_elsewhere(apart=True)
+
+
+def test_a_group_that_is_refused_as_a_whole_stays_together() -> None:
+    """A database that is being moved: to separate its mailboxes would not help."""
+    state, now = GroupState.start(("ann", "bob", "cat"), POLICY), 0.0
+    for _ in range(20):
+        for action in state.actions:
+            assert not isinstance(action, Separate)
+            if isinstance(action, Subscribe):
+                refused = tuple((m, Failure(code=ELSEWHERE[0])) for m in action.mailboxes[:1])
+                state = advance(state, Subscribed(refused=refused), now)
+            elif isinstance(action, Discover):
+                state = advance(state, Discovered(), now)
+        now += 3600
+        state = advance(state, Waited(), now)
+    assert len(state.members) == 3
+
+
+def test_a_mailbox_that_cannot_be_read_is_suspended_and_unsubscribed() -> None:
+    state = advance(started(), Subscribed((("ann", "1"), ("bob", "2"), ("cat", "3"))), 0)
+    denied = Failure(code="ErrorAccessDenied")
+    state = advance(state, Denied("bob", denied), 10)
+    assert state.live == (("ann", "1"), ("cat", "3"))
+    assert state.members[1].parked
+    assert state.unsubscribe == Unsubscribe((("bob", "2"),), "ann")
+    assert advance(state, Denied("bob", denied), 10) == state, "it has no subscription any more"

@@ -39,13 +39,22 @@ class Runner:
     ended: bool = False
     finished: bool = False
     mailboxes_streaming: int = 0
-    state: Any = None
+    state: Any = field(default_factory=lambda: SimpleNamespace(anchor="", abandoned=()))
+    client: Any = field(default_factory=lambda: SimpleNamespace(cookies=()))
+    has: dict[str, str] = field(default_factory=dict)
+    took_over: Any = None
     _stop: trio.Event = field(default_factory=trio.Event)
 
     def tell(self, outcome: Outcome) -> None:
         self.told.append(outcome)
         if isinstance(outcome, Stop):
             self._stop.set()
+
+    def subscriptions(self) -> dict[str, str]:
+        return self.has
+
+    def take_over(self, crashed: "Runner") -> None:
+        self.took_over = crashed
 
     async def run(self) -> None:
         await self._stop.wait()
@@ -385,7 +394,7 @@ async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
-    directory.move_in(*at("DAG1", "ann", "bob"), *at("DAG2", "cat"))
+    directory.move_in(*at("DAG1", "ann", "bob"), Placement("https://other.example/EWS", "DAG2", "cat"))
     async with running(directory, "ann", "bob", "cat", group_size=1) as run:
         await trio.sleep(1)
         ann, bob, cat = run.runners
@@ -570,9 +579,12 @@ async def test_a_group_that_has_only_something_to_unsubscribe_runs_but_nobody_be
     async with running(Directory(), known=at("DAG1", "ann"), restored=[leftovers]) as run:
         await trio.sleep(1)
         assert run.runners[0].before is leftovers
-        # Its name is free: then the same runner serves those who come.
-        assert [runner.told for runner in run.runners] == [[Joined(("ann",))]]
-        assert run.groups == {"DAG1/1": ("ann",)}
+        # Its name is free, and may be given to a group elsewhere: those who come get a runner of their own.
+        assert [runner.group.mailboxes for runner in run.runners] == [(), ("ann",)]
+        assert [runner.told for runner in run.runners] == [[], []]
+        assert run.roster.runners == {"DAG1/1": run.runners[1]}
+        run.roster.stop(unsubscribe=False)
+        assert [runner.told for runner in run.runners] == [[Stop(False)], [Stop(False)]]
 
 
 async def test_a_restored_id_that_is_given_to_somebody_else_is_lost_to_its_owner(
@@ -620,3 +632,132 @@ async def test_nothing_changes_any_more_after_the_end(autojump_clock: trio.testi
         assert run.ended()
         run.roster.change(at("other", "yan"), ())
         assert len(run.runners) == 1
+
+
+async def test_a_restored_mailbox_is_not_placed_again(autojump_clock: trio.testing.MockClock) -> None:
+    """With more than one group the others' free places were filled with mailboxes that had a home already."""
+    known = at("DAG1", *(f"user{n}" for n in range(6)))
+    saved = [
+        before("DAG1/1", "user0", "user1"),
+        before("DAG1/2", "user2", "user3"),
+        before("DAG1/3", "user4"),
+    ]
+    async with running(Directory(), known=known, group_size=3, restored=saved) as run:
+        await trio.sleep(1)
+        placed = sorted(mailbox for group in run.roster._groups for mailbox in group.mailboxes)
+        assert placed == [place.mailbox for place in known]
+        assert run.runners[0].told == [Joined(("user5",))]
+        assert [runner.told for runner in run.runners[1:]] == [[], []]
+
+
+async def test_a_mailbox_in_two_groups_is_reported_and_taken_out_of_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with running(Directory(), known=at("site", "ann")) as run:
+            await trio.sleep(1)
+            (home,) = run.roster._groups
+            run.roster._regroup((home, Group("site/2", EWS, "site", ("ann", "bob"))))
+            assert run.groups == {"site/1": ("ann",), "site/2": ("bob",)}
+    assert told(lines, "roster.duplicate_mailboxes") == [{"count": 1, "mailboxes": ["ann"]}]
+
+
+async def test_a_group_elsewhere_gets_a_runner_of_its_own_though_the_name_is_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A server gets another name, and GroupingInformation stays: a runner keeps the URL that it began with."""
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+    async with running(directory, "ann") as run:
+        await trio.sleep(1)
+        directory.move_in(Placement("https://new.example/EWS", "DAG1", "ann"))
+        gone = await run.roster.seek(run.runners[0].group, ["ann"])
+        assert gone == Discovered(("ann",))
+        assert [runner.group.ews_url for runner in run.runners] == [EWS, "https://new.example/EWS"]
+        assert run.runners[0].told == []
+
+
+async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_present_mailboxes(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = trio.Event()
+    run_well = Runner.run
+
+    async def run_badly_once(self: Runner) -> None:
+        if self.took_over is None and self.group.name == "site/1":
+            await crash.wait()
+            raise LookupError("a mistake")
+        await run_well(self)
+
+    monkeypatch.setattr(Runner, "run", run_badly_once)
+    async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
+        await trio.sleep(1)
+        (runner,) = run.runners
+        runner.state = GroupState.start(("ann", "bob", "cat"))
+        for number, mailbox in enumerate(("ann", "bob", "cat"), 1):
+            run.roster.claim(runner.group, str(number), mailbox)
+        runner.has = {"ann": "1", "bob": "2", "cat": "3"}
+        run.roster.change(at("site", "ann", "cat", "dan"), ())  # bob leaves, and dan comes
+        run.roster.claim(runner.group, "3", "dan")  # the server gave cat's id to another one
+        crash.set()
+        await trio.sleep(100)
+        again = run.runners[-1]
+        assert again.took_over is runner
+        assert again.group.mailboxes == ("ann", "cat", "dan")
+        assert again.before is not None
+        assert again.before.kept.subscriptions == {"ann": "1"}
+        assert run.roster.runners == {"site/1": again}
+
+
+async def test_a_mailbox_that_crashes_discovery_does_not_hold_up_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Directory):
+        async def discover(
+            self, mailboxes: Sequence[str], /, *, fall_back: bool = True
+        ) -> dict[str, Placement | Failure]:
+            if "bob" in mailboxes:
+                raise UnicodeError("an umlaut in a header")
+            return await super().discover(mailboxes, fall_back=fall_back)
+
+    directory = Fragile()
+    directory.move_in(*at("DAG1", "ann", "cat", "dan"))
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann", "bob", "cat", "dan") as run:
+            await trio.sleep(5)
+            assert run.groups == {"DAG1/1": ("ann", "cat", "dan")}
+            assert run.roster.missing == {"bob": Failure(code="InternalError", text="UnicodeError")}
+            await trio.sleep(3600)
+    assert {line["mailbox"] for line in told(lines, "discovery.crashed")} == {"bob"}
+    assert len(told(lines, "discovery.crashed")) < 10
+
+
+async def test_a_search_that_crashes_begins_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+    place, failures = Roster._place, [LookupError("a mistake")]
+
+    def badly_once(self: Roster, places: Any) -> None:
+        places = list(places)
+        if places and failures:
+            raise failures.pop()
+        place(self, places)
+
+    monkeypatch.setattr(Roster, "_place", badly_once)
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann") as run:
+            await trio.sleep(100)
+            assert run.groups == {"DAG1/1": ("ann",)}
+    assert len(told(lines, "roster.crashed")) == 1
+
+
+async def test_mailboxes_that_refuse_the_affinity_get_a_group_each(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
+        await trio.sleep(1)
+        run.roster.separate(run.runners[0].group, ["bob", "cat"], each=True)
+        assert run.groups == {"site/1": ("ann",), "site/2": ("bob",), "site/3": ("cat",)}
+        assert [group.closed for group in run.roster._groups] == [False, True, True]

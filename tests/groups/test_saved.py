@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from listener.access import AccessKind
 from listener.exchange.cookies import Cookie
-from listener.groups.affinity import Placement
+from listener.groups.affinity import Placement, duplicates, groups
 from listener.groups.group import Kept
 from listener.groups.saved import DAY, Held, LastHeard, Restored, SavedGroup, last_heard, restored
 
@@ -119,11 +121,21 @@ def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_another
     one, two, elsewhere = Present(places=dict.fromkeys(("ann", "bob", "dan", "eve"))).restore(
         saved(),
         saved("DAG1/2", members={"dan": Held("1", "all")}),
-        saved("DAG2/1", grouping_information="DAG2", members={"eve": Held("1", "all")}),
+        saved("DAG2/1", ews_url="https://other.example/EWS", members={"eve": Held("1", "all")}),
     )
     assert one.kept == Kept("ann", {"bob": "2"})
     assert two.kept == Kept("ann", {})
     assert elsewhere.kept.subscriptions == {"eve": "1"}
+
+
+def test_groups_and_kinds_of_access_do_not_matter_for_an_id_that_two_mailboxes_claim() -> None:
+    """A server has one list of ids: after its restart, a delegate's mailbox got the id of the account's own one."""
+    present = Present(places=dict.fromkeys(("me", "dan")), kinds={"me": "own", "dan": "delegate"})
+    mine, theirs = present.restore(
+        saved("A/1", access="own", members={"me": Held("5", "all")}),
+        saved("B/1", grouping_information="B", access="delegate", members={"dan": Held("5", "all")}),
+    )
+    assert (mine.kept.subscriptions, theirs.kept.subscriptions) == ({}, {})
 
 
 def test_a_group_that_was_set_apart_is_set_apart_no_longer_if_nothing_is_left_of_it() -> None:
@@ -147,3 +159,33 @@ def test_a_clock_that_was_set_back_makes_gaps_a_day_long() -> None:
 
 def test_no_cookie_shows_its_value() -> None:
     assert "BE1" not in repr(saved())
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=5),
+    st.dictionaries(st.integers(0, 30), st.sampled_from([None, "DAG1", "DAG2"])),
+    st.integers(1, 8),
+)
+def test_after_a_restart_each_mailbox_is_in_one_group(
+    members: list[list[int]], wanted: dict[int, str | None], size: int
+) -> None:
+    """Whatever was saved, and whatever the configuration says by now about placements and group sizes."""
+    places = {
+        f"user{n:02}": None if place is None else Placement(EWS, place, f"user{n:02}")
+        for n, place in wanted.items()
+    }
+    records = [
+        saved(f"DAG1/{number}", members={f"user{n:02}": Held(f"{number}.{n}", "all") for n in numbers})
+        for number, numbers in enumerate(members)
+    ]
+    found = Present(places=places, size=size).restore(*records)
+    existing = tuple(one.group for one in found if one.group.mailboxes)
+    homes = {m for group in existing for m in group.mailboxes}
+    known = [place for place in places.values() if place is not None]
+    after = groups([place for place in known if place.mailbox not in homes], size, existing)
+    assert duplicates(after) == []
+    placed = {m: group.place[1] for group in after for m in group.mailboxes}
+    assert {place.mailbox: place.grouping_information for place in known}.items() <= placed.items()
+    assert placed.keys() <= places.keys()
+    assert all(len(group.mailboxes) <= size for group in after)
+    assert groups(known, size, after) == after

@@ -4,9 +4,10 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -20,12 +21,13 @@ from listener.backoff import Backoff
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
-from listener.ews.events import EventKind
+from listener.ews.events import EventKind, mailbox_event
 from listener.exchange.budget import Budget
 from listener.groups.actions import Discovered, Joined, Left, Stop
 from listener.groups.affinity import Group
-from listener.groups.group import GroupState
+from listener.groups.group import GroupState, Kept
 from listener.groups.member import Policy
+from listener.groups.ownership import Ownership
 from listener.groups.supervisor import GroupRunner, Wish
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
@@ -173,12 +175,20 @@ class Registry:
     separated: list[str] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
     gaps: list[tuple[str, float | None, str]] = field(default_factory=list)
+    unproven: set[str] = field(default_factory=set)
+    known: Ownership = field(default_factory=Ownership)
+    stored: dict[str, list[str]] = field(default_factory=dict)
+    seek_error: Exception | None = None
     changes: int = 0
+    dropped: int = 0
 
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         self.gaps.append((mailbox, since, reason))
 
     def resumed(self, mailboxes: Sequence[str], /) -> None: ...
+
+    def events_dropped(self, count: int, /) -> None:
+        self.dropped += count
 
     def claim(self, _group: Group, subscription: str, mailbox: str, /) -> None:
         self.owners[subscription] = mailbox
@@ -190,12 +200,32 @@ class Registry:
     def owner(self, _group: Group, subscription: str, /) -> str | None:
         return self.owners.get(subscription)
 
+    def doubt(self, _group: Group, subscriptions: Iterable[str], /) -> None:
+        self.unproven.update(subscriptions)
+
+    def confirm(self, _group: Group, subscription: str, /) -> None:
+        self.unproven.discard(subscription)
+
+    def is_proven(self, _group: Group, subscription: str, /) -> bool:
+        return subscription not in self.unproven
+
+    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None:
+        self.known.learn(mailbox, folders)
+
+    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
+        return self.known.judge(mailbox, folders)
+
+    async def folders(self, mailbox: str, /) -> Collection[str]:
+        return self.stored.get(mailbox, ["inbox"])
+
     async def seek(self, _group: Group, mailboxes: Sequence[str], /) -> Discovered:
+        if self.seek_error is not None:
+            raise self.seek_error
         self.sought += mailboxes
         await trio.sleep(1)
         return Discovered(gone=tuple(m for m in mailboxes if m in self.moved))
 
-    def separate(self, _group: Group, mailboxes: Sequence[str], /) -> None:
+    def separate(self, _group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
         self.separated += mailboxes
 
     def changed(self, _group: Group, /) -> None:
@@ -223,6 +253,7 @@ async def running(
     wish: Wish = WISH,
     publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]] | None = None,
     registry: "Registry | None" = None,
+    kept: Kept | None = None,
 ) -> AsyncIterator[Run]:
     events: list[MailboxEvent] = []
 
@@ -240,7 +271,7 @@ async def running(
         wish,
         publish or note,
         registry or Registry(),
-        GroupState.start(mailboxes, POLICY),
+        GroupState.start(mailboxes, POLICY, kept),
         Loaded(),
     )
     async with trio.open_nursery() as nursery:
@@ -304,6 +335,60 @@ async def test_events_reach_publish_under_their_mailbox_and_strangers_do_not(
         assert [
             line["subscription_id"] for line in lines if line["event"] == "stream.foreign_notification"
         ] == ["stranger"]
+
+
+async def test_an_event_without_an_id_is_counted_and_its_mailbox_compared(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created(ids[0], "A") + created(ids[0], "") + created(ids[0], " ") + created(ids[1], "B")
+        await trio.sleep_forever()
+
+    registry = Registry()
+    async with running(Server(script), "ann", "bob", registry=registry) as run:
+        with structlog.testing.capture_logs() as lines:
+            await trio.sleep(10)
+        assert run.items == [("ann", "A"), ("bob", "B")]
+        assert registry.dropped == 2
+        gaps = [mailbox for mailbox, _, reason in registry.gaps if reason == "EventWithoutId"]
+        assert gaps == ["ann", "ann"]
+        told = [
+            (line["events"], line["mailbox"]) for line in lines if line["event"] == "stream.events_dropped"
+        ]
+        assert told == [(1, "ann"), (1, "ann")]
+
+
+async def test_events_without_a_subscription_may_be_of_any_mailbox_of_the_stream(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created("", "A") + created(ids[0], "B")
+        await trio.sleep_forever()
+
+    registry = Registry()
+    async with running(Server(script), "ann", "bob", registry=registry) as run:
+        await trio.sleep(10)
+        assert run.items == [("ann", "B")]
+        assert registry.dropped == 1
+        assert [mailbox for mailbox, _, reason in registry.gaps if reason == "EventWithoutId"] == [
+            "ann",
+            "bob",
+        ]
+
+
+async def test_an_event_without_a_time_has_that_of_its_arrival(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created(ids[0], "A").replace(b"2026-01-01T00:00:00Z", b"2026-02-30T00:00:00Z")
+        await trio.sleep_forever()
+
+    before = datetime.now(UTC)
+    async with running(Server(script), "ann") as run:
+        await trio.sleep(10)
+        [event] = run.events
+        assert before <= datetime.fromisoformat(event.time) <= datetime.now(UTC)
+        assert event.time.endswith("Z")
 
 
 async def test_an_id_that_a_server_gave_anew_brings_no_events_to_its_former_owner(
@@ -830,3 +915,333 @@ async def test_a_mailbox_that_is_refused_is_parked_and_told_once(
     ]
     gaps = [round(later - earlier) for earlier, later in itertools.pairwise(asked)]
     assert gaps == [60, 120, 240]
+
+
+# --- ids that may belong to another mailbox by now
+
+
+def restored_registry(**stored: list[str]) -> Registry:
+    """A registry that knows ann's id from an earlier process, and these folders of mailboxes."""
+    return Registry(owners={"1": "ann"}, stored=dict(stored))
+
+
+async def first_event_then_more(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+    yield OK + created(ids[0], "A") + created(ids[0], "B")
+    await trio.sleep(60)
+    yield created(ids[0], "C")
+    await trio.sleep_forever()
+
+
+async def test_events_of_a_restored_id_are_held_until_a_folder_of_the_mailbox_proves_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    registry = restored_registry(ann=["inbox", "sent"])
+    server = Server(first_event_then_more)
+    async with running(server, "ann", registry=registry, kept=Kept("ann", {"ann": "1"})) as run:
+        await trio.sleep(10)
+        assert run.items == [("ann", "A"), ("ann", "B")]
+        await trio.sleep(60)
+        assert run.items[2:] == [("ann", "C")]
+        assert [operation for operation, _ in server.operations] == ["Stream"], "nothing was asked"
+
+
+async def test_events_of_a_restored_id_that_are_not_the_mailboxs_are_dropped_and_it_is_subscribed_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The server restarted and gave the id to somebody else: 14 events came under the wrong mailbox."""
+    registry = restored_registry(ann=["inbox-a"])
+    registry.known.learn("bob", ["inbox"])
+    server = Server(first_event_then_more)
+    with structlog.testing.capture_logs() as lines:
+        async with running(server, "ann", registry=registry, kept=Kept("ann", {"ann": "1"})) as run:
+            await trio.sleep(50)
+            assert ("ann", "A") in run.items, "of the new subscription, which is proven"
+            assert server.made["ann"] == 1
+            assert ("Unsubscribe", "ann") not in server.operations, "the id is somebody else's"
+            assert run.items == [("ann", "A"), ("ann", "B")]
+            assert {reason for _, _, reason in registry.gaps} >= {"start", "unproven"}
+    (line,) = [line for line in lines if line["event"] == "subscription.not_proven"]
+    assert (line["mailbox"], line["subscription_id"], line["dropped"]) == ("ann", "1", 1)
+
+
+async def test_what_is_held_is_bounded(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("listener.groups.proof.MOST_HELD", 5)
+
+    class Slow(Registry):
+        async def folders(self, mailbox: str, /) -> Collection[str]:
+            await trio.sleep(1000)
+            return ["inbox"]
+
+    async def flood(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        for number in range(20):
+            yield created(ids[0], str(number))
+            await trio.sleep(0.01)
+        await trio.sleep_forever()
+
+    registry = Slow(owners={"1": "ann"})
+    with structlog.testing.capture_logs() as lines:
+        async with running(Server(flood), "ann", registry=registry, kept=Kept("ann", {"ann": "1"})) as run:
+            await trio.sleep(20)
+            assert len(run.items) == 20, "those of the new subscription"
+    (line,) = [line for line in lines if line["event"] == "subscription.not_proven"]
+    assert line["dropped"] == 6
+
+
+async def test_held_events_are_behind_until_they_are_proven(autojump_clock: trio.testing.MockClock) -> None:
+    """What the next process would look for after a crash."""
+
+    class Slow(Registry):
+        async def folders(self, mailbox: str, /) -> Collection[str]:
+            await trio.sleep(20)
+            return ["inbox"]
+
+    registry = Slow(owners={"1": "ann"})
+    async with running(
+        Server(first_event_then_more), "ann", registry=registry, kept=Kept("ann", {"ann": "1"})
+    ) as run:
+        await trio.sleep(10)
+        assert run.items == []
+        assert run.runner.behind().keys() == {"ann"}
+        await trio.sleep(20)
+        assert run.items == [("ann", "A"), ("ann", "B")]
+        assert run.runner.behind() == {}
+
+
+BROKEN = Failure(code="ConnectionReset", text="connection reset")
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "pause", "closed"])
+async def test_an_id_is_proven_again_after_the_server_may_have_restarted(
+    autojump_clock: trio.testing.MockClock, how: str
+) -> None:
+    streams = itertools.count()
+
+    async def script(_server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        await trio.sleep(60)
+        if next(streams):
+            await trio.sleep_forever()
+        if how == "reset":
+            raise ExchangeError(BROKEN)
+        if how in ("closed", "pause"):
+            yield CLOSED
+
+    server, registry = Server(script), Registry()
+    async with running(server, "ann", registry=registry) as run:
+        await trio.sleep(30)
+        assert registry.unproven == set()
+        if how == "pause":
+            run.runner.state = replace(run.runner.state, paused_until=trio.current_time() + 100)
+        await trio.sleep(120)
+        assert registry.unproven == (set() if how == "closed" else {"ann#1"})
+
+
+async def test_streams_that_end_in_good_order_too_soon_are_worth_one_warning(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Two connections that read the same subscription close each other's stream again and again."""
+
+    async def script(server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK
+        await trio.sleep(20 if len(server.streams) != 10 else 1800)
+        yield CLOSED
+
+    with structlog.testing.capture_logs() as lines:
+        async with running(Server(script), "ann"):
+            await trio.sleep(3000)
+    early = [line for line in lines if line["event"] == "stream.closed_early"]
+    assert [line["count"] for line in early] == [3, 3], "once each time that it begins"
+    assert "another connection" in early[0]["cause"]
+
+
+# --- unknown exceptions
+
+
+async def test_an_unknown_exception_about_one_mailbox_suspends_that_mailbox_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An address with an umlaut could not be written into a header: its group crashed again and again."""
+
+    class Fragile(Server):
+        async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
+            if b"<m:Subscribe" in body and b">bob<" in body:
+                self.log.append(("Subscribe", "bob", ""))
+                raise UnicodeEncodeError("ascii", "jürgen", 1, 2, "ordinal not in range(128)")
+            return await super().call(body, headers, read)
+
+    server = Fragile()
+    with structlog.testing.capture_logs() as lines:
+        async with running(server, "ann", "bob", "cat") as run:
+            await trio.sleep(3600)
+            assert run.runner.mailboxes_streaming == 2
+            (bob,) = [member for member in run.runner.state.members if member.mailbox == "bob"]
+            assert bob.parked
+            assert bob.failure == Failure(code="InternalError", text="UnicodeEncodeError")
+    assert 3 <= server.operations.count(("Subscribe", "bob")) <= 10
+    crashed = [line for line in lines if line["event"] == "mailbox.crashed"]
+    assert {line["mailbox"] for line in crashed} == {"bob"}
+    assert all(isinstance(line["exc_info"], UnicodeEncodeError) for line in crashed)
+    assert len([line for line in lines if line["event"] == "mailbox.parked"]) == 1
+
+
+async def test_an_unknown_exception_of_the_first_mailbox_does_not_hold_up_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Server):
+        async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
+            if b">ann<" in body:
+                raise ValueError("bad port")
+            return await super().call(body, headers, read)
+
+    async with running(Fragile(), "ann", "bob", "cat") as run:
+        await trio.sleep(30)
+        assert run.runner.mailboxes_streaming == 2
+
+
+async def test_an_unknown_exception_on_a_stream_pauses_the_group_and_leaves_a_gap(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    mistakes = [LookupError("a mistake"), LookupError("a mistake")]
+
+    async def publish(batch: Sequence[MailboxEvent]) -> None:
+        if mistakes:
+            raise mistakes.pop()
+        came.extend(batch)
+
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + created(ids[0], "A")
+        await trio.sleep_forever()
+
+    came: list[MailboxEvent] = []
+    server, registry = Server(script), Registry()
+    with structlog.testing.capture_logs() as lines:
+        async with running(server, "ann", "bob", publish=publish, registry=registry) as run:
+            await trio.sleep(60)
+            assert run.runner.mailboxes_streaming == 2
+    assert [event.item_id for event in came] == ["A"]
+    assert [operation for operation, _ in server.operations] == ["Subscribe"] * 2 + ["Stream"] * 3
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["stream.crashed"] * 2
+    assert {reason for _, _, reason in registry.gaps} >= {"GroupError"}
+
+
+async def test_events_of_one_mailbox_that_cannot_be_read_suspend_it_only(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fragile(mailbox: str, event: Any, arrived: str) -> MailboxEvent:
+        if mailbox == "bob":
+            raise KeyError("kind")
+        return mailbox_event(mailbox, event, arrived)
+
+    async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        yield OK + b"".join(created(id_, id_) for id_ in ids)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("listener.groups.supervisor.mailbox_event", fragile)
+    async with running(Server(script), "ann", "bob", "cat") as run:
+        await trio.sleep(30)
+        assert {mailbox for mailbox, item in run.items if item} == {"ann", "cat"}
+        assert [member.parked for member in run.runner.state.members] == [False, True, False]
+
+
+async def test_an_unknown_exception_while_places_are_sought_suspends_who_was_sought(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    moved = Failure(code="ErrorMailboxMoveInProgress")
+    server, registry = Server(refuse={"bob": [moved]}), Registry(seek_error=LookupError("a mistake"))
+    with structlog.testing.capture_logs() as lines:
+        async with running(server, "ann", "bob", registry=registry) as run:
+            await trio.sleep(50)
+            assert run.runner.mailboxes_streaming == 1
+            registry.seek_error = None
+            await trio.sleep(100)
+            assert run.runner.mailboxes_streaming == 2
+    failed = [line for line in lines if line["event"] == "group.action_failed"]
+    assert [line["action"] for line in failed] == ["Discover"]
+
+
+# --- delegates without rights, and codes that nobody knows
+
+
+@dataclass
+class Lenient(Server):
+    """Subscribes a delegate to any folder; `readable` are the mailboxes whose folders can be read."""
+
+    readable: set[str] = field(default_factory=set)
+    code: str = "ErrorAccessDenied"
+
+    async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
+        named = re.search(rb"<t:EmailAddress>(.*?)</t:EmailAddress>", body)
+        mailbox = "" if named is None else named[1].decode()
+        await trio.sleep(0.1)
+        if b"<m:GetFolder" in body:
+            self.note("GetFolder", mailbox, headers)
+            if mailbox not in self.readable:
+                return read(envelope(message("", self.code)))
+            return read(
+                envelope(message(f'<m:Folders><t:Folder><t:FolderId Id="{mailbox}"/></t:Folder></m:Folders>'))
+            )
+        if b"<m:Unsubscribe" in body:
+            self.note("Unsubscribe", mailbox, headers)
+            return read(envelope(message("")))
+        self.note("Subscribe", mailbox, headers)
+        self.made[mailbox] += 1
+        id_ = f"{mailbox}#{self.made[mailbox]}"
+        return read(envelope(message(f"<m:SubscriptionId>{id_}</m:SubscriptionId>")))
+
+
+DELEGATE = replace(WISH, access=AccessRules(AccessRule("delegate", folders=("inbox",))))
+
+
+@pytest.mark.parametrize("code", ["ErrorAccessDenied", "ErrorFolderNotFound", "ErrorItemNotFound"])
+async def test_a_delegate_that_can_read_no_folder_is_suspended_though_the_server_subscribes_it(
+    autojump_clock: trio.testing.MockClock, code: str
+) -> None:
+    server = Lenient(readable={"ann"}, code=code)
+    with structlog.testing.capture_logs() as lines:
+        async with running(server, "ann", "bob", wish=DELEGATE) as run:
+            await trio.sleep(3600)
+            assert run.runner.mailboxes_streaming == 1
+            assert [member.parked for member in run.runner.state.members] == [False, True]
+            assert 3 <= server.made["bob"] <= 10
+            assert server.operations.count(("Unsubscribe", "")) == server.made["bob"]
+            server.readable.add("bob")
+            await trio.sleep(3600)
+            assert run.runner.mailboxes_streaming == 2
+    told = [line["event"] for line in lines if line["event"] in ("mailbox.parked", "mailbox.unparked")]
+    assert told == ["mailbox.parked", "mailbox.unparked"], "once, however often it is tried"
+
+
+async def test_rights_that_are_withdrawn_suspend_a_mailbox_that_streams(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server = Lenient(readable={"ann", "bob"})
+    async with running(server, "ann", "bob", wish=DELEGATE) as run:
+        await trio.sleep(30)
+        run.runner.check_access("bob")
+        await trio.sleep(30)
+        assert run.runner.mailboxes_streaming == 2, "it can be read after all"
+        server.readable.remove("bob")
+        run.runner.check_access("bob")
+        run.runner.check_access("bob")
+        await trio.sleep(30)
+        assert run.runner.mailboxes_streaming == 1
+        server.readable.add("bob")
+        await trio.sleep(3600)
+        assert run.runner.mailboxes_streaming == 2
+
+
+async def test_an_unknown_code_for_one_mailbox_is_worth_one_warning_and_slower_retries(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    strange = Failure(code="ErrorSomethingStrange", text="?")
+    server = Server(refuse={"bob": [strange] * 1000})
+    with structlog.testing.capture_logs() as lines:
+        async with running(server, "ann", "bob") as run:
+            await trio.sleep(6 * 3600)
+            assert run.runner.mailboxes_streaming == 1
+    assert server.operations.count(("Subscribe", "bob")) <= 20
+    (line,) = [line for line in lines if line["event"] == "mailbox.unknown_code"]
+    assert (line["mailbox"], line["code"], line["failures"]) == ("bob", "ErrorSomethingStrange", 3)

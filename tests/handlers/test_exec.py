@@ -8,6 +8,7 @@ import trio
 
 from listener import MailboxEvent, Reject
 from listener.handlers.exec import CommandError, open_exec
+from listener.handlers.exec_stream import open_exec_stream
 
 EVENT = MailboxEvent(type="exchange.item.created", mailbox="a@b.c", time="2026-01-01T00:00:00Z", item_id="I")
 
@@ -87,3 +88,53 @@ async def test_a_missing_program_is_an_error_at_the_start(command: list[str]) ->
     with pytest.raises(FileNotFoundError, match="there is no program"):
         async with open_exec(command=command):
             pytest.fail("it opened")
+
+
+@pytest.fixture
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the environment of a daemon under systemd."""
+    for name in ("EWS_LISTENER_PASSWORD", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "LISTEN_FDS", "LC_SECRET",
+                 "WATCHDOG_PID", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD_NOT"):  # fmt: skip
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("LC_TIME", "C")
+    monkeypatch.setenv("TZ", "UTC")
+
+
+SHOW = (
+    "import json, os, sys; found = [dict(os.environ), os.listdir('/proc/self/fd')];"
+    "open(sys.argv[1], 'w').write(json.dumps(found))"
+)
+
+
+@pytest.mark.usefixtures("_secrets")
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_program_gets_few_variables_and_no_descriptors(tmp_path: Path, stream: bool) -> None:
+    out = tmp_path / "out"
+    command = program(SHOW + "; print('ok', flush=True); sys.stdin.read()", str(out))
+    own = {"API": "x", "LC_TIME": "POSIX"}
+    kept = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(kept, True)
+    try:
+        if stream:
+            async with open_exec_stream(command=command, acknowledge=True, environment=own) as handle:
+                await handle(EVENT)
+        else:
+            async with open_exec(command=command, environment=own) as handle:
+                await handle(EVENT)
+    finally:
+        os.close(kept)
+    environment, descriptors = json.loads(out.read_text())
+    environment = {name: value for name, value in environment.items() if not name.startswith("EWS_")}
+    expected = {name for name in ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE")
+                if name in os.environ}  # fmt: skip
+    assert environment.keys() - {"LC_CTYPE"} == expected - {"LC_CTYPE"} | {"API", "LC_TIME", "TZ"}
+    assert environment["LC_TIME"] == "POSIX"
+    assert "s3cret" not in environment.values()
+    assert len(descriptors) == 4, "0, 1, 2, and the one that lists them"
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0"])
+async def test_an_impossible_variable_is_told_when_it_opens(name: str) -> None:
+    with pytest.raises(ValueError, match="environment"):
+        async with open_exec(command=["true"], environment={name: "x"}):
+            pass

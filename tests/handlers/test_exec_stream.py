@@ -153,3 +153,17 @@ async def test_a_missing_program_is_an_error_at_the_start(command: list[str]) ->
     with pytest.raises(FileNotFoundError, match="there is no program"):
         async with open_exec_stream(command=command):
             pytest.fail("it opened")
+
+
+async def test_standard_error_is_logged_in_short_lines_and_not_too_many() -> None:
+    text = (
+        "import sys; sys.stdin.readline(); sys.stderr.write('first\\x1b[2J\\n' + 'x' * 1_000_000 + '\\n');"
+        "sys.stderr.write('flood\\n' * 100_000); sys.stderr.flush(); print('ok', flush=True); sys.stdin.read()"
+    )
+    with capture_logs() as lines:
+        async with open_exec_stream(command=[sys.executable, "-S", "-c", text], acknowledge=True) as handle:
+            await handle(EVENTS[0])
+    told = [line for line in lines if line["event"] == "handler.process_stderr"]
+    assert told[0]["text"] == "first\x1b[2J"
+    assert all(len(line["text"]) <= 4096 for line in told)
+    assert len(told) < 400

@@ -22,27 +22,54 @@ from tests.exchange.test_client import access
 
 URL = "https://mail.example/EWS/Exchange.asmx"
 FOLDER = '<m:Folders><t:Folder><t:FolderId Id="i"/></t:Folder></m:Folders>'
-REACHED = reply(
+SEEN = reply(
     "GetFolder",
     '<m:GetFolderResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
     f"{FOLDER}</m:GetFolderResponseMessage>",
 )
 
 
+def found(items: str) -> bytes:
+    return reply(
+        "FindItem",
+        '<m:FindItemResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
+        f'<m:RootFolder IncludesLastItemInRange="true"><t:Items>{items}</t:Items></m:RootFolder>'
+        "</m:FindItemResponseMessage>",
+    )
+
+
+ITEM = '<t:Message><t:ItemId Id="i"/></t:Message>'
+SUBSCRIBED = reply(
+    "Subscribe",
+    '<m:SubscribeResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
+    "<m:SubscriptionId>s</m:SubscriptionId></m:SubscribeResponseMessage>",
+)
+UNSUBSCRIBED = reply(
+    "Unsubscribe",
+    '<m:UnsubscribeResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
+    "</m:UnsubscribeResponseMessage>",
+)
+
+
 class Server(httpx.AsyncBaseTransport):
     """`says` has the response code for each mailbox, or for `host/mailbox`, `delegate/mailbox` or
-    `delegate/mailbox/folder`; without one it can be reached."""
+    `delegate/mailbox/folder`, or for one of them with `#` and an operation; without one it can be reached. `items`
+    are those of each folder."""
 
-    def __init__(self, says: Mapping[str, str] | None = None, /, **more: str) -> None:
+    def __init__(self, says: Mapping[str, str] | None = None, /, items: str = ITEM, **more: str) -> None:
         self.says = {**(says or {}), **more}
+        self.items = items
         self.asked: list[tuple[float, str]] = []
         self.bodies: list[bytes] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
         self.bodies.append(body)
+        operation = next(each for each in OPERATIONS if f"<m:{each}".encode() in body)
         if (who := acting_as(body)) is not None:
             name, ways = who.value, [who.value, f"{request.url.host}/{who.value}"]
+        elif operation == "Unsubscribe":
+            return httpx.Response(200, stream=httpx.ByteStream(UNSUBSCRIBED))
         else:
             owner = owner_of_folders(body)
             assert owner is not None
@@ -52,11 +79,14 @@ class Server(httpx.AsyncBaseTransport):
                 *(f"delegate/{owner}/{each}" for each in FOLDERS if f'"{each}"'.encode() in body),
             ]
         self.asked.append((round(trio.current_time()), name))
-        code = next((self.says[way] for way in ways if way in self.says), None)
-        content = REACHED if code is None else refused("GetFolder", code)
+        names = [*(f"{way}#{operation}" for way in ways), *ways]
+        code = next((self.says[way] for way in names if way in self.says), None)
+        good = {"GetFolder": SEEN, "FindItem": found(self.items), "Subscribe": SUBSCRIBED}
+        content = good[operation] if code is None else refused(operation, code)
         return httpx.Response(200, stream=httpx.ByteStream(content))
 
 
+OPERATIONS = ("GetFolder", "FindItem", "Subscribe", "Unsubscribe")
 FOLDERS = ("inbox", "calendar")
 DELEGATE = AccessRule("delegate", folders=("inbox",))
 
@@ -122,13 +152,57 @@ async def test_what_an_answer_to_a_delegate_proves(
     server = Server({"delegate/ceo": code} if code else {})
     (attempt,) = await scope(server, "ceo", ways=[DELEGATE]).prove()
     assert attempt.finding is finding
-    assert not [body for body in server.bodies if b"Subscribe" in body]  # who may look is in
+    assert not [body for body in server.bodies if b"Subscribe" in body]  # who sees an item is in
+
+
+CALENDAR = AccessRule("delegate", folders=("calendar",))
+
+
+async def test_a_calendar_of_which_everybody_sees_free_and_busy_times_is_not_reached(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """*Default* lets GetFolder succeed, and denies items and subscriptions."""
+    says = {
+        "delegate/ceo/inbox": "ErrorFolderNotFound",
+        "delegate/ceo/calendar#FindItem": "ErrorAccessDenied",
+        "delegate/ceo/calendar#Subscribe": "ErrorSubscriptionDelegateAccessNotSupported",
+    }
+    (attempt,) = await scope(Server(says), "ceo", ways=(DELEGATE, CALENDAR)).prove()
+    assert attempt.finding is Finding.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("items", "subscribes", "finding", "operation"),
+    [
+        (ITEM, False, Finding.REACHED, "FindItem"),
+        ("", True, Finding.REACHED, "Subscribe"),
+        ("", False, Finding.NOT_PROVED, "FindItem"),
+    ],
+)
+async def test_a_folder_without_items_is_tried_by_a_subscription(
+    items: str, subscribes: bool, finding: Finding, operation: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    denied = {"delegate/ceo/calendar#Subscribe": "ErrorSubscriptionDelegateAccessNotSupported"}
+    server = Server({} if subscribes else denied, items=items)
+    with structlog.testing.capture_logs() as log:
+        (attempt,) = await scope(server, "ceo", ways=[CALENDAR]).prove()
+    assert (attempt.finding, attempt.operation, attempt.folder) == (finding, operation, "calendar")
+    (line,) = (each for each in log if each["event"].startswith("scope."))
+    assert (line["operation"], line["folder"]) == (operation, "calendar")
+    assert operation in attempt.proof
+    assert '"calendar"' in attempt.proof
+
+
+async def test_who_impersonates_has_reached_an_empty_folder_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    (attempt,) = await scope(Server(items=""), "ceo").prove()
+    assert (attempt.finding, attempt.operation, attempt.folder) == (Finding.REACHED, "FindItem", "inbox")
 
 
 async def test_every_way_must_be_refused(autojump_clock: trio.testing.MockClock) -> None:
     denied = {"ceo": "ErrorImpersonateUserDenied", "delegate/ceo/inbox": "ErrorFolderNotFound"}
-    calendar = AccessRule("delegate", folders=("calendar",))
-    ways = (AccessRule(), DELEGATE, calendar)
+    ways = (AccessRule(), DELEGATE, CALENDAR)
     with structlog.testing.capture_logs() as log:
         (attempt,) = await scope(Server(denied), "ceo", ways=ways).prove()
         assert (attempt.finding, attempt.access) == (Finding.REACHED, "delegate")

@@ -30,7 +30,7 @@ CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (
         {
             "stream": {"window": "5m"},
-            "catch_up": {"interval": 60, "idle_interval": 600},
+            "catch_up": {"interval": 60, "idle_interval": 600, "initial": "7d"},
             "affinity": {"refresh": 60},
         },
         (),

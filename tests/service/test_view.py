@@ -33,6 +33,11 @@ def test_what_is_wrong_is_said_first() -> None:
         assert text.index(said) < text.index("audit")
 
 
+def test_more_streams_than_mailboxes_are_flagged() -> None:
+    assert "2 mailboxes stream twice" in shown(snapshot(mailboxes=10, streaming=12))
+    assert "stream twice" not in shown(snapshot(mailboxes=10, streaming=10))
+
+
 def test_groups_in_trouble_stand_first_and_there_are_not_too_many() -> None:
     groups = (*(group(f"site/{n:03}") for n in range(60)), group("site/999", streaming=1))
     text = shown(snapshot(groups=groups))

@@ -101,7 +101,9 @@ def test_heavy_is_heavy() -> None:
     assert made.total() >= 100
     # A certificate needs TLS, which profiles do not, and what locks the account out is no bad day but the end of it.
     locks_out = {name for name, kind in KINDS.items() if issubclass(kind, AccessFault)}
-    assert set(made) == set(KINDS) - {"bad_certificate"} - locks_out
+    # Of a mailbox that was replaced, what happened before is lost; a proxy that buffers does so all the time.
+    apart = {"bad_certificate", "mailbox_replaced", "buffered_streams"}
+    assert set(made) == set(KINDS) - apart - locks_out
     assert made["backend_restart"] + made["failover"] >= 5
     assert made["mailbox_move"] >= 6
 

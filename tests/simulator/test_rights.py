@@ -42,18 +42,58 @@ def get_folder(folder: str, mailbox: Mailbox) -> str:
 
 def test_a_delegate_reads_what_was_granted_and_nothing_else() -> None:
     desk = Desk()
-    assert code(desk.get_folder("calendar", desk.anna)) == "ErrorFolderNotFound"
-    rights = desk.order("/rights", mailbox=desk.anna.address, folders=["calendar"])["rights"]
-    assert rights["folders"] == [
-        {"account": desk.client.settings.user, "mailbox": desk.anna.address, "folders": ["calendar"]}
-    ]
-    assert code(desk.get_folder("calendar", desk.anna)) == "NoError"
     assert code(desk.get_folder("inbox", desk.anna)) == "ErrorFolderNotFound"
-    assert code(desk.get_folder("calendar", desk.ben)) == "ErrorFolderNotFound"
+    rights = desk.order("/rights", mailbox=desk.anna.address, folders=["inbox"])["rights"]
+    assert rights["folders"] == [
+        {"account": desk.client.settings.user, "mailbox": desk.anna.address, "folders": ["inbox"]}
+    ]
+    assert code(desk.get_folder("inbox", desk.anna)) == "NoError"
+    assert code(desk.get_folder("contacts", desk.anna)) == "ErrorFolderNotFound"
+    assert code(desk.get_folder("inbox", desk.ben)) == "ErrorFolderNotFound"
     # Who impersonates has the rights of whom it impersonates.
-    assert code(desk.get_folder("calendar", desk.anna, impersonate=desk.ben.address)) == "ErrorFolderNotFound"
+    assert code(desk.get_folder("inbox", desk.anna, impersonate=desk.ben.address)) == "ErrorFolderNotFound"
     desk.order("/rights", mailbox=desk.anna.address, folders=[])
-    assert code(desk.get_folder("calendar", desk.anna)) == "ErrorFolderNotFound"
+    assert code(desk.get_folder("inbox", desk.anna)) == "ErrorFolderNotFound"
+
+
+def test_everybody_sees_a_calendar_and_nothing_in_it() -> None:
+    desk = Desk()
+    client, anna = desk.client, desk.anna
+    desk.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
+    calendar = anna.distinguished("calendar")
+    (item, *_) = calendar.items
+
+    def answers(anchor: str, **options: Any) -> list[str]:
+        by_id = f'<t:FolderId Id="{calendar.id}"/>'
+        bodies = [
+            get_folder("calendar", anna),
+            *(find_item(folder) for folder in (of("calendar", anna), by_id)),
+            get_item(item),
+            subscribe_body(folders=of("calendar", anna)),
+        ]
+        return [code(client.post(body, anchor=anchor, **options)) for body in bodies]
+
+    denied = [*["ErrorAccessDenied"] * 3, "ErrorSubscriptionDelegateAccessNotSupported"]
+    assert answers(anna.address) == ["NoError", *denied]
+    assert answers(anna.address, impersonate=desk.ben.address) == ["NoError", *denied]
+    rights = desk.order("/rights", mailbox=anna.address, free_busy=False)["rights"]
+    assert rights["without_free_busy"] == [anna.address]
+    unseen = ["ErrorFolderNotFound", "ErrorFolderNotFound", *denied[1:]]
+    assert answers(anna.address) == unseen
+    desk.order("/rights", mailbox=anna.address, folders=["calendar"])
+    assert answers(anna.address) == ["NoError"] * 5
+
+
+def find_item(folder: str) -> str:
+    shape = "<m:ItemShape><t:BaseShape>IdOnly</t:BaseShape></m:ItemShape>"
+    view = '<m:IndexedPageItemView MaxEntriesReturned="1" Offset="0" BasePoint="Beginning"/>'
+    parents = f"<m:ParentFolderIds>{folder}</m:ParentFolderIds>"
+    return f'<m:FindItem Traversal="Shallow">{shape}{view}{parents}</m:FindItem>'
+
+
+def get_item(item: str) -> str:
+    shape = "<m:ItemShape><t:BaseShape>IdOnly</t:BaseShape></m:ItemShape>"
+    return f'<m:GetItem>{shape}<m:ItemIds><t:ItemId Id="{item}"/></m:ItemIds></m:GetItem>'
 
 
 def test_a_delegate_subscribes_and_is_told_of_that_folder_alone() -> None:

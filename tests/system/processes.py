@@ -96,6 +96,10 @@ class Simulator:
         lines: list[dict[str, Any]] = self._ask("faults", order)["made"]
         return lines
 
+    def end_faults(self) -> None:
+        """Ends all faults that last."""
+        self._ask("faults", {"profile": "none"})
+
     def broken(self) -> dict[str, Any]:
         """What was broken so far, and what is still to come."""
         return self._ask("faults", None)

@@ -77,7 +77,7 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
     assert {each["mailbox"]: each.get("code") for each in report["checked"]} == {
         outside: "ErrorImpersonateUserDenied",
         without_ews: "Http403",
-        theirs: "ErrorFolderNotFound",
+        theirs: "ErrorSubscriptionDelegateAccessNotSupported",
         "nobody@contoso.example": "InvalidUser",
         good: None,
     }
@@ -89,8 +89,8 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
     assert f"Add-MailboxFolderPermission {theirs}:" in matter(report, theirs)["mend"]
     told = check(office).out
     assert "1 of 5 mailboxes can be reached." in told
-    assert f"{outside}: ErrorImpersonateUserDenied" in told
-    assert "mend:   Add-MailboxFolderPermission" in told
+    assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in told
+    assert "      Fix: Add-MailboxFolderPermission" in told
     office.give(theirs, folders=["calendar"])
     assert check(office, "--mailbox", theirs.upper(), "--mailbox", good).code == 0
 
@@ -123,7 +123,7 @@ def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
     assert 0 < server["held"] <= 60
     assert 0 < refused(office) < 4
     people = check(office).out
-    assert "these credentials are not tried again, lest the account be locked" in people
+    assert "      These credentials are not tried again for " in people
     # Another password is tried at once, and so is the same one where the operator says so.
     office.change("wrong-Secret", office.told["password"])
     assert check(office).code == 0
@@ -257,6 +257,26 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
     checked = check(office)
     assert checked.code == 4
     assert f"{CEO} must refuse the account, and DOES NOT: take its permissions" in checked.out
+    assert (
+        f'Subscribe on the folder "inbox" of the mailbox, as a delegate, at 127.0.0.1:{office.port}'
+        in checked.out
+    )
+    # Free/busy is for everybody, and no proof.
+    office.give(CEO, folders=[])
+    office.change('[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]')
+    office.give(theirs, folders=["inbox", "calendar"])
+    assert check(office, "--json").json["must_refuse"] == [{"mailbox": CEO, "finding": "refused"}]
+    office.give(CEO, folders=["calendar"])
+    office.make(CEO, kind="FreeBusyChangedEvent")
+    (finding,) = check(office, "--json").json["must_refuse"]
+    assert finding == {
+        "mailbox": CEO,
+        "finding": "reached",
+        "access": "delegate",
+        "server": f"127.0.0.1:{office.port}",
+        "operation": "FindItem",
+        "folder": "calendar",
+    }
 
 
 def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
@@ -314,3 +334,50 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
     }
     assert (office.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
     assert not listener.logged("audit.identity_used")
+
+
+# --- advice
+
+
+def test_an_unknown_code_is_named_as_unknown(simulator: Start) -> None:
+    office = simulator("--backends", "1")
+    ill, *_ = sorted(office.mailboxes)
+    office.break_(kind="response_code", code="ErrorMailboxIsPurple", mailbox=ill, operation="GetFolder")
+    checked = check(office, "--mailbox", ill)
+    assert checked.code == 4
+    head, *told = checked.out.partition("FAIL  ")[2].splitlines()
+    assert head == f"{ill}   ErrorMailboxIsPurple"
+    assert told[-2].startswith(
+        "      The code ErrorMailboxIsPurple is not known to this version of ews-listener."
+    )
+    assert told[-1].startswith(
+        "      Fix: look for ErrorMailboxIsPurple in the list of response codes of EWS"
+    )
+    assert "wait" not in checked.out.lower()
+
+
+def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
+    office = simulator()
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    good = office.told["ews_url"]
+    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("/EWS/Exchange.asmx", "/owa")}"')
+    checked = check(office)
+    assert checked.code == 3
+    assert "      The URL is probably wrong: /owa is Outlook on the web, not the EWS endpoint." in checked.out
+    assert f"      Fix: set ews_url to {good}\n" in checked.out
+    office.change("/owa", "/EWS/Exchange.asmx")
+    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("http:", "https:")}"')
+    checked = check(office, "--json")
+    (server,) = checked.json["servers"]
+    assert (checked.code, server["code"]) == (3, "TlsFailed")
+    assert f"127.0.0.1:{office.port}" in server["text"]
+    assert "the port does not speak TLS" in server["cause"]
+
+
+def test_http_to_a_port_with_tls_is_diagnosed(simulator: Start) -> None:
+    office = simulator("--tls", "--auth", "ntlm")
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    office.change('ews_url = "https:', 'ews_url = "http:')
+    (server,) = check(office, "--json").json["servers"]
+    assert (server["code"], "https://" in server["mend"]) == ("ConnectionReset", True)
+    assert "the URL says http://" in server["cause"]

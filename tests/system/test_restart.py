@@ -8,8 +8,12 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +114,150 @@ def test_a_restart_under_load_subscribes_nobody_and_loses_nothing(
     assert since["Subscribe"] == 0
     assert daemon.end() == 0
     print(f"{MAILBOXES} mailboxes streaming {took:.1f} s after the start; {verdict}")
+
+
+def test_a_restart_with_three_configured_groups_subscribes_each_mailbox_once(
+    simulator: Start, listen: Listen, tmp_path: Path
+) -> None:
+    """The configuration gives the placements: nothing may place a mailbox again that a restored group has."""
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--mailboxes", "150", "--backends", "3", "--ledger", str(ledger))
+    configured_groups(there, 3)
+    daemon = listen(there)
+    streaming(there, 150)
+    until(lambda: requests(there, "FindFolder") >= 150, "all mailboxes compared", 10 * PATIENCE)
+    started = daemon.log[0]["time"]
+    with mail_for_all(there):
+        kept(daemon)
+        assert daemon.end() == 0
+        nobody_streams(there)
+        since, queued = Requests(there), there.state()["queued"]
+        until(lambda: there.state()["queued"] >= queued + 50, "events while nobody listens")
+        daemon = listen(there)
+        streaming(there, 150)
+        kept(daemon)
+    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
+    status = state_of(there)
+    assert (status["streaming"], status["mailboxes"]) == (150, 150)
+    assert sorted(group["mailboxes"] for group in status["groups"]) == [50, 50, 50]
+    assert (since["Subscribe"], there.state()["subscriptions"]) == (0, 150)
+    ids = [event["id"] for event in there.deliveries]
+    assert judge(ledger, output).generated > 200
+    assert len(ids) - len(set(ids)) <= len(ids) / 100
+    assert min(event["time"] for event in there.deliveries) >= started[:19]
+    assert not daemon.logged("group.subscribing")
+    assert daemon.end() == 0
+
+
+def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailbox_once(
+    simulator: Start, listen: Listen
+) -> None:
+    there = simulator("--mailboxes", "12", "--backends", "1")
+    configured_groups(there, 2)
+    daemon = listen(there)
+    streaming(there, 12)
+    assert daemon.end() == 0
+    nobody_streams(there)
+    moved = there.mailboxes[0]
+    first = json.dumps(there.mailboxes[0::2])
+    there.change(first, json.dumps([m for m in there.mailboxes[0::2] if m != moved]))
+    second = json.dumps(there.mailboxes[1::2])
+    there.change(second, json.dumps([moved, *there.mailboxes[1::2]]))
+    there.append("\n[affinity]\ngroup_size = 4\n")
+    daemon = listen(there)
+    streaming(there, 12)
+    until(lambda: there.state()["subscriptions"] == 12, "the old ones unsubscribed")
+    until(lambda: state_of(there)["streaming"] == 12, "12 mailboxes streaming")
+    status = state_of(there)
+    assert sorted(group["mailboxes"] for group in status["groups"]) == [1, 3, 4, 4]
+    ledger = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+    items = {line["item_id"] for line in ledger if line["kind"] == "NewMailEvent"}
+
+    def came() -> list[str]:
+        return [e["subject"] for e in there.deliveries if e["type"] == "exchange.item.new_mail"]
+
+    until(lambda: items <= set(came()), "events of all")
+    time.sleep(1)
+    assert sorted(came()) == sorted(items), "no event twice"
+    assert daemon.end() == 0
+
+
+def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wrong_mailbox(
+    simulator: Start, listen: Listen, tmp_path: Path
+) -> None:
+    """The daemon ends, the server restarts, and its ids begin again at 1: all are one mailbox's by now."""
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
+    there = simulator("--backends", "1", "--counted-ids", "--ledger", str(ledger))
+    daemon = listen(there)
+    streaming(there, 4)
+    until(lambda: requests(there, "FindFolder") >= 4, "all mailboxes compared")
+    kept(daemon)
+    assert daemon.end() == 0
+    nobody_streams(there)
+    there.break_(kind="backend_restart")
+    taker, *others = there.mailboxes
+    for _ in there.mailboxes:
+        subscribe(there, taker)
+    since = Requests(there)
+    daemon = listen(there)
+    daemon.until_logged("group.streaming")
+    homes: dict[str, Any] = {}
+    for _ in range(10):
+        lines = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+        homes |= {line["item_id"]: line["mailbox"] for line in lines if line["kind"] == "NewMailEvent"}
+        time.sleep(0.2)
+    (line, *_) = daemon.until_logged("subscription.not_proven")  # repeated lines are summed up
+    assert line["mailbox"] in others
+    until(lambda: since["Subscribe"] == len(others), "new subscriptions for all but the taker")
+    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
+    wrong = [
+        event
+        for event in there.deliveries
+        if homes.get(event.get("subject", ""), event["data"]["mailbox"]) != event["data"]["mailbox"]
+    ]
+    assert wrong == []
+    assert since["Subscribe"] == len(others), "the taker's id is proven to be its own"
+    assert daemon.end() == 0
+
+
+def subscribe(there: Simulator, mailbox: str) -> None:
+    """Subscribes to a mailbox as another client of the same account does."""
+    names = ("Copied", "Created", "Deleted", "Modified", "Moved", "NewMail", "FreeBusyChanged")
+    kinds = "".join(f"<t:EventType>{name}Event</t:EventType>" for name in names)
+    body = (
+        '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"'
+        ' xmlns:t="http://schemas.microsoft.com/exchange/services/2006/types"'
+        ' xmlns:m="http://schemas.microsoft.com/exchange/services/2006/messages"><s:Header>'
+        '<t:RequestServerVersion Version="Exchange2013_SP1"/><t:ExchangeImpersonation><t:ConnectingSID>'
+        f"<t:PrimarySmtpAddress>{mailbox}</t:PrimarySmtpAddress></t:ConnectingSID></t:ExchangeImpersonation>"
+        '</s:Header><s:Body><m:Subscribe><m:StreamingSubscriptionRequest SubscribeToAllFolders="true">'
+        f"<t:EventTypes>{kinds}</t:EventTypes></m:StreamingSubscriptionRequest></m:Subscribe></s:Body></s:Envelope>"
+    )
+    token = b64encode(f"{there.told['user']}:{there.told['password']}".encode()).decode()
+    headers = {"Authorization": f"Basic {token}", "Content-Type": "text/xml", "X-AnchorMailbox": mailbox}
+    request = urllib.request.Request(there.told["ews_url"], body.encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert b"NoError" in reply.read()
+
+
+def configured_groups(there: Simulator, count: int) -> None:
+    """Gives all mailboxes a placement in the configuration, in so many groups, and turns Autodiscover off."""
+    there.change("[exchange]", "[exchange]\nautodiscover = false")
+    for number in range(count):
+        addresses = json.dumps(there.mailboxes[number::count])
+        there.append(f'\n[[groups]]\nname = "SITE{number}"\nmailboxes = {addresses}\n')
+
+
+def state_of(there: Simulator) -> dict[str, Any]:
+    """What the running daemon reports of itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "listener", "status", "--json", "--config", str(there.config)],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    status: dict[str, Any] = json.loads(done.stdout)
+    return status
 
 
 def test_only_what_the_server_forgot_is_subscribed_anew(

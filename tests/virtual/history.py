@@ -48,3 +48,39 @@ async def happens(
             one.mailbox.lose_sync_states(quietly=dice.random() < 0.5)
     if since is not None:
         one.gap(since)
+
+
+def phantoms(one: Office) -> list[tuple[str, str | None]]:
+    """What was reported as created, modified or new mail after its deletion, or its move to another id, was
+    delivered, and what was reported in a folder after that folder's deletion was."""
+    gone: set[str | None] = set()
+    found = []
+    for event in one.events:
+        word = event.type.rpartition(".")[2]
+        if word == "deleted":
+            gone.add(event.subject)
+        elif (
+            event.recovered
+            and word in ("created", "modified", "new_mail")
+            and {event.subject, event.parent_folder_id} & gone
+        ):
+            found.append((event.type, event.subject))
+        elif word == "moved" and event.item_id is not None:
+            gone.add(event.old_item_id)
+    return found
+
+
+def things(one: Office) -> set[str]:
+    """The ids of all items and folders that are there now."""
+    folders = one.mailbox.folders
+    return {*folders, *(id_ for folder in folders.values() for id_ in folder.items)}
+
+
+def too_old(one: Office, old: set[str]) -> list[tuple[str, str | None]]:
+    """What was reported as created or new mail though it had been there before the mailbox was listened to."""
+    words = ("created", "new_mail")
+    return [
+        (event.type, event.subject)
+        for event in one.recovered
+        if event.type.rpartition(".")[2] in words and event.subject in old
+    ]

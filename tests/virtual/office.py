@@ -100,6 +100,8 @@ class Office:
     silent: list[str] = field(default_factory=list)
     delay: float = 0.05
     streaming: bool = True
+    # Seconds that the listener's clock is behind the server's.
+    behind: float = 0.0
     log: list[Any] = field(default_factory=list)
     catch_up: CatchUp = field(init=False)
     states: MemoryStates = field(init=False)
@@ -113,11 +115,16 @@ class Office:
         self.handed += [(clock(), event) for event in events]
 
     def way(self, mailbox: str) -> Way | None:
-        if not self.streaming:
-            return None
+        return self.way_without_stream(mailbox) if self.streaming else None
+
+    def way_without_stream(self, mailbox: str) -> Way:
         access = AccessRule(folders=self.folders).of(mailbox)
         return Way(
-            client=self, headers={"X-AnchorMailbox": mailbox}, version="Exchange2013_SP1", access=access
+            client=self,
+            headers={"X-AnchorMailbox": mailbox},
+            version="Exchange2013_SP1",
+            access=access,
+            server_offset=EPOCH,
         )
 
     async def call(self, body: bytes, headers: Mapping[str, str], read_it: Callable[[bytes], Any]) -> Any:
@@ -137,9 +144,8 @@ class Office:
             raise ExchangeError(http_failure(reply.status, {}, reply.body, self.now()))
         return read_it(reply.body)
 
-    @staticmethod
-    def now() -> datetime:
-        return datetime.fromtimestamp(clock(), UTC)
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(clock() - self.behind, UTC)
 
     @property
     def mailbox(self) -> Mailbox:

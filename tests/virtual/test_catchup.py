@@ -9,7 +9,7 @@ import trio.testing
 
 from listener.ews.codes import Failure
 from listener.simulator.traffic import Traffic
-from tests.virtual.history import happens
+from tests.virtual.history import happens, phantoms, things, too_old
 from tests.virtual.office import office, ready, told
 from tests.virtual.wire import clock
 
@@ -182,6 +182,8 @@ async def test_a_state_that_was_made_inside_the_gap_is_not_trusted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with office() as one:
+        one.catch_up.subscribed(one.mailbox.address, new=True)
+        await trio.sleep(1)
         since = trio.current_time()
         await one.keep(one.mailbox.deliver("missed", SENDER, clock()))
         await trio.sleep(5)
@@ -402,12 +404,15 @@ async def test_nothing_is_lost(seed: int, autojump_clock: trio.testing.MockClock
     """Users at work, a stream that loses events and has gaps, comparisons at any moment, requests that fail."""
     dice = Random(f"histories {seed}")
     async with ready(interval=200) as one:
+        old = things(one)
         users = Traffic([one.mailbox], 5.0, Random(f"users {seed}"))
         await happens(one, users, dice, seconds=300, leaks=(0.0, 0.0, 0.3), failures=FAILURES)
         one.fail.clear()
         one.gap(0.0)
         await one.settle(900)
         assert one.lost() == []
+        assert phantoms(one) == []
+        assert too_old(one, old) == []
 
 
 FAILURES = dict.fromkeys(("FindFolder", "SyncFolderItems", "FindItem"), ("ErrorInternalServerError",))

@@ -23,11 +23,16 @@ def end_point(stream: Any) -> bytes | None:
 def of_certificate(der: bytes) -> bytes:
     """RFC 5929 section 4.1: the certificate's hash, by the hash function of its signature; SHA-256 in place of MD5
     and SHA-1, and where the signature has no hash function of its own."""
-    certificate = x509.load_der_x509_certificate(der)
     try:
-        algorithm = certificate.signature_hash_algorithm
-    except UnsupportedAlgorithm:
+        algorithm = x509.load_der_x509_certificate(der).signature_hash_algorithm
+    except (
+        UnsupportedAlgorithm,
+        ValueError,
+        x509.InvalidVersion,
+    ):  # OpenSSL is less strict about certificates
         algorithm = None
     if algorithm is None or isinstance(algorithm, _WEAK):
         algorithm = hashes.SHA256()
-    return b"tls-server-end-point:" + certificate.fingerprint(algorithm)
+    digest = hashes.Hash(algorithm)
+    digest.update(der)
+    return b"tls-server-end-point:" + digest.finalize()

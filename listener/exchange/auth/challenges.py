@@ -9,16 +9,23 @@ from binascii import Error
 import httpx
 
 # A scheme begins a header or follows a comma; a parameter has an equals sign where a scheme has a blank or nothing.
-_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s*(?:$|,|\s+[^\s=]))")
-_PARAMETER = re.compile(r"([A-Za-z0-9_-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))")
+# Quantifiers are possessive, and a parameter's name begins where none is going on: a header that a server chooses
+# must not take quadratic time.
+_SCHEME = re.compile(r"(?:^|,)\s*+([A-Za-z][A-Za-z0-9-]{0,63}+)(?=\s*+(?:$|,)|\s++[^\s=])")
+_PARAMETER = re.compile(
+    r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"|([^\s,\"]++))"
+)
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*+(?:\"|\\?$)")
+MOST_SCHEMES = 10
+"""Schemes that are looked at. Servers offer three or four."""
+HEADER_LENGTH = 8192
+"""Characters of a challenge that are looked at, but for the token of a handshake."""
 
 
 def offered(headers: httpx.Headers) -> list[str]:
     """The names of the schemes, as the server writes them."""
-    found = [
-        name for value in headers.get_list("www-authenticate") for name in _SCHEME.findall(_unquoted(value))
-    ]
-    return list(dict.fromkeys(found))
+    found = [name for value in _challenges(headers) for name in _SCHEME.findall(_unquoted(value))]
+    return list(dict.fromkeys(found))[:MOST_SCHEMES]
 
 
 def token(headers: httpx.Headers, scheme: str) -> bytes | None:
@@ -35,7 +42,7 @@ def token(headers: httpx.Headers, scheme: str) -> bytes | None:
 
 def parameters(headers: httpx.Headers, scheme: str) -> dict[str, str]:
     """The parameters of the scheme's challenge; names are in lower case."""
-    for value in headers.get_list("www-authenticate"):
+    for value in _challenges(headers):
         plain = _unquoted(value)
         for start in re.finditer(_SCHEME, plain):
             if start[1].lower() == scheme.lower():
@@ -48,6 +55,10 @@ def parameters(headers: httpx.Headers, scheme: str) -> dict[str, str]:
     return {}
 
 
+def _challenges(headers: httpx.Headers) -> list[str]:
+    return [value[:HEADER_LENGTH] for value in headers.get_list("www-authenticate")[:MOST_SCHEMES]]
+
+
 def _unquoted(value: str) -> str:
-    """The header with what is quoted made harmless, at the same places."""
-    return re.sub(r"\"(?:[^\"\\]|\\.)*\"", lambda quoted: '"' + "_" * (len(quoted[0]) - 2) + '"', value)
+    """The header with what is quoted made harmless, at the same places. A quote may lack its end."""
+    return _QUOTED.sub(lambda quoted: '"' + "_" * (len(quoted[0]) - 1), value)

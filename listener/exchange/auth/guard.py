@@ -10,21 +10,26 @@ The rules:
 4. All this outlives the process (memory.py), and ends where another password is configured.
 5. Whoever is held back is told the refusal again, and how long it lasts.
 6. Only who answers as Exchange has heard the credentials: the web site of a mail domain takes anybody.
+7. A refusal may be about one mailbox only. Where the server has accepted the account for others, one of these
+   is asked for at once (`confirm`), while all other requests wait. If that is accepted, the refusal concerns the
+   mailbox, does not count as a try, and becomes MailboxRefused. If it is refused too, both count.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 import trio
 from msgspec.structs import replace
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
+from listener.ews.soap import Impersonation
+from listener.ews.urls import server_of
 from listener.exchange.auth.memory import Memory, Refusals
 
 log = structlog.get_logger()
@@ -34,6 +39,24 @@ TRUST = 60.0
 MOST_TRIES = 3
 PAUSES = (0.0, 60.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
 """Seconds until the next try after so many refusals. Domains forget bad tries after 10 to 30 minutes, as a rule."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose mailbox a request is about: whom it impersonates, or whose folders it names, and by which X-AnchorMailbox
+    it is routed."""
+
+    impersonate: Impersonation | None = None
+    owner: str | None = None
+    anchor: str = ""
+
+    @property
+    def mailbox(self) -> str:
+        """The mailbox as the request names it; empty for the account's own."""
+        return self.owner or ("" if self.impersonate is None else self.impersonate.value)
+
+
+Confirm = Callable[[Identity], Awaitable[None]]
+"""Makes a request about a mailbox that the server has accepted the account for. Raises ExchangeError."""
 
 
 class Guard:
@@ -48,6 +71,10 @@ class Guard:
         self._tries = 0
         self._level = 0
         self._probe: _Probe | None = None
+        self._good: dict[
+            str, dict[str, tuple[Identity, float]]
+        ] = {}  # by host and mailbox: accepted, and asked when
+        self._confirming = trio.Lock()
 
     @property
     def tries(self) -> int:
@@ -71,28 +98,76 @@ class Guard:
             self._memory.note(self._account, secret, refusals)
 
     @asynccontextmanager
-    async def asking(self, url: str) -> AsyncIterator[None]:
+    async def asking(
+        self, url: str, identity: Identity | None = None, confirm: Confirm | None = None
+    ) -> AsyncIterator[None]:
         """Around each request. Raises ExchangeError instead of asking where that would be one refusal too many, and
-        tells with a refusal how long to wait."""
-        host = urlsplit(url).netloc
+        tells with a refusal how long to wait. `identity` and `confirm` are those of requests about a mailbox."""
+        host = server_of(url)
         probe = await self._admit(host)
+        asked = trio.current_time()
         try:
             yield
         except ExchangeError as error:
             failure = error.failure
+            if failure.code in OF_MAILBOX and identity is not None and confirm is not None:
+                if self._probe is None:
+                    probe = self._probe = _Probe(host)  # the others wait for what comes of it
+                if await self._is_about_mailbox(host, identity, asked, confirm):
+                    raise ExchangeError(self._mailbox_refused(host, identity, failure)) from error
             if failure.verdict is Verdict.CREDENTIALS:
                 raise ExchangeError(self._refused(host, failure)) from error
             if probe is not None and failure.code in UNREACHABLE:
                 probe.failure = failure
             if failure.code.startswith("Error") and failure.status != UNAUTHORIZED:
-                self._accepted(host)  # whoever is told so much has been let in
+                self._accepted(host, identity, asked)  # whoever is told so much has been let in
             raise
         else:
-            self._accepted(host)
+            self._accepted(host, identity, asked)
         finally:
             if probe is not None:
                 self._probe = None
                 probe.over.set()
+
+    async def _is_about_mailbox(self, host: str, identity: Identity, asked: float, confirm: Confirm) -> bool:
+        """Whether the server accepts the account for another mailbox, in a request made after this one."""
+        self._trusted.pop(host, None)
+        async with self._confirming:
+            others = [
+                good for good in self._good.get(host, {}).values() if good[0].mailbox != identity.mailbox
+            ]
+            if not others:
+                return False
+            other, when = max(others, key=lambda good: good[1])
+            if when > asked:
+                return True
+            if self._tries >= MOST_TRIES:
+                return False
+            again = trio.current_time()
+            try:
+                await confirm(other)
+            except ExchangeError as error:
+                failure = error.failure
+                if failure.code in OF_MAILBOX:
+                    self._good[host].pop(other.mailbox, None)
+                    self._refused(host, failure)
+                    return False
+                if not failure.code.startswith("Error"):
+                    return False  # nobody has said anything about the credentials
+            self._accepted(host, other, again)
+            return True
+
+    def _mailbox_refused(self, host: str, identity: Identity, failure: Failure) -> Failure:
+        log.warning(
+            "auth.mailbox_refused",
+            account=self._account,
+            server=host,
+            mailbox=identity.mailbox,
+            code=failure.code,
+            text=failure.text,
+        )
+        text = f"the server refuses {self._account} for this mailbox, and accepts it for others"
+        return Failure(code="MailboxRefused", text=f"{text}: {failure}", status=failure.status)
 
     async def _admit(self, host: str) -> _Probe | None:
         """Waits for one's turn. The probe, if this request is one."""
@@ -143,8 +218,14 @@ class Guard:
         )
         return replace(failure, wait=max(pause, failure.wait or 0.0)) if pause else failure
 
-    def _accepted(self, host: str) -> None:
+    def _accepted(self, host: str, identity: Identity | None, asked: float) -> None:
         self._trusted[host] = trio.current_time() + TRUST
+        if identity is not None:
+            good = self._good.setdefault(host, {})
+            good.pop(identity.mailbox, None)
+            good[identity.mailbox] = identity, asked
+            if len(good) > REMEMBERED:
+                del good[next(iter(good))]
         if self._tries:
             log.info("auth.accepted", account=self._account, server=host, tries=self._tries)
             self._tries = self._level = 0
@@ -165,5 +246,9 @@ class _Probe:
 EARLIER = ""
 NEVER = (0.0, Failure(code=""))
 UNAUTHORIZED = 401
+# What a server may answer for one mailbox, though it takes the credentials for others.
+OF_MAILBOX = frozenset({"Http401", "Http440", "Http456", "Http457", "HandshakeRefused"})
+# Mailboxes of a server, the last ones accepted, of which one is asked for to confirm.
+REMEMBERED = 8
 # Nobody heard the credentials.
 UNREACHABLE = frozenset({"ConnectFailed", "ConnectTimeout", "NameNotResolved", "TlsFailed"})

@@ -21,16 +21,20 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import httpx
+import msgspec
 import trio
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
+from listener.ews.xml import excerpt
 from listener.exchange.auth import challenges
 from listener.exchange.auth.binding import end_point
 from listener.exchange.auth.credentials import Credentials
 from listener.exchange.network import KEEP_ALIVE, MOST_IDLE, Network
 
 RESTARTS = 3
+MOST_LEGS = 10
+"""Legs of one handshake. NTLM has two; Kerberos one, or three across forests."""
 _LARGEST_PAGE = 256 * 1024
 UNAUTHORIZED = 401
 
@@ -194,8 +198,14 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
         """The answer after all legs, None if the handshake must begin anew. ExchangeError: it is a refusal."""
         received: bytes | None = None
         begun: Any = None
+        diagnostics = ""
+        legs = 0
         try:
             while token := await handshake.step(received, binding):
+                legs += 1
+                if legs > MOST_LEGS:
+                    text = f"the server has not come to an end in {MOST_LEGS} legs of a handshake"
+                    raise ExchangeError(Failure(code="HandshakeBroken", text=text))
                 request.headers["Authorization"] = f"{handshake.header} {b64encode(token).decode()}"
                 try:
                     response = await line.send(request)
@@ -205,6 +215,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                     return None
                 if response.status_code != UNAUTHORIZED:
                     return response
+                diagnostics = excerpt(response.headers.get("x-ms-diagnostics", ""))
                 cookies += await _put_aside(response)
                 elsewhere = end_point(line.connection) != binding or (begun and line.connection is not begun)
                 if elsewhere or (not handshake.shown and _closes(response)):
@@ -217,7 +228,9 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                         return None
                     break
                 begun = line.connection
-            raise ExchangeError(handshake.refused(binding))
+            failure = handshake.refused(binding)
+            text = "; ".join(filter(None, [failure.text, diagnostics]))
+            raise ExchangeError(msgspec.structs.replace(failure, text=text))
         finally:
             request.headers.pop("Authorization", None)
 

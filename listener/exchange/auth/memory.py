@@ -14,8 +14,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from listener.files import open_own
+
 log = structlog.get_logger()
 
+MOST = 1 << 20
+"""Bytes of the file that are read."""
 REFUSALS = "refusals.json"
 """The name of the file."""
 
@@ -60,21 +64,26 @@ class Memory:
         beside = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside.touch(mode=0o600)
-            beside.write_bytes(msgspec.json.encode(self._records))
-            if os.geteuid() == 0:  # a check as root must not keep the service from its own file
-                owner = self._path.parent.stat()
-                os.chown(beside, owner.st_uid, owner.st_gid)
+            beside.unlink(missing_ok=True)
+            # O_EXCL follows no link that somebody has placed there.
+            with open(
+                os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
+            ) as file:
+                file.write(msgspec.json.encode(self._records))
+                if os.geteuid() == 0:  # a check as root must not keep the service from its own file
+                    owner = self._path.parent.stat()
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             beside.replace(self._path)
         except OSError as error:
             log.warning("auth.memory_failed", path=str(self._path), reason=error.strerror)
 
     def _read(self) -> dict[str, _Record]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Record])
+            with open(open_own(self._path, os.O_RDONLY), "rb") as file:
+                return msgspec.json.decode(file.read(MOST), type=dict[str, _Record])
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("auth.memory_failed", path=str(self._path), reason=str(error))
             return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode
 
 import httpx
@@ -73,5 +72,5 @@ def claims_of(headers: httpx.Headers) -> str | None:
     try:
         padded = told.rstrip("=") + "=" * (-len(told.rstrip("=")) % 4)
         return b64decode(padded.replace("-", "+").replace("_", "/"), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, not UTF-8
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -12,9 +13,21 @@ from spnego.exceptions import SpnegoError
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
+from listener.ews.xml import excerpt
 
 T = TypeVar("T")
 Refusal = Callable[[bytes | None, SpnegoError | None], Failure]
+
+# What pyspnego raises for a token that it cannot read.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+)
 
 # A KDC that does not answer must not take the threads of others.
 _threads = trio.CapacityLimiter(8)
@@ -63,7 +76,10 @@ class SpnegoHandshake:
                 if self.shown:  # what came is a refusal in the mechanism's own words
                     self._told = error
                     return None
-                raise ExchangeError(Failure(code="HandshakeBroken", text=error.message)) from error
+                raise ExchangeError(Failure(code="HandshakeBroken", text=excerpt(error.message))) from error
+            except UNREADABLE as error:
+                text = f"the server's {self.header} token cannot be read: {excerpt(str(error))}"
+                raise ExchangeError(Failure(code="HandshakeBroken", text=text)) from error
         if token is not None:
             self._made += 1
         return token

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -87,3 +87,73 @@ class Loader:
 @asynccontextmanager
 async def open_loader(*, path: Path) -> AsyncIterator[BatchHandler]:
     yield Loader(path)
+
+
+class OwnExit(BaseException):
+    pass
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+    __repr__ = __str__
+
+
+class HugeError(Exception):
+    def __str__(self) -> str:
+        return "\x1b[31m" + "x" * 5_000_000
+
+
+async def _kept_cancelled() -> BaseException:
+    kept: list[BaseException] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            kept.append(cancelled)
+    return kept[0]
+
+
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "system_exit": lambda: SystemExit(7),
+    "keyboard_interrupt": KeyboardInterrupt,
+    "generator_exit": GeneratorExit,
+    "own": lambda: OwnExit("own"),
+    "group": lambda: BaseExceptionGroup("several", [SystemExit(7), KeyboardInterrupt(), ValueError("one")]),
+    "surrogate": lambda: ValueError("lone \udc80 surrogate"),
+    "unprintable": UnprintableError,
+    "huge": HugeError,
+}
+
+
+@asynccontextmanager
+async def open_explosive(*, kind: str) -> AsyncIterator[Handler]:
+    """Raises such a thing for each event."""
+
+    async def handle(_event: MailboxEvent) -> None:
+        raise await _kept_cancelled() if kind == "cancelled" else RAISED[kind]()
+
+    yield handle
+
+
+@asynccontextmanager
+async def open_not(*, kind: str) -> AsyncIterator[Handler]:
+    """Cannot be opened."""
+    raise RAISED[kind]()
+    yield open_not
+
+
+@asynccontextmanager
+async def open_napping(*, seconds: float) -> AsyncIterator[Handler]:
+    """Blocks the event loop for a while, once."""
+    done = False
+
+    async def handle(_event: MailboxEvent) -> None:
+        nonlocal done
+        if not done:
+            done = True
+            time.sleep(seconds)
+
+    yield handle

@@ -1,0 +1,229 @@
+"""A server that sends whatever costs its client most: the daemon stays small, serves other groups, and ends in time.
+
+Run it with `-s` to see the figures of docs/OPERATING.md.
+"""
+
+import gzip
+import os
+import re
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from tests.system.processes import Listen, Listener, Simulator, Start, until
+
+MOST_MEMORY = 200.0
+"""MiB."""
+MOST_DELAY = 1.0
+"""Seconds by which other groups may be late."""
+MOST_END = 5.0
+"""Seconds from SIGTERM to the end."""
+MEBIBYTE = 1024 * 1024
+
+SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
+M = "http://schemas.microsoft.com/exchange/services/2006/messages"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+OPEN = f'<s:Envelope xmlns:s="{SOAP}" xmlns:m="{M}"><s:Body>'.encode()
+CLOSE = b"</s:Body></s:Envelope>"
+OK = (
+    OPEN + b"<m:GetStreamingEventsResponse><m:ResponseMessages><m:GetStreamingEventsResponseMessage"
+    b' ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode><m:ConnectionStatus>OK</m:ConnectionStatus>'
+    b"</m:GetStreamingEventsResponseMessage></m:ResponseMessages></m:GetStreamingEventsResponse>" + CLOSE
+)
+SUBSCRIBED = (
+    OPEN + b"<m:SubscribeResponse><m:ResponseMessages><m:SubscribeResponseMessage"
+    b' ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode><m:SubscriptionId>evil</m:SubscriptionId>'
+    b"</m:SubscribeResponseMessage></m:ResponseMessages></m:SubscribeResponse>" + CLOSE
+)
+
+Body = Iterator[bytes]
+Attack = Callable[[], Body]
+"""The bytes of an answer, from its status line on."""
+
+
+def whole(content: bytes, status: bytes = b"200 OK", *headers: bytes) -> bytes:
+    lines = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(content), *headers, b"", content]
+    return b"\r\n".join(lines)
+
+
+def chunks(parts: Body, *headers: bytes, status: bytes = b"200 OK") -> Body:
+    yield (
+        HEAD.replace(b"200 OK", status) + CHUNKED + b"".join(header + b"\r\n" for header in headers) + b"\r\n"
+    )
+    for part in parts:
+        yield b"%x\r\n" % len(part) + part + b"\r\n"
+
+
+def gzipped(parts: Body) -> Body:
+    compressor = zlib.compressobj(9, wbits=31)
+    for part in parts:
+        if data := compressor.compress(part):
+            yield data
+    yield compressor.flush()
+
+
+def bomb(piece: bytes, mebibytes: int) -> Body:
+    return gzipped(piece * (MEBIBYTE // len(piece)) for _ in range(mebibytes))
+
+
+def repeat(piece: bytes, times: int = 10**9) -> Body:
+    for _ in range(times):
+        yield piece
+
+
+MANY_MEMBERS = gzip.compress(b"") * 3000
+MANY_CHUNKS = b"1;%s\r\n \r\n" % (b"x" * 20) * 2000
+NOTIFICATION = (
+    b"<m:Notifications><m:Notification><SubscriptionId>evil</SubscriptionId>%s"
+    b"</m:Notification></m:Notifications>"
+)
+EVENT = b"<CreatedEvent><ItemId Id='a'/></CreatedEvent>"
+
+
+def message(content: bytes) -> bytes:
+    top, _, rest = OK.partition(b"<m:ResponseCode>")
+    return top + content + b"<m:ResponseCode>" + rest
+
+
+def code(length: int) -> bytes:
+    return OK.replace(b"NoError", b"Error" * (length // 5)).replace(b"Success", b"Error")
+
+
+ATTACKS: dict[str, Attack] = {
+    "gzip bomb inside an envelope": lambda: chunks(bomb(OPEN, 700), b"Content-Encoding: gzip"),
+    "gzip bomb between envelopes": lambda: chunks(bomb(b" " * 1024, 700), b"Content-Encoding: gzip"),
+    "gzip bomb of heartbeats": lambda: chunks(gzipped(repeat(OK * 1000, 1000)), b"Content-Encoding: gzip"),
+    "empty gzip members": lambda: chunks(repeat(MANY_MEMBERS), b"Content-Encoding: gzip"),
+    "15 MB of tiny elements": lambda: chunks(iter([OPEN + b"<a/>" * 3_900_000 + CLOSE])),
+    "20 MB of tiny elements": lambda: chunks(iter([OPEN + b"<a>" * 6_600_000])),
+    "15 MB of attributes": lambda: chunks(iter([OPEN + b"<a" + b' b=""' * 2_900_000 + b"/>" + CLOSE])),
+    "15 MB of text": lambda: chunks(iter([OPEN + b"x" * 15_000_000 + CLOSE])),
+    "15 MB of references": lambda: chunks(iter([OPEN + b"&#0;" * 3_900_000 + CLOSE])),
+    "72,000 events at once": lambda: chunks(iter([message(NOTIFICATION % (EVENT * 72_000))])),
+    "response codes of 9 MB": lambda: chunks(iter([code(9_000_000)])),
+    "white space": lambda: chunks(repeat(b" " * 65536)),
+    "heartbeats": lambda: chunks(repeat(OK * 100)),
+    "tiny chunks": lambda: iter([HEAD + CHUNKED + b"\r\n", *[MANY_CHUNKS] * 500]),
+    "an error page without end": lambda: chunks(repeat(b"<" * 65536), status=b"503 Busy"),
+}
+LAST = "gzip bomb between envelopes"
+"""The one that goes on when the daemon is to end."""
+
+
+class Hostile:
+    """Subscribes whoever wants it, and answers GetStreamingEvents so, as soon as that is `allowed`. `attacks` counts
+    these answers."""
+
+    def __init__(self, attack: Attack) -> None:
+        self._attack = attack
+        self.allowed = threading.Event()
+        self.attacks = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._server]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.getsockname()[1]}/EWS/Exchange.asmx"
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._server.accept()
+                self._sockets.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError):
+            while (request := self._request(client)) is not None:
+                if b"<m:GetStreamingEvents" in request:
+                    self.allowed.wait()
+                    self.attacks += 1
+                    for part in self._attack():
+                        client.sendall(part)
+                elif b"<m:Subscribe" in request:
+                    client.sendall(whole(SUBSCRIBED))
+                else:
+                    client.sendall(whole(b"", b"500 Error"))
+
+    @staticmethod
+    def _request(client: socket.socket) -> bytes | None:
+        received = b""
+        while True:
+            top, separator, body = received.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: *(\d+)", top)
+            if separator and length and len(body) >= int(length[1]):
+                return received
+            if not (data := client.recv(65536)):
+                return None
+            received += data
+
+
+def memory(listener: Listener) -> int:
+    """The most resident memory that the process ever had, in bytes."""
+    status = Path(f"/proc/{listener.process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def slowest_delivery(simulator: Simulator, seconds: float) -> float:
+    """The longest time between an event of a good group and its delivery, in these seconds."""
+    slowest, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        before = len(simulator.deliveries)
+        made = len(simulator.make(simulator.mailboxes[0]))
+        begun = time.monotonic()
+        until(lambda before=before, made=made: len(simulator.deliveries) >= before + made, "a delivery")  # type: ignore[misc]
+        slowest = max(slowest, time.monotonic() - begun)
+        time.sleep(0.05)
+    return slowest
+
+
+def test_hostile_servers(simulator: Start, listen: Listen) -> None:
+    """One after another, beside a good one."""
+    there = simulator()
+    there.append('filter = { mailboxes = ["*@contoso.example"] }\n')
+    hostile = {name: Hostile(attack) for name, attack in ATTACKS.items()}
+    for number, server in enumerate(hostile.values()):
+        there.append(f'\n[[groups]]\news_url = "{server.url}"\nname = "hostile-{number}"\n')
+        there.append(f'mailboxes = ["victim{number}@hostile.example"]\n')
+    listener = listen(there)
+    figures: dict[str, tuple[float, float]] = {}
+    try:
+        there.streaming(4)
+        for name in (*(each for each in ATTACKS if each != LAST), LAST):
+            server = hostile[name]
+            Path(f"/proc/{listener.process.pid}/clear_refs").write_text("5")  # the peak begins anew
+            server.allowed.set()
+            until(lambda server=server: server.attacks, name)  # type: ignore[misc]
+            delay = slowest_delivery(there, 1.0)
+            figures[name] = memory(listener) / MEBIBYTE, delay
+            if name != LAST:
+                server.close()
+        begun = time.monotonic()
+        assert listener.end() == 0
+        ended = time.monotonic() - begun
+    finally:
+        for server in hostile.values():
+            server.close()
+    for name, (most, delay) in figures.items():
+        print(f"{name}: {most:.0f} MiB, {delay:.2f} s")
+    print(f"end: {ended:.2f} s; log: {listener.errors.stat().st_size} bytes")
+    assert {name: most for name, (most, _) in figures.items() if most >= MOST_MEMORY} == {}
+    # Where other processes want the cores too, each second of work takes as many more.
+    share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert {name: delay for name, (_, delay) in figures.items() if delay >= MOST_DELAY * share} == {}
+    assert ended < MOST_END * share
+    assert listener.errors.stat().st_size < 200_000

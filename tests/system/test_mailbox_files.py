@@ -1,0 +1,66 @@
+"""Files of mailboxes as Exchange exports them, read by a daemon and by `check`."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+from tests.system.processes import Listener, Simulator
+
+Start = Callable[..., Simulator]
+Listen = Callable[..., Listener]
+ABROAD = "ümit@contoso.example"
+
+
+def export(addresses: list[str], delimiter: str = ";") -> str:
+    rows = [f'"Person, No. {n}"{delimiter}"{address}"' for n, address in enumerate(addresses)]
+    return "\r\n".join(["#TYPE Selected.Mailbox", f'"Name"{delimiter}"PrimarySmtpAddress"', *rows, ""])
+
+
+def check(office: Simulator) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "listener", "check", "--config", str(office.config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_daemon_reads_exports_at_the_start_and_later(simulator: Start, listen: Listen) -> None:
+    office = simulator()
+    file, everybody = office.folder / "mailboxes.txt", office.mailboxes
+    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    office.change('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nrefresh = "1s"\nmax_drop = 0.5')
+    file.write_bytes(b"\xff\xfe" + export([*everybody[:3], ABROAD]).encode("utf-16-le"))
+    listener = listen(office)
+    office.streaming(3)
+    listener.until_logged("listener.started", mailboxes=4)
+    listener.until_logged("mailbox.parked", mailbox=ABROAD)
+    file.write_text(export(everybody, ","), encoding="utf-8-sig")
+    office.streaming(4)
+    listener.until_logged("census.taken", mailboxes=4, added=1, removed=1)
+    file.write_bytes(export(["jürgen@contoso.example"]).encode("cp1252"))
+    (failed, *_) = listener.until_logged("census.failed", level="warning")
+    assert failed["text"].startswith("is not UTF-8 text (byte 0xfc in line 3)")
+    assert office.state()["mailboxes_streaming"] == 4
+    assert listener.end() == 0
+
+
+def test_check_reports_ten_bad_lines_and_counts_the_others(simulator: Start) -> None:
+    office = simulator()
+    (office.folder / "mailboxes.txt").write_text(export([f"person {n}" for n in range(3000)]))
+    checked = check(office)
+    assert checked.returncode == 2
+    lines = checked.stderr.splitlines()
+    assert lines[0] == 'error: mailboxes.txt:3: "person 0" is no address of the form name@domain'
+    assert lines[-1] == "error: mailboxes.txt: and 2,990 more lines"
+    assert len(lines) == 11
+
+
+def test_check_warns_of_a_doubtful_url(simulator: Start) -> None:
+    office = simulator()
+    office.change("/EWS/Exchange.asmx", "/owa")
+    checked = check(office)
+    assert checked.returncode == 0
+    assert checked.stderr == (
+        f"warning: exchange.ews_url: /owa is Outlook on the web, not the EWS endpoint. Use {office.told['ews_url']}\n"
+    )
+    command = [sys.executable, "-m", "listener", "check", "--json", "--config", str(office.config)]
+    told = json.loads(subprocess.run(command, capture_output=True, timeout=60, check=True).stdout)
+    assert [warning["where"] for warning in told["warnings"]] == ["exchange.ews_url"]

@@ -1,0 +1,132 @@
+"""Files of the daemon's own, in a directory where somebody else has placed something."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from listener import log
+from listener.errors import ConfigError
+from listener.exchange.auth.memory import Memory, Refusals
+from listener.files import open_own
+from listener.journal.lock import locked
+from listener.journal.schema import open_beside, open_database
+from listener.service.server import unix_socket
+
+OTHER = 12345
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file of the daemon's user that somebody would like to have overwritten."""
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    return path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    path = tmp_path / "state"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_the_lock_follows_no_link(state: Path, victim: Path, dangling: bool) -> None:
+    target = state.parent / "new" if dangling else victim
+    (state / "lock").symlink_to(target)
+    with pytest.raises(ConfigError, match=r"lock: .*symbolic link"), locked(state):
+        pass
+    assert victim.read_text() == "precious"
+    assert not (state.parent / "new").exists()
+
+
+def test_the_lock_is_a_regular_file(state: Path) -> None:
+    os.mkfifo(state / "lock")
+    with pytest.raises(ConfigError, match="not a regular file"), locked(state):
+        pass
+
+
+@root
+def test_the_lock_is_ours(state: Path) -> None:
+    (state / "lock").touch()
+    os.chown(state / "lock", OTHER, OTHER)
+    with pytest.raises(ConfigError, match=f"another user .uid {OTHER}"), locked(state):
+        pass
+    os.chown(state, OTHER, OTHER)  # a command of root's in the service's directory
+    with locked(state):
+        pass
+
+
+@pytest.mark.parametrize("name", ["journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal"])
+def test_the_journal_follows_no_link(state: Path, victim: Path, name: str) -> None:
+    if name != "journal.db":
+        open_database(state).close()
+        (state / name).unlink(missing_ok=True)
+    (state / name).symlink_to(victim)
+    for opening in (open_database, open_beside):
+        with pytest.raises(ConfigError, match=r"symbolic link"):
+            opening(state)
+    assert victim.read_text() == "precious"
+
+
+def test_a_state_directory_may_be_a_link(state: Path) -> None:
+    link = state.parent / "link"
+    link.symlink_to(state)
+    with locked(link):
+        open_database(link).close()
+
+
+@pytest.mark.parametrize("name", ["refusals.json", "refusals.new"])
+def test_refusals_follow_no_link(state: Path, victim: Path, name: str) -> None:
+    (state / name).symlink_to(victim)
+    memory = Memory(state / "refusals.json")
+    refusals = Refusals(1, 1, 1.0, "c", "t")
+    memory.note("a", "secret", refusals)
+    assert victim.read_text() == "precious"
+    assert Memory(state / "refusals.json").recall("a", "secret") == refusals
+    assert (state / "refusals.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_refusals_that_are_a_fifo_hold_nothing_up(state: Path) -> None:
+    os.mkfifo(state / "refusals.json")
+    assert Memory(state / "refusals.json").recall("a", "secret") is None
+
+
+def test_the_socket_replaces_a_link_and_is_private(state: Path, victim: Path) -> None:
+    for name in ("s.sock", "s.sock.new"):
+        (state / name).symlink_to(victim)
+    before = os.umask(0)
+    try:
+        with unix_socket(state / "s.sock"):
+            assert (state / "s.sock").is_socket()
+            assert (state / "s.sock").lstat().st_mode & 0o777 == 0o600
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(state / "s.sock"))
+    finally:
+        os.umask(before)
+    assert victim.read_text() == "precious"
+    assert victim.stat().st_mode & 0o777 != 0o000
+
+
+def test_the_audit_follows_a_link_of_its_own(state: Path) -> None:
+    (state / "audit").symlink_to(state.parent / "elsewhere")
+    with log.open_audit(state / "audit") as logger:
+        logger.info("audit.identity_used")
+    assert (state.parent / "elsewhere").read_text().startswith("{")
+
+
+@root
+def test_the_audit_follows_no_link_of_another_user(state: Path, victim: Path) -> None:
+    (state / "audit").symlink_to(victim)
+    os.lchown(state / "audit", OTHER, OTHER)
+    with pytest.raises(ConfigError, match="symbolic link of another user"), log.open_audit(state / "audit"):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def test_a_missing_file_is_what_it_is(state: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_own(state / "no", os.O_RDONLY)
