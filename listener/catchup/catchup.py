@@ -265,9 +265,9 @@ class CatchUp:
             self.delivered.announce(batch)
 
     def sweep(self, mailboxes: Iterable[str] | None = None) -> None:
-        """Sweeps these mailboxes, or all, as soon as can be."""
+        """Sweep these mailboxes, or all, as soon as possible: one that is being compared, once more afterwards."""
         for mailbox in list(self._desks) if mailboxes is None else mailboxes:
-            self._sweeps.hasten(mailbox, trio.current_time())
+            self._sweeps.put(mailbox, trio.current_time())
 
     def drop(self, mailbox: str) -> None:
         """The mailbox is not listened to any more. What is kept of it stays."""
