@@ -269,7 +269,8 @@ class Delivered:
             notes.note(event)
             self._count += len(notes) - before
             if len(notes) > self.each:
-                self._forget(notes)
+                while len(notes) > self.each:  # what is left after shed() may still be too much
+                    self._forget(notes)
             elif self._count > self.total:
                 self._forget(max(self._notes.values(), key=len))
 

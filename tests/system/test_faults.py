@@ -158,7 +158,7 @@ FAULTS: dict[str, tuple[list[Fault], str, dict[str, object]]] = {
     "two Closed": (stream("closed", then="closed"), "stream.closed", {}),
     "a token that dies": (
         [{"kind": "http", "status": 401, "operation": "GetStreamingEvents"}, {"kind": "cut"}],
-        "stream.refused", {"code": "Http401"},
+        "stream.refused", {"code": "MailboxRefused"},  # the account is accepted for the others
     ),
     "a bad id, and no end": (
         stream("stream_code", code="ErrorSubscriptionNotFound", ends=False),

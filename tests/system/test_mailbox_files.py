@@ -48,7 +48,7 @@ def test_check_reports_ten_bad_lines_and_counts_the_others(simulator: Start) -> 
     checked = check(office)
     assert checked.returncode == 2
     lines = checked.stderr.splitlines()
-    assert lines[0] == 'error: mailboxes.txt:3: "person 0" is no address of the form name@domain'
+    assert lines[0] == 'error: mailboxes.txt:3: "person 0" is not a valid email address'
     assert lines[-1] == "error: mailboxes.txt: and 2,990 more lines"
     assert len(lines) == 11
 

@@ -398,5 +398,6 @@ def test_a_wrong_password_is_told_and_not_tried_over_and_over(simulator: Start, 
     daemon = listen(there)
     daemon.until_logged("mailbox.refused", code="Http401")
     assert daemon.end() == 0
-    assert there.state()["requests"]["-"] == {"401": 1}
+    # The second one shows that the refusal is not about the anchor only.
+    assert there.state()["requests"]["-"] == {"401": 2}
     assert "Pw-wrong" not in daemon.errors.read_text()
