@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.leaks import plant
+from tests.system import forked
 from tests.system.processes import Listener, Recorder, Simulator, start_listener
 
 
@@ -20,7 +21,7 @@ def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str
     processes = []
 
     def start(*options: str, **environment: str) -> tuple["subprocess.Popen[str]", dict[str, Any]]:
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "listener", "simulate", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

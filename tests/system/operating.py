@@ -9,12 +9,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.system import forked
 from tests.system.processes import Simulator
 
 
 def command(simulator: Simulator, *words: str) -> "subprocess.CompletedProcess[str]":
     """`ews-listener WORDS -c …`"""
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "listener", *words, "--config", str(simulator.config)],
         capture_output=True,
         text=True,

@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tests.system import forked
+
 PATIENCE = 45.0  # on a machine that has other things to do
 Result = TypeVar("Result")
 
@@ -192,7 +194,7 @@ def handler(name: str, use: str, *options: str) -> str:
 def start_listener(config: Path, environment: Mapping[str, str]) -> Listener:
     errors = config.parent / "log.jsonl"
     with errors.open("wb") as file:
-        process = subprocess.Popen(
+        process: subprocess.Popen[bytes] = forked.Popen(
             [sys.executable, "-m", "listener", "run", "--config", str(config)],
             stdout=subprocess.DEVNULL,
             stderr=file,

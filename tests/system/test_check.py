@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from tests.system import forked
 from tests.system.processes import Listener, Simulator, json_lines
 
 Start = Callable[..., Simulator]
@@ -29,7 +30,7 @@ class Checked(NamedTuple):
 
 def check(simulator: Simulator, *options: str) -> Checked:
     command = [sys.executable, "-m", "listener", "check", "--config", str(simulator.config), "--connect"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+    done = forked.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
     return Checked(done.returncode, done.stdout, done.stderr)
 
 
@@ -197,7 +198,7 @@ def test_on_a_terminal_there_is_a_progress_bar(simulator: Start) -> None:
     office = simulator()
     reading, writing = pty.openpty()
     command = [sys.executable, "-m", "listener", "check", "--config", str(office.config), "--connect"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True) as process:
+    with forked.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True) as process:
         os.close(writing)
         told, shown = process.communicate(timeout=60)[0], bytearray()
         with suppress(OSError), open(reading, "rb", buffering=0) as terminal:

@@ -1,12 +1,12 @@
 """The clock of the machine is set back while the daemon runs (libfaketime gives it a clock of its own)."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.system import forked
 from tests.system.processes import Listen, Start, json_lines, until
 from tests.system.truth import event_of, judge
 
@@ -59,7 +59,7 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
 
     # What was journaled under the old clock lies in the future of the new one, and is not forgotten.
     count = len(there.deliveries)
-    replay = subprocess.run(
+    replay = forked.run(
         [
             *(sys.executable, "-m", "listener", "replay", "--config", str(there.config)),
             *("--handler", "deliveries", "--since", "10m"),

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -44,10 +45,21 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Iterator[Machine]:
+def booted(tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Iterator[Machine]:
     with Machine.boot(tmp_path_factory.mktemp("machine"), {packages: "/packages"}) as machine:
-        machine.run(*DPKG, "--install", "/packages/old.deb")
         yield machine
+
+
+@pytest.fixture
+def machine(booted: Machine) -> Machine:
+    """A machine with old.deb installed, whatever the tests before this one did to it."""
+    status = "${db:Status-Abbrev}${Version}"
+    if not re.match(
+        r"ii +(?!9:)", booted.ask("dpkg-query", "--show", f"--showformat={status}", "ews-listener")
+    ):
+        booted.run("dpkg", "--no-triggers", "--purge", "ews-listener")
+        booted.run(*DPKG, "--install", "/packages/old.deb")
+    return booted
 
 
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="lintian is not installed")

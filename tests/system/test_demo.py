@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.system import forked
 from tests.system.processes import PATIENCE, json_lines, until
 
 KEYS = [
@@ -58,7 +59,7 @@ def demo(*options: str) -> list[str]:
 @pytest.mark.parametrize("auth", ["basic", "ntlm", "negotiate", "oauth"])
 def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str], auth: str) -> None:
     command = demo("--mailboxes", "40", "--rate", "100", "--duration", "3", "--auth", auth, "--json")
-    run = subprocess.run(
+    run = forked.run(
         command, env=environment, capture_output=True, text=True, timeout=3 + PATIENCE, check=False
     )
     assert run.returncode == 0, run.stderr
@@ -89,7 +90,7 @@ def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None
         "3",
         "--json",
     )
-    run = subprocess.run(
+    run = forked.run(
         demo(*options), env=environment, capture_output=True, text=True, timeout=8 + 2 * PATIENCE, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
@@ -103,7 +104,7 @@ def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None
 def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with log.open("wb") as errors:
-        process = subprocess.Popen(
+        process = forked.Popen(
             demo("--mailboxes", "10", "--rate", "200"),
             env=environment,
             stdout=subprocess.PIPE,
@@ -130,7 +131,7 @@ def test_a_demo_that_is_killed_leaves_no_simulator_behind(
     def running() -> list[str]:
         return marked(environment["EWS_LISTENER_TEST"])
 
-    with subprocess.Popen(
+    with forked.Popen(
         demo("--mailboxes", "5"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
@@ -144,7 +145,7 @@ def test_a_demo_that_is_killed_leaves_no_simulator_behind(
 
 def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[str, str]) -> None:
     master, slave = pty.openpty()
-    process = subprocess.Popen(
+    process = forked.Popen(
         demo("--mailboxes", "12", "--rate", "100"), env=environment, preexec_fn=lambda: os.login_tty(slave)
     )
     os.close(slave)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.system import forked
 from tests.system.operating import free_port
 from tests.system.plugins.acme import RAISED
 from tests.system.processes import PATIENCE, Listen, Simulator, Start, handler, until
@@ -114,7 +115,7 @@ def started() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         if close:
             command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
         there.append('\n[log]\nlevel = "debug"\nsum_up = 0\n')
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+        process: subprocess.Popen[bytes] = forked.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         processes.append(process)
         return process
 

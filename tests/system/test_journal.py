@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.system import forked
 from tests.system.processes import Listen, Listener, Simulator, Start, handler, json_lines, until
 
 
 def command(there: Simulator, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "listener", *words, "--config", str(there.config)],
         capture_output=True,
         text=True,
@@ -220,7 +221,7 @@ def test_one_process_a_state_directory(simulator: Start, listen: Listen) -> None
     there = simulator()
     first: Listener = listen(there)
     there.streaming(4)
-    second = subprocess.run(
+    second = forked.run(
         [sys.executable, "-m", "listener", "run", "--config", str(there.config)],
         capture_output=True,
         text=True,

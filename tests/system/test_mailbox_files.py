@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from tests.system import forked
 from tests.system.processes import Listener, Simulator
 
 Start = Callable[..., Simulator]
@@ -19,7 +20,7 @@ def export(addresses: list[str], delimiter: str = ";") -> str:
 
 def check(office: Simulator) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "listener", "check", "--config", str(office.config)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_daemon_reads_exports_at_the_start_and_later(simulator: Start, listen: Listen) -> None:
@@ -62,5 +63,5 @@ def test_check_warns_of_a_doubtful_url(simulator: Start) -> None:
         f"warning: exchange.ews_url: /owa is Outlook on the web, not the EWS endpoint. Use {office.told['ews_url']}\n"
     )
     command = [sys.executable, "-m", "listener", "check", "--json", "--config", str(office.config)]
-    told = json.loads(subprocess.run(command, capture_output=True, timeout=60, check=True).stdout)
+    told = json.loads(forked.run(command, capture_output=True, timeout=60, check=True).stdout)
     assert [warning["where"] for warning in told["warnings"]] == ["exchange.ews_url"]

@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from tests.leaks import plant
+from tests.system import forked
 from tests.system.processes import Listener, Simulator, Start, start_listener, until
 
 PROXY_PASSWORD = "Pw-of-the-proxy"
@@ -188,7 +189,7 @@ def office(folder: Path, *options: str) -> Iterator[Simulator]:
     folder.mkdir()
     config = folder / "listener.toml"
     command = ["simulate", "--rate", "0", "--mailboxes", "4", "--write-config", str(config), *options]
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, "-m", "listener", *command], stdout=subprocess.PIPE, text=True
     ) as process:
         try:

@@ -157,6 +157,7 @@ def test_each_refusal_has_its_own_message(simulator: Start, listen: Listen, case
 def test_tokens_end_and_are_asked_for_more_while_streams_go_on(simulator: Start, listen: Listen) -> None:
     """None is sent that has ended; and a claims challenge is answered with a token that has the claim."""
     there = simulator("--auth", "oauth", "--token-lifetime", "2")
+    there.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')  # requests that can be challenged
     daemon = listen(there)
     there.streaming(4)
     streams = there.state()["requests"]["GetStreamingEvents"]

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.system import forked
 from tests.system.processes import Listen, Listener, Recorder, Simulator, Start, until
 from tests.system.truth import judge
 
@@ -250,7 +250,7 @@ def configured_groups(there: Simulator, count: int) -> None:
 
 def state_of(there: Simulator) -> dict[str, Any]:
     """What the running daemon reports of itself."""
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "listener", "status", "--json", "--config", str(there.config)],
         capture_output=True,
         check=True,

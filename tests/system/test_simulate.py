@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.system import forked
+
 Start = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
 
 
@@ -32,24 +34,25 @@ def test_a_signal_ends_it_cleanly(simulate: Start, number: signal.Signals) -> No
 
 
 def test_it_ends_with_the_standard_input_of_who_started_it() -> None:
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, "-m", "listener", "simulate", "--rate", "0", "--until-stdin-closes"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
-            assert b"ews_url" in process.stdout.readline()
-            process.stdin.write(b"whatever stands there\n")
+            assert "ews_url" in process.stdout.readline()
+            process.stdin.write("whatever stands there\n")
             process.stdin.flush()
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
             process.stdin.close()
             assert process.wait(10) == 0
-            assert process.stderr.read() == b""
+            assert process.stderr.read() == ""
         finally:
             process.kill()
 

@@ -18,6 +18,7 @@ import h11
 import pytest
 
 from tests.simulator.client import basic, envelope, envelopes, stream_body, subscribe_body
+from tests.system import forked
 
 Start = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
 ENDS = b"</Envelope>"
@@ -443,4 +444,4 @@ def test_a_profile_is_printed() -> None:
 
 def run(*options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "listener", "simulate", "--duration", "0", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return forked.run(command, capture_output=True, text=True, check=False, timeout=20)

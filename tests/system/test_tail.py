@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system import forked
 from tests.system.processes import Listener, Simulator, until
 
 TAIL = [sys.executable, "-m", "listener", "tail"]
@@ -17,7 +18,7 @@ LINE = '{"time":"2026-03-01T12:00:00.123Z","level":"info","event":"%s","group":"
 
 
 def tail(*options: str, given: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [*TAIL, *options],
         input=given,
         capture_output=True,
@@ -71,7 +72,7 @@ def test_what_is_wrong_is_told(options: list[str], code: int, told: str) -> None
 def test_it_follows_a_file_that_is_replaced(tmp_path: Path) -> None:
     path, out = tmp_path / "log.jsonl", tmp_path / "out"
     path.write_text(LINE % "group.one")
-    with out.open("w") as file, subprocess.Popen([*TAIL, "-f", str(path)], stdout=file) as process:
+    with out.open("w") as file, forked.Popen([*TAIL, "-f", str(path)], stdout=file) as process:
         try:
             until(lambda: "group.one" in out.read_text(), "the first line")
             with path.open("a") as log:
@@ -111,7 +112,7 @@ def test_the_journal_is_asked_by_its_own_tool(tmp_path: Path) -> None:
     script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{json.dumps(entry)}'\n")
     script.chmod(0o755)
     main, other = pty.openpty()
-    done = subprocess.run(
+    done = forked.run(
         [*TAIL, "--since", "2026-01-01"],
         stdin=other,
         capture_output=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from listener.simulator.directory import Directory
 from listener.simulator.settings import Settings
+from tests.system import forked
 from tests.system.operating import command, socket_of
 from tests.system.processes import Listen, Simulator, Start, handler, json_lines, until
 
@@ -26,8 +27,8 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
     with (
         out.open("w") as file,
         shown.open("w") as pretty,
-        subprocess.Popen([*words, "--json"], stdout=file, stderr=subprocess.PIPE, text=True) as machine,
-        subprocess.Popen(words, stdout=pretty) as people,
+        forked.Popen([*words, "--json"], stdout=file, stderr=subprocess.PIPE, text=True) as machine,
+        forked.Popen(words, stdout=pretty) as people,
     ):
         try:
             until(lambda: json_lines(out) and "watching" in shown.read_text(), "watchers")
@@ -64,7 +65,7 @@ def watched(there: Simulator, mailbox: str) -> Iterator[Path]:
     """The file that `watch --json` writes to, as soon as it watches."""
     out = there.folder / "watched.jsonl"
     words = [sys.executable, "-m", "listener", "watch", mailbox, "--config", str(there.config)]
-    with out.open("w") as file, subprocess.Popen([*words, "--json"], stdout=file) as watching:
+    with out.open("w") as file, forked.Popen([*words, "--json"], stdout=file) as watching:
         try:
             until(lambda: json_lines(out), "a watcher")
             yield out

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from tests.system import forked
 from tests.system.machine import Machine
 from tests.system.processes import Simulator, json_lines, until
 
@@ -22,7 +23,7 @@ def silent_simulator(folder: Path) -> Iterator[Simulator]:
     """A simulator of four mailboxes, on this machine."""
     config = folder / "listener.toml"
     options = ["--rate", "0", "--mailboxes", "4", "--write-config", str(config)]
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "listener", "simulate", *options], stdout=subprocess.PIPE, text=True
     )
     with process:
