@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Compiled once, and not again in each of the hundreds of processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
 # Tests of real processes wait more than they compute: three workers for two cores.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 SCRIPTS := .ci/run packaging/install packaging/uninstall $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
-.PHONY: help demo test lint format bench coverage clean install uninstall deb test-deb
+.PHONY: help demo test lint format bench coverage clean install uninstall deb test-deb lint-deb
 help:
 	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
 	@echo "make test | lint | format | coverage | bench | clean"
@@ -61,6 +63,9 @@ deb:
 test-deb: $(VENV)/.dev
 	@COMPRESS=gzip packaging/deb/build
 	EWS_LISTENER_DEB="$$(ls -t $(CURDIR)/dist/*.deb | head -n 1)" $(BIN)/python -m pytest -q tests/system/test_deb.py
+
+lint-deb:
+	lintian --fail-on=error --tag-display-limit=0 "$$(ls -t dist/*.deb | head -n 1)"
 
 clean:
 	rm -rf $(VENV) dist .coverage* .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Logging, and the catalogue of its event names in docs/LOGS.md."""
 
 import ast
+import functools
 import io
 import json
 import logging
@@ -212,6 +213,7 @@ def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch, no_color: str | N
     assert ("\x1b[" in text) is coloured
 
 
+@functools.cache
 def logged() -> dict[str, set[str]]:
     """The names of log events in the source, and where each stands.
 

@@ -51,7 +51,10 @@ def demo(
         orders(faults)  # a mistake in it is told before anything starts
         plan = Plan(mailboxes=mailboxes, rate=rate, seed=seed, duration=duration, faults=faults, auth=auth)
         # There is no realm that could give tickets; and the one of this machine is not to be asked for any.
-        os.environ["KRB5_CONFIG"] = os.devnull
+        # Without this, Kerberos asks the name server for one: five seconds where none answers.
+        realms = Path(directory, "krb5.conf")
+        realms.write_text("[libdefaults]\ndns_lookup_kdc = false\ndns_lookup_realm = false\n")
+        os.environ["KRB5_CONFIG"] = str(realms)
         session = Session(plan, Path(directory))
         sys.setswitchinterval(0.0002)  # as `run` does
         trio.run(signalled, partial(shown, session) if live else session.run)

@@ -130,7 +130,7 @@ def _can_fork(args: Any, environ: Any) -> bool:
 
 
 @functools.cache
-def _server() -> tuple[str, int, "subprocess.Popen[bytes]"]:
+def _server() -> tuple[str, int, subprocess.Popen[bytes]]:
     """Starts this worker's fork server. Its address, and what ends it when it is closed: by our own end."""
     name = f"\0ews-listener-tests-{os.getpid()}"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

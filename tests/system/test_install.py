@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,20 @@ def units_with_a_growing_delay(place: Path) -> set[str]:
     return {path.parent.name.removesuffix(".d") for path in place.glob(f"{UNITS}/*.d/growing-delay.conf")}
 
 
-def test_make_install(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
     """By a machine with a newer systemd; configured, and installed again by one with an older; and removed."""
     place = tmp_path_factory.mktemp("place")
-    make("install", place, SYSTEMD="254")
+    # What it depends on it finds among the tests' own packages: the second time everything is built and installed.
+    own = {"PIP_NO_DEPS": "1", "PIP_IGNORE_INSTALLED": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
+    make("install", place, SYSTEMD="254", WHEEL=str(wheel), **own)
     assert units_with_a_growing_delay(place) == {"ews-listener.service", "ews-listener@.service"}
     config = place / "etc/ews-listener/config.toml"
     config.write_text("# mine\n")
@@ -123,14 +134,21 @@ def completes(place: Path, shell: str) -> None:
         assert (shell, wanted in told, unwanted in told) == (shell, True, False)
 
 
-def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
     """A wheel, alone, in an environment of its own: the command, and nothing for the system."""
-    folder = tmp_path_factory.mktemp("pipx")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
-    (wheel,) = folder.glob("*.whl")
-    environment = folder / "environment"
+    environment = tmp_path_factory.mktemp("pipx") / "environment"
     run(sys.executable, "-m", "venv", environment)
-    run(environment / "bin/python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", wheel)
+    run(
+        environment / "bin/python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        "constraints.txt",
+        "--no-compile",
+        wheel,
+    )
     command = environment / "bin/ews-listener"
     assert run(command, "--version").strip() in wheel.name
     assert "compdef" in run(command, _EWS_LISTENER_COMPLETE="source_zsh")
