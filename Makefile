@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 # Compiled once, and not again in each of the hundreds of processes that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
-# Tests of real processes wait more than they compute: three workers for two cores.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
+# Tests of real processes wait more than they compute: four workers for two cores.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 2)')
 SCRIPTS := .ci/run packaging/install packaging/uninstall $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
 .PHONY: help demo test lint format bench coverage clean install uninstall deb test-deb lint-deb

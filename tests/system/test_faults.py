@@ -256,7 +256,9 @@ def test_an_envelope_of_50_megabytes_is_not_kept(wire: Wire) -> None:
             again = time.monotonic() + 15
         return len(wire.daemon.logged("stream.refused", code="EnvelopeTooLarge")) > before
 
-    until(refused, "an envelope that is too large")
+    until(
+        refused, lambda: f"an envelope that is too large; the log: {wire.daemon.errors.read_text()[-3000:]}"
+    )
     wire.events_arrive()
     grown = wire.memory("VmHWM") - rss
     print(f"50 MB: {grown / 1e6:.1f} MB more at most")

@@ -26,6 +26,7 @@ def test_mailboxes_come_and_go_and_the_groups_of_others_stream_on(simulator: Sta
     listen(there)
     there.streaming(12)
     before = until(lambda: (it := status(there))["streaming"] == 12 and it, "all in the status")
+    until(lambda: len(there.state()["streams"]) == len(before["groups"]), "one stream for each group")
     for group in before["groups"]:
         homes[group["name"]] = [group["anchor"]]
     anchors = {group["anchor"] for group in before["groups"]}
