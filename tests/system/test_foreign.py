@@ -1,6 +1,8 @@
 """What outside servers answer must neither end the daemon nor harm other mailboxes, nor lead credentials astray."""
 
+import re
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import pytest
 
@@ -44,6 +46,8 @@ HOSTILE = [
     Told(404, headers=[("X-CasErrorCode", "\x01\xff" * 50)]),
     Told(401, headers=[("WWW-Authenticate", 'Basic realm="\xff, claims="!!", Negotiate \xff')]),
     *(Told(500, BACK_OFF.format(value)) for value in ("1e999", "NaN", "-5", "\u0663", "9" * 5000, "")),
+    Told(401, headers=[("WWW-Authenticate", "Negotiate " + "a=" * 30_000 + '"')]),
+    Told(401, headers=[("WWW-Authenticate", 'Bearer claims="' + "\\\\" * 15_000)]),
     Told(200, headers=[("Set-Cookie", "a=b; Max-Age=" + "9" * 30), ("Set-Cookie", f"c=d; expires={FAR}")]),
     Told(200, "<html/>", [("Content-Type", "text/html; charset=\xff"), ("Content-Encoding", "\x01zip")]),
     Told(200, "x", [("Content-Length", "99999999999999999999999999")]),
@@ -64,6 +68,96 @@ def test_hostile_values_end_nothing(simulator: Start, listen: Listen, serve: Ser
     assert daemon.logged("group.crashed") == []
     there.make(there.mailboxes[0])
     until(lambda: there.deliveries, "the event of another mailbox")
+    assert daemon.end() == 0
+
+
+ENVELOPE = (
+    '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" '
+    'xmlns:m="http://schemas.microsoft.com/exchange/services/2006/messages" '
+    'xmlns:t="http://schemas.microsoft.com/exchange/services/2006/types"><s:Body>'
+    '<m:{0}Response><m:ResponseMessages><m:{0}ResponseMessage ResponseClass="{1}">'
+    "<m:ResponseCode>{2}</m:ResponseCode>{3}</m:{0}ResponseMessage></m:ResponseMessages></m:{0}Response></s:Body></s:Envelope>"
+)
+SUBSCRIBED = ENVELOPE.format("Subscribe", "Success", "NoError", "<m:SubscriptionId>theirs</m:SubscriptionId>")
+
+
+def operation(asked: Asked) -> str:
+    (name,) = re.findall(r"<(?:m:)?(\w+)", asked.body.partition("Body>")[2])[:1]
+    return str(name)
+
+
+def test_a_delegate_with_rights_on_no_folder_is_suspended(
+    simulator: Start, listen: Listen, serve: Serve
+) -> None:
+    """The server subscribes it all the same, and would report nothing."""
+
+    def answer(asked: Asked) -> Told:
+        if operation(asked) == "Subscribe":
+            return Told(200, SUBSCRIBED)
+        return Told(200, ENVELOPE.format(operation(asked), "Error", "ErrorAccessDenied", ""))
+
+    strange = serve(answer)
+    there = simulator()
+    there.append(
+        f'\n[[groups]]\news_url = "{strange.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
+        '\n[[mailboxes.overrides]]\naddresses = ["eve@evil.example"]\naccess = "delegate"\nfolders = ["inbox"]\n'
+    )
+    daemon = listen(there)
+    there.streaming(4)
+    (line, *_) = daemon.until_logged("mailbox.parked", mailbox="eve@evil.example")
+    assert line["code"] == "ErrorAccessDenied"
+    assert not daemon.logged("group.streaming", anchor="eve@evil.example")
+    assert daemon.end() == 0
+
+
+EVENTS = [
+    ('<t:TimeStamp>2026-11-28T10:00:00Z</t:TimeStamp><t:ItemId Id="good"/>', "good", "2026-11-28T10:00:00Z"),
+    ('<t:ItemId Id="no-time"/>', "no-time", None),
+    ('<t:TimeStamp>yesterday</t:TimeStamp><t:ItemId Id="odd-time"/>', "odd-time", None),
+    ("<t:TimeStamp>2026-11-28T10:00:00Z</t:TimeStamp>", None, None),
+    ('<t:TimeStamp>2026-11-28T10:00:00Z</t:TimeStamp><t:ItemId Id=" "/>', None, None),
+]
+
+
+def test_events_without_an_id_or_a_time(simulator: Start, listen: Listen, serve: Serve) -> None:
+    """Each that has an id comes with a valid time; for the others the mailbox is compared, and they are counted."""
+    told = "".join(f"<t:CreatedEvent>{event}</t:CreatedEvent>" for event, _, _ in EVENTS)
+    notification = (
+        f"<m:Notifications><m:Notification><t:SubscriptionId>theirs</t:SubscriptionId>{told}"
+        "</m:Notification></m:Notifications>"
+    )
+    streams = 0
+
+    def answer(asked: Asked) -> Told:
+        nonlocal streams
+        match operation(asked):
+            case "Subscribe":
+                return Told(200, SUBSCRIBED)
+            case "GetStreamingEvents":
+                streams += 1
+                content = notification if streams == 1 else "<m:ConnectionStatus>OK</m:ConnectionStatus>"
+                return Told(200, ENVELOPE.format("GetStreamingEvents", "Success", "NoError", content))
+        return Told(500)
+
+    strange = serve(answer)
+    there = simulator()
+    there.append(
+        f'\n[[groups]]\news_url = "{strange.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
+    )
+    daemon = listen(there)
+    wanted = {subject for _, subject, _ in EVENTS if subject}
+    until(
+        lambda: {event.get("subject") for event in there.deliveries} >= wanted, "the events that have an id"
+    )
+    came = {event["subject"]: event for event in there.deliveries}
+    assert came.keys() == wanted
+    for _, subject, moment in EVENTS:
+        if subject is not None:
+            parsed = datetime.fromisoformat(came[subject]["time"])
+            assert moment is None or parsed == datetime.fromisoformat(moment)
+            assert came[subject]["type"] == "exchange.item.created"
+    (line, *_) = daemon.until_logged("stream.events_dropped")
+    assert (line["mailbox"], line["events"]) == ("eve@evil.example", 2)
     assert daemon.end() == 0
 
 
