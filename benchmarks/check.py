@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from listener.config import load
-from listener.rights import checkup
+from listener.preflight.check import check as preflight
 
 COUNT = 5000
 ALLOWED = 27
@@ -39,7 +39,7 @@ async def main(where: Path) -> None:
                 text = config.read_text().replace("[auth]", f"concurrency = {CONCURRENCY}\n[auth]")
                 config.write_text(text)
                 begun = time.perf_counter()
-                report = await checkup.check(load(config), (), lambda _done, _total: None)
+                report = await preflight(load(config), (), lambda _done, _total: None)
                 seconds = time.perf_counter() - begun
             finally:
                 simulator.kill()

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from listener import Handler, MailboxEvent
-from listener.delivery.delivery import Delivery, Lane, Patience
+from listener.delivery.delivery import Delivery, DeliveryLimits, Worker
 from listener.filters import EventFilter
 from listener.handler import BatchHandler, HandlerContext
 from listener.handlers.file import open_file
@@ -89,8 +89,8 @@ class Measured(NamedTuple):
 async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> float:
     """Events a second."""
     source = Measured("measured", lambda: opener(directory / "out.jsonl"), EventFilter())
-    lane = Lane(source, Patience())
-    delivery = Delivery((lane,))
+    worker = Worker(source, DeliveryLimits())
+    delivery = Delivery((worker,))
     published = 0
 
     async def group(number: int) -> None:
@@ -110,8 +110,8 @@ async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> flo
                     groups.start_soon(group, number)
         await delivery.drain(600)
         await journal.flush()
-        assert lane.delivered >= published
-        return lane.delivered / (time.perf_counter() - begun)
+        assert worker.delivered >= published
+        return worker.delivered / (time.perf_counter() - begun)
 
 
 async def main(where: Path) -> None:

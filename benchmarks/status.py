@@ -40,9 +40,9 @@ async def main(where: Path) -> None:
         daemon = Daemon(config, [])
         operations = Operations(daemon, lambda: (config, []))
         async with trio.open_nursery() as nursery:
-            daemon.roster._nursery = nursery
-            daemon.roster.change(daemon.roster.known, ())
-            for runner in daemon.roster.runners.values():
+            daemon.manager._nursery = nursery
+            daemon.manager.change(daemon.manager.known, ())
+            for runner in daemon.manager.runners.values():
                 members = tuple(
                     replace(member, parked=True) if at < PARKED else replace(member, subscription=f"id-{at}")
                     for at, member in enumerate(runner.state.members)

@@ -17,48 +17,48 @@ import trio
 
 from listener import log as logging
 from listener._version import __version__
-from listener.assembly import (
+from listener.admin.notifier import Notifier
+from listener.admin.status_line import status_line
+from listener.admin.systemd import Systemd
+from listener.build import (
     access,
-    census,
-    census_sources,
     discovery,
     expander,
+    mailbox_source,
+    mailbox_sources,
     patience,
     policy,
     retention,
     scope,
     sorted_out,
-    wish,
+    spec,
 )
 from listener.catchup.catchup import CatchUp
-from listener.catchup.knowledge import stored_folders
-from listener.catchup.recollection import Recollection
-from listener.catchup.states import JournalStates
+from listener.catchup.history_loader import HistoryLoader
+from listener.catchup.snapshots import stored_folders
+from listener.catchup.sync_states import JournalStates
 from listener.config import Config
 from listener.config.warnings import warnings
-from listener.delivery.delivery import Delivery, Lane, Source
+from listener.delivery.delivery import Delivery, Source, Worker
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
-from listener.exchange.auth.memory import REFUSALS
+from listener.exchange.auth.refusals import REFUSALS
 from listener.exchange.client import ExchangeClient
 from listener.groups.affinity import Group, Placement
+from listener.groups.checkpoint import Restored, last_seen, restored
+from listener.groups.checkpointer import Checkpointer
 from listener.groups.group import GroupState
-from listener.groups.keeper import Keeper
-from listener.groups.roster import Roster
-from listener.groups.saved import Restored, last_heard, restored
-from listener.groups.supervisor import GroupRunner
+from listener.groups.manager import GroupManager
+from listener.groups.runner import GroupRunner
 from listener.journal import Journal, sqlite
 from listener.log import open_audit, tell_repeated
-from listener.rights.scope import Attempt, Finding
-from listener.service.attendant import Attendant
-from listener.service.headline import headline
-from listener.service.notify import Notifier
-from listener.watching import Home
+from listener.preflight.scope import Attempt, Finding
+from listener.tracing import Home
 
 log = structlog.get_logger()
 
 OpenJournal = Callable[[], AbstractAsyncContextManager[Journal]]
-Door = Callable[["Daemon"], AbstractAsyncContextManager[None]]
+ListenerSocket = Callable[["Daemon"], AbstractAsyncContextManager[None]]
 
 
 class Daemon:
@@ -74,32 +74,34 @@ class Daemon:
         sources: Sequence[Source],
         open_journal: OpenJournal | None = None,
         notifier: Notifier | None = None,
-        door: Door | None = None,
+        door: ListenerSocket | None = None,
     ) -> None:
         self.config = config
         self.events = 0
         self.gaps = 0
         self._door = door or (lambda _: nullcontext())
-        self.attendant = Attendant(notifier or Notifier(), self._headline)
+        self.systemd = Systemd(notifier or Notifier(), self._headline)
         self._phase, self._stage = "Opening the journal and the handlers", "starting"
         self.journal: Journal | None = None
         self._open_journal = open_journal or partial(
             sqlite.open_journal, config.state_directory, keep=retention(config)
         )
         self.access = access(config)
-        self.wish = wish(config)
+        self.spec = spec(config)
         self.policy = policy(config)
-        self.watching = self.access.watching
-        self.watching.home, self.watching.changed = self._home, self._note_watchers
+        self.tracing = self.access.tracing
+        self.tracing.home, self.tracing.changed = self._home, self._note_watchers
         self.delivery = Delivery(tuple(self._new_lane(source, config) for source in sources))
         self.discovery = discovery(config, self.access)
         self.scope = scope(config, self.access, self.discovery)
-        self.census = census(config, expander(config, self.access, self.discovery), self._populate)
-        known, sought = sorted_out(config, self.census.mailboxes)
-        self.roster = Roster(
+        self.mailbox_source = mailbox_source(
+            config, expander(config, self.access, self.discovery), self._populate
+        )
+        known, sought = sorted_out(config, self.mailbox_source.mailboxes)
+        self.manager = GroupManager(
             known=known,
             sought=sought,
-            kind_of=self.wish.access.kind_of,
+            kind_of=self.spec.access.kind_of,
             discovery=self.discovery,
             new_runner=self._new_runner,
             group_size=config.affinity.group_size,
@@ -116,8 +118,8 @@ class Daemon:
         )
         self.catch_up: CatchUp | None = None
         self._attempts: Sequence[Attempt] | None = None
-        self.keeper: Keeper | None = None
-        self._told: Recollection | None = None
+        self.checkpointer: Checkpointer | None = None
+        self._told: HistoryLoader | None = None
 
     async def run(self, stop: trio.Event) -> None:
         """Listens until `stop` is set, and then ends in order.
@@ -128,31 +130,31 @@ class Daemon:
             await self._run(stop)
 
     async def _run(self, stop: trio.Event) -> None:
-        log.info("listener.started", version=__version__, mailboxes=self.roster.mailboxes)
+        log.info("listener.started", version=__version__, mailboxes=self.manager.mailboxes)
         self._log_warnings()
         async with (
-            self.attendant.at_hand(),
+            self.systemd.at_hand(),
             self._open_journal() as journal,
             self._door(self),
             trio.open_nursery() as handlers,
         ):
-            self.journal = self.attendant.heart = journal
+            self.journal = self.systemd.heart = journal
             self.access.auth.remember(self.config.state_directory / REFUSALS)
             handlers.start_soon(self._tell_end, stop)
-            handlers.start_soon(JournalStates(journal).forget_strangers, self.roster.addresses)
+            handlers.start_soon(JournalStates(journal).forget_strangers, self.manager.addresses)
             await self._recall(journal)
             if await unless(stop, self._check_scope) and await unless(
                 stop, partial(handlers.start, self.delivery.run, journal)
             ):
                 self.catch_up = self._new_catch_up(journal)
-                self.keeper = Keeper(journal, self.roster)
-                self.roster.stored_folders = partial(stored_folders, JournalStates(journal))
-                last = await self._remember(self.keeper)
+                self.checkpointer = Checkpointer(journal, self.manager)
+                self.manager.stored_folders = partial(stored_folders, JournalStates(journal))
+                last = await self._remember(self.checkpointer)
                 if self.catch_up.mode == "sync":  # else nobody asks what was told, and it would only pile up
-                    self._told = Recollection(self.catch_up.note)
+                    self._told = HistoryLoader(self.catch_up.note)
                 recent = journal.recent(last - self.catch_up.memory, MOST_RECALLED)
                 self._phase, self._stage = "", "listening"
-                self.attendant.ready()
+                self.systemd.ready()
                 await self._listen(partial(self._catch_up, self.catch_up, self._told, recent), stop)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
@@ -165,12 +167,12 @@ class Daemon:
 
     async def _recall(self, journal: Journal) -> None:
         """Before anything begins: who was to be listened to when the daemon ended."""
-        await self.census.recall(journal)
-        self.roster.known, self.roster.sought = sorted_out(self.config, self.census.mailboxes)
+        await self.mailbox_source.recall(journal)
+        self.manager.known, self.manager.sought = sorted_out(self.config, self.mailbox_source.mailboxes)
 
     def _populate(self) -> None:
-        """The census has changed."""
-        self.roster.change(*sorted_out(self.config, self.census.mailboxes))
+        """The mailbox source has changed."""
+        self.manager.change(*sorted_out(self.config, self.mailbox_source.mailboxes))
 
     async def _check_scope(self) -> None:
         """Raises ConfigError if the account reaches a mailbox that must refuse it, and may not start then."""
@@ -190,29 +192,32 @@ class Daemon:
         return self._stage
 
     async def change(self, config: Config, sources: Sequence[Source]) -> None:
-        """Takes up another configuration, as far as that can be while it listens (listener/service/reload.py).
+        """Takes up another configuration, as far as that can be while it listens (listener/admin/reload.py).
 
         Raises ConfigError if a handler cannot be opened; then nothing has changed.
         """
-        lanes = {lane.name: lane for lane in self.delivery.lanes}
+        workers = {worker.name: worker for worker in self.delivery.workers}
         await self.delivery.change(
             [
-                lanes[source.name]
-                if source.name in lanes and self._is_same(config, source.name)
+                workers[source.name]
+                if source.name in workers and self._is_same(config, source.name)
                 else self._new_lane(source, config)
                 for source in sources
             ]
         )
         self.config, self.policy = config, policy(config)
         self._log_warnings()
-        rules, anew = self.wish.access, wish(config)
-        rules.default, rules.others = anew.access.default, anew.access.others  # the roster asks them, too
-        self.wish = replace(anew, access=rules)
-        self.access.budgets.change(config.exchange.concurrency)
-        self.roster.retry, self.roster.parked = self.policy.backoff, self.policy.parked
-        self.roster.refresh = config.affinity.refresh
-        for runner in self.roster.runners.values():
-            runner.wish, runner.state = self.wish, replace(runner.state, policy=self.policy)
+        rules, anew = self.spec.access, spec(config)
+        rules.default, rules.others = (
+            anew.access.default,
+            anew.access.others,
+        )  # the group manager asks them, too
+        self.spec = replace(anew, access=rules)
+        self.access.throttles.change(config.exchange.concurrency)
+        self.manager.retry, self.manager.parked = self.policy.backoff, self.policy.parked
+        self.manager.refresh = config.affinity.refresh
+        for runner in self.manager.runners.values():
+            runner.spec, runner.state = self.spec, replace(runner.state, policy=self.policy)
         if self.catch_up is not None:
             self.catch_up.interval = config.catch_up.interval
             self.catch_up.idle_interval = config.catch_up.idle_interval
@@ -220,8 +225,10 @@ class Daemon:
         anew_scope = scope(config, self.access, self.discovery)
         self.scope.places, self.scope.ways = anew_scope.places, anew_scope.ways
         mailboxes = config.mailboxes
-        self.census.expand = expander(config, self.access, self.discovery).expand
-        self.census.change(census_sources(config), refresh=mailboxes.refresh, max_drop=mailboxes.max_drop)
+        self.mailbox_source.expand = expander(config, self.access, self.discovery).expand
+        self.mailbox_source.change(
+            mailbox_sources(config), refresh=mailboxes.refresh, max_drop=mailboxes.max_drop
+        )
 
     def _is_same(self, config: Config, handler: str) -> bool:
         """Whether a handler is, and is treated, as it was."""
@@ -232,71 +239,71 @@ class Daemon:
     def _new_catch_up(self, journal: Journal) -> CatchUp:
         kinds = frozenset(self.config.subscription.events)
         return CatchUp(
-            ask=self.roster.way,
-            ask_without=self.roster.way_without_stream,
+            ask=self.manager.way,
+            ask_without=self.manager.way_without_stream,
             initial=self.config.catch_up.initial,
             states=JournalStates(journal),
             kinds=kinds,
             mode=self.config.catch_up.mode,
             interval=self.config.catch_up.interval,
             idle_interval=self.config.catch_up.idle_interval,
-            silent=self.roster.renew,
-            refused=self.roster.check_access,
+            silent=self.manager.renew,
+            refused=self.manager.check_access,
             # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
             concurrency=64,
             sweepers=16,
-            start_spread=min(START_SPREAD, START_EACH * self.roster.mailboxes),
+            start_spread=min(START_SPREAD, START_EACH * self.manager.mailboxes),
             begun=trio.current_time(),
         )
 
-    async def _remember(self, keeper: Keeper) -> float:
+    async def _remember(self, checkpointer: Checkpointer) -> float:
         """Begins where the last process ended, as far as the configuration is still the same. Returns when that was,
         in Unix seconds, as far as is known."""
-        saved, heard = await keeper.load()
-        roster, account = self.roster, self.access.auth
-        places: dict[str, Placement | None] = dict.fromkeys(roster.sought)
-        places |= {place.mailbox: place for place in roster.known}
-        roster.restored = restored(
+        saved, heard = await checkpointer.load()
+        manager, account = self.manager, self.access.auth
+        places: dict[str, Placement | None] = dict.fromkeys(manager.sought)
+        places |= {place.mailbox: place for place in manager.known}
+        manager.restored = restored(
             saved,
             places,
-            kind_of=self.wish.access.kind_of,
-            maker=lambda url: self.wish.maker(account.of(url).scheme.account),
-            wish=self.wish.of,
+            kind_of=self.spec.access.kind_of,
+            maker=lambda url: self.spec.maker(account.of(url).scheme.account),
+            spec=self.spec.of,
             size=self.config.affinity.group_size,
         )
-        roster.begun, now = trio.current_time(), time.time()
-        roster.well |= {
-            mailbox: roster.begun - (now - moment)
-            for mailbox, moment in last_heard(saved, heard, now).items()
+        manager.begun, now = trio.current_time(), time.time()
+        manager.well |= {
+            mailbox: manager.begun - (now - moment)
+            for mailbox, moment in last_seen(saved, heard, now).items()
             if mailbox in places
         }
         log.info(
             "listener.restored",
-            mailboxes=sum(len(each.kept.subscriptions) for each in roster.restored),
-            groups=len(roster.restored),
-            abandoned=sum(len(each.kept.abandoned) for each in roster.restored),
+            mailboxes=sum(len(each.kept.subscriptions) for each in manager.restored),
+            groups=len(manager.restored),
+            abandoned=sum(len(each.kept.abandoned) for each in manager.restored),
         )
         return min(now, max(heard.groups.values(), default=now))
 
     def _note_change(self, group: str) -> None:
-        if self.keeper is not None:
-            self.keeper.note(group)
+        if self.checkpointer is not None:
+            self.checkpointer.note(group)
 
     async def _keep(self, group: str) -> None:
-        if self.keeper is not None:
-            await self.keeper.keep(group)
+        if self.checkpointer is not None:
+            await self.checkpointer.keep(group)
 
-    def _new_lane(self, source: Source, config: Config) -> Lane:
-        return Lane(source, patience(config, source.name), self.watching)
+    def _new_lane(self, source: Source, config: Config) -> Worker:
+        return Worker(source, patience(config, source.name), self.tracing)
 
     def _home(self, mailbox: str) -> Home | None:
-        runner = self.roster.runner_of(mailbox)
+        runner = self.manager.runner_of(mailbox)
         if runner is None:
             return None
         return Home(runner.group.name, runner.state.anchor, own=runner.group.access == "own")
 
     def _note_watchers(self, on: bool) -> None:
-        logging.watch(self.watching.tell_log if on else None)
+        logging.watch(self.tracing.tell_log if on else None)
 
     def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
         self.gaps += 1
@@ -325,47 +332,45 @@ class Daemon:
             self.catch_up.announce(batch)
         await self.delivery.publish(batch)
         self.events += len(batch)
-        if self.watching.on:
+        if self.tracing.on:
             for event in batch:
-                self.watching.tell(
-                    event.mailbox, "event", type=event.type, subject=event.subject, id=event.id
-                )
+                self.tracing.tell(event.mailbox, "event", type=event.type, subject=event.subject, id=event.id)
         if self._told is not None:
             self._told.note(batch)
 
     async def _catch_up(
         self,
         catch_up: CatchUp,
-        told: Recollection | None,
+        told: HistoryLoader | None,
         recent: AsyncGenerator[Sequence[MailboxEvent], None],
     ) -> None:
         """Compares mailboxes, as soon as what was told before this process began is known."""
         if told is not None:
             begun = trio.current_time()
-            recalled = await told.recall(recent, self.roster.addresses())
+            recalled = await told.recall(recent, self.manager.addresses())
             if recalled.read >= MOST_RECALLED:
-                catch_up.delivered.doubt(self.roster.addresses())
+                catch_up.delivered.doubt(self.manager.addresses())
             seconds = round(trio.current_time() - begun, 3)
             log.info("catchup.recalled", events=recalled.noted, seconds=seconds)
         await catch_up.run()
 
     async def _listen(self, catch_up: Callable[[], Awaitable[None]], stop: trio.Event) -> None:
         """Keeps all groups at work until `stop` is set and they have ended."""
-        assert self.keeper is not None
+        assert self.checkpointer is not None
         async with trio.open_nursery() as groups:
-            groups.start_soon(self.roster.run)
+            groups.start_soon(self.manager.run)
             async with trio.open_nursery() as meanwhile:
                 meanwhile.start_soon(self._tell_progress)
                 meanwhile.start_soon(self._sum_up)
                 meanwhile.start_soon(catch_up)
-                meanwhile.start_soon(self.census.run)
+                meanwhile.start_soon(self.mailbox_source.run)
                 meanwhile.start_soon(self.scope.watch, self._attempts)
-                meanwhile.start_soon(self.keeper.run)
+                meanwhile.start_soon(self.checkpointer.run)
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
-            self.roster.stop(unsubscribe=self.config.shutdown.unsubscribe)
+            self.manager.stop(unsubscribe=self.config.shutdown.unsubscribe)
         with trio.move_on_after(LAST_WRITE):
-            await self.keeper.save()
+            await self.checkpointer.save()
 
     async def _tell_end(self, stop: trio.Event) -> None:
         """Wherever the daemon is when `stop` is set, in the midst of its start too."""
@@ -373,17 +378,17 @@ class Daemon:
         grace = self.config.shutdown.grace
         log.info("listener.stopping", grace=grace)
         self._phase, self._stage = "Ending", "ending"
-        self.attendant.stopping(within=grace + ENDING)
+        self.systemd.stopping(within=grace + ENDING)
 
     def _headline(self) -> str:
         figures = None if self.journal is None else self.journal.figures
-        return headline(
+        return status_line(
             phase=self._phase,
-            mailboxes=self.roster.mailboxes,
-            streaming=self.roster.streaming,
-            parked=self.roster.waiting,
-            missing=len(self.roster.missing),
-            pause=self.access.budgets.pause,
+            mailboxes=self.manager.mailboxes,
+            streaming=self.manager.streaming,
+            parked=self.manager.waiting,
+            missing=len(self.manager.missing),
+            pause=self.access.throttles.pause,
             journal=figures,
         )
 
@@ -399,29 +404,31 @@ class Daemon:
         told, twice = 0, set[str]()
         while True:
             await trio.sleep(PROGRESS)
-            before, twice = twice, set(self.roster.duplicates)
+            before, twice = twice, set(self.manager.duplicates)
             if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
                 log.error("roster.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
-            streaming, mailboxes = self.roster.streaming, self.roster.mailboxes
-            if streaming != told or streaming < mailboxes - self.roster.waiting - len(self.roster.missing):
+            streaming, mailboxes = self.manager.streaming, self.manager.mailboxes
+            if streaming != told or streaming < mailboxes - self.manager.waiting - len(self.manager.missing):
                 log.info(
                     "listener.progress",
                     streaming=streaming,
                     mailboxes=mailboxes,
-                    groups=len(self.roster.runners),
-                    parked=self.roster.waiting,
-                    missing=len(self.roster.missing),
-                    concurrency=self.access.budgets.limit,
-                    pause=round(self.access.budgets.pause, 3),
+                    groups=len(self.manager.runners),
+                    parked=self.manager.waiting,
+                    missing=len(self.manager.missing),
+                    concurrency=self.access.throttles.limit,
+                    pause=round(self.access.throttles.pause, 3),
                 )
                 told = streaming
 
-    def _new_runner(self, group: Group, roster: Roster, before: Restored | None = None, /) -> GroupRunner:
+    def _new_runner(
+        self, group: Group, manager: GroupManager, before: Restored | None = None, /
+    ) -> GroupRunner:
         client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
         kept = None if before is None else before.kept
         state = GroupState.start(group.mailboxes, self.policy, kept, apart=group.closed)
         return GroupRunner(
-            group, client, self.wish, self._publish, roster, state, well=roster.well, begun=roster.begun
+            group, client, self.spec, self._publish, manager, state, well=manager.well, begun=manager.begun
         )
 
 

@@ -15,14 +15,14 @@ from msgspec import structs
 
 from listener import log as logging
 from listener._version import __version__
+from listener.admin import snapshot as take
+from listener.admin.listener_socket import open_listener_socket
+from listener.admin.reload import merged
+from listener.admin.snapshot import ReloadStatus, Snapshot
 from listener.config import Config
 from listener.daemon import Daemon
 from listener.delivery.delivery import Source
 from listener.errors import ConfigError, Problem
-from listener.service import snapshot as take
-from listener.service.door import open_door
-from listener.service.reload import merged
-from listener.service.snapshot import ReloadStatus, Snapshot
 
 log = structlog.get_logger()
 
@@ -43,7 +43,7 @@ class Operations:
     async def at_hand(self) -> AsyncIterator[None]:
         """Operators are answered, and SIGHUP is obeyed, while the context lasts. Raises as open_door() does."""
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
-            async with open_door(self._daemon.config, self), trio.open_nursery() as nursery:
+            async with open_listener_socket(self._daemon.config, self), trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals)
                 yield
                 nursery.cancel_scope.cancel()
@@ -58,36 +58,36 @@ class Operations:
     def snapshot(self) -> Snapshot:
         """How the daemon is now."""
         daemon, now = self._daemon, trio.current_time()
-        roster, journal = daemon.roster, daemon.journal
+        manager, journal = daemon.manager, daemon.journal
         offset = time.time() - now
-        groups = take.group_statuses(roster, now, lambda moment: round(moment + offset, 3))
+        groups = take.group_statuses(manager, now, lambda moment: round(moment + offset, 3))
         return Snapshot(
             version=__version__,
             pid=os.getpid(),
             time=round(now + offset, 3),
             started=round(self._started, 3),
             state=daemon.stage,
-            healthy=not daemon.attendant.is_stuck,
-            mailboxes=roster.mailboxes,
+            healthy=not daemon.systemd.is_stuck,
+            mailboxes=manager.mailboxes,
             streaming=sum(group.streaming for group in groups),
             parked=sum(group.parked for group in groups),
-            missing=len(roster.missing),
+            missing=len(manager.missing),
             refused=sum(group.refused for group in groups),
             events=daemon.events,
-            dropped=roster.dropped,
+            dropped=manager.dropped,
             groups=groups,
             handlers=take.handler_statuses(daemon.delivery),
-            servers=take.server_statuses(daemon.access.budgets),
+            servers=take.server_statuses(daemon.access.throttles),
             journal=take.journal_status(None if journal is None else journal.figures),
             catch_up=take.catch_up_status(daemon.catch_up, daemon.gaps),
             tokens=take.token_statuses(daemon.access.auth),
             reloads=self._reloads,
-            troubles=take.troubles(roster.runners.values(), roster.missing, now),
+            troubles=take.troubles(manager.runners.values(), manager.missing, now),
         )
 
     def streaming(self) -> Iterator[tuple[str, bool]]:
         """Each mailbox, and whether it has a stream."""
-        for runner in self._daemon.roster.runners.values():
+        for runner in self._daemon.manager.runners.values():
             open_ones = (
                 set(runner.state.stream.subscriptions) if runner.streaming and runner.state.stream else set()
             )
@@ -107,7 +107,7 @@ class Operations:
                 problem = Problem("reload", f"the daemon is {daemon.stage}; try again later")
                 self._refuse((str(problem),))
                 raise ConfigError([problem])
-            with daemon.attendant.reloading():
+            with daemon.systemd.reloading():
                 try:
                     pending = await self._reload()
                 except ConfigError as error:
@@ -117,7 +117,7 @@ class Operations:
                     # A mistake in the listener itself; what has been changed by then stays changed.
                     log.error("listener.reload_crashed", exc_info=error)
                     raise ConfigError([Problem("reload", "broke off: the log has the reason")]) from error
-            log.info("listener.reloaded", mailboxes=self._daemon.roster.mailboxes, pending=pending)
+            log.info("listener.reloaded", mailboxes=self._daemon.manager.mailboxes, pending=pending)
             self._note(done=self._reloads.done + 1, problems=(), pending=pending)
             return pending
 
@@ -141,7 +141,7 @@ class Operations:
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
         """Lines of JSON about what happens with a mailbox, as it happens, in whatever case it is named. Raises
         LookupError if it is unknown."""
-        for address in self._daemon.roster.addresses():
+        for address in self._daemon.manager.addresses():
             if address.casefold() == mailbox.casefold():
-                return self._daemon.watching.watch(address)
+                return self._daemon.tracing.watch(address)
         raise LookupError(f"{mailbox} is not listened to")

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from listener import MailboxEvent
-from listener.assembly import access_rules, census_sources
+from listener.build import access_rules, mailbox_sources
 from listener.config import Config, Delivery, examine, load, parse, secrets
 from listener.config.auth import AnyAuth, OAuthAuth
 from listener.config.certificates import CertificateError, load_key_pair
@@ -238,7 +238,7 @@ class TestMailboxes:
             groups=[{"mailboxes": ["carol@example.com"]}],
         )
         file.write_text("eve@example.com\n")  # it is what it was when it was checked
-        sources = census_sources(config)
+        sources = mailbox_sources(config)
         assert sources.in_file == ("bob@example.com",)
         assert sources.listed == ("alice@example.com", "carol@example.com")
 
@@ -624,7 +624,7 @@ class TestSecrets:
         assert "BEGIN" not in repr(pair)
 
     def test_of_the_proxy(self) -> None:
-        from listener.assembly import proxy
+        from listener.build import proxy
 
         exchange = {"proxy": "http://proxy.example.com:3128", "proxy_user": "u", "proxy_password": SECRET}
         built = proxy(good(exchange=exchange).exchange)

@@ -19,7 +19,7 @@ from listener.ews.codes import VERDICTS, Failure, Verdict
 from listener.ews.http import http_failure
 from listener.ews.stream import StreamParser
 from listener.ews.subscription import read_subscribe
-from listener.exchange.budget import Budget
+from listener.exchange.throttle import Throttle
 from listener.groups.actions import (
     Action,
     Discover,
@@ -471,15 +471,15 @@ def test_a_mailbox_that_autodiscover_says_so_of(code: str) -> None:
 
 
 async def test_an_unknown_code_is_transient_and_is_logged_once_by_name() -> None:
-    budget = Budget(10)
+    throttle = Throttle(10)
     with structlog.testing.capture_logs() as lines:
         for operation in ("Subscribe", "GetStreamingEvents"):
             for _, failure in places(UNKNOWN, operation):
                 assert failure.verdict is Verdict.RETRY
-                budget.failed(failure)
-        budget.failed(Failure(code="Http418"))
+                throttle.failed(failure)
+        throttle.failed(Failure(code="Http418"))
         for code in VERDICTS:
-            budget.failed(Failure(code=code))
+            throttle.failed(Failure(code=code))
     assert [line["code"] for line in lines if line["event"] == "exchange.unknown_code"] == [
         UNKNOWN,
         "Http418",

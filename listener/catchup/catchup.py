@@ -38,10 +38,12 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
-from listener.catchup.agenda import Agenda
-from listener.catchup.delivered import Delivered, report_key
-from listener.catchup.inquiry import Inquiry, Way
-from listener.catchup.knowledge import (
+from listener.catchup.delay_queue import DelayQueue
+from listener.catchup.history import DeliveryHistory, report_key
+from listener.catchup.paging import Progress
+from listener.catchup.queries import Queries, Way
+from listener.catchup.resync import SKEW, Resync
+from listener.catchup.snapshots import (
     FolderError,
     Kept,
     Known,
@@ -51,8 +53,6 @@ from listener.catchup.knowledge import (
     encoded,
     load_known,
 )
-from listener.catchup.paging import Progress
-from listener.catchup.reconcile import SKEW, Comparison
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
@@ -95,7 +95,7 @@ class Skip(NamedTuple):
 
 
 @dataclass(slots=True)
-class Desk:
+class MailboxState:
     """What goes on with one mailbox."""
 
     lock: trio.Lock = field(default_factory=trio.Lock)
@@ -156,20 +156,25 @@ class CatchUp:
     looked: Callable[[str, float], None] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     dice: random.Random = field(default_factory=random.Random)
-    delivered: Delivered = field(default_factory=Delivered)
+    delivered: DeliveryHistory = field(default_factory=DeliveryHistory)
     recovered: int = 0
     missed: int = 0
     requests: int = 0
-    _desks: dict[str, Desk] = field(init=False, default_factory=dict)
+    _mailbox_states: dict[str, MailboxState] = field(init=False, default_factory=dict)
     _open: set[str] = field(init=False, default_factory=set)
-    _gaps: Agenda = field(init=False)
-    _sweeps: Agenda = field(init=False)
-    _builds: Agenda = field(init=False)
-    _marks: Agenda = field(init=False)
+    _gaps: DelayQueue = field(init=False)
+    _sweeps: DelayQueue = field(init=False)
+    _builds: DelayQueue = field(init=False)
+    _marks: DelayQueue = field(init=False)
     _is_without: bool = field(init=False, default=False)  # and the log says so
 
     def __post_init__(self) -> None:
-        self._gaps, self._sweeps, self._builds, self._marks = Agenda(), Agenda(), Agenda(), Agenda()
+        self._gaps, self._sweeps, self._builds, self._marks = (
+            DelayQueue(),
+            DelayQueue(),
+            DelayQueue(),
+            DelayQueue(),
+        )
 
     @property
     def open_gaps(self) -> int:
@@ -178,13 +183,16 @@ class CatchUp:
 
     def behind(self, moment: float) -> int:
         """How many mailboxes have an open gap, or were not compared since that moment."""
-        return sum(desk.compared < moment or mailbox in self._open for mailbox, desk in self._desks.items())
+        return sum(
+            mailbox_state.compared < moment or mailbox in self._open
+            for mailbox, mailbox_state in self._mailbox_states.items()
+        )
 
     def unfilled(self) -> dict[str, float]:
         """The mailboxes that have a gap, if only one that is being filled, and when it began, where that is known."""
         found: dict[str, float] = {}
-        for mailbox, desk in self._desks.items():
-            for gap in (desk.gap, desk.filling):
+        for mailbox, mailbox_state in self._mailbox_states.items():
+            for gap in (mailbox_state.gap, mailbox_state.filling):
                 if gap is not None and gap.since is not None:
                     found[mailbox] = min(gap.since, found.get(mailbox, inf))
         return found
@@ -199,9 +207,9 @@ class CatchUp:
         know. Never waits."""
         if self.mode != "sync":
             return
-        desk = self._desk(mailbox)
-        if new and desk.start is None:
-            desk.start = self._start(mailbox)
+        mailbox_state = self._mailbox_state(mailbox)
+        if new and mailbox_state.start is None:
+            mailbox_state.start = self._start(mailbox)
             self._marks.put(mailbox, trio.current_time())
 
     def gap(self, mailbox: str, since: float | None, reason: str) -> None:
@@ -209,25 +217,25 @@ class CatchUp:
         when), and has one again. Never waits."""
         if self.mode == "off":
             return
-        desk = self._desk(mailbox)
-        if since is None and desk.start is None:
-            desk.start = self._start(mailbox)
-        gap = Gap(since, {reason: None}, before=since is None or reason == "start", heard=desk.heard)
-        desk.gap = gap if desk.gap is None else desk.gap.joined(gap)
+        mailbox_state = self._mailbox_state(mailbox)
+        if since is None and mailbox_state.start is None:
+            mailbox_state.start = self._start(mailbox)
+        gap = Gap(since, {reason: None}, before=since is None or reason == "start", heard=mailbox_state.heard)
+        mailbox_state.gap = gap if mailbox_state.gap is None else mailbox_state.gap.joined(gap)
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
         spread = self.dice.uniform(0, self.start_spread) if reason == "start" else 0.0
         when = trio.current_time() + spread
         if reason in PACED:  # it comes as often as the server makes the mistake
-            when = max(when, desk.paced_until)
+            when = max(when, mailbox_state.paced_until)
         self._gaps.put(mailbox, when)
 
     def resume(self, mailboxes: Iterable[str]) -> None:
         """These mailboxes have a stream again: gaps that are still open are gone on with. Never waits."""
         for mailbox in mailboxes:
-            desk = self._desks.get(mailbox)
-            if desk is not None and desk.gap is not None:
-                desk.failures = 0
+            mailbox_state = self._mailbox_states.get(mailbox)
+            if mailbox_state is not None and mailbox_state.gap is not None:
+                mailbox_state.failures = 0
                 self._gaps.put(mailbox, trio.current_time())
 
     def note(self, batch: Iterable[MailboxEvent]) -> None:
@@ -237,23 +245,26 @@ class CatchUp:
         batch = [event for event in batch if not event.type.startswith("exchange.listener.")]
         self.delivered.note(batch)
         for mailbox in {event.mailbox for event in batch}:
-            desk = self._desk(mailbox)
+            mailbox_state = self._mailbox_state(mailbox)
             if len(self.delivered.of(mailbox)) > self.delivered.each // 2:
                 self._sweeps.hasten(mailbox, trio.current_time())
-            elif not desk.traffic and desk.pace > self.interval:
+            elif not mailbox_state.traffic and mailbox_state.pace > self.interval:
                 self._sweeps.hasten(mailbox, trio.current_time() + self.interval)
-            desk.traffic, desk.heard = True, trio.current_time()
+            mailbox_state.traffic, mailbox_state.heard = True, trio.current_time()
 
     def unreported(self, batch: Sequence[MailboxEvent]) -> Sequence[MailboxEvent]:
         """Those of these events that came on streams which were not reported before, while there was no stream: the
         server may have queued them meanwhile. Never waits."""
-        desks = {event.mailbox: self._desks.get(event.mailbox) for event in batch}
-        if not any(desk is not None and desk.reported for desk in desks.values()):
+        mailbox_states = {event.mailbox: self._mailbox_states.get(event.mailbox) for event in batch}
+        if not any(
+            mailbox_state is not None and mailbox_state.reported for mailbox_state in mailbox_states.values()
+        ):
             return batch
         return [
             event
             for event in batch
-            if (desk := desks[event.mailbox]) is None or report_key(event) not in desk.reported
+            if (mailbox_state := mailbox_states[event.mailbox]) is None
+            or report_key(event) not in mailbox_state.reported
         ]
 
     def announce(self, batch: Iterable[MailboxEvent]) -> None:
@@ -266,99 +277,103 @@ class CatchUp:
 
     def sweep(self, mailboxes: Iterable[str] | None = None) -> None:
         """Sweep these mailboxes, or all, as soon as possible: one that is being compared, once more afterwards."""
-        for mailbox in list(self._desks) if mailboxes is None else mailboxes:
+        for mailbox in list(self._mailbox_states) if mailboxes is None else mailboxes:
             self._sweeps.put(mailbox, trio.current_time())
 
     def drop(self, mailbox: str) -> None:
         """The mailbox is not listened to any more. What is kept of it stays."""
-        for agenda in (self._gaps, self._sweeps, self._builds, self._marks):
-            agenda.drop(mailbox)
-        self._desks.pop(mailbox, None)
+        for delay_queue in (self._gaps, self._sweeps, self._builds, self._marks):
+            delay_queue.drop(mailbox)
+        self._mailbox_states.pop(mailbox, None)
         self._open.discard(mailbox)
         self.delivered.drop(mailbox)
 
     async def run(self) -> None:
         """Works until it is cancelled."""
         async with trio.open_nursery() as nursery:
-            for agenda, work, workers in (
+            for delay_queue, work, workers in (
                 (self._gaps, self._catch_up, self.concurrency),
                 (self._sweeps, self._sweep, self.sweepers),
                 (self._builds, self._build, self.builders),
                 (self._marks, self._keep_mark, 1),
             ):
                 for _ in range(workers):
-                    nursery.start_soon(self._serve, agenda, work)
+                    nursery.start_soon(self._serve, delay_queue, work)
             nursery.start_soon(self._watch_streams)
 
-    def _desk(self, mailbox: str) -> Desk:
-        desk = self._desks.get(mailbox)
-        if desk is None:
-            desk = self._desks[mailbox] = Desk(pace=self.interval)
-        return desk
+    def _mailbox_state(self, mailbox: str) -> MailboxState:
+        mailbox_state = self._mailbox_states.get(mailbox)
+        if mailbox_state is None:
+            mailbox_state = self._mailbox_states[mailbox] = MailboxState(pace=self.interval)
+        return mailbox_state
 
-    async def _serve(self, agenda: Agenda, work: Callable[[str, Desk], Awaitable[None]]) -> None:
+    async def _serve(
+        self, delay_queue: DelayQueue, work: Callable[[str, MailboxState], Awaitable[None]]
+    ) -> None:
         while True:
-            mailbox = await agenda.take()
-            desk = self._desks.get(mailbox)
-            if desk is None:
+            mailbox = await delay_queue.take()
+            mailbox_state = self._mailbox_states.get(mailbox)
+            if mailbox_state is None:
                 continue  # it was dropped while it was worked on
-            async with desk.lock:
+            async with mailbox_state.lock:
                 try:
-                    await work(mailbox, desk)
+                    await work(mailbox, mailbox_state)
                 except ExchangeError as error:
-                    self._put_off(agenda, mailbox, desk, error.failure)
+                    self._put_off(delay_queue, mailbox, mailbox_state, error.failure)
                 except Exception as error:  # a mistake of ours about one mailbox must not stop the others
                     log.error("catchup.crashed", mailbox=mailbox, exc_info=error)
-                    self._put_off(agenda, mailbox, desk, None)
+                    self._put_off(delay_queue, mailbox, mailbox_state, None)
                 else:
-                    self._went_well(agenda, desk)
+                    self._went_well(delay_queue, mailbox_state)
 
     async def _watch_streams(self) -> None:
         """Note which mailboxes have no stream, so that they are compared when that lasts."""
         while self.mode == "sync":
             now, without = trio.current_time(), 0
-            for mailbox, desk in self._desks.items():
+            for mailbox, mailbox_state in self._mailbox_states.items():
                 if self.ask(mailbox) is not None:
-                    desk.without = inf
+                    mailbox_state.without = inf
                     continue
                 without += 1
-                desk.without = min(desk.without, now)
-                self._sweeps.put(mailbox, max(desk.without, desk.alone) + self.interval)
+                mailbox_state.without = min(mailbox_state.without, now)
+                self._sweeps.put(mailbox, max(mailbox_state.without, mailbox_state.alone) + self.interval)
             self._is_without = self._is_without and without > 0
             await trio.sleep(min(WITHOUT_STREAM, self.interval / 4))
 
-    def _went_well(self, agenda: Agenda, desk: Desk) -> None:
-        if agenda is self._marks:
+    def _went_well(self, delay_queue: DelayQueue, mailbox_state: MailboxState) -> None:
+        if delay_queue is self._marks:
             return
-        if agenda is self._builds:  # what goes wrong with first states says nothing of comparisons
-            desk.build_failures = 0
+        if delay_queue is self._builds:  # what goes wrong with first states says nothing of comparisons
+            mailbox_state.build_failures = 0
         else:
-            desk.failures = 0
+            mailbox_state.failures = 0
 
-    def _failures(self, agenda: Agenda, desk: Desk) -> int:
+    def _failures(self, delay_queue: DelayQueue, mailbox_state: MailboxState) -> int:
         """How many there were in a row, with this one."""
-        if agenda is self._builds:
-            desk.build_failures += 1
-            return desk.build_failures
-        desk.failures += 1
-        return desk.failures
+        if delay_queue is self._builds:
+            mailbox_state.build_failures += 1
+            return mailbox_state.build_failures
+        mailbox_state.failures += 1
+        return mailbox_state.failures
 
-    def _put_off(self, agenda: Agenda, mailbox: str, desk: Desk, failure: Failure | None) -> None:
+    def _put_off(
+        self, delay_queue: DelayQueue, mailbox: str, mailbox_state: MailboxState, failure: Failure | None
+    ) -> None:
         if failure is NO_STREAM:
-            agenda.put(mailbox, trio.current_time() + WITHOUT_STREAM)  # resume() may come sooner
+            delay_queue.put(mailbox, trio.current_time() + WITHOUT_STREAM)  # resume() may come sooner
             return
-        failures = self._failures(agenda, desk)
+        failures = self._failures(delay_queue, mailbox_state)
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
             if self.refused is not None:
                 self.refused(mailbox, failure)
             delay = Backoff(PARKED, 2.0, self.idle_interval).longest(failures)
-            agenda.put(mailbox, trio.current_time() + delay)
+            delay_queue.put(mailbox, trio.current_time() + delay)
             return
         told = None if failure is None else failure.wait
         delay = self.backoff.delay(failures, self.dice.random(), told)
-        agenda.put(mailbox, trio.current_time() + delay)
+        delay_queue.put(mailbox, trio.current_time() + delay)
         level = log.info if failures < STUBBORN else log.warning
         level("catchup.failed", mailbox=mailbox, failures=failures, retry=round(delay, 3), **why)
 
@@ -376,16 +391,16 @@ class CatchUp:
         may have been there before."""
         return floor(self._server_time(mailbox, trio.current_time())) + 1.0
 
-    def _mark(self, mailbox: str, desk: Desk, kept: Kept, gap: Gap | None = None) -> Mark:
+    def _mark(self, mailbox: str, mailbox_state: MailboxState, kept: Kept, gap: Gap | None = None) -> Mark:
         """Since when the mailbox is listened to."""
         if kept.mark is not None:
             return kept.mark
         if kept.known is not None:  # an older release wrote it
             return Mark(start=floor(kept.known.compared) if kept.known.first else 0.0)
-        if desk.start is None and gap is not None and gap.since is not None:
+        if mailbox_state.start is None and gap is not None and gap.since is not None:
             start = float(floor(self._server_time(mailbox, gap.since)))
         else:
-            start = self._start(mailbox) if desk.start is None else desk.start
+            start = self._start(mailbox) if mailbox_state.start is None else mailbox_state.start
         match self.initial:
             case None:
                 backfill = start
@@ -395,50 +410,50 @@ class CatchUp:
                 backfill = start - seconds
         return Mark(start=start, backfill=backfill if backfill < start else None)
 
-    async def _keep_mark(self, mailbox: str, desk: Desk) -> None:
+    async def _keep_mark(self, mailbox: str, mailbox_state: MailboxState) -> None:
         """Keep when the mailbox was subscribed for the first time, before anything is known of it."""
         kept = await load_known(self.states, mailbox)
         if kept.known is None and kept.mark is None:
-            await self.states.save(mailbox, (), encoded({}, mark=self._mark(mailbox, desk, kept)))
+            await self.states.save(mailbox, (), encoded({}, mark=self._mark(mailbox, mailbox_state, kept)))
 
     # --- gaps
 
-    async def _catch_up(self, mailbox: str, desk: Desk) -> None:
-        gap, desk.gap = desk.gap, None
-        desk.filling = gap
+    async def _catch_up(self, mailbox: str, mailbox_state: MailboxState) -> None:
+        gap, mailbox_state.gap = mailbox_state.gap, None
+        mailbox_state.filling = gap
         if gap is None:
             return
         if PACED.intersection(gap.reasons):
-            desk.paced_until = trio.current_time() + PACED_PAUSE
+            mailbox_state.paced_until = trio.current_time() + PACED_PAUSE
         done = False
         try:
             if self.mode == "signal":
                 await self._tell_gap(mailbox, gap, self._wall(gap.since))
             else:
-                await self._fill(mailbox, desk, gap)
+                await self._fill(mailbox, mailbox_state, gap)
             done = True
         finally:
-            desk.filling = None
+            mailbox_state.filling = None
             if not done:
-                desk.gap = gap.joined(desk.gap)
-            elif desk.gap is None:
+                mailbox_state.gap = gap.joined(mailbox_state.gap)
+            elif mailbox_state.gap is None:
                 self._open.discard(mailbox)
 
-    async def _fill(self, mailbox: str, desk: Desk, gap: Gap) -> None:
-        inquiry, desk_gap = self._inquiry(mailbox), gap
+    async def _fill(self, mailbox: str, mailbox_state: MailboxState, gap: Gap) -> None:
+        queries, desk_gap = self._queries(mailbox), gap
         begun = trio.current_time()
         kept = await load_known(self.states, mailbox)
-        known, mark = kept.known, self._mark(mailbox, desk, kept, gap)
-        younger = gap.since is not None and desk.first > gap.since - LATE
-        if gap.since is not None and gap.since < desk.alone:
-            gap = replace(gap, since=desk.alone)  # what came before has been found
+        known, mark = kept.known, self._mark(mailbox, mailbox_state, kept, gap)
+        younger = gap.since is not None and mailbox_state.first > gap.since - LATE
+        if gap.since is not None and gap.since < mailbox_state.alone:
+            gap = replace(gap, since=mailbox_state.alone)  # what came before has been found
         is_news = known is not None or gap.since is not None
         since = self._since(gap, known)
         if is_news and not desk_gap.told:
             log.info("catchup.begun", mailbox=mailbox, reasons=list(gap.reasons))
             await self._tell_gap(mailbox, gap, since)
             desk_gap.told = True
-        comparison = self._comparison(mailbox, desk, inquiry, mark, since)
+        comparison = self._comparison(mailbox, mailbox_state, queries, mark, since)
         comparison.cutoff = None if since is None else comparison.since - SKEW
         # Rather report what came just before the first subscription than lose what came just after it.
         lasted = None if gap.since is None else self._server_time(mailbox, gap.since) - mark.start
@@ -452,9 +467,9 @@ class CatchUp:
         comparison.distrusted = younger or (known is not None and known.first and older)
         await self._compare(comparison, kept)
         if known is None:
-            desk.first = trio.current_time()
-        desk.compared = begun
-        desk.reported.clear()  # the stream has brought what was queued
+            mailbox_state.first = trio.current_time()
+        mailbox_state.compared = begun
+        mailbox_state.reported.clear()  # the stream has brought what was queued
         if is_news:
             self._looked(mailbox, begun)
             if comparison.unseen or comparison.unread:
@@ -470,38 +485,38 @@ class CatchUp:
         moments = [moment for moment in (compared, self._wall(gap.since)) if moment is not None]
         return min(moments, default=None)
 
-    def _inquiry(self, mailbox: str) -> Inquiry:
+    def _queries(self, mailbox: str) -> Queries:
         way = self.ask(mailbox)
         if way is None:
             raise ExchangeError(NO_STREAM)
-        return Inquiry(way)
+        return Queries(way)
 
     def _comparison(
-        self, mailbox: str, desk: Desk, inquiry: Inquiry, mark: Mark, since: datetime | None
-    ) -> Comparison:
+        self, mailbox: str, mailbox_state: MailboxState, queries: Queries, mark: Mark, since: datetime | None
+    ) -> Resync:
         """A comparison; `since`: when the mailbox was last known to be well, None if never, by our own clock."""
         now, server_now = self.now(), self._server_time(mailbox, trio.current_time())
         ahead = timedelta(seconds=server_now - now.timestamp())
-        return Comparison(
+        return Resync(
             mark=mark,
             server_now=floor(server_now) + 1.0,
             since=(now if since is None else since) + ahead,
             mailbox=mailbox,
-            inquiry=inquiry,
+            queries=queries,
             kinds=self.kinds,
             states=self.states,
             delivered=self.delivered,
             now=self.now,
             grace=self.settle,
-            stubborn=desk.failures >= STUBBORN,
+            stubborn=mailbox_state.failures >= STUBBORN,
         )
 
-    async def _compare(self, comparison: Comparison, kept: Kept) -> None:
+    async def _compare(self, comparison: Resync, kept: Kept) -> None:
         try:
             await comparison.run(kept.known, kept.records)
         finally:
             self.recovered += comparison.found
-            self.requests += comparison.inquiry.requests
+            self.requests += comparison.queries.requests
 
     def _looked(self, mailbox: str, begun: float) -> None:
         if self.looked is not None:
@@ -509,22 +524,27 @@ class CatchUp:
 
     # --- sweeps
 
-    async def _sweep(self, mailbox: str, desk: Desk) -> None:
-        if self.ask(mailbox) is None and trio.current_time() >= max(desk.without, desk.alone) + self.interval:
-            await self._sweep_alone(mailbox, desk)
+    async def _sweep(self, mailbox: str, mailbox_state: MailboxState) -> None:
+        if (
+            self.ask(mailbox) is None
+            and trio.current_time() >= max(mailbox_state.without, mailbox_state.alone) + self.interval
+        ):
+            await self._sweep_alone(mailbox, mailbox_state)
             return
-        inquiry = self._inquiry(mailbox)
+        queries = self._queries(mailbox)
         kept = await load_known(self.states, mailbox)
         known = kept.known
-        if known is None or desk.gap is not None:
+        if known is None or mailbox_state.gap is not None:
             return  # the catch-up that comes plans the next sweep
-        begun, traffic = trio.current_time(), desk.traffic
-        desk.traffic = False
+        begun, traffic = trio.current_time(), mailbox_state.traffic
+        mailbox_state.traffic = False
         since = datetime.fromtimestamp(known.compared, UTC)
-        comparison = self._comparison(mailbox, desk, inquiry, self._mark(mailbox, desk, kept), since)
+        comparison = self._comparison(
+            mailbox, mailbox_state, queries, self._mark(mailbox, mailbox_state, kept), since
+        )
         comparison.trusting, comparison.grace = True, self.grace
         await self._compare(comparison, kept)
-        desk.compared = begun
+        mailbox_state.compared = begun
         self._looked(mailbox, begun)
         if comparison.replaced and self.silent is not None:
             self.silent(mailbox)  # its subscription is one to the mailbox that was there before
@@ -534,22 +554,24 @@ class CatchUp:
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
         level = log.warning if comparison.missed else log.debug
         level("catchup.swept", mailbox=mailbox, missed=comparison.missed, **_figures(comparison, begun))
-        self._judge(mailbox, desk, comparison.missed if desk.gap is None else 0)
+        self._judge(mailbox, mailbox_state, comparison.missed if mailbox_state.gap is None else 0)
         busy = traffic or comparison.found
-        desk.pace = self.interval if busy else min(2 * desk.pace, max(self.interval, self.idle_interval))
-        self._sweeps.put(mailbox, trio.current_time() + desk.pace)
+        mailbox_state.pace = (
+            self.interval if busy else min(2 * mailbox_state.pace, max(self.interval, self.idle_interval))
+        )
+        self._sweeps.put(mailbox, trio.current_time() + mailbox_state.pace)
         self._builds.put(mailbox, trio.current_time())
 
-    async def _sweep_alone(self, mailbox: str, desk: Desk) -> None:
+    async def _sweep_alone(self, mailbox: str, mailbox_state: MailboxState) -> None:
         """Compare a mailbox that has had no stream for a while, if its server answers other requests."""
         way = self.ask_without(mailbox)
         if way is None:
             raise ExchangeError(NO_STREAM)
         begun = trio.current_time()
         kept = await load_known(self.states, mailbox)
-        known, mark = kept.known, self._mark(mailbox, desk, kept, desk.gap)
+        known, mark = kept.known, self._mark(mailbox, mailbox_state, kept, mailbox_state.gap)
         since = datetime.fromtimestamp(mark.start if known is None else known.compared, UTC)
-        comparison = self._comparison(mailbox, desk, Inquiry(way), mark, since)
+        comparison = self._comparison(mailbox, mailbox_state, Queries(way), mark, since)
         comparison.cutoff = comparison.since - SKEW
         # A stream may have ended soon after the first look, and have kept back what came before.
         comparison.distrusted = known is not None and known.first
@@ -557,28 +579,28 @@ class CatchUp:
             await self._compare(comparison, kept)
         except ExchangeError as error:
             # Nothing else works either: that is an outage, of which the groups report.
-            desk.alone_failures += 1
-            delay = Backoff(self.interval, 2.0, self.idle_interval).longest(desk.alone_failures)
+            mailbox_state.alone_failures += 1
+            delay = Backoff(self.interval, 2.0, self.idle_interval).longest(mailbox_state.alone_failures)
             delay = max(delay, self.interval, error.failure.wait or 0.0)
             log.debug(
                 "catchup.failed",
                 mailbox=mailbox,
-                failures=desk.alone_failures,
+                failures=mailbox_state.alone_failures,
                 retry=round(delay, 3),
                 code=error.failure.code,
                 text=error.failure.text,
             )
-            desk.alone = max(desk.alone, begun + delay - self.interval)
+            mailbox_state.alone = max(mailbox_state.alone, begun + delay - self.interval)
             self._sweeps.put(mailbox, begun + delay)
             return
-        desk.alone_failures, desk.first = 0, -inf
-        if len(desk.reported) < MOST_REPORTED:
-            desk.reported |= comparison.reported
-        desk.compared = desk.alone = begun
+        mailbox_state.alone_failures, mailbox_state.first = 0, -inf
+        if len(mailbox_state.reported) < MOST_REPORTED:
+            mailbox_state.reported |= comparison.reported
+        mailbox_state.compared = mailbox_state.alone = begun
         self._looked(mailbox, begun)
         if not self._is_without:
             self._is_without = True
-            without = sum(each.without < inf for each in self._desks.values())
+            without = sum(each.without < inf for each in self._mailbox_states.values())
             log.warning("catchup.without_stream", mailboxes=without, text=BUFFERED)
         if comparison.found:
             await self._tell_gap(mailbox, Gap(None, {"no_stream": None}), since)
@@ -587,35 +609,47 @@ class CatchUp:
         level("catchup.compared_without_stream", mailbox=mailbox, **_figures(comparison, begun))
         self._sweeps.put(mailbox, trio.current_time() + self.interval)
 
-    def _judge(self, mailbox: str, desk: Desk, missed: int) -> None:
+    def _judge(self, mailbox: str, mailbox_state: MailboxState, missed: int) -> None:
         """Tells of a silent stream: of one that is so again and again, ever more seldom."""
         self.missed += missed
-        desk.finds = desk.finds + 1 if missed else 0
-        if desk.finds and desk.finds & (desk.finds - 1) == 0 and self.silent is not None:
+        mailbox_state.finds = mailbox_state.finds + 1 if missed else 0
+        if (
+            mailbox_state.finds
+            and mailbox_state.finds & (mailbox_state.finds - 1) == 0
+            and self.silent is not None
+        ):
             self.silent(mailbox)
 
     # --- first states
 
-    async def _build(self, mailbox: str, desk: Desk) -> None:
+    async def _build(self, mailbox: str, mailbox_state: MailboxState) -> None:
         try:
             now = trio.current_time()
-            skipped = {folder for folder, skip in desk.skipped.items() if skip.until > now}
-            built = await build_page(self._inquiry(mailbox), self.states, mailbox, skipped, desk.listings)
+            skipped = {folder for folder, skip in mailbox_state.skipped.items() if skip.until > now}
+            built = await build_page(
+                self._queries(mailbox), self.states, mailbox, skipped, mailbox_state.listings
+            )
         except FolderError as error:
-            again = error.failure.verdict is Verdict.RETRY and desk.build_failures >= STUBBORN
+            again = error.failure.verdict is Verdict.RETRY and mailbox_state.build_failures >= STUBBORN
             if not again and error.failure.code not in FOLDERS_OWN:
                 raise  # it is not for this folder alone
             log.warning(
                 "catchup.folder_skipped", mailbox=mailbox, code=error.failure.code, folder=error.folder_id
             )
-            delay = desk.skipped[error.folder_id].delay * 2 if error.folder_id in desk.skipped else SKIPPED
+            delay = (
+                mailbox_state.skipped[error.folder_id].delay * 2
+                if error.folder_id in mailbox_state.skipped
+                else SKIPPED
+            )
             delay = min(delay, LONGEST_SKIP)
-            desk.skipped[error.folder_id] = Skip(trio.current_time() + delay, delay)
+            mailbox_state.skipped[error.folder_id] = Skip(trio.current_time() + delay, delay)
             built = error.folder_id, False
         await trio.sleep(PACE)
         if built is None:
             log.debug("catchup.ready", mailbox=mailbox)
-            waiting = [skip.until for skip in desk.skipped.values() if skip.until > trio.current_time()]
+            waiting = [
+                skip.until for skip in mailbox_state.skipped.values() if skip.until > trio.current_time()
+            ]
             if waiting:
                 self._builds.put(mailbox, min(waiting))
             return
@@ -636,7 +670,7 @@ class CatchUp:
         await self.states.save(mailbox, (event,), {})
 
 
-def _unfilled(comparison: Comparison) -> str:
+def _unfilled(comparison: Resync) -> str:
     parts = []
     if comparison.unseen:
         parts.append(f"what was deleted cannot be told in {_listed(comparison.unseen)}")
@@ -650,11 +684,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more folders" if more > 0 else "")
 
 
-def _figures(comparison: Comparison, begun: float) -> dict[str, float]:
+def _figures(comparison: Resync, begun: float) -> dict[str, float]:
     return {
         "found": comparison.found,
         "folders": comparison.folders,
-        "requests": comparison.inquiry.requests,
+        "requests": comparison.queries.requests,
         "seconds": round(trio.current_time() - begun, 3),
     }
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from listener.catchup.delivered import Notes
+from listener.catchup.history import Notes
 from listener.event import MailboxEvent
 from listener.ews.folders import Folder
 from listener.ews.items import Item

@@ -9,7 +9,7 @@ from listener.cli.options import CONFIGURATION, REFUSED, UNREACHABLE, ConfigFile
 if TYPE_CHECKING:
     from listener.config import Config
     from listener.errors import Problem
-    from listener.rights.checkup import Report
+    from listener.preflight.check import Report
 
 
 def check(
@@ -48,7 +48,7 @@ def check(
         if doubts:
             told["warnings"] = [doubt._asdict() for doubt in doubts]
         if report is not None:
-            from listener.cli.findings import as_json
+            from listener.cli.check_report import as_json
 
             told |= as_json(report)
         typer.echo(dumps(told))
@@ -57,7 +57,7 @@ def check(
         for doubt in doubts:
             typer.echo(f"warning: {printable(str(doubt))}", err=True)
         if report is not None:
-            from listener.cli.findings import show
+            from listener.cli.check_report import show
 
             show(report)
     else:
@@ -97,13 +97,13 @@ def _connect(config: "Config", only: list[str], *, live: bool) -> "Report":
     import trio
 
     from listener import log
-    from listener.cli.findings import progress_bar
-    from listener.rights import checkup
+    from listener.cli.check_report import progress_bar
+    from listener.preflight.check import check as preflight
 
     # What is found out stands in the report; lines about it would only be in the way.
     log.configure("error", config.log.format if config.log.format != "journal" else "json", audit=False)
     with progress_bar(shown=live and sys.stderr.isatty()) as progress:
-        return trio.run(partial(checkup.check, config, only, progress))
+        return trio.run(partial(preflight, config, only, progress))
 
 
 def _report(config: "Config | None") -> dict[str, Any]:

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from listener.cli.desk import Json, at_desk, print_json, tell_count
+from listener.cli.offline import Json, at_offline, print_json, tell_count
 from listener.cli.options import ConfigFile
 from listener.text import printable
 
 if TYPE_CHECKING:
     from listener.journal import DeadLetter
-    from listener.journal.beside import Desk
+    from listener.journal.offline import OfflineJournal
 
 app = typer.Typer(
     name="dead-letters",
@@ -32,7 +32,9 @@ def list_(
     """List dead letters, oldest first."""
     letters = [
         _summary(letter)
-        for letter in at_desk(config, lambda desk: desk.dead_letters(handler, after=after, limit=limit))
+        for letter in at_offline(
+            config, lambda offline: offline.dead_letters(handler, after=after, limit=limit)
+        )
     ]
     if json:
         print_json(letters)
@@ -48,7 +50,7 @@ def list_(
 @app.command()
 def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Json = False) -> None:
     """Show one dead letter, with its event and its traceback."""
-    found = at_desk(config, lambda desk: _found(desk, number))
+    found = at_offline(config, lambda offline: _found(offline, number))
     letter = _summary(found) | {"traceback": found.traceback}
     if json:
         print_json(letter)
@@ -65,19 +67,19 @@ def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Jso
 @app.command()
 def retry(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Give dead letters back to their handlers."""
-    tell_count(at_desk(config, lambda desk: desk.retry(numbers)), "given back", json)
+    tell_count(at_offline(config, lambda offline: offline.retry(numbers)), "given back", json)
 
 
 @app.command()
 def discard(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Delete dead letters."""
-    tell_count(at_desk(config, lambda desk: desk.discard(numbers)), "deleted", json)
+    tell_count(at_offline(config, lambda offline: offline.discard(numbers)), "deleted", json)
 
 
-def _found(desk: "Desk", number: int) -> "DeadLetter":
+def _found(offline: "OfflineJournal", number: int) -> "DeadLetter":
     from listener.journal import JournalError
 
-    letter = desk.dead_letter(number)
+    letter = offline.dead_letter(number)
     if letter is None:
         raise JournalError(f"there is no dead letter {number}")
     return letter

@@ -41,7 +41,7 @@ def demo(
     import trio
 
     from listener import log
-    from listener.cli.ending import reported, signalled
+    from listener.cli.exits import reported, signalled
     from listener.demo.session import Plan, Session, orders
     from listener.demo.view import print_summary, shown
 

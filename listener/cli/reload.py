@@ -13,7 +13,7 @@ def reload(config: ConfigFile) -> None:
     """
     from httpx import ReadTimeout
 
-    from listener.cli.asking import RELOADING, daemon_of
+    from listener.cli.daemon_client import RELOADING, daemon_of
     from listener.text import printable
 
     with daemon_of(config) as daemon:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from listener.cli.desk import Json, at_desk, tell_count
+from listener.cli.offline import Json, at_offline, tell_count
 from listener.cli.options import ConfigFile
 
 
@@ -24,5 +24,5 @@ def replay(
         seconds = parse_duration(since)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from None
-    count = at_desk(config, lambda desk: desk.replay(handler, time() - seconds, mailbox))
+    count = at_offline(config, lambda offline: offline.replay(handler, time() - seconds, mailbox))
     tell_count(count, "on their way again", json)

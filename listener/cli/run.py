@@ -17,12 +17,12 @@ def run(config: ConfigFile) -> None:
     import trio
 
     from listener import log
-    from listener.cli.ending import reported, signalled
+    from listener.admin.loop import watched_loop
+    from listener.admin.notifier import Notifier
+    from listener.cli.exits import reported, signalled
     from listener.daemon import Daemon
     from listener.operations import Operations
     from listener.plugins import load_all
-    from listener.service.loop import watched_loop
-    from listener.service.notify import Notifier
 
     # The watchdog of systemd ends what hangs by SIGABRT: the log then has where each thread stood.
     faulthandler.enable()

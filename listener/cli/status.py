@@ -11,7 +11,7 @@ from listener.cli.options import FAILED, ConfigFile
 if TYPE_CHECKING:
     import httpx
 
-    from listener.service.snapshot import Snapshot
+    from listener.admin.snapshot import Snapshot
 
 
 def status(
@@ -25,7 +25,7 @@ def status(
     """
     from contextlib import suppress
 
-    from listener.cli.asking import daemon_of
+    from listener.cli.daemon_client import daemon_of
 
     with daemon_of(config) as daemon, suppress(KeyboardInterrupt):
         if watch:
@@ -37,7 +37,7 @@ def status(
         else:
             from rich.console import Console
 
-            from listener.service.view import picture
+            from listener.admin.view import picture
 
             # Where nobody looks at a terminal, lines need not fit one.
             width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
@@ -64,7 +64,7 @@ def _watch(daemon: "httpx.Client", *, json: bool) -> None:
 
     from rich.live import Live
 
-    from listener.service.view import picture
+    from listener.admin.view import picture
 
     before: Snapshot | None = None
     with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
@@ -78,6 +78,6 @@ def _watch(daemon: "httpx.Client", *, json: bool) -> None:
 def _read(text: str) -> "Snapshot":
     import msgspec
 
-    from listener.service.snapshot import Snapshot
+    from listener.admin.snapshot import Snapshot
 
     return msgspec.json.decode(text, type=Snapshot)

@@ -25,7 +25,7 @@ def watch(
 
     from rich.console import Console
 
-    from listener.cli.asking import daemon_of
+    from listener.cli.daemon_client import daemon_of
     from listener.text import printable, printable_json
 
     console = Console(highlight=False, soft_wrap=True)

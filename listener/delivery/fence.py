@@ -1,7 +1,7 @@
 """What a plugin raised, and what is our own cancellation.
 
 A plugin may raise anything: SystemExit, KeyboardInterrupt, a BaseException of its own, a trio.Cancelled that it kept
-from a scope of its own. All of that is its failure. In the daemon, SIGINT raises nothing: listener/cli/ending.py
+from a scope of its own. All of that is its failure. In the daemon, SIGINT raises nothing: listener/cli/exits.py
 handles the signal.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Final
 import trio
 
 HANDLER: Final[ContextVar[str | None]] = ContextVar("handler", default=None)
-"""The handler that a task belongs to: its lane, and all tasks that its plugin starts."""
+"""The handler that a task belongs to: its worker, and all tasks that its plugin starts."""
 
 
 def divided(error: BaseException) -> tuple[BaseException | None, BaseException | None]:

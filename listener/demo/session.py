@@ -132,8 +132,8 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.daemon.run, end)
                 await self._measure(http, control_url, stop)
-                self.streaming_at_end = self.daemon.roster.streaming
-                self.groups_at_end = len(self.daemon.roster.runners)
+                self.streaming_at_end = self.daemon.manager.streaming
+                self.groups_at_end = len(self.daemon.manager.runners)
                 end.set()
 
     @property
@@ -190,14 +190,14 @@ class Session:
 
     def _note_gaps(self, daemon: Daemon) -> None:
         """What came and went while nobody heard or looked cannot be seen by anyone."""
-        tell = daemon.roster.gaps
+        tell = daemon.manager.gaps
 
         def gap(mailbox: str, since: float | None, reason: str) -> None:
             if since is not None:
                 self.without[mailbox].append((_wall(since), time.time()))
             tell(mailbox, since, reason)
 
-        daemon.roster.gaps = gap
+        daemon.manager.gaps = gap
 
     def _note_looks(self, daemon: Daemon) -> None:
         assert daemon.catch_up is not None
@@ -220,7 +220,7 @@ class Session:
         """Returns when every mailbox streams, or after SETTLE seconds, or when told to stop."""
         assert self.daemon is not None
         with trio.move_on_after(SETTLE):
-            while self.daemon.roster.streaming < self.plan.mailboxes:
+            while self.daemon.manager.streaming < self.plan.mailboxes:
                 if stop is not None and stop.is_set():
                     return
                 await trio.sleep(POLL)

@@ -44,7 +44,7 @@ def picture(session: Session, rate: float) -> RenderableType:
     daemon = session.daemon
     if daemon is None:
         return Text("Starting a simulated Exchange …", style="dim")
-    streaming, total = daemon.roster.streaming, session.plan.mailboxes
+    streaming, total = daemon.manager.streaming, session.plan.mailboxes
     head = Table.grid(padding=(0, 3))
     colour = "green" if streaming == total else "yellow"
     head.add_row(
@@ -64,7 +64,7 @@ def _groups(session: Session) -> Table:
     for name, justify in (("group", "left"), ("anchor", "left"), ("mailboxes", "right"), ("state", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("events", justify="right")
-    runners = list(session.daemon.roster.runners.values())
+    runners = list(session.daemon.manager.runners.values())
     for runner in runners[:MOST_GROUPS]:
         phase = runner.state.phase
         table.add_row(

@@ -22,7 +22,7 @@ LONGEST_WAIT = 3600.0
 
 ONLY_TLS = "the port probably speaks TLS only"
 NO_TLS = "the port answers without TLS"
-"""Parts of the texts of failures, by which advice is chosen (listener/rights/remedies.py)."""
+"""Parts of the texts of failures, by which advice is chosen (listener/preflight/remedies.py)."""
 
 
 class Verdict(StrEnum):

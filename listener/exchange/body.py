@@ -26,7 +26,7 @@ import trio
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.xml import excerpt
-from listener.exchange.trouble import mapped_errors
+from listener.exchange.transport_errors import mapped_errors
 
 PIECE = 64 * 1024
 """Bytes that are decompressed at a time."""

@@ -29,14 +29,14 @@ from listener.ews.subscription import FolderRef
 from listener.ews.values import http_date
 from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
-from listener.exchange.auth.guard import Identity
+from listener.exchange.auth.lockout import Identity
 from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
-from listener.exchange.budget import Budget, Budgets
 from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
 from listener.exchange.issuer import with_issuer
 from listener.exchange.network import Network, hide_location, location_of
-from listener.exchange.trouble import mapped_errors
-from listener.watching import Watching
+from listener.exchange.throttle import Throttle, Throttles
+from listener.exchange.transport_errors import mapped_errors
+from listener.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Access:
     """
 
     auth: Accounts
-    budgets: Budgets
+    throttles: Throttles
     user_agent: str
     tls: ssl.SSLContext
     proxy: httpx.Proxy | None = None
@@ -67,7 +67,7 @@ class Access:
     request_timeout: float = 60.0
     transport: httpx.AsyncBaseTransport | None = None
     audit: Audit = field(default_factory=Audit)
-    watching: Watching = field(default_factory=Watching)
+    tracing: Tracing = field(default_factory=Tracing)
 
     @property
     def network(self) -> Network:
@@ -152,31 +152,31 @@ class ExchangeClient:
         return await self._asked(body, headers, _as_it_is)
 
     @property
-    def budget(self) -> Budget:
+    def throttle(self) -> Throttle:
         """What all groups of the account that speak to this server share."""
-        return self._access.budgets.of(self.url)
+        return self._access.throttles.of(self.url)
 
     async def _asked(
         self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
     ) -> T:
-        budget, seconds = self.budget, self._access.request_timeout
+        throttle, seconds = self.throttle, self._access.request_timeout
         begun = trio.current_time()
         version = VERSION.search(body)
         identity = None if version is None else _identity(body, headers)
         confirm = None if version is None else partial(self._confirm, version[1].decode())
         try:
             # The budget first: who has waited for it must know what became of the credentials meanwhile.
-            async with budget, self._account.guard.asking(self.url, identity, confirm):
+            async with throttle, self._account.lockout.asking(self.url, identity, confirm):
                 self._access.audit.note(body, self.url, self._account.scheme.account)
                 with trio.move_on_after(seconds):
                     taken = await take(await self._post(body, headers))
-                    budget.went_well()
+                    throttle.went_well()
                     self.last_failure = ""
                     self._show(body, headers, "ok", begun)
                     return taken
             raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
         except ExchangeError as error:
-            budget.failed(error.failure)
+            throttle.failed(error.failure)
             self.last_failure = error.failure.code
             self._show(body, headers, error.failure.code, begun)
             if error.failure.code != "TlsFailed":
@@ -199,12 +199,12 @@ class ExchangeClient:
 
     def _show(self, body: bytes, headers: Mapping[str, str], code: str, begun: float) -> None:
         """Tells whoever watches a mailbox what became of a request about it."""
-        watching = self._access.watching
-        if watching.on:
+        tracing = self._access.tracing
+        if tracing.on:
             found = OPERATION.search(body)
             operation = found[1].decode() if found else ""
             anchor, seconds = headers.get("X-AnchorMailbox", ""), trio.current_time() - begun
-            watching.tell_request(operation, body, anchor, code=code, seconds=seconds)
+            tracing.tell_request(operation, body, anchor, code=code, seconds=seconds)
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         raw = [(name.encode(), header_value(value)) for name, value in headers.items()]

@@ -33,10 +33,10 @@ from listener.ews.autodiscover import (
 from listener.ews.codes import UNKNOWN_TO_FRONT_END, Failure
 from listener.ews.urls import UrlError, host_of, join_url, parse_url
 from listener.ews.xml import excerpt
-from listener.exchange.believed import Believed, invalid
 from listener.exchange.body import AUTODISCOVER_LIMIT
 from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.hints import Hints, Resolve
+from listener.exchange.redirect_allow_list import RedirectAllowList, invalid
+from listener.exchange.redirect_discovery import RedirectDiscovery, Resolve
 from listener.groups.affinity import Placement
 
 log = structlog.get_logger()
@@ -72,8 +72,10 @@ class Autodiscover:
         self._url = url
         self._ews_url = ews_url
         self._answering: dict[str, str] = {}  # by mail domain
-        self._believed = Believed(hosts, [*filter(None, (url, ews_url)), *servers])
-        self._hints = Hints(access.network, access.user_agent, self._believed, resolve)
+        self._allow_list = RedirectAllowList(hosts, [*filter(None, (url, ews_url)), *servers])
+        self._redirect_discovery = RedirectDiscovery(
+            access.network, access.user_agent, self._allow_list, resolve
+        )
 
     async def discover(
         self, mailboxes: Sequence[str], /, *, fall_back: bool = True
@@ -127,12 +129,12 @@ class Autodiscover:
             # `domain` is that of the address which the mailbox was redirected to.
             for each in dict.fromkeys((mail_domain(mailbox), domain)):
                 try:
-                    believed = self._believed.url(url, each, "Autodiscover")
+                    allow_list = self._allow_list.url(url, each, "Autodiscover")
                 except ExchangeError as error:
                     failure = failure or _said_by(endpoint, mailbox, error.failure)
                 else:
                     return UserSettings(
-                        external_ews_url=believed.text, grouping_information=answer.grouping_information
+                        external_ews_url=allow_list.text, grouping_information=answer.grouping_information
                     )
         return failure or answer
 
@@ -191,13 +193,13 @@ class Autodiscover:
     def _target(self, answer: Redirect, address: str, domain: str) -> tuple[str | None, str]:
         """The URL and the address to go on with. Raises ExchangeError."""
         if answer.url:
-            return self._believed.redirect(answer.url, domain, "Autodiscover").text, address
+            return self._allow_list.redirect(answer.url, domain, "Autodiscover").text, address
         try:
             known_by_now = parse_address(answer.address or "")
         except AddressError as error:
             text = f"Autodiscover redirects to {excerpt(str(error))}"
             raise ExchangeError(Failure(code="ErrorInvalidSmtpAddress", text=text)) from None
-        self._believed.check_domain(mail_domain(known_by_now), domain, "Autodiscover")
+        self._allow_list.check_domain(mail_domain(known_by_now), domain, "Autodiscover")
         return None, known_by_now
 
     async def _ask_somebody(
@@ -260,8 +262,11 @@ class Autodiscover:
             return [partial(_known, told)]
         answering = self._answering.get(domain)
         urls = dict.fromkeys([*([answering] if answering else ()), *candidate_urls(domain)])
-        hints = (self._hints.redirect, self._hints.service)
-        return [*(partial(_known, each) for each in urls), *(partial(hint, domain) for hint in hints)]
+        redirect_discovery = (self._redirect_discovery.redirect, self._redirect_discovery.service)
+        return [
+            *(partial(_known, each) for each in urls),
+            *(partial(hint, domain) for hint in redirect_discovery),
+        ]
 
     async def _ask_either_way(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
         ways = (self._pox, self._soap) if url.endswith(".xml") else (self._soap, self._pox)
@@ -321,7 +326,7 @@ class Autodiscover:
                 joined = join_url(url, target)
             except UrlError as error:
                 raise ExchangeError(invalid(target, url, error)) from None
-            url = self._believed.redirect(joined.text, mail_domain(anchor), url).text
+            url = self._allow_list.redirect(joined.text, mail_domain(anchor), url).text
         raise ExchangeError(
             Failure(code="TooManyRedirects", text=f"over {MOST_REDIRECTS} redirects from {excerpt(url)}")
         )

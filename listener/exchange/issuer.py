@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from listener.ews.codes import Failure
 from listener.ews.xml import excerpt
 from listener.exchange.network import Network
-from listener.exchange.trouble import FOREIGN
+from listener.exchange.transport_errors import FOREIGN
 
 if TYPE_CHECKING:
     from cryptography import x509

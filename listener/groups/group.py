@@ -4,7 +4,7 @@ The rules:
 
 1. `GroupState.actions` says what is to be going on now; `advance()` takes what came of one of them and returns
    the next state. Whoever performs the actions starts those that are new and lets go of those that are no longer
-   wanted (listener/groups/supervisor.py does). At most one Stream, one Subscribe and one Wait are wanted at a time.
+   wanted (listener/groups/runner.py does). At most one Stream, one Subscribe and one Wait are wanted at a time.
 2. A group without a live subscription begins afresh: new cookies, the anchor subscribed first, then the others.
    The anchor is the first mailbox by address; one that fails three times over, or is parked, makes way.
 3. One connection carries all live subscriptions. It is opened again without subscribing anew whenever it ends,
@@ -151,8 +151,8 @@ class GroupState:
         if self.paused_until is not None:
             return Wait(self.paused_until, self.eager)
         # Who is due while a Subscribe or a Discover is under way comes next.
-        lanes = ((False, self.subscribe), (True, self.discover))
-        open_lanes = {astray for astray, under_way in lanes if under_way is None}
+        workers = ((False, self.subscribe), (True, self.discover))
+        open_lanes = {astray for astray, under_way in workers if under_way is None}
         due = min((m.due for m in self.members if wanting(m) and m.astray in open_lanes), default=None)
         return None if due is None else Wait(due)
 

@@ -29,7 +29,7 @@ Log = structlog.typing.FilteringBoundLogger
 
 
 class Owners(Protocol):
-    """Knows which mailbox each subscription id belongs to (listener/groups/roster.py does)."""
+    """Knows which mailbox each subscription id belongs to (listener/groups/manager.py does)."""
 
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def is_proven(self, group: Group, subscription: str, /) -> bool: ...

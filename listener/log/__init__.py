@@ -6,7 +6,7 @@ JSON object. Values under keys that name a secret are masked, and so are credent
 Failures that repeat are summed up.
 
 Logging never stops the service: no value, however it is made, makes a call of a logger raise, texts are bounded, and
-lines that nobody takes are dropped and counted (listener/log/outlet.py).
+lines that nobody takes are dropped and counted (listener/log/queue_writer.py).
 """
 
 import atexit
@@ -31,9 +31,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from listener.errors import ConfigError, Problem
 from listener.log import journald
 from listener.log.audit import AuditFile
-from listener.log.masks import MASK, mask_secrets
-from listener.log.outlet import LAST, Outlet, channel_of, print_errors
-from listener.log.repeats import WINDOW, Repeats
+from listener.log.queue_writer import LAST, QueueWriter, channel_of, print_errors
+from listener.log.rate_limit import WINDOW, RateLimiter
+from listener.log.redaction import MASK, redact_secrets
 from listener.text import (
     LONGEST_REASON,
     LONGEST_TRACEBACK,
@@ -80,9 +80,9 @@ class _State:
     """What a processor must look up: loggers that are bound to a value keep the processors of their first day."""
 
     least = audit = logging.INFO
-    repeats = Repeats()
+    repeats = RateLimiter()
     clock: Callable[[], float] = time.monotonic
-    outlets: tuple[Outlet[Any], ...] = ()
+    outlets: tuple[QueueWriter[Any], ...] = ()
     end: tuple[Processor, ...] = ()
     watch: Callable[[str, Mapping[str, Any]], None] | None = None
 
@@ -108,26 +108,26 @@ def configure(
     stream = sys.stderr if stream is None else stream
     if format == "auto":
         format = _fitting(stream)  # noqa: A001
-    _State.repeats, _State.clock = Repeats(sum_up), clock
+    _State.repeats, _State.clock = RateLimiter(sum_up), clock
     _State.audit = logging.INFO if audit else _LEVELS[level]
     close()
     end: tuple[Processor, ...]
-    outlet: Outlet[Any]
+    outlet: QueueWriter[Any]
     match format:
         case "console":
             end = (_printable_values, _renderer(stream), _to_line)
-            outlet = Outlet(channel_of(stream), partial(_report_drops, end))
+            outlet = QueueWriter(channel_of(stream), partial(_report_drops, end))
             _State.outlets = (outlet,)
         case "json":
             end = (_first_things_first, _to_json_line)
-            outlet = Outlet(channel_of(stream), partial(_report_drops, end))
+            outlet = QueueWriter(channel_of(stream), partial(_report_drops, end))
             _State.outlets = (outlet,)
         case "journal":
             end = (_first_things_first, _to_entry)
             plain = (_first_things_first, _to_json_line)
-            beside = Outlet(channel_of(stream), partial(_report_drops, plain))
+            beside = QueueWriter(channel_of(stream), partial(_report_drops, plain))
             channel = journald.JournalChannel(journal, partial(_write_beside, beside))
-            outlet = Outlet(channel, partial(_report_drops, end))
+            outlet = QueueWriter(channel, partial(_report_drops, end))
             _State.outlets = (outlet, beside)
     _State.end = end
     structlog.configure(
@@ -140,7 +140,7 @@ def configure(
             _render_exception,
             _add_time,
             _bound,
-            mask_secrets,
+            redact_secrets,
             *end,
         ],
         wrapper_class=_Unfailing,
@@ -232,7 +232,7 @@ def open_audit(path: Path | None) -> Iterator[Any]:
             processors=[
                 structlog.processors.add_log_level,
                 _add_time,
-                mask_secrets,
+                redact_secrets,
                 _first_things_first,
                 _to_json,
             ],
@@ -249,7 +249,7 @@ def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
 def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     # Watchers belong to the event loop: what other threads log is not for them.
     if _State.watch is not None and threading.current_thread() is threading.main_thread():
-        _State.watch(method, mask_secrets(None, method, {**event}))
+        _State.watch(method, redact_secrets(None, method, {**event}))
     least = _State.audit if event["event"] == AUDIT else _State.least
     if _LEVELS[method] < least:
         raise structlog.DropEvent
@@ -293,7 +293,7 @@ def _to_entry(
     return (journald.Entry(event, journald.encode(event)),), {}
 
 
-def _write_beside(beside: Outlet[bytes], line: Mapping[str, Any]) -> bool:
+def _write_beside(beside: QueueWriter[bytes], line: Mapping[str, Any]) -> bool:
     """Writes a line that the journal did not take; whether it was taken here."""
     beside.write(_to_json_line(None, "", dict(line)))
     return beside.take_dropped() == 0
@@ -395,7 +395,7 @@ def _shown(value: Any) -> str:
 class _Writer:
     """What structlog writes to: the last processor has made the line that the outlet takes."""
 
-    def __init__(self, outlet: Outlet[Any]) -> None:
+    def __init__(self, outlet: QueueWriter[Any]) -> None:
         self._outlet = outlet
 
     def msg(self, line: Any) -> None:

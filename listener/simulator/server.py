@@ -18,12 +18,12 @@ import trio
 from listener.simulator import faults
 from listener.simulator.conditions import Conditions
 from listener.simulator.control import Control
-from listener.simulator.door import Door
 from listener.simulator.exchange import Exchange
 from listener.simulator.front import CONTROL, Answer, entra_front, exchange_front
 from listener.simulator.http import Reply, page
 from listener.simulator.ledger import Ledger
-from listener.simulator.outlet import Gzipped, Outlet, Transport
+from listener.simulator.listener_socket import ListenerSocket
+from listener.simulator.response_writer import Gzipped, ResponseWriter, Transport
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream
 from listener.simulator.traffic import Traffic
@@ -111,7 +111,7 @@ async def serve(
 
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_listeners, handle, [*control_listeners, *login_listeners])
-            nursery.start_soon(_pulse, exchange, traffic, clock, Door(listeners, handle, nursery))
+            nursery.start_soon(_pulse, exchange, traffic, clock, ListenerSocket(listeners, handle, nursery))
             task_status.started(
                 Running(
                     ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
@@ -128,10 +128,12 @@ async def serve(
             )
 
 
-async def _pulse(exchange: Exchange, traffic: Traffic, clock: Callable[[], float], door: Door) -> None:
+async def _pulse(
+    exchange: Exchange, traffic: Traffic, clock: Callable[[], float], listener_socket: ListenerSocket
+) -> None:
     """Let users do things, faults happen, and time pass."""
     chaos = exchange.chaos
-    with closing(door):
+    with closing(listener_socket):
         while True:
             changed = trio.Event()
             traffic.wake = chaos.wake = changed.set
@@ -139,7 +141,7 @@ async def _pulse(exchange: Exchange, traffic: Traffic, clock: Callable[[], float
             exchange.publish(traffic.due(now))
             exchange.advance(now)
             outage = exchange.conditions.outage
-            await door.set_open(wanted=outage is None or outage.how != "refuse")
+            await listener_socket.set_open(wanted=outage is None or outage.how != "refuse")
             pause = min(traffic.interval, _EXPIRY_CHECK, max(chaos.deadline - now, _SHORTEST_PULSE))
             with trio.move_on_after(min(pause, _STREAM_CHECK) if chaos.waiting else pause):
                 await changed.wait()
@@ -179,7 +181,7 @@ class _Connection:
         offset: float,
     ) -> None:
         self._transport = transport
-        self._outlet = Outlet(transport)
+        self._outlet = ResponseWriter(transport)
         self._conditions = conditions
         self._answer = answer
         self._clock = clock

@@ -7,8 +7,8 @@ import pytest
 import trio
 import trio.testing
 
-from listener.catchup.agenda import Agenda
 from listener.catchup.catchup import CatchUp, Gap
+from listener.catchup.delay_queue import DelayQueue
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from tests.virtual.office import MemoryStates, Office, office, ready
@@ -21,47 +21,47 @@ SENDER = "ben@example.org"
 
 
 async def test_whoever_is_due_first_comes_first(autojump_clock: trio.testing.MockClock) -> None:
-    agenda, taken = Agenda(), []
+    delay_queue, taken = DelayQueue(), []
     for mailbox, when in (("late", 30.0), ("soon", 10.0), ("dropped", 5.0), ("now", 0.0)):
-        agenda.put(mailbox, when)
-    agenda.drop("dropped")
+        delay_queue.put(mailbox, when)
+    delay_queue.drop("dropped")
 
     async def worker() -> None:
         while True:
-            taken.append((await agenda.take(), trio.current_time()))
+            taken.append((await delay_queue.take(), trio.current_time()))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(worker)
         await trio.sleep(20)
-        agenda.hasten("late", 25.0)
-        agenda.hasten("nobody", 25.0)
-        agenda.put("late", 100.0)  # it stays with the earlier time
+        delay_queue.hasten("late", 25.0)
+        delay_queue.hasten("nobody", 25.0)
+        delay_queue.put("late", 100.0)  # it stays with the earlier time
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert taken == [("now", 0.0), ("soon", 10.0), ("late", 25.0)]
 
 
 async def test_nobody_is_taken_twice(autojump_clock: trio.testing.MockClock) -> None:
-    agenda, taken = Agenda(), []
+    delay_queue, taken = DelayQueue(), []
 
     async def worker() -> None:
         while True:
-            taken.append(await agenda.take())
+            taken.append(await delay_queue.take())
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(worker)
         await trio.sleep(1)
         for number in range(10):
-            agenda.put(f"{number}", trio.current_time() + 10 - number)
-            agenda.put(f"{number}", trio.current_time() + 20)
+            delay_queue.put(f"{number}", trio.current_time() + 10 - number)
+            delay_queue.put(f"{number}", trio.current_time() + 20)
         await trio.sleep(60)
         nursery.cancel_scope.cancel()
     assert sorted(taken) == [f"{number}" for number in range(10)]
 
 
 async def test_of_all_who_wait_one_is_woken(autojump_clock: trio.testing.MockClock) -> None:
-    agenda = Agenda()
+    delay_queue = DelayQueue()
 
     class Steps(trio.abc.Instrument):
         taken = 0
@@ -70,17 +70,17 @@ async def test_of_all_who_wait_one_is_woken(autojump_clock: trio.testing.MockClo
             self.taken += task.name == "worker"
 
     async def worker() -> None:
-        await agenda.take()
+        await delay_queue.take()
 
     steps = Steps()
-    agenda.put("first", 10.0)
+    delay_queue.put("first", 10.0)
     async with trio.open_nursery() as nursery:
         for _ in range(50):
             nursery.start_soon(worker, name="worker")
         await trio.sleep(1)
         trio.lowlevel.add_instrument(steps)
         for number in range(50):
-            agenda.put(f"{number}", 20.0 + number)
+            delay_queue.put(f"{number}", 20.0 + number)
             await trio.sleep(0.01)
         trio.lowlevel.remove_instrument(steps)
         nursery.cancel_scope.cancel()

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.catchup.delivered import Delivered, Notes
 from listener.catchup.differences import (
     Context,
     Differences,
@@ -20,6 +19,7 @@ from listener.catchup.differences import (
     most_created,
     parted,
 )
+from listener.catchup.history import DeliveryHistory, Notes
 from listener.event import MailboxEvent
 from listener.ews.folders import Folder
 from listener.ews.sync import Change, ChangeKind
@@ -53,7 +53,7 @@ def event(type_: str, item: str = "x", key: str | None = "k1", **more: Any) -> M
 
 
 def notes(*events: MailboxEvent) -> Notes:
-    delivered = Delivered()
+    delivered = DeliveryHistory()
     delivered.note(events)
     return delivered.of(ANNA)
 
@@ -300,7 +300,7 @@ def test_moments() -> None:
 
 
 def test_what_came_before_a_comparison_began_is_forgotten_when_it_is_done() -> None:
-    delivered = Delivered()
+    delivered = DeliveryHistory()
     delivered.note([event("item.modified", key="before")])
     delivered.begin(ANNA)
     delivered.note([event("item.modified", key="meanwhile")])
@@ -333,7 +333,7 @@ def test_things_that_were_seen() -> None:
 
 
 def test_the_items_that_are_there_as_far_as_handlers_know() -> None:
-    delivered = Delivered(present=3)
+    delivered = DeliveryHistory(present=3)
     delivered.note(
         [
             event("item.created", item="a"),
@@ -361,7 +361,7 @@ def test_the_items_that_are_there_as_far_as_handlers_know() -> None:
 
 
 def test_memory_is_bounded_for_each_mailbox() -> None:
-    delivered = Delivered(each=100)
+    delivered = DeliveryHistory(each=100)
     delivered.note(event("item.modified", item=f"{number}") for number in range(60))
     assert delivered.of(ANNA).forgetful
     assert len(delivered) == len(delivered.of(ANNA)) <= 100
@@ -376,7 +376,7 @@ def test_memory_is_bounded_for_each_mailbox() -> None:
 
 
 def test_memory_is_bounded_for_all_mailboxes() -> None:
-    delivered = Delivered(total=100)
+    delivered = DeliveryHistory(total=100)
     delivered.note(event("item.modified", item=f"{number}") for number in range(20))
     ben = [
         MailboxEvent(type="exchange.item.modified", mailbox="ben@example.org", time=T1, item_id=f"{number}")
@@ -401,7 +401,7 @@ STEPS = st.one_of(
 
 @given(st.lists(STEPS, max_size=60), st.integers(5, 40))
 def test_the_count_is_right(steps: list[Any], each: int) -> None:
-    delivered = Delivered(each=each, total=60)
+    delivered = DeliveryHistory(each=each, total=60)
     for step in steps:
         match step:
             case "begin":

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from listener.access import AccessRule
 from listener.catchup.catchup import CatchUp
 from listener.catchup.differences import Record
-from listener.catchup.inquiry import Inquiry, Way
-from listener.catchup.knowledge import Known, build_page, encoded
 from listener.catchup.paging import FEW_PAGES, LONGEST_PAUSE, MOST_BARREN, Progress
+from listener.catchup.queries import Queries, Way
+from listener.catchup.snapshots import Known, build_page, encoded
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
@@ -96,16 +96,16 @@ class Server:
         return Way(client=self, headers={}, version="Exchange2013_SP1", access=access)
 
 
-async def all_items(inquiry: Inquiry) -> None:
-    await inquiry.all_items(FOLDER)
+async def all_items(queries: Queries) -> None:
+    await queries.all_items(FOLDER)
 
 
-async def all_folders(inquiry: Inquiry) -> None:
-    await inquiry.all_folders()
+async def all_folders(queries: Queries) -> None:
+    await queries.all_folders()
 
 
-async def all_modified(inquiry: Inquiry) -> None:
-    async for _ in inquiry.modified_since(FOLDER, datetime(2026, 1, 1, tzinfo=UTC)):
+async def all_modified(queries: Queries) -> None:
+    async for _ in queries.modified_since(FOLDER, datetime(2026, 1, 1, tzinfo=UTC)):
         pass
 
 
@@ -138,11 +138,11 @@ async def all_modified(inquiry: Inquiry) -> None:
     ],
 )
 async def test_a_listing_without_end_is_an_error(
-    autojump_clock: trio.testing.MockClock, pages: Pages, walk: Callable[[Inquiry], Any], most: int
+    autojump_clock: trio.testing.MockClock, pages: Pages, walk: Callable[[Queries], Any], most: int
 ) -> None:
     server = Server(pages)
     with pytest.raises(ExchangeError) as caught:
-        await walk(Inquiry(server.way))
+        await walk(Queries(server.way))
     assert caught.value.failure.code == "UnexpectedReply"
     assert server.asked <= most
     if most > FEW_PAGES:
@@ -156,13 +156,13 @@ async def test_a_long_listing_comes_to_its_end(autojump_clock: trio.testing.Mock
     pages = (changes(f"S{n}", *range(n, n + 512), last=n == starts[-1]) for n in starts)
     server = Server(pages)
     folder = Folder(folder_id="F", total_count=count_)
-    assert len(await Inquiry(server.way).all_items(folder)) >= count_
+    assert len(await Queries(server.way).all_items(folder)) >= count_
     assert trio.current_time() < 600
 
 
 async def test_a_page_without_changes_may_come_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
     pages = [changes("1", "a"), changes("2"), changes("3", "b"), changes("4"), changes("5", "c", last=True)]
-    assert await Inquiry(Server(iter(pages)).way).all_items(FOLDER) == {"a", "b", "c"}
+    assert await Queries(Server(iter(pages)).way).all_items(FOLDER) == {"a", "b", "c"}
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=60))
@@ -211,7 +211,7 @@ async def test_first_states_without_end_are_tried_ever_more_seldom(
 ) -> None:
     server = Server(pages())
     catch_up = CatchUp(ask=lambda _mailbox: server.way, states=States(), kinds=frozenset({"created"}))  # type: ignore[arg-type]
-    catch_up._desk("a@x.example")
+    catch_up._mailbox_state("a@x.example")
     catch_up._builds.put("a@x.example", 0.0)
     with trio.move_on_after(3600):
         await catch_up.run()
@@ -221,6 +221,6 @@ async def test_first_states_without_end_are_tried_ever_more_seldom(
 async def test_a_first_state_is_built_page_by_page() -> None:
     states, listings = States(), dict[str, Progress]()
     server = Server(iter([changes("1", "a"), changes("2", "b"), changes("3", "c", last=True)]))
-    built = [await build_page(Inquiry(server.way), states, "a", (), listings) for _ in range(4)]  # type: ignore[arg-type]
+    built = [await build_page(Queries(server.way), states, "a", (), listings) for _ in range(4)]  # type: ignore[arg-type]
     assert built == [("F", False), ("F", False), ("F", True), None]
     assert not listings

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from listener.cli import app, asking
+from listener.cli import app, daemon_client
 
 
 def test_who_has_waited_long_enough_is_told_that_the_reload_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "RELOADING", 0.1)
+    monkeypatch.setattr(daemon_client, "RELOADING", 0.1)
     config = tmp_path / "config.toml"
     config.write_text('state_directory = "there"\n')
     (tmp_path / "there").mkdir()

@@ -9,20 +9,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from listener.admin.snapshot import Snapshot
+from listener.admin.view import picture
 from listener.cli import app
-from listener.cli.ending import reported
-from listener.cli.findings import show
+from listener.cli.check_report import show
+from listener.cli.exits import reported
 from listener.cli.watch import _shown
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.journal.sqlite import open_journal
 from listener.log.reading import Reading
-from listener.rights.checkup import MailboxCheck, Report
-from listener.service.snapshot import Snapshot
-from listener.service.view import picture
-from tests.cli.test_desk import CONFIG, ask
-from tests.service.statuses import snapshot
+from listener.preflight.check import MailboxCheck, Report
+from tests.admin.statuses import snapshot
+from tests.cli.test_offline import CONFIG, ask
 
 EVIL = "\x1b[2J\x9b31m\u202e[red]\r\x07\x7f\nnew line"
 OBEYED = set("\x1b\x9b\u202e\r\x07\x7f")

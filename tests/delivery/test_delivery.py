@@ -12,12 +12,12 @@ import trio.testing
 
 from listener import Handler, MailboxEvent, Reject, Retry
 from listener.backoff import Backoff
-from listener.delivery.delivery import Delivery, Lane, Patience
+from listener.delivery.delivery import Delivery, DeliveryLimits, Worker
 from listener.errors import ConfigError
 from tests.fakes import FakeJournal
 from tests.journal.tools import opened
 
-PATIENCE = Patience(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
+PATIENCE = DeliveryLimits(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
 
 
 def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:
@@ -59,9 +59,9 @@ class Plugin:
 
 @asynccontextmanager
 async def running(
-    *plugins: Plugin, patience: Patience = PATIENCE, journal: FakeJournal | None = None
+    *plugins: Plugin, patience: DeliveryLimits = PATIENCE, journal: FakeJournal | None = None
 ) -> AsyncIterator[Delivery]:
-    delivery = Delivery(tuple(Lane(plugin, patience) for plugin in plugins))
+    delivery = Delivery(tuple(Worker(plugin, patience) for plugin in plugins))
     journal = journal or FakeJournal()
     async with trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
@@ -115,7 +115,7 @@ async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes
         async with running(bad) as delivery:
             await delivery.publish([event(1), event(2)])
             await delivery.drain(100)
-            assert (delivery.lanes[0].delivered, delivery.lanes[0].given_up) == (1, 1)
+            assert (delivery.workers[0].delivered, delivery.workers[0].given_up) == (1, 1)
     assert bad.handled == ["2"]
     assert [line["id"] for line in lines if line["event"] == "handler.gave_up"] == [event(1).id]
 
@@ -174,7 +174,7 @@ async def test_a_handler_that_lags_holds_nobody_up_and_only_so_much_of_it_is_in_
         assert len(good.handled) == 50
         assert len(slow.handled) == 10
         assert journal.readers["slow"].unfinished <= 2
-        assert delivery.lanes[0].behind == 40
+        assert delivery.workers[0].behind == 40
         await delivery.drain(100)
     assert slow.handled == good.handled
 
@@ -324,7 +324,7 @@ async def test_a_batch_is_buried_at_once_and_its_letters_are_no_longer_than_help
 
     with structlog.testing.capture_logs():
         async with opened(None) as journal, trio.open_nursery() as nursery:
-            delivery = Delivery((Lane(BulkPlugin(), PATIENCE),))
+            delivery = Delivery((Worker(BulkPlugin(), PATIENCE),))
             await nursery.start(delivery.run, journal)
             await delivery.publish([event(n) for n in range(100)])
             commits = 0
@@ -463,7 +463,7 @@ async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     good = Plugin()
-    delivery = Delivery((Lane(good, PATIENCE),))
+    delivery = Delivery((Worker(good, PATIENCE),))
     async with opened(None, memory=100) as journal:
         await journal.reader("good")
         await journal.release("good")
@@ -474,7 +474,7 @@ async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
             begun = trio.current_time()
             await delivery.drain(10)
         assert trio.current_time() == begun
-    assert (good.closed, delivery.lanes[0].behind) == (1, 0)
+    assert (good.closed, delivery.workers[0].behind) == (1, 0)
 
 
 async def test_a_handler_is_closed_in_peace_while_another_hangs(
@@ -547,10 +547,10 @@ async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
 
 async def test_a_handler_that_never_waits_does_not_keep_the_others_out() -> None:
     good = Plugin()
-    async with running(good, patience=Patience(queue=20_000)) as delivery:
+    async with running(good, patience=DeliveryLimits(queue=20_000)) as delivery:
         await delivery.publish([event(n) for n in range(20_000)])
-        turns = 0
+        queues = 0
         while len(good.handled) < 20_000:
             await trio.lowlevel.checkpoint()
-            turns += 1
-        assert turns > 200
+            queues += 1
+        assert queues > 200

@@ -13,7 +13,7 @@ import trio.testing
 
 from listener import BatchHandler, Handler, MailboxEvent, Retry
 from listener.config import parse
-from listener.delivery.delivery import Delivery, Lane, Source
+from listener.delivery.delivery import Delivery, Source, Worker
 from listener.errors import ConfigError, OpeningError
 from listener.plugins import load_handlers
 from tests.delivery.test_delivery import PATIENCE, Plugin, event
@@ -30,7 +30,7 @@ async def raise_(kind: str) -> None:
 @asynccontextmanager
 async def running(*sources: Source) -> AsyncIterator[Delivery]:
     """With the real journal: what is stored must be storable."""
-    delivery = Delivery(tuple(Lane(source, PATIENCE) for source in sources))
+    delivery = Delivery(tuple(Worker(source, PATIENCE) for source in sources))
     async with opened(None) as journal, trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
         yield delivery

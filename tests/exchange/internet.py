@@ -15,8 +15,8 @@ import trustme
 
 from listener.config.secrets import Secret
 from listener.exchange.auth import Accounts, Basic, Credentials
-from listener.exchange.budget import Budgets
 from listener.exchange.client import Access
+from listener.exchange.throttle import Throttles
 
 Transport = trio.SSLStream[trio.SocketStream]
 
@@ -156,7 +156,7 @@ async def connected(internet: Internet) -> AsyncIterator[Access]:
         nursery.start_soon(trio.serve_listeners, internet.serve, listeners)
         yield Access(
             auth=Accounts.same(Basic(Credentials("svc", Secret("secret")))),
-            budgets=Budgets(10),
+            throttles=Throttles(10),
             user_agent="test/1",
             tls=context,
             proxy=httpx.Proxy(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"),

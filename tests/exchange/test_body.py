@@ -204,21 +204,21 @@ async def test_a_bomb_is_no_longer_than_the_limit() -> None:
 
 async def test_other_tasks_run_between_two_pieces() -> None:
     """However much of the body is there already."""
-    turns = 0
+    queues = 0
 
     async def other() -> None:
-        nonlocal turns
+        nonlocal queues
         while True:
-            turns += 1
+            queues += 1
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
         async with body(Chunks(gzip.compress(bytes(5_000_000)), 1), content_encoding="gzip") as answer:
             assert len(await answer.whole(5_000_000)) == 5_000_000
-        assert turns >= 5_000_000 // PIECE
-        turns = 0
+        assert queues >= 5_000_000 // PIECE
+        queues = 0
         async with body(Chunks(b"x", 500)) as answer:
             await answer.whole(1000)
-        assert turns >= 500
+        assert queues >= 500
         nursery.cancel_scope.cancel()

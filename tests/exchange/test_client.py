@@ -17,9 +17,9 @@ from listener.config.tls import tls_context
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.body import SOAP_LIMIT
-from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.cookies import MOST, Cookie
+from listener.exchange.throttle import Throttles
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\n"
@@ -29,7 +29,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 def access(**changes: object) -> Access:
     settings: dict[str, object] = {
         "auth": Accounts.same(Basic(Credentials("svc", Secret("secret")))),
-        "budgets": Budgets(10),
+        "throttles": Throttles(10),
         "user_agent": "test/1",
         "tls": ssl.create_default_context(),
     }
@@ -384,7 +384,7 @@ async def test_a_password_that_ends_while_requests_wait_is_not_sent_by_those() -
         except ExchangeError as error:
             codes.append(error.failure.code)
 
-    async with served(peer, budgets=Budgets(2)) as client:
+    async with served(peer, throttles=Throttles(2)) as client:
         await client.call(b"", {}, bytes)  # the server is trusted from now on
         async with trio.open_nursery() as nursery:
             for _ in range(100):

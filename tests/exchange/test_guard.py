@@ -11,8 +11,8 @@ import trio.testing
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.ews.soap import Impersonation
-from listener.exchange.auth.guard import MOST_TRIES, PAUSES, TRUST, Guard, Identity
-from listener.exchange.auth.memory import Memory, Refusals
+from listener.exchange.auth.lockout import MOST_TRIES, PAUSES, TRUST, Identity, LockoutProtection
+from listener.exchange.auth.refusals import Refusals, RefusalStore
 
 EWS = "https://mail.example.com/EWS/Exchange.asmx"
 OTHER = "https://autodiscover.example.com/autodiscover/autodiscover.svc"
@@ -28,10 +28,10 @@ class Server:
         self.asked: list[float] = []
         self.most = self.now = 0
 
-    async def ask(self, guard: Guard, url: str = EWS) -> Failure | None:
+    async def ask(self, lockout: LockoutProtection, url: str = EWS) -> Failure | None:
         """What comes of one request."""
         try:
-            async with guard.asking(url):
+            async with lockout.asking(url):
                 self.asked.append(trio.current_time())
                 self.now += 1
                 self.most = max(self.most, self.now)
@@ -45,12 +45,12 @@ class Server:
             return error.failure
         return None
 
-    async def ask_often(self, guard: Guard, times: int, url: str = EWS) -> list[Failure | None]:
+    async def ask_often(self, lockout: LockoutProtection, times: int, url: str = EWS) -> list[Failure | None]:
         """What comes of so many requests at once."""
         came: list[Failure | None] = []
 
         async def one() -> None:
-            came.append(await self.ask(guard, url))
+            came.append(await self.ask(lockout, url))
 
         async with trio.open_nursery() as nursery:
             for _ in range(times):
@@ -59,22 +59,22 @@ class Server:
 
 
 async def test_one_tries_first_and_then_all_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(), Guard("svc")
-    await server.ask_often(guard, 40)
+    server, lockout = Server(), LockoutProtection("svc")
+    await server.ask_often(lockout, 40)
     assert server.most == 39
     assert server.asked.count(server.asked[0]) == 1
     await trio.sleep(TRUST - 1)
-    await server.ask_often(guard, 40)  # still trusted
+    await server.ask_often(lockout, 40)  # still trusted
     assert server.most == 40
 
 
 async def test_after_a_quiet_minute_one_tries_first_again(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(), Guard("svc")
-    await server.ask(guard)
+    server, lockout = Server(), LockoutProtection("svc")
+    await server.ask(lockout)
     await trio.sleep(TRUST + 1)
     server.answer = REFUSED
     before = len(server.asked)
-    came = await server.ask_often(guard, 40)
+    came = await server.ask_often(lockout, 40)
     assert server.most == 1
     assert len(server.asked) - before == 2  # the second refusal brings a pause
     assert {failure.code for failure in came if failure} == {"Http401"}
@@ -82,12 +82,12 @@ async def test_after_a_quiet_minute_one_tries_first_again(autojump_clock: trio.t
 
 
 async def test_no_more_than_three_and_then_a_pause_that_grows(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(REFUSED), Guard("svc")
+    server, lockout = Server(REFUSED), LockoutProtection("svc")
     start = trio.current_time()
     with trio.move_on_after(86400):
         while True:
-            await server.ask_often(guard, 3)
-            await server.ask_often(guard, 3, OTHER)
+            await server.ask_often(lockout, 3)
+            await server.ask_often(lockout, 3, OTHER)
             await trio.sleep(30)
     tries = [round(moment - start) for moment in server.asked]
     assert len([t for t in tries if t < 900]) <= MOST_TRIES
@@ -98,45 +98,45 @@ async def test_no_more_than_three_and_then_a_pause_that_grows(autojump_clock: tr
 
 
 async def test_who_is_held_back_is_told_why_and_how_long(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(REFUSED), Guard("svc")
+    server, lockout = Server(REFUSED), LockoutProtection("svc")
     with structlog.testing.capture_logs() as logs:
-        first, second = [await server.ask(guard) for _ in range(2)]
+        first, second = [await server.ask(lockout) for _ in range(2)]
     assert first == REFUSED  # the next one may try at once
     assert second is not None
     assert second.wait == 60
     assert [line["tries"] for line in logs if line["event"] == "auth.refused"] == [1, 2]
     await trio.sleep(20)
-    held = await server.ask(guard)
+    held = await server.ask(lockout)
     assert held is not None
     assert (held.code, held.text, held.wait) == ("Http401", REFUSED.text, pytest.approx(40))
     assert len(server.asked) == 2
 
 
 async def test_what_was_under_way_counts_but_does_not_prolong(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(), Guard("svc")
-    await server.ask(guard)
+    server, lockout = Server(), LockoutProtection("svc")
+    await server.ask(lockout)
     server.answer = REFUSED
-    await server.ask_often(guard, 10)  # all trusted: the password has changed this minute
-    assert guard.tries == 10
-    held = await server.ask(guard, OTHER)
+    await server.ask_often(lockout, 10)  # all trusted: the password has changed this minute
+    assert lockout.tries == 10
+    held = await server.ask(lockout, OTHER)
     assert held is not None
     assert held.wait == pytest.approx(PAUSES[MOST_TRIES - 1], abs=1)
 
 
 async def test_all_is_forgotten_when_they_are_taken(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(REFUSED), Guard("svc")
-    await server.ask(guard)
+    server, lockout = Server(REFUSED), LockoutProtection("svc")
+    await server.ask(lockout)
     server.answer = Failure(code="ErrorServerBusy", status=500)  # says so to those who are let in only
     with structlog.testing.capture_logs() as logs:
-        assert await server.ask(guard) == server.answer
+        assert await server.ask(lockout) == server.answer
     assert [line["event"] for line in logs] == ["auth.accepted"]
-    assert guard.tries == 0
+    assert lockout.tries == 0
 
 
 async def test_where_nobody_is_there_the_others_hear_it_too(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(Failure(code="ConnectTimeout"), seconds=10), Guard("svc")
+    server, lockout = Server(Failure(code="ConnectTimeout"), seconds=10), LockoutProtection("svc")
     start = trio.current_time()
-    came = await server.ask_often(guard, 40)
+    came = await server.ask_often(lockout, 40)
     assert trio.current_time() - start == pytest.approx(10)
     assert came == [server.answer] * 40
 
@@ -145,31 +145,31 @@ async def test_where_nobody_is_there_the_others_hear_it_too(autojump_clock: trio
 async def test_an_answer_that_tells_nothing_lets_the_next_one_try(
     autojump_clock: trio.testing.MockClock, answer: Failure
 ) -> None:
-    server, guard = Server(answer), Guard("svc")
-    await server.ask_often(guard, 5)
-    assert (len(server.asked), server.most, guard.tries) == (5, 1, 0)
+    server, lockout = Server(answer), LockoutProtection("svc")
+    await server.ask_often(lockout, 5)
+    assert (len(server.asked), server.most, lockout.tries) == (5, 1, 0)
 
 
 async def test_a_try_that_is_given_up_lets_the_next_one_try(autojump_clock: trio.testing.MockClock) -> None:
-    server, guard = Server(seconds=1000), Guard("svc")
+    server, lockout = Server(seconds=1000), LockoutProtection("svc")
     with trio.move_on_after(1):
-        await server.ask(guard)
+        await server.ask(lockout)
     server.seconds = 1
-    assert await server.ask(guard) is None
+    assert await server.ask(lockout) is None
 
 
 async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
     server, path = Server(REFUSED), tmp_path / "refusals.json"
 
-    def process(password: str) -> Guard:
-        guard = Guard("svc", lambda: password)
-        guard.remember(Memory(path))
-        return guard
+    def process(password: str) -> LockoutProtection:
+        lockout = LockoutProtection("svc", lambda: password)
+        lockout.remember(RefusalStore(path))
+        return lockout
 
     for _ in range(5):  # restarted over and over
-        guard = process("wrong")
+        lockout = process("wrong")
         for _ in range(2):
-            await server.ask(guard)
+            await server.ask(lockout)
     assert len(server.asked) == 2
     held = await server.ask(process("wrong"))
     assert held is not None
@@ -181,9 +181,9 @@ async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClo
     assert await server.ask(process("right")) is None  # another password is another matter
     assert process("wrong").tries == 2
     await trio.sleep(0)
-    guard = process("wrong")
+    lockout = process("wrong")
     await trio.sleep(61)
-    assert await server.ask(guard) is None
+    assert await server.ask(lockout) is None
     assert process("wrong").tries == 0
 
 
@@ -192,8 +192,8 @@ def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: b
     path = tmp_path / "refusals.json"
     path.write_bytes(content)
     with structlog.testing.capture_logs() as logs:
-        assert Memory(path).recall("svc", "x") is None
-        Memory(path / "no directory" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
+        assert RefusalStore(path).recall("svc", "x") is None
+        RefusalStore(path / "no directory" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
     assert [line["event"] for line in logs] == ["auth.memory_failed"] * 3
 
 
@@ -208,23 +208,23 @@ def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: b
 async def test_who_does_not_answer_as_exchange_has_not_let_us_in(
     autojump_clock: trio.testing.MockClock, told: Failure
 ) -> None:
-    refusing, site, guard = Server(REFUSED), Server(told), Guard("svc")
+    refusing, site, lockout = Server(REFUSED), Server(told), LockoutProtection("svc")
     for _ in range(4):
         for _ in range(2):
-            await refusing.ask(guard)
-        await site.ask(guard, "https://example.com/autodiscover/autodiscover.svc")
+            await refusing.ask(lockout)
+        await site.ask(lockout, "https://example.com/autodiscover/autodiscover.svc")
     assert len(refusing.asked) == 2
-    assert guard.tries == 2
+    assert lockout.tries == 2
 
 
 async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    server, guard = Server(REFUSED), Guard("svc")
-    await server.ask(guard)
+    server, lockout = Server(REFUSED), LockoutProtection("svc")
+    await server.ask(lockout)
     server.answer = Failure(code="ErrorNonExistentMailbox")
-    await server.ask(guard)
-    assert guard.tries == 0
+    await server.ask(lockout)
+    assert lockout.tries == 0
 
 
 # --- refusals that are about one mailbox
@@ -251,9 +251,9 @@ class Organisation:
         if self.locked or identity.mailbox in self.refused:
             raise ExchangeError(REFUSED)
 
-    async def ask(self, guard: Guard, mailbox: str) -> Failure | None:
+    async def ask(self, lockout: LockoutProtection, mailbox: str) -> Failure | None:
         try:
-            async with guard.asking(EWS, of(mailbox), self.answer):
+            async with lockout.asking(EWS, of(mailbox), self.answer):
                 await self.answer(of(mailbox))
         except ExchangeError as error:
             return error.failure
@@ -263,46 +263,46 @@ class Organisation:
 async def test_a_refusal_of_one_mailbox_does_not_concern_the_account(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, guard = Organisation("bob"), Guard("svc")
-    assert await there.ask(guard, "ann") is None
+    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    assert await there.ask(lockout, "ann") is None
     for _ in range(20):
         await trio.sleep(TRUST * 2)
-        failure = await there.ask(guard, "bob")
+        failure = await there.ask(lockout, "bob")
         assert failure is not None
         assert failure.code == "MailboxRefused"
         assert failure.verdict is Verdict.PARK
         assert failure.wait is None
-        assert await there.ask(guard, "ann") is None
-    assert guard.tries == 0
+        assert await there.ask(lockout, "ann") is None
+    assert lockout.tries == 0
 
 
 async def test_several_mailboxes_are_refused_at_the_same_time(autojump_clock: trio.testing.MockClock) -> None:
-    there, guard = Organisation("bob", "cat", "dan", "eve", "fay"), Guard("svc")
-    assert await there.ask(guard, "ann") is None
+    there, lockout = Organisation("bob", "cat", "dan", "eve", "fay"), LockoutProtection("svc")
+    assert await there.ask(lockout, "ann") is None
     codes: dict[str, str | None] = {}
 
     async def one(mailbox: str) -> None:
-        failure = await there.ask(guard, mailbox)
+        failure = await there.ask(lockout, mailbox)
         codes[mailbox] = None if failure is None else failure.code
 
     async with trio.open_nursery() as nursery:
         for mailbox in ("bob", "cat", "dan", "eve", "fay", "gus"):
             nursery.start_soon(one, mailbox)
     assert codes == dict.fromkeys(["bob", "cat", "dan", "eve", "fay"], "MailboxRefused") | {"gus": None}
-    assert guard.tries == 0
+    assert lockout.tries == 0
 
 
 async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_three_times(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, guard = Organisation("bob"), Guard("svc")
-    assert await there.ask(guard, "ann") is None
-    assert await there.ask(guard, "bob") is not None
+    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    assert await there.ask(lockout, "ann") is None
+    assert await there.ask(lockout, "bob") is not None
     await trio.sleep(TRUST * 2)
     there.locked = True
     for _ in range(40):
         for mailbox in ("bob", "ann", "cat"):
-            failure = await there.ask(guard, mailbox)
+            failure = await there.ask(lockout, mailbox)
             assert failure is not None
             assert failure.code == "Http401"
         await trio.sleep(10)
@@ -312,13 +312,13 @@ async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_th
 async def test_while_one_mailbox_is_in_question_nobody_else_asks(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, guard = Organisation("bob"), Guard("svc")
-    assert await there.ask(guard, "ann") is None
+    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    assert await there.ask(lockout, "ann") is None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(there.ask, guard, "bob")
+        nursery.start_soon(there.ask, lockout, "bob")
         await trio.sleep(0.15)  # it is refused, and ann's mailbox is being asked for
         there.locked = True
-        nursery.start_soon(there.ask, guard, "cat")
+        nursery.start_soon(there.ask, lockout, "cat")
         await trio.sleep(0.04)
         assert there.asked == ["ann", "bob", "ann"]
 
@@ -326,7 +326,7 @@ async def test_while_one_mailbox_is_in_question_nobody_else_asks(
 async def test_where_no_other_mailbox_was_accepted_the_account_is_in_question(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, guard = Organisation("bob"), Guard("svc")
-    failures = [await there.ask(guard, "bob") for _ in range(2)]
+    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    failures = [await there.ask(lockout, "bob") for _ in range(2)]
     assert [failure and failure.code for failure in failures] == ["Http401", "Http401"]
-    assert guard.tries == 2
+    assert lockout.tries == 2

@@ -11,8 +11,8 @@ from listener.config.secrets import Secret
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Credentials
 from listener.exchange.auth.ntlm import Ntlm
-from listener.exchange.budget import Budgets
 from listener.exchange.client import Access, ExchangeClient
+from listener.exchange.throttle import Throttles
 from tests.exchange.acceptor import DOMAIN, PASSWORD, USER, Acceptor
 
 
@@ -23,7 +23,7 @@ async def client(
     async with acceptor.open(folder):
         access = Access(
             auth=Accounts.same(Ntlm(Credentials(user, Secret(password)))),
-            budgets=Budgets(10),
+            throttles=Throttles(10),
             user_agent="test/1",
             tls=acceptor.trust,
         )

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trustme
 
-from listener.assembly import access
+from listener.build import access
 from listener.config import parse
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure

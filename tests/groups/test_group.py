@@ -525,8 +525,8 @@ class AnyLife(RuleBasedStateMachine):
         }
         waits = any(isinstance(action, Wait) for action in state.actions)
         for member in state.members:
-            lane = state.discover if member.astray else state.subscribe
-            assert member.subscription or member.mailbox in cared_for or waits or lane
+            worker = state.discover if member.astray else state.subscribe
+            assert member.subscription or member.mailbox in cared_for or waits or worker
 
     @invariant()
     def nothing_that_is_in_use_is_given_up(self) -> None:

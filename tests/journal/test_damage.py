@@ -14,17 +14,17 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.catchup.knowledge import load_known
-from listener.catchup.states import JournalStates
-from listener.census import Census, Sources
+from listener.catchup.snapshots import load_known
+from listener.catchup.sync_states import JournalStates
 from listener.errors import ConfigError
 from listener.ews.directory import Expansion
-from listener.groups.keeper import Keeper
+from listener.groups.checkpointer import Checkpointer
 from listener.journal import JournalDamagedError, JournalError, Put
-from listener.journal.beside import open_desk
+from listener.journal.offline import open_offline
 from listener.journal.progress import Progress
 from listener.journal.records import UNREADABLE
 from listener.journal.schema import FILE_NAME
+from listener.mailboxes import MailboxSource, Sources
 from tests.journal.tools import events, items, opened
 
 KEY = "ann@x.example\x1f"
@@ -171,10 +171,12 @@ async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object
         async with opened(state) as journal:
             states = JournalStates(journal)
             assert await load_known(states, "ann@x.example") == (None, {}, None)
-            census = Census(sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None)
-            await census.recall(journal)
-            assert census.mailboxes == ()
-            groups, heard = await Keeper(journal, None).load()  # type: ignore[arg-type]
+            mailbox_source = MailboxSource(
+                sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
+            )
+            await mailbox_source.recall(journal)
+            assert mailbox_source.mailboxes == ()
+            groups, heard = await Checkpointer(journal, None).load()  # type: ignore[arg-type]
             assert groups == []
             assert not heard.groups
     told = {line["event"] for line in lines if line["log_level"] == "warning"}
@@ -193,12 +195,12 @@ async def test_dead_letters_that_cannot_be_read_can_be_seen_and_deleted(state: P
         b"\xff",
         "x",
     )
-    with open_desk(state) as desk:
-        first, second = desk.dead_letters()
+    with open_offline(state) as offline:
+        first, second = offline.dead_letters()
         assert first.event.type == "unreadable"
         assert second.event.item_id == "12"
-        assert desk.retry([1, 2]) == 1
-        assert desk.discard([1]) == 1
+        assert offline.retry([1, 2]) == 1
+        assert offline.discard([1]) == 1
 
 
 @given(st.integers(0, 10**6), st.binary(max_size=30))
@@ -229,10 +231,10 @@ ALLOWED = (ConfigError, JournalError)
 
 async def start(state: Path) -> None:
     """What a daemon does with its journal, and the commands beside it."""
-    with open_desk(state) as desk:
-        desk.dead_letters()
-        desk.handlers()
-        desk.retry([1])
+    with open_offline(state) as offline:
+        offline.dead_letters()
+        offline.handlers()
+        offline.retry([1])
     async with opened(state) as journal:
         for name in ("one", "two"):
             reader = await journal.reader(name)
@@ -245,9 +247,11 @@ async def start(state: Path) -> None:
         states = JournalStates(journal)
         for mailbox in ("ann@x.example", "bob@x.example"):
             await load_known(states, mailbox)
-        census = Census(sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None)
-        await census.recall(journal)
-        await Keeper(journal, None).load()  # type: ignore[arg-type]
+        mailbox_source = MailboxSource(
+            sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
+        )
+        await mailbox_source.recall(journal)
+        await Checkpointer(journal, None).load()  # type: ignore[arg-type]
         await journal.forget("sync", (), 1e12)
         await journal.append(events(range(100, 120)), [Put("sync", KEY, b"x")])
         await journal.replay("one", 0, "ann@x.example")

@@ -14,7 +14,7 @@ from listener.simulator.traffic import Traffic
 from tests.simulator.client import NOON, Client, Reader, T, basic, code, root, stream_body, subscribe_body
 
 
-class Desk:
+class OfflineJournal:
     def __init__(self) -> None:
         self.client = Client()
         self.anna, self.ben = self.client.mailboxes[:2]
@@ -41,25 +41,28 @@ def get_folder(folder: str, mailbox: Mailbox) -> str:
 
 
 def test_a_delegate_reads_what_was_granted_and_nothing_else() -> None:
-    desk = Desk()
-    assert code(desk.get_folder("inbox", desk.anna)) == "ErrorFolderNotFound"
-    rights = desk.order("/rights", mailbox=desk.anna.address, folders=["inbox"])["rights"]
+    offline = OfflineJournal()
+    assert code(offline.get_folder("inbox", offline.anna)) == "ErrorFolderNotFound"
+    rights = offline.order("/rights", mailbox=offline.anna.address, folders=["inbox"])["rights"]
     assert rights["folders"] == [
-        {"account": desk.client.settings.user, "mailbox": desk.anna.address, "folders": ["inbox"]}
+        {"account": offline.client.settings.user, "mailbox": offline.anna.address, "folders": ["inbox"]}
     ]
-    assert code(desk.get_folder("inbox", desk.anna)) == "NoError"
-    assert code(desk.get_folder("contacts", desk.anna)) == "ErrorFolderNotFound"
-    assert code(desk.get_folder("inbox", desk.ben)) == "ErrorFolderNotFound"
+    assert code(offline.get_folder("inbox", offline.anna)) == "NoError"
+    assert code(offline.get_folder("contacts", offline.anna)) == "ErrorFolderNotFound"
+    assert code(offline.get_folder("inbox", offline.ben)) == "ErrorFolderNotFound"
     # Who impersonates has the rights of whom it impersonates.
-    assert code(desk.get_folder("inbox", desk.anna, impersonate=desk.ben.address)) == "ErrorFolderNotFound"
-    desk.order("/rights", mailbox=desk.anna.address, folders=[])
-    assert code(desk.get_folder("inbox", desk.anna)) == "ErrorFolderNotFound"
+    assert (
+        code(offline.get_folder("inbox", offline.anna, impersonate=offline.ben.address))
+        == "ErrorFolderNotFound"
+    )
+    offline.order("/rights", mailbox=offline.anna.address, folders=[])
+    assert code(offline.get_folder("inbox", offline.anna)) == "ErrorFolderNotFound"
 
 
 def test_everybody_sees_a_calendar_and_nothing_in_it() -> None:
-    desk = Desk()
-    client, anna = desk.client, desk.anna
-    desk.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
+    offline = OfflineJournal()
+    client, anna = offline.client, offline.anna
+    offline.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
     calendar = anna.distinguished("calendar")
     (item, *_) = calendar.items
 
@@ -75,12 +78,12 @@ def test_everybody_sees_a_calendar_and_nothing_in_it() -> None:
 
     denied = [*["ErrorAccessDenied"] * 3, "ErrorSubscriptionDelegateAccessNotSupported"]
     assert answers(anna.address) == ["NoError", *denied]
-    assert answers(anna.address, impersonate=desk.ben.address) == ["NoError", *denied]
-    rights = desk.order("/rights", mailbox=anna.address, free_busy=False)["rights"]
+    assert answers(anna.address, impersonate=offline.ben.address) == ["NoError", *denied]
+    rights = offline.order("/rights", mailbox=anna.address, free_busy=False)["rights"]
     assert rights["without_free_busy"] == [anna.address]
     unseen = ["ErrorFolderNotFound", "ErrorFolderNotFound", *denied[1:]]
     assert answers(anna.address) == unseen
-    desk.order("/rights", mailbox=anna.address, folders=["calendar"])
+    offline.order("/rights", mailbox=anna.address, folders=["calendar"])
     assert answers(anna.address) == ["NoError"] * 5
 
 
@@ -97,11 +100,11 @@ def get_item(item: str) -> str:
 
 
 def test_a_delegate_subscribes_and_is_told_of_that_folder_alone() -> None:
-    desk = Desk()
-    client, anna = desk.client, desk.anna
+    offline = OfflineJournal()
+    client, anna = offline.client, offline.anna
     body = subscribe_body(folders=of("inbox", anna))
     assert code(client.post(body, anchor=anna.address)) == "ErrorSubscriptionDelegateAccessNotSupported"
-    desk.order("/rights", mailbox=anna.address, folders=["inbox"])
+    offline.order("/rights", mailbox=anna.address, folders=["inbox"])
     reply = client.post(body, anchor=anna.address, affinity=True)
     assert code(reply) == "NoError"
     (subscription,) = client.exchange.subscriptions
@@ -109,47 +112,47 @@ def test_a_delegate_subscribes_and_is_told_of_that_folder_alone() -> None:
     stream: Any = client.post(stream_body([subscription.id]), anchor=anna.address, affinity=True)
     reader = Reader(client, stream.body, stream)
     reader.read()
-    desk.order("/events", mailbox=anna.address, kind="NewMailEvent")
-    desk.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
+    offline.order("/events", mailbox=anna.address, kind="NewMailEvent")
+    offline.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
     assert reader.read() == ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
 
 
 def test_a_subscription_is_to_folders_of_one_mailbox() -> None:
-    desk = Desk()
-    for mailbox in (desk.anna, desk.ben):
-        desk.order("/rights", mailbox=mailbox.address, folders=["*"])
-    both = of("inbox", desk.anna) + of("inbox", desk.ben)
-    reply = desk.client.post(subscribe_body(folders=both), anchor=desk.anna.address)
+    offline = OfflineJournal()
+    for mailbox in (offline.anna, offline.ben):
+        offline.order("/rights", mailbox=mailbox.address, folders=["*"])
+    both = of("inbox", offline.anna) + of("inbox", offline.ben)
+    reply = offline.client.post(subscribe_body(folders=both), anchor=offline.anna.address)
     assert code(reply) == "ErrorInvalidSubscriptionRequest"
     # Without folders it would be about the account's own mailbox, and the service account has none.
-    assert code(desk.client.post(subscribe_body())) == "ErrorMissingEmailAddress"
+    assert code(offline.client.post(subscribe_body())) == "ErrorMissingEmailAddress"
 
 
 def test_a_mailbox_leaves_the_scope() -> None:
-    desk = Desk()
-    who = {"impersonate": desk.anna.address}
-    assert code(desk.get_folder("inbox", desk.anna, **who)) == "NoError"
-    desk.order("/rights", mailbox=desk.anna.address, in_scope=False)
-    assert code(desk.get_folder("inbox", desk.anna, **who)) == "500 ErrorImpersonateUserDenied"
-    desk.order("/rights", mailbox=desk.anna.address, in_scope=True)
-    assert code(desk.get_folder("inbox", desk.anna, **who)) == "NoError"
+    offline = OfflineJournal()
+    who = {"impersonate": offline.anna.address}
+    assert code(offline.get_folder("inbox", offline.anna, **who)) == "NoError"
+    offline.order("/rights", mailbox=offline.anna.address, in_scope=False)
+    assert code(offline.get_folder("inbox", offline.anna, **who)) == "500 ErrorImpersonateUserDenied"
+    offline.order("/rights", mailbox=offline.anna.address, in_scope=True)
+    assert code(offline.get_folder("inbox", offline.anna, **who)) == "NoError"
 
 
 def test_ews_switched_off_for_a_mailbox() -> None:
-    desk = Desk()
-    desk.order("/rights", mailbox=desk.anna.address, ews=False)
-    assert desk.get_folder("inbox", desk.anna, impersonate=desk.anna.address).status == 403
-    assert desk.get_folder("inbox", desk.ben, impersonate=desk.ben.address).status == 200
+    offline = OfflineJournal()
+    offline.order("/rights", mailbox=offline.anna.address, ews=False)
+    assert offline.get_folder("inbox", offline.anna, impersonate=offline.anna.address).status == 403
+    assert offline.get_folder("inbox", offline.ben, impersonate=offline.ben.address).status == 200
 
 
 def test_other_accounts_log_in_and_impersonate_nobody() -> None:
-    desk = Desk()
-    password = desk.client.settings.password
-    login = desk.client.exchange.gate.scheme.login(None)
-    assert login.check(basic(desk.ben.address, password), NOON) == Admitted(desk.ben.address, "basic")
-    account = {"account": desk.ben.address}
-    assert code(desk.get_folder("inbox", desk.ben, **account)) == "NoError"
-    denied = desk.get_folder("inbox", desk.anna, impersonate=desk.anna.address, **account)
+    offline = OfflineJournal()
+    password = offline.client.settings.password
+    login = offline.client.exchange.gate.scheme.login(None)
+    assert login.check(basic(offline.ben.address, password), NOON) == Admitted(offline.ben.address, "basic")
+    account = {"account": offline.ben.address}
+    assert code(offline.get_folder("inbox", offline.ben, **account)) == "NoError"
+    denied = offline.get_folder("inbox", offline.anna, impersonate=offline.anna.address, **account)
     assert code(denied) == "500 ErrorImpersonateUserDenied"
 
 
@@ -165,27 +168,29 @@ def expand(client: Client, group: str) -> list[tuple[str, str]] | str:
 
 
 def test_groups() -> None:
-    desk = Desk()
-    client = desk.client
+    offline = OfflineJournal()
+    client = offline.client
     team = expand(client, "TEAM-EX01@contoso.example")
     assert isinstance(team, list)
     assert {kind for _, kind in team} == {"Mailbox"}
     assert client.exchange.directory.outsider not in dict(team)
-    desk.order("/groups", address="Sales@contoso.example", members=[desk.anna.address, "x@other.example"])
+    offline.order(
+        "/groups", address="Sales@contoso.example", members=[offline.anna.address, "x@other.example"]
+    )
     ring = ["sales@contoso.example", "ring@contoso.example"]
-    told = desk.order("/groups", address="ring@contoso.example", members=ring)
-    assert told["groups"]["sales@contoso.example"] == [desk.anna.address, "x@other.example"]
+    told = offline.order("/groups", address="ring@contoso.example", members=ring)
+    assert told["groups"]["sales@contoso.example"] == [offline.anna.address, "x@other.example"]
     assert expand(client, "sales@contoso.example") == [
-        (desk.anna.address, "Mailbox"),
+        (offline.anna.address, "Mailbox"),
         ("x@other.example", "Contact"),
     ]
     assert expand(client, "ring@contoso.example") == [
         ("sales@contoso.example", "PublicDL"),
         ("ring@contoso.example", "PublicDL"),
     ]
-    desk.order("/groups", address="sales@contoso.example", members=None)
+    offline.order("/groups", address="sales@contoso.example", members=None)
     assert expand(client, "sales@contoso.example") == "ErrorNameResolutionNoResults"
-    assert expand(client, desk.anna.address) == "ErrorNameResolutionNoResults"
+    assert expand(client, offline.anna.address) == "ErrorNameResolutionNoResults"
 
 
 @pytest.mark.parametrize(
@@ -197,5 +202,7 @@ def test_groups() -> None:
     ],
 )
 def test_orders_that_make_no_sense(path: str, order: object, status: int) -> None:
-    desk = Desk()
-    assert desk.control.handle("POST", path, json.dumps(order).encode(), desk.client.now).status == status
+    offline = OfflineJournal()
+    assert (
+        offline.control.handle("POST", path, json.dumps(order).encode(), offline.client.now).status == status
+    )

@@ -12,6 +12,7 @@ systemd and of the package always do.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import importlib
@@ -130,8 +131,8 @@ def _can_fork(args: Any, environ: Any) -> bool:
 
 
 @functools.cache
-def _server() -> tuple[str, int, subprocess.Popen[bytes]]:
-    """Starts this worker's fork server. Its address, and what ends it when it is closed: by our own end."""
+def _server() -> str:
+    """Start the fork server of this process and return its address. It ends with this process."""
     name = f"\0ews-listener-tests-{os.getpid()}"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(name)
@@ -146,12 +147,18 @@ def _server() -> tuple[str, int, subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
         )
     os.close(alive)
-    return name, ours, server
+
+    def end() -> None:
+        os.close(ours)
+        server.wait()
+
+    atexit.register(end)
+    return name
 
 
 def _connect() -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(_server()[0])
+    connection.connect(_server())
     return connection
 
 

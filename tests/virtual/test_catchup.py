@@ -130,7 +130,7 @@ async def test_an_idle_mailbox_is_swept_ever_more_seldom(autojump_clock: trio.te
 async def test_until_there_are_states_a_folder_is_told_as_a_whole_or_by_times(
     small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 0)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 512 if small else 0)
     async with office(builders=0) as one:
         box, drafts = one.mailbox, one.mailbox.distinguished("drafts")
         await one.happen(box.save(drafts, "IPM.Note", "a", clock()))

@@ -149,7 +149,7 @@ async def test_a_backfill_is_reported_once(
     autojump_clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 0)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 512 if small else 0)
     async with office(initial=initial) as one:
         await fill(one)
         old = things(one)

@@ -51,8 +51,8 @@ async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
     async with world(SETTINGS) as there:
         await there.until_streaming()
         await trio.sleep(100)
-        before = there.daemon.delivery.lanes
-        opened = {name: runner.opened for name, runner in there.daemon.roster.runners.items()}
+        before = there.daemon.delivery.workers
+        opened = {name: runner.opened for name, runner in there.daemon.manager.runners.items()}
         asked = len(there.wire.asked)
         config = changed(
             there, exchange={"concurrency": 3, "user_agent": "x"}, backoff={"first": 7.0}, stream={"window": 300.0},
@@ -62,13 +62,13 @@ async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
         assert await there_is.reload() == ("exchange.user_agent",)
         assert len(there.wire.asked) == asked
         daemon = there.daemon
-        assert {name: runner.opened for name, runner in daemon.roster.runners.items()} == opened
-        assert daemon.delivery.lanes == before
-        assert daemon.access.budgets.limit == 3
+        assert {name: runner.opened for name, runner in daemon.manager.runners.items()} == opened
+        assert daemon.delivery.workers == before
+        assert daemon.access.throttles.limit == 3
         assert daemon.catch_up is not None
         assert daemon.catch_up.interval == 77
-        assert {runner.state.policy.backoff.first for runner in daemon.roster.runners.values()} == {7.0}
-        assert {runner.wish.window for runner in daemon.roster.runners.values()} == {5}
+        assert {runner.state.policy.backoff.first for runner in daemon.manager.runners.values()} == {7.0}
+        assert {runner.spec.window for runner in daemon.manager.runners.values()} == {5}
         it = there_is.snapshot()
         assert (it.state, it.streaming, it.reloads.done, it.reloads.pending) == (
             "listening", 12, 1, ("exchange.user_agent",),
@@ -84,7 +84,7 @@ async def test_mailboxes_leave_and_come_back(autojump_clock: trio.testing.MockCl
         few = changed(there, mailboxes={"addresses": tuple(everybody[:9])})
         await operations(there, few).reload()
         await trio.sleep(60)
-        assert (there.daemon.roster.streaming, there.daemon.roster.mailboxes) == (9, 9)
+        assert (there.daemon.manager.streaming, there.daemon.manager.mailboxes) == (9, 9)
         all_ = changed(there, mailboxes={"addresses": tuple(everybody)})
         await operations(there, all_).reload()
         await there.until_streaming()
@@ -112,7 +112,7 @@ async def test_nothing_is_reloaded_before_the_start_is_over(
     told: list[str] = []
     async with world(FEW) as there:
         monkeypatch.setattr(
-            type(there.daemon.attendant.notifier), "_send", lambda _, *lines: told.extend(lines)
+            type(there.daemon.systemd.notifier), "_send", lambda _, *lines: told.extend(lines)
         )
         with pytest.raises(ConfigError, match="the daemon is starting"):
             await operations(there, there.daemon.config).reload()

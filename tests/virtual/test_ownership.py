@@ -87,14 +87,14 @@ async def test_mailboxes_that_the_anchors_back_end_refuses_get_groups_of_their_o
     async with world(Settings(mailboxes=6, backends=1)) as there:
         monkeypatch.setattr(Exchange, "handle", picky)
         await there.until_streaming(within=120)
-        assert len(there.daemon.roster.runners) == 6
+        assert len(there.daemon.manager.runners) == 6
         kinds = [what for _, _, what in there.wire.asked]
         assert kinds.count("Subscribe") <= 40
         made = there.touch()
         await trio.sleep(600)
         assert made <= there.notes.came.keys()
         assert [what for _, _, what in there.wire.asked].count("Subscribe") == kinds.count("Subscribe")
-        assert not there.daemon.roster.duplicates
+        assert not there.daemon.manager.duplicates
 
 
 async def test_a_mailbox_that_is_refused_wherever_it_is_is_asked_for_slowly(

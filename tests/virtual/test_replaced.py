@@ -41,7 +41,7 @@ async def test_only_what_is_new_in_the_new_mailbox_is_reported(
     autojump_clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 4)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 512 if small else 4)
     async with ready(folders=folders) as one:
         await prepare(one)
         since = trio.current_time()

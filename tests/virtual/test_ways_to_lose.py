@@ -44,7 +44,7 @@ async def test_an_item_that_goes_from_a_folder_without_a_state(
     small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was seen to be there before, by the stream or by a comparison, so that only memory tells of it."""
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 0)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 512 if small else 0)
     async with office(builders=0) as one:
         old = await mail(one)  # the folder is not empty when it is looked at for the first time
         await trio.sleep(400)
@@ -114,7 +114,7 @@ async def test_an_item_that_came_and_went_while_more_was_told_than_is_remembered
 async def test_items_that_go_from_a_large_folder_while_the_server_forgets_the_state(
     quietly: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 100)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 100)
     async with ready() as one:
         items = [await mail(one) for _ in range(250)]
         await trio.sleep(900)
@@ -278,7 +278,7 @@ FAILURES = {
 async def test_what_was_told_in_the_second_of_the_first_look_is_not_told_again(
     small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 0)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 512 if small else 0)
     async with office() as one:
         await mail(one)
         edited = await mail(one)

@@ -39,7 +39,7 @@ async def mail(one: Office) -> str:
 async def test_a_mailbox_that_never_had_a_stream(
     small: bool, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("listener.catchup.reconcile.MAX_CHANGES", 512 if small else 2)
+    monkeypatch.setattr("listener.catchup.resync.MAX_CHANGES", 512 if small else 2)
     async with never_streaming(interval=300) as one:
         old = things(one)
         since = trio.current_time()

@@ -16,7 +16,7 @@ import msgspec
 import structlog.testing
 import trio
 
-import listener.assembly
+import listener.build
 import listener.daemon
 from listener import Handler, MailboxEvent
 from listener.catchup.catchup import CatchUp
@@ -86,11 +86,11 @@ class World:
     def streaming(self) -> int:
         """Mailboxes with a stream on both sides: what the daemon believes must be what the server knows."""
         known = {each.mailbox for each in self.exchange.subscriptions if each.stream and not each.gone}
-        return min(self.daemon.roster.streaming, len(known))
+        return min(self.daemon.manager.streaming, len(known))
 
     def all_stream(self, count: int) -> bool:
         """Whether so many mailboxes have a stream. The cheap side is asked first."""
-        return self.daemon.roster.streaming >= count and self.streaming >= count
+        return self.daemon.manager.streaming >= count and self.streaming >= count
 
     async def until_streaming(self, count: int | None = None, *, within: float = 60.0) -> float:
         """Returns how many seconds it took until so many mailboxes, or all, stream."""
@@ -152,7 +152,7 @@ async def world(
     exchange.chaos.begin(plan, clock())
     wire = Wire(exchange)
     notes = Notes()
-    original = listener.assembly.access
+    original = listener.build.access
     looks: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def looked(mailbox: str, begun: float) -> None:
@@ -187,7 +187,7 @@ def now() -> datetime:
 
 def noted_gaps(daemon: Daemon) -> dict[str, list[tuple[float, float]]]:
     """Takes note of the times in which mailboxes had no stream that was well."""
-    tell = daemon.roster.gaps
+    tell = daemon.manager.gaps
     without: dict[str, list[tuple[float, float]]] = {}
 
     def note(mailbox: str, since: float | None, reason: str) -> None:
@@ -196,7 +196,7 @@ def noted_gaps(daemon: Daemon) -> dict[str, list[tuple[float, float]]]:
             without.setdefault(mailbox, []).append((until - trio.current_time() + since, until))
         tell(mailbox, since, reason)
 
-    daemon.roster.gaps = note
+    daemon.manager.gaps = note
     return without
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth, OAuthAuth
 from listener.exchange.auth.basic import Basic
 from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.guard import Guard
-from listener.exchange.auth.memory import Memory
+from listener.exchange.auth.lockout import LockoutProtection
 from listener.exchange.auth.oauth import OAuth
+from listener.exchange.auth.refusals import RefusalStore
 from listener.exchange.auth.scheme import Scheme
 from listener.exchange.auth.tokens import Tokens
 from listener.exchange.network import Network
 
-__all__ = ["Account", "Accounts", "Basic", "Credentials", "Guard", "Scheme", "accounts"]
+__all__ = ["Account", "Accounts", "Basic", "Credentials", "LockoutProtection", "Scheme", "accounts"]
 
 
 class Account:
@@ -23,7 +23,7 @@ class Account:
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
-        self.guard = Guard(scheme.account, lambda: scheme.password)
+        self.lockout = LockoutProtection(scheme.account, lambda: scheme.password)
 
 
 class Accounts:
@@ -32,7 +32,7 @@ class Accounts:
     def __init__(self, of: Callable[[str], Account]) -> None:
         self._of = of
         self._asked: dict[Account, None] = {}
-        self._memory: Memory | None = None
+        self._memory: RefusalStore | None = None
 
     @classmethod
     def same(cls, scheme: Scheme) -> Accounts:
@@ -46,14 +46,14 @@ class Accounts:
         if account not in self._asked:
             self._asked[account] = None
             if self._memory is not None:
-                account.guard.remember(self._memory)
+                account.lockout.remember(self._memory)
         return account
 
     def remember(self, path: Path) -> None:
         """Refusals are kept in this file from now on, and those of an earlier process count."""
-        self._memory = Memory(path)
+        self._memory = RefusalStore(path)
         for account in self._asked:
-            account.guard.remember(self._memory)
+            account.lockout.remember(self._memory)
 
     @property
     def in_use(self) -> tuple[Account, ...]:

@@ -33,7 +33,7 @@ from listener.exchange.auth.aadsts import MEANINGS
 from listener.exchange.auth.tokens import Token
 from listener.exchange.body import TOKEN_LIMIT, Body
 from listener.exchange.network import Network
-from listener.exchange.trouble import mapped_errors
+from listener.exchange.transport_errors import mapped_errors
 
 log = structlog.get_logger()
 

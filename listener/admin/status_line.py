@@ -1,0 +1,50 @@
+"""One line that says how the daemon is: `systemctl status` shows it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+
+from listener.journal import Figures
+
+
+def status_line(
+    *,
+    phase: str,
+    mailboxes: int,
+    streaming: int,
+    parked: int,
+    missing: int,
+    pause: float,
+    journal: Figures | None,
+) -> str:
+    """What goes on, and what is not as it should be. `phase` stands before it, unless it is empty.
+
+    `missing` are mailboxes that were sought in vain, `pause` the seconds that Exchange wants to be left alone.
+    """
+    people = f"{streaming:,} of {mailboxes:,} mailboxes streaming"
+    if parked:
+        people += f", {parked:,} parked"
+    if missing:
+        people += f", {missing:,} not found"
+    said = [phase] if phase else []
+    said.append(people)
+    if pause:
+        said.append(f"Exchange asks for a pause of {ceil(pause):,} s")
+    if journal is not None:
+        said += _of_journal(journal)
+    return "; ".join(said)
+
+
+def _of_journal(figures: Figures) -> Iterator[str]:
+    if figures.trouble is not None:
+        yield f"the journal cannot be written: {figures.trouble}"
+    if figures.full:
+        yield "the journal is full, nothing new is taken in"
+    for name, behind in figures.behind.items():
+        if behind >= NOTABLE:
+            yield f"handler {name} is {behind:,} events behind"
+
+
+# Events that a handler may be behind without being mentioned.
+NOTABLE = 1000

@@ -1,0 +1,238 @@
+"""From the configuration to the values and the parts that the daemon is built of. Nothing is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import httpx
+
+from listener.access import AccessRule, AccessRules
+from listener.backoff import Backoff
+from listener.config import AccessOverride, Config, Exchange, Mailboxes
+from listener.config.files import MailboxReader
+from listener.delivery.delivery import DeliveryLimits
+from listener.ews.codes import Failure
+from listener.ews.events import EventKind
+from listener.ews.soap import Impersonation
+from listener.exchange.auth import accounts
+from listener.exchange.client import Access
+from listener.exchange.discovery import Autodiscover
+from listener.exchange.distribution_groups import Expander
+from listener.exchange.network import Network
+from listener.exchange.throttle import Throttles
+from listener.groups.affinity import Placement
+from listener.groups.member import Policy
+from listener.groups.runner import SubscriptionSpec
+from listener.journal import Retention
+from listener.mailboxes import MailboxSource, Sources
+from listener.preflight.scope import Scope
+
+
+def access(config: Config) -> Access:
+    """What every request needs, from [exchange] and [auth]."""
+    exchange = config.exchange
+    network = Network(tls=exchange.tls_context(), proxy=proxy(exchange))
+    return Access(
+        auth=accounts(config, network),
+        throttles=Throttles(exchange.concurrency),
+        user_agent=exchange.user_agent,
+        tls=network.tls,
+        proxy=network.proxy,
+        connect_timeout=exchange.connect_timeout,
+        request_timeout=exchange.request_timeout,
+    )
+
+
+def proxy(exchange: Exchange) -> httpx.Proxy | None:
+    """The proxy of [exchange], with what it wants to know of us."""
+    if exchange.proxy is None:
+        return None
+    user, password = exchange.proxy_user, exchange.proxy_password
+    return httpx.Proxy(
+        exchange.proxy.get_secret_value(), auth=(user, password.reveal()) if user and password else None
+    )
+
+
+def spec(config: Config) -> SubscriptionSpec:
+    """What is asked of Exchange, from [subscription], [affinity] and [stream]."""
+    return SubscriptionSpec(
+        version=config.exchange.version,
+        access=access_rules(config),
+        events=tuple(
+            EventKind(f"{name.title().replace('_', '')}Event") for name in config.subscription.events
+        ),
+        impersonate_anchor_on_stream=config.affinity.impersonate_anchor_on_stream,
+        window=round(config.stream.window / 60),
+        silence=2 * config.stream.heartbeat,
+        max_envelope=config.stream.max_envelope,
+        subscribe_concurrency=config.affinity.subscribe_concurrency,
+        # EWS URLs that were accepted by another allow-list are not used again.
+        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url} {_trusted(config)}",
+    )
+
+
+def _trusted(config: Config) -> str:
+    hosts = [
+        *config.exchange.autodiscover_hosts,
+        *(host for server in config.servers for host in server.hosts),
+    ]
+    return " ".join(sorted(hosts))
+
+
+def discovery(config: Config, access: Access) -> Autodiscover:
+    """Who tells where mailboxes live, from [exchange]."""
+    exchange = config.exchange
+    return Autodiscover(
+        access,
+        version=exchange.version,
+        url=exchange.autodiscover_url,
+        ews_url=exchange.ews_url,
+        hosts=[*exchange.autodiscover_hosts, *(host for server in config.servers for host in server.hosts)],
+        servers=[group.ews_url for group in config.groups if group.ews_url is not None],
+    )
+
+
+def expander(config: Config, access: Access, discovery: Autodiscover) -> Expander:
+    """Who tells the members of distribution groups, from [mailboxes] and [exchange]."""
+    expand_as, by = config.mailboxes.expand_as, config.mailboxes.impersonate_by
+    return Expander(
+        access,
+        discovery,
+        version=config.exchange.version,
+        ews_url=config.exchange.ews_url,
+        expand_as=None if expand_as is None else Impersonation(by, expand_as),
+    )
+
+
+def mailbox_source(config: Config, expander: Expander, changed: Callable[[], None]) -> MailboxSource:
+    """Who is to be listened to, from [mailboxes] and [[groups]]."""
+    mailboxes = config.mailboxes
+    return MailboxSource(
+        sources=mailbox_sources(config),
+        expand=expander.expand,
+        changed=changed,
+        refresh=mailboxes.refresh,
+        max_drop=mailboxes.max_drop,
+    )
+
+
+def mailbox_sources(config: Config) -> Sources:
+    """Where mailboxes come from."""
+    mailboxes = config.mailboxes
+    in_file = set(mailboxes.in_file)
+    return Sources(
+        listed=tuple(mailbox for mailbox in config.all_mailboxes if mailbox not in in_file),
+        file=mailboxes.file,
+        in_file=mailboxes.in_file,
+        groups=mailboxes.distribution_groups,
+        never=frozenset(config.impersonation.must_refuse),
+        parse=MailboxReader(mailboxes.impersonate_by).addresses,
+    )
+
+
+def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
+    """What the account must not reach, from [impersonation]."""
+
+    async def places(mailboxes: Sequence[str]) -> Mapping[str, Sequence[str] | Failure]:
+        if not config.exchange.autodiscover:
+            return dict.fromkeys(mailboxes, _urls(config))
+        found = await discovery.discover(mailboxes)
+        return {
+            mailbox: place if isinstance(place, Failure) else (place.ews_url,)
+            for mailbox, place in found.items()
+        }
+
+    impersonation = config.impersonation
+    return Scope(
+        mailboxes=impersonation.must_refuse,
+        access=access,
+        version=config.exchange.version,
+        places=places,
+        ways=partial(_ways, config),
+        interval=impersonation.interval,
+    )
+
+
+def _urls(config: Config) -> tuple[str, ...]:
+    """Where a mailbox may be that Autodiscover is not asked about, and no group has."""
+    if config.exchange.ews_url is not None:
+        return (config.exchange.ews_url,)
+    return tuple(dict.fromkeys(group.ews_url for group in config.groups if group.ews_url is not None))
+
+
+def _ways(config: Config, url: str) -> tuple[AccessRule, ...]:
+    """Every way into a mailbox at this URL that the configuration uses.
+
+    Where only the account's own mailbox is used, what it could do besides is tried in both ways. An application can
+    only impersonate.
+    """
+    rules = access_rules(config)
+    every = (rules.default, *rules.others.values())
+    kinds = {rule.kind for rule in every}
+    delegates = not kinds <= {"impersonation"} and config.auth_for(url).kind != "oauth"
+    ways = []
+    if not delegates or "impersonation" in kinds or "delegate" not in kinds:
+        ways.append(AccessRule("impersonation"))
+    if delegates:
+        # A folder each: to get into one of them is enough.
+        used = [folder for rule in every if rule.kind == "delegate" for folder in rule.folders or ()]
+        ways += [AccessRule("delegate", folders=(folder,)) for folder in dict.fromkeys(["inbox", *used])]
+    return tuple(ways)
+
+
+def access_rules(config: Config) -> AccessRules:
+    """How mailboxes are got at, from [mailboxes], its overrides and [subscription]."""
+
+    def rule(section: Mailboxes | AccessOverride) -> AccessRule:
+        own = section.folders if isinstance(section, AccessOverride) else None
+        folders = own or config.subscription.folders
+        return AccessRule(section.access, section.impersonate_by, None if folders == "all" else folders)
+
+    others = {mailbox: rule(other) for other in config.mailboxes.overrides for mailbox in other.addresses}
+    return AccessRules(rule(config.mailboxes), others)
+
+
+def policy(config: Config) -> Policy:
+    """The patience of groups, from [backoff]."""
+    backoff = config.backoff
+    return Policy(
+        backoff=Backoff(backoff.first, backoff.factor, backoff.cap),
+        parked=Backoff(backoff.parked_first, backoff.factor, backoff.parked_cap),
+        flapping=Backoff(backoff.first, 2.0, min(backoff.cap, 15.0)),
+    )
+
+
+def patience(config: Config, handler: str) -> DeliveryLimits:
+    """The patience with one handler, from [delivery] and [handlers.NAME]."""
+    own = config.handlers.get(handler)
+    delivery = config.delivery if own is None else own.delivery(config.delivery)
+    retry = Backoff(first=delivery.retry_first, factor=2.0, cap=delivery.retry_cap)
+    return DeliveryLimits(
+        queue=delivery.queue,
+        concurrency=delivery.concurrency,
+        timeout=delivery.timeout,
+        attempts=delivery.attempts,
+        retry=retry,
+    )
+
+
+def retention(config: Config) -> Retention:
+    """How much is kept, from [journal]."""
+    return Retention(age=config.journal.age, size=config.journal.size)
+
+
+def sorted_out(config: Config, mailboxes: Iterable[str]) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
+    """Those of the mailboxes whose place the configuration tells, and those that must be sought."""
+    ews_url = config.exchange.ews_url or ""
+    placed = {
+        mailbox: Placement(group.ews_url or ews_url, group.name, mailbox)
+        for group in config.groups
+        for mailbox in group.mailboxes
+    }
+    wanted = dict.fromkeys(mailboxes)
+    known = tuple(place for mailbox, place in placed.items() if mailbox in wanted)
+    rest = tuple(mailbox for mailbox in wanted if mailbox not in placed)
+    if config.exchange.autodiscover:
+        return known, rest
+    return (*known, *(Placement(ews_url, "", mailbox) for mailbox in rest)), ()

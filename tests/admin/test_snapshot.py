@@ -1,0 +1,141 @@
+"""Taking a snapshot of ten thousand mailboxes: what it says, and that events need not wait for it."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from listener.admin.metrics import render
+from listener.admin.snapshot import MOST_LISTED, TokenStatus, group_statuses, token_statuses, troubles
+from listener.config.secrets import Secret
+from listener.ews.codes import Failure
+from listener.exchange.auth import Account, Accounts
+from listener.exchange.auth.basic import Basic
+from listener.exchange.auth.credentials import Credentials
+from listener.exchange.auth.oauth import OAuth
+from listener.exchange.auth.tokens import Token, Tokens
+from listener.groups.affinity import Group
+from listener.groups.group import GroupState
+from listener.groups.manager import GroupManager
+from tests.admin.statuses import snapshot
+
+GROUPS = 50
+WHY = Failure(code="ErrorAccessDenied", text="no")
+
+
+@dataclass
+class Runner:
+    """What a snapshot sees of a GroupRunner."""
+
+    group: Group
+    state: GroupState
+    since: float = 10.0
+    opened: float | None = 20.0
+    events: int = 5
+    streaming: bool = True
+
+    @property
+    def mailboxes_streaming(self) -> int:
+        return len(self.state.live)
+
+
+@dataclass
+class Fleet:
+    """What it sees of a GroupManager."""
+
+    runners: dict[str, Runner] = field(default_factory=dict)
+    missing: dict[str, Failure] = field(default_factory=dict)
+
+
+def fleet(*, groups: int = GROUPS, parked: int = 1) -> Fleet:
+    there = Fleet()
+    for number in range(groups):
+        names = tuple(f"user{member:03}.{number:02}@contoso.example" for member in range(200))
+        group = Group(f"site/{number}", "https://mail.contoso.example/EWS/Exchange.asmx", "site", names)
+        state = GroupState.start(names)
+        members = tuple(
+            replace(member, parked=True, failure=WHY, due=400.0, failures=2)
+            if at < parked
+            else replace(member, subscription=f"id-{number}-{at}")
+            for at, member in enumerate(state.members)
+        )
+        there.runners[group.name] = Runner(group, replace(state, members=members))
+    return there
+
+
+def taken(there: Fleet) -> Any:
+    runners = cast(Any, there.runners.values())
+    groups = group_statuses(cast(GroupManager, there), 100.0, lambda moment: moment + 1000)
+    return snapshot(groups=groups, troubles=troubles(runners, there.missing, 100.0))
+
+
+async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
+    there = fleet(groups=2, parked=3)
+    there.missing["nobody@contoso.example"] = Failure(code="InvalidUser")
+    it = taken(there)
+    group = it.groups[0]
+    assert (group.mailboxes, group.subscribed, group.streaming, group.parked, group.refused) == (
+        200,
+        197,
+        197,
+        3,
+        0,
+    )
+    assert (group.since, group.stream_opened) == (1010.0, 1020.0)
+    assert [(t.state, t.code, t.retry) for t in it.troubles] == [
+        *[("parked", "ErrorAccessDenied", 300.0)] * 6, ("missing", "InvalidUser", None),
+    ]  # fmt: skip
+
+
+async def test_mailboxes_in_trouble_are_listed_up_to_a_number() -> None:
+    assert len(taken(fleet(groups=10, parked=200)).troubles) == MOST_LISTED
+
+
+@pytest.mark.parametrize("parked", [1, 200])
+async def test_ten_thousand_mailboxes_answer_at_once(parked: int) -> None:
+    there = fleet(parked=parked)
+
+    def best(work: Any) -> float:
+        durations = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            work()
+            durations.append(time.perf_counter() - begun)
+        return min(durations)
+
+    it = taken(there)
+    figures = {
+        "snapshot": best(lambda: taken(there)),
+        "json": best(lambda: msgspec.json.encode(it)),
+        "metrics": best(lambda: render(it)),
+    }
+    print({name: f"{seconds * 1000:.1f} ms" for name, seconds in figures.items()})
+    assert sum(figures.values()) < 0.1
+    # The text of metrics is made in a thread: only these two keep the loop.
+    assert figures["snapshot"] + figures["json"] < 0.05
+
+
+async def test_how_long_tokens_are_good_for(autojump_clock: trio.testing.MockClock) -> None:
+    async def fetch(_claims: str | None) -> Token:
+        return Token("hush", 3600)
+
+    with_token, without = OAuth(tokens := Tokens(fetch, "app"), "app"), Basic(Credentials("u", Secret("p")))
+    accounts = Accounts({"a": Account(with_token), "b": Account(without)}.__getitem__)
+    assert token_statuses(accounts) == ()
+    accounts.of("a")
+    accounts.of("b")
+    assert token_statuses(accounts) == ()
+    await tokens.get()
+    await trio.sleep(600)
+    assert token_statuses(accounts) == (TokenStatus(name="app", remaining=3000.0),)
+    await trio.sleep(6000)
+    assert token_statuses(accounts) == (TokenStatus(name="app", remaining=0.0),)
+
+
+def test_a_series_a_mailbox() -> None:
+    text, _ = render(snapshot(), [(f"user{n}@contoso.example", True) for n in range(10_000)])
+    assert text.count(b"mailbox_streaming{") == 10_000

@@ -1,0 +1,31 @@
+"""The one line that says how the daemon is."""
+
+from typing import Any
+
+import pytest
+
+from listener.admin.status_line import status_line
+from listener.journal import Figures
+
+WELL = Figures(end=9, size=1, limit=2, full=False, trouble=None, waiting=0, behind={"audit": 999})
+ILL = Figures(end=9, size=1, limit=2, full=True, trouble="EIO", waiting=3, behind={"audit": 12345})
+ALL = "2,000 of 2,000 mailboxes streaming"
+FULL = "the journal is full, nothing new is taken in"
+LATE = "handler audit is 12,345 events behind"
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({}, ALL),
+        ({"streaming": 1998, "parked": 2}, "1,998 of 2,000 mailboxes streaming, 2 parked"),
+        ({"streaming": 1990, "missing": 10}, "1,990 of 2,000 mailboxes streaming, 10 not found"),
+        ({"phase": "Ending"}, f"Ending; {ALL}"),
+        ({"pause": 0.2}, f"{ALL}; Exchange asks for a pause of 1 s"),
+        ({"journal": None}, ALL),
+        ({"journal": ILL}, f"{ALL}; the journal cannot be written: EIO; {FULL}; {LATE}"),
+    ],
+)
+def test_the_line(changed: dict[str, Any], line: str) -> None:
+    usual = {"phase": "", "mailboxes": 2000, "streaming": 2000, "parked": 0, "missing": 0, "pause": 0.0}
+    assert status_line(**{**usual, "journal": WELL, **changed}) == line

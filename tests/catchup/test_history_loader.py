@@ -1,0 +1,47 @@
+"""What was told before this process began is noted first, in its order, and nothing waits for that."""
+
+from collections.abc import AsyncGenerator, Sequence
+
+import trio
+import trio.testing
+
+from listener.catchup.history_loader import HistoryLoader
+from listener.event import MailboxEvent
+
+
+def event(item: str, mailbox: str = "ann", *, recovered: bool = False) -> MailboxEvent:
+    return MailboxEvent(
+        type="exchange.item.created",
+        mailbox=mailbox,
+        time="2026-01-01T00:00:00Z",
+        item_id=item,
+        recovered=recovered,
+    )
+
+
+async def test_the_order_is_kept_while_events_come(autojump_clock: trio.testing.MockClock) -> None:
+    async def journal() -> AsyncGenerator[Sequence[MailboxEvent], None]:
+        for number in range(3):
+            await trio.sleep(1)
+            yield [event(f"old {number}"), event("of a mailbox that left", "eve")]
+
+    noted: list[str | None] = []
+    one = HistoryLoader(lambda batch: noted.extend(e.item_id for e in batch))
+    async with trio.open_nursery() as nursery:
+        one.note([event("new 0")])
+        nursery.start_soon(one.recall, journal(), {"ann"})
+        await trio.sleep(1.5)
+        one.note([event("new 1"), event("new 2")])
+    one.note([event("new 3")])
+    assert noted == ["old 0", "old 1", "old 2", "new 0", "new 1", "new 2", "new 3"]
+
+
+async def test_what_was_found_by_looking_was_told_like_anything_else() -> None:
+    async def journal() -> AsyncGenerator[Sequence[MailboxEvent], None]:
+        yield [event("A", recovered=True), event("B", "eve")]
+
+    noted: list[MailboxEvent] = []
+    one = HistoryLoader(noted.extend)
+    assert await one.recall(journal(), {"ann"}) == (1, 2)
+    one.note([event("C", recovered=True)])
+    assert [(e.item_id, e.recovered) for e in noted] == [("A", False), ("C", True)]

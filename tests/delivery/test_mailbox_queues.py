@@ -1,0 +1,157 @@
+from collections import defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from listener.delivery.mailbox_queues import MailboxQueues
+from listener.event import MailboxEvent
+from listener.journal import Entry
+
+
+def entry(position: int, mailbox: str) -> Entry:
+    return Entry(
+        position, MailboxEvent(type="exchange.item.created", mailbox=mailbox, time="t", item_id=str(position))
+    )
+
+
+A1, A2, B3 = entry(1, "ann"), entry(2, "ann"), entry(3, "bob")
+
+
+def test_a_line_moves_on_when_its_first_is_done_and_others_do_not_wait_for_it() -> None:
+    queues = MailboxQueues()
+    queues.put([A1, A2, B3])
+    assert queues.take() == (A1, 0)
+    assert queues.take() == (B3, 0)
+    assert queues.take() is None
+    queues.done(A1)
+    queues.next_in("ann")
+    assert queues.take() == (A2, 0)
+    assert len(queues) == 2
+
+
+def test_what_waits_to_be_tried_again_holds_up_its_own_line_only() -> None:
+    queues = MailboxQueues()
+    queues.put([A1, A2, B3])
+    queues.take()
+    queues.wait(A1, until=10)
+    assert queues.take() == (B3, 0)
+    assert queues.take() is None
+    assert queues.next_due == 10
+    assert queues.wake(9) == 0
+    assert queues.wake(10) == 1
+    assert queues.take() == (A1, 1)
+
+
+def test_a_batch_takes_whole_lines_as_far_as_it_goes() -> None:
+    queues = MailboxQueues()
+    queues.put([A1, B3, A2])
+    assert queues.take_batch(10) == [A1, A2, B3]
+    assert queues.take_batch(10) == []
+    for one in (A1, A2, B3):
+        queues.done(one)
+    for mailbox in ("ann", "bob"):
+        queues.next_in(mailbox)
+    assert len(queues) == 0
+    queues.put([entry(4, "ann")])
+    assert queues.take_batch(1) == [entry(4, "ann")]
+
+
+def test_after_a_breakdown_everything_that_does_not_wait_is_ready_again() -> None:
+    queues = MailboxQueues()
+    queues.put([A1, A2, B3])
+    queues.take()
+    queues.wait(A1, until=10)
+    queues.take()
+    queues.start_over()
+    assert queues.take() == (B3, 0)
+    assert queues.take() is None
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """However the handler behaves, each mailbox's events are done once each, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queues = MailboxQueues()
+        self.now = 0.0
+        self.put_in: defaultdict[str, list[int]] = defaultdict(list)
+        self.done: defaultdict[str, list[int]] = defaultdict(list)
+        self.taken: list[Entry] = []
+        self.position = 0
+
+    @rule(mailboxes=st.lists(st.sampled_from("abc"), max_size=5))
+    def put(self, mailboxes: list[str]) -> None:
+        entries = []
+        for mailbox in mailboxes:
+            self.position += 1
+            entries.append(entry(self.position, mailbox))
+            self.put_in[mailbox].append(self.position)
+        self.queues.put(entries)
+
+    @rule()
+    def take(self) -> None:
+        if taken := self.queues.take():
+            assert taken[0].event.mailbox not in {t.event.mailbox for t in self.taken}
+            self.taken.append(taken[0])
+
+    @rule()
+    def finish(self) -> None:
+        if self.taken:
+            one = self.taken.pop()
+            self.queues.done(one)
+            self.queues.next_in(one.event.mailbox)
+            self.done[one.event.mailbox].append(one.position)
+
+    @rule(seconds=st.floats(0, 10))
+    def fail(self, seconds: float) -> None:
+        if self.taken:
+            self.queues.wait(self.taken.pop(0), self.now + seconds)
+
+    @rule(seconds=st.floats(0, 10))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.queues.wake(self.now)
+
+    @rule()
+    def break_down(self) -> None:
+        self.taken.clear()
+        self.queues.start_over()
+
+    @invariant()
+    def order_is_kept(self) -> None:
+        for mailbox, positions in self.done.items():
+            assert positions == self.put_in[mailbox][: len(positions)]
+        assert len(self.queues) == self.position - sum(map(len, self.done.values()))
+
+    def teardown(self) -> None:
+        for one in self.taken:
+            self.queues.done(one)
+            self.queues.next_in(one.event.mailbox)
+        self.queues.wake(float("inf"))
+        while taken := self.queues.take():
+            self.queues.done(taken[0])
+            self.queues.next_in(taken[0].event.mailbox)
+        assert len(self.queues) == 0
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=20), st.integers(1, 5))
+def test_batches_keep_the_order_of_each_mailbox(mailboxes: list[str], most: int) -> None:
+    queues = MailboxQueues()
+    entries = [entry(n, mailbox) for n, mailbox in enumerate(mailboxes)]
+    queues.put(entries)
+    done: list[Entry] = []
+    while batch := queues.take_batch(most):
+        assert len(batch) <= most
+        for one in batch:
+            queues.done(one)
+        for mailbox in dict.fromkeys(one.event.mailbox for one in batch):
+            queues.next_in(mailbox)
+        done += batch
+    assert sorted(done, key=lambda one: one.position) == entries
+    for mailbox in "abc":
+        line = [one.position for one in done if one.event.mailbox == mailbox]
+        assert line == sorted(line)

@@ -1,0 +1,295 @@
+"""The budget of one account and server on a virtual clock: what it lets through, and when."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from listener.ews.codes import Failure
+from listener.exchange.throttle import MOST_UNKNOWN, Throttle, Throttles
+
+
+def busy(seconds: float | None, code: str = "ErrorServerBusy") -> Failure:
+    return Failure(code=code, wait=seconds)
+
+
+@dataclass
+class Requests:
+    """Requests of a second each through one budget, and when each was admitted."""
+
+    throttle: Throttle
+    admitted: list[float] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+
+    async def one(self, *, lasts: float = 1.0, failure: Failure | None = None) -> None:
+        async with self.throttle:
+            self.admitted.append(trio.current_time())
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await trio.sleep(lasts)
+            self.running -= 1
+            if failure is None:
+                self.throttle.went_well()
+            else:
+                self.throttle.failed(failure)
+
+    async def many(self, count: int, *, lasts: float = 1.0, failure: Failure | None = None) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+
+                async def one() -> None:
+                    await self.one(lasts=lasts, failure=failure)
+
+                nursery.start_soon(one)
+
+
+async def quietly(throttle: Throttle, seconds: float) -> None:
+    """Time in which all goes well, with a request each second."""
+    for _ in range(round(seconds)):
+        await trio.sleep(1)
+        throttle.went_well()
+
+
+async def test_no_more_than_the_limit_are_side_by_side(autojump_clock: trio.testing.MockClock) -> None:
+    requests = Requests(Throttle(10))
+    await requests.many(35)
+    assert requests.most == 10
+    assert [requests.admitted.count(second) for second in sorted(set(requests.admitted))] == [10, 10, 10, 5]
+
+
+async def test_a_pause_is_kept_by_all(autojump_clock: trio.testing.MockClock) -> None:
+    throttle = Throttle(10)
+    requests = Requests(throttle)
+    await requests.one(failure=busy(30))
+    assert throttle.pause == 30
+    begun = trio.current_time()
+    await requests.many(3)
+    assert [moment - begun for moment in requests.admitted[1:]] == [30, 30, 30]
+    assert throttle.pause == 0
+
+
+async def test_who_waits_for_a_place_keeps_a_pause_too_that_begins_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    requests = Requests(Throttle(2))
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(lambda: requests.one(failure=busy(7)))
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(4):
+            nursery.start_soon(requests.one)
+    assert [moment - begun for moment in requests.admitted] == [0, 0, 8, 8, 9, 9]
+
+
+async def test_a_pause_that_is_prolonged_is_kept_to_its_new_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle(10)
+    requests = Requests(throttle)
+    begun = trio.current_time()
+    throttle.failed(busy(5))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(requests.one)
+        await trio.sleep(3)
+        throttle.failed(busy(9))  # of a request that was under way
+        await trio.sleep(1)
+        throttle.failed(busy(2))  # a shorter one takes nothing back
+    assert [moment - begun for moment in requests.admitted] == [12]
+
+
+async def test_a_busy_server_halves_it_never_under_two(autojump_clock: trio.testing.MockClock) -> None:
+    throttle = Throttle(20)
+    limits = []
+    for _ in range(6):
+        throttle.failed(busy(1))
+        limits.append(throttle.limit)
+        await trio.sleep(1)
+    assert limits == [10, 5, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_small_budgets_stay_as_they_are_configured(
+    autojump_clock: trio.testing.MockClock, most: int
+) -> None:
+    throttle = Throttle(most)
+    throttle.failed(busy(1))
+    assert throttle.limit == min(2, most)
+    await trio.sleep(1)
+    await quietly(throttle, 100)
+    assert throttle.limit == most
+
+
+async def test_many_that_were_under_way_when_it_became_busy_count_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle(16)
+    requests = Requests(throttle)
+    with structlog.testing.capture_logs() as lines:
+        await requests.many(16, failure=busy(10))
+    assert throttle.limit == 8
+    assert throttle.pause == 10
+    assert [(line["event"], line["code"], line["seconds"], line["concurrency"]) for line in lines] == [
+        ("exchange.busy", "ErrorServerBusy", 10, 8)
+    ]
+
+
+async def test_one_more_for_every_ten_quiet_seconds_but_not_over_the_configured(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle(6)
+    throttle.failed(busy(4))
+    await trio.sleep(4)
+    limits = []
+    for _ in range(6):
+        await quietly(throttle, 9)
+        before = throttle.limit
+        await quietly(throttle, 1)
+        limits.append((before, throttle.limit))
+    assert limits == [(3, 4), (4, 5), (5, 6), (6, 6), (6, 6), (6, 6)]
+
+
+async def test_silence_proves_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """Only an answer tells that the server copes; then it is one more, however long nobody asked."""
+    throttle = Throttle(8)
+    throttle.failed(busy(1))
+    await trio.sleep(3600)
+    assert throttle.limit == 4
+    throttle.went_well()
+    assert throttle.limit == 5
+
+
+async def test_a_server_that_says_0_ms_is_left_alone_longer_each_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle(10)
+    for told in (0.0, None):
+        pauses = []
+        for _ in range(8):
+            throttle.failed(busy(told, "ErrorExceededConnectionCount"))
+            pauses.append(throttle.pause)
+            await trio.sleep(throttle.pause)
+        assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+        throttle.went_well()
+
+
+async def test_what_is_no_sign_of_a_busy_server_changes_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    throttle = Throttle(10)
+    for code in ("Http500", "ErrorNonExistentMailbox", "ConnectFailed", "ErrorOfAnotherDay"):
+        throttle.failed(Failure(code=code))
+    assert (throttle.limit, throttle.pause) == (10, 0)
+
+
+async def test_whoever_gives_up_waiting_takes_no_place(autojump_clock: trio.testing.MockClock) -> None:
+    throttle = Throttle(2)
+    throttle.failed(busy(60))
+    with trio.move_on_after(1):
+        await Requests(throttle).many(5)
+    requests = Requests(throttle)
+    await requests.many(4)
+    assert requests.most == 2
+    assert len(requests.admitted) == 4
+
+
+async def test_a_request_that_breaks_gives_its_place_back(autojump_clock: trio.testing.MockClock) -> None:
+    throttle = Throttle(1)
+    with pytest.raises(LookupError):
+        async with throttle:
+            raise LookupError
+    requests = Requests(throttle)
+    await requests.one()
+    assert len(requests.admitted) == 1
+
+
+async def test_each_server_has_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    throttles = Throttles(10)
+    one, other = (
+        throttles.of("https://one.example/EWS/Exchange.asmx"),
+        throttles.of("https://other.example/EWS"),
+    )
+    one.failed(busy(30))
+    assert throttles.of("https://one.example/autodiscover/autodiscover.svc") is one
+    assert (other.limit, other.pause) == (10, 0)
+    assert (throttles.limit, throttles.pause) == (5, 30)
+    requests = Requests(other)
+    begun = trio.current_time()
+    await requests.one()
+    assert requests.admitted == [begun]
+
+
+# --- whatever happens
+
+WAIT = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 3.0, 30.0]))
+ASK = st.tuples(
+    st.sampled_from([0.0, 0.1, 1.0, 20.0]),  # seconds until the next one begins
+    st.sampled_from([0.1, 1.0, 15.0]),  # seconds that it takes
+    st.one_of(st.just("well"), st.just("Http503"), WAIT),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(most=st.integers(1, 12), asked=st.lists(ASK, max_size=40))
+def test_whatever_is_asked_and_answered(
+    most: int, asked: list[tuple[float, float, str | float | None]]
+) -> None:
+    admitted = 0
+
+    async def run() -> None:
+        throttle = Throttle(most)
+        running = 0
+        left_alone_until = -1.0
+
+        def answer(of: str | float | None) -> None:
+            nonlocal left_alone_until
+            if of == "well":
+                before = throttle.limit
+                throttle.went_well()
+                assert before <= throttle.limit <= before + 1
+            elif isinstance(of, str):
+                throttle.failed(Failure(code=of))
+            else:
+                throttle.failed(busy(of))
+                left_alone_until = max(left_alone_until, trio.current_time() + (of or 0.0))
+                assert throttle.pause > 0 or of == 0
+
+        def ask(lasts: float, of: str | float | None) -> Callable[[], Awaitable[None]]:
+            async def one() -> None:
+                nonlocal running, admitted
+                async with throttle:
+                    running += 1
+                    admitted += 1
+                    assert running <= most
+                    assert trio.current_time() >= left_alone_until
+                    assert throttle.pause == 0
+                    await trio.sleep(lasts)
+                    running -= 1
+                    answer(of)
+                    assert min(2, most) <= throttle.limit <= most
+
+            return one
+
+        async with trio.open_nursery() as nursery:
+            for pause, lasts, of in asked:
+                await trio.sleep(pause)
+                nursery.start_soon(ask(lasts, of))
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert admitted == len(asked), "somebody was never let through"
+
+
+async def test_only_so_many_unknown_codes_are_kept_and_logged() -> None:
+    throttle = Throttle(10)
+    with structlog.testing.capture_logs() as logged:
+        for number in range(10 * MOST_UNKNOWN):
+            throttle.failed(Failure(code=f"ErrorNew{number}"))
+            throttle.failed(Failure(code="ErrorNew1"))
+    assert len(logged) == len(throttle._unknown) == MOST_UNKNOWN
+    assert set(throttle.answers) == {"other"}

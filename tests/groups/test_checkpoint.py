@@ -1,0 +1,217 @@
+"""What of the saved groups holds under the present configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.access import AccessKind
+from listener.exchange.cookies import Cookie
+from listener.groups.affinity import Placement, duplicates, groups
+from listener.groups.checkpoint import (
+    DAY,
+    GroupCheckpoint,
+    LastSeen,
+    Restored,
+    SubscriptionCheckpoint,
+    last_seen,
+    restored,
+)
+from listener.groups.group import Kept
+
+EWS = "https://mail.example/EWS"
+COOKIE = Cookie(name="X-BackEndOverrideCookie", value="BE1~1", domain="mail.example", path="/")
+
+
+def saved(name: str = "DAG1/1", **fields: Any) -> GroupCheckpoint:
+    """A group of ann, bob and cat, of whom cat had no subscription."""
+    group = GroupCheckpoint(
+        name=name,
+        ews_url=EWS,
+        grouping_information="DAG1",
+        access="impersonation",
+        closed=False,
+        anchor="ann",
+        maker="us",
+        members={
+            "ann": SubscriptionCheckpoint("1", "all"),
+            "bob": SubscriptionCheckpoint("2", "all"),
+            "cat": None,
+        },
+        cookies=(COOKIE,),
+    )
+    return msgspec.structs.replace(group, **fields)
+
+
+@dataclass
+class Present:
+    """The configuration."""
+
+    places: Mapping[str, Placement | None] = field(
+        default_factory=lambda: dict.fromkeys(("ann", "bob", "cat"))
+    )
+    kinds: dict[str, AccessKind] = field(default_factory=dict)
+    maker: str = "us"
+    specs: dict[str, str] = field(default_factory=dict)
+    size: int = 200
+
+    def restore(self, *groups: GroupCheckpoint) -> list[Restored]:
+        return restored(
+            groups,
+            self.places,
+            kind_of=lambda mailbox: self.kinds.get(mailbox, "impersonation"),
+            maker=lambda _url: self.maker,
+            spec=lambda mailbox: self.specs.get(mailbox, "all"),
+            size=self.size,
+        )
+
+
+def test_what_nobody_changed_is_what_it_was() -> None:
+    (one,) = Present().restore(saved())
+    assert one.group.name == "DAG1/1"
+    assert one.group.place == (EWS, "DAG1", "impersonation")
+    assert one.group.mailboxes == ("ann", "bob", "cat")
+    assert one.kept == Kept("ann", {"ann": "1", "bob": "2"})
+    assert one.cookies == (COOKIE,)
+
+
+def test_who_is_not_wanted_any_more_is_to_be_unsubscribed() -> None:
+    (one,) = Present(places={"bob": None}).restore(saved())
+    assert one.group.mailboxes == ("bob",)
+    assert one.kept == Kept("ann", {"bob": "2"}, (("ann", "1"),))
+
+
+def test_of_a_group_that_nobody_is_wanted_of_something_is_to_be_unsubscribed_still() -> None:
+    (one,) = Present(places={}).restore(saved())
+    assert one.group.mailboxes == ()
+    assert one.kept.abandoned == (("ann", "1"), ("bob", "2"))
+    assert Present(places={}).restore(saved(members={"cat": None})) == []
+
+
+def test_who_is_wanted_for_something_else_stays_in_the_group_and_is_subscribed_anew() -> None:
+    (one,) = Present(specs={"ann": "inbox only"}).restore(saved())
+    assert one.group.mailboxes == ("ann", "bob", "cat")
+    assert one.kept == Kept("ann", {"bob": "2"}, (("ann", "1"),))
+
+
+def test_another_account_has_no_use_for_any_of_it() -> None:
+    assert Present(maker="another").restore(saved()) == []
+
+
+def test_whose_place_the_configuration_tells_stays_only_there() -> None:
+    here, there = Placement(EWS, "DAG1", "ann"), Placement(EWS, "DAG2", "bob")
+    (one,) = Present(places={"ann": here, "bob": there}).restore(saved())
+    assert one.group.mailboxes == ("ann",)
+    assert one.kept == Kept("ann", {"ann": "1"}, (("bob", "2"),))
+
+
+def test_who_is_got_at_in_another_way_leaves() -> None:
+    (one,) = Present(kinds={"bob": "delegate"}).restore(saved())
+    assert one.group.mailboxes == ("ann", "cat")
+    assert one.kept.abandoned == (("bob", "2"),)
+
+
+def test_groups_that_are_too_large_by_now_give_up_whom_they_have_no_room_for() -> None:
+    (one,) = Present(size=1).restore(saved())
+    assert one.group.mailboxes == ("ann",)
+    assert one.kept == Kept("ann", {"ann": "1"}, (("bob", "2"),))
+
+
+def test_nobody_is_in_two_groups() -> None:
+    first, second = Present().restore(
+        saved(),
+        saved(
+            "DAG1/2",
+            members={"bob": SubscriptionCheckpoint("9", "all"), "cat": SubscriptionCheckpoint("8", "all")},
+        ),
+    )
+    assert first.group.mailboxes == ("ann", "bob", "cat")
+    assert second.group.mailboxes == ()
+    assert second.kept.abandoned == (("bob", "9"), ("cat", "8"))
+
+
+def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_anothers() -> None:
+    one, two, elsewhere = Present(places=dict.fromkeys(("ann", "bob", "dan", "eve"))).restore(
+        saved(),
+        saved("DAG1/2", members={"dan": SubscriptionCheckpoint("1", "all")}),
+        saved(
+            "DAG2/1", ews_url="https://other.example/EWS", members={"eve": SubscriptionCheckpoint("1", "all")}
+        ),
+    )
+    assert one.kept == Kept("ann", {"bob": "2"})
+    assert two.kept == Kept("ann", {})
+    assert elsewhere.kept.subscriptions == {"eve": "1"}
+
+
+def test_groups_and_kinds_of_access_do_not_matter_for_an_id_that_two_mailboxes_claim() -> None:
+    """A server has one list of ids: after its restart, a delegate's mailbox got the id of the account's own one."""
+    present = Present(places=dict.fromkeys(("me", "dan")), kinds={"me": "own", "dan": "delegate"})
+    mine, theirs = present.restore(
+        saved("A/1", access="own", members={"me": SubscriptionCheckpoint("5", "all")}),
+        saved(
+            "B/1",
+            grouping_information="B",
+            access="delegate",
+            members={"dan": SubscriptionCheckpoint("5", "all")},
+        ),
+    )
+    assert (mine.kept.subscriptions, theirs.kept.subscriptions) == ({}, {})
+
+
+def test_a_group_that_was_set_apart_is_set_apart_no_longer_if_nothing_is_left_of_it() -> None:
+    (one,) = Present().restore(saved(closed=True))
+    assert one.group.closed
+    (two,) = Present(specs=dict.fromkeys(("ann", "bob"), "inbox")).restore(saved(closed=True))
+    assert two.group.mailboxes == ()
+
+
+def test_when_streams_were_last_heard() -> None:
+    heard = LastSeen(groups={"DAG1/1": 1000.0}, behind={"ann": 400.0, "dan": 300.0})
+    # cat never had a stream; dan has no group.
+    assert last_seen([saved()], heard, now=2000.0) == {"ann": 400.0, "bob": 1000.0, "dan": 300.0}
+    assert last_seen([saved("DAG1/2")], LastSeen(), now=2000.0) == {}
+
+
+def test_a_clock_that_was_set_back_makes_gaps_a_day_long() -> None:
+    heard = LastSeen(groups={"DAG1/1": 1_000_000.0})
+    assert last_seen([saved()], heard, now=996_400.0)["bob"] == 996_400.0 - DAY
+
+
+def test_no_cookie_shows_its_value() -> None:
+    assert "BE1" not in repr(saved())
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=5),
+    st.dictionaries(st.integers(0, 30), st.sampled_from([None, "DAG1", "DAG2"])),
+    st.integers(1, 8),
+)
+def test_after_a_restart_each_mailbox_is_in_one_group(
+    members: list[list[int]], wanted: dict[int, str | None], size: int
+) -> None:
+    """Whatever was saved, and whatever the configuration says by now about placements and group sizes."""
+    places = {
+        f"user{n:02}": None if place is None else Placement(EWS, place, f"user{n:02}")
+        for n, place in wanted.items()
+    }
+    records = [
+        saved(
+            f"DAG1/{number}",
+            members={f"user{n:02}": SubscriptionCheckpoint(f"{number}.{n}", "all") for n in numbers},
+        )
+        for number, numbers in enumerate(members)
+    ]
+    found = Present(places=places, size=size).restore(*records)
+    existing = tuple(one.group for one in found if one.group.mailboxes)
+    homes = {m for group in existing for m in group.mailboxes}
+    known = [place for place in places.values() if place is not None]
+    after = groups([place for place in known if place.mailbox not in homes], size, existing)
+    assert duplicates(after) == []
+    placed = {m: group.place[1] for group in after for m in group.mailboxes}
+    assert {place.mailbox: place.grouping_information for place in known}.items() <= placed.items()
+    assert placed.keys() <= places.keys()
+    assert all(len(group.mailboxes) <= size for group in after)
+    assert groups(known, size, after) == after

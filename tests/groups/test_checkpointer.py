@@ -1,0 +1,162 @@
+"""Groups are kept in the journal: batched, paced, and read again by the next process."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener.groups.checkpoint import GroupCheckpoint, LastSeen, SubscriptionCheckpoint
+from listener.groups.checkpointer import HEARD_EVERY, NAMESPACE, TOGETHER, Checkpointer
+from listener.journal import JournalError, Put
+from listener.journal.sqlite import SqliteJournal, open_journal
+from tests.groups.test_checkpoint import saved
+
+WALL = 1_000_000.0
+
+
+@dataclass
+class Groups:
+    """Stands where the group manager does."""
+
+    groups: dict[str, GroupCheckpoint] = field(default_factory=dict)
+    moments: dict[str, float] = field(default_factory=dict)
+    asked: int = 0
+
+    def record(self, name: str, /) -> GroupCheckpoint | None:
+        self.asked += 1
+        return self.groups.get(name)
+
+    def heard(self) -> tuple[dict[str, float], dict[str, float]]:
+        return self.moments, {}
+
+
+def checkpointer(journal: SqliteJournal, groups: Groups) -> Checkpointer:
+    return Checkpointer(journal, groups, now=lambda: WALL + trio.current_time())
+
+
+async def test_what_one_process_writes_the_next_one_reads(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_journal(None) as journal:
+        groups = Groups({"DAG1/1": saved(), "DAG1/2": saved("DAG1/2")}, {"DAG1/1": 5.25})
+        first = checkpointer(journal, groups)
+        first.note("DAG1/1")
+        first.note("DAG1/2")
+        await first.save()
+        found, heard = await checkpointer(journal, groups).load()
+        assert sorted(found, key=lambda group: group.name) == [saved(), saved("DAG1/2")]
+        assert heard == LastSeen(groups={"DAG1/1": WALL + 5})
+
+
+async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_journal(None) as journal:
+        writes = []
+        append = journal.append
+
+        async def slow(*arguments: Any) -> None:
+            writes.append(arguments)
+            await trio.sleep(5)
+            await append(*arguments)
+
+        monkeypatch.setattr(journal, "append", slow)
+        groups = Groups({f"DAG1/{n}": saved(f"DAG1/{n}") for n in range(4)})
+        first = checkpointer(journal, groups)
+        await first.keep("DAG1/0")  # there is nothing to keep
+        for name in groups.groups:
+            first.note(name)
+        async with trio.open_nursery() as nursery:
+            for name in groups.groups:
+                nursery.start_soon(first.keep, name)
+        assert trio.current_time() == pytest.approx(5)
+        assert len(writes) == 1
+        found, _ = await checkpointer(journal, groups).load()
+        assert len(found) == 4
+
+
+async def test_a_group_that_is_gone_is_forgotten_and_one_that_did_not_come_back_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_journal(None) as journal:
+        groups = Groups({"DAG1/1": saved(), "DAG1/2": saved("DAG1/2")})
+        first = checkpointer(journal, groups)
+        first.note("DAG1/1")
+        first.note("DAG1/2")
+        await first.save()
+        del groups.groups["DAG1/1"]
+        first.note("DAG1/1")
+        await first.save()
+        second = checkpointer(journal, Groups())
+        assert [group.name for group in (await second.load())[0]] == ["DAG1/2"]
+        await second.save()
+        assert (await checkpointer(journal, groups).load())[0] == []
+
+
+async def test_many_changes_make_one_write_and_no_change_makes_none(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    writes: list[list[str]] = []
+
+    async with open_journal(None) as journal:
+        append = journal.append
+
+        async def counted(events: object, changes: object = ()) -> None:
+            writes.append([change.key for change in changes])  # type: ignore[attr-defined]
+            await append(events, changes)  # type: ignore[arg-type]
+
+        journal.append = counted  # type: ignore[method-assign]
+        groups = Groups({"DAG1/1": saved()})
+        one = checkpointer(journal, groups)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.run)
+            await trio.sleep(1)
+            for _ in range(500):
+                one.note("DAG1/1")
+            await trio.sleep(TOGETHER + 0.1)
+            assert [len(keys) for keys in writes] == [2]
+            assert groups.asked == 1
+            one.note("DAG1/1")
+            await trio.sleep(100)
+            assert [len(keys) for keys in writes] == [2]
+            groups.moments["DAG1/1"] = trio.current_time()
+            await trio.sleep(HEARD_EVERY)
+            assert writes[1:] == [["heard"]]
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_written_now_is_written_later(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_journal(None) as journal:
+        one = checkpointer(journal, Groups({"DAG1/1": saved()}))
+        one.note("DAG1/1")
+        append = journal.append
+
+        async def refuse(_events: object, _changes: object = ()) -> None:
+            raise JournalError("the journal is closed")
+
+        journal.append = refuse  # type: ignore[method-assign, assignment]
+        with pytest.raises(JournalError):
+            await one.save()
+        journal.append = append  # type: ignore[method-assign]
+        await one.save()
+        assert len(await journal.load(NAMESPACE)) == 2
+
+
+async def test_what_another_version_wrote_is_left_out(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_journal(None) as journal:
+        unknown = msgspec.msgpack.encode({"name": "DAG1/1", "members": ["ann"]})
+        await journal.append((), [Put(NAMESPACE, "group\x1fDAG1/1", unknown)])
+        with structlog.testing.capture_logs() as lines:
+            assert await checkpointer(journal, Groups()).load() == ([], LastSeen())
+        assert [line["event"] for line in lines] == ["saved.unreadable"]
+
+
+async def test_no_cookie_is_in_the_log_of_what_cannot_be_read(autojump_clock: trio.testing.MockClock) -> None:
+    group = msgspec.to_builtins(saved()) | {"members": {"ann": SubscriptionCheckpoint("1", "all"), "bob": 7}}
+    async with open_journal(None) as journal:
+        await journal.append((), [Put(NAMESPACE, "group\x1fDAG1/1", msgspec.msgpack.encode(group))])
+        with structlog.testing.capture_logs() as lines:
+            await checkpointer(journal, Groups()).load()
+        assert "BE1" not in str(lines)

@@ -1,0 +1,763 @@
+"""The group manager on a virtual clock, with an Autodiscover and with groups as a few lines of script."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from listener.access import AccessKind
+from listener.backoff import Backoff
+from listener.ews.codes import Failure
+from listener.groups.actions import Discovered, Doubted, Joined, Left, Outcome, Stop
+from listener.groups.affinity import Group, Placement
+from listener.groups.checkpoint import Restored
+from listener.groups.group import GroupState, Kept
+from listener.groups.manager import GroupManager
+
+EWS = "https://mail.example/EWS"
+UNKNOWN = Failure(code="InvalidUser", text="no such user")
+
+
+def at(place: str, *mailboxes: str) -> tuple[Placement, ...]:
+    return tuple(Placement(EWS, place, mailbox) for mailbox in mailboxes)
+
+
+@dataclass
+class Runner:
+    """Stands where a GroupRunner does: lives until it is told to stop, and for `farewell` seconds more."""
+
+    group: Group
+    farewell: float
+    before: Restored | None = None
+    told: list[Outcome] = field(default_factory=list)
+    ended: bool = False
+    finished: bool = False
+    mailboxes_streaming: int = 0
+    state: Any = field(default_factory=lambda: SimpleNamespace(anchor="", abandoned=()))
+    client: Any = field(default_factory=lambda: SimpleNamespace(cookies=()))
+    has: dict[str, str] = field(default_factory=dict)
+    took_over: Any = None
+    _stop: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self, outcome: Outcome) -> None:
+        self.told.append(outcome)
+        if isinstance(outcome, Stop):
+            self._stop.set()
+
+    def subscriptions(self) -> dict[str, str]:
+        return self.has
+
+    def take_over(self, crashed: "Runner") -> None:
+        self.took_over = crashed
+
+    async def run(self) -> None:
+        await self._stop.wait()
+        await trio.sleep(self.farewell)
+        self.ended = True
+
+
+@dataclass
+class Directory:
+    """Stands where Autodiscover does: `places` may change while time passes; an answer takes `delay` seconds."""
+
+    places: dict[str, Placement | Failure] = field(default_factory=dict)
+    delay: float = 0.1
+    asked: list[tuple[float, list[str]]] = field(default_factory=list)
+    fell_back: list[bool] = field(default_factory=list)
+
+    def move_in(self, *placements: Placement) -> None:
+        self.places |= {place.mailbox: place for place in placements}
+
+    async def discover(
+        self, mailboxes: Sequence[str], /, *, fall_back: bool = True
+    ) -> dict[str, Placement | Failure]:
+        self.fell_back.append(fall_back)
+        self.asked.append((round(trio.current_time()), list(mailboxes)))
+        await trio.sleep(self.delay)
+        return {mailbox: self.places.get(mailbox, UNKNOWN) for mailbox in mailboxes}
+
+
+@dataclass
+class Run:
+    manager: GroupManager
+    runners: list[Runner]
+    ended: Callable[[], bool]
+    gone: list[Sequence[str]]
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        return {runner.group.name: runner.group.mailboxes for runner in self.runners}
+
+
+@asynccontextmanager
+async def running(
+    directory: Directory,
+    *sought: str,
+    known: tuple[Placement, ...] = (),
+    group_size: int = 200,
+    farewell: float = 0.0,
+    refresh: float = 1e6,
+    kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation",
+    restored: Sequence[Restored] = (),
+) -> AsyncIterator[Run]:
+    runners: list[Runner] = []
+    gone: list[Sequence[str]] = []
+    ended = False
+
+    def new_runner(group: Group, _manager: GroupManager, before: Restored | None = None) -> Any:
+        runners.append(Runner(group, farewell, before))
+        return runners[-1]
+
+    manager = GroupManager(
+        known=known,
+        sought=sought,
+        discovery=directory,
+        new_runner=new_runner,
+        group_size=group_size,
+        retry=Backoff(first=1, factor=2, cap=120),
+        parked=Backoff(first=60, factor=2, cap=3600),
+        refresh=refresh,
+        restored=restored,
+        gaps=lambda *_: None,
+        resumed=lambda _: None,
+        left=gone.append,
+        kind_of=kind_of,
+    )
+
+    async def run() -> None:
+        nonlocal ended
+        await manager.run()
+        ended = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield Run(manager, runners, lambda: ended, gone)
+        nursery.cancel_scope.cancel()
+
+
+def told(lines: Sequence[Any], name: str) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if key not in ("event", "log_level")}
+        for line in lines
+        if line["event"] == name
+    ]
+
+
+async def test_each_place_gets_groups_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob", "cat"), *at("DAG2", "dan"))
+    async with running(directory, "dan", "cat", "bob", "ann", group_size=2) as run:
+        await trio.sleep(1)
+        assert run.groups == {"DAG1/1": ("ann", "bob"), "DAG1/2": ("cat",), "DAG2/1": ("dan",)}
+        assert list(run.manager.runners) == list(run.groups)
+        assert run.manager.mailboxes == 4
+        run.runners[0].mailboxes_streaming, run.runners[2].mailboxes_streaming = 2, 1
+        assert run.manager.streaming == 3
+        await trio.sleep(100_000)
+    assert len(directory.asked) == 1
+
+
+async def test_what_the_configuration_places_runs_before_anything_is_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=1000)
+    async with running(directory, "cat", known=at("site", "ann", "bob")) as run:
+        await trio.sleep(1)
+        assert run.groups == {"site/1": ("ann", "bob")}
+        assert run.manager.mailboxes == 3
+
+
+async def test_nobody_is_asked_where_nobody_is_sought(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    async with running(directory, known=at("site", "ann")) as run:
+        await trio.sleep(100_000)
+        assert run.groups == {"site/1": ("ann",)}
+        assert not run.ended()
+    assert directory.asked == []
+
+
+async def test_who_is_found_later_joins_a_group_with_room(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "bob", "cat", "dan"))
+    async with running(directory, "ann", "bob", "cat", "dan", group_size=2) as run:
+        await trio.sleep(30)
+        assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("dan",)}
+        assert run.manager.missing == {"ann": UNKNOWN}
+        directory.move_in(*at("DAG1", "ann"))
+        await trio.sleep(60)
+        assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann", "dan")}
+        assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
+        assert run.manager.missing == {}
+    assert [mailboxes for _, mailboxes in directory.asked] == [["ann", "bob", "cat", "dan"], ["ann"]]
+
+
+async def test_who_is_found_later_and_finds_no_room_gets_a_new_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "bob", "cat"))
+    async with running(directory, "ann", "bob", "cat", "dan", group_size=2) as run:
+        await trio.sleep(30)
+        directory.move_in(*at("DAG1", "ann"), *at("DAG2", "dan"))
+        await trio.sleep(60)
+        assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann",), "DAG2/1": ("dan",)}
+        assert run.runners[0].told == []
+
+
+async def test_the_missing_are_sought_more_and_more_slowly(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory(delay=0)
+    async with running(directory, "ann"):
+        await trio.sleep(20_000)
+    assert [time for time, _ in directory.asked] == [
+        0, 60, 180, 420, 900, 1860, 3780, 7380, 10980, 14580, 18180,
+    ]  # fmt: skip
+
+
+async def test_a_missing_mailbox_is_told_once_until_the_reason_changes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann", "bob", "cat"):
+            await trio.sleep(1000)
+            directory.places["bob"] = Failure(code="RedirectUrl")
+            await trio.sleep(10_000)
+    assert told(lines, "discovery.failed") == [
+        {"mailbox": "bob", "code": "InvalidUser", "text": "no such user"},
+        {"mailbox": "cat", "code": "InvalidUser", "text": "no such user"},
+        {"mailbox": "bob", "code": "RedirectUrl", "text": ""},
+    ]
+    assert told(lines, "discovery.found")[0] == {"mailboxes": 1, "missing": 2, "codes": {"InvalidUser": 2}}
+
+
+async def test_stop_tells_every_group_and_waits_for_all(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"), *at("DAG2", "bob"))
+    async with running(directory, "ann", "bob", farewell=5) as run:
+        await trio.sleep(10)
+        run.manager.stop(unsubscribe=False)
+        await trio.sleep(4)
+        assert not run.ended()
+        await trio.sleep(2)
+        assert run.ended()
+        assert [runner.told for runner in run.runners] == [[Stop(unsubscribe=False)]] * 2
+        assert all(runner.ended for runner in run.runners)
+
+
+async def test_stop_while_autodiscover_is_asked(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory(delay=1000)
+    async with running(directory, "cat", known=at("site", "ann"), farewell=1) as run:
+        await trio.sleep(10)
+        run.manager.stop(unsubscribe=True)
+        await trio.sleep(2)
+        assert run.ended()
+        assert [(runner.told, runner.ended) for runner in run.runners] == [([Stop(unsubscribe=True)], True)]
+
+
+async def test_who_is_found_to_have_moved_after_the_end_brings_no_group_back_to_life(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=10)
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", farewell=30) as run:
+        await trio.sleep(11)
+        directory.move_in(*at("DAG2", "bob"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.manager.seek, run.runners[0].group, ("bob",))
+            await trio.sleep(1)
+            run.manager.stop(unsubscribe=False)
+            run.runners[0].finished = True
+        await trio.sleep(60)
+        assert run.ended()
+        assert len(run.runners) == 1
+
+
+async def test_stop_between_two_searches(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Directory(), "ann") as run:
+        await trio.sleep(10)
+        run.manager.stop(unsubscribe=True)
+        await trio.sleep(1)
+        assert run.ended()
+        assert run.runners == []
+
+
+async def test_a_mailbox_that_moved_is_brought_to_its_new_group_and_the_others_stay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"), *at("DAG2", "dan"))
+    async with running(directory, "ann", "bob", "dan") as run:
+        await trio.sleep(1)
+        directory.move_in(*at("DAG2", "ann"))
+        first = run.runners[0]
+        assert await run.manager.seek(first.group, ("ann", "bob")) == Discovered(gone=("ann",))
+        assert run.groups == {"DAG1/1": ("bob",), "DAG2/1": ("ann", "dan")}
+        assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
+
+
+async def test_a_mailbox_whose_place_cannot_be_told_stays_where_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", known=at("DAG9", "eve")) as run:
+        await trio.sleep(1)
+        directory.places.pop("bob")
+        (group,) = (runner.group for runner in run.runners if runner.group.name == "DAG1/1")
+        assert await run.manager.seek(group, ("bob",)) == Discovered(unknown=(("bob", UNKNOWN),))
+        assert await run.manager.seek(run.runners[0].group, ("eve",)) == Discovered()
+        assert run.groups == {"DAG9/1": ("eve",), "DAG1/1": ("ann", "bob")}
+
+
+async def test_who_is_separated_has_a_group_that_nobody_joins(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", "cat") as run:
+        await trio.sleep(1)
+        run.manager.separate(run.runners[0].group, ("bob",))
+        assert run.groups == {"DAG1/1": ("ann",), "DAG1/2": ("bob",)}
+        directory.move_in(*at("DAG1", "cat"))
+        await trio.sleep(100)
+        assert run.groups == {"DAG1/1": ("ann", "cat"), "DAG1/2": ("bob",)}
+
+
+async def test_places_are_asked_for_again_slowly_and_a_move_is_told_to_the_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    names = [f"user{n:03}" for n in range(250)]
+    directory.move_in(*at("DAG1", *names))
+    async with running(directory, *names, refresh=3600) as run:
+        await trio.sleep(3000)
+        directory.move_in(*at("DAG2", "user001"))
+        await trio.sleep(3000)
+    assert [time for time, _ in directory.asked] == [0, 1200, 2400, 3600, 4800]
+    assert [len(asked) for _, asked in directory.asked] == [250, 100, 100, 50, 100]
+    assert run.runners[0].told == [Doubted(("user001",))]
+    assert directory.fell_back == [True, False, False, False, False]
+
+
+async def test_an_autodiscover_in_trouble_is_asked_again_soon(autojump_clock: trio.testing.MockClock) -> None:
+    directory = Directory(delay=0)
+    directory.places["ann"] = Failure(code="ConnectTimeout")
+    async with running(directory, "ann"):
+        await trio.sleep(100)
+    assert [time for time, _ in directory.asked] == [0, 1, 3, 7, 15, 31, 63]
+
+
+async def test_a_busy_autodiscover_is_asked_again_when_it_said(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=0)
+    directory.places["ann"] = Failure(code="Http503", wait=300.0)
+    async with running(directory, "ann"):
+        await trio.sleep(700)
+    assert [time for time, _ in directory.asked] == [0, 300, 600]
+
+
+async def test_a_mistake_of_ours_in_one_group_does_not_stop_the_others(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"), *at("DAG2", "bob"))
+    crashed: list[str] = []
+    run_well = Runner.run
+
+    async def run_badly_once(self: Runner) -> None:
+        if self.group.name == "DAG1/1" and not crashed:
+            await trio.sleep(5)
+            crashed.append(self.group.name)
+            raise LookupError("a mistake")
+        await run_well(self)
+
+    monkeypatch.setattr(Runner, "run", run_badly_once)
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann", "bob") as run:
+            await trio.sleep(10)
+            assert [runner.ended for runner in run.runners] == [False, False]
+            await trio.sleep(100)
+            assert [runner.group.name for runner in run.runners] == ["DAG1/1", "DAG2/1", "DAG1/1"]
+            assert run.manager.runners["DAG1/1"] is run.runners[2]
+    assert [line["group"] for line in told(lines, "group.crashed")] == ["DAG1/1"]
+
+
+async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"), Placement("https://other.example/EWS", "DAG2", "cat"))
+    async with running(directory, "ann", "bob", "cat", group_size=1) as run:
+        await trio.sleep(1)
+        ann, bob, cat = run.runners
+        for runner, mailbox in ((ann, "ann"), (cat, "cat")):
+            run.manager.claim(runner.group, "1", mailbox)
+            runner.state = SimpleNamespace(subscription_of={mailbox: "1"}.get)
+        run.manager.claim(bob.group, "1", "bob")
+        assert [runner.told for runner in run.runners] == [[Doubted(("ann",), taken=True)], [], []]
+        assert [run.manager.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", "cat"]
+        run.manager.release(ann.group, "1", "ann")  # it is not hers any more
+        run.manager.release(cat.group, "1", "cat")
+        assert [run.manager.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", None]
+
+
+async def test_stop_while_a_group_waits_to_start_anew(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+
+    async def run_badly(_self: Runner) -> None:
+        raise LookupError("a mistake")
+
+    monkeypatch.setattr(Runner, "run", run_badly)
+    async with running(directory, "ann") as run:
+        await trio.sleep(5)
+        run.manager.stop(unsubscribe=True)
+        await trio.sleep(1)
+        assert run.ended()
+
+
+async def test_mailboxes_come_and_go_while_the_others_stream_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob", "cat"), *at("DAG2", "dan", "eve"))
+    async with running(directory, "ann", "bob", "dan", known=at("DAG9", "zoe")) as run:
+        await trio.sleep(1)
+        run.manager.change(at("DAG9", "yan"), ("bob", "cat", "dan", "eve"))
+        await trio.sleep(1)
+        assert run.manager.mailboxes == 5
+        assert {name: runner.group.mailboxes for name, runner in run.manager.runners.items()} == {
+            "DAG1/1": ("bob", "cat"),
+            "DAG2/1": ("dan", "eve"),
+            "DAG9/1": ("yan",),
+        }
+        zoe, first, second, yan = run.runners
+        assert first.told == [Left(("ann",)), Joined(("cat",))]
+        assert second.told == [Joined(("eve",))]
+        assert (zoe.told, yan.told) == ([Stop(unsubscribe=True)], [])  # never one group, though of one name
+        assert run.gone == [["ann", "zoe"]]
+        assert directory.asked[1:] == [(1, ["cat", "eve"])]
+
+
+async def test_a_group_of_which_nobody_is_left_ends_and_its_name_may_be_used_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", farewell=5) as run:
+        await trio.sleep(1)
+        run.manager.change((), ())
+        await trio.sleep(1)
+        assert run.manager.runners == {}
+        run.manager.change((), ("bob",))
+        await trio.sleep(100)
+        assert [runner.ended for runner in run.runners] == [True, False]
+        assert run.manager.runners == {"DAG1/1": run.runners[1]}
+        run.manager.stop(unsubscribe=True)
+        await trio.sleep(6)
+        assert run.ended()
+
+
+async def test_who_left_while_being_sought_or_moved_stays_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory(delay=10)
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob") as run:
+        await trio.sleep(5)
+        run.manager.change((), ("ann",))
+        await trio.sleep(30)
+        assert run.groups == {"DAG1/1": ("ann",)}
+        directory.move_in(*at("DAG2", "ann"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.manager.seek, run.runners[0].group, ("ann",))
+            await trio.sleep(5)
+            run.manager.change((), ("bob",))
+        run.manager.separate(run.runners[0].group, ("ann",))
+        await trio.sleep(30)
+        assert {name: r.group.mailboxes for name, r in run.manager.runners.items()} == {"DAG1/1": ("bob",)}
+
+
+async def test_a_change_brings_forward_the_search_for_those_who_were_not_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    async with running(directory, "ann") as run:
+        await trio.sleep(50)
+        directory.move_in(*at("DAG1", "ann", "bob"))
+        run.manager.change((), ("ann", "bob"))
+        await trio.sleep(1)
+        assert run.groups == {"DAG1/1": ("ann", "bob")}
+        assert run.manager.missing == {}
+
+
+async def test_who_is_got_at_in_another_way_has_another_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    kinds: dict[str, AccessKind] = {"bob": "delegate"}
+
+    def kind_of(mailbox: str) -> AccessKind:
+        return kinds.get(mailbox, "impersonation")
+
+    async with running(directory, "ann", "bob", known=at("DAG9", "zoe"), kind_of=kind_of) as run:
+        await trio.sleep(1)
+        assert run.groups == {"DAG9/1": ("zoe",), "DAG1/1": ("bob",), "DAG1/2": ("ann",)}
+        assert [runner.group.access for runner in run.runners] == [
+            "impersonation",
+            "delegate",
+            "impersonation",
+        ]
+        kinds["zoe"] = kinds["ann"] = "delegate"
+        run.manager.change(at("DAG9", "zoe"), ("ann", "bob"))
+        await trio.sleep(1)
+        assert {name: (r.group.access, r.group.mailboxes) for name, r in run.manager.runners.items()} == {
+            "DAG9/1": ("delegate", ("zoe",)),
+            "DAG1/1": ("delegate", ("ann", "bob")),
+        }
+        assert run.gone == []
+
+
+def before(name: str, *mailboxes: str, abandoned: tuple[tuple[str, str], ...] = (), **ids: str) -> Restored:
+    """A group at DAG1 that is known from before."""
+    return Restored(Group(name, EWS, "DAG1", mailboxes), Kept("ann", ids, abandoned), ())
+
+
+async def test_groups_that_are_known_from_before_run_before_anybody_asks_where_their_mailboxes_live(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob", "cat"))
+    known = before("DAG1/3", "ann", "bob", ann="1", bob="2")
+    async with running(directory, "ann", "bob", restored=[known]) as run:
+        await trio.sleep(0.01)
+        assert run.groups == {"DAG1/3": ("ann", "bob")}
+        assert run.runners[0].before is known
+        assert [run.manager.owner(run.runners[0].group, id_) for id_ in "123"] == ["ann", "bob", None]
+        await trio.sleep(300)
+        assert directory.asked == []
+
+
+async def test_who_is_new_is_sought_and_joins_a_group_that_is_known_from_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann", "bob"))
+    async with running(directory, "ann", "bob", restored=[before("DAG1/1", "ann", ann="1")]) as run:
+        await trio.sleep(10)
+        assert [asked for _, asked in directory.asked] == [["bob"]]
+        assert [runner.told for runner in run.runners] == [[Joined(("bob",))]]
+
+
+async def test_places_that_are_known_from_before_are_asked_for_soon_and_then_as_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG2", "ann"))  # it moved while nobody looked
+    known = before("DAG1/1", "ann", ann="1")
+    async with running(directory, "ann", restored=[known], refresh=86400) as run:
+        await trio.sleep(100_000)
+        assert [moment for moment, _ in directory.asked] == [600, 600 + 86400]
+        assert run.runners[0].told[0] == Doubted(("ann",))
+
+
+async def test_a_group_that_has_only_something_to_unsubscribe_runs_but_nobody_belongs_to_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    leftovers = before("DAG1/1", abandoned=(("eve", "9"),))
+    async with running(Directory(), known=at("DAG1", "ann"), restored=[leftovers]) as run:
+        await trio.sleep(1)
+        assert run.runners[0].before is leftovers
+        # Its name is free, and may be given to a group elsewhere: those who come get a runner of their own.
+        assert [runner.group.mailboxes for runner in run.runners] == [(), ("ann",)]
+        assert [runner.told for runner in run.runners] == [[], []]
+        assert run.manager.runners == {"DAG1/1": run.runners[1]}
+        run.manager.stop(unsubscribe=False)
+        assert [runner.told for runner in run.runners] == [[Stop(False)], [Stop(False)]]
+
+
+async def test_a_restored_id_that_is_given_to_somebody_else_is_lost_to_its_owner(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    known = [before("DAG1/1", "ann", ann="1"), before("DAG1/2", "bob", bob="2")]
+    async with running(Directory(), "ann", "bob", restored=known) as run:
+        await trio.sleep(0.01)
+        ann, bob = run.runners
+        ann.state = SimpleNamespace(subscription_of={"ann": "1"}.get)
+        run.manager.claim(bob.group, "1", "bob")  # the server has begun anew
+        assert ann.told == [Doubted(("ann",), taken=True)]
+        assert run.manager.owner(ann.group, "1") == "bob"
+
+
+async def test_when_a_stream_of_somebody_who_left_was_heard_is_not_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running(Directory(), known=at("site", "ann")) as run:
+        run.manager.well["ann"] = 5.0
+        run.runners.clear()
+        run.manager.change((), ())
+        run.manager.well["ann"] = 9.0  # its stream came to its end
+        await trio.sleep(1)
+        assert run.manager.heard() == ({}, {})
+        assert run.manager.well == {}
+
+
+async def test_who_is_on_the_way_to_another_group_is_behind(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
+        await trio.sleep(1)
+        run.manager.well |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
+        (runner,) = run.manager.runners.values()
+        runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and is in no other yet
+        runner.heard_at, runner.behind = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
+        assert run.manager.heard() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
+
+
+async def test_nothing_changes_any_more_after_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(Directory(), known=at("site", "ann"), farewell=1) as run:
+        await trio.sleep(1)
+        run.manager.stop(unsubscribe=True)
+        run.manager.change(at("other", "zoe"), ())
+        await trio.sleep(2)
+        assert run.ended()
+        run.manager.change(at("other", "yan"), ())
+        assert len(run.runners) == 1
+
+
+async def test_a_restored_mailbox_is_not_placed_again(autojump_clock: trio.testing.MockClock) -> None:
+    """With more than one group the others' free places were filled with mailboxes that had a home already."""
+    known = at("DAG1", *(f"user{n}" for n in range(6)))
+    saved = [
+        before("DAG1/1", "user0", "user1"),
+        before("DAG1/2", "user2", "user3"),
+        before("DAG1/3", "user4"),
+    ]
+    async with running(Directory(), known=known, group_size=3, restored=saved) as run:
+        await trio.sleep(1)
+        placed = sorted(mailbox for group in run.manager._groups for mailbox in group.mailboxes)
+        assert placed == [place.mailbox for place in known]
+        assert run.runners[0].told == [Joined(("user5",))]
+        assert [runner.told for runner in run.runners[1:]] == [[], []]
+
+
+async def test_a_mailbox_in_two_groups_is_reported_and_taken_out_of_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with running(Directory(), known=at("site", "ann")) as run:
+            await trio.sleep(1)
+            (home,) = run.manager._groups
+            run.manager._regroup((home, Group("site/2", EWS, "site", ("ann", "bob"))))
+            assert run.groups == {"site/1": ("ann",), "site/2": ("bob",)}
+    assert told(lines, "roster.duplicate_mailboxes") == [{"count": 1, "mailboxes": ["ann"]}]
+
+
+async def test_a_group_elsewhere_gets_a_runner_of_its_own_though_the_name_is_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A server gets another name, and GroupingInformation stays: a runner keeps the URL that it began with."""
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+    async with running(directory, "ann") as run:
+        await trio.sleep(1)
+        directory.move_in(Placement("https://new.example/EWS", "DAG1", "ann"))
+        gone = await run.manager.seek(run.runners[0].group, ["ann"])
+        assert gone == Discovered(("ann",))
+        assert [runner.group.ews_url for runner in run.runners] == [EWS, "https://new.example/EWS"]
+        assert run.runners[0].told == []
+
+
+async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_present_mailboxes(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = trio.Event()
+    run_well = Runner.run
+
+    async def run_badly_once(self: Runner) -> None:
+        if self.took_over is None and self.group.name == "site/1":
+            await crash.wait()
+            raise LookupError("a mistake")
+        await run_well(self)
+
+    monkeypatch.setattr(Runner, "run", run_badly_once)
+    async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
+        await trio.sleep(1)
+        (runner,) = run.runners
+        runner.state = GroupState.start(("ann", "bob", "cat"))
+        for number, mailbox in enumerate(("ann", "bob", "cat"), 1):
+            run.manager.claim(runner.group, str(number), mailbox)
+        runner.has = {"ann": "1", "bob": "2", "cat": "3"}
+        run.manager.change(at("site", "ann", "cat", "dan"), ())  # bob leaves, and dan comes
+        run.manager.claim(runner.group, "3", "dan")  # the server gave cat's id to another one
+        crash.set()
+        await trio.sleep(100)
+        again = run.runners[-1]
+        assert again.took_over is runner
+        assert again.group.mailboxes == ("ann", "cat", "dan")
+        assert again.before is not None
+        assert again.before.kept.subscriptions == {"ann": "1"}
+        assert run.manager.runners == {"site/1": again}
+
+
+async def test_a_mailbox_that_crashes_discovery_does_not_hold_up_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Fragile(Directory):
+        async def discover(
+            self, mailboxes: Sequence[str], /, *, fall_back: bool = True
+        ) -> dict[str, Placement | Failure]:
+            if "bob" in mailboxes:
+                raise UnicodeError("an umlaut in a header")
+            return await super().discover(mailboxes, fall_back=fall_back)
+
+    directory = Fragile()
+    directory.move_in(*at("DAG1", "ann", "cat", "dan"))
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann", "bob", "cat", "dan") as run:
+            await trio.sleep(5)
+            assert run.groups == {"DAG1/1": ("ann", "cat", "dan")}
+            assert run.manager.missing == {"bob": Failure(code="InternalError", text="UnicodeError")}
+            await trio.sleep(3600)
+    assert {line["mailbox"] for line in told(lines, "discovery.crashed")} == {"bob"}
+    assert len(told(lines, "discovery.crashed")) < 10
+
+
+async def test_a_search_that_crashes_begins_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory()
+    directory.move_in(*at("DAG1", "ann"))
+    place, failures = GroupManager._place, [LookupError("a mistake")]
+
+    def badly_once(self: GroupManager, places: Any) -> None:
+        places = list(places)
+        if places and failures:
+            raise failures.pop()
+        place(self, places)
+
+    monkeypatch.setattr(GroupManager, "_place", badly_once)
+    with structlog.testing.capture_logs() as lines:
+        async with running(directory, "ann") as run:
+            await trio.sleep(100)
+            assert run.groups == {"DAG1/1": ("ann",)}
+    assert len(told(lines, "roster.crashed")) == 1
+
+
+async def test_mailboxes_that_refuse_the_affinity_get_a_group_each(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
+        await trio.sleep(1)
+        run.manager.separate(run.runners[0].group, ["bob", "cat"], each=True)
+        assert run.groups == {"site/1": ("ann",), "site/2": ("bob",), "site/3": ("cat",)}
+        assert [group.closed for group in run.manager._groups] == [False, True, True]

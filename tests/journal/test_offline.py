@@ -1,0 +1,86 @@
+"""What the command line does beside a daemon, or without one."""
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from listener.errors import ConfigError
+from listener.journal import JournalError
+from listener.journal.offline import open_offline
+from listener.journal.schema import MIGRATIONS, open_beside
+
+from .tools import crashed, events, everything, items, opened
+
+
+async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path) as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1, 2, 3]))
+        for entry in await reader.read(3):
+            await reader.bury([entry], reason=f"no {entry.position}")
+        with open_offline(tmp_path) as offline:
+            assert offline.handlers() == ["audit"]
+            assert [x.reason for x in offline.dead_letters("audit")] == ["no 1", "no 2", "no 3"]
+            letter = offline.dead_letter(2)
+            assert letter is not None
+            assert letter.event.item_id == "2"
+            assert offline.retry([2]) == 1
+            assert offline.discard([1, 2]) == 1
+            assert offline.replay("audit", since=0, mailbox="ANN@x.example") == 3
+            with pytest.raises(JournalError, match="no handler adit was ever here; known are: audit"):
+                offline.replay("adit", since=0)
+        got: list[int] = []
+        with trio.fail_after(2):  # nothing else wakes the reader
+            while len(got) < 4:
+                entries = await reader.read(1)
+                got += items(entries)
+                reader.acknowledge(entry.position for entry in entries)
+        assert got == [2, 1, 2, 3]
+        await journal.append(events([4]))
+        await journal.append(events([5]))
+        assert items(await everything(reader)) == [4, 5]
+        assert [x.number for x in await journal.dead_letters()] == [3]
+
+
+async def test_an_append_right_behind_a_replay_comes_after_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path) as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1, 2]))
+        assert len(await everything(reader)) == 2
+        with open_offline(tmp_path) as offline:
+            offline.replay("audit", since=0)
+        await journal.append(events([3]))
+        assert items(await everything(reader)) == [1, 2, 3]
+
+
+async def test_a_letter_is_retried_though_its_handler_is_forgotten(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with opened(tmp_path) as journal:
+        reader = await journal.reader("audit")
+        await journal.append(events([1]))
+        await reader.bury(await reader.read(1), reason="no")
+    with open_offline(tmp_path) as offline:
+        offline._connection.execute("DELETE FROM handlers")
+        assert offline.retry([1]) == 1
+    async with opened(tmp_path) as journal:
+        assert items(await everything(await journal.reader("audit"))) == [1]
+
+
+async def test_a_refusal_names_the_path(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(ConfigError, match=r"journal\.db: is not there"), open_offline(tmp_path):
+        pass
+    async with opened(tmp_path / "j"):
+        image = crashed(tmp_path / "j", "other")
+    with pytest.raises(ConfigError, match="was made by an older version"):
+        open_beside(image, (*MIGRATIONS, ("SELECT 1",)))
+    with open_offline(image) as offline:
+        offline._connection.execute("PRAGMA query_only = TRUE")
+        with pytest.raises(JournalError, match=r"journal\.db: attempt to write a readonly database"):
+            offline.retry([1])
