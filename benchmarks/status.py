@@ -44,7 +44,9 @@ async def main(where: Path) -> None:
             daemon.manager.change(daemon.manager.known, ())
             for runner in daemon.manager.runners.values():
                 members = tuple(
-                    replace(member, parked=True) if at < PARKED else replace(member, subscription=f"id-{at}")
+                    replace(member, suspended=True)
+                    if at < PARKED
+                    else replace(member, subscription=f"id-{at}")
                     for at, member in enumerate(runner.state.members)
                 )
                 runner.state = replace(runner.state, members=members)

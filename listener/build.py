@@ -126,7 +126,7 @@ def mailbox_sources(config: Config) -> Sources:
         file=mailboxes.file,
         in_file=mailboxes.in_file,
         groups=mailboxes.distribution_groups,
-        never=frozenset(config.impersonation.must_refuse),
+        never=frozenset(config.impersonation.must_deny),
         parse=MailboxReader(mailboxes.impersonate_by).addresses,
     )
 
@@ -145,7 +145,7 @@ def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
 
     impersonation = config.impersonation
     return Scope(
-        mailboxes=impersonation.must_refuse,
+        mailboxes=impersonation.must_deny,
         access=access,
         version=config.exchange.version,
         places=places,
@@ -198,7 +198,7 @@ def policy(config: Config) -> Policy:
     backoff = config.backoff
     return Policy(
         backoff=Backoff(backoff.first, backoff.factor, backoff.cap),
-        parked=Backoff(backoff.parked_first, backoff.factor, backoff.parked_cap),
+        suspended=Backoff(backoff.suspended_first, backoff.factor, backoff.suspended_cap),
         flapping=Backoff(backoff.first, 2.0, min(backoff.cap, 15.0)),
     )
 

@@ -106,7 +106,7 @@ class Daemon:
             new_runner=self._new_runner,
             group_size=config.affinity.group_size,
             retry=self.policy.backoff,
-            parked=self.policy.parked,
+            suspended=self.policy.suspended,
             refresh=config.affinity.refresh,
             gaps=self._note_gap,
             resumed=self._note_stream,
@@ -176,12 +176,12 @@ class Daemon:
 
     async def _check_scope(self) -> None:
         """Raises ConfigError if the account reaches a mailbox that must refuse it, and may not start then."""
-        if self.config.impersonation.if_not_refused == "refuse_to_start" and self.scope.mailboxes:
+        if self.config.impersonation.if_not_denied == "refuse_to_start" and self.scope.mailboxes:
             self._attempts = await self.scope.prove()
             if reached := [each for each in self._attempts if each.finding is Finding.REACHED]:
                 raise ConfigError(
                     [
-                        Problem("impersonation.must_refuse", f"the account reaches {a.mailbox}: {a.proof}")
+                        Problem("impersonation.must_deny", f"the account reaches {a.mailbox}: {a.proof}")
                         for a in reached
                     ]
                 )
@@ -214,7 +214,7 @@ class Daemon:
         )  # the group manager asks them, too
         self.spec = replace(anew, access=rules)
         self.access.throttles.change(config.exchange.concurrency)
-        self.manager.retry, self.manager.parked = self.policy.backoff, self.policy.parked
+        self.manager.retry, self.manager.suspended = self.policy.backoff, self.policy.suspended
         self.manager.refresh = config.affinity.refresh
         for runner in self.manager.runners.values():
             runner.spec, runner.state = self.spec, replace(runner.state, policy=self.policy)
@@ -278,7 +278,7 @@ class Daemon:
             if mailbox in places
         }
         log.info(
-            "listener.restored",
+            "subscriptions.restored",
             mailboxes=sum(len(each.kept.subscriptions) for each in manager.restored),
             groups=len(manager.restored),
             abandoned=sum(len(each.kept.abandoned) for each in manager.restored),
@@ -351,7 +351,7 @@ class Daemon:
             if recalled.read >= MOST_RECALLED:
                 catch_up.delivered.doubt(self.manager.addresses())
             seconds = round(trio.current_time() - begun, 3)
-            log.info("catchup.recalled", events=recalled.noted, seconds=seconds)
+            log.info("catchup.history_loaded", events=recalled.noted, seconds=seconds)
         await catch_up.run()
 
     async def _listen(self, catch_up: Callable[[], Awaitable[None]], stop: trio.Event) -> None:
@@ -386,7 +386,7 @@ class Daemon:
             phase=self._phase,
             mailboxes=self.manager.mailboxes,
             streaming=self.manager.streaming,
-            parked=self.manager.waiting,
+            suspended=self.manager.waiting,
             missing=len(self.manager.missing),
             pause=self.access.throttles.pause,
             journal=figures,
@@ -406,7 +406,7 @@ class Daemon:
             await trio.sleep(PROGRESS)
             before, twice = twice, set(self.manager.duplicates)
             if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
-                log.error("roster.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
+                log.error("mailboxes.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
             streaming, mailboxes = self.manager.streaming, self.manager.mailboxes
             if streaming != told or streaming < mailboxes - self.manager.waiting - len(self.manager.missing):
                 log.info(
@@ -414,7 +414,7 @@ class Daemon:
                     streaming=streaming,
                     mailboxes=mailboxes,
                     groups=len(self.manager.runners),
-                    parked=self.manager.waiting,
+                    suspended=self.manager.waiting,
                     missing=len(self.manager.missing),
                     concurrency=self.access.throttles.limit,
                     pause=round(self.access.throttles.pause, 3),

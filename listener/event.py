@@ -13,7 +13,7 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
     all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent, at
     most nine; or when the event arrived, if the server sent no valid time.
     Ids are Exchange's own opaque, case-sensitive ids. `reason` is for the listener's own events
-    (`exchange.listener.parked`, …). `recovered`: no stream told of it, it was found by comparing with the mailbox,
+    (`exchange.listener.suspended`, …). `recovered`: no stream told of it, it was found by comparing with the mailbox,
     and `time` is when. A field that there is nothing to say in is None.
     """
 

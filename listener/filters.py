@@ -13,7 +13,7 @@ EVENT_NAMES: Final = ("created", "modified", "deleted", "moved", "copied", "new_
 EVENT_TYPES: Final = (
     *(f"exchange.item.{name}" for name in EVENT_NAMES),
     *(f"exchange.folder.{name}" for name in EVENT_NAMES if name != "new_mail"),
-    *(f"exchange.listener.{name}" for name in ("gap", "recovered", "reset", "parked", "unparked")),
+    *(f"exchange.listener.{name}" for name in ("gap", "recovered", "reset", "suspended", "resumed")),
 )
 """Every CloudEvents type that can reach a handler. `exchange.listener.…` tell of the listener itself."""
 

@@ -94,7 +94,7 @@ class MailboxSource:
                 try:
                     whole = await self.take()
                 except Exception as error:  # it must not end the daemon: the mailboxes of before stay
-                    log.error("census.crashed", exc_info=error)
+                    log.error("mailboxes.refresh_crashed", exc_info=error)
                     whole = False
                 failures = 0 if whole else failures + 1
                 pause = min(self.refresh, AGAIN.longest(failures)) if failures else self.refresh
@@ -114,7 +114,7 @@ class MailboxSource:
                 continue
             except Exception as error:  # a fence: the answer about one group must not end the others' refresh
                 whole = False
-                log.error("census.crashed", source=group, exc_info=error)
+                log.error("mailboxes.refresh_crashed", source=group, exc_info=error)
                 continue
             told[group] = members.mailboxes
             if members.failures:
@@ -128,10 +128,10 @@ class MailboxSource:
                 in_file = sources.parse(await trio.Path(sources.file).read_bytes())
             except (OSError, ValueError) as error:
                 whole = False
-                log.warning("census.failed", source=str(sources.file), text=str(error))
+                log.warning("mailboxes.refresh_failed", source=str(sources.file), text=str(error))
         if sources is self.sources:  # else it was changed meanwhile, and is asked again
             for mailbox in sources.never.intersection(in_file):
-                log.warning("census.must_refuse", source=str(sources.file), mailbox=mailbox)
+                log.warning("mailboxes.must_deny", source=str(sources.file), mailbox=mailbox)
             await self._take_up(told, in_file)
         return whole
 
@@ -141,7 +141,7 @@ class MailboxSource:
         dropped = before - after
         if len(dropped) > self.max_drop * len(before):
             figures = {"mailboxes": len(before), "dropped": len(dropped), "max_drop": self.max_drop}
-            log.error("census.stopped", **figures)
+            log.error("mailboxes.refresh_rejected", **figures)
             return
         news = [Put(NAMESPACE, group, _ENCODE(those)) for group, those in told.items()]
         if self._journal is not None and members != self._members:
@@ -151,7 +151,9 @@ class MailboxSource:
                 return  # it was changed meanwhile, and is asked again
         self._members, self._in_file = members, in_file
         if before != after:
-            log.info("census.taken", mailboxes=len(after), added=len(after - before), removed=len(dropped))
+            log.info(
+                "mailboxes.refreshed", mailboxes=len(after), added=len(after - before), removed=len(dropped)
+            )
             self.changed()
 
     def _everybody(self, in_file: Sequence[str], members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -197,7 +199,7 @@ async def members_of(group: str, expand: Expand) -> Members:
                 found.add(member.address)
             else:
                 log.debug(
-                    "census.left_out", group=group, member=member.address or member.name, type=member.type
+                    "mailboxes.skipped", group=group, member=member.address or member.name, type=member.type
                 )
     return Members(tuple(sorted(found)), failures)
 
@@ -211,13 +213,13 @@ def _members_in(group: str, kept: bytes | None) -> tuple[str, ...]:
         RecursionError,
         MemoryError,
     ) as error:  # a damaged row: the group is asked anyway
-        log.warning("census.state_unreadable", group=group, reason=str(error))
+        log.warning("mailboxes.state_unreadable", group=group, reason=str(error))
         return ()
 
 
 def _tell_failure(group: str, source: str, failure: Failure) -> None:
     within = {} if source == group else {"within": group}
-    log.warning("census.failed", source=source, **within, code=failure.code, text=failure.text)
+    log.warning("mailboxes.refresh_failed", source=source, **within, code=failure.code, text=failure.text)
 
 
 NAMESPACE = "census"

@@ -70,7 +70,7 @@ class Operations:
             healthy=not daemon.systemd.is_stuck,
             mailboxes=manager.mailboxes,
             streaming=sum(group.streaming for group in groups),
-            parked=sum(group.parked for group in groups),
+            suspended=sum(group.suspended for group in groups),
             missing=len(manager.missing),
             refused=sum(group.refused for group in groups),
             events=daemon.events,
@@ -126,11 +126,11 @@ class Operations:
         new, sources = await trio.to_thread.run_sync(self._load)
         config, pending = merged(daemon.config, new)
         await daemon.change(config, sources)
-        logging.change(config.log.level, config.log.sum_up)
+        logging.change(config.log.level, config.log.repeat_interval)
         return pending
 
     def _refuse(self, problems: tuple[str, ...]) -> None:
-        log.error("listener.reload_refused", problems=problems)
+        log.error("listener.reload_rejected", problems=problems)
         self._note(refused=self._reloads.refused + 1, problems=problems)
 
     def _note(self, **changes: Any) -> None:

@@ -81,7 +81,7 @@ def test_the_least_configuration_has_the_documented_defaults() -> None:
     config = good()
     assert config.state_directory == HERE / "state"
     assert config.stream.window == 1800
-    assert config.backoff.parked_cap == 3600
+    assert config.backoff.suspended_cap == 3600
     assert config.affinity.group_size == 200
     assert config.subscription.folders == "all"
     assert len(config.subscription.events) == 7
@@ -108,6 +108,21 @@ def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
         "stream.window: must be whole minutes from 1m to 30m: Exchange takes no others",
         'stream.heartbeat: must be a number of seconds, or a text such as "45s", "30m", "2h", "1d"',
         "backoff.cap: must not be less than first",
+    ]
+
+
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name() -> None:
+    assert problems(
+        log={"sum_up": "1m"},
+        impersonation={"must_refuse": ["a@b.c"], "if_not_refused": "warn"},
+        backoff={"parked_first": 1, "parked_cap": 2, "sum_up": 3},
+    ) == [
+        "log.sum_up: was renamed to repeat_interval",
+        "impersonation.must_refuse: was renamed to must_deny",
+        "impersonation.if_not_refused: was renamed to if_not_denied",
+        "backoff.parked_first: was renamed to suspended_first",
+        "backoff.parked_cap: was renamed to suspended_cap",
+        "backoff.sum_up: unknown key; known: cap, factor, first, suspended_cap, suspended_first",
     ]
 
 
@@ -177,7 +192,7 @@ def test_an_unknown_key_does_not_hide_what_else_is_wrong_with_its_section() -> N
         ),
         ({"delivery": {"retry_cap": 0.5}}, "delivery.retry_cap: must not be less than retry_first"),
         ({"delivery": {"timeout": 0}}, "delivery.timeout: must be more than 0"),
-        ({"backoff": {"parked_cap": "10s"}}, "backoff.parked_cap: must not be less than parked_first"),
+        ({"backoff": {"suspended_cap": "10s"}}, "backoff.suspended_cap: must not be less than suspended_first"),
         ({"backoff": {"factor": float("inf")}}, "backoff.factor: must be a finite number"),
         (
             {"log": {"format": "jso"}},
@@ -934,7 +949,7 @@ class TestFiltersThatCannotMatch:
             "created, new_mail"),
             'handlers.a.filter.types[2]: no event matches "*_changed": [subscription] events has only created, new_mail',  # noqa: E501
         ]  # fmt: skip
-        assert self.filtered({"types": ["exchange.listener.gap", "parked"]}, catch_up={"mode": "off"}) == [
+        assert self.filtered({"types": ["exchange.listener.gap", "suspended"]}, catch_up={"mode": "off"}) == [
             'handlers.a.filter.types[0]: no event matches "exchange.listener.gap" with [catch_up] mode = "off"'
         ]
 

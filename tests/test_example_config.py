@@ -56,7 +56,7 @@ WITHOUT_DEFAULT = {
         "proxy_password",
     },
     Mailboxes: {"addresses", "file", "distribution_groups", "expand_as", "overrides"},
-    Impersonation: {"must_refuse"},
+    Impersonation: {"must_deny"},
     Log: {"audit_file"},
     Status: {"socket", "listen", "token"},
 }

@@ -23,8 +23,8 @@ def test_without_a_filter_every_change_passes_but_nothing_about_the_listener_its
         "exchange.listener.gap",
         "exchange.listener.recovered",
         "exchange.listener.reset",
-        "exchange.listener.parked",
-        "exchange.listener.unparked",
+        "exchange.listener.suspended",
+        "exchange.listener.resumed",
     ]
 
 
@@ -35,8 +35,8 @@ def test_types_by_name_by_glob_and_by_short_name() -> None:
         "listener.gap",
         "listener.recovered",
         "listener.reset",
-        "listener.parked",
-        "listener.unparked",
+        "listener.suspended",
+        "listener.resumed",
     }
     assert passed("gap") == {"listener.gap"}
     assert passed("*_changed") == {"item.free_busy_changed", "folder.free_busy_changed"}

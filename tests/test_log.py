@@ -233,7 +233,9 @@ def logged() -> dict[str, set[str]]:
             name = node.value
             if not isinstance(name, str) or not NAME.fullmatch(name) or name in modules:
                 continue
-            if name.endswith(".db") or name in OPTIONS:  # the name of a file, a key of the configuration
+            if (
+                name.endswith((".db", ".txt")) or name in OPTIONS
+            ):  # the name of a file, a key of the configuration
                 continue
             if name in said or name.partition(".")[0] in subjects:
                 found.setdefault(name, set()).add(f"{path.relative_to(ROOT)}:{node.lineno}")

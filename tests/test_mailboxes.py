@@ -137,7 +137,7 @@ async def test_members_join_those_of_the_configuration_and_are_asked_for_again()
         groups.says["sales"] = ["ann", "bob", "cat"]
         await trio.sleep(0.1)
         assert run.changes == [("zoe", "ann", "bob"), ("zoe", "ann", "bob", "cat")]
-        assert run.logged("census.taken")[-1]["added"] == 1
+        assert run.logged("mailboxes.refreshed")[-1]["added"] == 1
 
 
 def census_of(groups: Groups, sources: Sources, **options: Any) -> MailboxSource:
@@ -156,7 +156,7 @@ async def test_a_refresh_that_would_drop_too_many_changes_nothing(left: list[str
         await mailbox_source.take()
     if stopped:
         assert mailbox_source.mailboxes == ("a", "b", "c", "d", "e")
-        (line,) = (line for line in log if line["event"] == "census.stopped")
+        (line,) = (line for line in log if line["event"] == "mailboxes.refresh_rejected")
         assert (line["log_level"], line["mailboxes"], line["dropped"]) == ("error", 5, 5 - len(left))
     else:
         assert mailbox_source.mailboxes == tuple(left)
@@ -180,7 +180,7 @@ async def test_a_group_of_which_only_a_part_is_told_loses_nobody_and_others_come
     with structlog.testing.capture_logs() as log:
         assert not await mailbox_source.take()
     assert mailbox_source.mailboxes == ("ann", "bob", "cat", "dan")
-    (line,) = (line for line in log if line["event"] == "census.failed")
+    (line,) = (line for line in log if line["event"] == "mailboxes.refresh_failed")
     assert (line["source"], line.get("within")) == (("team", "all") if "@team" in told else ("all", None))
     groups.says |= {"team": ["bob"], "all": [told[0], "dan", "cat", "@team"]}
     assert await mailbox_source.take()
@@ -218,14 +218,14 @@ async def test_the_file_is_read_again(tmp_path: Path) -> None:
     assert mailbox_source.mailboxes == ("zoe@b.c", "cat@b.c", "bob@b.c")
 
 
-async def test_who_must_refuse_is_left_out_of_groups() -> None:
+async def test_who_must_deny_is_left_out_of_groups() -> None:
     sources = Sources(groups=("all",), never=frozenset(["ceo"]))
     mailbox_source = census_of(Groups({"all": ["ann", "ceo"]}), sources)
     await mailbox_source.take()
     assert mailbox_source.mailboxes == ("ann",)
 
 
-async def test_who_must_refuse_is_left_out_of_the_file(tmp_path: Path) -> None:
+async def test_who_must_deny_is_left_out_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mailboxes.txt"
     file.write_text("ann@b.c\nceo@b.c\n")
     mailbox_source = census_of(
@@ -235,7 +235,7 @@ async def test_who_must_refuse_is_left_out_of_the_file(tmp_path: Path) -> None:
         assert await mailbox_source.take()
     assert mailbox_source.mailboxes == ("ann@b.c",)
     told = [(line["event"], line["log_level"], line.get("mailbox")) for line in logs]
-    assert told == [("census.must_refuse", "warning", "ceo@b.c")]
+    assert told == [("mailboxes.must_deny", "warning", "ceo@b.c")]
 
 
 async def test_what_groups_told_last_is_known_after_a_start_without_exchange(tmp_path: Path) -> None:
@@ -304,4 +304,4 @@ async def test_an_unknown_exception_is_asked_again_later_and_ends_nothing(
     async with running(groups, Sources(groups=("all",))) as run:
         await trio.sleep(200)
         assert run.mailbox_source.mailboxes == ("ann",)
-    assert len(run.logged("census.crashed")) == 2
+    assert len(run.logged("mailboxes.refresh_crashed")) == 2

@@ -66,13 +66,13 @@ LOUD = """
 LOGIN = "Http401"
 FULL_SYNC = "ErrorInvalidSyncStateData"
 WORDS = {
-    "again": AGAIN, "pause": PAUSE, "resubscribe": RESUBSCRIBE, "regroup": REGROUP, "park": PARK, "loud": LOUD,
+    "again": AGAIN, "pause": PAUSE, "resubscribe": RESUBSCRIBE, "regroup": REGROUP, "suspend": PARK, "loud": LOUD,
     "login": LOGIN, "full sync": FULL_SYNC,
 }  # fmt: skip
 DOCUMENTED = {code: word for word, codes in WORDS.items() for code in codes.split()}
 WORD_OF = {
     Verdict.RETRY: "again", Verdict.WAIT: "pause", Verdict.RESUBSCRIBE: "resubscribe", Verdict.REGROUP: "regroup",
-    Verdict.PARK: "park", Verdict.CREDENTIALS: "login", Verdict.STOP: "loud", Verdict.RESYNC: "full sync",
+    Verdict.PARK: "suspend", Verdict.CREDENTIALS: "login", Verdict.STOP: "loud", Verdict.RESYNC: "full sync",
 }  # fmt: skip
 UNKNOWN = "ErrorOfAnotherDay"
 
@@ -220,7 +220,7 @@ def places(code: str, operation: str, ids: tuple[str, ...] = ()) -> list[tuple[s
 # --- the group that it befalls
 
 POLICY = Policy(
-    backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), flapping=Backoff(2, 2, 15), settled=30
+    backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), flapping=Backoff(2, 2, 15), settled=30
 )
 EVERYBODY = (("ann", "1"), ("bob", "2"), ("cat", "3"))
 OTHERS = (("ann", "1"), ("cat", "3"))
@@ -285,8 +285,8 @@ def test_a_mailbox_whose_subscribe_is_answered_so(code: str) -> None:
             case "pause":
                 assert state.actions == (Wait(told(failure) + 1),), place
                 assert set(after_the_wait(state).actions) == {stream, again}, place
-            case "park" | "loud":
-                assert (bob.parked, bob.failure) == (True, failure), place
+            case "suspend" | "loud":
+                assert (bob.suspended, bob.failure) == (True, failure), place
                 assert state.actions == (stream, Wait(60)), place
                 assert after_the_wait(state).actions == (stream, again), place
             case "regroup":
@@ -297,10 +297,10 @@ def test_a_mailbox_whose_subscribe_is_answered_so(code: str) -> None:
                 state = after_the_wait(state)
                 assert state.actions == (stream, again), place
                 state = advance(state, Subscribed(refused=(("bob", failure),)), now=1)
-                assert state.members[1].parked, "a second try with fresh credentials is the last for now"
+                assert state.members[1].suspended, "a second try with fresh credentials is the last for now"
                 assert state.actions == (stream, Wait(61)), place
             case _:  # there is no subscription yet: to subscribe is the same again, and the new one too
-                assert not bob.parked
+                assert not bob.suspended
                 assert state.actions == (stream, Wait(1)), place
                 assert after_the_wait(state).actions == (stream, again), place
 
@@ -316,21 +316,21 @@ def test_an_anchor_whose_subscribe_is_answered_so(code: str) -> None:
             case "pause":
                 assert state.actions == (Wait(told(failure) + 1),), place
                 assert after_the_wait(state).actions == start.actions, place
-            case "park":
+            case "suspend":
                 assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),), place
-                assert state.members[0].parked
+                assert state.members[0].suspended
             case "regroup":
                 assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True), Wait(1)), place
                 assert state.members[0].astray
             case "loud":
                 assert state.actions == (Wait(60),), place
-                assert state.members[0].parked
+                assert state.members[0].suspended
             case "login":
                 assert state.actions == (Wait(1),), place
                 state = after_the_wait(state)
                 assert state.actions == start.actions, place
                 state = advance(state, Subscribed(refused=(("ann", failure),)), now=1)
-                assert state.members[0].parked
+                assert state.members[0].suspended
                 assert state.actions == (Wait(1 + 120),), "no password is tried over and over"
             case _:
                 assert state.actions == (Wait(1, eager),), place
@@ -349,7 +349,7 @@ def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
         state = advance(streaming(), StreamEnded(20, (failure,)), now=20)
         bob = state.members[1]
         stream = Stream(OTHERS, "ann")
-        given_up = word(code) in ("full sync", "regroup", "park", "loud")
+        given_up = word(code) in ("full sync", "regroup", "suspend", "loud")
         assert state.abandoned == ((("bob", "2"),) if given_up else ()), "who forgot it need not be told"
         match word(code):
             case "again":
@@ -365,16 +365,16 @@ def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
                 assert asked(state) == (stream, Subscribe(("bob",), "ann", afresh=False)), place
             case "regroup":
                 assert asked(state) == (stream, Discover(("bob",))), place
-            case "park":  # whether it is the mailbox or only its company that is denied, a Subscribe tells
+            case "suspend":  # whether it is the mailbox or only its company that is denied, a Subscribe tells
                 assert asked(state) == (stream, Subscribe(("bob",), "ann", afresh=False)), place
-                parked = advance(state, Subscribed(refused=(("bob", failure),)), now=20)
-                assert parked.members[1].parked, place
-                assert asked(parked) == (stream, Wait(20 + 60)), place
+                suspended = advance(state, Subscribed(refused=(("bob", failure),)), now=20)
+                assert suspended.members[1].suspended, place
+                assert asked(suspended) == (stream, Wait(20 + 60)), place
                 joined = advance(state, Subscribed((("bob", "2"),)), now=20)
                 alone = advance(joined, StreamEnded(0.1, (failure,)), now=20)
                 assert (stream in asked(alone), alone.members[1].leaving) == (True, True), place
             case "loud":
-                assert (bob.parked, bob.subscription) == (True, None), place
+                assert (bob.suspended, bob.subscription) == (True, None), place
                 assert asked(state) == (stream, Wait(20 + 60)), place
             case other:
                 raise AssertionError(other)
@@ -395,7 +395,7 @@ def test_a_stream_that_says_so_of_itself(code: str) -> None:
                 assert asked(state) == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),), place
             case "regroup":
                 assert asked(state) == (Discover(("ann", "bob", "cat")),), place
-            case "park":
+            case "suspend":
                 assert asked(state) == (Stream(EVERYBODY, "bob"),), "it was asked for in the anchor's name"
             case "loud":
                 assert asked(state) == (Wait(20 + 60),), place
@@ -416,11 +416,11 @@ def test_a_lonely_stream_that_says_so(code: str) -> None:
     for place, failure in places(code, "GetStreamingEvents"):
         state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), now=0)
         state = advance(state, StreamEnded(0.1, (failure,), heard=False), now=20)
-        if word(code) == "park":
-            assert state.members[0].parked
+        if word(code) == "suspend":
+            assert state.members[0].suspended
             assert asked(state) == (Wait(20 + 60),), place
         else:
-            assert not state.members[0].parked
+            assert not state.members[0].suspended
         assert asked(state), "nothing is given up for good"
 
 
@@ -461,9 +461,9 @@ def test_a_mailbox_that_autodiscover_says_so_of(code: str) -> None:
     assert Discover(("bob",)) in asked(state)
     state = advance(state, Discovered(unknown=(("bob", failure),)), now=21)
     bob = state.members[1]
-    parked = word(code) in ("park", "loud")
-    assert bob.parked == parked
-    assert asked(state) == (Stream(OTHERS, "ann"), Wait(21 + (60 if parked else 2))), "it harms no other"
+    suspended = word(code) in ("suspend", "loud")
+    assert bob.suspended == suspended
+    assert asked(state) == (Stream(OTHERS, "ann"), Wait(21 + (60 if suspended else 2))), "it harms no other"
     assert asked(after_the_wait(state)) == (Stream(OTHERS, "ann"), Discover(("bob",)))
 
 
@@ -504,16 +504,16 @@ def test_a_subscription_may_live_on_after_any_code_but_is_never_listed_twice() -
         assert state.members[1].failures <= 1
 
 
-def test_a_parked_mailbox_stays_parked_whatever_else_comes_between() -> None:
+def test_a_suspended_mailbox_stays_suspended_whatever_else_comes_between() -> None:
     """Else the operator would be told again each time."""
-    parked = Failure(code="ErrorNonExistentMailbox")
+    suspended = Failure(code="ErrorNonExistentMailbox")
     for code in ALL:
         start = GroupState.start(("ann", "bob", "cat"), POLICY)
-        state = advance(start, Subscribed(OTHERS, (("bob", parked),)), now=0)
+        state = advance(start, Subscribed(OTHERS, (("bob", suspended),)), now=0)
         state = advance(after_the_wait(state), Subscribed(refused=(("bob", Failure(code=code)),)), now=80)
-        assert state.members[1].parked, code
+        assert state.members[1].suspended, code
         state = advance(after_the_wait(state), Subscribed((("bob", "9"),)), now=1000)
-        assert not state.members[1].parked, code
+        assert not state.members[1].suspended, code
 
 
 def _about_bob(code: str) -> Failure:

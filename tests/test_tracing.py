@@ -132,8 +132,8 @@ async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
     await anext(lines)
     for number, line in enumerate(
         [
-            {"event": "mailbox.parked", "mailbox": ANN, "group": "site/1"},
-            {"event": "mailbox.parked", "mailbox": BOB, "group": "site/1"},
+            {"event": "mailbox.suspended", "mailbox": ANN, "group": "site/1"},
+            {"event": "mailbox.suspended", "mailbox": BOB, "group": "site/1"},
             {"event": "stream.silent", "group": "site/1"},
             {"event": "stream.silent", "group": "site/2"},
             {"event": "listener.started"},

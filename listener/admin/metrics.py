@@ -95,7 +95,7 @@ def _of_daemon(it: Snapshot) -> Iterator[Metric]:
     yield _gauge(
         "mailboxes_streaming", "Those with an open stream on which the server was heard.", it.streaming
     )
-    yield _gauge("mailboxes_parked", "Those that only the operator can help.", it.parked)
+    yield _gauge("mailboxes_suspended", "Those that only the operator can help.", it.suspended)
     yield _gauge("mailboxes_refused", "Those that were refused and are tried again.", it.refused)
     yield _gauge("mailboxes_missing", "Those that Autodiscover did not find.", it.missing)
     yield _counter("events", "Events received on streams.", it.events)

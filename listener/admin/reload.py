@@ -19,7 +19,7 @@ LIVE: Final[Mapping[str, frozenset[str] | None]] = {
     "exchange": frozenset({"concurrency"}),
     "groups": None,
     "handlers": None,
-    "log": frozenset({"level", "sum_up"}),
+    "log": frozenset({"level", "repeat_interval"}),
     "mailboxes": None,
     "shutdown": None,
     "stream": None,

@@ -41,7 +41,7 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     mailboxes: int
     subscribed: int
     streaming: int
-    parked: int
+    suspended: int
     refused: int
     events: int
     failures: int
@@ -140,7 +140,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     mailboxes: int
     streaming: int
-    parked: int
+    suspended: int
     missing: int
     refused: int
     events: int
@@ -183,8 +183,8 @@ def _group(runner: GroupRunner, now: float, wall: Clock) -> GroupStatus:
         mailboxes=len(state.members),
         subscribed=sum(member.subscription is not None for member in state.members),
         streaming=runner.mailboxes_streaming,
-        parked=sum(member.parked for member in state.members),
-        refused=sum(is_troubled(member) and not member.parked for member in state.members),
+        suspended=sum(member.suspended for member in state.members),
+        refused=sum(is_troubled(member) and not member.suspended for member in state.members),
         events=runner.events,
         failures=state.failures or state.flaps,
         pause=0.0 if state.paused_until is None else max(0.0, round(state.paused_until - now, 1)),
@@ -284,7 +284,7 @@ def troubles(
 
 def is_troubled(member: Member) -> bool:
     """Whether it cannot be listened to just now, and the server said why."""
-    return member.parked or (member.failure is not None and member.subscription is None)
+    return member.suspended or (member.failure is not None and member.subscription is None)
 
 
 def _trouble(member: Member, group: str, now: float) -> Trouble:
@@ -292,7 +292,7 @@ def _trouble(member: Member, group: str, now: float) -> Trouble:
     return Trouble(
         mailbox=member.mailbox,
         group=group,
-        state="parked" if member.parked else "refused",
+        state="suspended" if member.suspended else "refused",
         code="" if why is None else why.code,
         text="" if why is None else why.text,
         failures=member.failures,

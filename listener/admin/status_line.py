@@ -13,7 +13,7 @@ def status_line(
     phase: str,
     mailboxes: int,
     streaming: int,
-    parked: int,
+    suspended: int,
     missing: int,
     pause: float,
     journal: Figures | None,
@@ -23,8 +23,8 @@ def status_line(
     `missing` are mailboxes that were sought in vain, `pause` the seconds that Exchange wants to be left alone.
     """
     people = f"{streaming:,} of {mailboxes:,} mailboxes streaming"
-    if parked:
-        people += f", {parked:,} parked"
+    if suspended:
+        people += f", {suspended:,} suspended"
     if missing:
         people += f", {missing:,} not found"
     said = [phase] if phase else []

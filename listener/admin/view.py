@@ -16,7 +16,7 @@ MOST_TROUBLES = 20
 COLOURS = {
     "streaming": "green", "running": "green", "listening": "green", "subscribing": "cyan", "starting": "cyan",
     "waiting": "yellow", "refused": "yellow", "missing": "yellow", "ending": "yellow", "stopping": "yellow",
-    "parked": "red", "broken": "red",
+    "suspended": "red", "broken": "red",
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
         _state(it.state),
         _pair("up", lasted(it.time - it.started)),
         _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", colour),
-        _pair("parked", f"{it.parked:,}", "red" if it.parked else ""),
+        _pair("suspended", f"{it.suspended:,}", "red" if it.suspended else ""),
         _pair("events", f"{it.events:,}{rate}"),
     ]
     second = []
@@ -140,7 +140,7 @@ def _handler(handler: HandlerStatus, now: float) -> list[str | Text]:
 
 def _groups(it: Snapshot) -> Table:
     table = _table(
-        "<group", "<anchor", "<state", "since", "streaming", "parked", "events", "failures", "stream"
+        "<group", "<anchor", "<state", "since", "streaming", "suspended", "events", "failures", "stream"
     )
     # Those in trouble first.
     ordered = sorted(it.groups, key=lambda group: (group.streaming == group.mailboxes, group.name))
@@ -161,7 +161,7 @@ def _group(group: GroupStatus, now: float) -> list[str | Text]:
         state,
         lasted(now - group.since),
         f"{group.streaming}/{group.mailboxes}",
-        str(group.parked),
+        str(group.suspended),
         f"{group.events:,}",
         str(group.failures),
         "-" if group.stream_opened is None else lasted(now - group.stream_opened),
@@ -171,10 +171,10 @@ def _group(group: GroupStatus, now: float) -> list[str | Text]:
 def _troubles(it: Snapshot) -> Table:
     table = _table("<mailbox", "<state", "<group", "again in", "<why")
     table.columns[-1].no_wrap = False
-    ordered = sorted(it.troubles, key=lambda trouble: (trouble.state != "parked", trouble.mailbox))
+    ordered = sorted(it.troubles, key=lambda trouble: (trouble.state != "suspended", trouble.mailbox))
     for trouble in ordered[:MOST_TROUBLES]:
         table.add_row(*_trouble(trouble))
-    whole = it.parked + it.refused + it.missing
+    whole = it.suspended + it.refused + it.missing
     if whole > MOST_TROUBLES:
         table.add_row(f"… {whole - MOST_TROUBLES:,} more")
     return table

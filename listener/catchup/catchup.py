@@ -27,6 +27,7 @@ Moments are seconds on trio's clock.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -450,7 +451,7 @@ class CatchUp:
         is_news = known is not None or gap.since is not None
         since = self._since(gap, known)
         if is_news and not desk_gap.told:
-            log.info("catchup.begun", mailbox=mailbox, reasons=list(gap.reasons))
+            log.info("catchup.started", mailbox=mailbox, reasons=list(gap.reasons))
             await self._tell_gap(mailbox, gap, since)
             desk_gap.told = True
         comparison = self._comparison(mailbox, mailbox_state, queries, mark, since)
@@ -475,7 +476,7 @@ class CatchUp:
             if comparison.unseen or comparison.unread:
                 await self._tell(mailbox, "gap", _unfilled(comparison))
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
-            log.info("catchup.done", mailbox=mailbox, **_figures(comparison, begun))
+            log.info("catchup.finished", mailbox=mailbox, **_figures(comparison, begun))
         self._builds.put(mailbox, trio.current_time())
         self._sweeps.put(mailbox, trio.current_time() + self.interval * self.dice.uniform(0.5, 1.0))
 
@@ -552,8 +553,13 @@ class CatchUp:
             reason = "silent" if comparison.missed else "sweep"
             await self._tell_gap(mailbox, Gap(None, {reason: None}), since)
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
-        level = log.warning if comparison.missed else log.debug
-        level("catchup.swept", mailbox=mailbox, missed=comparison.missed, **_figures(comparison, begun))
+        log.log(
+            logging.WARNING if comparison.missed else logging.DEBUG,
+            "sweep.finished",
+            mailbox=mailbox,
+            missed=comparison.missed,
+            **_figures(comparison, begun),
+        )
         self._judge(mailbox, mailbox_state, comparison.missed if mailbox_state.gap is None else 0)
         busy = traffic or comparison.found
         mailbox_state.pace = (

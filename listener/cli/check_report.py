@@ -82,7 +82,7 @@ def as_json(report: Report) -> dict[str, Any]:
             | _why(check.failure, _advice(report, check))
             for check in _in_order(report)
         ],
-        "must_refuse": [
+        "must_deny": [
             {"mailbox": attempt.mailbox, "finding": str(attempt.finding)}
             | ({} if attempt.finding is Finding.REFUSED else _tried(attempt))
             for attempt in report.attempts

@@ -31,7 +31,7 @@ def run(config: ConfigFile) -> None:
     notifier = Notifier.take(os.environ)
     with reported():
         settings, handlers = load_all(config)
-        log.configure(settings.log.level, settings.log.format, sum_up=settings.log.sum_up)
+        log.configure(settings.log.level, settings.log.format, repeat_interval=settings.log.repeat_interval)
         log.log_crashes()
         # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
         sys.setswitchinterval(0.0002)

@@ -94,12 +94,12 @@ class Mailboxes(Section):
 class Impersonation(Section):
     """How far the account may reach. docs/ACCESS.md says how to set its limits on the server."""
 
-    must_refuse: tuple[Address, ...] = Field(
+    must_deny: tuple[Address, ...] = Field(
         (),
         description="Mailboxes that the account must not get into, by impersonation or as a delegate. It is tried, "
         "at the start and again and again, and must be refused.",
     )
-    if_not_refused: Literal["warn", "refuse_to_start"] = Field(
+    if_not_denied: Literal["warn", "refuse_to_start"] = Field(
         "warn", description="What to do at the start if one of them can be reached."
     )
     interval: PositiveDuration = Field(86400, description="How often it is tried while the daemon runs.")

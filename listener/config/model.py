@@ -180,8 +180,8 @@ class Backoff(Section):
         1.5, description="By how much each further failure in a row multiplies it."
     )
     cap: PositiveDuration = Field(120, description="What it never exceeds.")
-    parked_first: PositiveDuration = Field(15, description="As `first`, for a mailbox that was refused.")
-    parked_cap: PositiveDuration = Field(3600, description="As `cap`, for a mailbox that was refused.")
+    suspended_first: PositiveDuration = Field(15, description="As `first`, for a mailbox that was refused.")
+    suspended_cap: PositiveDuration = Field(3600, description="As `cap`, for a mailbox that was refused.")
 
 
 class Delivery(Section):
@@ -318,7 +318,7 @@ class Log(Section):
         description='"auto" is "console" on a terminal, "journal" (fields of systemd\'s journal) where standard '
         'error leads there, and "json", one object a line, elsewhere.',
     )
-    sum_up: Duration = Field(
+    repeat_interval: Duration = Field(
         60, description="Failures that repeat are told once in this time, with their number. 0: each is told."
     )
     audit_file: ConfigPath | None = Field(

@@ -129,9 +129,21 @@ def dotted(loc: Loc) -> str:
     return text
 
 
+RENAMED = {
+    "sum_up": "repeat_interval",
+    "must_refuse": "must_deny",
+    "if_not_refused": "if_not_denied",
+    "parked_first": "suspended_first",
+    "parked_cap": "suspended_cap",
+}
+"""Keys of configurations that were written for versions before 0.1.0."""
+
+
 def describe(error: ErrorDetails, known: list[str]) -> str:
     """Our own words for one of pydantic's errors. A value is shown only where it is one of a few fixed words."""
     kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden" and (new := RENAMED.get(str(error["loc"][-1]))) in known:
+        return f"was renamed to {new}"
     if kind == "extra_forbidden":
         return "unknown key" + did_you_mean(str(error["loc"][-1]), known)
     if kind == "missing" and is_secret(str(error["loc"][-1])):

@@ -164,12 +164,12 @@ def _an_account_has_one_mailbox(config: Config) -> Found:
 
 
 @_rule("mailboxes", "groups", "impersonation")
-def _who_must_refuse_is_not_listened_to(config: Config) -> Found:
+def _who_must_deny_is_not_listened_to(config: Config) -> Found:
     listened_to = set(config.all_mailboxes)
-    for index, mailbox in enumerate(config.impersonation.must_refuse):
+    for index, mailbox in enumerate(config.impersonation.must_deny):
         if mailbox in listened_to:
             yield (
-                ("impersonation", "must_refuse", index),
+                ("impersonation", "must_deny", index),
                 f'"{mailbox}" is one of the mailboxes that are listened to',
             )
 
@@ -277,8 +277,8 @@ def _backoff_grows(config: Config) -> Found:
     backoff = config.backoff
     if backoff.cap < backoff.first:
         yield ("backoff", "cap"), "must not be less than first"
-    if backoff.parked_cap < backoff.parked_first:
-        yield ("backoff", "parked_cap"), "must not be less than parked_first"
+    if backoff.suspended_cap < backoff.suspended_first:
+        yield ("backoff", "suspended_cap"), "must not be less than suspended_first"
 
 
 @_rule("delivery")

@@ -188,7 +188,7 @@ class Worker:
                 if self._is_finished():
                     break
                 self.failures += 1
-                log.error("handler.broken", handler=name, failures=self.failures)
+                log.error("handler.crashed", handler=name, failures=self.failures)
             finally:
                 self._is_open = False
             if self._is_finished():
@@ -202,7 +202,7 @@ class Worker:
             why = f"could not be opened: {describe(error)}"
             raise OpeningError([Problem(f"handlers.{self.name}", why)]) from error
         self.failures = 1 if made_progress else self.failures + 1
-        log.error("handler.broken", handler=self.name, failures=self.failures, exc_info=error)
+        log.error("handler.crashed", handler=self.name, failures=self.failures, exc_info=error)
 
     async def _blame(self, error: BaseException, reader: Reader) -> None:
         """The context broke while calls were under way: that was a failed attempt at each of their events."""
@@ -211,7 +211,7 @@ class Worker:
             if attempt < self.patience.attempts:
                 self._queues.count(entries)
             else:
-                log.error("handler.gave_up", **self._about(entries), reason=describe(error))
+                log.error("handler.dead_lettered", **self._about(entries), reason=describe(error))
                 await self._bury(entries, describe(error), format_traceback(error), attempt, reader)
 
     def _wants(self, event: MailboxEvent) -> bool:
@@ -237,7 +237,7 @@ class Worker:
         with trio.move_on_after(self.patience.timeout + CLOSING) as patience:
             await self._end()
         if patience.cancelled_caught:
-            log.error("handler.stuck", handler=self.name, seconds=CLOSING)
+            log.error("handler.close_timeout", handler=self.name, seconds=CLOSING)
             self._life.cancel()
             await self._ended.wait()
 
@@ -414,7 +414,7 @@ class Worker:
         if attempt < self.patience.attempts or not counts:
             self._show(entries, "failed", attempt, reason)
             return Again(self.patience.retry.longest(attempt) if after is None else after, counts)
-        log.error("handler.gave_up", **self._about(entries), reason=reason)
+        log.error("handler.dead_lettered", **self._about(entries), reason=reason)
         await self._bury(entries, reason, trace, attempt, reader)
         return None
 

@@ -32,8 +32,8 @@ class Verdict(StrEnum):
     WAIT = "wait"  # the server said how long; send nothing meanwhile
     RESUBSCRIBE = "resubscribe"  # the subscription is gone: a new one, and catch up
     REGROUP = "regroup"  # the mailbox is elsewhere: discover, group and subscribe anew
-    PARK = "park"  # this mailbox cannot be listened to: look again slowly, tell the operator once
-    CREDENTIALS = "credentials"  # a fresh token once, then park and tell
+    PARK = "suspend"  # this mailbox cannot be listened to: look again slowly, tell the operator once
+    CREDENTIALS = "credentials"  # a fresh token once, then suspend and tell
     RESYNC = "resync"  # the sync state is of no use: a full sync of that folder
     STOP = "stop"  # a fault in us or in the configuration: say so loudly, do not hammer
 

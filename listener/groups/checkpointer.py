@@ -65,7 +65,7 @@ class Checkpointer:
                     groups.append(_DECODE_GROUP(value))
                     self._changed.add(groups[-1].name)  # it may not have come to life again
             except (ValueError, TypeError, RecursionError, MemoryError) as error:
-                log.warning("saved.unreadable", key=key, reason=str(error))
+                log.warning("checkpoint.unreadable", key=key, reason=str(error))
         return groups, heard
 
     async def run(self) -> None:

@@ -6,7 +6,7 @@ The rules:
    the next state. Whoever performs the actions starts those that are new and lets go of those that are no longer
    wanted (listener/groups/runner.py does). At most one Stream, one Subscribe and one Wait are wanted at a time.
 2. A group without a live subscription begins afresh: new cookies, the anchor subscribed first, then the others.
-   The anchor is the first mailbox by address; one that fails three times over, or is parked, makes way.
+   The anchor is the first mailbox by address; one that fails three times over, or is suspended, makes way.
 3. One connection carries all live subscriptions. It is opened again without subscribing anew whenever it ends,
    because subscriptions outlive it. The pause before that grows with each failure in a row; where the server was
    heard, but the connection did not last `settled` seconds, it grows too, but stays short.
@@ -253,7 +253,7 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
 
     def settle(member: Member) -> Member:
         if subscription := ids.get(member.mailbox):
-            return replace(member, subscription=subscription, failure=None, parked=False)
+            return replace(member, subscription=subscription, failure=None, suspended=False)
         if failure := failed.get(member.mailbox):
             member = refused(member, failure, state.policy, now, dice)
             return replace(member, leaving=company and needs_own_affinity(member, state.policy))
@@ -265,7 +265,7 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
     state = _each(replace(state, subscribe=None, failures=0 if ids else state.failures), settle)
     blocking = [f for f in failed.values() if f.verdict is Verdict.WAIT]
     if afresh and not ids and not blocking:
-        # The anchor came first and failed. A mailbox that is refused is parked, and so the next one is tried at
+        # The anchor came first and failed. A mailbox that is refused is suspended, and so the next one is tried at
         # once; otherwise the next one would meet the same server.
         blocking = [f for f in failed.values() if f.verdict is not Verdict.PARK]
         astray_only = all(f.verdict is Verdict.REGROUP for f in blocking)
@@ -354,14 +354,17 @@ def _pause(
         # Nobody knows what this code means, and it does not pass: the only mailbox here is asked for more slowly.
         state = replace(state, failures=state.failures + 1, flaps=state.flaps + 1)
         return replace(
-            state, paused_until=now + state.policy.parked.delay(strikes + 1, dice, told), eager=False
+            state, paused_until=now + state.policy.suspended.delay(strikes + 1, dice, told), eager=False
         )
     if heard and not slow:
         count = state.flaps + 1
         state, backoff = replace(state, flaps=count), state.policy.flapping
     else:
         count = state.failures + 1
-        state, backoff = replace(state, failures=count), state.policy.parked if slow else state.policy.backoff
+        state, backoff = (
+            replace(state, failures=count),
+            state.policy.suspended if slow else state.policy.backoff,
+        )
     pause = backoff.delay(count, dice, told)
     eager = told is None and all(f.verdict is Verdict.RETRY for f in failures)
     return replace(state, paused_until=now + pause, eager=eager)
@@ -384,7 +387,7 @@ def _plan(state: GroupState, now: float) -> GroupState:
         state = replace(state, separate=Separate(leaving, each))
     if not state.live:
         state = replace(state, stream=None)
-    elif not any(m.mailbox == state.anchor and not m.parked for m in state.members):
+    elif not any(m.mailbox == state.anchor and not m.suspended for m in state.members):
         state = replace(state, anchor=_best_anchor(m for m in state.members if m.subscription is not None))
     if state.paused_until is not None:
         return state
@@ -412,7 +415,7 @@ def _plan_subscribe(state: GroupState, now: float) -> GroupState:
 
 
 def _best_anchor(members: Iterable[Member]) -> str:
-    return min(members, key=lambda m: (m.parked, m.failures // 3, m.mailbox)).mailbox
+    return min(members, key=lambda m: (m.suspended, m.failures // 3, m.mailbox)).mailbox
 
 
 def _next_anchor(state: GroupState) -> str:

@@ -59,7 +59,7 @@ class GroupManager:
     """All groups and their runners.
 
     `known` are mailboxes whose place the configuration tells, `sought` those that must be discovered, `missing`
-    those that were sought in vain so far. `retry` and `parked` are the patience between two searches for these;
+    those that were sought in vain so far. `retry` and `suspended` are the patience between two searches for these;
     `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
     without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again, `left` of those that are
     not listened to any more, `subscribed` of subscriptions, and whether the mailbox is listened to for the first
@@ -78,7 +78,7 @@ class GroupManager:
     new_runner: NewRunner
     group_size: int
     retry: Backoff
-    parked: Backoff
+    suspended: Backoff
     refresh: float
     gaps: Callable[[str, float | None, str], None]
     resumed: Callable[[Sequence[str]], None]
@@ -126,8 +126,8 @@ class GroupManager:
 
     @property
     def waiting(self) -> int:
-        """How many are parked, and wait for the operator."""
-        return sum(member.parked for runner in self.runners.values() for member in runner.state.members)
+        """How many are suspended, and wait for the operator."""
+        return sum(member.suspended for runner in self.runners.values() for member in runner.state.members)
 
     async def run(self) -> None:
         """Keeps a runner for each group; returns when all have ended after stop()."""
@@ -163,7 +163,7 @@ class GroupManager:
             for mailbox in gone:
                 self.well.pop(mailbox, None)
                 self._ownership.forget(mailbox)
-        log.info("roster.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
+        log.info("mailboxes.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
         self._changed.set()
         self._changed = trio.Event()
 
@@ -318,7 +318,7 @@ class GroupManager:
         """The subscription of this mailbox keeps things back: it needs a new one."""
         runner = self.runner_of(mailbox)
         if runner is not None:
-            log.warning("mailbox.silent", mailbox=mailbox, group=runner.group.name)
+            log.warning("subscription.stalled", mailbox=mailbox, group=runner.group.name)
             runner.tell(Doubted((mailbox,)))
 
     def runner_of(self, mailbox: str) -> GroupRunner | None:
@@ -336,8 +336,8 @@ class GroupManager:
                 await loop()
             except Exception as error:
                 failures += 1
-                pause = self.parked.longest(failures)
-                log.error("roster.crashed", retry=pause, exc_info=error)
+                pause = self.suspended.longest(failures)
+                log.error("manager.crashed", retry=pause, exc_info=error)
                 await trio.sleep(pause)
 
     async def _search(self) -> None:
@@ -401,7 +401,7 @@ class GroupManager:
         """Seconds until the missing are sought again: soon, if the trouble of any of them may pass by itself."""
         passing = [why for why in missing if why.verdict in (Verdict.RETRY, Verdict.WAIT)]
         told = max((why.wait for why in passing if why.wait is not None), default=0.0)
-        return max(told, (self.retry if passing else self.parked).longest(failures))
+        return max(told, (self.retry if passing else self.suspended).longest(failures))
 
     async def _refresh(self) -> None:
         """Asks for all places again, a few at a time, evenly over the whole interval: sooner the first time, if there
@@ -442,7 +442,7 @@ class GroupManager:
         if self._stopped.is_set():
             return
         if twice := duplicates(sorted_anew):
-            log.error("roster.duplicate_mailboxes", count=len(twice), mailboxes=twice[:NAMED])
+            log.error("mailboxes.duplicate", count=len(twice), mailboxes=twice[:NAMED])
             sorted_anew = deduplicated(sorted_anew, self._homes)
         self._groups = sorted_anew
         self._homes = {mailbox: group for group in sorted_anew for mailbox in group.mailboxes}
@@ -496,7 +496,7 @@ class GroupManager:
                 break
             except Exception as error:
                 failures += 1
-                pause = self.parked.longest(failures)
+                pause = self.suspended.longest(failures)
                 log.error("group.crashed", group=runner.group.name, retry=pause, exc_info=error)
             finally:
                 del self._alive[id(runner)]

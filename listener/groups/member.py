@@ -16,7 +16,7 @@ class Policy:
     """The patience of a group; seconds, and how many failures in a row are too many to go on in company."""
 
     backoff: Backoff = Backoff()
-    parked: Backoff = Backoff(first=15.0, cap=3600.0)
+    suspended: Backoff = Backoff(first=15.0, cap=3600.0)
     flapping: Backoff = Backoff(first=1.0, factor=2.0, cap=15.0)
     settled: float = 10.0
     strikes: int = 3
@@ -26,7 +26,7 @@ class Policy:
 class Member:
     """One mailbox of the group.
 
-    Without a subscription it is asked for at `due`; `failure` is why it has none. `parked`: only the operator can
+    Without a subscription it is asked for at `due`; `failure` is why it has none. `suspended`: only the operator can
     help. `astray`: its place must be asked for first. `leaving`: it is on its way to a group of its own. `strays`
     counts the answers that it lives elsewhere, since it last had a stream that lasted.
     """
@@ -36,7 +36,7 @@ class Member:
     failures: int = 0
     due: float = 0.0
     failure: Failure | None = None
-    parked: bool = False
+    suspended: bool = False
     astray: bool = False
     leaving: bool = False
     strays: int = 0
@@ -61,7 +61,7 @@ def encouraged(member: Member, now: float) -> Member:
     """What failed for no reason of its own need not wait any longer."""
     failure = member.failure
     own_idea = failure is not None and failure.verdict is Verdict.RETRY and failure.wait is None
-    return replace(member, due=min(member.due, now)) if own_idea and not member.parked else member
+    return replace(member, due=min(member.due, now)) if own_idea and not member.suspended else member
 
 
 def unsubscribed(member: Member, failure: Failure, now: float) -> Member:
@@ -76,23 +76,23 @@ def refused(member: Member, failure: Failure, policy: Policy, now: float, dice: 
     """The member that could not be subscribed, or not be found."""
     twice = member.failure is not None and member.failure.verdict is failure.verdict
     hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
-    parked = hopeless or member.parked  # until it works, whatever else comes between
-    count = member.failures + 1 if parked == member.parked else 1
+    suspended = hopeless or member.suspended  # until it works, whatever else comes between
+    count = member.failures + 1 if suspended == member.suspended else 1
     astray = failure.verdict is Verdict.REGROUP
     strays = member.strays + astray
-    backoff, step = policy.parked if hopeless else policy.backoff, count
+    backoff, step = policy.suspended if hopeless else policy.backoff, count
     if is_unknown(failure) and count >= policy.strikes:
-        backoff, step = policy.parked, count - policy.strikes + 1
+        backoff, step = policy.suspended, count - policy.strikes + 1
     elif astray and strays >= 2 * policy.strikes:
         # Each further try costs an Autodiscover and a Subscribe; but a move may end at any time.
-        slow = policy.parked
+        slow = policy.suspended
         backoff, step = (
             Backoff(slow.first, slow.factor, min(slow.cap, LONGEST_STRAY)),
             strays - 2 * policy.strikes + 1,
         )
     due = now + backoff.delay(step, dice, failure.wait)
     return replace(
-        member, failures=count, due=due, failure=failure, parked=parked, astray=astray, strays=strays
+        member, failures=count, due=due, failure=failure, suspended=suspended, astray=astray, strays=strays
     )
 
 
@@ -114,7 +114,7 @@ def wanting(member: Member) -> bool:
     return member.subscription is None and not member.leaving
 
 
-# A mailbox that gets these is parked.
+# A mailbox that gets these is suspended.
 HOPELESS = (Verdict.PARK, Verdict.STOP)
 
 # Seconds between two tries, at most, for a mailbox that seems to live elsewhere again and again.

@@ -442,7 +442,7 @@ class GroupRunner:
         except (
             Exception
         ) as error:  # the subscriptions are there all the same, and are saved with the next change
-            log.error("group.not_saved", group=self.group.name, exc_info=error)
+            log.error("group.checkpoint_failed", group=self.group.name, exc_info=error)
         return Subscribed(tuple(ids), tuple(refused))
 
     async def _unsubscribe(self, action: Unsubscribe, client: ExchangeClient) -> None:
@@ -592,7 +592,7 @@ class GroupRunner:
                 self._drop_events(signal, owners.values() if mailbox is None else (mailbox,))
             if mailbox is None:
                 if id_ and id_ not in self._dropped:
-                    self._log.warning("stream.foreign_notification", subscription_id=excerpt(id_))
+                    self._log.warning("stream.unknown_subscription", subscription_id=excerpt(id_))
                 continue
             counts, hold = self._proofs.admit(id_, mailbox, signal.events, since.get(mailbox))
             if counts:

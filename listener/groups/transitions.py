@@ -25,16 +25,16 @@ def pairs(before: GroupState, after: GroupState) -> Iterator[tuple[Member, Membe
 
 
 def lifecycle_events(before: GroupState, after: GroupState, now: datetime) -> list[MailboxEvent]:
-    """Who was parked, and who no longer is, for handlers that ask for it."""
+    """Who was suspended, and who no longer is, for handlers that ask for it."""
     return [
         MailboxEvent(
-            type=f"exchange.listener.{'parked' if new.parked else 'unparked'}",
+            type=f"exchange.listener.{'suspended' if new.suspended else 'resumed'}",
             mailbox=new.mailbox,
             time=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            reason=str(new.failure) if new.parked else None,
+            reason=str(new.failure) if new.suspended else None,
         )
         for old, new in pairs(before, after)
-        if old.parked != new.parked
+        if old.suspended != new.suspended
     ]
 
 
@@ -44,14 +44,14 @@ def tell_transition(log: Log, before: GroupState, after: GroupState, outcome: Ou
     for old, new in pairs(before, after):
         _tell_member(log, old, new, after.policy)
     if after.separate is not None and after.separate != before.separate:
-        log.warning("group.separating", mailboxes=len(after.separate.mailboxes))
+        log.warning("group.split", mailboxes=len(after.separate.mailboxes))
     if after.discover is not None and after.discover != before.discover:
         log.info("group.discovering", mailboxes=len(after.discover.mailboxes))
     if after.anchor != before.anchor:
         log.info("group.anchor_changed", old=before.anchor, anchor=after.anchor)
     if after.paused_until is not None and after.paused_until != before.paused_until:
         seconds = round(after.paused_until - now, 3)
-        log.warning("group.waiting", seconds=seconds, failures=after.failures or after.flaps)
+        log.warning("group.backoff", seconds=seconds, failures=after.failures or after.flaps)
     if after.subscribe is not None and after.subscribe != before.subscribe:
         log.info("group.subscribing", mailboxes=len(after.subscribe.mailboxes))
 
@@ -78,10 +78,10 @@ def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> N
 
 
 def _tell_member(log: Log, old: Member, new: Member, policy: Policy) -> None:
-    if new.parked and not old.parked:
-        log.warning("mailbox.parked", mailbox=new.mailbox, **_why(new.failure))
-    elif old.parked and not new.parked:
-        log.info("mailbox.unparked", mailbox=new.mailbox)
+    if new.suspended and not old.suspended:
+        log.warning("mailbox.suspended", mailbox=new.mailbox, **_why(new.failure))
+    elif old.suspended and not new.suspended:
+        log.info("mailbox.resumed", mailbox=new.mailbox)
     elif new.failure is not None and is_puzzling(new, policy) and not is_puzzling(old, policy):
         log.warning("mailbox.unknown_code", mailbox=new.mailbox, failures=new.failures, **_why(new.failure))
     elif new.failure is not None and new.failure is not old.failure:

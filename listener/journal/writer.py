@@ -283,14 +283,14 @@ class Writer:
         if self.trouble != reason:
             self.trouble = reason
             path = str(self._store.file)
-            log.error("journal.trouble", path=path, reason=reason, free=self._store.free())
+            log.error("journal.write_failed", path=path, reason=reason, free=self._store.free())
 
     def _works(self) -> None:
         self._failures = 0
         if self.trouble is not None:
             self.trouble = None
             lasted = round(trio.current_time() - self._trouble_since, 1)
-            log.info("journal.works_again", path=str(self._store.file), lasted=lasted)
+            log.info("journal.recovered", path=str(self._store.file), lasted=lasted)
 
 
 def _waits(job: _Job) -> bool:

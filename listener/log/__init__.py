@@ -93,7 +93,7 @@ def configure(
     stream: TextIO | None = None,
     *,
     audit: bool = True,
-    sum_up: float = WINDOW,
+    repeat_interval: float = WINDOW,
     journal: str = journald.SOCKET,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -102,13 +102,13 @@ def configure(
     Without `audit`, the audit counts as other lines do: for commands whose standard error nobody keeps.
 
     Lines of other libraries (httpx and httpcore from warning on, all others from `level` on) come as `python.log`,
-    warnings as `python.warning`. Failures that repeat are told once in `sum_up` seconds
+    warnings as `python.warning`. Failures that repeat are told once in `repeat_interval` seconds
     of `clock`.
     """
     stream = sys.stderr if stream is None else stream
     if format == "auto":
         format = _fitting(stream)  # noqa: A001
-    _State.repeats, _State.clock = RateLimiter(sum_up), clock
+    _State.repeats, _State.clock = RateLimiter(repeat_interval), clock
     _State.audit = logging.INFO if audit else _LEVELS[level]
     close()
     end: tuple[Processor, ...]
@@ -151,7 +151,7 @@ def configure(
     for handler in [handler for handler in root.handlers if isinstance(handler, _ToStructlog)]:
         root.removeHandler(handler)
     root.addHandler(_ToStructlog())
-    change(level, sum_up)
+    change(level, repeat_interval)
     logging.captureWarnings(True)
 
 
@@ -184,12 +184,12 @@ def log_crashes() -> None:
     sys.excepthook, threading.excepthook, sys.unraisablehook = crashed, thread_crashed, unraisable
 
 
-def change(level: Level, sum_up: float) -> None:
+def change(level: Level, repeat_interval: float) -> None:
     """The least that is logged from now on, by every logger that there is, and how long failures are summed up.
 
     The audit is logged in any case.
     """
-    _State.repeats.window = sum_up
+    _State.repeats.window = repeat_interval
     _State.least = _LEVELS[level]
     logging.getLogger().setLevel(_LEVELS[level])
     for library in ("httpx", "httpcore", "hypercorn", "msal", "spnego"):

@@ -18,21 +18,21 @@ from typing import Any, Final, NamedTuple
 WINDOW: Final = 60.0
 MOST: Final = 1000
 FAILURES: Final = frozenset({"warning", "error", "critical", "exception"})
-OVER: Final = frozenset({"journal.room", "journal.works_again"})
+OVER: Final = frozenset({"journal.room", "journal.recovered"})
 ONCE: Final = frozenset(
     {
         "auth.refused",
-        "census.failed",
+        "mailboxes.refresh_failed",
         "catchup.folder_skipped",
         "discovery.failed",
         "journal.events_unreadable",
-        "listener.reload_refused",
-        "mailbox.parked",
-        "mailbox.silent",
+        "listener.reload_rejected",
+        "mailbox.suspended",
+        "subscription.stalled",
         "python.log",
         "python.warning",
-        "scope.not_proved",
-        "scope.open",
+        "scope.not_verified",
+        "scope.violation",
     }
 )
 

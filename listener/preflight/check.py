@@ -99,7 +99,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
         report.groups = groups(placed, config.affinity.group_size)
         checks = _Checks(config, account, rules, report, progress, total=len(mailboxes))
         await checks.run()
-        if config.impersonation.must_refuse and not report.unreachable and not only:
+        if config.impersonation.must_deny and not report.unreachable and not only:
             report.attempts = await scope(config, account, discovery(config, account)).prove()
     return report
 
@@ -121,7 +121,7 @@ async def _expand(config: Config, account: Access, report: Report) -> tuple[str,
         else:
             report.expansions[group] = len(members.mailboxes)
             report.expansions |= members.failures
-            never = config.impersonation.must_refuse
+            never = config.impersonation.must_deny
             found |= dict.fromkeys(member for member in members.mailboxes if member not in never)
     return tuple(found)
 

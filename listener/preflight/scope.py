@@ -85,7 +85,7 @@ class Scope:
                 nursery.start_soon(one, mailbox)
         attempts = tuple(found[mailbox] for mailbox in self.mailboxes)
         if all(attempt.finding is Finding.REFUSED for attempt in attempts):
-            log.info("scope.proved", mailboxes=len(attempts))
+            log.info("scope.verified", mailboxes=len(attempts))
         return attempts
 
     async def _attempt(self, mailbox: str, urls: Sequence[str] | Failure) -> Attempt:
@@ -140,9 +140,9 @@ def _tell(attempt: Attempt) -> None:
         fields |= {"code": attempt.failure.code, "text": attempt.failure.text}
     match attempt.finding:
         case Finding.REACHED:
-            log.error("scope.open", **fields)
+            log.error("scope.violation", **fields)
         case Finding.NOT_PROVED:
-            log.warning("scope.not_proved", **fields)
+            log.warning("scope.not_verified", **fields)
 
 
 # The folder could be opened, and there was nothing to be seen in it.

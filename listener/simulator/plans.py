@@ -132,7 +132,7 @@ def _often(per_minute: float, kind: str, **given: Any) -> Entry:
     return Entry(parse({"kind": kind, **given}), per_minute=per_minute)
 
 
-# A client that has parked a mailbox, or was told to wait, must be back within a minute of the last fault: nothing
+# A client that has suspended a mailbox, or was told to wait, must be back within a minute of the last fault: nothing
 # here lasts longer than a few seconds. What spoils requests lapses soon when there is none.
 _SOON = 15.0
 

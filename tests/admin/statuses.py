@@ -16,7 +16,7 @@ from listener.admin.snapshot import (
 def group(name: str = "site/1", **changes: object) -> GroupStatus:
     values: dict[str, object] = {
         "name": name, "url": "https://mail.x.example/EWS/Exchange.asmx", "anchor": "ann@x.example",
-        "state": "streaming", "since": 900.0, "mailboxes": 200, "subscribed": 200, "streaming": 200, "parked": 0,
+        "state": "streaming", "since": 900.0, "mailboxes": 200, "subscribed": 200, "streaming": 200, "suspended": 0,
         "refused": 0, "events": 7, "failures": 0, "pause": 0.0, "stream_opened": 910.0,
     }  # fmt: skip
     return GroupStatus(**(values | changes))  # type: ignore[arg-type]
@@ -25,8 +25,8 @@ def group(name: str = "site/1", **changes: object) -> GroupStatus:
 def snapshot(**changes: object) -> Snapshot:
     values: dict[str, object] = {
         "version": "1.2.3", "pid": 1, "time": 1000.0, "started": 900.0, "state": "listening", "healthy": True,
-        "mailboxes": 400, "streaming": 399, "parked": 1, "missing": 0, "refused": 0, "events": 14,
-        "groups": (group(), group("site/2", streaming=199, parked=1)),
+        "mailboxes": 400, "streaming": 399, "suspended": 1, "missing": 0, "refused": 0, "events": 14,
+        "groups": (group(), group("site/2", streaming=199, suspended=1)),
         "handlers": (
             HandlerStatus(
                 name="audit", state="running", behind=3, delivered=11, given_up=1, failures=0, last_delivered=990.0
@@ -41,8 +41,8 @@ def snapshot(**changes: object) -> Snapshot:
         "reloads": ReloadStatus(done=1, refused=1, last=950.0),
         "troubles": (
             Trouble(
-                mailbox="bob@x.example", group="site/2", state="parked", code="ErrorAccessDenied", text="no\x1b[2J",
-                failures=3, retry=300.0,
+                mailbox="bob@x.example", group="site/2", state="suspended", code="ErrorAccessDenied",
+                text="no\x1b[2J", failures=3, retry=300.0,
             ),
         ),
     }  # fmt: skip

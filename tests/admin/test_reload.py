@@ -26,7 +26,7 @@ CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"handlers": {"log": {"use": "log"}, "file": {"use": "file", "path": "x"}}}, ()),
     ({"handlers": {"log": {"use": "log", "filter": {"types": ["created"]}}}}, ()),
     ({"delivery": {"timeout": 5}, "backoff": {"first": 2}, "shutdown": {"grace": 1}}, ()),
-    ({"log": {"level": "debug", "sum_up": 0}, "exchange": {"concurrency": 3}}, ()),
+    ({"log": {"level": "debug", "repeat_interval": 0}, "exchange": {"concurrency": 3}}, ()),
     (
         {
             "stream": {"window": "5m"},
@@ -85,9 +85,9 @@ def test_what_waits_is_told_again_by_the_next_reload_and_no_more_when_it_is_take
             "exchange.ews_url",
         ),
         (
-            {"impersonation": {"must_refuse": ["ceo@b.c"]}},
+            {"impersonation": {"must_deny": ["ceo@b.c"]}},
             {"mailboxes": {"addresses": ["a@b.c", "ceo@b.c"]}},
-            "impersonation.must_refuse",
+            "impersonation.must_deny",
         ),
     ],
 )

@@ -51,15 +51,15 @@ class Fleet:
     missing: dict[str, Failure] = field(default_factory=dict)
 
 
-def fleet(*, groups: int = GROUPS, parked: int = 1) -> Fleet:
+def fleet(*, groups: int = GROUPS, suspended: int = 1) -> Fleet:
     there = Fleet()
     for number in range(groups):
         names = tuple(f"user{member:03}.{number:02}@contoso.example" for member in range(200))
         group = Group(f"site/{number}", "https://mail.contoso.example/EWS/Exchange.asmx", "site", names)
         state = GroupState.start(names)
         members = tuple(
-            replace(member, parked=True, failure=WHY, due=400.0, failures=2)
-            if at < parked
+            replace(member, suspended=True, failure=WHY, due=400.0, failures=2)
+            if at < suspended
             else replace(member, subscription=f"id-{number}-{at}")
             for at, member in enumerate(state.members)
         )
@@ -74,11 +74,11 @@ def taken(there: Fleet) -> Any:
 
 
 async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
-    there = fleet(groups=2, parked=3)
+    there = fleet(groups=2, suspended=3)
     there.missing["nobody@contoso.example"] = Failure(code="InvalidUser")
     it = taken(there)
     group = it.groups[0]
-    assert (group.mailboxes, group.subscribed, group.streaming, group.parked, group.refused) == (
+    assert (group.mailboxes, group.subscribed, group.streaming, group.suspended, group.refused) == (
         200,
         197,
         197,
@@ -87,17 +87,17 @@ async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
     )
     assert (group.since, group.stream_opened) == (1010.0, 1020.0)
     assert [(t.state, t.code, t.retry) for t in it.troubles] == [
-        *[("parked", "ErrorAccessDenied", 300.0)] * 6, ("missing", "InvalidUser", None),
+        *[("suspended", "ErrorAccessDenied", 300.0)] * 6, ("missing", "InvalidUser", None),
     ]  # fmt: skip
 
 
 async def test_mailboxes_in_trouble_are_listed_up_to_a_number() -> None:
-    assert len(taken(fleet(groups=10, parked=200)).troubles) == MOST_LISTED
+    assert len(taken(fleet(groups=10, suspended=200)).troubles) == MOST_LISTED
 
 
-@pytest.mark.parametrize("parked", [1, 200])
-async def test_ten_thousand_mailboxes_answer_at_once(parked: int) -> None:
-    there = fleet(parked=parked)
+@pytest.mark.parametrize("suspended", [1, 200])
+async def test_ten_thousand_mailboxes_answer_at_once(suspended: int) -> None:
+    there = fleet(suspended=suspended)
 
     def best(work: Any) -> float:
         durations = []

@@ -18,7 +18,7 @@ LATE = "handler audit is 12,345 events behind"
     ("changed", "line"),
     [
         ({}, ALL),
-        ({"streaming": 1998, "parked": 2}, "1,998 of 2,000 mailboxes streaming, 2 parked"),
+        ({"streaming": 1998, "suspended": 2}, "1,998 of 2,000 mailboxes streaming, 2 suspended"),
         ({"streaming": 1990, "missing": 10}, "1,990 of 2,000 mailboxes streaming, 10 not found"),
         ({"phase": "Ending"}, f"Ending; {ALL}"),
         ({"pause": 0.2}, f"{ALL}; Exchange asks for a pause of 1 s"),
@@ -27,5 +27,5 @@ LATE = "handler audit is 12,345 events behind"
     ],
 )
 def test_the_line(changed: dict[str, Any], line: str) -> None:
-    usual = {"phase": "", "mailboxes": 2000, "streaming": 2000, "parked": 0, "missing": 0, "pause": 0.0}
+    usual = {"phase": "", "mailboxes": 2000, "streaming": 2000, "suspended": 0, "missing": 0, "pause": 0.0}
     assert status_line(**{**usual, "journal": WELL, **changed}) == line

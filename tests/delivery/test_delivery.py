@@ -117,7 +117,7 @@ async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes
             await delivery.drain(100)
             assert (delivery.workers[0].delivered, delivery.workers[0].given_up) == (1, 1)
     assert bad.handled == ["2"]
-    assert [line["id"] for line in lines if line["event"] == "handler.gave_up"] == [event(1).id]
+    assert [line["id"] for line in lines if line["event"] == "handler.dead_lettered"] == [event(1).id]
 
 
 async def test_a_handler_that_hangs_is_named_and_harms_no_other(
@@ -443,7 +443,7 @@ async def test_a_context_that_breaks_is_opened_again_with_the_event_in_hand(
             await delivery.publish([event(1)])
             await delivery.drain(100)
     assert (fragile.opened, fragile.handled) == (2, ["1"])
-    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
+    assert [line["handler"] for line in lines if line["event"] == "handler.crashed"] == ["good"]
 
 
 async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: trio.testing.MockClock) -> None:
@@ -502,7 +502,7 @@ async def test_a_handler_is_closed_in_peace_while_another_hangs(
             assert trio.current_time() - begun == 10
     assert (flushing.handled, flushing.closed) == (["1", "flushed"], 1)
     assert hanging.closed == 1
-    assert not [line for line in lines if line["event"] == "handler.broken"]
+    assert not [line for line in lines if line["event"] == "handler.crashed"]
 
 
 async def test_a_handler_that_waits_to_be_opened_again_does_not_hold_up_the_end(
@@ -542,7 +542,7 @@ async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
             await delivery.publish([event(1)])
             await delivery.drain(100)
     assert (failing.opened, failing.handled) == (1, ["1"])
-    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["good"]
+    assert [line["handler"] for line in lines if line["event"] == "handler.crashed"] == ["good"]
 
 
 async def test_a_handler_that_never_waits_does_not_keep_the_others_out() -> None:

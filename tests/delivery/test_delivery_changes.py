@@ -225,7 +225,7 @@ async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
         with structlog.testing.capture_logs() as lines:
             await delivery.change([Worker(after, PATIENCE)])
         assert 0 < trio.current_time() - begun < 100
-        assert [line["handler"] for line in lines if line["event"] == "handler.stuck"] == ["good"]
+        assert [line["handler"] for line in lines if line["event"] == "handler.close_timeout"] == ["good"]
         await delivery.publish([event(2)])
         await settled()
     assert after.handled == ["2"]

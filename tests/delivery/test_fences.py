@@ -64,7 +64,7 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(
     assert tries == 6
     assert good.handled == ["1", "2"]
     assert [line["event"] for line in lines].count("handler.failed") == 6
-    assert not [line for line in lines if line["event"] == "handler.broken"]
+    assert not [line for line in lines if line["event"] == "handler.crashed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,7 +193,7 @@ async def test_a_context_that_raises_when_it_is_left(kind: str) -> None:
             await trio.testing.wait_all_tasks_blocked()
             await delivery.drain(5)
     assert bad.handled == good.handled == ["1"]
-    assert [line["handler"] for line in lines if line["event"] == "handler.broken"] == ["bad"]
+    assert [line["handler"] for line in lines if line["event"] == "handler.crashed"] == ["bad"]
 
 
 async def test_our_own_cancellation_is_not_a_failure(autojump_clock: trio.testing.MockClock) -> None:
@@ -204,7 +204,7 @@ async def test_our_own_cancellation_is_not_a_failure(autojump_clock: trio.testin
         async with running(Plugin(act)) as delivery:
             await delivery.publish([event(1)])
             await trio.testing.wait_all_tasks_blocked()
-    assert not [line for line in lines if line["event"] in ("handler.failed", "handler.broken")]
+    assert not [line for line in lines if line["event"] in ("handler.failed", "handler.crashed")]
 
 
 @pytest.mark.parametrize("after", [float("nan"), float("inf"), -1, "soon", object()])

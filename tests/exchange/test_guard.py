@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: b
     with structlog.testing.capture_logs() as logs:
         assert RefusalStore(path).recall("svc", "x") is None
         RefusalStore(path / "no directory" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
-    assert [line["event"] for line in logs] == ["auth.memory_failed"] * 3
+    assert [line["event"] for line in logs] == ["auth.refusals_not_saved"] * 3
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ async def test_what_another_version_wrote_is_left_out(autojump_clock: trio.testi
         await journal.append((), [Put(NAMESPACE, "group\x1fDAG1/1", unknown)])
         with structlog.testing.capture_logs() as lines:
             assert await checkpointer(journal, Groups()).load() == ([], LastSeen())
-        assert [line["event"] for line in lines] == ["saved.unreadable"]
+        assert [line["event"] for line in lines] == ["checkpoint.unreadable"]
 
 
 async def test_no_cookie_is_in_the_log_of_what_cannot_be_read(autojump_clock: trio.testing.MockClock) -> None:

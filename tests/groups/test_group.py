@@ -32,7 +32,7 @@ from listener.groups.actions import (
 from listener.groups.group import GroupState, Kept, advance
 from listener.groups.member import Policy
 
-POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), settled=30)
+POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), settled=30)
 ALL = (("ann", "1"), ("bob", "2"), ("cat", "3"))
 
 
@@ -125,7 +125,7 @@ def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
 def test_an_anchor_that_is_refused_makes_way_at_once() -> None:
     state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.PARK)),)), now=1)
     assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),)
-    assert state.members[0].parked
+    assert state.members[0].suspended
 
 
 def test_an_anchor_that_fails_three_times_makes_way() -> None:
@@ -149,7 +149,7 @@ def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream()
     assert again.actions == (Stream(ALL[:2], "ann"), Wait(62 + 120))
     state = advance(state, Subscribed((("cat", "3"),)), now=62)
     assert state.actions == (Stream(ALL, "ann"),)
-    assert not state.members[2].parked
+    assert not state.members[2].suspended
 
 
 def test_an_id_that_the_server_gives_anew_is_lost_to_its_former_owner() -> None:
@@ -195,7 +195,7 @@ def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
 def test_a_stream_that_the_anchor_is_refused_is_asked_for_in_another_name() -> None:
     state = advance(streaming(), StreamEnded(0, (failure(Verdict.PARK),)), now=10)
     assert state.actions == (Stream(ALL, "bob"),)
-    assert not any(m.parked for m in state.members)
+    assert not any(m.suspended for m in state.members)
 
 
 def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_everybody_is_alone() -> None:
@@ -211,10 +211,10 @@ def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_ever
     assert [m.mailbox for m in state.members] == ["ann", "bob"]
 
 
-def test_alone_a_refused_stream_parks_the_mailbox() -> None:
+def test_alone_a_refused_stream_suspends_the_mailbox() -> None:
     state = advance(GroupState.start(("ann",), POLICY), Subscribed(ALL[:1]), now=0)
     state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now=10)
-    assert state.members[0].parked
+    assert state.members[0].suspended
     assert state.actions == (Wait(70), Unsubscribe(ALL[:1], "ann"))
 
 
@@ -575,7 +575,7 @@ def test_an_unknown_code_on_the_stream_of_a_lonely_mailbox_is_asked_about_more_a
         state = advance(state, Waited(), now)
     assert pauses[0] <= POLICY.backoff.cap
     assert pauses[-1] > 10 * POLICY.backoff.cap
-    assert pauses[-1] <= POLICY.parked.cap
+    assert pauses[-1] <= POLICY.suspended.cap
 
 
 def test_an_unknown_code_for_one_mailbox_is_tried_more_and_more_slowly() -> None:
@@ -584,7 +584,7 @@ def test_an_unknown_code_for_one_mailbox_is_tried_more_and_more_slowly() -> None
     for _ in range(12):
         state = advance(state, Subscribed(refused=(("bob", STRANGE),)), now)
         (bob,) = [member for member in state.members if member.mailbox == "bob"]
-        assert not bob.parked
+        assert not bob.suspended
         pauses.append(bob.due - now)
         now = bob.due
         state = advance(state, Waited(), now)
@@ -634,6 +634,6 @@ def test_a_mailbox_that_cannot_be_read_is_suspended_and_unsubscribed() -> None:
     denied = Failure(code="ErrorAccessDenied")
     state = advance(state, Denied("bob", denied), 10)
     assert state.live == (("ann", "1"), ("cat", "3"))
-    assert state.members[1].parked
+    assert state.members[1].suspended
     assert state.unsubscribe == Unsubscribe((("bob", "2"),), "ann")
     assert advance(state, Denied("bob", denied), 10) == state, "it has no subscription any more"

@@ -121,7 +121,7 @@ async def running(
         new_runner=new_runner,
         group_size=group_size,
         retry=Backoff(first=1, factor=2, cap=120),
-        parked=Backoff(first=60, factor=2, cap=3600),
+        suspended=Backoff(first=60, factor=2, cap=3600),
         refresh=refresh,
         restored=restored,
         gaps=lambda *_: None,
@@ -659,7 +659,7 @@ async def test_a_mailbox_in_two_groups_is_reported_and_taken_out_of_one(
             (home,) = run.manager._groups
             run.manager._regroup((home, Group("site/2", EWS, "site", ("ann", "bob"))))
             assert run.groups == {"site/1": ("ann",), "site/2": ("bob",)}
-    assert told(lines, "roster.duplicate_mailboxes") == [{"count": 1, "mailboxes": ["ann"]}]
+    assert told(lines, "mailboxes.duplicate") == [{"count": 1, "mailboxes": ["ann"]}]
 
 
 async def test_a_group_elsewhere_gets_a_runner_of_its_own_though_the_name_is_the_same(
@@ -750,7 +750,7 @@ async def test_a_search_that_crashes_begins_again(
         async with running(directory, "ann") as run:
             await trio.sleep(100)
             assert run.groups == {"DAG1/1": ("ann",)}
-    assert len(told(lines, "roster.crashed")) == 1
+    assert len(told(lines, "manager.crashed")) == 1
 
 
 async def test_mailboxes_that_refuse_the_affinity_get_a_group_each(

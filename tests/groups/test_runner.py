@@ -32,7 +32,7 @@ from listener.groups.runner import GroupRunner, SubscriptionSpec
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
 T = "http://schemas.microsoft.com/exchange/services/2006/types"
-POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600), settled=30)
+POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), settled=30)
 WISH = SubscriptionSpec(
     version="Exchange2013_SP1",
     access=AccessRules(AccessRule(impersonate_by="SmtpAddress")),
@@ -333,7 +333,7 @@ async def test_events_reach_publish_under_their_mailbox_and_strangers_do_not(
             await trio.sleep(10)
         assert run.items == [("bob", "A"), ("ann", "B")]
         assert [
-            line["subscription_id"] for line in lines if line["event"] == "stream.foreign_notification"
+            line["subscription_id"] for line in lines if line["event"] == "stream.unknown_subscription"
         ] == ["stranger"]
 
 
@@ -890,7 +890,7 @@ async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
     assert trio.current_time() - begun == pytest.approx(5)
 
 
-async def test_a_mailbox_that_is_refused_is_parked_and_told_once(
+async def test_a_mailbox_that_is_refused_is_suspended_and_told_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     denied = Failure(code="ErrorImpersonateUserDenied", text="not in the scope")
@@ -900,13 +900,13 @@ async def test_a_mailbox_that_is_refused_is_parked_and_told_once(
             await trio.sleep(3600)
             assert run.runner.mailboxes_streaming == 2
     assert [(event.type, event.mailbox, event.reason) for event in run.events] == [
-        ("exchange.listener.parked", "bob", "ErrorImpersonateUserDenied: not in the scope"),
-        ("exchange.listener.unparked", "bob", None),
+        ("exchange.listener.suspended", "bob", "ErrorImpersonateUserDenied: not in the scope"),
+        ("exchange.listener.resumed", "bob", None),
     ]
-    told = [line for line in lines if line["event"] in ("mailbox.parked", "mailbox.unparked")]
+    told = [line for line in lines if line["event"] in ("mailbox.suspended", "mailbox.resumed")]
     assert [(line["event"], line["mailbox"], line.get("code")) for line in told] == [
-        ("mailbox.parked", "bob", "ErrorImpersonateUserDenied"),
-        ("mailbox.unparked", "bob", None),
+        ("mailbox.suspended", "bob", "ErrorImpersonateUserDenied"),
+        ("mailbox.resumed", "bob", None),
     ]
     asked = [
         time
@@ -1078,13 +1078,13 @@ async def test_an_unknown_exception_about_one_mailbox_suspends_that_mailbox_only
             await trio.sleep(3600)
             assert run.runner.mailboxes_streaming == 2
             (bob,) = [member for member in run.runner.state.members if member.mailbox == "bob"]
-            assert bob.parked
+            assert bob.suspended
             assert bob.failure == Failure(code="InternalError", text="UnicodeEncodeError")
     assert 3 <= server.operations.count(("Subscribe", "bob")) <= 10
     crashed = [line for line in lines if line["event"] == "mailbox.crashed"]
     assert {line["mailbox"] for line in crashed} == {"bob"}
     assert all(isinstance(line["exc_info"], UnicodeEncodeError) for line in crashed)
-    assert len([line for line in lines if line["event"] == "mailbox.parked"]) == 1
+    assert len([line for line in lines if line["event"] == "mailbox.suspended"]) == 1
 
 
 async def test_an_unknown_exception_of_the_first_mailbox_does_not_hold_up_the_others(
@@ -1143,7 +1143,7 @@ async def test_events_of_one_mailbox_that_cannot_be_read_suspend_it_only(
     async with running(Server(script), "ann", "bob", "cat") as run:
         await trio.sleep(30)
         assert {mailbox for mailbox, item in run.items if item} == {"ann", "cat"}
-        assert [member.parked for member in run.runner.state.members] == [False, True, False]
+        assert [member.suspended for member in run.runner.state.members] == [False, True, False]
 
 
 async def test_an_unknown_exception_while_places_are_sought_suspends_who_was_sought(
@@ -1204,14 +1204,14 @@ async def test_a_delegate_that_can_read_no_folder_is_suspended_though_the_server
         async with running(server, "ann", "bob", spec=DELEGATE) as run:
             await trio.sleep(3600)
             assert run.runner.mailboxes_streaming == 1
-            assert [member.parked for member in run.runner.state.members] == [False, True]
+            assert [member.suspended for member in run.runner.state.members] == [False, True]
             assert 3 <= server.made["bob"] <= 10
             assert server.operations.count(("Unsubscribe", "")) == server.made["bob"]
             server.readable.add("bob")
             await trio.sleep(3600)
             assert run.runner.mailboxes_streaming == 2
-    told = [line["event"] for line in lines if line["event"] in ("mailbox.parked", "mailbox.unparked")]
-    assert told == ["mailbox.parked", "mailbox.unparked"], "once, however often it is tried"
+    told = [line["event"] for line in lines if line["event"] in ("mailbox.suspended", "mailbox.resumed")]
+    assert told == ["mailbox.suspended", "mailbox.resumed"], "once, however often it is tried"
 
 
 async def test_rights_that_are_withdrawn_suspend_a_mailbox_that_streams(

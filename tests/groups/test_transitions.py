@@ -13,7 +13,7 @@ from listener.groups.group import GroupState, advance
 from listener.groups.member import Policy
 from listener.groups.transitions import lifecycle_events, pairs, tell_transition
 
-POLICY = Policy(backoff=Backoff(1, 2, 60), parked=Backoff(60, 2, 3600))
+POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600))
 DENIED = Failure(code="ErrorImpersonateUserDenied", text="not in the scope")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
@@ -26,18 +26,18 @@ def told(before: GroupState, outcome: Outcome, now: float = 1.0) -> tuple[list[s
     return [line["event"] for line in lines], after
 
 
-def test_parking_is_told_once_to_the_log_and_to_handlers() -> None:
+def test_suspension_is_told_once_to_the_log_and_to_handlers() -> None:
     start = GroupState.start(("ann", "bob"), POLICY)
-    names, parked = told(start, Subscribed((("ann", "1"),), (("bob", DENIED),)))
-    assert names == ["group.subscribed", "mailbox.parked"]
-    (event,) = lifecycle_events(start, parked, NOW)
+    names, suspended = told(start, Subscribed((("ann", "1"),), (("bob", DENIED),)))
+    assert names == ["group.subscribed", "mailbox.suspended"]
+    (event,) = lifecycle_events(start, suspended, NOW)
     assert (event.type, event.mailbox, event.time, event.reason) == (
-        "exchange.listener.parked", "bob", "2026-01-02T03:04:05Z", "ErrorImpersonateUserDenied: not in the scope",
+        "exchange.listener.suspended", "bob", "2026-01-02T03:04:05Z", "ErrorImpersonateUserDenied: not in the scope",
     )  # fmt: skip
-    assert lifecycle_events(parked, parked, NOW) == []
-    well = advance(parked, Subscribed((("bob", "2"),)), 61)
-    assert [(event.type, event.reason) for event in lifecycle_events(parked, well, NOW)] == [
-        ("exchange.listener.unparked", None)
+    assert lifecycle_events(suspended, suspended, NOW) == []
+    well = advance(suspended, Subscribed((("bob", "2"),)), 61)
+    assert [(event.type, event.reason) for event in lifecycle_events(suspended, well, NOW)] == [
+        ("exchange.listener.resumed", None)
     ]
 
 
@@ -46,7 +46,7 @@ def test_how_a_stream_ended_and_how_long_the_group_waits() -> None:
     assert told(state, StreamEnded(1800), 1801)[0] == ["stream.closed"]
     for code, name in (("StreamSilent", "silent"), ("ConnectionReset", "broken"), ("Http503", "refused")):
         failed = StreamEnded(100, (Failure(code=code),), heard=True)
-        assert told(state, failed, 101)[0] == [f"stream.{name}", "group.waiting"]
+        assert told(state, failed, 101)[0] == [f"stream.{name}", "group.backoff"]
 
 
 def test_members_are_paired_with_what_they_were() -> None:

@@ -181,7 +181,7 @@ async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object
             assert not heard.groups
     told = {line["event"] for line in lines if line["log_level"] == "warning"}
     assert told >= (
-        {"catchup.state_unreadable", "census.state_unreadable", "saved.unreadable"}
+        {"catchup.state_unreadable", "mailboxes.state_unreadable", "checkpoint.unreadable"}
         if isinstance(value, bytes)
         else {"journal.state_unreadable"}
     )

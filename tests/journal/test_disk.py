@@ -179,7 +179,11 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
             image = crashed(tmp_path, f"{tmp_path.name}-killed")
     async with opened(image) as journal:  # what was acknowledged meanwhile was not forgotten
         assert items(await everything(await journal.reader("audit"))) == list(range(50, 1100))
-    assert [line["event"] for line in lines] == ["journal.opened", "journal.trouble", "journal.works_again"]
+    assert [line["event"] for line in lines] == [
+        "journal.opened",
+        "journal.write_failed",
+        "journal.recovered",
+    ]
     assert lines[1]["path"] == str(tmp_path / FILE_NAME)
     assert lines[1]["reason"] == "database or disk is full (SQLITE_FULL)"
     assert lines[1]["free"] > 0
@@ -201,7 +205,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
                 await journal.append(events(range(100, 1100)))
             reader.acknowledge([entry.position for entry in await reader.read(1)])
             image = crashed(tmp_path, f"{tmp_path.name}-killed")
-    assert "journal.trouble" in [line["event"] for line in lines]
+    assert "journal.write_failed" in [line["event"] for line in lines]
     async with opened(image) as journal:
         assert items(await everything(await journal.reader("audit"))) == list(range(100))
 
@@ -272,8 +276,8 @@ def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
         "refused disk I/O error (SQLITE_IOERR_WRITE) True",
         "whole True None",
     ], done.stderr
-    assert "journal.trouble" in done.stderr
-    assert "journal.works_again" in done.stderr
+    assert "journal.write_failed" in done.stderr
+    assert "journal.recovered" in done.stderr
 
 
 async def test_a_disk_that_cannot_be_read_for_a_while_is_waited_for(

@@ -47,10 +47,10 @@ def test_after_a_quiet_minute_the_next_is_told_at_once() -> None:
     ("method", "line"),
     [
         ("info", {"event": "group.started", "group": "a"}),
-        ("warning", {"event": "mailbox.parked", "group": "a", "code": "ErrorAccessDenied"}),
+        ("warning", {"event": "mailbox.suspended", "group": "a", "code": "ErrorAccessDenied"}),
         ("error", {"event": "python.log", "message": "text"}),
-        ("error", {"event": "scope.open", "mailbox": "ceo@b.c"}),  # each name counts
-        ("warning", {"event": "census.failed", "source": "all@b.c", "code": "ErrorServerBusy"}),
+        ("error", {"event": "scope.violation", "mailbox": "ceo@b.c"}),  # each name counts
+        ("warning", {"event": "mailboxes.refresh_failed", "source": "all@b.c", "code": "ErrorServerBusy"}),
     ],
 )
 def test_what_is_never_held_back(method: str, line: dict[str, Any]) -> None:

@@ -215,13 +215,13 @@ async def test_every_way_must_be_refused(autojump_clock: trio.testing.MockClock)
         (line["event"], line.get("access"), line.get("server")) for line in log if "scope" in line["event"]
     ]
     assert told == [
-        ("scope.open", "delegate", "mail.example"),
-        ("scope.not_proved", "delegate", "mail.example"),
-        ("scope.proved", None, None),
+        ("scope.violation", "delegate", "mail.example"),
+        ("scope.not_verified", "delegate", "mail.example"),
+        ("scope.verified", None, None),
     ]
 
 
-async def test_every_server_must_refuse(autojump_clock: trio.testing.MockClock) -> None:
+async def test_every_server_must_deny(autojump_clock: trio.testing.MockClock) -> None:
     urls = [URL, URL.replace("mail", "other")]
     denied = "ErrorImpersonateUserDenied"
     (attempt,) = await scope(Server({"mail.example/ceo": denied}), "ceo", urls=urls).prove()
@@ -240,7 +240,7 @@ def from_configuration(mailboxes: str, *more: str) -> Scope:
     text = "\n".join(
         [
             '[auth]\nkind = "ntlm"\nuser = "u"\npassword = "p"\n[handlers.log]\nuse = "log"',
-            '[impersonation]\nmust_refuse = ["ceo@b.c"]',
+            '[impersonation]\nmust_deny = ["ceo@b.c"]',
             "[mailboxes]",
             mailboxes,
             *more,
@@ -311,8 +311,8 @@ async def test_the_log_tells_of_each_that_is_not_refused_and_else_of_all(
         await scope(Server(ceo=denied, cfo=denied), "ceo", "cfo").prove()
         await scope(Server(ceo=denied), "ceo", "cfo", "cto", lost=["cto"]).prove()
     told = [(line["event"], line.get("mailbox")) for line in log if line["event"].startswith("scope.")]
-    assert told[0] == ("scope.proved", None)
-    assert sorted(told[1:]) == [("scope.not_proved", "cto"), ("scope.open", "cfo")]
+    assert told[0] == ("scope.verified", None)
+    assert sorted(told[1:]) == [("scope.not_verified", "cto"), ("scope.violation", "cfo")]
 
 
 async def test_it_is_tried_daily_and_sooner_while_nothing_is_proved(
@@ -328,7 +328,7 @@ async def test_it_is_tried_daily_and_sooner_while_nothing_is_proved(
     assert [moment for moment, _ in server.asked] == [0, 60, 180, 420, 900, 87300, 173700]
 
 
-async def test_nothing_is_tried_where_nothing_must_refuse(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_is_tried_where_nothing_must_deny(autojump_clock: trio.testing.MockClock) -> None:
     server = Server()
     await scope(server).watch()
     assert server.asked == []

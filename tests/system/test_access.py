@@ -41,7 +41,7 @@ def test_a_delegate_streams_the_folders_it_has_a_permission_on(
     (request,) = [r for r in recorder.requests if r.operation == "Subscribe" and theirs in r.body]
     assert "ExchangeImpersonation" not in request.body
     assert request.headers["x-anchormailbox"] == theirs
-    assert not listener.logged("mailbox.parked")
+    assert not listener.logged("mailbox.suspended")
 
 
 def test_a_gap_of_a_delegate_is_filled(simulator: Callable[..., Simulator], listen: Listen) -> None:
@@ -66,19 +66,19 @@ def test_the_accounts_own_mailbox(simulator: Callable[..., Simulator], listen: L
     delivered(office, mine)
 
 
-def test_a_delegate_without_permission_is_parked_and_comes_back_with_one(
+def test_a_delegate_without_permission_is_suspended_and_comes_back_with_one(
     simulator: Callable[..., Simulator], listen: Listen
 ) -> None:
     office = simulator()
     theirs = office.mailboxes[0]
     override(office, theirs, "delegate", 'folders = ["inbox"]')
-    office.append('\n[backoff]\nparked_first = "0.5s"\n')
+    office.append('\n[backoff]\nsuspended_first = "0.5s"\n')
     listener = listen(office)
     office.streaming(3)
-    (line,) = listener.until_logged("mailbox.parked", mailbox=theirs)
+    (line,) = listener.until_logged("mailbox.suspended", mailbox=theirs)
     assert line["code"] == "ErrorSubscriptionDelegateAccessNotSupported"
     office.give(theirs, folders=["*"])
-    listener.until_logged("mailbox.unparked", mailbox=theirs)
+    listener.until_logged("mailbox.resumed", mailbox=theirs)
     office.streaming(4)
 
 
@@ -108,7 +108,7 @@ def test_members_of_distribution_groups_come_and_go_while_the_others_stream(
     assert office.state()["requests"]["Subscribe"]["200"] == subscriptions
     # A group that was emptied by mistake silences nobody.
     office.gather("team@contoso.example", [])
-    (line,) = listener.until_logged("census.stopped")[:1]
+    (line,) = listener.until_logged("mailboxes.refresh_rejected")[:1]
     assert (line["level"], line["mailboxes"], line["dropped"]) == ("error", 7, 7)
     office.streaming(7)
     # And neither does a start without it.
@@ -135,4 +135,4 @@ def test_a_reload_takes_up_other_groups_and_another_access(
     office.streaming(6)
     delivered(office, people[0])
     delivered(office, people[5])
-    assert {line["code"] for line in listener.logged("mailbox.parked")} <= {"ErrorImpersonateUserDenied"}
+    assert {line["code"] for line in listener.logged("mailbox.suspended")} <= {"ErrorImpersonateUserDenied"}

@@ -138,7 +138,7 @@ def test_a_wrong_secret_is_told_in_time(simulator: Start, listen: Listen) -> Non
     refused = daemon.until_logged("auth.refused", code="AADSTS7000215")[0]
     assert refused["text"].endswith("is wrong: the secret's value is wanted, not its id")
     assert seconds_between(started, refused) < 5
-    daemon.until_logged("mailbox.parked", code="AADSTS7000215")
+    daemon.until_logged("mailbox.suspended", code="AADSTS7000215")
     assert daemon.end() == 0
     assert max(line["tries"] for line in daemon.logged("auth.refused")) <= 3
 

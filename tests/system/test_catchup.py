@@ -39,10 +39,10 @@ def test_what_goes_while_a_comparison_waits_is_not_reported_as_there(
     mail = there.make(ann, "CreatedEvent")[0]["item_id"]
     there.break_(kind="backend_restart")
     until(lambda: requests(there, "SyncFolderItems") >= 1, "the comparison")
-    daemon.until_logged("catchup.begun", mailbox=ann)
+    daemon.until_logged("catchup.started", mailbox=ann)
     gone = {line["item_id"] for line in there.make(ann, "DeletedEvent") if line["kind"] == "DeletedEvent"}
     assert gone == {mail}
-    daemon.until_logged("catchup.done", mailbox=ann)
+    daemon.until_logged("catchup.finished", mailbox=ann)
     words = [kind for kind, id_ in items(there, "created", "modified", "new_mail", "deleted") if id_ == mail]
     assert words == ["deleted"]
     assert daemon.end() == 0
@@ -60,7 +60,7 @@ def test_a_mailbox_that_was_replaced_is_reported_once(simulator: Start, listen: 
     before = len(there.deliveries)
     there.break_(kind="mailbox_replaced", mailbox=ann)
     daemon.until_logged("catchup.reset", mailbox=ann)
-    daemon.until_logged("catchup.done", mailbox=ann)
+    daemon.until_logged("catchup.finished", mailbox=ann)
     after = [event["type"] for event in there.deliveries[before:]]
     assert not [kind for kind in after if not kind.startswith("exchange.listener.")]
     assert len(daemon.logged("catchup.reset")) == 1
@@ -89,7 +89,7 @@ def test_behind_a_proxy_that_buffers_streams_mailboxes_are_compared(simulator: S
     # The proxy is put right: the streams come back, and bring nothing twice.
     there.end_faults()
     daemon.until_logged("group.streaming")
-    daemon.until_logged("catchup.done", 3)
+    daemon.until_logged("catchup.finished", 3)
     last = {line["item_id"] for line in there.make(there.mailboxes[0]) if line["kind"] == "NewMailEvent"}
     until(lambda: {id_ for _, id_ in items(there, "new_mail")} == made | last, "what came with a stream")
     assert len(items(there, "new_mail")) == 4

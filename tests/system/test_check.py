@@ -224,16 +224,16 @@ def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) 
 # --- the scope
 
 
-def must_refuse(simulator: Simulator, *mailboxes: str, more: str = "") -> None:
-    simulator.append(f"\n[impersonation]\nmust_refuse = {json.dumps(mailboxes)}\n{more}\n")
+def must_deny(simulator: Simulator, *mailboxes: str, more: str = "") -> None:
+    simulator.append(f"\n[impersonation]\nmust_deny = {json.dumps(mailboxes)}\n{more}\n")
 
 
 def test_the_check_proves_the_scope(simulator: Start) -> None:
     office = simulator()
-    must_refuse(office, CEO)
+    must_deny(office, CEO)
     checked = check(office, "--json")
     assert checked.code == 0
-    assert checked.json["must_refuse"] == [{"mailbox": CEO, "finding": "refused"}]
+    assert checked.json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
     office.give(CEO, in_scope=True)
     checked = check(office)
     assert checked.code == 4
@@ -250,10 +250,10 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
     office.append(
         f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{theirs}"]\n'
     )
-    must_refuse(office, CEO)
+    must_deny(office, CEO)
     checked = check(office, "--json")
     assert checked.code == 0, checked.out
-    assert checked.json["must_refuse"] == [{"mailbox": CEO, "finding": "refused"}]
+    assert checked.json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
     office.give(CEO, folders=["*"])
     checked = check(office)
     assert checked.code == 4
@@ -266,10 +266,10 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
     office.give(CEO, folders=[])
     office.change('[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]')
     office.give(theirs, folders=["inbox", "calendar"])
-    assert check(office, "--json").json["must_refuse"] == [{"mailbox": CEO, "finding": "refused"}]
+    assert check(office, "--json").json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
     office.give(CEO, folders=["calendar"])
     office.make(CEO, kind="FreeBusyChangedEvent")
-    (finding,) = check(office, "--json").json["must_refuse"]
+    (finding,) = check(office, "--json").json["must_deny"]
     assert finding == {
         "mailbox": CEO,
         "finding": "reached",
@@ -285,22 +285,22 @@ def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
 ) -> None:
     office = simulator()
     office.give(CEO, in_scope=True)
-    must_refuse(office, CEO, more='interval = "1s"')
+    must_deny(office, CEO, more='interval = "1s"')
     listener = listen(office)
-    listener.until_logged("scope.open", mailbox=CEO, level="error")
+    listener.until_logged("scope.violation", mailbox=CEO, level="error")
     office.streaming(4)
     office.give(CEO, in_scope=False)
-    listener.until_logged("scope.proved", mailboxes=1)
+    listener.until_logged("scope.verified", mailboxes=1)
     assert listener.end() == 0
-    office.change('interval = "1s"', 'if_not_refused = "refuse_to_start"')
+    office.change('interval = "1s"', 'if_not_denied = "refuse_to_start"')
     listener = listen(office)
     listener.until_logged("group.streaming")
-    assert listener.logged("scope.proved")
+    assert listener.logged("scope.verified")
     assert listener.end() == 0
     office.give(CEO, in_scope=True)
     refused = listen(office)
     assert refused.wait() == 2
-    assert f"error: impersonation.must_refuse: the account reaches {CEO}" in refused.errors.read_text()
+    assert f"error: impersonation.must_deny: the account reaches {CEO}" in refused.errors.read_text()
     assert office.state()["streams"] == []
 
 
@@ -311,14 +311,14 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
     office = simulator()
     theirs = office.mailboxes[0]
     office.give(theirs, folders=["inbox"])
-    must_refuse(office, CEO)
+    must_deny(office, CEO)
     office.append(
         f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
         '[log]\naudit_file = "audit.jsonl"\n'
     )
     listener = listen(office)
     office.streaming(4)
-    listener.until_logged("scope.proved")
+    listener.until_logged("scope.verified")
     assert listener.end() == 0
     lines = json_lines(office.folder / "audit.jsonl")
     assert {line["event"] for line in lines} == {"audit.identity_used"}

@@ -52,7 +52,7 @@ def trouble(there: Simulator, daemon: Listener) -> dict[str, object]:
 
     def told() -> list[dict[str, object]]:
         there.make(there.mailboxes[0], count=50)
-        return daemon.logged("journal.trouble")
+        return daemon.logged("journal.write_failed")
 
     return until(told, "a line about the full disk")[0]
 
@@ -81,18 +81,18 @@ def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
         assert len(there.deliveries) == before, "delivered without having been journaled"
         time.sleep(0.1)
     there.streaming(4)
-    assert not daemon.logged("journal.works_again")
+    assert not daemon.logged("journal.recovered")
 
     ballast.unlink()
-    daemon.until_logged("journal.works_again")
+    daemon.until_logged("journal.recovered")
     until(lambda: judge(ledger, output).lost == 0, "every event")
     verdict = judge(ledger, output)
     assert (verdict.lost, verdict.unseen, verdict.duplicates) == (0, 0, 0)
     assert verdict.delivered == verdict.generated
     # It waited, and that was all: nothing was subscribed anew, no stream was taken for dead.
     assert there.state()["requests"]["Subscribe"] == {"200": 4}
-    assert not daemon.logged("group.waiting")
-    assert len(daemon.logged("journal.trouble")) == 1
+    assert not daemon.logged("group.backoff")
+    assert len(daemon.logged("journal.write_failed")) == 1
     assert daemon.end() == 0
 
 
@@ -114,4 +114,4 @@ def test_a_disk_that_may_only_be_read_is_named_at_the_start(
     again = listen(there)
     there.streaming(4)
     assert again.end() == 0
-    assert not again.logged("journal.trouble")
+    assert not again.logged("journal.write_failed")

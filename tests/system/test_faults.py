@@ -21,12 +21,12 @@ HASTE = """
 [backoff]
 first = 0.1
 cap = 0.3
-parked_first = 0.3
-parked_cap = 0.5
+suspended_first = 0.3
+suspended_cap = 0.5
 
 [log]
 level = "debug"
-sum_up = 0
+repeat_interval = 0
 """
 Fault = dict[str, Any]
 

@@ -43,7 +43,7 @@ def test_nothing_that_is_older_than_the_first_start_is_reported_as_new(
     until(lambda: there.state()["queued"] >= queued + 40, "events while nobody listens")
     daemon = listen(there)
     there.streaming(MAILBOXES)
-    daemon.until_logged("catchup.done", MAILBOXES)
+    daemon.until_logged("catchup.finished", MAILBOXES)
     there.rate(0)
     until(lambda: lost(ledger, output, streaming) == 0, "what happened since the first start")
     assert daemon.end() == 0

@@ -10,7 +10,7 @@ from tests.system.processes import Listen, Start, until
 from tests.system.strange import Asked, Strange, Told, lives_at, redirected, settings, users_of
 
 Serve = Callable[..., Strange]
-SOON = "\n[backoff]\nfirst = 0.05\ncap = 0.1\nparked_first = 0.1\nparked_cap = 0.2\n"
+SOON = "\n[backoff]\nfirst = 0.05\ncap = 0.1\nsuspended_first = 0.1\nsuspended_cap = 0.2\n"
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_delegate_with_rights_on_no_folder_is_suspended(
     )
     daemon = listen(there)
     there.streaming(4)
-    (line, *_) = daemon.until_logged("mailbox.parked", mailbox="eve@evil.example")
+    (line, *_) = daemon.until_logged("mailbox.suspended", mailbox="eve@evil.example")
     assert line["code"] == "ErrorAccessDenied"
     assert not daemon.logged("group.streaming", anchor="eve@evil.example")
     assert daemon.end() == 0
@@ -249,7 +249,7 @@ def test_an_address_with_an_umlaut_streams(simulator: Start, listen: Listen) -> 
 
 
 @pytest.mark.parametrize("which", [0, -1], ids=["anchor", "another"])
-def test_a_mailbox_that_is_refused_alone_is_parked_alone(
+def test_a_mailbox_that_is_refused_alone_is_suspended_alone(
     simulator: Start, listen: Listen, which: int
 ) -> None:
     there = simulator("--lock-after", "4", "--backends", "1")
@@ -258,11 +258,11 @@ def test_a_mailbox_that_is_refused_alone_is_parked_alone(
     there.append(SOON)
     daemon = listen(there)
     there.streaming(3)
-    (parked, *_) = daemon.until_logged("mailbox.parked", mailbox=refused)
-    assert parked["code"] == "MailboxRefused"
+    (suspended, *_) = daemon.until_logged("mailbox.suspended", mailbox=refused)
+    assert suspended["code"] == "MailboxRefused"
     daemon.until_logged("auth.mailbox_refused", mailbox=refused)
     daemon.until_logged("group.subscribing", 8)  # it is asked for again and again
     assert [line for line in daemon.logged("auth.refused") if line["pause"]] == []
-    assert {line["mailbox"] for line in daemon.logged("mailbox.parked")} == {refused}
+    assert {line["mailbox"] for line in daemon.logged("mailbox.suspended")} == {refused}
     assert there.state()["mailboxes_streaming"] == 3
     assert daemon.end() == 0

@@ -55,12 +55,12 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_r
 ) -> None:
     there = simulator()
     there.append(handler("picky", "acme:open_picky", "attempts = 1"))
-    there.append("\n[log]\nsum_up = 0\n")
+    there.append("\n[log]\nrepeat_interval = 0\n")
     daemon = listen(there, PYTHONPATH=plugins)
     there.streaming(4)
     ledger = there.make(there.mailboxes[0])
     until(lambda: daemon.logged("handler.rejected", handler="picky"), "a rejected event")
-    until(lambda: len(daemon.logged("handler.gave_up")) == len(ledger) - 1, "the others given up")
+    until(lambda: len(daemon.logged("handler.dead_lettered")) == len(ledger) - 1, "the others given up")
     letters = asked(there, "dead-letters", "list")
     assert isinstance(letters, list)
     assert len(letters) == len(ledger)
@@ -75,7 +75,7 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_r
     assert people.count("\n") == 1
     assert asked(there, "dead-letters", "discard", str(mail["number"])) == {"count": 1}
     assert asked(there, "dead-letters", "retry", str(other["number"])) == {"count": 1}
-    until(lambda: len(daemon.logged("handler.gave_up")) == len(ledger), "given up once more")
+    until(lambda: len(daemon.logged("handler.dead_lettered")) == len(ledger), "given up once more")
     assert command(there, "dead-letters", "show", "999").returncode == 1
     assert "there is no dead letter 999" in command(there, "dead-letters", "show", "999").stderr
     assert daemon.end() == 0

@@ -135,7 +135,7 @@ def test_a_ticket_that_ends_is_replaced_and_the_stream_goes_on(
     assert proved(there).keys() == {"kerberos"}
     assert there.state()["authentication"]["refused"] == {}
     assert daemon.end() == 0
-    for event in ("auth.refused", "stream.refused", "stream.broken", "group.waiting"):
+    for event in ("auth.refused", "stream.refused", "stream.broken", "group.backoff"):
         assert not daemon.logged(event)
 
 

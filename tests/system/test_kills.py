@@ -24,7 +24,8 @@ from tests.system.truth import judge
 KILLS = int(os.environ.get("EWS_LISTENER_KILLS", "3"))
 MAILBOXES = 40
 RATE = 500
-ON_ITS_WAY = 1.0  # seconds that an event may take from Exchange into the journal, on a busy machine
+# Seconds that an event may take from Exchange into the journal; as many more where others want the cores too.
+ON_ITS_WAY = 1.0
 
 
 def test_after_the_last_restart_every_change_is_in_both_outputs(
@@ -49,7 +50,7 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
         assert daemon.wait() == -signal.SIGKILL
         unacknowledged.update(outstanding(there.folder / "state"))
         note_filled(daemon, filled)
-        assert not daemon.logged("handler.gave_up")
+        assert not daemon.logged("handler.dead_lettered")
         daemon = listen(there)
     there.streaming(MAILBOXES)
     time.sleep(1)
@@ -62,9 +63,12 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
 
     until(nothing_lost, "every change in both outputs", patience=300 + 12 * KILLS)
     took = time.monotonic() - begun
-    until(lambda: {line["mailbox"] for line in daemon.logged("catchup.done")} == filled.keys(), "no gap open")
+    until(
+        lambda: {line["mailbox"] for line in daemon.logged("catchup.finished")} == filled.keys(),
+        "no gap open",
+    )
     assert daemon.end() == 0
-    assert not daemon.logged("handler.gave_up")
+    assert not daemon.logged("handler.dead_lettered")
     note_filled(daemon, filled)
     gaps = {mailbox: Gaps(open_gaps(kills, moments)) for mailbox, moments in filled.items()}
     file, program = judge(ledger, output, gaps), judge(ledger, written, gaps)
@@ -106,14 +110,15 @@ def repeats(output: Path) -> int:
 
 def note_filled(daemon: Listener, filled: dict[str, list[float]]) -> None:
     """When the gap of each mailbox had been filled."""
-    for line in daemon.logged("catchup.done"):
+    for line in daemon.logged("catchup.finished"):
         filled[line["mailbox"]].append(datetime.fromisoformat(line["time"]).timestamp())
 
 
 def open_gaps(kills: Sequence[float], filled: Sequence[float]) -> list[tuple[float, float]]:
     """From each kill until the mailbox was next compared to the end, and what was on its way to the daemon then."""
+    on_its_way = ON_ITS_WAY * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     return [
-        (kill - ON_ITS_WAY, min((moment for moment in filled if moment > kill), default=time.time()))
+        (kill - on_its_way, min((moment for moment in filled if moment > kill), default=time.time()))
         for kill in kills
     ]
 

@@ -32,12 +32,12 @@ def test_the_daemon_reads_exports_at_the_start_and_later(simulator: Start, liste
     listener = listen(office)
     office.streaming(3)
     listener.until_logged("listener.started", mailboxes=4)
-    listener.until_logged("mailbox.parked", mailbox=ABROAD)
+    listener.until_logged("mailbox.suspended", mailbox=ABROAD)
     file.write_text(export(everybody, ","), encoding="utf-8-sig")
     office.streaming(4)
-    listener.until_logged("census.taken", mailboxes=4, added=1, removed=1)
+    listener.until_logged("mailboxes.refreshed", mailboxes=4, added=1, removed=1)
     file.write_bytes(export(["jürgen@contoso.example"]).encode("cp1252"))
-    (failed, *_) = listener.until_logged("census.failed", level="warning")
+    (failed, *_) = listener.until_logged("mailboxes.refresh_failed", level="warning")
     assert failed["text"].startswith("is not UTF-8 text (byte 0xfc in line 3)")
     assert office.state()["mailboxes_streaming"] == 4
     assert listener.end() == 0

@@ -109,7 +109,7 @@ def test_a_proxy_that_does_not_take_us_is_named(simulator: Start, listen: Callab
     with proxy() as between:
         there.change("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{between.url}"')
         daemon = listen(there)
-        line = daemon.until_logged("mailbox.parked", code="Http407")[0]
+        line = daemon.until_logged("mailbox.suspended", code="Http407")[0]
         assert "proxy" in line["text"].lower()
         assert daemon.end() == 0
     assert there.state()["requests"] == {}

@@ -93,7 +93,7 @@ CASES = {
         broken("ews_disabled"),
         "EwsDisabled",
         "EWS is switched off for this tenant or application: EWSDisabledForTenant; an HTML page: Forbidden",
-        "mailbox.parked",
+        "mailbox.suspended",
     ),
     "expired secret": entra(
         broken("token_refused", code=7000222),

@@ -112,7 +112,7 @@ def test_a_bad_configuration_changes_nothing_and_says_why(simulator: Start, list
         assert told in done.stderr
         assert "Traceback" not in done.stderr
         if told != ":":  # else the command finds that out by itself
-            daemon.until_logged("listener.reload_refused", count=number)
+            daemon.until_logged("listener.reload_rejected", count=number)
     it = status(there) if there.config.write_text(good) else {}
     assert (it["mailboxes"], it["streaming"], it["reloads"]["refused"]) == (4, 4, 3)
     assert "handlers.x: could not be opened" in it["reloads"]["problems"][0]

@@ -97,9 +97,9 @@ def test_one_that_raises_and_one_that_hangs_harm_no_other(
     failed = daemon.until_logged("handler.failed", handler="raising")
     assert "LookupError: no such customer" in failed[0]["exception"]
     assert failed[0]["mailbox"] == there.mailboxes[0]
-    daemon.until_logged("handler.gave_up", handler="raising")
+    daemon.until_logged("handler.dead_lettered", handler="raising")
     daemon.until_logged("handler.timeout", handler="hanging")
-    daemon.until_logged("handler.gave_up", handler="hanging")
+    daemon.until_logged("handler.dead_lettered", handler="hanging")
     assert not daemon.logged("handler.failed", handler="deliveries")
     assert daemon.end() == 0
     (end,) = daemon.logged("handler.stopped", handler="deliveries")
@@ -183,7 +183,7 @@ def test_it_ends_in_order_though_exchange_is_gone(simulator: Start, listen: List
     daemon = listen(there)
     there.streaming(4)
     there.process.kill()
-    daemon.until_logged("group.waiting")
+    daemon.until_logged("group.backoff")
     assert daemon.end() == 0
     assert daemon.log[-1]["event"] == "listener.stopped"
 
@@ -359,7 +359,7 @@ def test_an_exchange_that_dies_and_comes_back_is_listened_to_again(simulator: St
     until(lambda: len(there.deliveries) == before, "all deliveries before")
     there.process.kill()
     there.process.wait()
-    daemon.until_logged("group.waiting")
+    daemon.until_logged("group.backoff")
     config = there.config.read_text()
     there = simulator("--port", str(there.port))
     assert there.config.read_text() in config

@@ -26,7 +26,7 @@ def test_what_a_silent_subscription_keeps_back_comes_within_one_sweep(
     until(lambda: time.monotonic() > listening + 1.0, "the next second")
     there.break_(kind="silent_subscription", mailbox=ann, seconds=600)
 
-    begun, swept = time.monotonic(), len(daemon.logged("catchup.swept", mailbox=ann))
+    begun, swept = time.monotonic(), len(daemon.logged("sweep.finished", mailbox=ann))
     kept_back = there.make(ann, count=3)
     others = there.make(bob, count=3)
     until(lambda: len(there.deliveries) == len(before) + len(others), "the events of others")
@@ -37,9 +37,9 @@ def test_what_a_silent_subscription_keeps_back_comes_within_one_sweep(
     found = [event for event in there.deliveries if event["data"].get("recovered")]
     assert {event["data"]["mailbox"] for event in found} == {ann}
     assert verdict.unseen == 0
-    daemon.until_logged("mailbox.silent", mailbox=ann)
+    daemon.until_logged("subscription.stalled", mailbox=ann)
     # A sweep that was under way may have been too early to see them.
-    missed = [line["missed"] for line in daemon.logged("catchup.swept", mailbox=ann)[swept:]]
+    missed = [line["missed"] for line in daemon.logged("sweep.finished", mailbox=ann)[swept:]]
     assert max(missed[:2]) == len({line["item_id"] for line in kept_back if line.get("item_id")})
     print(f"{len(kept_back)} changes found {took:.1f} s after they were made; a sweep every {INTERVAL:g} s")
 
@@ -50,5 +50,5 @@ def test_what_a_silent_subscription_keeps_back_comes_within_one_sweep(
     again = there.make(ann)
     until(lambda: len(there.deliveries) == so_far + len(again), "events of the new subscription")
     assert not there.deliveries[-1]["data"].get("recovered")
-    assert not daemon.logged("group.waiting")
+    assert not daemon.logged("group.backoff")
     assert daemon.end() == 0

@@ -74,7 +74,7 @@ async def test_a_mailbox_that_cannot_be_subscribed_delays_no_other(
         await there.until_streaming(within=600)
         told = [(event.type, event.mailbox) for event in there.notes.lifecycle]
         if code == "ErrorNonExistentMailbox":
-            assert told == [("exchange.listener.parked", bad), ("exchange.listener.unparked", bad)]
+            assert told == [("exchange.listener.suspended", bad), ("exchange.listener.resumed", bad)]
         else:
             assert told == []
         made = there.touch(bad)
@@ -117,7 +117,7 @@ async def test_a_bad_mailbox_is_asked_for_less_and_less(autojump_clock: trio.tes
         assert len(tries) < 70
         assert min(pauses[-5:]) >= 1800
         assert max(pauses) <= 3601
-        assert [event.type for event in there.notes.lifecycle] == ["exchange.listener.parked"], "told once"
+        assert [event.type for event in there.notes.lifecycle] == ["exchange.listener.suspended"], "told once"
 
 
 GAPS = {"exchange.listener.gap", "exchange.listener.recovered"}

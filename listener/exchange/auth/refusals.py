@@ -75,7 +75,7 @@ class RefusalStore:
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             beside.replace(self._path)
         except OSError as error:
-            log.warning("auth.memory_failed", path=str(self._path), reason=error.strerror)
+            log.warning("auth.refusals_not_saved", path=str(self._path), reason=error.strerror)
 
     def _read(self) -> dict[str, _Record]:
         try:
@@ -84,7 +84,7 @@ class RefusalStore:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            log.warning("auth.memory_failed", path=str(self._path), reason=str(error))
+            log.warning("auth.refusals_not_saved", path=str(self._path), reason=str(error))
             return {}
 
 
