@@ -40,6 +40,10 @@ def units_with_a_growing_delay(place: Path) -> set[str]:
     return {path.parent.name.removesuffix(".d") for path in place.glob(f"{UNITS}/*.d/growing-delay.conf")}
 
 
+# Installed alone, it finds what it depends on among the tests' own packages.
+ALONE = {"PIP_NO_DEPS": "1", "PIP_IGNORE_INSTALLED": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
@@ -51,9 +55,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
     """By a machine with a newer systemd; configured, and installed again by one with an older; and removed."""
     place = tmp_path_factory.mktemp("place")
-    # What it depends on it finds among the tests' own packages: the second time everything is built and installed.
-    own = {"PIP_NO_DEPS": "1", "PIP_IGNORE_INSTALLED": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
-    make("install", place, SYSTEMD="254", WHEEL=str(wheel), **own)
+    # The second time everything is built and installed.
+    make("install", place, SYSTEMD="254", WHEEL=str(wheel), **ALONE)
     assert units_with_a_growing_delay(place) == {"ews-listener.service", "ews-listener@.service"}
     config = place / "etc/ews-listener/config.toml"
     config.write_text("# mine\n")
@@ -138,19 +141,10 @@ def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory, wheel: Pa
     """A wheel, alone, in an environment of its own: the command, and nothing for the system."""
     environment = tmp_path_factory.mktemp("pipx") / "environment"
     run(sys.executable, "-m", "venv", environment)
-    run(
-        environment / "bin/python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "-c",
-        "constraints.txt",
-        "--no-compile",
-        wheel,
-    )
+    pip = (environment / "bin/python", "-m", "pip", "install", "--quiet", "--no-compile")
+    run(*pip, "-c", "constraints.txt", wheel, **ALONE)
     command = environment / "bin/ews-listener"
-    assert run(command, "--version").strip() in wheel.name
-    assert "compdef" in run(command, _EWS_LISTENER_COMPLETE="source_zsh")
+    assert run(command, "--version", **ALONE).strip() in wheel.name
+    assert "compdef" in run(command, _EWS_LISTENER_COMPLETE="source_zsh", **ALONE)
     assert not (environment / "share/ews-listener").exists()
     assert not list(environment.rglob("ews-listener.service"))
