@@ -23,7 +23,7 @@ from listener.operations import Operations
 
 COUNT = 10_000
 TIMES = 20
-PARKED = 50  # in each group
+SUSPENDED = 50  # in each group
 
 
 async def main(where: Path) -> None:
@@ -45,7 +45,7 @@ async def main(where: Path) -> None:
             for runner in daemon.manager.runners.values():
                 members = tuple(
                     replace(member, suspended=True)
-                    if at < PARKED
+                    if at < SUSPENDED
                     else replace(member, subscription=f"id-{at}")
                     for at, member in enumerate(runner.state.members)
                 )

@@ -194,7 +194,7 @@ def access_rules(config: Config) -> AccessRules:
 
 
 def policy(config: Config) -> Policy:
-    """The patience of groups, from [backoff]."""
+    """Return the retry policy of groups, from [backoff]."""
     backoff = config.backoff
     return Policy(
         backoff=Backoff(backoff.first, backoff.factor, backoff.cap),
@@ -203,8 +203,8 @@ def policy(config: Config) -> Policy:
     )
 
 
-def patience(config: Config, handler: str) -> DeliveryLimits:
-    """The patience with one handler, from [delivery] and [handlers.NAME]."""
+def delivery_limits(config: Config, handler: str) -> DeliveryLimits:
+    """Return the delivery limits of one handler, from [delivery] and [handlers.NAME]."""
     own = config.handlers.get(handler)
     delivery = config.delivery if own is None else own.delivery(config.delivery)
     retry = Backoff(first=delivery.retry_first, factor=2.0, cap=delivery.retry_cap)

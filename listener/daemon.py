@@ -22,11 +22,11 @@ from listener.admin.status_line import status_line
 from listener.admin.systemd import Systemd
 from listener.build import (
     access,
+    delivery_limits,
     discovery,
     expander,
     mailbox_source,
     mailbox_sources,
-    patience,
     policy,
     retention,
     scope,
@@ -232,9 +232,9 @@ class Daemon:
 
     def _is_same(self, config: Config, handler: str) -> bool:
         """Whether a handler is, and is treated, as it was."""
-        return config.handlers.get(handler) == self.config.handlers.get(handler) and patience(
+        return config.handlers.get(handler) == self.config.handlers.get(handler) and delivery_limits(
             config, handler
-        ) == patience(self.config, handler)
+        ) == delivery_limits(self.config, handler)
 
     def _new_catch_up(self, journal: Journal) -> CatchUp:
         kinds = frozenset(self.config.subscription.events)
@@ -294,7 +294,7 @@ class Daemon:
             await self.checkpointer.keep(group)
 
     def _new_lane(self, source: Source, config: Config) -> Worker:
-        return Worker(source, patience(config, source.name), self.tracing)
+        return Worker(source, delivery_limits(config, source.name), self.tracing)
 
     def _home(self, mailbox: str) -> Home | None:
         runner = self.manager.runner_of(mailbox)

@@ -56,7 +56,7 @@ def build(
     with this Host header is answered (listener/admin/hosts.py)."""
 
     def guarded(endpoint: Endpoint, *, strictly: bool) -> Endpoint:
-        async def lockout(request: Request) -> Response:
+        async def guard(request: Request) -> Response:
             local = request.client is None  # a Unix socket has no address
             if local or (token is None and not strictly) or _has(request, token):
                 return await endpoint(request)
@@ -64,7 +64,7 @@ def build(
                 return _says(403, "only over the Unix socket, or with [status] token")
             return _says(401, "a token is needed", headers={"WWW-Authenticate": "Bearer"})
 
-        return lockout
+        return guard
 
     async def healthz(_: Request) -> Response:
         return (

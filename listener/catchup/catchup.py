@@ -369,7 +369,7 @@ class CatchUp:
             log.warning("catchup.refused", mailbox=mailbox, **why)
             if self.refused is not None:
                 self.refused(mailbox, failure)
-            delay = Backoff(PARKED, 2.0, self.idle_interval).longest(failures)
+            delay = Backoff(REFUSED, 2.0, self.idle_interval).longest(failures)
             delay_queue.put(mailbox, trio.current_time() + delay)
             return
         told = None if failure is None else failure.wait
@@ -441,7 +441,7 @@ class CatchUp:
                 self._open.discard(mailbox)
 
     async def _fill(self, mailbox: str, mailbox_state: MailboxState, gap: Gap) -> None:
-        queries, desk_gap = self._queries(mailbox), gap
+        queries, open_gap = self._queries(mailbox), gap
         begun = trio.current_time()
         kept = await load_known(self.states, mailbox)
         known, mark = kept.known, self._mark(mailbox, mailbox_state, kept, gap)
@@ -450,10 +450,10 @@ class CatchUp:
             gap = replace(gap, since=mailbox_state.alone)  # what came before has been found
         is_news = known is not None or gap.since is not None
         since = self._since(gap, known)
-        if is_news and not desk_gap.told:
+        if is_news and not open_gap.told:
             log.info("catchup.started", mailbox=mailbox, reasons=list(gap.reasons))
             await self._tell_gap(mailbox, gap, since)
-            desk_gap.told = True
+            open_gap.told = True
         comparison = self._comparison(mailbox, mailbox_state, queries, mark, since)
         comparison.cutoff = None if since is None else comparison.since - SKEW
         # Rather report what came just before the first subscription than lose what came just after it.
@@ -715,7 +715,7 @@ BUFFERED = (
 )
 
 # Seconds after which it is seen whether a mailbox has a stream again, and whether one can be read again.
-WITHOUT_STREAM, PARKED = 30.0, 15.0
+WITHOUT_STREAM, REFUSED = 30.0, 15.0
 
 # Reasons that a server can give again and again on a stream that is well, and the seconds between two comparisons
 # for them.

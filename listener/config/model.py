@@ -319,7 +319,9 @@ class Log(Section):
         'error leads there, and "json", one object a line, elsewhere.',
     )
     repeat_interval: Duration = Field(
-        60, description="Failures that repeat are told once in this time, with their number. 0: each is told."
+        60,
+        description="Minimum time between log lines for the same repeated failure. "
+        "The next line has the count. 0 logs each failure.",
     )
     audit_file: ConfigPath | None = Field(
         None,

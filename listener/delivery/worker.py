@@ -74,7 +74,7 @@ class Worker:
     """One handler, its way through the journal and its tasks."""
 
     source: Source
-    patience: DeliveryLimits
+    limits: DeliveryLimits
     tracing: Tracing | None = None
     delivered: int = 0
     given_up: int = 0
@@ -123,7 +123,7 @@ class Worker:
 
     def again(self) -> Worker:
         """A worker that goes on where this one was left."""
-        worker = Worker(self.source, self.patience, self.tracing, opened=True)
+        worker = Worker(self.source, self.limits, self.tracing, opened=True)
         worker.count_on(self)
         return worker
 
@@ -194,7 +194,7 @@ class Worker:
             if self._is_finished():
                 break
             with trio.CancelScope() as self._pause:
-                await trio.sleep(self.patience.retry.longest(self.failures))
+                await trio.sleep(self.limits.retry.longest(self.failures))
 
     def _note_broken(self, error: BaseException, *, made_progress: bool, cancelled: bool) -> None:
         """The context raised. Raises OpeningError if it was never open."""
@@ -208,7 +208,7 @@ class Worker:
         """The context broke while calls were under way: that was a failed attempt at each of their events."""
         in_hand, self._in_hand = list(self._in_hand.values()), {}
         for entries, attempt in in_hand:
-            if attempt < self.patience.attempts:
+            if attempt < self.limits.attempts:
                 self._queues.count(entries)
             else:
                 log.error("handler.dead_lettered", **self._about(entries), reason=describe(error))
@@ -234,7 +234,7 @@ class Worker:
         not close in time is cancelled.
         """
         self._leaving = True
-        with trio.move_on_after(self.patience.timeout + CLOSING) as patience:
+        with trio.move_on_after(self.limits.timeout + CLOSING) as patience:
             await self._end()
         if patience.cancelled_caught:
             log.error("handler.close_timeout", handler=self.name, seconds=CLOSING)
@@ -258,7 +258,7 @@ class Worker:
             if isinstance(handler, BatchHandler):
                 nursery.start_soon(self._work_in_batches, handler, reader)
             else:
-                for _ in range(self.patience.concurrency):
+                for _ in range(self.limits.concurrency):
                     nursery.start_soon(self._work, handler, reader)
             while not self._is_finished():
                 await self._change.wait()
@@ -266,7 +266,7 @@ class Worker:
 
     async def _read(self, reader: Reader) -> None:
         while True:
-            room = self.patience.queue - len(self._queues)
+            room = self.limits.queue - len(self._queues)
             if room > 0:
                 try:
                     entries = await reader.read(min(room, AT_A_TIME))
@@ -378,7 +378,7 @@ class Worker:
         counts, trace = True, ""
         self._in_hand[entries[0].position] = entries, attempt
         try:
-            with trio.move_on_after(self.patience.timeout) as patience:
+            with trio.move_on_after(self.limits.timeout) as patience:
                 await call(what)
             self._in_hand.pop(entries[0].position, None)
             if not patience.cancelled_caught:
@@ -388,8 +388,8 @@ class Worker:
                 self._show(entries, "done", attempt)
                 self._done(entries)
                 return None
-            reason = f"no answer in {self.patience.timeout:g} s"
-            self._tell("handler.timeout", entries, attempt, seconds=self.patience.timeout)
+            reason = f"no answer in {self.limits.timeout:g} s"
+            self._tell("handler.timeout", entries, attempt, seconds=self.limits.timeout)
         except BaseException as error:  # noqa: BLE001  (the fence)
             ours, theirs = divided(error)
             if ours is not None:
@@ -411,9 +411,9 @@ class Worker:
                 case _:
                     reason, trace = describe(theirs), format_traceback(theirs)
                     self._tell("handler.failed", entries, attempt, exc_info=theirs)
-        if attempt < self.patience.attempts or not counts:
+        if attempt < self.limits.attempts or not counts:
             self._show(entries, "failed", attempt, reason)
-            return Again(self.patience.retry.longest(attempt) if after is None else after, counts)
+            return Again(self.limits.retry.longest(attempt) if after is None else after, counts)
         log.error("handler.dead_lettered", **self._about(entries), reason=reason)
         await self._bury(entries, reason, trace, attempt, reader)
         return None

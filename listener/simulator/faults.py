@@ -416,16 +416,14 @@ class Parameter(msgspec.Struct, frozen=True):
 
 def parameters(kind: type[Fault]) -> list[Parameter]:
     """The parameters of a kind, its own ones first."""
-    redirect_discovery = get_type_hints(kind)
+    annotations = get_type_hints(kind)
     own = [name for name in kind.__struct_fields__ if name in kind.__annotations__]
     inherited = [name for name in kind.__struct_fields__ if name not in own]
     found = []
     for name in own + inherited:
         default = _default(kind, name)
         required = default is msgspec.NODEFAULT
-        found.append(
-            Parameter(name, _type_name(redirect_discovery[name]), required, None if required else default)
-        )
+        found.append(Parameter(name, _type_name(annotations[name]), required, None if required else default))
     return found
 
 

@@ -13,7 +13,7 @@ import trio
 from listener import Handler, MailboxEvent
 from listener.admin.loop import watched_loop
 from listener.delivery.delivery import Delivery, Worker
-from tests.delivery.test_delivery import PATIENCE, Plugin, event
+from tests.delivery.test_delivery import LIMITS, Plugin, event
 from tests.fakes import FakeJournal
 
 Lines = list[MutableMapping[str, Any]]
@@ -21,7 +21,7 @@ Lines = list[MutableMapping[str, Any]]
 
 async def run(plugin: Plugin, act: Any = None) -> Lines:
     with structlog.testing.capture_logs() as lines, watched_loop(every=0.02, limit=0.1):
-        delivery = Delivery((Worker(plugin, PATIENCE),))
+        delivery = Delivery((Worker(plugin, LIMITS),))
         async with trio.open_nursery() as nursery:
             await nursery.start(delivery.run, FakeJournal())
             await delivery.publish([event(1)])

@@ -17,7 +17,7 @@ from listener.errors import ConfigError
 from tests.fakes import FakeJournal
 from tests.journal.tools import opened
 
-PATIENCE = DeliveryLimits(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
+LIMITS = DeliveryLimits(queue=100, timeout=30, attempts=3, retry=Backoff(first=1, factor=2, cap=60))
 
 
 def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:
@@ -59,9 +59,9 @@ class Plugin:
 
 @asynccontextmanager
 async def running(
-    *plugins: Plugin, patience: DeliveryLimits = PATIENCE, journal: FakeJournal | None = None
+    *plugins: Plugin, limits: DeliveryLimits = LIMITS, journal: FakeJournal | None = None
 ) -> AsyncIterator[Delivery]:
-    delivery = Delivery(tuple(Worker(plugin, patience) for plugin in plugins))
+    delivery = Delivery(tuple(Worker(plugin, limits) for plugin in plugins))
     journal = journal or FakeJournal()
     async with trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
@@ -168,7 +168,7 @@ async def test_a_handler_that_lags_holds_nobody_up_and_only_so_much_of_it_is_in_
 
     slow, good = Plugin(act, name="slow"), Plugin()
     journal = FakeJournal()
-    async with running(slow, good, patience=replace(PATIENCE, queue=2), journal=journal) as delivery:
+    async with running(slow, good, limits=replace(LIMITS, queue=2), journal=journal) as delivery:
         await delivery.publish([event(n) for n in range(50)])
         await trio.sleep(10.5)
         assert len(good.handled) == 50
@@ -212,7 +212,7 @@ async def test_calls_for_several_mailboxes_go_side_by_side_and_those_for_one_do_
 
     plugin = Plugin(act)
     events = [msgspec.structs.replace(event(n), mailbox=f"user{n % 5}") for n in range(50)]
-    async with running(plugin, patience=replace(PATIENCE, concurrency=3)) as delivery:
+    async with running(plugin, limits=replace(LIMITS, concurrency=3)) as delivery:
         await delivery.publish(events)
         begun = trio.current_time()
         await delivery.drain(100)
@@ -324,7 +324,7 @@ async def test_a_batch_is_buried_at_once_and_its_letters_are_no_longer_than_help
 
     with structlog.testing.capture_logs():
         async with opened(None) as journal, trio.open_nursery() as nursery:
-            delivery = Delivery((Worker(BulkPlugin(), PATIENCE),))
+            delivery = Delivery((Worker(BulkPlugin(), LIMITS),))
             await nursery.start(delivery.run, journal)
             await delivery.publish([event(n) for n in range(100)])
             commits = 0
@@ -397,8 +397,8 @@ async def test_waiting_for_something_that_is_not_there_is_no_try(
         await delivery.drain(10_000)
     patient = [moment for moment in tries if moment < down_until]
     assert len(patient) == 17
-    assert len(tries) - len(patient) == PATIENCE.attempts
-    assert [letter.attempts for letter in journal.buried] == [PATIENCE.attempts]
+    assert len(tries) - len(patient) == LIMITS.attempts
+    assert [letter.attempts for letter in journal.buried] == [LIMITS.attempts]
 
 
 async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None:
@@ -463,7 +463,7 @@ async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     good = Plugin()
-    delivery = Delivery((Worker(good, PATIENCE),))
+    delivery = Delivery((Worker(good, LIMITS),))
     async with opened(None, memory=100) as journal:
         await journal.reader("good")
         await journal.release("good")
@@ -547,10 +547,10 @@ async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
 
 async def test_a_handler_that_never_waits_does_not_keep_the_others_out() -> None:
     good = Plugin()
-    async with running(good, patience=DeliveryLimits(queue=20_000)) as delivery:
+    async with running(good, limits=DeliveryLimits(queue=20_000)) as delivery:
         await delivery.publish([event(n) for n in range(20_000)])
-        queues = 0
+        checkpoints = 0
         while len(good.handled) < 20_000:
             await trio.lowlevel.checkpoint()
-            queues += 1
-        assert queues > 200
+            checkpoints += 1
+        assert checkpoints > 200

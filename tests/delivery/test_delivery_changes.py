@@ -14,13 +14,13 @@ from listener.delivery.delivery import Delivery, Worker
 from listener.errors import ConfigError
 from listener.journal.sqlite import open_journal
 from listener.journal.store import Trouble, Written
-from tests.delivery.test_delivery import PATIENCE, Plugin, event
+from tests.delivery.test_delivery import LIMITS, Plugin, event
 from tests.journal.tools import opened
 
 
 @asynccontextmanager
 async def running(*plugins: Plugin) -> AsyncIterator[Delivery]:
-    delivery = Delivery(tuple(Worker(plugin, PATIENCE) for plugin in plugins))
+    delivery = Delivery(tuple(Worker(plugin, LIMITS) for plugin in plugins))
     async with open_journal(None) as journal, trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
         yield delivery
@@ -54,7 +54,7 @@ async def test_a_new_handler_gets_what_comes_from_now_on(autojump_clock: trio.te
     old, new = Plugin(name="old"), Plugin(name="new")
     async with running(old) as delivery:
         await delivery.publish([event(1)])
-        await delivery.change([*delivery.workers, Worker(new, PATIENCE)])
+        await delivery.change([*delivery.workers, Worker(new, LIMITS)])
         await delivery.publish([event(2)])
         await settled()
         assert (old.opened, old.closed) == (1, 0)
@@ -74,7 +74,7 @@ async def test_one_that_is_gone_is_closed_and_goes_on_where_it_stood_when_it_com
         assert [line["handler"] for line in lines if line["event"] == "handler.stopped"] == ["gone"]
         await delivery.publish([event(2)])
         await settled()
-        await delivery.change([*delivery.workers, Worker(gone, PATIENCE)])
+        await delivery.change([*delivery.workers, Worker(gone, LIMITS)])
         await settled()
     assert old.handled == ["1", "2"]
     assert gone.handled == ["1", "2"]
@@ -89,7 +89,7 @@ async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_noth
     async with running(first) as delivery:
         await delivery.publish([event(n) for n in range(4)])
         await trio.sleep(wait)
-        await delivery.change([Worker(second, PATIENCE)])
+        await delivery.change([Worker(second, LIMITS)])
         assert first.closed == 1
         await delivery.publish([event(n) for n in range(4, 6)])
         await trio.sleep(9)
@@ -108,7 +108,7 @@ async def test_one_that_waits_to_try_again_need_not_be_waited_for(
         await delivery.publish([event(1), event(2)])
         await trio.sleep(0.1)
         begun = trio.current_time()
-        await delivery.change([Worker(good, PATIENCE)])
+        await delivery.change([Worker(good, LIMITS)])
         assert trio.current_time() - begun < 0.2
         await settled()
     assert good.handled == ["1", "2"]
@@ -119,7 +119,7 @@ async def test_a_filter_that_changes_holds_from_then_on(autojump_clock: trio.tes
     async with running(items) as delivery:
         await delivery.publish([event(1), event(2, "exchange.folder.created")])
         await settled()
-        await delivery.change([Worker(folders, PATIENCE)])
+        await delivery.change([Worker(folders, LIMITS)])
         await delivery.publish([event(3), event(4, "exchange.folder.created")])
         await settled()
     assert (items.handled, folders.handled) == (["1"], ["4"])
@@ -136,7 +136,7 @@ async def test_if_one_cannot_be_opened_all_is_as_it_was(
         await settled()
         staying = [] if name == "good" else list(delivery.workers)
         with pytest.raises(ConfigError, match=f"handlers.{name}: "):
-            await delivery.change([*staying, Worker(fine, PATIENCE), Worker(kind(name=name), PATIENCE)])
+            await delivery.change([*staying, Worker(fine, LIMITS), Worker(kind(name=name), LIMITS)])
         await delivery.publish([event(2)])
         await settled()
         assert [worker.name for worker in delivery.workers] == ["good"]
@@ -153,13 +153,11 @@ async def test_the_end_may_come_while_a_handler_opens(
     autojump_clock: trio.testing.MockClock, name: str
 ) -> None:
     good, fine = Plugin(), Plugin(name="fine")
-    delivery = Delivery((Worker(good, PATIENCE),))
+    delivery = Delivery((Worker(good, LIMITS),))
     async with open_journal(None) as journal, trio.open_nursery() as outer, trio.open_nursery() as handlers:
         await handlers.start(delivery.run, journal)
         staying = [] if name == "good" else list(delivery.workers)
-        outer.start_soon(
-            delivery.change, [*staying, Worker(fine, PATIENCE), Worker(Mute(name=name), PATIENCE)]
-        )
+        outer.start_soon(delivery.change, [*staying, Worker(fine, LIMITS), Worker(Mute(name=name), LIMITS)])
         await trio.sleep(1)
         begun = trio.current_time()
         await delivery.drain(2)
@@ -178,7 +176,7 @@ async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
         await delivery.publish([event(1), event(2)])
         await trio.sleep(1.5)
         with trio.move_on_after(0.2) as asked:
-            await delivery.change([Worker(Plugin(slow, name=name), PATIENCE) for name in handled])
+            await delivery.change([Worker(Plugin(slow, name=name), LIMITS) for name in handled])
         assert asked.cancelled_caught
         await delivery.publish([event(3)])
         await trio.sleep(5)
@@ -203,7 +201,7 @@ async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
         await delivery.publish([event(1)])
         await settled()
         begun = trio.current_time()
-        await delivery.change([Worker(Plugin(), PATIENCE)])
+        await delivery.change([Worker(Plugin(), LIMITS)])
         assert trio.current_time() - begun < 0.2
 
 
@@ -223,7 +221,7 @@ async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
         await settled()
         begun = trio.current_time()
         with structlog.testing.capture_logs() as lines:
-            await delivery.change([Worker(after, PATIENCE)])
+            await delivery.change([Worker(after, LIMITS)])
         assert 0 < trio.current_time() - begun < 100
         assert [line["handler"] for line in lines if line["event"] == "handler.close_timeout"] == ["good"]
         await delivery.publish([event(2)])
@@ -236,7 +234,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
 ) -> None:
     old = Plugin()
     async with opened(tmp_path) as journal, trio.open_nursery() as nursery:
-        delivery = Delivery((Worker(old, PATIENCE),))
+        delivery = Delivery((Worker(old, LIMITS),))
         await nursery.start(delivery.run, journal)
         await delivery.publish([event(1)])
         await settled()
@@ -248,7 +246,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
         journal._store.transact = refuse  # type: ignore[method-assign, assignment]
         begun = trio.current_time()
         with pytest.raises(ConfigError, match="is not open after"):
-            await delivery.change([Worker(new := Plugin(), PATIENCE)])
+            await delivery.change([Worker(new := Plugin(), LIMITS)])
         assert trio.current_time() - begun < 40
         journal._store.transact = transact  # type: ignore[method-assign]
         await trio.sleep(60)

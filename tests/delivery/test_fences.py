@@ -16,7 +16,7 @@ from listener.config import parse
 from listener.delivery.delivery import Delivery, Source, Worker
 from listener.errors import ConfigError, OpeningError
 from listener.plugins import load_handlers
-from tests.delivery.test_delivery import PATIENCE, Plugin, event
+from tests.delivery.test_delivery import LIMITS, Plugin, event
 from tests.journal.tools import opened
 from tests.system.plugins import acme
 
@@ -30,7 +30,7 @@ async def raise_(kind: str) -> None:
 @asynccontextmanager
 async def running(*sources: Source) -> AsyncIterator[Delivery]:
     """With the real journal: what is stored must be storable."""
-    delivery = Delivery(tuple(Worker(source, PATIENCE) for source in sources))
+    delivery = Delivery(tuple(Worker(source, LIMITS) for source in sources))
     async with opened(None) as journal, trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
         yield delivery

@@ -11,7 +11,7 @@ from listener.simulator.traffic import Traffic
 from tests.simulator.client import Client
 
 
-class OfflineJournal:
+class Office:
     def __init__(self) -> None:
         self.client = Client()
         self.traffic = Traffic(self.client.mailboxes, 0, Random(1))
@@ -25,13 +25,13 @@ class OfflineJournal:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_events_on_demand(kind: str) -> None:
-    offline = OfflineJournal()
-    alice = offline.client.mailboxes[0]
-    reader = offline.client.stream(alice, [offline.client.subscribe(alice)])
-    status, answer = offline.ask("POST", "/events", {"mailbox": alice.address, "kind": kind, "count": 4})
+    office = Office()
+    alice = office.client.mailboxes[0]
+    reader = office.client.stream(alice, [office.client.subscribe(alice)])
+    status, answer = office.ask("POST", "/events", {"mailbox": alice.address, "kind": kind, "count": 4})
     assert status == 200
     lines = answer["events"]
-    assert [line["seq"] for line in lines] == list(range(1, offline.client.ledger.count + 1))
+    assert [line["seq"] for line in lines] == list(range(1, office.client.ledger.count + 1))
     assert sum(line["kind"] == kind and "item_id" in line for line in lines) == 4
     assert reader.read() == ["OK", *(line["kind"] for line in lines)]
 
@@ -56,27 +56,27 @@ def test_events_on_demand(kind: str) -> None:
     ],
 )
 def test_orders_that_make_no_sense(path: str, value: object, status: int) -> None:
-    offline = OfflineJournal()
-    told, answer = offline.ask("POST", path, value)
+    office = Office()
+    told, answer = office.ask("POST", path, value)
     assert (told, list(answer)) == (status, ["error"])
-    assert offline.client.ledger.count == 0
+    assert office.client.ledger.count == 0
 
 
 def test_the_rate() -> None:
-    offline = OfflineJournal()
-    assert offline.ask("POST", "/traffic", {"rate": 25}) == (200, {"rate": 25.0})
-    assert offline.traffic.rate == 25.0
+    office = Office()
+    assert office.ask("POST", "/traffic", {"rate": 25}) == (200, {"rate": 25.0})
+    assert office.traffic.rate == 25.0
 
 
 def test_the_state() -> None:
-    offline = OfflineJournal()
-    client = offline.client
+    office = Office()
+    client = office.client
     (alice,), (bob,) = client.on(0), client.on(1)
     read, _ = client.subscribe(alice), client.subscribe(bob)
     client.stream(alice, [read]).read()
     for mailbox in (alice, bob):
-        offline.ask("POST", "/events", {"mailbox": mailbox.address, "kind": "NewMailEvent"})
-    status, state = offline.ask("GET", "/state")
+        office.ask("POST", "/events", {"mailbox": mailbox.address, "kind": "NewMailEvent"})
+    status, state = office.ask("GET", "/state")
     assert status == 200
     assert state["mailboxes"] == 20
     assert (state["generated"], state["queued"]) == (6, 6)
@@ -91,49 +91,49 @@ def test_the_state() -> None:
 
 
 def test_a_fault_now() -> None:
-    offline = OfflineJournal()
-    alice = offline.client.mailboxes[0].address
-    status, answer = offline.ask(
+    office = Office()
+    alice = office.client.mailboxes[0].address
+    status, answer = office.ask(
         "POST", "/faults", {"kind": "mailbox_disabled", "mailbox": alice, "seconds": 2}
     )
     assert status == 200
     assert answer["made"] == [
         {
             "seq": 1,
-            "time": offline.client.now,
+            "time": office.client.now,
             "mailbox": alice,
             "kind": "fault",
             "fault": "mailbox_disabled",
             "parameters": {"mailbox": alice, "seconds": 2.0},
         }
     ]
-    assert offline.ask("POST", "/faults", {"kind": "http", "status": 503}) == (200, {"made": []})
-    state = offline.ask("GET", "/state")[1]
+    assert office.ask("POST", "/faults", {"kind": "http", "status": 503}) == (200, {"made": []})
+    state = office.ask("GET", "/state")[1]
     assert (state["generated"], state["faults"]) == (0, 1)
 
 
 def test_faults_later() -> None:
-    offline = OfflineJournal()
-    assert offline.ask("POST", "/faults", {"kind": "outage", "at": 5, "seconds": 1}) == (200, {"made": []})
-    assert offline.ask("GET", "/faults")[1]["next"] == offline.client.now + 5
-    offline.client.pass_(5)
-    assert offline.ask("GET", "/faults")[1]["made"] == {"outage": 1}
+    office = Office()
+    assert office.ask("POST", "/faults", {"kind": "outage", "at": 5, "seconds": 1}) == (200, {"made": []})
+    assert office.ask("GET", "/faults")[1]["next"] == office.client.now + 5
+    office.client.pass_(5)
+    assert office.ask("GET", "/faults")[1]["made"] == {"outage": 1}
 
 
 def test_profiles_begin_and_stop() -> None:
-    offline = OfflineJournal()
-    assert offline.ask("POST", "/faults", {"profile": "heavy"}) == (200, {"made": []})
-    offline.client.pass_(30)
-    told = offline.ask("GET", "/faults")[1]
+    office = Office()
+    assert office.ask("POST", "/faults", {"profile": "heavy"}) == (200, {"made": []})
+    office.client.pass_(30)
+    told = office.ask("GET", "/faults")[1]
     assert sum(told["made"].values()) > 10
     assert told["next"] is not None
-    offline.ask("POST", "/faults", {"profile": "none"})
-    told = offline.ask("GET", "/faults")[1]
+    office.ask("POST", "/faults", {"profile": "none"})
+    told = office.ask("GET", "/faults")[1]
     assert (told["lasting"], told["waiting"], told["next"]) == ([], [], None)
 
 
 def test_the_kinds_of_faults() -> None:
-    told = OfflineJournal().ask("GET", "/faults")[1]
+    told = Office().ask("GET", "/faults")[1]
     assert told["profiles"] == ["none", "light", "heavy"]
     kinds = {kind["kind"]: kind for kind in told["kinds"]}
     assert list(kinds) == list(FAULTS)

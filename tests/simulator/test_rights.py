@@ -14,7 +14,7 @@ from listener.simulator.traffic import Traffic
 from tests.simulator.client import NOON, Client, Reader, T, basic, code, root, stream_body, subscribe_body
 
 
-class OfflineJournal:
+class Office:
     def __init__(self) -> None:
         self.client = Client()
         self.anna, self.ben = self.client.mailboxes[:2]
@@ -41,28 +41,27 @@ def get_folder(folder: str, mailbox: Mailbox) -> str:
 
 
 def test_a_delegate_reads_what_was_granted_and_nothing_else() -> None:
-    offline = OfflineJournal()
-    assert code(offline.get_folder("inbox", offline.anna)) == "ErrorFolderNotFound"
-    rights = offline.order("/rights", mailbox=offline.anna.address, folders=["inbox"])["rights"]
+    office = Office()
+    assert code(office.get_folder("inbox", office.anna)) == "ErrorFolderNotFound"
+    rights = office.order("/rights", mailbox=office.anna.address, folders=["inbox"])["rights"]
     assert rights["folders"] == [
-        {"account": offline.client.settings.user, "mailbox": offline.anna.address, "folders": ["inbox"]}
+        {"account": office.client.settings.user, "mailbox": office.anna.address, "folders": ["inbox"]}
     ]
-    assert code(offline.get_folder("inbox", offline.anna)) == "NoError"
-    assert code(offline.get_folder("contacts", offline.anna)) == "ErrorFolderNotFound"
-    assert code(offline.get_folder("inbox", offline.ben)) == "ErrorFolderNotFound"
+    assert code(office.get_folder("inbox", office.anna)) == "NoError"
+    assert code(office.get_folder("contacts", office.anna)) == "ErrorFolderNotFound"
+    assert code(office.get_folder("inbox", office.ben)) == "ErrorFolderNotFound"
     # Who impersonates has the rights of whom it impersonates.
     assert (
-        code(offline.get_folder("inbox", offline.anna, impersonate=offline.ben.address))
-        == "ErrorFolderNotFound"
+        code(office.get_folder("inbox", office.anna, impersonate=office.ben.address)) == "ErrorFolderNotFound"
     )
-    offline.order("/rights", mailbox=offline.anna.address, folders=[])
-    assert code(offline.get_folder("inbox", offline.anna)) == "ErrorFolderNotFound"
+    office.order("/rights", mailbox=office.anna.address, folders=[])
+    assert code(office.get_folder("inbox", office.anna)) == "ErrorFolderNotFound"
 
 
 def test_everybody_sees_a_calendar_and_nothing_in_it() -> None:
-    offline = OfflineJournal()
-    client, anna = offline.client, offline.anna
-    offline.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
+    office = Office()
+    client, anna = office.client, office.anna
+    office.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
     calendar = anna.distinguished("calendar")
     (item, *_) = calendar.items
 
@@ -78,12 +77,12 @@ def test_everybody_sees_a_calendar_and_nothing_in_it() -> None:
 
     denied = [*["ErrorAccessDenied"] * 3, "ErrorSubscriptionDelegateAccessNotSupported"]
     assert answers(anna.address) == ["NoError", *denied]
-    assert answers(anna.address, impersonate=offline.ben.address) == ["NoError", *denied]
-    rights = offline.order("/rights", mailbox=anna.address, free_busy=False)["rights"]
+    assert answers(anna.address, impersonate=office.ben.address) == ["NoError", *denied]
+    rights = office.order("/rights", mailbox=anna.address, free_busy=False)["rights"]
     assert rights["without_free_busy"] == [anna.address]
     unseen = ["ErrorFolderNotFound", "ErrorFolderNotFound", *denied[1:]]
     assert answers(anna.address) == unseen
-    offline.order("/rights", mailbox=anna.address, folders=["calendar"])
+    office.order("/rights", mailbox=anna.address, folders=["calendar"])
     assert answers(anna.address) == ["NoError"] * 5
 
 
@@ -100,11 +99,11 @@ def get_item(item: str) -> str:
 
 
 def test_a_delegate_subscribes_and_is_told_of_that_folder_alone() -> None:
-    offline = OfflineJournal()
-    client, anna = offline.client, offline.anna
+    office = Office()
+    client, anna = office.client, office.anna
     body = subscribe_body(folders=of("inbox", anna))
     assert code(client.post(body, anchor=anna.address)) == "ErrorSubscriptionDelegateAccessNotSupported"
-    offline.order("/rights", mailbox=anna.address, folders=["inbox"])
+    office.order("/rights", mailbox=anna.address, folders=["inbox"])
     reply = client.post(body, anchor=anna.address, affinity=True)
     assert code(reply) == "NoError"
     (subscription,) = client.exchange.subscriptions
@@ -112,47 +111,47 @@ def test_a_delegate_subscribes_and_is_told_of_that_folder_alone() -> None:
     stream: Any = client.post(stream_body([subscription.id]), anchor=anna.address, affinity=True)
     reader = Reader(client, stream.body, stream)
     reader.read()
-    offline.order("/events", mailbox=anna.address, kind="NewMailEvent")
-    offline.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
+    office.order("/events", mailbox=anna.address, kind="NewMailEvent")
+    office.order("/events", mailbox=anna.address, kind="FreeBusyChangedEvent")
     assert reader.read() == ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
 
 
 def test_a_subscription_is_to_folders_of_one_mailbox() -> None:
-    offline = OfflineJournal()
-    for mailbox in (offline.anna, offline.ben):
-        offline.order("/rights", mailbox=mailbox.address, folders=["*"])
-    both = of("inbox", offline.anna) + of("inbox", offline.ben)
-    reply = offline.client.post(subscribe_body(folders=both), anchor=offline.anna.address)
+    office = Office()
+    for mailbox in (office.anna, office.ben):
+        office.order("/rights", mailbox=mailbox.address, folders=["*"])
+    both = of("inbox", office.anna) + of("inbox", office.ben)
+    reply = office.client.post(subscribe_body(folders=both), anchor=office.anna.address)
     assert code(reply) == "ErrorInvalidSubscriptionRequest"
     # Without folders it would be about the account's own mailbox, and the service account has none.
-    assert code(offline.client.post(subscribe_body())) == "ErrorMissingEmailAddress"
+    assert code(office.client.post(subscribe_body())) == "ErrorMissingEmailAddress"
 
 
 def test_a_mailbox_leaves_the_scope() -> None:
-    offline = OfflineJournal()
-    who = {"impersonate": offline.anna.address}
-    assert code(offline.get_folder("inbox", offline.anna, **who)) == "NoError"
-    offline.order("/rights", mailbox=offline.anna.address, in_scope=False)
-    assert code(offline.get_folder("inbox", offline.anna, **who)) == "500 ErrorImpersonateUserDenied"
-    offline.order("/rights", mailbox=offline.anna.address, in_scope=True)
-    assert code(offline.get_folder("inbox", offline.anna, **who)) == "NoError"
+    office = Office()
+    who = {"impersonate": office.anna.address}
+    assert code(office.get_folder("inbox", office.anna, **who)) == "NoError"
+    office.order("/rights", mailbox=office.anna.address, in_scope=False)
+    assert code(office.get_folder("inbox", office.anna, **who)) == "500 ErrorImpersonateUserDenied"
+    office.order("/rights", mailbox=office.anna.address, in_scope=True)
+    assert code(office.get_folder("inbox", office.anna, **who)) == "NoError"
 
 
 def test_ews_switched_off_for_a_mailbox() -> None:
-    offline = OfflineJournal()
-    offline.order("/rights", mailbox=offline.anna.address, ews=False)
-    assert offline.get_folder("inbox", offline.anna, impersonate=offline.anna.address).status == 403
-    assert offline.get_folder("inbox", offline.ben, impersonate=offline.ben.address).status == 200
+    office = Office()
+    office.order("/rights", mailbox=office.anna.address, ews=False)
+    assert office.get_folder("inbox", office.anna, impersonate=office.anna.address).status == 403
+    assert office.get_folder("inbox", office.ben, impersonate=office.ben.address).status == 200
 
 
 def test_other_accounts_log_in_and_impersonate_nobody() -> None:
-    offline = OfflineJournal()
-    password = offline.client.settings.password
-    login = offline.client.exchange.gate.scheme.login(None)
-    assert login.check(basic(offline.ben.address, password), NOON) == Admitted(offline.ben.address, "basic")
-    account = {"account": offline.ben.address}
-    assert code(offline.get_folder("inbox", offline.ben, **account)) == "NoError"
-    denied = offline.get_folder("inbox", offline.anna, impersonate=offline.anna.address, **account)
+    office = Office()
+    password = office.client.settings.password
+    login = office.client.exchange.gate.scheme.login(None)
+    assert login.check(basic(office.ben.address, password), NOON) == Admitted(office.ben.address, "basic")
+    account = {"account": office.ben.address}
+    assert code(office.get_folder("inbox", office.ben, **account)) == "NoError"
+    denied = office.get_folder("inbox", office.anna, impersonate=office.anna.address, **account)
     assert code(denied) == "500 ErrorImpersonateUserDenied"
 
 
@@ -168,29 +167,27 @@ def expand(client: Client, group: str) -> list[tuple[str, str]] | str:
 
 
 def test_groups() -> None:
-    offline = OfflineJournal()
-    client = offline.client
+    office = Office()
+    client = office.client
     team = expand(client, "TEAM-EX01@contoso.example")
     assert isinstance(team, list)
     assert {kind for _, kind in team} == {"Mailbox"}
     assert client.exchange.directory.outsider not in dict(team)
-    offline.order(
-        "/groups", address="Sales@contoso.example", members=[offline.anna.address, "x@other.example"]
-    )
+    office.order("/groups", address="Sales@contoso.example", members=[office.anna.address, "x@other.example"])
     ring = ["sales@contoso.example", "ring@contoso.example"]
-    told = offline.order("/groups", address="ring@contoso.example", members=ring)
-    assert told["groups"]["sales@contoso.example"] == [offline.anna.address, "x@other.example"]
+    told = office.order("/groups", address="ring@contoso.example", members=ring)
+    assert told["groups"]["sales@contoso.example"] == [office.anna.address, "x@other.example"]
     assert expand(client, "sales@contoso.example") == [
-        (offline.anna.address, "Mailbox"),
+        (office.anna.address, "Mailbox"),
         ("x@other.example", "Contact"),
     ]
     assert expand(client, "ring@contoso.example") == [
         ("sales@contoso.example", "PublicDL"),
         ("ring@contoso.example", "PublicDL"),
     ]
-    offline.order("/groups", address="sales@contoso.example", members=None)
+    office.order("/groups", address="sales@contoso.example", members=None)
     assert expand(client, "sales@contoso.example") == "ErrorNameResolutionNoResults"
-    assert expand(client, offline.anna.address) == "ErrorNameResolutionNoResults"
+    assert expand(client, office.anna.address) == "ErrorNameResolutionNoResults"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +199,5 @@ def test_groups() -> None:
     ],
 )
 def test_orders_that_make_no_sense(path: str, order: object, status: int) -> None:
-    offline = OfflineJournal()
-    assert (
-        offline.control.handle("POST", path, json.dumps(order).encode(), offline.client.now).status == status
-    )
+    office = Office()
+    assert office.control.handle("POST", path, json.dumps(order).encode(), office.client.now).status == status

@@ -92,8 +92,10 @@ class Popen(subprocess.Popen[AnyStr]):
         if self._ended is None:
             code: int | None = super()._internal_poll(*args, **options)  # type: ignore[misc]
             return code
-        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
-            self._note_end()
+        if self.returncode is None:
+            pid, status = self._try_wait(os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
@@ -101,16 +103,9 @@ class Popen(subprocess.Popen[AnyStr]):
             return super()._try_wait(wait_flags)  # type: ignore[misc,no-any-return]
         if wait_flags & os.WNOHANG and not select.select([self._ended], [], [], 0)[0]:
             return 0, 0
-        return self.pid, self._receive_status()
-
-    def _note_end(self) -> None:
-        self.returncode = os.waitstatus_to_exitcode(self._receive_status())
-
-    def _receive_status(self) -> int:
-        assert self._ended is not None
         with self._ended:
-            status: int = NUMBER.unpack(_receive(self._ended, NUMBER.size))[0]
-        return status
+            (status,) = NUMBER.unpack(_receive(self._ended, NUMBER.size))
+        return self.pid, status
 
 
 def _can_fork(args: Any, environ: Any) -> bool:
@@ -120,14 +115,10 @@ def _can_fork(args: Any, environ: Any) -> bool:
     path = wanted.get("PYTHONPATH", "").split(os.pathsep)
     if any(Path(folder, "sitecustomize.py").exists() for folder in path if folder):
         return False
-    fixed = {
-        name
+    return not any(
+        name.startswith(READ_AT_START) and name != "PYTHONPATH" and wanted.get(name) != os.environ.get(name)
         for name in {*wanted, *os.environ}
-        if name.startswith(READ_AT_START)
-        and name != "PYTHONPATH"
-        and wanted.get(name) != os.environ.get(name)
-    }
-    return not fixed
+    )
 
 
 @functools.cache

@@ -38,6 +38,11 @@ def until(
     return result
 
 
+def load_share() -> float:
+    """How many times longer a second of work takes while others want the cores too; 1 on an idle machine."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 _read: dict[Path, tuple[bytes, list[dict[str, Any]]]] = {}
 
 

@@ -27,6 +27,13 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
+def eve_at(server: Strange) -> str:
+    """The configuration of a mailbox that this server has."""
+    return (
+        f'\n[[groups]]\news_url = "{server.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
+    )
+
+
 FAR = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
 BACK_OFF = (
     '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault><faultcode>s:Client</faultcode>'
@@ -59,9 +66,7 @@ def test_hostile_values_end_nothing(simulator: Start, listen: Listen, serve: Ser
     turn = iter(HOSTILE)
     strange = serve(lambda _asked: next(turn, Told(503)))
     there = simulator()
-    there.append(
-        f'\n[[groups]]\news_url = "{strange.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
-    )
+    there.append(eve_at(strange))
     daemon = listen(there)
     there.streaming(4)
     until(lambda: len(strange.asked) > len(HOSTILE), lambda: f"{len(strange.asked)} of {len(HOSTILE)}", 30)
@@ -99,8 +104,8 @@ def test_a_delegate_with_rights_on_no_folder_is_suspended(
     strange = serve(answer)
     there = simulator()
     there.append(
-        f'\n[[groups]]\news_url = "{strange.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
-        '\n[[mailboxes.overrides]]\naddresses = ["eve@evil.example"]\naccess = "delegate"\nfolders = ["inbox"]\n'
+        eve_at(strange)
+        + '\n[[mailboxes.overrides]]\naddresses = ["eve@evil.example"]\naccess = "delegate"\nfolders = ["inbox"]\n'
     )
     daemon = listen(there)
     there.streaming(4)
@@ -141,9 +146,7 @@ def test_events_without_an_id_or_a_time(simulator: Start, listen: Listen, serve:
 
     strange = serve(answer)
     there = simulator()
-    there.append(
-        f'\n[[groups]]\news_url = "{strange.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
-    )
+    there.append(eve_at(strange))
     daemon = listen(there)
     wanted = {subject for _, subject, _ in EVENTS if subject}
     until(

@@ -4,7 +4,6 @@ Run it with `-s` to see the figures of docs/OPERATING.md.
 """
 
 import gzip
-import os
 import re
 import socket
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tests.system.processes import Listen, Listener, Simulator, Start, until
+from tests.system.processes import Listen, Listener, Simulator, Start, load_share, until
 
 MOST_MEMORY = 200.0
 """MiB."""
@@ -223,7 +222,7 @@ def test_hostile_servers(simulator: Start, listen: Listen) -> None:
     print(f"end: {ended:.2f} s; log: {listener.errors.stat().st_size} bytes")
     assert {name: most for name, (most, _) in figures.items() if most >= MOST_MEMORY} == {}
     # Where other processes want the cores too, each second of work takes as many more.
-    share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    share = load_share()
     assert {name: delay for name, (_, delay) in figures.items() if delay >= MOST_DELAY * share} == {}
     assert ended < MOST_END * share
     assert listener.errors.stat().st_size < 200_000

@@ -18,7 +18,7 @@ from random import Random
 from listener.demo.verdict import Gaps
 from listener.journal.progress import Progress
 from listener.journal.schema import FILE_NAME
-from tests.system.processes import Listen, Listener, Start, handler, json_lines, until
+from tests.system.processes import Listen, Listener, Start, handler, json_lines, load_share, until
 from tests.system.truth import judge
 
 KILLS = int(os.environ.get("EWS_LISTENER_KILLS", "3"))
@@ -116,7 +116,7 @@ def note_filled(daemon: Listener, filled: dict[str, list[float]]) -> None:
 
 def open_gaps(kills: Sequence[float], filled: Sequence[float]) -> list[tuple[float, float]]:
     """From each kill until the mailbox was next compared to the end, and what was on its way to the daemon then."""
-    on_its_way = ON_ITS_WAY * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    on_its_way = ON_ITS_WAY * load_share()
     return [
         (kill - on_its_way, min((moment for moment in filled if moment > kill), default=time.time()))
         for kill in kills

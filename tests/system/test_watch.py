@@ -65,12 +65,12 @@ def watched(there: Simulator, mailbox: str) -> Iterator[Path]:
     """The file that `watch --json` writes to, as soon as it watches."""
     out = there.folder / "watched.jsonl"
     words = [sys.executable, "-m", "listener", "watch", mailbox, "--config", str(there.config)]
-    with out.open("w") as file, forked.Popen([*words, "--json"], stdout=file) as tracing:
+    with out.open("w") as file, forked.Popen([*words, "--json"], stdout=file) as watching:
         try:
             until(lambda: json_lines(out), "a watcher")
             yield out
         finally:
-            tracing.kill()
+            watching.kill()
 
 
 def test_requests_about_the_accounts_own_mailbox(simulator: Start, listen: Listen) -> None:
