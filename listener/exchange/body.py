@@ -60,6 +60,7 @@ class Decoder:
             raise ExchangeError(Failure(code="NotSoap", text=text))
         self._coding = codings[0] if codings else ""
         self._pending = b""
+        self._offset = 0  # of `_pending` that has been taken; without a coding only
         self._inflate: Any = None  # zlib's object for the member that is being read
         self._full = False  # zlib may hold more output of the bytes that it has
         self._members = 0
@@ -69,12 +70,15 @@ class Decoder:
     def feed(self, data: bytes) -> None:
         """Add bytes of the body."""
         self._received += len(data)
-        self._pending = self._pending + data if self._pending else data
+        pending = self._pending[self._offset :]
+        self._pending, self._offset = pending + data if pending else data, 0
 
     def take(self) -> bytes:
         """Return the next piece; empty if more bytes are needed. ExchangeError: the data cannot be decompressed."""
         if not self._coding:
-            piece, self._pending = self._pending[:PIECE], self._pending[PIECE:]
+            # An offset, because cutting off each piece would copy what remains: quadratic for one large chunk.
+            piece = self._pending[self._offset : self._offset + PIECE]
+            self._offset += len(piece)
             return piece
         piece = b""
         try:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 from lxml import etree
 
 from listener.config.secrets import Secret
@@ -581,7 +582,7 @@ async def found_by(hosts: Mapping[str, Trouble], ews_url: str | None = None) -> 
         raise AssertionError
 
     async with connected(Internet()) as access:
-        access = replace(access, transport=httpx.MockTransport(answer), request_timeout=0.05)
+        access = replace(access, transport=httpx.MockTransport(answer), request_timeout=30)
         return (await asking(access, ews_url=ews_url).discover(["ann@example.org"]))["ann@example.org"]
 
 
@@ -598,7 +599,9 @@ SCHEMES_FAIL = ("SchemeNotOffered", "HandshakeRefused", "HandshakeBroken", "Kerb
     ],
     ids=[*SCHEMES_FAIL, "ConnectionReset", "StreamIncomplete", "ReadTimeout"],
 )
-async def test_trouble_at_the_mail_domain_leads_on_to_the_next_host(trouble: Trouble) -> None:
+async def test_trouble_at_the_mail_domain_leads_on_to_the_next_host(
+    autojump_clock: trio.testing.MockClock, trouble: Trouble
+) -> None:
     assert await found_by({"example.org": trouble}) == Placement(EWS, "DAG1", "ann@example.org")
 
 

@@ -140,8 +140,8 @@ def completes(place: Path, shell: str) -> None:
 def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
     """A wheel, alone, in an environment of its own: the command, and nothing for the system."""
     environment = tmp_path_factory.mktemp("pipx") / "environment"
-    run(sys.executable, "-m", "venv", environment)
-    pip = (environment / "bin/python", "-m", "pip", "install", "--quiet", "--no-compile")
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    pip = (sys.executable, "-m", "pip", "--python", environment / "bin/python", "install", "--quiet", "--no-compile")
     run(*pip, "-c", "constraints.txt", wheel, **ALONE)
     command = environment / "bin/ews-listener"
     assert run(command, "--version", **ALONE).strip() in wheel.name
