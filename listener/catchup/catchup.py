@@ -457,8 +457,7 @@ class CatchUp:
         comparison = self._comparison(mailbox, mailbox_state, queries, mark, since)
         comparison.cutoff = None if since is None else comparison.since - SKEW
         # Rather report what came just before the first subscription than lose what came just after it.
-        lasted = None if gap.since is None else self._server_time(mailbox, gap.since) - mark.start
-        comparison.early = lasted is not None and -FIRST_SECOND <= lasted < 0
+        comparison.early = gap.since is not None and self._server_time(mailbox, gap.since) < mark.start
         # A stream may be read on for long after it was last known to be well for each of its mailboxes.
         if gap.heard > -inf:
             heard = datetime.fromtimestamp(self._server_time(mailbox, gap.heard), UTC)
@@ -698,10 +697,6 @@ def _figures(comparison: Resync, begun: float) -> dict[str, float]:
         "seconds": round(trio.current_time() - begun, 3),
     }
 
-
-# A stream that was last heard so long before the mark ended in the second of the first Subscribe: that second, one
-# more because saved moments are whole seconds, and two because two Date headers are exact to a second each.
-FIRST_SECOND = 4.0
 
 NO_STREAM = Failure(code="NoStream", text="its stream is not open")
 

@@ -125,9 +125,13 @@ class Checkpointer:
                 self._written.pop(change.key, None)
 
     def _wall(self, moments: dict[str, float]) -> dict[str, float]:
-        """Unix seconds, whole ones: that is exact enough, and what did not change stays what it was."""
+        """Unix seconds, to a tenth: that is exact enough, and what did not change stays what it was.
+
+        Rounded to the nearest: cut off, a moment that several processes pass on would drift away, by as much as what
+        is cut off in each of them.
+        """
         offset = self._now() - trio.current_time()
-        return {name: float(int(moment + offset)) for name, moment in moments.items()}
+        return {name: round(moment + offset, 1) for name, moment in moments.items()}
 
 
 def _finite(heard: LastSeen) -> LastSeen:

@@ -47,7 +47,7 @@ async def test_what_one_process_writes_the_next_one_reads(autojump_clock: trio.t
         await first.save()
         found, heard = await checkpointer(journal, groups).load()
         assert sorted(found, key=lambda group: group.name) == [saved(), saved("DAG1/2")]
-        assert heard == LastSeen(groups={"DAG1/1": WALL + 5})
+        assert heard == LastSeen(groups={"DAG1/1": WALL + 5.2})
 
 
 async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
@@ -160,3 +160,16 @@ async def test_no_cookie_is_in_the_log_of_what_cannot_be_read(autojump_clock: tr
         with structlog.testing.capture_logs() as lines:
             await checkpointer(journal, Groups()).load()
         assert "BE1" not in str(lines)
+
+
+async def test_a_moment_that_many_processes_pass_on_stays_what_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each process reads its two clocks one after the other, so that it sees the moment a little earlier."""
+    async with open_journal(None) as journal:
+        moment, first = 5.0, WALL + 5.0
+        for _ in range(20):
+            await checkpointer(journal, Groups(moments={"DAG1/1": moment})).save()
+            _, heard = await checkpointer(journal, Groups()).load()
+            assert heard.groups["DAG1/1"] == pytest.approx(first, abs=0.1)
+            moment = heard.groups["DAG1/1"] - WALL - 0.002

@@ -78,6 +78,30 @@ async def test_a_restart_right_after_the_first_start(
         assert ("item.created", missed.id) in one.told
 
 
+@pytest.mark.parametrize("earlier", [0.0, 30.0])
+async def test_a_crash_within_the_second_of_the_first_subscribe(
+    earlier: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """What was on its way then is found, however long before the mark the gap is taken to begin."""
+    async with office(builders=0) as one:
+        address = one.mailbox.address
+        await fill(one)
+        old = things(one)
+        one.clear()
+        await trio.sleep(1.2)  # what is older is of another second
+        since = trio.current_time() - earlier
+        one.catch_up.subscribed(address, new=True)
+        await trio.sleep(0.2)
+        await one.keep(one.mailbox.deliver("on its way", SENDER, clock()))
+        (lost,) = one.mailbox.latest(one.mailbox.distinguished("inbox"), 1)
+        async with another_process(one):
+            one.catch_up.subscribed(address, new=False)
+            one.gap(since, "start")
+            await one.settle()
+        assert ("item.created", lost.id) in one.told
+        assert too_old(one, old) == []
+
+
 @pytest.mark.parametrize("writes", range(4))
 async def test_a_crash_while_a_mailbox_is_first_looked_at(
     writes: int, autojump_clock: trio.testing.MockClock
