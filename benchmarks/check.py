@@ -38,9 +38,9 @@ async def main(where: Path) -> None:
                 urllib.request.urlopen(f"{told['control_url']}/faults", json.dumps(order).encode()).close()
                 text = config.read_text().replace("[auth]", f"concurrency = {CONCURRENCY}\n[auth]")
                 config.write_text(text)
-                begun = time.perf_counter()
+                started_at = time.perf_counter()
                 report = await preflight(load(config), (), lambda _done, _total: None)
-                seconds = time.perf_counter() - begun
+                seconds = time.perf_counter() - started_at
             finally:
                 simulator.kill()
     good = sum(check.failure is None for check in report.mailboxes)

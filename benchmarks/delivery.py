@@ -103,7 +103,7 @@ async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> flo
 
     async with open_journal(directory / "state") as journal, trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         with trio.move_on_after(SECONDS):
             async with trio.open_nursery() as groups:
                 for number in range(GROUPS):
@@ -111,7 +111,7 @@ async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> flo
         await delivery.drain(600)
         await journal.flush()
         assert worker.delivered >= published
-        return worker.delivered / (time.perf_counter() - begun)
+        return worker.delivered / (time.perf_counter() - started_at)
 
 
 async def main(where: Path) -> None:

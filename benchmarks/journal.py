@@ -62,7 +62,7 @@ async def appending(
                 pass
             await trio.lowlevel.checkpoint()
 
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     sys.setswitchinterval(busy or 0.005)
     with trio.move_on_after(SECONDS):
         async with trio.open_nursery() as nursery:
@@ -70,7 +70,7 @@ async def appending(
                 nursery.start_soon(group, number)
             if busy:
                 nursery.start_soon(work)
-    return done / (time.perf_counter() - begun)
+    return done / (time.perf_counter() - started_at)
 
 
 async def whole_way(journal: SqliteJournal, size: int, read: int) -> float:
@@ -85,17 +85,17 @@ async def whole_way(journal: SqliteJournal, size: int, read: int) -> float:
             reader.acknowledge([entry.position for entry in entries])
             finished += len(entries)
 
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(handler, "one")
         nursery.start_soon(handler, "two")
         await trio.sleep(0.05)
         await appending(journal, size)
-        while any(journal.figures.behind.values()):
+        while any(journal.figures.lag.values()):
             await trio.sleep(0.01)
         await journal.flush()
         nursery.cancel_scope.cancel()
-    return finished / 2 / (time.perf_counter() - begun)
+    return finished / 2 / (time.perf_counter() - started_at)
 
 
 async def from_disk(journal: SqliteJournal) -> float:
@@ -103,12 +103,12 @@ async def from_disk(journal: SqliteJournal) -> float:
     reader = await journal.reader("late")
     for start in range(0, LATE, 5000):
         await journal.append(events(min(5000, LATE - start)))
-    begun, count = time.perf_counter(), 0
+    started_at, count = time.perf_counter(), 0
     while count < LATE * 3 // 4:  # the rest may still be in memory
         entries = await reader.read(1000)
         reader.acknowledge([entry.position for entry in entries])
         count += len(entries)
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - started_at)
 
 
 async def main(where: Path) -> None:

@@ -25,12 +25,12 @@ def main(mailboxes: int, added: int) -> None:
         run.until(lambda: there.state()["mailboxes_streaming"] == mailboxes)
         before = there.asked()
         (directory / "mailboxes.txt").write_text("\n".join(addresses))
-        begun = time.monotonic()
+        started_at = time.monotonic()
         config = str(directory / "config.toml")
         subprocess.run([*LISTENER, "reload", "--config", config], check=True, stdout=subprocess.DEVNULL)
-        done = time.monotonic() - begun
+        done = time.monotonic() - started_at
         run.until(lambda: there.state()["mailboxes_streaming"] == mailboxes + added)
-        all_stream = time.monotonic() - begun
+        all_stream = time.monotonic() - started_at
         now = there.asked()
         print(f"{mailboxes} mailboxes in {len(there.state()['streams'])} groups, and {added} more:")
         print(f"  reload        {1000 * done:5.0f} ms    all streaming {1000 * all_stream:5.0f} ms")

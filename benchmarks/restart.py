@@ -36,7 +36,7 @@ class Run:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(address))
         self._socket.setblocking(False)
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self.process = subprocess.Popen(
             [*LISTENER, "run", "--config", str(directory / "config.toml")],
             env={**os.environ, "NOTIFY_SOCKET": str(address)},
@@ -53,10 +53,10 @@ class Run:
     def until(self, seen: Callable[[], bool]) -> float:
         """Seconds from the start of the process until something is seen."""
         while not seen():
-            if self.process.poll() is not None or time.monotonic() - self._begun > PATIENCE:
+            if self.process.poll() is not None or time.monotonic() - self._started_at > PATIENCE:
                 raise SystemExit("the daemon did not get there")
             time.sleep(0.02)
-        return time.monotonic() - self._begun
+        return time.monotonic() - self._started_at
 
     @property
     def cpu(self) -> float:

@@ -69,9 +69,9 @@ async def asked(socket: Path, path: str) -> tuple[float, float]:
     async def look() -> None:
         nonlocal late
         while True:
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             await trio.sleep(0.001)
-            late = max(late, time.perf_counter() - begun - 0.001)
+            late = max(late, time.perf_counter() - started_at - 0.001)
 
     durations = []
     async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket))) as client:
@@ -79,9 +79,9 @@ async def asked(socket: Path, path: str) -> tuple[float, float]:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look)
             for _ in range(TIMES):
-                begun = time.perf_counter()
+                started_at = time.perf_counter()
                 answer = (await client.get(f"http://x{path}")).raise_for_status()
-                durations.append(time.perf_counter() - begun)
+                durations.append(time.perf_counter() - started_at)
                 assert len(answer.content) > 500
             nursery.cancel_scope.cancel()
     return median(durations), late

@@ -55,9 +55,9 @@ def main(mailboxes: int, rate: float) -> None:
                 run.until(lambda: there.state()["mailboxes_streaming"] == mailboxes)
                 there.rate(rate)
                 time.sleep(SECONDS)
-                begun = time.monotonic()
+                started_at = time.monotonic()
                 run.end()
-                ends.append(time.monotonic() - begun)
+                ends.append(time.monotonic() - started_at)
                 there.rate(0)
                 if run.process.returncode != 0:
                     raise SystemExit(f"it ended with {run.process.returncode}")

@@ -53,9 +53,9 @@ def row(name: str, count: int, work: Callable[[], object]) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started_at
 
 
 def parse(chunks: list[bytes]) -> list[Notification]:

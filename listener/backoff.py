@@ -20,13 +20,13 @@ class Backoff:
         # The exponent is bounded because a float overflows where an outage lasts for days.
         return float(min(self.cap, self.first * self.factor ** min(failures - 1, 64)))
 
-    def delay(self, failures: int, dice: float, told: float | None = None) -> float:
+    def delay(self, failures: int, jitter: float, told: float | None = None) -> float:
         """Seconds to wait: what the server told us, if it did, plus a part of the back-off.
 
-        `dice` lies in [0, 1] and spreads clients that failed together over the whole time. It is added to what the
+        `jitter` lies in [0, 1] and spreads clients that failed together over the whole time. It is added to what the
         server told, not taken from it: a server that says 30 s means at least 30 s.
         """
         longest = self.longest(failures)
         least = self.cap / 2 if longest == self.cap > self.first else 0.0
         # Rounding of the sum could exceed the bound by a bit.
-        return (told or 0.0) + min(longest, least + dice * (longest - least))
+        return (told or 0.0) + min(longest, least + jitter * (longest - least))

@@ -253,7 +253,7 @@ class Daemon:
             concurrency=64,
             sweepers=16,
             start_spread=min(START_SPREAD, START_EACH * self.manager.mailboxes),
-            begun=trio.current_time(),
+            started_at=trio.current_time(),
         )
 
     async def _remember(self, checkpointer: Checkpointer) -> float:
@@ -271,9 +271,9 @@ class Daemon:
             spec=self.spec.of,
             size=self.config.affinity.group_size,
         )
-        manager.begun, now = trio.current_time(), time.time()
+        manager.started_at, now = trio.current_time(), time.time()
         manager.well |= {
-            mailbox: manager.begun - (now - moment)
+            mailbox: manager.started_at - (now - moment)
             for mailbox, moment in last_seen(saved, heard, now).items()
             if mailbox in places
         }
@@ -303,7 +303,7 @@ class Daemon:
         return Home(runner.group.name, runner.state.anchor, own=runner.group.access == "own")
 
     def _note_watchers(self, on: bool) -> None:
-        logging.watch(self.tracing.tell_log if on else None)
+        logging.watch(self.tracing.trace_log if on else None)
 
     def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
         self.gaps += 1
@@ -334,7 +334,7 @@ class Daemon:
         self.events += len(batch)
         if self.tracing.on:
             for event in batch:
-                self.tracing.tell(event.mailbox, "event", type=event.type, subject=event.subject, id=event.id)
+                self.tracing.emit(event.mailbox, "event", type=event.type, subject=event.subject, id=event.id)
         if self._told is not None:
             self._told.note(batch)
 
@@ -346,11 +346,11 @@ class Daemon:
     ) -> None:
         """Compares mailboxes, as soon as what was told before this process began is known."""
         if told is not None:
-            begun = trio.current_time()
+            started_at = trio.current_time()
             recalled = await told.recall(recent, self.manager.addresses())
             if recalled.read >= MOST_RECALLED:
                 catch_up.delivered.doubt(self.manager.addresses())
-            seconds = round(trio.current_time() - begun, 3)
+            seconds = round(trio.current_time() - started_at, 3)
             log.info("catchup.history_loaded", events=recalled.noted, seconds=seconds)
         await catch_up.run()
 
@@ -428,7 +428,14 @@ class Daemon:
         kept = None if before is None else before.kept
         state = GroupState.start(group.mailboxes, self.policy, kept, apart=group.closed)
         return GroupRunner(
-            group, client, self.spec, self._publish, manager, state, well=manager.well, begun=manager.begun
+            group,
+            client,
+            self.spec,
+            self._publish,
+            manager,
+            state,
+            well=manager.well,
+            started_at=manager.started_at,
         )
 
 

@@ -82,7 +82,7 @@ class Operations:
             catch_up=take.catch_up_status(daemon.catch_up, daemon.gaps),
             tokens=take.token_statuses(daemon.access.auth),
             reloads=self._reloads,
-            troubles=take.troubles(manager.runners.values(), manager.missing, now),
+            mailbox_problems=take.mailbox_problems(manager.runners.values(), manager.missing, now),
         )
 
     def streaming(self) -> Iterator[tuple[str, bool]]:

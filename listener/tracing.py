@@ -83,14 +83,14 @@ class Tracing:
                 del self._watchers[mailbox]
             self._note()
 
-    def tell(self, mailbox: str, kind: str, /, **fields: Any) -> None:
+    def emit(self, mailbox: str, kind: str, /, **fields: Any) -> None:
         """Something happened with a mailbox."""
         if watchers := self._watchers.get(mailbox):
             line = _line(kind, fields)
             for watcher in watchers:
                 watcher.put(line)
 
-    def tell_request(self, operation: str, body: bytes, anchor: str, *, code: str, seconds: float) -> None:
+    def trace_request(self, operation: str, body: bytes, anchor: str, *, code: str, seconds: float) -> None:
         """A request was answered: one that names the mailbox, or opens the stream of its group; or, where it is the
         account's own, names nobody."""
         text = body.decode(errors="replace").casefold()
@@ -100,16 +100,16 @@ class Tracing:
             home = self.home(mailbox)
             meant = home is not None and home.anchor == anchor and (streams or (home.own and unnamed))
             if meant or f">{escape(mailbox)}<".casefold() in text:
-                self.tell(mailbox, "request", operation=operation, code=code, seconds=round(seconds, 4))
+                self.emit(mailbox, "request", operation=operation, code=code, seconds=round(seconds, 4))
 
-    def tell_log(self, level: str, line: Mapping[str, Any]) -> None:
+    def trace_log(self, level: str, line: Mapping[str, Any]) -> None:
         """A line of the log: about the mailbox, or about its group alone."""
         about = line.get("mailbox")
         for mailbox in list(self._watchers):
             home = self.home(mailbox) if about is None and "group" in line else None
             if about == mailbox or (home is not None and home.group == line["group"]):
                 rest = {key: value for key, value in line.items() if key not in TAKEN}
-                self.tell(mailbox, "log", level=level, event=line.get("event"), **rest)
+                self.emit(mailbox, "log", level=level, event=line.get("event"), **rest)
 
     def _note(self) -> None:
         if self.on != bool(self._watchers):

@@ -22,7 +22,7 @@ class FakeReader:
         return self.held
 
     @property
-    def behind(self) -> int:
+    def lag(self) -> int:
         return len(self.journal.entries) - self.next + self.held
 
     async def read(self, limit: int) -> list[Entry]:
@@ -42,12 +42,12 @@ class FakeReader:
             self.acknowledged.add(position)
             self.held -= 1
 
-    async def bury(
+    async def dead_letter(
         self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
     ) -> None:
         await trio.lowlevel.checkpoint()
-        for number, entry in enumerate(entries, len(self.journal.buried) + 1):
-            self.journal.buried.append(
+        for number, entry in enumerate(entries, len(self.journal.letters) + 1):
+            self.journal.letters.append(
                 DeadLetter(
                     number=number,
                     handler=self.handler,
@@ -65,7 +65,7 @@ class FakeReader:
 class FakeJournal:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.buried: list[DeadLetter] = []
+        self.letters: list[DeadLetter] = []
         self.readers: dict[str, FakeReader] = {}
         self.more = trio.Event()
 

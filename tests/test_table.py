@@ -53,7 +53,7 @@ REGROUP = """
     ErrorCrossSiteRequest ErrorWrongServerVersion ErrorNoRespondingCASInDestinationSite ErrorProxyCallFailed
     Http451
 """
-PARK = """
+SUSPEND = """
     ErrorNonExistentMailbox ErrorInvalidSmtpAddress ErrorAccountDisabled ErrorCannotFindUser
     ErrorSubscriptionDelegateAccessNotSupported ErrorImpersonateUserDenied ErrorImpersonationDenied
     ErrorImpersonationFailed ErrorAccessDenied ErrorSubscriptionAccessDenied ErrorExceededSubscriptionCount
@@ -66,13 +66,13 @@ LOUD = """
 LOGIN = "Http401"
 FULL_SYNC = "ErrorInvalidSyncStateData"
 WORDS = {
-    "again": AGAIN, "pause": PAUSE, "resubscribe": RESUBSCRIBE, "regroup": REGROUP, "suspend": PARK, "loud": LOUD,
+    "again": AGAIN, "pause": PAUSE, "resubscribe": RESUBSCRIBE, "regroup": REGROUP, "suspend": SUSPEND, "loud": LOUD,
     "login": LOGIN, "full sync": FULL_SYNC,
 }  # fmt: skip
 DOCUMENTED = {code: word for word, codes in WORDS.items() for code in codes.split()}
 WORD_OF = {
     Verdict.RETRY: "again", Verdict.WAIT: "pause", Verdict.RESUBSCRIBE: "resubscribe", Verdict.REGROUP: "regroup",
-    Verdict.PARK: "suspend", Verdict.CREDENTIALS: "login", Verdict.STOP: "loud", Verdict.RESYNC: "full sync",
+    Verdict.SUSPEND: "suspend", Verdict.CREDENTIALS: "login", Verdict.STOP: "loud", Verdict.RESYNC: "full sync",
 }  # fmt: skip
 UNKNOWN = "ErrorOfAnotherDay"
 
@@ -349,8 +349,8 @@ def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
         state = advance(streaming(), StreamEnded(20, (failure,)), now=20)
         bob = state.members[1]
         stream = Stream(OTHERS, "ann")
-        given_up = word(code) in ("full sync", "regroup", "suspend", "loud")
-        assert state.abandoned == ((("bob", "2"),) if given_up else ()), "who forgot it need not be told"
+        dead_lettered = word(code) in ("full sync", "regroup", "suspend", "loud")
+        assert state.abandoned == ((("bob", "2"),) if dead_lettered else ()), "who forgot it need not be told"
         match word(code):
             case "again":
                 assert asked(state) == (Stream(EVERYBODY, "ann"),), place
@@ -490,7 +490,7 @@ async def test_an_unknown_code_is_transient_and_is_logged_once_by_name() -> None
 def test_a_pause_that_is_told_is_kept_whatever_the_code() -> None:
     for code in ALL:
         failure = Failure(code=code, wait=7)
-        state = advance(streaming(), StreamEnded(0.1, (failure,), heard=False), now=20, dice=0)
+        state = advance(streaming(), StreamEnded(0.1, (failure,), heard=False), now=20, jitter=0)
         if word(code) in ("again", "pause", "login", "loud", "full sync"):
             assert asked(state) == (Wait(27),), code
 

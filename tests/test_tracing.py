@@ -31,8 +31,8 @@ async def test_who_watches_is_told_of_that_mailbox_only() -> None:
     (first,) = read(await anext(lines))
     assert tracing.on
     assert (first["kind"], first["mailbox"]) == ("watching", ANN)
-    tracing.tell(BOB, "event", type="exchange.item.created")
-    tracing.tell(ANN, "event", type="exchange.item.moved")
+    tracing.emit(BOB, "event", type="exchange.item.created")
+    tracing.emit(ANN, "event", type="exchange.item.moved")
     (line,) = read(await anext(lines))
     assert list(line) == ["time", "kind", "type"]
     assert line["type"] == "exchange.item.moved"
@@ -46,7 +46,7 @@ async def test_several_watch_and_the_last_one_turns_out_the_light() -> None:
     one, other = tracing.watch(ANN), tracing.watch(ANN)
     await anext(one)
     await anext(other)
-    tracing.tell(ANN, "event")
+    tracing.emit(ANN, "event")
     assert read(await anext(one)) == read(await anext(other))
     await one.aclose()
     assert tracing.on
@@ -59,11 +59,11 @@ async def test_whoever_reads_too_slowly_loses_lines_and_is_told_so() -> None:
     lines = tracing.watch(ANN)
     await anext(lines)
     for number in range(MOST + 7):
-        tracing.tell(ANN, "event", number=number)
+        tracing.emit(ANN, "event", number=number)
     found = read(await anext(lines))
     assert [line["number"] for line in found[:-1]] == list(range(MOST))
     assert (found[-1]["kind"], found[-1]["lines"]) == ("lost", 7)
-    tracing.tell(ANN, "event", number=-1)
+    tracing.emit(ANN, "event", number=-1)
     assert [line["number"] for line in read(await anext(lines))] == [-1]
     await lines.aclose()
 
@@ -90,7 +90,7 @@ async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
         ("GetStreamingEvents", b"<t:SubscriptionId>x<", BOB),
         ("GetStreamingEvents", b"<t:SubscriptionId>y<", "eve@x.example"),
     ):
-        tracing.tell_request(operation, body, anchor, code="ok", seconds=0.1)
+        tracing.trace_request(operation, body, anchor, code="ok", seconds=0.1)
     assert [line["operation"] for line in read(await anext(lines))] == ["Subscribe", "GetStreamingEvents"]
     await lines.aclose()
 
@@ -100,7 +100,7 @@ async def test_a_request_names_a_mailbox_as_xml_does() -> None:
         tracing = Tracing()
         lines = tracing.watch(mailbox)
         await anext(lines)
-        tracing.tell_request("Subscribe", request(as_=mailbox), "", code="ok", seconds=0.1)
+        tracing.trace_request("Subscribe", request(as_=mailbox), "", code="ok", seconds=0.1)
         assert len(read(await anext(lines))) == 1
         await lines.aclose()
 
@@ -118,7 +118,7 @@ async def test_requests_about_the_accounts_own_mailbox_name_nobody() -> None:
         (request(as_=BOB), BOB, "impersonated"),
         (request(owner=BOB), ANN, "beside me"),
     ):
-        tracing.tell_request("Subscribe", body, anchor, code=code, seconds=0.1)
+        tracing.trace_request("Subscribe", body, anchor, code=code, seconds=0.1)
     assert [line["code"] for line in read(await anext(mine))] == ["mine"]
     assert [line["code"] for line in read(await anext(theirs))] == ["impersonated", "beside me"]
     await mine.aclose()
@@ -139,6 +139,6 @@ async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
             {"event": "listener.started"},
         ]
     ):
-        tracing.tell_log("warning", line | {"number": number})
+        tracing.trace_log("warning", line | {"number": number})
     assert [line["number"] for line in read(await anext(lines))] == [0, 2]
     await lines.aclose()

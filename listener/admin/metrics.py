@@ -151,8 +151,8 @@ def _of_handlers(it: Snapshot) -> Iterator[Metric]:
         [((h.name,), h.state in ("running", "ending")) for h in it.handlers],
     )  # fmt: skip
     yield _labelled(
-        gauge, "handler_behind", "Events that the handler has not finished with, at most.", label,
-        [((h.name,), h.behind) for h in it.handlers],
+        gauge, "handler_lag_events", "Events that the handler has not finished with, at most.", label,
+        [((h.name,), h.lag) for h in it.handlers],
     )  # fmt: skip
     yield _labelled(
         counter, "handler_delivered", "Events that the handler has finished.", label,
@@ -160,7 +160,7 @@ def _of_handlers(it: Snapshot) -> Iterator[Metric]:
     )  # fmt: skip
     yield _labelled(
         counter, "handler_dead_letters", "Events that went to the dead letters.", label,
-        [((h.name,), h.given_up) for h in it.handlers],
+        [((h.name,), h.dead_lettered) for h in it.handlers],
     )  # fmt: skip
     yield _labelled(
         gauge, "handler_last_delivered_timestamp_seconds", "When the handler last finished an event.", label,
@@ -191,7 +191,7 @@ def _of_journal(it: Snapshot) -> Iterator[Metric]:
     yield _gauge("journal_size_bytes", "The size of the journal.", it.journal.size)
     yield _gauge("journal_limit_bytes", "The size at which nothing new is taken in.", it.journal.limit)
     yield _gauge("journal_full", "1 while the journal takes nothing in.", it.journal.full)
-    yield _gauge("journal_trouble", "1 while the disk refuses.", it.journal.trouble is not None)
+    yield _gauge("journal_write_error", "1 while the disk refuses.", it.journal.write_error is not None)
     yield _counter("journal_events", "The position of the newest event in the journal.", it.journal.end)
 
 

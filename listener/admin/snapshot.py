@@ -50,19 +50,19 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One handler. `state` is starting, running, broken or ending; `behind` are the events it has not finished with,
+    """One handler. `state` is starting, running, broken or ending; `lag` are the events it has not finished with,
     at most; `last_delivered` is when it last finished one."""
 
     name: str
     state: str
-    behind: int
+    lag: int
     delivered: int
-    given_up: int
+    dead_lettered: int
     failures: int
     last_delivered: float | None
 
 
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+class MailboxProblem(msgspec.Struct, frozen=True, kw_only=True):
     """A mailbox that is not listened to, and why. `retry` is in how many seconds it is tried again; None: unknown."""
 
     mailbox: str
@@ -94,7 +94,7 @@ class JournalStatus(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     limit: int
     full: bool
-    trouble: str | None
+    write_error: str | None
     waiting: int
 
 
@@ -152,7 +152,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     catch_up: CatchUpStatus | None
     tokens: tuple[TokenStatus, ...]
     reloads: ReloadStatus
-    troubles: tuple[Trouble, ...]
+    mailbox_problems: tuple[MailboxProblem, ...]
 
     @property
     def ready(self) -> bool:
@@ -198,9 +198,9 @@ def handler_statuses(delivery: Delivery) -> tuple[HandlerStatus, ...]:
         HandlerStatus(
             name=worker.name,
             state=worker.state,
-            behind=worker.behind,
+            lag=worker.lag,
             delivered=worker.delivered,
-            given_up=worker.given_up,
+            dead_lettered=worker.dead_lettered,
             failures=worker.failures,
             last_delivered=worker.last_delivered,
         )
@@ -240,7 +240,7 @@ def journal_status(figures: Figures | None) -> JournalStatus | None:
         size=figures.size,
         limit=figures.limit,
         full=figures.full,
-        trouble=figures.trouble,
+        write_error=figures.write_error,
         waiting=figures.waiting,
     )
 
@@ -258,18 +258,18 @@ def catch_up_status(catch_up: CatchUp | None, gaps: int) -> CatchUpStatus | None
     )
 
 
-def troubles(
+def mailbox_problems(
     runners: Iterable[GroupRunner], missing: Mapping[str, Failure], now: float
-) -> tuple[Trouble, ...]:
+) -> tuple[MailboxProblem, ...]:
     """Mailboxes that are not listened to, MOST_LISTED at most."""
 
-    def each() -> Iterator[Trouble]:
+    def each() -> Iterator[MailboxProblem]:
         for runner in runners:
             for member in runner.state.members:
                 if is_troubled(member):
-                    yield _trouble(member, runner.group.name, now)
+                    yield _mailbox_problem(member, runner.group.name, now)
         for mailbox, why in missing.items():
-            yield Trouble(
+            yield MailboxProblem(
                 mailbox=mailbox,
                 group=None,
                 state="missing",
@@ -287,9 +287,9 @@ def is_troubled(member: Member) -> bool:
     return member.suspended or (member.failure is not None and member.subscription is None)
 
 
-def _trouble(member: Member, group: str, now: float) -> Trouble:
+def _mailbox_problem(member: Member, group: str, now: float) -> MailboxProblem:
     why = member.failure
-    return Trouble(
+    return MailboxProblem(
         mailbox=member.mailbox,
         group=group,
         state="suspended" if member.suspended else "refused",

@@ -37,13 +37,13 @@ def status_line(
 
 
 def _of_journal(figures: Figures) -> Iterator[str]:
-    if figures.trouble is not None:
-        yield f"the journal cannot be written: {figures.trouble}"
+    if figures.write_error is not None:
+        yield f"the journal cannot be written: {figures.write_error}"
     if figures.full:
         yield "the journal is full, nothing new is taken in"
-    for name, behind in figures.behind.items():
-        if behind >= NOTABLE:
-            yield f"handler {name} is {behind:,} events behind"
+    for name, lag in figures.lag.items():
+        if lag >= NOTABLE:
+            yield f"handler {name} is {lag:,} events behind"
 
 
 # Events that a handler may be behind without being mentioned.

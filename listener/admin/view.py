@@ -7,12 +7,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from listener.admin.snapshot import GroupStatus, HandlerStatus, Snapshot, Trouble
+from listener.admin.snapshot import GroupStatus, HandlerStatus, MailboxProblem, Snapshot
 from listener.text import printable
 
 # Rows that a terminal is given at most; what is in trouble comes first.
 MOST_GROUPS = 20
-MOST_TROUBLES = 20
+MAX_PROBLEMS = 20
 COLOURS = {
     "streaming": "green", "running": "green", "listening": "green", "subscribing": "cyan", "starting": "cyan",
     "waiting": "yellow", "refused": "yellow", "missing": "yellow", "ending": "yellow", "stopping": "yellow",
@@ -23,12 +23,12 @@ COLOURS = {
 def picture(it: Snapshot, before: Snapshot | None = None) -> RenderableType:
     """What a terminal shows; with the snapshot `before`, how many events came a second."""
     parts: list[RenderableType] = [_head(it, before), *_warnings(it), _handlers(it), _groups(it)]
-    if it.troubles:
+    if it.mailbox_problems:
         parts.append(_troubles(it))
     return Group(*parts)
 
 
-def lasted(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration in two units at most: 45s, 12m 3s, 3h 20m, 2d 4h."""
     whole = max(0, int(seconds))
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
@@ -57,7 +57,7 @@ def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
     first = [
         Text(f"ews-listener {printable(it.version)}", "bold"),
         _state(it.state),
-        _pair("up", lasted(it.time - it.started)),
+        _pair("up", duration(it.time - it.started)),
         _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", colour),
         _pair("suspended", f"{it.suspended:,}", "red" if it.suspended else ""),
         _pair("events", f"{it.events:,}{rate}"),
@@ -72,7 +72,7 @@ def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
     second += [
         _pair("requests", f"{server.host} {server.concurrency}/{server.most}") for server in it.servers[:4]
     ]
-    second += [_pair(f"token {token.name}", lasted(token.remaining)) for token in it.tokens]
+    second += [_pair(f"token {token.name}", duration(token.remaining)) for token in it.tokens]
     space = Text("   ")
     return Group(space.join(first), space.join(second))
 
@@ -90,14 +90,14 @@ def _warnings(it: Snapshot) -> list[Text]:
     said = []
     if not it.healthy:
         said.append("the journal's writer stands still")
-    if it.journal is not None and it.journal.trouble is not None:
-        said.append(f"the journal cannot be written: {it.journal.trouble}")
+    if it.journal is not None and it.journal.write_error is not None:
+        said.append(f"the journal cannot be written: {it.journal.write_error}")
     if it.journal is not None and it.journal.full:
         said.append("the journal is full, nothing new is taken in")
     if it.streaming > it.mailboxes:
         said.append(f"{it.streaming - it.mailboxes} mailboxes stream twice: their events come twice")
     said += [
-        f"{server.host} asks for a pause of {lasted(server.pause)}" for server in it.servers if server.pause
+        f"{server.host} asks for a pause of {duration(server.pause)}" for server in it.servers if server.pause
     ]
     said += [f"the last reload was refused: {problem}" for problem in it.reloads.problems]
     if it.reloads.pending:
@@ -121,7 +121,7 @@ def _state(state: str) -> Text:
 
 
 def _handlers(it: Snapshot) -> Table:
-    table = _table("<handler", "<state", "behind", "delivered", "dead letters", "last delivered")
+    table = _table("<handler", "<state", "lag", "delivered", "dead letters", "last delivered")
     for handler in it.handlers:
         table.add_row(*_handler(handler, it.time))
     return table
@@ -131,10 +131,10 @@ def _handler(handler: HandlerStatus, now: float) -> list[str | Text]:
     return [
         _text(handler.name),
         _state(handler.state),
-        f"{handler.behind:,}",
+        f"{handler.lag:,}",
         f"{handler.delivered:,}",
-        f"{handler.given_up:,}",
-        "-" if handler.last_delivered is None else f"{lasted(now - handler.last_delivered)} ago",
+        f"{handler.dead_lettered:,}",
+        "-" if handler.last_delivered is None else f"{duration(now - handler.last_delivered)} ago",
     ]
 
 
@@ -154,37 +154,39 @@ def _groups(it: Snapshot) -> Table:
 def _group(group: GroupStatus, now: float) -> list[str | Text]:
     state = _state(group.state)
     if group.pause:
-        state.append(f" {lasted(group.pause)}", "dim")
+        state.append(f" {duration(group.pause)}", "dim")
     return [
         _text(group.name),
         _text(group.anchor),
         state,
-        lasted(now - group.since),
+        duration(now - group.since),
         f"{group.streaming}/{group.mailboxes}",
         str(group.suspended),
         f"{group.events:,}",
         str(group.failures),
-        "-" if group.stream_opened is None else lasted(now - group.stream_opened),
+        "-" if group.stream_opened is None else duration(now - group.stream_opened),
     ]
 
 
 def _troubles(it: Snapshot) -> Table:
     table = _table("<mailbox", "<state", "<group", "again in", "<why")
     table.columns[-1].no_wrap = False
-    ordered = sorted(it.troubles, key=lambda trouble: (trouble.state != "suspended", trouble.mailbox))
-    for trouble in ordered[:MOST_TROUBLES]:
-        table.add_row(*_trouble(trouble))
+    ordered = sorted(
+        it.mailbox_problems, key=lambda write_error: (write_error.state != "suspended", write_error.mailbox)
+    )
+    for write_error in ordered[:MAX_PROBLEMS]:
+        table.add_row(*_mailbox_problem(write_error))
     whole = it.suspended + it.refused + it.missing
-    if whole > MOST_TROUBLES:
-        table.add_row(f"… {whole - MOST_TROUBLES:,} more")
+    if whole > MAX_PROBLEMS:
+        table.add_row(f"… {whole - MAX_PROBLEMS:,} more")
     return table
 
 
-def _trouble(trouble: Trouble) -> list[str | Text]:
+def _mailbox_problem(write_error: MailboxProblem) -> list[str | Text]:
     return [
-        _text(trouble.mailbox),
-        _state(trouble.state),
-        _text(trouble.group or "-"),
-        "-" if trouble.retry is None else lasted(trouble.retry),
-        _text(f"{trouble.code}: {trouble.text}" if trouble.text else trouble.code),
+        _text(write_error.mailbox),
+        _state(write_error.state),
+        _text(write_error.group or "-"),
+        "-" if write_error.retry is None else duration(write_error.retry),
+        _text(f"{write_error.code}: {write_error.text}" if write_error.text else write_error.code),
     ]

@@ -128,9 +128,9 @@ class CatchUp:
     from when on the items of a mailbox that is subscribed for the first time are reported: so many seconds before
     that, or since a moment; None: from then on. `kinds` are the last words of the event types that are subscribed
     to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first time; what is
-    older than `begun`, another process saw. `silent` is told of mailboxes whose streams keep things back, `refused`
-    of those that cannot be read, `looked` of each comparison that came to its end, and when it began. `grace` is how
-    long a sweep, and
+    older than `started_at`, another process saw. `silent` is told of mailboxes whose streams keep things back,
+    `refused` of those that cannot be read, `looked` of each comparison that came to its end, and when it began.
+    `grace` is how long a sweep, and
     `settle` how long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches:
     events that were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those
     for first states apart.
@@ -145,7 +145,7 @@ class CatchUp:
     interval: float = 900.0
     idle_interval: float = 7200.0
     start_spread: float = 0.0
-    begun: float = -inf
+    started_at: float = -inf
     settle: float = 2.0
     grace: float = 10.0
     concurrency: int = 4
@@ -156,7 +156,7 @@ class CatchUp:
     refused: Callable[[str, Failure], None] | None = None
     looked: Callable[[str, float], None] | None = None
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    dice: random.Random = field(default_factory=random.Random)
+    rng: random.Random = field(default_factory=random.Random)
     delivered: DeliveryHistory = field(default_factory=DeliveryHistory)
     recovered: int = 0
     missed: int = 0
@@ -182,7 +182,7 @@ class CatchUp:
         """How many mailboxes have a gap that is not filled."""
         return len(self._open)
 
-    def behind(self, moment: float) -> int:
+    def lagging(self, moment: float) -> int:
         """How many mailboxes have an open gap, or were not compared since that moment."""
         return sum(
             mailbox_state.compared < moment or mailbox in self._open
@@ -225,7 +225,7 @@ class CatchUp:
         mailbox_state.gap = gap if mailbox_state.gap is None else mailbox_state.gap.joined(gap)
         self._open.add(mailbox)
         # All mailboxes at once have one at the start; what is missing then has been missing for a while.
-        spread = self.dice.uniform(0, self.start_spread) if reason == "start" else 0.0
+        spread = self.rng.uniform(0, self.start_spread) if reason == "start" else 0.0
         when = trio.current_time() + spread
         if reason in PACED:  # it comes as often as the server makes the mistake
             when = max(when, mailbox_state.paced_until)
@@ -365,7 +365,7 @@ class CatchUp:
             return
         failures = self._failures(delay_queue, mailbox_state)
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
-        if failure is not None and failure.verdict in (Verdict.PARK, Verdict.STOP):
+        if failure is not None and failure.verdict in (Verdict.SUSPEND, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
             if self.refused is not None:
                 self.refused(mailbox, failure)
@@ -373,7 +373,7 @@ class CatchUp:
             delay_queue.put(mailbox, trio.current_time() + delay)
             return
         told = None if failure is None else failure.wait
-        delay = self.backoff.delay(failures, self.dice.random(), told)
+        delay = self.backoff.delay(failures, self.rng.random(), told)
         delay_queue.put(mailbox, trio.current_time() + delay)
         level = log.info if failures < STUBBORN else log.warning
         level("catchup.failed", mailbox=mailbox, failures=failures, retry=round(delay, 3), **why)
@@ -442,7 +442,7 @@ class CatchUp:
 
     async def _fill(self, mailbox: str, mailbox_state: MailboxState, gap: Gap) -> None:
         queries, open_gap = self._queries(mailbox), gap
-        begun = trio.current_time()
+        started_at = trio.current_time()
         kept = await load_known(self.states, mailbox)
         known, mark = kept.known, self._mark(mailbox, mailbox_state, kept, gap)
         younger = gap.since is not None and mailbox_state.first > gap.since - LATE
@@ -463,21 +463,21 @@ class CatchUp:
             heard = datetime.fromtimestamp(self._server_time(mailbox, gap.heard), UTC)
             comparison.since = max(comparison.since, heard)
         # What was first looked at inside the gap, or in a process that ended soon after, may hide what came before.
-        older = gap.before or (gap.since is not None and gap.since < self.begun)
+        older = gap.before or (gap.since is not None and gap.since < self.started_at)
         comparison.distrusted = younger or (known is not None and known.first and older)
         await self._compare(comparison, kept)
         if known is None:
             mailbox_state.first = trio.current_time()
-        mailbox_state.compared = begun
+        mailbox_state.compared = started_at
         mailbox_state.reported.clear()  # the stream has brought what was queued
         if is_news:
-            self._looked(mailbox, begun)
+            self._looked(mailbox, started_at)
             if comparison.unseen or comparison.unread:
                 await self._tell(mailbox, "gap", _unfilled(comparison))
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
-            log.info("catchup.finished", mailbox=mailbox, **_figures(comparison, begun))
+            log.info("catchup.finished", mailbox=mailbox, **_figures(comparison, started_at))
         self._builds.put(mailbox, trio.current_time())
-        self._sweeps.put(mailbox, trio.current_time() + self.interval * self.dice.uniform(0.5, 1.0))
+        self._sweeps.put(mailbox, trio.current_time() + self.interval * self.rng.uniform(0.5, 1.0))
 
     def _since(self, gap: Gap, known: Known | None) -> datetime | None:
         """When it began; None if nothing can have been missed, since nobody listened before."""
@@ -518,9 +518,9 @@ class CatchUp:
             self.recovered += comparison.found
             self.requests += comparison.queries.requests
 
-    def _looked(self, mailbox: str, begun: float) -> None:
+    def _looked(self, mailbox: str, started_at: float) -> None:
         if self.looked is not None:
-            self.looked(mailbox, begun)
+            self.looked(mailbox, started_at)
 
     # --- sweeps
 
@@ -536,7 +536,7 @@ class CatchUp:
         known = kept.known
         if known is None or mailbox_state.gap is not None:
             return  # the catch-up that comes plans the next sweep
-        begun, traffic = trio.current_time(), mailbox_state.traffic
+        started_at, traffic = trio.current_time(), mailbox_state.traffic
         mailbox_state.traffic = False
         since = datetime.fromtimestamp(known.compared, UTC)
         comparison = self._comparison(
@@ -544,8 +544,8 @@ class CatchUp:
         )
         comparison.trusting, comparison.grace = True, self.grace
         await self._compare(comparison, kept)
-        mailbox_state.compared = begun
-        self._looked(mailbox, begun)
+        mailbox_state.compared = started_at
+        self._looked(mailbox, started_at)
         if comparison.replaced and self.silent is not None:
             self.silent(mailbox)  # its subscription is one to the mailbox that was there before
         if comparison.found:
@@ -557,7 +557,7 @@ class CatchUp:
             "sweep.finished",
             mailbox=mailbox,
             missed=comparison.missed,
-            **_figures(comparison, begun),
+            **_figures(comparison, started_at),
         )
         self._judge(mailbox, mailbox_state, comparison.missed if mailbox_state.gap is None else 0)
         busy = traffic or comparison.found
@@ -572,7 +572,7 @@ class CatchUp:
         way = self.ask_without(mailbox)
         if way is None:
             raise ExchangeError(NO_STREAM)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         kept = await load_known(self.states, mailbox)
         known, mark = kept.known, self._mark(mailbox, mailbox_state, kept, mailbox_state.gap)
         since = datetime.fromtimestamp(mark.start if known is None else known.compared, UTC)
@@ -595,14 +595,14 @@ class CatchUp:
                 code=error.failure.code,
                 text=error.failure.text,
             )
-            mailbox_state.alone = max(mailbox_state.alone, begun + delay - self.interval)
-            self._sweeps.put(mailbox, begun + delay)
+            mailbox_state.alone = max(mailbox_state.alone, started_at + delay - self.interval)
+            self._sweeps.put(mailbox, started_at + delay)
             return
         mailbox_state.alone_failures, mailbox_state.first = 0, -inf
         if len(mailbox_state.reported) < MOST_REPORTED:
             mailbox_state.reported |= comparison.reported
-        mailbox_state.compared = mailbox_state.alone = begun
-        self._looked(mailbox, begun)
+        mailbox_state.compared = mailbox_state.alone = started_at
+        self._looked(mailbox, started_at)
         if not self._is_without:
             self._is_without = True
             without = sum(each.without < inf for each in self._mailbox_states.values())
@@ -611,7 +611,7 @@ class CatchUp:
             await self._tell_gap(mailbox, Gap(None, {"no_stream": None}), since)
             await self._tell(mailbox, "recovered", f"{comparison.found} events")
         level = log.info if comparison.found else log.debug
-        level("catchup.compared_without_stream", mailbox=mailbox, **_figures(comparison, begun))
+        level("catchup.compared_without_stream", mailbox=mailbox, **_figures(comparison, started_at))
         self._sweeps.put(mailbox, trio.current_time() + self.interval)
 
     def _judge(self, mailbox: str, mailbox_state: MailboxState, missed: int) -> None:
@@ -689,12 +689,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more folders" if more > 0 else "")
 
 
-def _figures(comparison: Resync, begun: float) -> dict[str, float]:
+def _figures(comparison: Resync, started_at: float) -> dict[str, float]:
     return {
         "found": comparison.found,
         "folders": comparison.folders,
         "requests": comparison.queries.requests,
-        "seconds": round(trio.current_time() - begun, 3),
+        "seconds": round(trio.current_time() - started_at, 3),
     }
 
 

@@ -333,7 +333,7 @@ class Resync:
         code, verdict = error.failure.code, error.failure.verdict
         if code in GONE:
             return  # the next comparison will say so
-        if verdict is not Verdict.PARK and not (self.stubborn and verdict is Verdict.RETRY):
+        if verdict is not Verdict.SUSPEND and not (self.stubborn and verdict is Verdict.RETRY):
             raise error
         self.unread.append(f"{folder.display_name or folder.folder_id} ({code})")
 

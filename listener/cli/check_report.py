@@ -93,8 +93,8 @@ def as_json(report: Report) -> dict[str, Any]:
 def _why(failure: Failure | None, advice: Remedy) -> dict[str, object]:
     if failure is None:
         return {}
-    cause, mend = advice
-    found: dict[str, object] = {"code": failure.code, "text": failure.text, "cause": cause, "mend": mend}
+    cause, fix = advice
+    found: dict[str, object] = {"code": failure.code, "text": failure.text, "cause": cause, "fix": fix}
     return found | ({"held": round(held)} if (held := _held(failure)) else {})
 
 
@@ -251,7 +251,7 @@ def _matter(who: str, failure: Failure, advice: Remedy) -> Iterator[str]:
     yield f"FAIL  {who}   {failure.code}"
     shown = () if excerpt(failure.text) in advice.cause else (failure.text,)
     yield from (f"      {line}" for line in (*shown, advice.cause) if line)
-    first, *more = re.split(r"; (?=\d\. )", advice.mend)
+    first, *more = re.split(r"; (?=\d\. )", advice.fix)
     if first:
         yield f"      Fix: {first}"
     yield from (f"           {step}" for step in more)

@@ -77,7 +77,7 @@ class Worker:
     limits: DeliveryLimits
     tracing: Tracing | None = None
     delivered: int = 0
-    given_up: int = 0
+    dead_lettered: int = 0
     failures: int = 0  # of its context, in a row
     last_delivered: float | None = None  # Unix time
     opened: bool = False  # once at least
@@ -111,15 +111,15 @@ class Worker:
         return "broken" if self.failures else "starting"
 
     @property
-    def behind(self) -> int:
+    def lag(self) -> int:
         """Events in the journal that the handler has not finished with, at most."""
-        return 0 if self._reader is None else self._reader.behind
+        return 0 if self._reader is None else self._reader.lag
 
     def _is_finished(self) -> bool:
         """Whether finish() was called and nothing is left to do, or leave() and no call is under way."""
         if self._leaving and not self._calls:
             return True
-        return self._finishing.is_set() and not self._queues and not self.behind
+        return self._finishing.is_set() and not self._queues and not self.lag
 
     def again(self) -> Worker:
         """A worker that goes on where this one was left."""
@@ -129,15 +129,15 @@ class Worker:
 
     def count_on(self, worker: Worker) -> None:
         """What that one has counted is counted on."""
-        self.delivered, self.given_up, self.last_delivered = (
+        self.delivered, self.dead_lettered, self.last_delivered = (
             worker.delivered,
-            worker.given_up,
+            worker.dead_lettered,
             worker.last_delivered,
         )
 
     def tell_end(self) -> None:
         """Tells the log what became of its events."""
-        account = {"delivered": self.delivered, "given_up": self.given_up, "behind": self.behind}
+        account = {"delivered": self.delivered, "dead_lettered": self.dead_lettered, "lag": self.lag}
         log.info("handler.stopped", handler=self.name, **account)
 
     async def run(
@@ -164,7 +164,7 @@ class Worker:
                 async with self.source.open() as handler:
                     if isinstance(handler, BatchHandler):
                         _limits(handler)
-                    log.info("handler.started", handler=name, behind=self.behind)
+                    log.info("handler.started", handler=name, lag=self.lag)
                     self._is_open = True
                     if not self.opened:
                         self.opened = True
@@ -212,7 +212,7 @@ class Worker:
                 self._queues.count(entries)
             else:
                 log.error("handler.dead_lettered", **self._about(entries), reason=describe(error))
-                await self._bury(entries, describe(error), format_traceback(error), attempt, reader)
+                await self._dead_letter(entries, describe(error), format_traceback(error), attempt, reader)
 
     def _wants(self, event: MailboxEvent) -> bool:
         """The filter. An event at which it fails is not passed over: each call of the handler then begins with it."""
@@ -406,7 +406,7 @@ class Worker:
                 case Reject() as rejected:
                     reason = message(rejected)
                     self._tell("handler.rejected", entries, attempt, reason=reason)
-                    await self._bury(entries, reason or "rejected", "", attempt, reader)
+                    await self._dead_letter(entries, reason or "rejected", "", attempt, reader)
                     return None
                 case _:
                     reason, trace = describe(theirs), format_traceback(theirs)
@@ -415,20 +415,20 @@ class Worker:
             self._show(entries, "failed", attempt, reason)
             return Again(self.limits.retry.longest(attempt) if after is None else after, counts)
         log.error("handler.dead_lettered", **self._about(entries), reason=reason)
-        await self._bury(entries, reason, trace, attempt, reader)
+        await self._dead_letter(entries, reason, trace, attempt, reader)
         return None
 
-    async def _bury(
+    async def _dead_letter(
         self, entries: list[Entry], reason: str, trace: str, attempts: int, reader: Reader
     ) -> None:
-        self._show(entries, "given_up", attempts, reason)
+        self._show(entries, "dead_lettered", attempts, reason)
         # A batch has the same trace in each of its letters.
         try:
-            await reader.bury(entries, reason=reason, traceback=trace, attempts=attempts)
+            await reader.dead_letter(entries, reason=reason, traceback=trace, attempts=attempts)
         except JournalError as error:
             self._damage = error
             raise
-        self.given_up += len(entries)
+        self.dead_lettered += len(entries)
         self._done(entries)
 
     def _done(self, entries: list[Entry]) -> None:
@@ -447,7 +447,7 @@ class Worker:
         for entry in entries:
             event = entry.event
             about = {"type": event.type, "subject": event.subject, "recovered": event.recovered}
-            self.tracing.tell(event.mailbox, "delivery", **told, id=event.id, **about)
+            self.tracing.emit(event.mailbox, "delivery", **told, id=event.id, **about)
 
     def _wake(self) -> None:
         """Whoever waits for anything to change looks again."""

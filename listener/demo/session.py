@@ -201,8 +201,8 @@ class Session:
 
     def _note_looks(self, daemon: Daemon) -> None:
         assert daemon.catch_up is not None
-        daemon.catch_up.looked = lambda mailbox, begun: self.looks[mailbox].append(
-            (_wall(begun), time.time())
+        daemon.catch_up.looked = lambda mailbox, started_at: self.looks[mailbox].append(
+            (_wall(started_at), time.time())
         )
 
     async def _caught_up(self) -> None:
@@ -213,7 +213,7 @@ class Session:
         with trio.move_on_after(SETTLE):
             since = trio.current_time()
             catch_up.sweep()
-            while catch_up.behind(since):  # noqa: ASYNC110
+            while catch_up.lagging(since):  # noqa: ASYNC110
                 await trio.sleep(POLL)
 
     async def _all_streaming(self, stop: trio.Event | None = None) -> None:

@@ -84,7 +84,7 @@ class Gaps(NamedTuple):
             for moment, overtaken in moments
         )
         first, last = min(moments)[0], max(moments)[0]
-        return unheard and not any(first < begun and done < last for begun, done in self.looks)
+        return unheard and not any(first < started_at and done < last for started_at, done in self.looks)
 
 
 class Verdict(NamedTuple):

@@ -32,7 +32,7 @@ class Verdict(StrEnum):
     WAIT = "wait"  # the server said how long; send nothing meanwhile
     RESUBSCRIBE = "resubscribe"  # the subscription is gone: a new one, and catch up
     REGROUP = "regroup"  # the mailbox is elsewhere: discover, group and subscribe anew
-    PARK = "suspend"  # this mailbox cannot be listened to: look again slowly, tell the operator once
+    SUSPEND = "suspend"  # this mailbox cannot be listened to: look again slowly, tell the operator once
     CREDENTIALS = "credentials"  # a fresh token once, then suspend and tell
     RESYNC = "resync"  # the sync state is of no use: a full sync of that folder
     STOP = "stop"  # a fault in us or in the configuration: say so loudly, do not hammer
@@ -102,7 +102,7 @@ _EXCHANGE = {
         "ErrorNoRespondingCASInDestinationSite",
         "ErrorProxyCallFailed",
     ),
-    Verdict.PARK: (
+    Verdict.SUSPEND: (
         "ErrorNonExistentMailbox",
         "ErrorInvalidSmtpAddress",
         "ErrorAccountDisabled",
@@ -137,7 +137,7 @@ _AUTODISCOVER = {
     Verdict.WAIT: ("ServerBusy",),
     Verdict.RETRY: ("InternalServerError",),
     # Pox500: there is no such address.
-    Verdict.PARK: ("InvalidUser", "InvalidDomain", "NotFederated", "SettingIsNotAvailable", "Pox500"),
+    Verdict.SUSPEND: ("InvalidUser", "InvalidDomain", "NotFederated", "SettingIsNotAvailable", "Pox500"),
     # Pox600: the request was invalid; Pox601: nobody provides the schema that it asks for.
     Verdict.STOP: ("InvalidRequest", "InvalidSetting", "Pox600", "Pox601"),
 }
@@ -171,7 +171,7 @@ _HTTP = {
     ),
     Verdict.WAIT: ("Http429",),
     Verdict.REGROUP: ("Http404", "Http451"),
-    Verdict.PARK: ("Http403", *UNKNOWN_TO_FRONT_END),
+    Verdict.SUSPEND: ("Http403", *UNKNOWN_TO_FRONT_END),
     # 456, 457: blocked, or an interactive sign-in is required.
     Verdict.CREDENTIALS: ("Http401", "Http440", "Http456", "Http457"),
     Verdict.STOP: ("Http400", "Http405", "Http407", "Http413", "Http415"),
@@ -226,7 +226,7 @@ _OURS = {
         "TlsFailed",  # certificates are renewed without us: it is worth trying again
         "UnexpectedReply",  # well-formed SOAP that lacks what was asked for
     ),
-    Verdict.PARK: (
+    Verdict.SUSPEND: (
         "InsecureRedirect",  # Autodiscover sent us to an address that is not https
         "InternalError",  # an unknown exception of our own about one mailbox (its log line has the traceback)
         "InvalidUrl",  # a server named a URL that nothing can be made of

@@ -55,9 +55,9 @@ class Audit:
                 named_by=named_by,
             )
         except OSError as error:
-            log.error("audit.not_written", path=error.filename, reason=error.strerror, mend=MEND)
+            log.error("audit.not_written", path=error.filename, reason=error.strerror, fix=FIX)
         else:
             self._seen.add(use)
 
 
-MEND = "make room on its disk, or let the daemon write there"
+FIX = "make room on its disk, or let the daemon write there"

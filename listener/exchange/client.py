@@ -111,7 +111,7 @@ class ExchangeClient:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
-    def twin(self) -> ExchangeClient:
+    def clone(self) -> ExchangeClient:
         """Another client with the cookies that this one has now. What either gets from here on is its own."""
         return ExchangeClient(self.url, self._access, self.cookies)
 
@@ -160,7 +160,7 @@ class ExchangeClient:
         self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
     ) -> T:
         throttle, seconds = self.throttle, self._access.request_timeout
-        begun = trio.current_time()
+        started_at = trio.current_time()
         version = VERSION.search(body)
         identity = None if version is None else _identity(body, headers)
         confirm = None if version is None else partial(self._confirm, version[1].decode())
@@ -172,13 +172,13 @@ class ExchangeClient:
                     taken = await take(await self._post(body, headers))
                     throttle.went_well()
                     self.last_failure = ""
-                    self._show(body, headers, "ok", begun)
+                    self._show(body, headers, "ok", started_at)
                     return taken
             raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
         except ExchangeError as error:
             throttle.failed(error.failure)
             self.last_failure = error.failure.code
-            self._show(body, headers, error.failure.code, begun)
+            self._show(body, headers, error.failure.code, started_at)
             if error.failure.code != "TlsFailed":
                 raise
             told = await with_issuer(error.failure, self.url, self._access.network)
@@ -197,14 +197,14 @@ class ExchangeClient:
             return
         raise ExchangeError(Failure(code="ReadTimeout", text="no answer"))
 
-    def _show(self, body: bytes, headers: Mapping[str, str], code: str, begun: float) -> None:
+    def _show(self, body: bytes, headers: Mapping[str, str], code: str, started_at: float) -> None:
         """Tells whoever watches a mailbox what became of a request about it."""
         tracing = self._access.tracing
         if tracing.on:
             found = OPERATION.search(body)
             operation = found[1].decode() if found else ""
-            anchor, seconds = headers.get("X-AnchorMailbox", ""), trio.current_time() - begun
-            tracing.tell_request(operation, body, anchor, code=code, seconds=seconds)
+            anchor, seconds = headers.get("X-AnchorMailbox", ""), trio.current_time() - started_at
+            tracing.trace_request(operation, body, anchor, code=code, seconds=seconds)
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         raw = [(name.encode(), header_value(value)) for name, value in headers.items()]

@@ -111,12 +111,12 @@ class Throttle:
             self._raised_at = now
             self._limiter.total_tokens = self.limit + 1
 
-    def heard(self) -> None:
+    def server_answered(self) -> None:
         """A stream has been opened, and the server says something on it."""
         self._heard.set()
         self._heard = trio.Event()
 
-    async def wait_heard(self) -> None:
+    async def wait_until_answered(self) -> None:
         """Returns when the server is heard on a stream that has just been opened."""
         await self._heard.wait()
 

@@ -70,12 +70,12 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The connection is over, after `lasted` seconds. No failures: the server closed it in good order.
+    """The connection is over, after `duration` seconds. No failures: the server closed it in good order.
 
     `heard`: the server said something that makes sense before.
     """
 
-    lasted: float
+    duration: float
     failures: tuple[Failure, ...] = ()
     heard: bool = True
 

@@ -57,7 +57,7 @@ class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
     group, because they have no stream or a gap that is not filled, from when on something may be missing."""
 
     groups: dict[str, float] = {}
-    behind: dict[str, float] = {}
+    missing_since: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _lives_there(mailbox: str, group: GroupCheckpoint, places: Mapping[str, Plac
 
 def last_seen(saved: Iterable[GroupCheckpoint], heard: LastSeen, now: float) -> dict[str, float]:
     """For each mailbox that ever had a stream: from when on something may be missing, Unix seconds."""
-    found = dict(heard.behind)
+    found = dict(heard.missing_since)
     for group in saved:
         moment = heard.groups.get(group.name)
         if moment is not None:

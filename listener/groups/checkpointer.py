@@ -100,9 +100,9 @@ class Checkpointer:
         for name in sorted(names):
             record = self._source.record(name)
             yield from self._change(_GROUP + name, None if record is None else _ENCODE(record))
-        groups, behind = self._source.heard()
+        groups, missing_since = self._source.heard()
         yield from self._change(
-            _HEARD, _ENCODE(LastSeen(groups=self._wall(groups), behind=self._wall(behind)))
+            _HEARD, _ENCODE(LastSeen(groups=self._wall(groups), missing_since=self._wall(missing_since)))
         )
 
     def _change(self, key: str, value: bytes | None) -> Iterable[Change]:
@@ -136,7 +136,7 @@ class Checkpointer:
 
 def _finite(heard: LastSeen) -> LastSeen:
     """Raises ValueError where a moment is none."""
-    if not all(map(isfinite, (*heard.groups.values(), *heard.behind.values()))):
+    if not all(map(isfinite, (*heard.groups.values(), *heard.missing_since.values()))):
         raise ValueError("a moment that is not finite")
     return heard
 

@@ -24,12 +24,12 @@ class Gaps:
     """The open gaps of one group, one a mailbox. The first reason counts, and the earliest moment.
 
     `well` says when the stream of each mailbox was last heard, or, before that, when it was first subscribed; it is
-    kept up to date, and may be shared with other groups. What is older than `begun` is from an earlier process.
+    kept up to date, and may be shared with other groups. What is older than `started_at` is from an earlier process.
     """
 
-    def __init__(self, well: dict[str, float] | None = None, begun: float = -inf) -> None:
+    def __init__(self, well: dict[str, float] | None = None, started_at: float = -inf) -> None:
         self._well = {} if well is None else well
-        self._begun = begun
+        self._started_at = started_at
         self._open: dict[str, Gap] = {}
 
     def heard(self, mailboxes: Iterable[str], moment: float) -> None:
@@ -50,7 +50,7 @@ class Gaps:
             # In place of one from before it left, if there is one: meanwhile nobody listened.
             self._open[mailbox] = Gap(mailbox, None, "start")
         else:
-            self._note(mailbox, "start" if well < self._begun else "lost")
+            self._note(mailbox, "start" if well < self._started_at else "lost")
 
     def known(self, mailboxes: Iterable[str]) -> dict[str, float]:
         """When the streams of these mailboxes were last heard."""
@@ -95,7 +95,7 @@ class Gaps:
         found = (self._open.pop(mailbox, None) for mailbox in mailboxes)
         return [gap for gap in found if gap is not None]
 
-    def behind(self, mailbox: str, *, streams: bool) -> float | None:
+    def missing_since(self, mailbox: str, *, streams: bool) -> float | None:
         """From when on something may be missing, if that is before its group was last heard: since the gap began, or
         since it was last heard if it is not among those that stream."""
         gap = self._open.get(mailbox)

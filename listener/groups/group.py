@@ -157,8 +157,8 @@ class GroupState:
         return None if due is None else Wait(due)
 
 
-def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) -> GroupState:
-    """The state after `outcome`, which came at `now`; `dice` in [0, 1] is this outcome's share of jitter."""
+def advance(state: GroupState, outcome: Outcome, now: float, jitter: float = 1.0) -> GroupState:
+    """The state after `outcome`, which came at `now`; `jitter` in [0, 1] is this outcome's share of jitter."""
     before = state
     match outcome:
         case Stop(unsubscribe):
@@ -167,15 +167,15 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
             # What was under way when the group was told to stop may still report; nothing is begun any more.
             return replace(state, unsubscribe=None) if isinstance(outcome, Unsubscribed) else state
         case Subscribed():
-            state = _after_subscribe(state, outcome, now, dice)
+            state = _after_subscribe(state, outcome, now, jitter)
         case StreamEnded():
-            state = _after_stream(state, outcome, now, dice)
+            state = _after_stream(state, outcome, now, jitter)
         case Waited(early):
             if state.paused_until is not None and (state.paused_until <= now or (early and state.eager)):
                 state = replace(state, paused_until=None)
                 state = _each(state, lambda m: encouraged(m, now)) if early else state
         case Discovered():
-            state = _after_discover(state, outcome, now, dice)
+            state = _after_discover(state, outcome, now, jitter)
         case Separated(mailboxes):
             state = _without(replace(state, separate=None), mailboxes)
         case Doubted(mailboxes):
@@ -188,7 +188,7 @@ def advance(state: GroupState, outcome: Outcome, now: float, dice: float = 1.0) 
             state = _each(
                 state,
                 lambda m: (
-                    refused(replace(m, subscription=None), failure, state.policy, now, dice)
+                    refused(replace(m, subscription=None), failure, state.policy, now, jitter)
                     if m.mailbox == mailbox and m.subscription is not None
                     else m
                 ),
@@ -243,7 +243,7 @@ def _giving_up(before: GroupState, after: GroupState, outcome: Outcome) -> Group
     return replace(after, abandoned=(*after.abandoned, *lost)) if lost else after
 
 
-def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: float) -> GroupState:
+def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, jitter: float) -> GroupState:
     ids, failed = dict(outcome.ids), dict(outcome.refused)
     new = set(ids.values())
     afresh = state.subscribe is not None and state.subscribe.afresh
@@ -255,7 +255,7 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
         if subscription := ids.get(member.mailbox):
             return replace(member, subscription=subscription, failure=None, suspended=False)
         if failure := failed.get(member.mailbox):
-            member = refused(member, failure, state.policy, now, dice)
+            member = refused(member, failure, state.policy, now, jitter)
             return replace(member, leaving=company and needs_own_affinity(member, state.policy))
         if member.subscription in new:
             # Ids begin anew when a server does: this one is somebody else's now.
@@ -267,48 +267,50 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, dice: f
     if afresh and not ids and not blocking:
         # The anchor came first and failed. A mailbox that is refused is suspended, and so the next one is tried at
         # once; otherwise the next one would meet the same server.
-        blocking = [f for f in failed.values() if f.verdict is not Verdict.PARK]
+        blocking = [f for f in failed.values() if f.verdict is not Verdict.SUSPEND]
         astray_only = all(f.verdict is Verdict.REGROUP for f in blocking)
         if astray_only and state.failures < state.policy.strikes:
             return replace(state, failures=state.failures + len(blocking))
-    return _pause(state, blocking, now, dice) if blocking else state
+    return _pause(state, blocking, now, jitter) if blocking else state
 
 
-def _after_discover(state: GroupState, outcome: Discovered, now: float, dice: float) -> GroupState:
+def _after_discover(state: GroupState, outcome: Discovered, now: float, jitter: float) -> GroupState:
     asked = set(state.discover.mailboxes) if state.discover is not None else set()
     unknown = dict(outcome.unknown)
 
     def settle(member: Member) -> Member:
         if failure := unknown.get(member.mailbox):
-            return replace(refused(member, failure, state.policy, now, dice), astray=True)
+            return replace(refused(member, failure, state.policy, now, jitter), astray=True)
         return replace(member, astray=False, due=now) if member.mailbox in asked else member
 
     return _each(_without(replace(state, discover=None), outcome.gone), settle)
 
 
-def _after_stream(state: GroupState, outcome: StreamEnded, now: float, dice: float) -> GroupState:
+def _after_stream(state: GroupState, outcome: StreamEnded, now: float, jitter: float) -> GroupState:
     state = _credited(replace(state, stream=None), outcome)
     named, general = _accusations(state, outcome.failures)
     if named:
-        state = _each(state, lambda m: accused(m, named.get(m.subscription), state.policy, now, dice))
+        state = _each(state, lambda m: accused(m, named.get(m.subscription), state.policy, now, jitter))
         if not general:
             return state  # the others' stream is opened at once, without the bad ones
     company = len(state.live) > 1
     lost = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
-    denied = next((f for f in general if f.verdict is Verdict.PARK), None)
+    denied = next((f for f in general if f.verdict is Verdict.SUSPEND), None)
     if lost is not None:
         state = _each(state, lambda m: unsubscribed(m, lost, now))
     if denied is not None and not company:
-        return _each(state, lambda m: refused(replace(m, subscription=None), denied, state.policy, now, dice))
-    if (lost or denied) and outcome.lasted < AT_ONCE:
+        return _each(
+            state, lambda m: refused(replace(m, subscription=None), denied, state.policy, now, jitter)
+        )
+    if (lost or denied) and outcome.duration < AT_ONCE:
         state = replace(state, refusals=state.refusals + 1)
         state = _halve(state) if company else state
         # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
         state = state if denied is None else replace(state, anchor=_next_anchor(state))
     if (lost or denied) and state.refusals <= 1:
         return state  # a back end that began anew has forgotten all: what that takes is no reason to wait
-    if general or outcome.lasted < state.policy.settled:
-        return _pause(state, general, now, dice, heard=outcome.heard)
+    if general or outcome.duration < state.policy.settled:
+        return _pause(state, general, now, jitter, heard=outcome.heard)
     return state
 
 
@@ -316,9 +318,9 @@ def _credited(state: GroupState, outcome: StreamEnded) -> GroupState:
     """The state when what this connection achieved has been set against earlier failures."""
     if outcome.heard:
         state = replace(state, failures=0)
-    if outcome.lasted >= AT_ONCE:
+    if outcome.duration >= AT_ONCE:
         state = replace(state, refusals=0)
-    if outcome.lasted >= state.policy.settled:
+    if outcome.duration >= state.policy.settled:
         state = _each(state, lambda m: m if m.subscription is None else replace(m, failures=0, strays=0))
         state = replace(state, flaps=0)
     return state
@@ -342,7 +344,7 @@ def _accusations(
 
 
 def _pause(
-    state: GroupState, failures: list[Failure], now: float, dice: float, heard: bool = False
+    state: GroupState, failures: list[Failure], now: float, jitter: float, heard: bool = False
 ) -> GroupState:
     # Credentials are tried once more soon, since a token may just have died; after that they might lock the account.
     slow = any(
@@ -354,7 +356,7 @@ def _pause(
         # Nobody knows what this code means, and it does not pass: the only mailbox here is asked for more slowly.
         state = replace(state, failures=state.failures + 1, flaps=state.flaps + 1)
         return replace(
-            state, paused_until=now + state.policy.suspended.delay(strikes + 1, dice, told), eager=False
+            state, paused_until=now + state.policy.suspended.delay(strikes + 1, jitter, told), eager=False
         )
     if heard and not slow:
         count = state.flaps + 1
@@ -365,7 +367,7 @@ def _pause(
             replace(state, failures=count),
             state.policy.suspended if slow else state.policy.backoff,
         )
-    pause = backoff.delay(count, dice, told)
+    pause = backoff.delay(count, jitter, told)
     eager = told is None and all(f.verdict is Verdict.RETRY for f in failures)
     return replace(state, paused_until=now + pause, eager=eager)
 

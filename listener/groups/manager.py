@@ -66,7 +66,7 @@ class GroupManager:
     time. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
 
     `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
-    than `begun`, another process heard. `stored_folders` gives the folder ids that are stored for a mailbox.
+    than `started_at`, another process heard. `stored_folders` gives the folder ids that are stored for a mailbox.
     `noted` is told of groups, by name, of which something is to be kept, `kept`
     returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began. `dropped`
     counts events without a valid id.
@@ -91,7 +91,7 @@ class GroupManager:
     stored_folders: Callable[[str], Awaitable[Collection[str]]] | None = None
     restored: Sequence[Restored] = ()
     well: dict[str, float] = field(default_factory=dict)
-    begun: float = -inf
+    started_at: float = -inf
     runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     dropped: int = 0
@@ -187,16 +187,16 @@ class GroupManager:
         groups: dict[str, float] = {}
         for mailbox in self.well.keys() - self.addresses():
             del self.well[mailbox]  # a stream may be read on for a while when its mailbox has left
-        behind = dict(self.well)  # also of those that are on their way from one group to another
+        missing_since = dict(self.well)  # also of those that are on their way from one group to another
         for name, runner in self.runners.items():
             for member in runner.state.members:
-                behind.pop(member.mailbox, None)
-            behind |= runner.behind()
+                missing_since.pop(member.mailbox, None)
+            missing_since |= runner.missing_since()
             if (moment := runner.heard_at) is not None:
                 groups[name] = moment
         for mailbox, moment in self.unfilled().items():
-            behind[mailbox] = min(moment, behind.get(mailbox, inf))
-        return groups, behind
+            missing_since[mailbox] = min(moment, missing_since.get(mailbox, inf))
+        return groups, missing_since
 
     def changed(self, group: Group, /) -> None:
         """Something about this group is to be kept."""
@@ -259,7 +259,7 @@ class GroupManager:
 
     def _claim(self, group: Group, subscription: str, mailbox: str, *, proven: bool) -> None:
         loser = self._ownership.claim(server_of(group.ews_url), subscription, mailbox, proven=proven)
-        self.subscribed(mailbox, self.well.get(mailbox, -inf) >= self.begun)
+        self.subscribed(mailbox, self.well.get(mailbox, -inf) >= self.started_at)
         if loser is None or loser == mailbox:
             return
         runner = self.runner_of(loser)

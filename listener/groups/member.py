@@ -1,6 +1,6 @@
 """One mailbox of a group, as a value, and what befalls it. No I/O, no clock, no dice.
 
-Times are seconds on one monotonic clock; `dice` in [0, 1] is the share of jitter.
+Times are seconds on one monotonic clock; `jitter` in [0, 1] is the share of jitter.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Member:
     strays: int = 0
 
 
-def accused(member: Member, failure: Failure | None, policy: Policy, now: float, dice: float) -> Member:
+def accused(member: Member, failure: Failure | None, policy: Policy, now: float, jitter: float) -> Member:
     """The member of which a connection said this; None: it said nothing of it."""
     if failure is None:
         return member
-    denied = failure.verdict is Verdict.PARK
+    denied = failure.verdict is Verdict.SUSPEND
     if failure.verdict is not Verdict.STOP and member.failures + 1 >= (2 if denied else policy.strikes):
         return replace(member, subscription=None, leaving=True, failure=failure)
     if failure.verdict in (Verdict.RETRY, Verdict.CREDENTIALS):
@@ -54,7 +54,7 @@ def accused(member: Member, failure: Failure | None, policy: Policy, now: float,
     if failure.verdict is not Verdict.STOP and member.failures == 0:
         # What it is denied may be the company only: whether the mailbox is, a Subscribe tells.
         return replace(unsubscribed(member, failure, now), failures=1)
-    return refused(replace(member, subscription=None), failure, policy, now, dice)
+    return refused(replace(member, subscription=None), failure, policy, now, jitter)
 
 
 def encouraged(member: Member, now: float) -> Member:
@@ -72,7 +72,7 @@ def unsubscribed(member: Member, failure: Failure, now: float) -> Member:
     return replace(member, subscription=None, due=now, failure=failure, astray=astray)
 
 
-def refused(member: Member, failure: Failure, policy: Policy, now: float, dice: float) -> Member:
+def refused(member: Member, failure: Failure, policy: Policy, now: float, jitter: float) -> Member:
     """The member that could not be subscribed, or not be found."""
     twice = member.failure is not None and member.failure.verdict is failure.verdict
     hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
@@ -90,7 +90,7 @@ def refused(member: Member, failure: Failure, policy: Policy, now: float, dice: 
             Backoff(slow.first, slow.factor, min(slow.cap, LONGEST_STRAY)),
             strays - 2 * policy.strikes + 1,
         )
-    due = now + backoff.delay(step, dice, failure.wait)
+    due = now + backoff.delay(step, jitter, failure.wait)
     return replace(
         member, failures=count, due=due, failure=failure, suspended=suspended, astray=astray, strays=strays
     )
@@ -115,7 +115,7 @@ def wanting(member: Member) -> bool:
 
 
 # A mailbox that gets these is suspended.
-HOPELESS = (Verdict.PARK, Verdict.STOP)
+HOPELESS = (Verdict.SUSPEND, Verdict.STOP)
 
 # Seconds between two tries, at most, for a mailbox that seems to live elsewhere again and again.
 LONGEST_STRAY = 300.0

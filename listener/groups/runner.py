@@ -124,7 +124,8 @@ class SubscriptionSpec:
 class GroupRunner:
     """One group at work. `state` is for whoever watches; tell() hands in an outcome from outside.
 
-    `well` has when the stream of each mailbox was last heard; what is older than `begun`, an earlier process heard.
+    `well` has when the stream of each mailbox was last heard; what is older than `started_at`, an earlier
+    process heard.
     """
 
     group: Group
@@ -133,9 +134,9 @@ class GroupRunner:
     publish: Publish
     registry: Registry
     state: GroupState
-    dice: random.Random = field(default_factory=random.Random)
+    rng: random.Random = field(default_factory=random.Random)
     well: dict[str, float] = field(default_factory=dict)
-    begun: float = -inf
+    started_at: float = -inf
     streaming: bool = False  # the server has been heard on the newest stream
     events: int = 0
     since: float = field(init=False, default_factory=trio.current_time)  # of what it does, in one word
@@ -167,12 +168,12 @@ class GroupRunner:
         self._mail, self._inbox = trio.open_memory_channel[Message](inf)
         self._log = log.bind(group=self.group.name)
         self._impersonating = self.spec.impersonate_anchor_on_stream
-        self._gaps = Gaps(self.well, self.begun)
+        self._gaps = Gaps(self.well, self.started_at)
         self._proofs = Proofs(
             self.group, self.registry, self._folders_of, self._publish_held, self._after_drop, self._log
         )
         for mailbox, _ in self.state.live:
-            self._gaps.subscribed(mailbox, self.begun)
+            self._gaps.subscribed(mailbox, self.started_at)
             self._specs[mailbox] = self.spec.of(mailbox)
         self.registry.doubt(self.group, [id_ for _, id_ in self.state.live])
 
@@ -195,7 +196,7 @@ class GroupRunner:
                         continue  # it had been replaced before it ended
                     del self._running[action]
                 before = self.state
-                self.state = advance(before, outcome, trio.current_time(), self.dice.random())
+                self.state = advance(before, outcome, trio.current_time(), self.rng.random())
                 if isinstance(outcome, StreamEnded) and task is not None and task.reader is not None:
                     self._note_end(outcome, task.reader)
                 if self.state.phase != before.phase:
@@ -252,10 +253,10 @@ class GroupRunner:
         """When a stream of this group was last heard."""
         return None if self._reader is None else self._reader.well
 
-    def behind(self) -> dict[str, float]:
+    def missing_since(self) -> dict[str, float]:
         """The mailboxes of which something may be missing from before heard_at, and from when on."""
         moments = (
-            (m.mailbox, self._gaps.behind(m.mailbox, streams=m.subscription is not None))
+            (m.mailbox, self._gaps.missing_since(m.mailbox, streams=m.subscription is not None))
             for m in self.state.members
         )
         found = {mailbox: moment for mailbox, moment in moments if moment is not None}
@@ -314,7 +315,7 @@ class GroupRunner:
                 )
             case Unsubscribe():
                 # Its cookies lead to where these subscriptions are; the group may be about to forget them.
-                return Task(client=self.client.twin())
+                return Task(client=self.client.clone())
         return Task()
 
     async def _perform(self, action: Action, task: Task) -> None:
@@ -369,9 +370,9 @@ class GroupRunner:
         with trio.CancelScope(deadline=action.until):
             if not action.eager:
                 await trio.sleep_forever()
-            await self.client.throttle.wait_heard()
+            await self.client.throttle.wait_until_answered()
             # Not all at the same moment.
-            await trio.sleep(self.dice.uniform(0, ENCOURAGED))
+            await trio.sleep(self.rng.uniform(0, ENCOURAGED))
             return Waited(early=True)
         return Waited()
 
@@ -509,10 +510,10 @@ class GroupRunner:
     # --- the stream
 
     async def _stream(self, action: Stream, reader: StreamReader) -> StreamEnded:
-        begun = trio.current_time()
+        started_at = trio.current_time()
         mailboxes = [mailbox for mailbox, _ in action.subscriptions]
         since = self._gaps.known(mailboxes)
-        if self._closed_at is not None and begun - self._closed_at > SAME_SERVER:
+        if self._closed_at is not None and started_at - self._closed_at > SAME_SERVER:
             self.registry.doubt(self.group, [id_ for _, id_ in action.subscriptions])
         self._closed_at = None
         self._readers.add(reader)
@@ -540,7 +541,7 @@ class GroupRunner:
         lossy = self._gaps.ended(mailboxes, failures, cut=cut, since=since)
         if lossy and not self._is_newest(action, reader):
             self._tell_gaps()  # another stream has taken over; else the next one is opened first
-        return StreamEnded(trio.current_time() - begun, failures, reader.heard)
+        return StreamEnded(trio.current_time() - started_at, failures, reader.heard)
 
     async def _read(
         self, action: Stream, reader: StreamReader, since: Mapping[str, float]
@@ -648,7 +649,7 @@ class GroupRunner:
 
     def _note_end(self, outcome: StreamEnded, reader: StreamReader) -> None:
         """Tell once if streams end in good order again and again, but much too soon."""
-        early = not outcome.failures and outcome.lasted < self.spec.window * 60 / 4
+        early = not outcome.failures and outcome.duration < self.spec.window * 60 / 4
         self._early = self._early + 1 if early else 0
         if self._early == EARLY:
             cause = (
@@ -657,7 +658,7 @@ class GroupRunner:
                 else "a proxy or load balancer seems to end long responses"
             )
             self._log.warning(
-                "stream.closed_early", lasted=round(outcome.lasted, 3), count=EARLY, cause=cause
+                "stream.closed_early", duration=round(outcome.duration, 3), count=EARLY, cause=cause
             )
 
     def _drop_events(self, notification: Notification, mailboxes: Iterable[str]) -> None:
@@ -674,7 +675,7 @@ class GroupRunner:
         if not self.streaming or self._streamed is not action:
             before = self._streamed if self.streaming else None
             self.streaming, self._streamed, self.opened = True, action, trio.current_time()
-            self.client.throttle.heard()
+            self.client.throttle.server_answered()
             # A stream is opened anew every half hour: that is no news.
             news = before is None or before.subscriptions != action.subscriptions
             tell = self._log.info if news else self._log.debug
@@ -729,12 +730,12 @@ _DENIED = GONE | {"ErrorAccessDenied"}
 
 
 def _is_denial(failure: Failure) -> bool:
-    return failure.verdict is Verdict.PARK or failure.code in _DENIED
+    return failure.verdict is Verdict.SUSPEND or failure.code in _DENIED
 
 
 def _denial(failure: Failure) -> Failure:
     """The failure under a code that suspends the mailbox."""
-    if failure.verdict is Verdict.PARK:
+    if failure.verdict is Verdict.SUSPEND:
         return failure
     return msgspec.structs.replace(failure, code="ErrorFolderNotFound")
 

@@ -74,10 +74,10 @@ class StreamReader:
             async with aclosing(answer):
                 quiet = 0.0
                 while True:
-                    begun = trio.current_time()
+                    started_at = trio.current_time()
                     with self._patience((AFTER_CLOSED if closed else self._silence) - quiet) as patience:
                         data = await answer.receive()
-                    quiet += trio.current_time() - begun
+                    quiet += trio.current_time() - started_at
                     if patience.cancelled_caught:
                         return self._given_up(closed=closed)
                     signals = self._parser.feed(data) if data else self._parser.end()

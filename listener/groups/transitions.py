@@ -58,8 +58,8 @@ def tell_transition(log: Log, before: GroupState, after: GroupState, outcome: Ou
 
 def _tell_outcome(log: Log, outcome: Outcome) -> None:
     match outcome:
-        case StreamEnded(lasted, failures, _):
-            _tell_stream_end(log, round(lasted, 3), failures)
+        case StreamEnded(duration, failures, _):
+            _tell_stream_end(log, round(duration, 3), failures)
         case Discovered(gone):
             log.info("group.discovered", gone=len(gone), unknown=len(outcome.unknown))
         case Subscribed(ids, refused):
@@ -70,11 +70,11 @@ def _tell_outcome(log: Log, outcome: Outcome) -> None:
 
 def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> None:
     if not failures:
-        log.debug("stream.closed", lasted=seconds)
+        log.debug("stream.closed", duration=seconds)
     for failure in failures:
         name = STREAM_ENDS.get(failure.code, "stream.refused")
         lost = len(failure.subscription_ids)
-        log.warning(name, lasted=seconds, subscriptions=lost, **_why(failure))
+        log.warning(name, duration=seconds, subscriptions=lost, **_why(failure))
 
 
 def _tell_member(log: Log, old: Member, new: Member, policy: Policy) -> None:

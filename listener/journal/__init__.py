@@ -100,18 +100,18 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """How the journal stands. `behind`: for each open handler, the events that it has not finished with, at most.
+    """How the journal stands. `lag`: for each open handler, the events that it has not finished with, at most.
 
-    `trouble` is what the disk says while it refuses, `full` whether appends wait for room.
+    `write_error` is what the disk says while it refuses, `full` whether appends wait for room.
     """
 
     end: int
     size: int
     limit: int
     full: bool
-    trouble: str | None
+    write_error: str | None
     waiting: int
-    behind: Mapping[str, int]
+    lag: Mapping[str, int]
 
 
 class Reader(Protocol):
@@ -125,20 +125,20 @@ class Reader(Protocol):
         """How many events were read and not acknowledged."""
 
     @property
-    def behind(self) -> int:
+    def lag(self) -> int:
         """How many events the handler has not finished with, at most: its filter may pass some of them over."""
 
     async def read(self, limit: int) -> list[Entry]:
         """The next events, `limit` at most, none of them twice. Waits until there is one in the journal.
 
-        Returns nothing when what was there has been passed over: then `behind` has changed.
+        Returns nothing when what was there has been passed over: then `lag` has changed.
         From memory while the handler keeps up, else from the disk. Raises JournalError if the journal is damaged.
         """
 
     def acknowledge(self, positions: Iterable[int]) -> None:
         """The handler has finished with these. Durable within a fraction of a second; never waits."""
 
-    async def bury(
+    async def dead_letter(
         self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
     ) -> None:
         """Puts events among the dead letters together, and acknowledges them. Returns when that is durable."""

@@ -56,7 +56,7 @@ class SqliteReader:
         return len(self._progress)
 
     @property
-    def behind(self) -> int:
+    def lag(self) -> int:
         return len(self._progress) + max(0, self._source.writer.tail.end - self._progress.upto)
 
     async def read(self, limit: int) -> list[Entry]:
@@ -78,7 +78,7 @@ class SqliteReader:
         self._progress.finish(positions)
         self._source.writer.note_change(self)
 
-    async def bury(
+    async def dead_letter(
         self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
     ) -> None:
         now, name = self._source.now(), self.handler

@@ -40,7 +40,7 @@ from listener.journal.schema import (
     open_database,
     unusable,
 )
-from listener.journal.store import Store, Trouble, Write, sorted_out
+from listener.journal.store import DiskError, Store, Write, sorted_out
 from listener.journal.tail import Tail
 from listener.journal.writer import RETRY, RunSync, Writer
 
@@ -136,9 +136,9 @@ class SqliteJournal:
             size=self.writer.used,
             limit=self._limit,
             full=self.writer.full,
-            trouble=self.writer.trouble,
+            write_error=self.writer.write_error,
             waiting=self.writer.waiting,
-            behind={name: reader.behind for name, reader in self._readers.items()},
+            lag={name: reader.lag for name, reader in self._readers.items()},
         )
 
     @property
@@ -254,7 +254,7 @@ class SqliteJournal:
                     return await self._run_sync(function, self._reading, *args)
                 except FAILURES as error:
                     kind = sorted_out(error, self._store.file)
-                    if not isinstance(kind, Trouble):
+                    if not isinstance(kind, DiskError):
                         raise kind from error
             failures += 1
             if failures == 1:

@@ -51,7 +51,7 @@ _MEASURE: Final = """SELECT coalesce((SELECT max(last) FROM chunks), 0), page_co
 _SAVE_STANDING: Final = "UPDATE handlers SET cursor = ?, upto = ?, unfinished = ?, seen = ? WHERE name = ?"
 
 
-class Trouble(Exception):  # noqa: N818
+class DiskError(Exception):
     """The disk refuses. It may pass; nothing was written. The text says what SQLite said."""
 
 
@@ -97,7 +97,7 @@ def sorted_out(error: Exception, path: Path) -> Exception:
         return error
     text = f"{error} ({getattr(error, 'sqlite_errorname', type(error).__name__)})"
     if code & 0xFF in _PASSING:
-        return Trouble(text)
+        return DiskError(text)
     if code & 0xFF in _DAMAGES:
         return JournalDamagedError(f"{path} is damaged: {text} ({RESCUE})")
     return error

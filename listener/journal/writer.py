@@ -19,7 +19,7 @@ import trio
 from listener.backoff import Backoff
 from listener.event import MailboxEvent
 from listener.journal import JournalError, Retention, retention
-from listener.journal.store import Refused, Standing, Store, Trouble, Write, Written
+from listener.journal.store import DiskError, Refused, Standing, Store, Write, Written
 from listener.journal.tail import Tail
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class Standee(Protocol):
     @property
     def handler(self) -> str: ...
     @property
-    def behind(self) -> int: ...
+    def lag(self) -> int: ...
     def standing(self) -> Standing: ...
 
 
@@ -59,7 +59,7 @@ class _Job:
 class Writer:
     """Owns the store while run() runs. `readers` are the open handlers by name; `tail` has the newest events, and
     `arrivals` those who wait for more. The rest is for whoever watches: bytes that are `used`, whether it is `full`,
-    what the disk says while it refuses (`trouble`), and the calls that are `waiting`."""
+    what the disk says while it refuses (`write_error`), and the calls that are `waiting`."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Writer:
         self.arrivals = trio.lowlevel.ParkingLot()
         self.used = used
         self.full = False
-        self.trouble: str | None = None
+        self.write_error: str | None = None
         self._store = store
         self._keep = keep
         self._now = now
@@ -87,7 +87,7 @@ class Writer:
         self._wake = trio.Event()
         self._closing = trio.Event()
         self._failures = 0
-        self._trouble_since = 0.0
+        self._failing_since = 0.0
         # What lives in memory is nobody else's: there is no need to look whether it has grown.
         self._tick = _TICK if store.path else math.inf
         self._opened_at = self._looked_at = self._seen_at = self._turned_at = trio.current_time()
@@ -183,10 +183,10 @@ class Writer:
                 self._reach(self.tail.end + 1, (), await self._run_sync(self._store.look))
             if trio.current_time() >= self._sweep_at:
                 await self._sweep()
-        except Trouble as trouble:
+        except DiskError as write_error:
             self._put_back(jobs)
             self._changed |= dict.fromkeys(changed)
-            self._failed(str(trouble))
+            self._failed(str(write_error))
         except BaseException:
             self._put_back(jobs)  # run() tells those who wait
             raise
@@ -264,33 +264,33 @@ class Writer:
             return
         self.full = full
         if full:
-            slowest = max(self.readers.values(), key=lambda reader: reader.behind, default=None)
+            slowest = max(self.readers.values(), key=lambda reader: reader.lag, default=None)
             log.error(
                 "journal.full",
                 path=str(self._store.file),
                 size=used,
                 limit=self._keep.size,
                 slowest=slowest and slowest.handler,
-                behind=slowest and slowest.behind,
+                lag=slowest and slowest.lag,
             )
         else:
             log.info("journal.room", path=str(self._store.file), size=used)
 
     def _failed(self, reason: str) -> None:
         self._failures += 1
-        if self.trouble is None:
-            self._trouble_since = trio.current_time()
-        if self.trouble != reason:
-            self.trouble = reason
+        if self.write_error is None:
+            self._failing_since = trio.current_time()
+        if self.write_error != reason:
+            self.write_error = reason
             path = str(self._store.file)
             log.error("journal.write_failed", path=path, reason=reason, free=self._store.free())
 
     def _works(self) -> None:
         self._failures = 0
-        if self.trouble is not None:
-            self.trouble = None
-            lasted = round(trio.current_time() - self._trouble_since, 1)
-            log.info("journal.recovered", path=str(self._store.file), lasted=lasted)
+        if self.write_error is not None:
+            self.write_error = None
+            duration = round(trio.current_time() - self._failing_since, 1)
+            log.info("journal.recovered", path=str(self._store.file), duration=duration)
 
 
 def _waits(job: _Job) -> bool:

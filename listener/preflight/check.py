@@ -189,7 +189,7 @@ class _Checks:
         failure: Failure | None = None
         for _ in range(min(FIRST, len(todo))):
             mailbox, group = todo.pop()
-            failure = await probe.ask(mailbox, self.rules.of(mailbox), tries=1)
+            failure = await probe.ask(mailbox, self.rules.of(mailbox), attempts=1)
             self._done(mailbox, group, failure)
             if failure is None or stage_of(failure) is None:
                 return None

@@ -46,13 +46,13 @@ class Probe:
         self._client = client
         self._version = version
 
-    async def ask(self, mailbox: str, way: MailboxAccess, *, tries: int = 3) -> Failure | None:
+    async def ask(self, mailbox: str, way: MailboxAccess, *, attempts: int = 3) -> Failure | None:
         """Why the account does not get in; None if it does.
 
         Trouble that may pass is tried so often. A server that is busy is waited for, as the budget of the account
         says, BUSY_TRIES times.
         """
-        return await _patiently(lambda: self._get_in(mailbox, way), tries)
+        return await _patiently(lambda: self._get_in(mailbox, way), attempts)
 
     async def reach(self, mailbox: str, way: MailboxAccess) -> Reach:
         """Try to read an item in each folder of `way`, else in the inbox. Return the first that can be reached, else
@@ -119,7 +119,7 @@ class Probe:
         return {"X-AnchorMailbox": mailbox}
 
 
-async def _patiently(attempt: Callable[[], Awaitable[None]], tries: int) -> Failure | None:
+async def _patiently(attempt: Callable[[], Awaitable[None]], attempts: int) -> Failure | None:
     """Why the attempt failed, after so many tries where the failure may pass; None if it succeeded."""
     failed = busy = 0
     while True:
@@ -133,7 +133,7 @@ async def _patiently(attempt: Callable[[], Awaitable[None]], tries: int) -> Fail
             busy += 1
         elif failure.verdict in PASSING:
             failed += 1
-        if failure.verdict not in PASSING or failed >= tries or busy >= BUSY_TRIES:
+        if failure.verdict not in PASSING or failed >= attempts or busy >= MAX_BUSY_ATTEMPTS:
             return failure
         if failure.verdict is not Verdict.WAIT:
             await trio.sleep(PAUSE * failed)
@@ -147,7 +147,7 @@ async def open_probe(url: str, access: Access, version: str) -> AsyncIterator[Pr
 
 
 PASSING = frozenset((Verdict.RETRY, Verdict.WAIT))
-BUSY_TRIES = 30
+MAX_BUSY_ATTEMPTS = 30
 
 # Seconds; it grows with each try.
 PAUSE = 1.0

@@ -20,7 +20,7 @@ class Remedy(NamedTuple):
     """The likely cause, and what to do; either may be empty."""
 
     cause: str
-    mend: str = ""
+    fix: str = ""
 
 
 _SCOPE = Remedy(

@@ -70,7 +70,7 @@ class Chaos:
         streams: Iterable[Stream],
         disasters: Disasters,
         ledger: Ledger,
-        dice: Random,
+        rng: Random,
     ) -> None:
         self.made: Counter[str] = Counter()
         self.recent: deque[Line] = deque(maxlen=_REMEMBERED)
@@ -80,7 +80,7 @@ class Chaos:
         self._streams = streams
         self._disasters = disasters
         self._ledger = ledger
-        self._dice = dice
+        self._rng = rng
         self._numbers = count()
         self._schedule: list[Scheduled] = []
         self._armed: list[Armed] = []
@@ -103,8 +103,8 @@ class Chaos:
         for entry in plan:
             self.check(entry.fault)
         for entry in plan:
-            dice = Random(self._dice.getrandbits(64))
-            self._plan_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, dice)))
+            rng = Random(self._rng.getrandbits(64))
+            self._plan_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, rng)))
         self.wake()
 
     def order(self, fault: Fault, now: float) -> list[Line]:
@@ -231,11 +231,11 @@ class Chaos:
         ]
         if not found:
             return None
-        stream = self._dice.choice(found)
+        stream = self._rng.choice(found)
         subscription: Subscription | None = None
         if mailbox or (isinstance(fault, StreamCode) and fault.ids == "one"):
             living = [each for each in stream.subscriptions if not each.gone]
-            subscription = self._dice.choice([each for each in living if mailbox in ("", each.mailbox)])
+            subscription = self._rng.choice([each for each in living if mailbox in ("", each.mailbox)])
         line = self._note(
             fault,
             now,
@@ -293,5 +293,5 @@ def _about_open_streams(fault: Fault) -> bool:
     return isinstance(fault, StreamFault) and not (isinstance(fault, Slow | Cut) and fault.operation)
 
 
-def _rate(entry: Entry, now: float, dice: Random) -> Iterable[float]:
-    return (now + moment for moment in entry.moments(dice))
+def _rate(entry: Entry, now: float, rng: Random) -> Iterable[float]:
+    return (now + moment for moment in entry.moments(rng))

@@ -75,10 +75,10 @@ class _NotFound(Exception):  # noqa: N818
 class Control:
     """Answers requests below the control URL; `path` is what follows it, `events` for one."""
 
-    def __init__(self, exchange: Exchange, traffic: Traffic, dice: Random) -> None:
+    def __init__(self, exchange: Exchange, traffic: Traffic, rng: Random) -> None:
         self._exchange = exchange
         self._traffic = traffic
-        self._dice = dice
+        self._rng = rng
 
     def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
         """The reply, in JSON; 400, 404 and 409 say in `error` what is wrong."""
@@ -120,7 +120,7 @@ class Control:
             raise _NotFound(f"no event kind {order.kind!r}; there are {', '.join(KINDS)}")
         lines: list[Line] = []
         for _ in range(order.count):
-            lines += self._exchange.publish(make(mailbox, order.kind, self._dice, now))
+            lines += self._exchange.publish(make(mailbox, order.kind, self._rng, now))
         return lines
 
     def give(self, order: RightsOrder) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Directory:
     """
 
     def __init__(self, settings: Settings, now: float) -> None:
-        dice = Random(f"directory {settings.seed}")
+        rng = Random(f"directory {settings.seed}")
         domain = settings.domain
         self.backends = tuple(f"ex{number:02}.{domain}" for number in range(1, settings.backends + 1))
         self.alive = self.backends
@@ -29,12 +29,12 @@ class Directory:
         self.mailboxes: dict[str, Mailbox] = {}
         self.homes: dict[str, str] = {}
         further = [(local.title(), local.lower()) for local in settings.people]
-        persons = [*people(settings.mailboxes, dice), *further, ("Chief Executive", "ceo")]
+        persons = [*people(settings.mailboxes, rng), *further, ("Chief Executive", "ceo")]
         for name, local in persons:
             address = f"{local}@{domain}"
-            guid = UUID(int=dice.getrandbits(128), version=4)
+            guid = UUID(int=rng.getrandbits(128), version=4)
             self.mailboxes[address] = Mailbox(address, name, guid, now, tombstones=settings.limits.tombstones)
-            self.homes[address] = dice.choice(self.backends)
+            self.homes[address] = rng.choice(self.backends)
         self._names: dict[str, str] = {}
         for address, mailbox in self.mailboxes.items():
             # The user principal name is the address here; the SID is derived, as good as any.

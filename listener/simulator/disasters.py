@@ -35,7 +35,7 @@ class Disasters:
         subscriptions: Subscriptions,
         streams: dict[Stream, None],
         conditions: Conditions,
-        dice: Random,
+        rng: Random,
         *,
         tls: bool,
     ) -> None:
@@ -43,7 +43,7 @@ class Disasters:
         self._subscriptions = subscriptions
         self._streams = streams
         self._conditions = conditions
-        self._dice = dice
+        self._rng = rng
         self._tls = tls
 
     def make(self, fault: OrganisationFault, now: float) -> Made:
@@ -117,7 +117,7 @@ class Disasters:
         self._lose(backend)
         for address, home in directory.homes.items():
             if home == backend:
-                directory.homes[address] = self._dice.choice(others)
+                directory.homes[address] = self._rng.choice(others)
 
         def come_back() -> None:
             alive = {*directory.alive, backend}
@@ -126,7 +126,7 @@ class Disasters:
         return Made(backend=backend, undo=come_back)
 
     def _backend(self, name: str) -> str:
-        chosen = self._directory.backend(name) if name else self._dice.choice(self._directory.alive)
+        chosen = self._directory.backend(name) if name else self._rng.choice(self._directory.alive)
         if chosen not in self._directory.alive:
             raise Unfit(f"back end {name} is dead")
         return chosen
@@ -148,7 +148,7 @@ class Disasters:
         others = [each for each in self._directory.alive if each != home]
         target = self._directory.backend(fault.backend) if fault.backend else None
         if target is None and others:
-            target = self._dice.choice(others)
+            target = self._rng.choice(others)
         if target not in others:
             raise Unfit(f"{mailbox.address} has no other back end to move to")
         self._directory.homes[mailbox.address] = target
@@ -160,7 +160,7 @@ class Disasters:
 
     def _replace(self, fault: faults.MailboxReplaced, now: float) -> Made:
         mailbox = self._mailbox(fault.mailbox)
-        mailbox.replace(UUID(int=self._dice.getrandbits(128), version=4), now)
+        mailbox.replace(UUID(int=self._rng.getrandbits(128), version=4), now)
         if fault.quiet:
             for subscription in self._subscriptions.of(mailbox.address):
                 subscription.silent = True
@@ -206,7 +206,7 @@ class Disasters:
         return Made(address, undo=lambda: _forget(self._conditions.withdrawn, address))
 
     def _mailbox(self, name: str) -> Mailbox:
-        found = self._directory.find(name) if name else self._dice.choice(list(self._directory) or [None])
+        found = self._directory.find(name) if name else self._rng.choice(list(self._directory) or [None])
         if found is None:
             raise Unfit("there is no mailbox")
         return found
@@ -216,7 +216,7 @@ class Disasters:
         found = table.of(self._mailbox(name).address) if name else list(table)
         if not found:
             raise Unfit("there is no subscription")
-        return self._dice.choice(found)
+        return self._rng.choice(found)
 
     def _end(self, mailbox: Mailbox, code: str) -> None:
         for subscription in self._subscriptions.of(mailbox.address):

@@ -61,15 +61,15 @@ class Exchange:
         self.base_url = ""
         self.requests: Counter[tuple[str, int]] = Counter()
         self.streams: dict[Stream, None] = {}
-        self._dice = Random(f"exchange {settings.seed}")
+        self._rng = Random(f"exchange {settings.seed}")
         self._expiry = now + _EXPIRY_INTERVAL
         self.conditions = Conditions()
         self.gate = Gate(settings, self.directory.accounts, self.conditions)
-        dice = Random(f"faults {settings.seed}")
+        rng = Random(f"faults {settings.seed}")
         disasters = Disasters(
-            self.directory, self.subscriptions, self.streams, self.conditions, dice, tls=settings.tls
+            self.directory, self.subscriptions, self.streams, self.conditions, rng, tls=settings.tls
         )
-        self.chaos = Chaos(self.directory, self.subscriptions, self.streams, disasters, ledger, dice)
+        self.chaos = Chaos(self.directory, self.subscriptions, self.streams, disasters, ledger, rng)
         self.chaos.begin(settings.faults, now)
 
     def publish(self, events: Iterable[Event]) -> list[Line]:
@@ -135,7 +135,7 @@ class Exchange:
                 reply = Reply(200, autodiscover.pox(request.body, self.directory, ews_url))
         except Malformed as error:
             reply = page(400, f"Bad Request: {error}")
-        reply.headers += self._server_headers(self._dice.choice(self.directory.backends), request)
+        reply.headers += self._server_headers(self._rng.choice(self.directory.backends), request)
         reply.delay = self.settings.network.latency
         return reply
 
@@ -169,7 +169,7 @@ class Exchange:
             return self._fault(refused, request)
 
     def _fault(self, failure: Failure, request: HttpRequest) -> Reply:
-        headers = self._server_headers(self._dice.choice(self.directory.backends), request)
+        headers = self._server_headers(self._rng.choice(self.directory.backends), request)
         return Reply(500, replies.fault(failure), headers, delay=self.settings.network.latency)
 
     def _concerned(self, call: Call) -> list[str]:
@@ -191,7 +191,7 @@ class Exchange:
         home = None
         if call.operation not in _ABOUT_SUBSCRIPTIONS and mailbox:
             home = self.directory.home(mailbox)
-        way = route(request, home, self.directory, self._dice)
+        way = route(request, home, self.directory, self._rng)
         headers = self._server_headers(way.backend, request)
         network = self.settings.network
         delay = network.latency
@@ -202,8 +202,8 @@ class Exchange:
         if way.backend in self.conditions.down:
             return page(503, "Service Unavailable", headers, delay=delay)
         if way.proxied:
-            delay = self._dice.uniform(*network.proxied_latency)
-            chance = self._dice.random()
+            delay = self._rng.uniform(*network.proxied_latency)
+            chance = self._rng.random()
             if chance < network.proxied_500:
                 return page(500, "Runtime Error", headers, delay=delay)
             if chance < network.proxied_500 + network.proxied_503:
@@ -333,7 +333,7 @@ class Exchange:
             window=int(minutes) * 60.0,
             heartbeat=self.settings.heartbeat,
             wire=self.settings.wire,
-            dice=self._dice,
+            rng=self._rng,
         )
         if failed:
             stream.refuse(failed)
@@ -353,7 +353,7 @@ class Exchange:
         asked = request.headers.get("client-request-id")
         headers = [
             ("Server", "Microsoft-IIS/10.0"),
-            ("request-id", str(UUID(int=self._dice.getrandbits(128), version=4))),
+            ("request-id", str(UUID(int=self._rng.getrandbits(128), version=4))),
             *([("client-request-id", asked)] if asked else []),
             ("X-CalculatedBETarget", backend),
             ("X-DiagInfo", machine),
@@ -364,7 +364,7 @@ class Exchange:
         ]
         if request.cookie("exchangecookie") is None:
             headers.append(
-                ("Set-Cookie", f"exchangecookie={self._dice.getrandbits(128):032x}; path=/; HttpOnly")
+                ("Set-Cookie", f"exchangecookie={self._rng.getrandbits(128):032x}; path=/; HttpOnly")
             )
         headers.append(("Set-Cookie", f"X-BackEndCookie={override_cookie(backend)}; path=/EWS; HttpOnly"))
         return headers

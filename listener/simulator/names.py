@@ -25,10 +25,10 @@ _TOPICS = (
 _FOLDERS = "Projects Customers Suppliers Archive Travel Invoices Team Newsletters Private Reports".split()
 
 
-def people(count: int, dice: Random) -> list[tuple[str, str]]:
+def people(count: int, rng: Random) -> list[tuple[str, str]]:
     """`count` pairs (display name, local part of the address); no local part occurs twice."""
     pairs = [(given, family) for given in _GIVEN for family in _FAMILY]
-    dice.shuffle(pairs)
+    rng.shuffle(pairs)
     named = []
     for number in range(count):
         given, family = pairs[number % len(pairs)]
@@ -40,16 +40,16 @@ def people(count: int, dice: Random) -> list[tuple[str, str]]:
     return named
 
 
-def subject(dice: Random) -> str:
+def subject(rng: Random) -> str:
     """A line that could stand over a mail."""
-    return dice.choice(_TOPICS)
+    return rng.choice(_TOPICS)
 
 
-def folder_name(dice: Random) -> str:
+def folder_name(rng: Random) -> str:
     """A name that a user could give to a folder."""
-    return f"{dice.choice(_FOLDERS)} {dice.randrange(1, 1000)}"
+    return f"{rng.choice(_FOLDERS)} {rng.randrange(1, 1000)}"
 
 
-def person(dice: Random) -> str:
+def person(rng: Random) -> str:
     """A first name and a family name."""
-    return f"{dice.choice(_GIVEN).title()} {dice.choice(_FAMILY).title()}"
+    return f"{rng.choice(_GIVEN).title()} {rng.choice(_FAMILY).title()}"

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     per_minute: float = 0.0
     until: float | None = None
 
-    def moments(self, dice: Random) -> Iterator[float]:
+    def moments(self, rng: Random) -> Iterator[float]:
         """Seconds after the start, in order; perhaps without end.
 
         A rate is kept exactly: each of n equal parts of a minute has one moment, thrown anew in each of them.
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
             return
         part, number = 60 / self.per_minute, 0
         while True:
-            moment = (number + dice.random()) * part
+            moment = (number + rng.random()) * part
             if self.until is not None and moment >= self.until:
                 return
             yield moment

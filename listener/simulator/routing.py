@@ -33,7 +33,7 @@ class Route(NamedTuple):
     affinity: bool
 
 
-def route(request: HttpRequest, home: str | None, directory: Directory, dice: Random) -> Route:
+def route(request: HttpRequest, home: str | None, directory: Directory, rng: Random) -> Route:
     """Where the request goes. `home` is the back end of the mailbox that it is about, None if it is about
     subscriptions."""
     affinity = request.headers.get("x-preferserveraffinity", "").strip().lower() == "true"
@@ -42,7 +42,7 @@ def route(request: HttpRequest, home: str | None, directory: Directory, dice: Ra
         anchor = directory.find(request.headers.get("x-anchormailbox", ""))
         arrived = directory.home(anchor) if anchor else None
     known = arrived is not None
-    arrived = arrived or dice.choice(directory.alive)
+    arrived = arrived or rng.choice(directory.alive)
     if home is None or home == arrived or (affinity and known):
         return Route(arrived, proxied=False, affinity=affinity)
     return Route(home, proxied=True, affinity=affinity)

@@ -193,7 +193,7 @@ class Stream:
         window: float,
         heartbeat: float,
         wire: Wire,
-        dice: Random,
+        rng: Random,
     ) -> None:
         self.backend = backend
         self.account = account
@@ -205,7 +205,7 @@ class Stream:
         self._beat = now
         self._heartbeat = heartbeat
         self._wire = wire
-        self._dice = dice
+        self._rng = rng
         self._outbox: list[bytes] = []
         self._mute = False
         self._last_word = True
@@ -349,11 +349,11 @@ class Stream:
         return envelopes
 
     def _prefixes(self) -> tuple[replies.Prefixes, str, str]:
-        prefix, names = self._dice.choice(_PREFIXES) if self._wire.prefixes else ("", replies.EXCHANGE)
+        prefix, names = self._rng.choice(_PREFIXES) if self._wire.prefixes else ("", replies.EXCHANGE)
         return names, prefix, names.t if self._wire.notification_in_types else ""
 
     def _chance(self, share: float) -> bool:
-        return share > 0 and self._dice.random() < share
+        return share > 0 and self._rng.random() < share
 
     def _envelope(self, message: str, names: replies.Prefixes, prefix: str) -> bytes:
         content = replies.response("GetStreamingEvents", [message], names)

@@ -22,11 +22,11 @@ class Traffic:
     """Makes changes in `mailboxes`, about `rate` events a second over all of them. `wake` is called when the rate
     is set."""
 
-    def __init__(self, mailboxes: Sequence[Mailbox], rate: float, dice: Random) -> None:
+    def __init__(self, mailboxes: Sequence[Mailbox], rate: float, rng: Random) -> None:
         self.rate = rate
         self.wake: Callable[[], None] = lambda: None
         self._mailboxes = mailboxes
-        self._dice = dice
+        self._rng = rng
         self._owed = 0.0
         self._then: float | None = None
         # A user's share of the traffic falls with its rank, as in most organisations.
@@ -57,137 +57,137 @@ class Traffic:
         self.wake()
 
     def _pick(self) -> Mailbox:
-        index = bisect(self._busy, self._dice.random() * self._busy[-1])
+        index = bisect(self._busy, self._rng.random() * self._busy[-1])
         return self._mailboxes[min(index, len(self._mailboxes) - 1)]
 
     def _change(self, mailbox: Mailbox, now: float) -> list[Event]:
         if mailbox.item_count() > ITEMS_KEPT:
             return self._retention(mailbox, now)
-        action = _ACTIONS[bisect(_CHANCES, self._dice.random() * _CHANCES[-1])]
+        action = _ACTIONS[bisect(_CHANCES, self._rng.random() * _CHANCES[-1])]
         # Whoever cannot do that, because there is nothing to do it with, gets a mail instead.
-        return action(mailbox, self._dice, now) or _arrive(mailbox, self._dice, now)
+        return action(mailbox, self._rng, now) or _arrive(mailbox, self._rng, now)
 
     def _retention(self, mailbox: Mailbox, now: float) -> list[Event]:
         fullest = max(mailbox.folders.values(), key=lambda folder: len(folder.items))
         return mailbox.purge(next(iter(fullest.items.values())), now)
 
 
-def make(mailbox: Mailbox, kind: str, dice: Random, now: float) -> list[Event]:
+def make(mailbox: Mailbox, kind: str, rng: Random, now: float) -> list[Event]:
     """One genuine change whose events hold exactly one of `kind` about an item; what has to exist for it is
     made first, and its events come first. KeyError: no such kind."""
-    return _MAKERS[kind](mailbox, dice, now)
+    return _MAKERS[kind](mailbox, rng, now)
 
 
 # -- what users do -------------------------------------------------------------------------------------------
 
 
-def _arrive(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    return mailbox.deliver(names.subject(dice), _stranger(dice), now)
+def _arrive(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.deliver(names.subject(rng), _stranger(rng), now)
 
 
-def _read(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _read(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     unread = [item for item in mailbox.latest(mailbox.distinguished("inbox"), 8) if not item.read]
-    return mailbox.mark(dice.choice(unread), now, read=True) if unread else []
+    return mailbox.mark(rng.choice(unread), now, read=True) if unread else []
 
 
-def _unread_again(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, dice)
+def _unread_again(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item = _recent(mailbox, rng)
     return mailbox.mark(item, now, read=False) if item else []
 
 
-def _send(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", names.subject(dice), now)
+def _send(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", names.subject(rng), now)
 
 
-def _draft(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", names.subject(dice), now)
+def _draft(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", names.subject(rng), now)
 
 
-def _categorise(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, dice)
+def _categorise(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item = _recent(mailbox, rng)
     return mailbox.edit(item, item.subject, now) if item else []
 
 
-def _file(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item, folders = _recent(mailbox, dice), mailbox.own_folders()
-    return mailbox.move(item, dice.choice(folders), now) if item and folders else []
+def _file(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item, folders = _recent(mailbox, rng), mailbox.own_folders()
+    return mailbox.move(item, rng.choice(folders), now) if item and folders else []
 
 
-def _copy(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item, folders = _recent(mailbox, dice), mailbox.own_folders()
-    return mailbox.copy(item, dice.choice(folders), now) if item and folders else []
+def _copy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item, folders = _recent(mailbox, rng), mailbox.own_folders()
+    return mailbox.copy(item, rng.choice(folders), now) if item and folders else []
 
 
-def _delete(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, dice)
+def _delete(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item = _recent(mailbox, rng)
     return mailbox.move(item, mailbox.distinguished("deleteditems"), now) if item else []
 
 
-def _purge(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _purge(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     bin_ = mailbox.distinguished("deleteditems")
     return mailbox.purge(next(iter(bin_.items.values())), now) if bin_.items else []
 
 
-def _appoint(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", names.subject(dice), now)
+def _appoint(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", names.subject(rng), now)
 
 
-def _invite(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _invite(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     """A meeting request: the mail, the tentative appointment, and what the calendar attendant adds to it."""
-    topic = names.subject(dice)
-    mail = mailbox.deliver(topic, _stranger(dice), now)
+    topic = names.subject(rng)
+    mail = mailbox.deliver(topic, _stranger(rng), now)
     calendar = mailbox.distinguished("calendar")
     entry = mailbox.save(calendar, "IPM.Appointment", topic, now)
     return [*mail, *entry, *mailbox.edit(mailbox.latest(calendar, 1)[0], topic, now)]
 
 
-def _postpone(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _postpone(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     planned = mailbox.latest(mailbox.distinguished("calendar"), 5)
-    return mailbox.reschedule(dice.choice(planned), now) if planned else []
+    return mailbox.reschedule(rng.choice(planned), now) if planned else []
 
 
-def _meet(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", names.person(dice), now)
+def _meet(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", names.person(rng), now)
 
 
-def _new_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _new_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     if len(mailbox.own_folders()) >= _FOLDERS_KEPT:
         return []
-    parent = dice.choice(("inbox", "msgfolderroot"))
-    return mailbox.create_folder(names.folder_name(dice), mailbox.distinguished(parent), now)
+    parent = rng.choice(("inbox", "msgfolderroot"))
+    return mailbox.create_folder(names.folder_name(rng), mailbox.distinguished(parent), now)
 
 
-def _rename_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _rename_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     folders = mailbox.own_folders()
-    return mailbox.rename_folder(dice.choice(folders), names.folder_name(dice), now) if folders else []
+    return mailbox.rename_folder(rng.choice(folders), names.folder_name(rng), now) if folders else []
 
 
-def _move_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _move_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     folders = mailbox.own_folders()
     if not folders:
         return []
-    folder = dice.choice(folders)
+    folder = rng.choice(folders)
     inbox, top = mailbox.distinguished("inbox"), mailbox.distinguished("msgfolderroot")
     return mailbox.move_folder(folder, top if folder.parent is inbox else inbox, now)
 
 
-def _delete_folder(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _delete_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     bin_ = mailbox.distinguished("deleteditems")
     binned = mailbox.children(bin_)
     if binned:
         return mailbox.purge_folder(binned[0], now)
     folders = mailbox.own_folders()
-    return mailbox.move_folder(dice.choice(folders), bin_, now) if folders else []
+    return mailbox.move_folder(rng.choice(folders), bin_, now) if folders else []
 
 
-def _stranger(dice: Random) -> str:
-    return names.person(dice).lower().replace(" ", ".") + "@fabrikam.example"
+def _stranger(rng: Random) -> str:
+    return names.person(rng).lower().replace(" ", ".") + "@fabrikam.example"
 
 
-def _recent(mailbox: Mailbox, dice: Random) -> Item | None:
+def _recent(mailbox: Mailbox, rng: Random) -> Item | None:
     """A message that the user could have before their eyes."""
     items = mailbox.latest(mailbox.distinguished("inbox"), 8)
-    return dice.choice(items) if items else None
+    return rng.choice(items) if items else None
 
 
 _Action = Callable[[Mailbox, Random, float], list[Event]]
@@ -219,38 +219,38 @@ _ACTIONS = [action for _, action in _MIX]
 
 
 def _existing(
-    mailbox: Mailbox, folder: Folder, item_class: str, dice: Random, now: float
+    mailbox: Mailbox, folder: Folder, item_class: str, rng: Random, now: float
 ) -> tuple[Item, list[Event]]:
     """An item of the folder, made if there is none."""
-    events = [] if folder.items else mailbox.save(folder, item_class, names.subject(dice), now)
+    events = [] if folder.items else mailbox.save(folder, item_class, names.subject(rng), now)
     return mailbox.latest(folder, 1)[0], events
 
 
-def _make_moved(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _make_moved(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     drafts, bin_ = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
-    item, events = _existing(mailbox, drafts, "IPM.Note", dice, now)
+    item, events = _existing(mailbox, drafts, "IPM.Note", rng, now)
     return events + mailbox.move(item, bin_, now)
 
 
-def _make_copied(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _make_copied(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     drafts, notes = mailbox.distinguished("drafts"), mailbox.distinguished("sentitems")
-    item, events = _existing(mailbox, drafts, "IPM.Note", dice, now)
+    item, events = _existing(mailbox, drafts, "IPM.Note", rng, now)
     return events + mailbox.copy(item, notes, now)
 
 
-def _make_deleted(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", dice, now)
+def _make_deleted(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
     return events + mailbox.purge(item, now)
 
 
-def _make_modified(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
-    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", dice, now)
-    return events + mailbox.edit(item, names.subject(dice), now)
+def _make_modified(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    return events + mailbox.edit(item, names.subject(rng), now)
 
 
-def _make_free_busy(mailbox: Mailbox, dice: Random, now: float) -> list[Event]:
+def _make_free_busy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     calendar = mailbox.distinguished("calendar")
-    return mailbox.save(calendar, "IPM.Appointment", names.subject(dice), now)
+    return mailbox.save(calendar, "IPM.Appointment", names.subject(rng), now)
 
 
 _MAKERS: dict[str, _Action] = {

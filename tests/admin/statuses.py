@@ -5,11 +5,11 @@ from listener.admin.snapshot import (
     GroupStatus,
     HandlerStatus,
     JournalStatus,
+    MailboxProblem,
     ReloadStatus,
     ServerStatus,
     Snapshot,
     TokenStatus,
-    Trouble,
 )
 
 
@@ -29,18 +29,18 @@ def snapshot(**changes: object) -> Snapshot:
         "groups": (group(), group("site/2", streaming=199, suspended=1)),
         "handlers": (
             HandlerStatus(
-                name="audit", state="running", behind=3, delivered=11, given_up=1, failures=0, last_delivered=990.0
+                name="audit", state="running", lag=3, delivered=11, dead_lettered=1, failures=0, last_delivered=990.0
             ),
         ),
         "servers": (
             ServerStatus(host="mail.x.example", concurrency=5, most=10, pause=12.0, answers={"ok": 9, "Http503": 1}),
         ),
-        "journal": JournalStatus(end=14, size=4096, limit=1 << 20, full=False, trouble=None, waiting=0),
+        "journal": JournalStatus(end=14, size=4096, limit=1 << 20, full=False, write_error=None, waiting=0),
         "catch_up": CatchUpStatus(mode="sync", gaps=400, open=2, recovered=5, missed=0, requests=77),
         "tokens": (TokenStatus(name="x", remaining=3000.0),),
         "reloads": ReloadStatus(done=1, refused=1, last=950.0),
-        "troubles": (
-            Trouble(
+        "mailbox_problems": (
+            MailboxProblem(
                 mailbox="bob@x.example", group="site/2", state="suspended", code="ErrorAccessDenied",
                 text="no\x1b[2J", failures=3, retry=300.0,
             ),

@@ -54,7 +54,7 @@ def test_values() -> None:
     assert found["ews_listener_group_streaming", "site/2"] == 199
     assert found["ews_listener_groups", "streaming"] == 2
     assert found["ews_listener_groups", "waiting"] == 0
-    assert found["ews_listener_handler_behind", "audit"] == 3
+    assert found["ews_listener_handler_lag_events", "audit"] == 3
     assert found["ews_listener_handler_dead_letters_total", "audit"] == 1
     assert found["ews_listener_answers_total", "Http503", "mail.x.example"] == 1
     assert found["ews_listener_throttle_pause_seconds", "mail.x.example"] == 12

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from listener.admin.metrics import render
-from listener.admin.snapshot import MOST_LISTED, TokenStatus, group_statuses, token_statuses, troubles
+from listener.admin.snapshot import MOST_LISTED, TokenStatus, group_statuses, mailbox_problems, token_statuses
 from listener.config.secrets import Secret
 from listener.ews.codes import Failure
 from listener.exchange.auth import Account, Accounts
@@ -70,7 +70,7 @@ def fleet(*, groups: int = GROUPS, suspended: int = 1) -> Fleet:
 def taken(there: Fleet) -> Any:
     runners = cast(Any, there.runners.values())
     groups = group_statuses(cast(GroupManager, there), 100.0, lambda moment: moment + 1000)
-    return snapshot(groups=groups, troubles=troubles(runners, there.missing, 100.0))
+    return snapshot(groups=groups, mailbox_problems=mailbox_problems(runners, there.missing, 100.0))
 
 
 async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
@@ -86,13 +86,13 @@ async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
         0,
     )
     assert (group.since, group.stream_opened) == (1010.0, 1020.0)
-    assert [(t.state, t.code, t.retry) for t in it.troubles] == [
+    assert [(t.state, t.code, t.retry) for t in it.mailbox_problems] == [
         *[("suspended", "ErrorAccessDenied", 300.0)] * 6, ("missing", "InvalidUser", None),
     ]  # fmt: skip
 
 
 async def test_mailboxes_in_trouble_are_listed_up_to_a_number() -> None:
-    assert len(taken(fleet(groups=10, suspended=200)).troubles) == MOST_LISTED
+    assert len(taken(fleet(groups=10, suspended=200)).mailbox_problems) == MOST_LISTED
 
 
 @pytest.mark.parametrize("suspended", [1, 200])
@@ -102,9 +102,9 @@ async def test_ten_thousand_mailboxes_answer_at_once(suspended: int) -> None:
     def best(work: Any) -> float:
         durations = []
         for _ in range(5):
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             work()
-            durations.append(time.perf_counter() - begun)
+            durations.append(time.perf_counter() - started_at)
         return min(durations)
 
     it = taken(there)

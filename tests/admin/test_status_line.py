@@ -7,8 +7,8 @@ import pytest
 from listener.admin.status_line import status_line
 from listener.journal import Figures
 
-WELL = Figures(end=9, size=1, limit=2, full=False, trouble=None, waiting=0, behind={"audit": 999})
-ILL = Figures(end=9, size=1, limit=2, full=True, trouble="EIO", waiting=3, behind={"audit": 12345})
+WELL = Figures(end=9, size=1, limit=2, full=False, write_error=None, waiting=0, lag={"audit": 999})
+ILL = Figures(end=9, size=1, limit=2, full=True, write_error="EIO", waiting=3, lag={"audit": 12345})
 ALL = "2,000 of 2,000 mailboxes streaming"
 FULL = "the journal is full, nothing new is taken in"
 LATE = "handler audit is 12,345 events behind"

@@ -84,12 +84,12 @@ async def test_an_end_that_does_not_come_to_its_end_is_left_to_the_manager(autoj
     systemd = Systemd(manager, lambda: "fine")  # told to stop while it starts
     with capture_logs() as logged:
         async with systemd.at_hand():
-            begun = trio.current_time()
+            started_at = trio.current_time()
             systemd.stopping(within=40)
             await trio.sleep(300)
-    extended = [when - begun for when in manager.times("EXTEND_TIMEOUT_USEC")]
+    extended = [when - started_at for when in manager.times("EXTEND_TIMEOUT_USEC")]
     assert 38 < max(extended) <= 40
-    assert max(manager.times("WATCHDOG=1")) - begun > 290  # the loop does not hang
+    assert max(manager.times("WATCHDOG=1")) - started_at > 290  # the loop does not hang
     assert [(line["event"], line["within"]) for line in logged] == [("service.end_overdue", 40)]
 
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from listener.admin.snapshot import ReloadStatus, Snapshot
-from listener.admin.view import lasted, picture, size
+from listener.admin.view import duration, picture, size
 from tests.admin.statuses import group, snapshot
 
 
@@ -55,7 +55,11 @@ def test_a_servers_words_do_not_move_the_cursor() -> None:
 
 def test_a_narrow_terminal_and_one_that_has_just_begun() -> None:
     shown(snapshot(), width=40)
-    shown(snapshot(groups=(), handlers=(), journal=None, catch_up=None, servers=(), troubles=(), tokens=()))
+    shown(
+        snapshot(
+            groups=(), handlers=(), journal=None, catch_up=None, servers=(), mailbox_problems=(), tokens=()
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,7 @@ def test_a_narrow_terminal_and_one_that_has_just_begun() -> None:
     [(-1, "0s"), (0, "0s"), (59.9, "59s"), (60, "1m 0s"), (3661, "1h 1m"), (200_000, "2d 7h")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert lasted(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ async def test_a_mailbox_that_left_while_it_was_worked_on_is_left_alone(
         one.clear()
         await trio.sleep(86400)
         assert not one.asked
-        assert one.catch_up.behind(trio.current_time()) == 0
+        assert one.catch_up.lagging(trio.current_time()) == 0
 
 
 # --- from one process to the next

@@ -30,7 +30,7 @@ async def test_secrets_of_the_daemon_need_not_be_there(tmp_path: Path) -> None:
         reader = await journal.reader("audit")
         await journal.append([EVENT])
         (entry,) = await reader.read(1)
-        await reader.bury([entry], reason="no room")
+        await reader.dead_letter([entry], reason="no room")
         status, told = ask(config, "dead-letters", "list")
         assert status == 0
         assert "no room" in told

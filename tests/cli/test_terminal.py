@@ -41,7 +41,7 @@ async def test_dead_letters(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "there") as journal:
         reader = await journal.reader(f"audit{EVIL}")
         await journal.append([event])
-        await reader.bury(await reader.read(1), reason=EVIL, traceback=EVIL.replace("\n", ""))
+        await reader.dead_letter(await reader.read(1), reason=EVIL, traceback=EVIL.replace("\n", ""))
         for command in (["list"], ["show", "1"], ["list", "--json"], ["show", "1", "--json"]):
             status, told = ask(config, "dead-letters", *command)
             assert status == 0

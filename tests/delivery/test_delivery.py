@@ -81,11 +81,11 @@ async def test_each_handler_gets_what_its_filter_wants_in_order() -> None:
 async def test_a_handler_that_raises_gets_the_event_again_and_is_named(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tries: list[float] = []
+    attempts: list[float] = []
 
     async def act(_: MailboxEvent) -> None:
-        tries.append(trio.current_time())
-        if len(tries) < 3:
+        attempts.append(trio.current_time())
+        if len(attempts) < 3:
             raise ValueError("no")
 
     bad = Plugin(act, name="bad")
@@ -94,7 +94,7 @@ async def test_a_handler_that_raises_gets_the_event_again_and_is_named(
             await delivery.publish([event(1)])
             await delivery.drain(100)
     assert bad.handled == ["1"]
-    assert [later - tries[0] for later in tries] == [0, 1, 3]
+    assert [later - attempts[0] for later in attempts] == [0, 1, 3]
     failed = [line for line in lines if line["event"] == "handler.failed"]
     assert [(line["handler"], line["attempt"], line["mailbox"]) for line in failed] == [
         ("bad", 1, "ann@x.example"),
@@ -115,7 +115,7 @@ async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes
         async with running(bad) as delivery:
             await delivery.publish([event(1), event(2)])
             await delivery.drain(100)
-            assert (delivery.workers[0].delivered, delivery.workers[0].given_up) == (1, 1)
+            assert (delivery.workers[0].delivered, delivery.workers[0].dead_lettered) == (1, 1)
     assert bad.handled == ["2"]
     assert [line["id"] for line in lines if line["event"] == "handler.dead_lettered"] == [event(1).id]
 
@@ -129,11 +129,11 @@ async def test_a_handler_that_hangs_is_named_and_harms_no_other(
     hanging, good = Plugin(act, name="hanging"), Plugin()
     with structlog.testing.capture_logs() as lines:
         async with running(hanging, good) as delivery:
-            begun = trio.current_time()
+            started_at = trio.current_time()
             await delivery.publish([event(1)])
             await trio.testing.wait_all_tasks_blocked()
             assert good.handled == ["1"]
-            assert trio.current_time() == begun
+            assert trio.current_time() == started_at
             await delivery.drain(1000)
     assert [line["handler"] for line in lines if line["event"] == "handler.timeout"] == ["hanging"] * 3
 
@@ -141,13 +141,13 @@ async def test_a_handler_that_hangs_is_named_and_harms_no_other(
 async def test_retry_waits_as_long_as_it_says_and_reject_gives_up_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    tries: list[tuple[str, float]] = []
+    attempts: list[tuple[str, float]] = []
 
     async def act(event: MailboxEvent) -> None:
-        tries.append((event.item_id or "", trio.current_time()))
+        attempts.append((event.item_id or "", trio.current_time()))
         if event.item_id == "1":
             raise Reject("not for me")
-        if len(tries) == 2:
+        if len(attempts) == 2:
             raise Retry(after=17)
 
     plugin = Plugin(act)
@@ -155,8 +155,8 @@ async def test_retry_waits_as_long_as_it_says_and_reject_gives_up_at_once(
         async with running(plugin) as delivery:
             await delivery.publish([event(1), event(2)])
             await delivery.drain(100)
-    assert [item for item, _ in tries] == ["1", "2", "2"]
-    assert tries[2][1] - tries[1][1] == 17
+    assert [item for item, _ in attempts] == ["1", "2", "2"]
+    assert attempts[2][1] - attempts[1][1] == 17
     assert [line["reason"] for line in lines if line["event"] == "handler.rejected"] == ["not for me"]
 
 
@@ -174,7 +174,7 @@ async def test_a_handler_that_lags_holds_nobody_up_and_only_so_much_of_it_is_in_
         assert len(good.handled) == 50
         assert len(slow.handled) == 10
         assert journal.readers["slow"].unfinished <= 2
-        assert delivery.workers[0].behind == 40
+        assert delivery.workers[0].lag == 40
         await delivery.drain(100)
     assert slow.handled == good.handled
 
@@ -214,9 +214,9 @@ async def test_calls_for_several_mailboxes_go_side_by_side_and_those_for_one_do_
     events = [msgspec.structs.replace(event(n), mailbox=f"user{n % 5}") for n in range(50)]
     async with running(plugin, limits=replace(LIMITS, concurrency=3)) as delivery:
         await delivery.publish(events)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await delivery.drain(100)
-        assert trio.current_time() - begun == pytest.approx(17, abs=1)
+        assert trio.current_time() - started_at == pytest.approx(17, abs=1)
     assert most == 3
     assert sorted(plugin.handled, key=int) == [str(n) for n in range(50)]
 
@@ -234,7 +234,7 @@ async def test_what_is_given_up_or_rejected_goes_to_the_dead_letters(
     async with running(Plugin(act), journal=journal) as delivery:
         await delivery.publish([event(1), event(2), event(3)])
         await delivery.drain(100)
-    first, second = journal.buried
+    first, second = journal.letters
     assert (first.event.item_id, first.reason, first.traceback, first.attempts) == ("1", "not for me", "", 1)
     assert (second.event.item_id, second.reason, second.attempts) == ("2", "ValueError: never", 3)
     assert 'raise ValueError("never")' in second.traceback
@@ -271,14 +271,14 @@ class Batches:
 async def test_what_a_handler_asks_for_out_of_its_own_nursery_counts(
     autojump_clock: trio.testing.MockClock, raised: Exception
 ) -> None:
-    tries: list[float] = []
+    attempts: list[float] = []
 
     async def fail() -> None:
         raise raised
 
     async def act(_: MailboxEvent) -> None:
-        tries.append(trio.current_time())
-        if len(tries) == 1:
+        attempts.append(trio.current_time())
+        if len(attempts) == 1:
             async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
                 nursery.start_soon(fail)
                 inner.start_soon(trio.sleep_forever)
@@ -289,10 +289,10 @@ async def test_what_a_handler_asks_for_out_of_its_own_nursery_counts(
             await delivery.publish([event(1)])
             await delivery.drain(100)
     if isinstance(raised, Retry):
-        assert [later - tries[0] for later in tries] == [0, 7]
-        assert not journal.buried
+        assert [later - attempts[0] for later in attempts] == [0, 7]
+        assert not journal.letters
     else:
-        assert [letter.reason for letter in journal.buried] == ["never"]
+        assert [letter.reason for letter in journal.letters] == ["never"]
     assert "handler.failed" not in [line["event"] for line in lines]
 
 
@@ -304,7 +304,7 @@ async def test_a_retry_beside_a_failure_is_a_failure(autojump_clock: trio.testin
     async with running(Plugin(act), journal=journal) as delivery:
         await delivery.publish([event(1)])
         await delivery.drain(100)
-    (letter,) = journal.buried
+    (letter,) = journal.letters
     assert "ValueError: no" in letter.traceback
 
 
@@ -370,18 +370,18 @@ async def test_a_batch_that_fails_comes_again_whole_and_at_last_goes_to_the_dead
         await delivery.publish([event(n) for n in range(3)])
         await delivery.drain(100)
     assert len(hopeless.batches) == 3
-    assert [letter.event.item_id for letter in journal.buried] == ["0", "1", "2"]
+    assert [letter.event.item_id for letter in journal.letters] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("batches", [False, True])
 async def test_waiting_for_something_that_is_not_there_is_no_try(
     autojump_clock: trio.testing.MockClock, batches: bool
 ) -> None:
-    tries: list[float] = []
+    attempts: list[float] = []
     down_until = trio.current_time() + 1000
 
     async def act(_what: object) -> None:
-        tries.append(trio.current_time())
+        attempts.append(trio.current_time())
         if trio.current_time() < down_until:
             raise Retry("the database is down", after=60, counts=False)
         raise LookupError("and this event is bad besides")
@@ -395,10 +395,10 @@ async def test_waiting_for_something_that_is_not_there_is_no_try(
     async with running(Waiting(max_wait=0.0) if batches else Plugin(act), journal=journal) as delivery:  # type: ignore[arg-type]
         await delivery.publish([event(1)])
         await delivery.drain(10_000)
-    patient = [moment for moment in tries if moment < down_until]
+    patient = [moment for moment in attempts if moment < down_until]
     assert len(patient) == 17
-    assert len(tries) - len(patient) == LIMITS.attempts
-    assert [letter.attempts for letter in journal.buried] == [LIMITS.attempts]
+    assert len(attempts) - len(patient) == LIMITS.attempts
+    assert [letter.attempts for letter in journal.letters] == [LIMITS.attempts]
 
 
 async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None:
@@ -456,7 +456,7 @@ async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: tr
             await delivery.publish([event(n) for n in range(5)])
             await delivery.drain(10)
     (stopped,) = (line for line in lines if line["event"] == "handler.stopped")
-    assert (stopped["delivered"], stopped["behind"]) == (3, 2)
+    assert (stopped["delivered"], stopped["lag"]) == (3, 2)
 
 
 async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
@@ -471,10 +471,10 @@ async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
             await journal.append([event(n, "exchange.folder.created") for n in range(500)])
         async with trio.open_nursery() as nursery:
             await nursery.start(delivery.run, journal)
-            begun = trio.current_time()
+            started_at = trio.current_time()
             await delivery.drain(10)
-        assert trio.current_time() == begun
-    assert (good.closed, delivery.workers[0].behind) == (1, 0)
+        assert trio.current_time() == started_at
+    assert (good.closed, delivery.workers[0].lag) == (1, 0)
 
 
 async def test_a_handler_is_closed_in_peace_while_another_hangs(
@@ -497,9 +497,9 @@ async def test_a_handler_is_closed_in_peace_while_another_hangs(
     with structlog.testing.capture_logs() as lines:
         async with running(hanging, flushing) as delivery:
             await delivery.publish([event(1)])
-            begun = trio.current_time()
+            started_at = trio.current_time()
             await delivery.drain(10)
-            assert trio.current_time() - begun == 10
+            assert trio.current_time() - started_at == 10
     assert (flushing.handled, flushing.closed) == (["1", "flushed"], 1)
     assert hanging.closed == 1
     assert not [line for line in lines if line["event"] == "handler.crashed"]
@@ -520,9 +520,9 @@ async def test_a_handler_that_waits_to_be_opened_again_does_not_hold_up_the_end(
     ending = Ending()
     async with running(ending) as delivery:
         await trio.sleep(1000)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await delivery.drain(100)
-        assert trio.current_time() == begun
+        assert trio.current_time() == started_at
     assert ending.closed == ending.opened
 
 

@@ -13,7 +13,7 @@ from listener import Handler, MailboxEvent
 from listener.delivery.delivery import Delivery, Worker
 from listener.errors import ConfigError
 from listener.journal.sqlite import open_journal
-from listener.journal.store import Trouble, Written
+from listener.journal.store import DiskError, Written
 from tests.delivery.test_delivery import LIMITS, Plugin, event
 from tests.journal.tools import opened
 
@@ -107,9 +107,9 @@ async def test_one_that_waits_to_try_again_need_not_be_waited_for(
     async with running(bad) as delivery:
         await delivery.publish([event(1), event(2)])
         await trio.sleep(0.1)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await delivery.change([Worker(good, LIMITS)])
-        assert trio.current_time() - begun < 0.2
+        assert trio.current_time() - started_at < 0.2
         await settled()
     assert good.handled == ["1", "2"]
 
@@ -159,11 +159,11 @@ async def test_the_end_may_come_while_a_handler_opens(
         staying = [] if name == "good" else list(delivery.workers)
         outer.start_soon(delivery.change, [*staying, Worker(fine, LIMITS), Worker(Mute(name=name), LIMITS)])
         await trio.sleep(1)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await delivery.drain(2)
         handlers.cancel_scope.cancel()
         outer.cancel_scope.cancel()
-    assert trio.current_time() - begun < 3
+    assert trio.current_time() - started_at < 3
     assert good.closed == fine.closed == 1
 
 
@@ -180,7 +180,7 @@ async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
         assert asked.cancelled_caught
         await delivery.publish([event(3)])
         await trio.sleep(5)
-        assert [(worker.name, worker.state, worker.behind) for worker in delivery.workers] == [
+        assert [(worker.name, worker.state, worker.lag) for worker in delivery.workers] == [
             ("a", "running", 0),
             ("b", "running", 0),
         ]
@@ -200,9 +200,9 @@ async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
     async with running(Failing()) as delivery:
         await delivery.publish([event(1)])
         await settled()
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await delivery.change([Worker(Plugin(), LIMITS)])
-        assert trio.current_time() - begun < 0.2
+        assert trio.current_time() - started_at < 0.2
 
 
 async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
@@ -219,10 +219,10 @@ async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
     async with running(Lasting()) as delivery:
         await delivery.publish([event(1)])
         await settled()
-        begun = trio.current_time()
+        started_at = trio.current_time()
         with structlog.testing.capture_logs() as lines:
             await delivery.change([Worker(after, LIMITS)])
-        assert 0 < trio.current_time() - begun < 100
+        assert 0 < trio.current_time() - started_at < 100
         assert [line["handler"] for line in lines if line["event"] == "handler.close_timeout"] == ["good"]
         await delivery.publish([event(2)])
         await settled()
@@ -241,13 +241,13 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
         transact = journal._store.transact
 
         def refuse(*_: object) -> Written:
-            raise Trouble("disk full")
+            raise DiskError("disk full")
 
         journal._store.transact = refuse  # type: ignore[method-assign, assignment]
-        begun = trio.current_time()
+        started_at = trio.current_time()
         with pytest.raises(ConfigError, match="is not open after"):
             await delivery.change([Worker(new := Plugin(), LIMITS)])
-        assert trio.current_time() - begun < 40
+        assert trio.current_time() - started_at < 40
         journal._store.transact = transact  # type: ignore[method-assign]
         await trio.sleep(60)
         await delivery.publish([event(2)])

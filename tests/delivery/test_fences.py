@@ -48,11 +48,11 @@ async def letters(delivery: Delivery) -> list[tuple[str, str]]:
 async def test_whatever_a_handler_raises_is_a_failed_attempt(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    tries = 0
+    attempts = 0
 
     async def act(_: MailboxEvent) -> None:
-        nonlocal tries
-        tries += 1
+        nonlocal attempts
+        attempts += 1
         await raise_(kind)
 
     bad, good = Plugin(act, name="bad"), Plugin()
@@ -61,7 +61,7 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(
             await delivery.publish([event(1), event(2)])
             await delivery.drain(100)
             assert [item for item, _ in await letters(delivery)] == ["1", "2"]
-    assert tries == 6
+    assert attempts == 6
     assert good.handled == ["1", "2"]
     assert [line["event"] for line in lines].count("handler.failed") == 6
     assert not [line for line in lines if line["event"] == "handler.crashed"]
@@ -211,17 +211,17 @@ async def test_our_own_cancellation_is_not_a_failure(autojump_clock: trio.testin
 async def test_a_retry_after_no_time_waits_as_configured(
     after: object, autojump_clock: trio.testing.MockClock
 ) -> None:
-    tries = []
+    attempts = []
 
     async def act(_: MailboxEvent) -> None:
-        tries.append(trio.current_time())
-        if len(tries) == 1:
+        attempts.append(trio.current_time())
+        if len(attempts) == 1:
             raise Retry(after=after)  # type: ignore[arg-type]
 
     async with running(Plugin(act)) as delivery:
         await delivery.publish([event(1)])
         await delivery.drain(100)
-    assert [at - tries[0] for at in tries] == [0, 1]
+    assert [at - attempts[0] for at in attempts] == [0, 1]
 
 
 @pytest.mark.parametrize(("most", "wait"), [(0, 0), (-1, 0), ("10", 0), (10, float("nan")), (10, "1")])

@@ -171,7 +171,7 @@ def test_a_mailbox_that_is_not_there(anna: Anna) -> None:
     )
     with pytest.raises(ExchangeError) as caught:
         read_get_folder(anna.post(request), [INBOX])
-    assert caught.value.failure.verdict is Verdict.PARK
+    assert caught.value.failure.verdict is Verdict.SUSPEND
 
 
 # --- items

@@ -127,7 +127,7 @@ def test_an_account_that_cannot_sign_in(status: int) -> None:
 def test_a_mailbox_that_the_front_end_does_not_know(code: str) -> None:
     found = failure(404, X_CasErrorCode=code)
     assert found.code.lower() == code.lower()
-    assert found.verdict is Verdict.PARK
+    assert found.verdict is Verdict.SUSPEND
     assert failure(404, X_CasErrorCode="ServerNotFound").code == "Http404"
     assert "ServerNotFound" in failure(404, X_CasErrorCode="ServerNotFound").text
 

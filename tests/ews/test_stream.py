@@ -301,10 +301,10 @@ def test_the_cost_of_small_chunks_grows_with_their_number_only() -> None:
     def seconds(size: int) -> float:
         content = b"<s:Envelope><a>" + b"</s:Envelop" * (size // 11)
         parser = StreamParser()
-        begun = time.process_time()
+        started_at = time.process_time()
         for start in range(0, size, 8):
             parser.feed(content[start : start + 8])
-        return time.process_time() - begun
+        return time.process_time() - started_at
 
     small = min(seconds(50_000) for _ in range(3))
     assert seconds(1_600_000) < 32 * small * 6  # searched anew each time, it would be 1024 times

@@ -137,7 +137,7 @@ def test_a_refused_subscribe() -> None:
     assert caught.value.failure == Failure(
         code="ErrorNonExistentMailbox", text="No mailbox has this address."
     )
-    assert caught.value.failure.verdict is Verdict.PARK
+    assert caught.value.failure.verdict is Verdict.SUSPEND
 
 
 @pytest.mark.parametrize(

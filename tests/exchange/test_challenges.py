@@ -83,11 +83,11 @@ def test_what_real_servers_write() -> None:
 )
 def test_a_header_that_is_made_to_take_long_does_not(header: str) -> None:
     headers = httpx.Headers([("www-authenticate", header)] * 3)
-    begun = time.process_time()
+    started_at = time.process_time()
     assert len(offered(headers)) <= MOST_SCHEMES
     parameters(headers, "Bearer")
     token(headers, "Negotiate")
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - started_at < 0.5
 
 
 def test_a_quote_without_its_end_hides_the_rest() -> None:

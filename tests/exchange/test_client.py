@@ -121,9 +121,9 @@ async def test_cookies_can_be_kept_and_a_twin_has_those_of_the_moment() -> None:
             ("X-BackEndOverrideCookie", "/EWS", False),
         ]
         assert kept[1].expires == 4102444800
-        async with client.twin() as twin:
+        async with client.clone() as clone:
             client.forget_cookies()
-            await twin.call(b"<x/>", {}, bytes)
+            await clone.call(b"<x/>", {}, bytes)
             await client.call(b"<x/>", {}, bytes)
         gone = msgspec.structs.replace(kept[1], name="gone", expires=1.0)
         async with ExchangeClient(client.url, client._access, (*kept, gone)) as later:
@@ -342,11 +342,11 @@ async def test_a_peer_that_accepts_and_never_answers_costs_one_time_out(
 
     async with served(peer, request_timeout=60.0) as client:
         autojump_clock.autojump_threshold = 0.1
-        begun = trio.current_time()
+        started_at = trio.current_time()
         with pytest.raises(ExchangeError) as caught:
             await client.call(b"<x/>", {}, bytes)
         assert caught.value.failure.code == "ReadTimeout"
-        assert trio.current_time() - begun == pytest.approx(60, abs=1)
+        assert trio.current_time() - started_at == pytest.approx(60, abs=1)
 
 
 async def test_giving_up_a_stream_closes_its_connection() -> None:

@@ -173,11 +173,11 @@ async def test_an_answer_that_trickles_takes_no_longer_than_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     autojump_clock.autojump_threshold = 0.2  # msal works in a thread meanwhile
-    begun = trio.current_time()
+    started_at = trio.current_time()
     with pytest.raises(ExchangeError) as caught:
         await asking(lambda: Page(b" ", endless=True, pause=5)).fetch(None)
     assert caught.value.failure.code == "ReadTimeout"
-    assert trio.current_time() - begun < 60
+    assert trio.current_time() - started_at < 60
 
 
 @pytest.mark.parametrize(

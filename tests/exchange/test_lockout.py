@@ -11,7 +11,7 @@ import trio.testing
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.ews.soap import Impersonation
-from listener.exchange.auth.lockout import MOST_TRIES, PAUSES, TRUST, Identity, LockoutProtection
+from listener.exchange.auth.lockout import MAX_ATTEMPTS, PAUSES, TRUST, Identity, LockoutProtection
 from listener.exchange.auth.refusals import Refusals, RefusalStore
 
 EWS = "https://mail.example.com/EWS/Exchange.asmx"
@@ -89,9 +89,9 @@ async def test_no_more_than_three_and_then_a_pause_that_grows(autojump_clock: tr
             await server.ask_often(lockout, 3)
             await server.ask_often(lockout, 3, OTHER)
             await trio.sleep(30)
-    tries = [round(moment - start) for moment in server.asked]
-    assert len([t for t in tries if t < 900]) <= MOST_TRIES
-    pauses = [later - earlier for earlier, later in pairwise(tries[2:])]
+    attempts = [round(moment - start) for moment in server.asked]
+    assert len([t for t in attempts if t < 900]) <= MAX_ATTEMPTS
+    pauses = [later - earlier for earlier, later in pairwise(attempts[2:])]
     assert pauses == sorted(pauses)
     assert pauses[0] >= PAUSES[2]
     assert pauses[-1] >= PAUSES[-1]
@@ -104,7 +104,7 @@ async def test_who_is_held_back_is_told_why_and_how_long(autojump_clock: trio.te
     assert first == REFUSED  # the next one may try at once
     assert second is not None
     assert second.wait == 60
-    assert [line["tries"] for line in logs if line["event"] == "auth.refused"] == [1, 2]
+    assert [line["attempts"] for line in logs if line["event"] == "auth.refused"] == [1, 2]
     await trio.sleep(20)
     held = await server.ask(lockout)
     assert held is not None
@@ -117,10 +117,10 @@ async def test_what_was_under_way_counts_but_does_not_prolong(autojump_clock: tr
     await server.ask(lockout)
     server.answer = REFUSED
     await server.ask_often(lockout, 10)  # all trusted: the password has changed this minute
-    assert lockout.tries == 10
+    assert lockout.attempts == 10
     held = await server.ask(lockout, OTHER)
     assert held is not None
-    assert held.wait == pytest.approx(PAUSES[MOST_TRIES - 1], abs=1)
+    assert held.wait == pytest.approx(PAUSES[MAX_ATTEMPTS - 1], abs=1)
 
 
 async def test_all_is_forgotten_when_they_are_taken(autojump_clock: trio.testing.MockClock) -> None:
@@ -130,7 +130,7 @@ async def test_all_is_forgotten_when_they_are_taken(autojump_clock: trio.testing
     with structlog.testing.capture_logs() as logs:
         assert await server.ask(lockout) == server.answer
     assert [line["event"] for line in logs] == ["auth.accepted"]
-    assert lockout.tries == 0
+    assert lockout.attempts == 0
 
 
 async def test_where_nobody_is_there_the_others_hear_it_too(autojump_clock: trio.testing.MockClock) -> None:
@@ -147,7 +147,7 @@ async def test_an_answer_that_tells_nothing_lets_the_next_one_try(
 ) -> None:
     server, lockout = Server(answer), LockoutProtection("svc")
     await server.ask_often(lockout, 5)
-    assert (len(server.asked), server.most, lockout.tries) == (5, 1, 0)
+    assert (len(server.asked), server.most, lockout.attempts) == (5, 1, 0)
 
 
 async def test_a_try_that_is_given_up_lets_the_next_one_try(autojump_clock: trio.testing.MockClock) -> None:
@@ -179,12 +179,12 @@ async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClo
     assert path.stat().st_mode & 0o777 == 0o600
     server.answer = None
     assert await server.ask(process("right")) is None  # another password is another matter
-    assert process("wrong").tries == 2
+    assert process("wrong").attempts == 2
     await trio.sleep(0)
     lockout = process("wrong")
     await trio.sleep(61)
     assert await server.ask(lockout) is None
-    assert process("wrong").tries == 0
+    assert process("wrong").attempts == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"svc": 1}'])
@@ -214,7 +214,7 @@ async def test_who_does_not_answer_as_exchange_has_not_let_us_in(
             await refusing.ask(lockout)
         await site.ask(lockout, "https://example.com/autodiscover/autodiscover.svc")
     assert len(refusing.asked) == 2
-    assert lockout.tries == 2
+    assert lockout.attempts == 2
 
 
 async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
@@ -224,7 +224,7 @@ async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
     await server.ask(lockout)
     server.answer = Failure(code="ErrorNonExistentMailbox")
     await server.ask(lockout)
-    assert lockout.tries == 0
+    assert lockout.attempts == 0
 
 
 # --- refusals that are about one mailbox
@@ -241,13 +241,13 @@ class Organisation:
         self.refused = set(refused)
         self.locked = False
         self.asked: list[str] = []
-        self.tries = 0  # refusals in a row while the password is wrong
+        self.attempts = 0  # refusals in a row while the password is wrong
 
     async def answer(self, identity: Identity) -> None:
         self.asked.append(identity.mailbox)
         await trio.sleep(0.1)
         if self.locked:
-            self.tries += 1
+            self.attempts += 1
         if self.locked or identity.mailbox in self.refused:
             raise ExchangeError(REFUSED)
 
@@ -270,10 +270,10 @@ async def test_a_refusal_of_one_mailbox_does_not_concern_the_account(
         failure = await there.ask(lockout, "bob")
         assert failure is not None
         assert failure.code == "MailboxRefused"
-        assert failure.verdict is Verdict.PARK
+        assert failure.verdict is Verdict.SUSPEND
         assert failure.wait is None
         assert await there.ask(lockout, "ann") is None
-    assert lockout.tries == 0
+    assert lockout.attempts == 0
 
 
 async def test_several_mailboxes_are_refused_at_the_same_time(autojump_clock: trio.testing.MockClock) -> None:
@@ -289,7 +289,7 @@ async def test_several_mailboxes_are_refused_at_the_same_time(autojump_clock: tr
         for mailbox in ("bob", "cat", "dan", "eve", "fay", "gus"):
             nursery.start_soon(one, mailbox)
     assert codes == dict.fromkeys(["bob", "cat", "dan", "eve", "fay"], "MailboxRefused") | {"gus": None}
-    assert lockout.tries == 0
+    assert lockout.attempts == 0
 
 
 async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_three_times(
@@ -306,7 +306,7 @@ async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_th
             assert failure is not None
             assert failure.code == "Http401"
         await trio.sleep(10)
-    assert there.tries == MOST_TRIES
+    assert there.attempts == MAX_ATTEMPTS
 
 
 async def test_while_one_mailbox_is_in_question_nobody_else_asks(
@@ -329,4 +329,4 @@ async def test_where_no_other_mailbox_was_accepted_the_account_is_in_question(
     there, lockout = Organisation("bob"), LockoutProtection("svc")
     failures = [await there.ask(lockout, "bob") for _ in range(2)]
     assert [failure and failure.code for failure in failures] == ["Http401", "Http401"]
-    assert lockout.tries == 2
+    assert lockout.attempts == 2

@@ -68,9 +68,9 @@ async def test_a_pause_is_kept_by_all(autojump_clock: trio.testing.MockClock) ->
     requests = Requests(throttle)
     await requests.one(failure=busy(30))
     assert throttle.pause == 30
-    begun = trio.current_time()
+    started_at = trio.current_time()
     await requests.many(3)
-    assert [moment - begun for moment in requests.admitted[1:]] == [30, 30, 30]
+    assert [moment - started_at for moment in requests.admitted[1:]] == [30, 30, 30]
     assert throttle.pause == 0
 
 
@@ -78,14 +78,14 @@ async def test_who_waits_for_a_place_keeps_a_pause_too_that_begins_meanwhile(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     requests = Requests(Throttle(2))
-    begun = trio.current_time()
+    started_at = trio.current_time()
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(lambda: requests.one(failure=busy(7)))
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(4):
             nursery.start_soon(requests.one)
-    assert [moment - begun for moment in requests.admitted] == [0, 0, 8, 8, 9, 9]
+    assert [moment - started_at for moment in requests.admitted] == [0, 0, 8, 8, 9, 9]
 
 
 async def test_a_pause_that_is_prolonged_is_kept_to_its_new_end(
@@ -93,7 +93,7 @@ async def test_a_pause_that_is_prolonged_is_kept_to_its_new_end(
 ) -> None:
     throttle = Throttle(10)
     requests = Requests(throttle)
-    begun = trio.current_time()
+    started_at = trio.current_time()
     throttle.failed(busy(5))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(requests.one)
@@ -101,7 +101,7 @@ async def test_a_pause_that_is_prolonged_is_kept_to_its_new_end(
         throttle.failed(busy(9))  # of a request that was under way
         await trio.sleep(1)
         throttle.failed(busy(2))  # a shorter one takes nothing back
-    assert [moment - begun for moment in requests.admitted] == [12]
+    assert [moment - started_at for moment in requests.admitted] == [12]
 
 
 async def test_a_busy_server_halves_it_never_under_two(autojump_clock: trio.testing.MockClock) -> None:
@@ -220,9 +220,9 @@ async def test_each_server_has_its_own(autojump_clock: trio.testing.MockClock) -
     assert (other.limit, other.pause) == (10, 0)
     assert (throttles.limit, throttles.pause) == (5, 30)
     requests = Requests(other)
-    begun = trio.current_time()
+    started_at = trio.current_time()
     await requests.one()
-    assert requests.admitted == [begun]
+    assert requests.admitted == [started_at]
 
 
 # --- whatever happens

@@ -169,7 +169,7 @@ def test_a_group_that_was_set_apart_is_set_apart_no_longer_if_nothing_is_left_of
 
 
 def test_when_streams_were_last_heard() -> None:
-    heard = LastSeen(groups={"DAG1/1": 1000.0}, behind={"ann": 400.0, "dan": 300.0})
+    heard = LastSeen(groups={"DAG1/1": 1000.0}, missing_since={"ann": 400.0, "dan": 300.0})
     # cat never had a stream; dan has no group.
     assert last_seen([saved()], heard, now=2000.0) == {"ann": 400.0, "bob": 1000.0, "dan": 300.0}
     assert last_seen([saved("DAG1/2")], LastSeen(), now=2000.0) == {}

@@ -89,7 +89,7 @@ def test_what_was_on_its_way_is_lost_with_a_connection_that_breaks(code: str) ->
 
 def test_what_an_earlier_process_heard_is_where_the_gap_of_the_start_begins() -> None:
     well = {"ann": -500.0}
-    gaps = Gaps(well, begun=0.0)
+    gaps = Gaps(well, started_at=0.0)
     gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", -500.0, "start")]
     gaps.heard(["ann"], 10.0)
@@ -100,28 +100,28 @@ def test_what_an_earlier_process_heard_is_where_the_gap_of_the_start_begins() ->
 
 def test_who_comes_from_another_group_has_its_gap_since_it_was_heard_there() -> None:
     well: dict[str, float] = {}
-    Gaps(well, begun=0.0).heard(["ann"], 30.0)
-    there = Gaps(well, begun=0.0)
+    Gaps(well, started_at=0.0).heard(["ann"], 30.0)
+    there = Gaps(well, started_at=0.0)
     there.subscribed("ann", 50.0)
     assert there.close(["ann"]) == [Gap("ann", 30.0, "lost")]
 
 
 def test_from_when_on_something_may_be_missing() -> None:
     gaps = Gaps({"ann": 10.0, "bob": 20.0})
-    assert gaps.behind("ann", streams=True) is None
-    assert gaps.behind("bob", streams=False) == 20.0
-    assert gaps.behind("cat", streams=False) is None
+    assert gaps.missing_since("ann", streams=True) is None
+    assert gaps.missing_since("bob", streams=False) == 20.0
+    assert gaps.missing_since("cat", streams=False) is None
     gaps.ended(["ann"], [RESET], cut=False)
     gaps.heard(["ann"], 30.0)
-    assert gaps.behind("ann", streams=True) == 10.0
+    assert gaps.missing_since("ann", streams=True) == 10.0
     gaps.close(["ann"])
-    assert gaps.behind("ann", streams=True) is None
+    assert gaps.missing_since("ann", streams=True) is None
 
 
 def test_what_came_before_the_first_stream_was_heard_is_missed_from_the_subscription_on() -> None:
     gaps = Gaps()
     gaps.subscribed("ann", 5.0)
-    assert gaps.behind("ann", streams=True) == 5.0
+    assert gaps.missing_since("ann", streams=True) == 5.0
     gaps.subscribed("ann", 8.0)
     assert gaps.close(["ann"]) == [Gap("ann", 5.0, "lost")]
     # Or the stream breaks with what was on its way.
@@ -132,8 +132,8 @@ def test_what_came_before_the_first_stream_was_heard_is_missed_from_the_subscrip
 
 def test_a_subscription_that_outlived_a_process_in_which_it_was_never_heard() -> None:
     well: dict[str, float] = {}
-    Gaps(well, begun=0.0).subscribed("ann", 5.0)
-    later = Gaps({"ann": -5.0}, begun=0.0)
+    Gaps(well, started_at=0.0).subscribed("ann", 5.0)
+    later = Gaps({"ann": -5.0}, started_at=0.0)
     later.subscribed("ann", 0.0)
     assert well == {"ann": 5.0}
     assert later.close(["ann"]) == [Gap("ann", -5.0, "start")]

@@ -59,7 +59,7 @@ def test_all_subscribed_then_one_stream_carries_them_all() -> None:
 
 
 def test_closed_opens_the_stream_again_at_once_without_subscribing_anew() -> None:
-    state = advance(streaming(), StreamEnded(lasted=1800), now=1801)
+    state = advance(streaming(), StreamEnded(duration=1800), now=1801)
     assert state.actions == (Stream(ALL, "ann"),)
     assert state.failures == 0
 
@@ -67,7 +67,7 @@ def test_closed_opens_the_stream_again_at_once_without_subscribing_anew() -> Non
 def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
     state, now = streaming(), 1.0
     for pause in (1, 2, 4, 8, 15, 15):
-        state = advance(state, StreamEnded(lasted=0.1), now)
+        state = advance(state, StreamEnded(duration=0.1), now)
         assert state.actions == (Wait(now + pause, eager=True),)
         now += pause
         state = advance(state, Waited(), now)
@@ -84,7 +84,7 @@ def test_a_server_that_is_not_heard_at_all_is_asked_more_and_more_seldom() -> No
 
 
 def test_a_broken_stream_waits_with_full_jitter_and_keeps_its_subscriptions() -> None:
-    state = advance(streaming(), StreamEnded(5, (Failure(code="ConnectionReset"),)), now=10, dice=0.25)
+    state = advance(streaming(), StreamEnded(5, (Failure(code="ConnectionReset"),)), now=10, jitter=0.25)
     assert state.actions == (Wait(10.25, eager=True),)
     assert advance(state, Waited(), now=10.25).actions == (Stream(ALL, "ann"),)
 
@@ -109,13 +109,13 @@ def test_a_settled_stream_makes_all_forgotten() -> None:
 
 def test_what_the_server_tells_is_waited_at_least() -> None:
     busy = Failure(code="ErrorServerBusy", wait=120.0)
-    state = advance(streaming(), StreamEnded(0, (busy,)), now=10, dice=0.5)
+    state = advance(streaming(), StreamEnded(0, (busy,)), now=10, jitter=0.5)
     assert state.actions == (Wait(130.5),)
 
 
 def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
     state = advance(
-        started(), Subscribed(refused=(("ann", Failure(code="Http503", wait=40)),)), now=1, dice=0
+        started(), Subscribed(refused=(("ann", Failure(code="Http503", wait=40)),)), now=1, jitter=0
     )
     assert state.actions == (Wait(41),)
     state = advance(state, Waited(), now=41)
@@ -123,7 +123,7 @@ def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
 
 
 def test_an_anchor_that_is_refused_makes_way_at_once() -> None:
-    state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.PARK)),)), now=1)
+    state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.SUSPEND)),)), now=1)
     assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),)
     assert state.members[0].suspended
 
@@ -141,11 +141,11 @@ def test_an_anchor_that_fails_three_times_makes_way() -> None:
 
 
 def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream() -> None:
-    state = advance(started(), Subscribed(ALL[:2], (("cat", failure(Verdict.PARK)),)), now=1)
+    state = advance(started(), Subscribed(ALL[:2], (("cat", failure(Verdict.SUSPEND)),)), now=1)
     assert state.actions == (Stream(ALL[:2], "ann"), Wait(61))
     state = advance(state, Waited(), now=61)
     assert state.actions == (Stream(ALL[:2], "ann"), Subscribe(("cat",), "ann", afresh=False))
-    again = advance(state, Subscribed(refused=(("cat", failure(Verdict.PARK)),)), now=62)
+    again = advance(state, Subscribed(refused=(("cat", failure(Verdict.SUSPEND)),)), now=62)
     assert again.actions == (Stream(ALL[:2], "ann"), Wait(62 + 120))
     state = advance(state, Subscribed((("cat", "3"),)), now=62)
     assert state.actions == (Stream(ALL, "ann"),)
@@ -193,7 +193,7 @@ def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
 
 
 def test_a_stream_that_the_anchor_is_refused_is_asked_for_in_another_name() -> None:
-    state = advance(streaming(), StreamEnded(0, (failure(Verdict.PARK),)), now=10)
+    state = advance(streaming(), StreamEnded(0, (failure(Verdict.SUSPEND),)), now=10)
     assert state.actions == (Stream(ALL, "bob"),)
     assert not any(m.suspended for m in state.members)
 
@@ -205,7 +205,7 @@ def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_ever
         while isinstance(state.actions[-1], Wait):
             now = state.actions[-1].until
             state = advance(state, Waited(), now)
-        state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now)
+        state = advance(state, StreamEnded(0, (failure(Verdict.SUSPEND),)), now)
     assert state.separate == Separate(("cat",))
     state = advance(state, Separated(("cat",)), now)
     assert [m.mailbox for m in state.members] == ["ann", "bob"]
@@ -213,7 +213,7 @@ def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_ever
 
 def test_alone_a_refused_stream_suspends_the_mailbox() -> None:
     state = advance(GroupState.start(("ann",), POLICY), Subscribed(ALL[:1]), now=0)
-    state = advance(state, StreamEnded(0, (failure(Verdict.PARK),)), now=10)
+    state = advance(state, StreamEnded(0, (failure(Verdict.SUSPEND),)), now=10)
     assert state.members[0].suspended
     assert state.actions == (Wait(70), Unsubscribe(ALL[:1], "ann"))
 
@@ -270,7 +270,7 @@ def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause()
     for name in names[:100]:
         assert state.subscribe
         assert state.subscribe.anchor == name
-        state = advance(state, Subscribed(refused=((name, failure(Verdict.PARK)),)), now=0)
+        state = advance(state, Subscribed(refused=((name, failure(Verdict.SUSPEND)),)), now=0)
     assert state.actions == (Subscribe(names[100:], names[100], afresh=True),)
 
 
@@ -293,7 +293,7 @@ def test_a_busy_server_is_asked_nothing_new_but_the_open_stream_stays() -> None:
     state = advance(started(), Subscribed(ALL[:2], (("cat", Failure(code="Http500")),)), now=0)
     state = advance(state, Waited(), now=1)
     state = advance(
-        state, Subscribed(refused=(("cat", Failure(code="ErrorServerBusy", wait=30)),)), now=2, dice=0
+        state, Subscribed(refused=(("cat", Failure(code="ErrorServerBusy", wait=30)),)), now=2, jitter=0
     )
     assert state.actions == (Stream(ALL[:2], "ann"), Wait(32))
 
@@ -438,12 +438,12 @@ class AnyLife(RuleBasedStateMachine):
         before = {mailbox: id_ for mailbox, id_ in before.items() if mailbox in self.everybody}
         self.state = GroupState.start(tuple(self.everybody), POLICY, Kept("user0", before, gone))
 
-    def tell(self, outcome: object, dice: float) -> None:
-        self.state = advance(self.state, outcome, self.now, dice)  # type: ignore[arg-type]
+    def tell(self, outcome: object, jitter: float) -> None:
+        self.state = advance(self.state, outcome, self.now, jitter)  # type: ignore[arg-type]
 
     @precondition(lambda self: self.state.subscribe)
-    @rule(data=st.data(), dice=st.floats(0, 1))
-    def subscribed(self, data: st.DataObject, dice: float) -> None:
+    @rule(data=st.data(), jitter=st.floats(0, 1))
+    def subscribed(self, data: st.DataObject, jitter: float) -> None:
         assert self.state.subscribe
         ids, refused = [], []
         for mailbox in self.state.subscribe.mailboxes:
@@ -453,16 +453,16 @@ class AnyLife(RuleBasedStateMachine):
                     ids.append((mailbox, str(self.made)))
                 case "refused":
                     refused.append((mailbox, data.draw(failures)))
-        self.tell(Subscribed(tuple(ids), tuple(refused)), dice)
+        self.tell(Subscribed(tuple(ids), tuple(refused)), jitter)
 
     @precondition(lambda self: self.state.stream)
-    @rule(data=st.data(), lasted=st.floats(0, 1800), dice=st.floats(0, 1))
-    def stream_ended(self, data: st.DataObject, lasted: float, dice: float) -> None:
+    @rule(data=st.data(), duration=st.floats(0, 1800), jitter=st.floats(0, 1))
+    def stream_ended(self, data: st.DataObject, duration: float, jitter: float) -> None:
         ids = [i for _, i in self.state.live] + ["foreign"]
         ended = data.draw(st.lists(failures, max_size=2))
         named = [replace_ids(f, data.draw(st.sets(st.sampled_from(ids)))) for f in ended]
-        self.now += lasted
-        self.tell(StreamEnded(lasted, tuple(named), data.draw(st.booleans())), dice)
+        self.now += duration
+        self.tell(StreamEnded(duration, tuple(named), data.draw(st.booleans())), jitter)
 
     @precondition(lambda self: any(isinstance(a, Wait) for a in self.state.actions))
     @rule()

@@ -619,7 +619,7 @@ async def test_who_is_on_the_way_to_another_group_is_behind(autojump_clock: trio
         run.manager.well |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
         (runner,) = run.manager.runners.values()
         runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and is in no other yet
-        runner.heard_at, runner.behind = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
+        runner.heard_at, runner.missing_since = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
         assert run.manager.heard() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
 
 

@@ -119,7 +119,7 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def twin(self) -> "Server":
+    def clone(self) -> "Server":
         self.twins.append(self.forgot)
         return self
 
@@ -304,7 +304,7 @@ async def test_no_stream_is_opened_before_it_is_durable_who_is_listened_to(
     async with running(server, "ann", "bob", registry=registry) as run:
         await trio.sleep(60)
         assert [operation for operation, _ in server.operations] == ["Subscribe", "Subscribe"]
-        assert run.runner.behind() == {"ann": pytest.approx(0.1), "bob": pytest.approx(0.2)}
+        assert run.runner.missing_since() == {"ann": pytest.approx(0.1), "bob": pytest.approx(0.2)}
         registry.disk.set()
         await trio.sleep(1)
         assert server.operations[-1][0] == "Stream"
@@ -689,7 +689,7 @@ async def test_a_group_that_waits_comes_back_when_the_server_is_heard_in_another
         assert run.runner.state.paused_until is not None
         assert run.runner.state.paused_until > trio.current_time() + 10
         server.refuse.clear()
-        server.throttle.heard()
+        server.throttle.server_answered()
         await trio.sleep(4)
         assert run.runner.mailboxes_streaming == 1
 
@@ -700,7 +700,7 @@ async def test_a_pause_that_the_server_asked_for_is_kept_whoever_is_heard(
     server = Server(refuse={"ann": [Failure(code="ErrorServerBusy", wait=100.0)]})
     async with running(server, "ann"):
         await trio.sleep(10)
-        server.throttle.heard()
+        server.throttle.server_answered()
         await trio.sleep(80)
         assert len(server.operations) == 1
 
@@ -781,11 +781,11 @@ async def test_a_stream_that_was_replaced_hands_on_what_it_read_before_its_group
         run.runner.tell(Joined(("bob",)))
         await trio.sleep(11)
         run.runner.tell(Stop())
-        begun = trio.current_time()
+        started_at = trio.current_time()
         with trio.move_on_after(10):
             while not run.runner.finished or not told:
                 await trio.sleep(0.1)
-        assert trio.current_time() - begun < 2
+        assert trio.current_time() - started_at < 2
         assert told == ["in flight"]
 
 
@@ -886,8 +886,8 @@ async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
         nursery.start_soon(runner.run)
         await trio.sleep(10)
         runner.tell(Stop(unsubscribe=True))
-        begun = trio.current_time()
-    assert trio.current_time() - begun == pytest.approx(5)
+        started_at = trio.current_time()
+    assert trio.current_time() - started_at == pytest.approx(5)
 
 
 async def test_a_mailbox_that_is_refused_is_suspended_and_told_once(
@@ -1004,10 +1004,10 @@ async def test_held_events_are_behind_until_they_are_proven(autojump_clock: trio
     ) as run:
         await trio.sleep(10)
         assert run.items == []
-        assert run.runner.behind().keys() == {"ann"}
+        assert run.runner.missing_since().keys() == {"ann"}
         await trio.sleep(20)
         assert run.items == [("ann", "A"), ("ann", "B")]
-        assert run.runner.behind() == {}
+        assert run.runner.missing_since() == {}
 
 
 BROKEN = Failure(code="ConnectionReset", text="connection reset")

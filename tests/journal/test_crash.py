@@ -48,7 +48,7 @@ trio.run(main, sys.argv[1], int(sys.argv[2]))
 
 
 async def test_kill_minus_nine_loses_nothing(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    directory, dice = tmp_path / "j", random.Random(7)
+    directory, rng = tmp_path / "j", random.Random(7)
     async with opened(directory) as journal:
         await journal.reader("audit")
     appended: set[int] = set()
@@ -62,7 +62,7 @@ async def test_kill_minus_nine_loses_nothing(tmp_path: Path, autojump_clock: tri
         )
         assert process.stdout is not None
         first = process.stdout.readline()
-        threading.Timer(0.05 + dice.random() * 0.4, process.send_signal, [signal.SIGKILL]).start()
+        threading.Timer(0.05 + rng.random() * 0.4, process.send_signal, [signal.SIGKILL]).start()
         said = first + process.stdout.read()
         process.wait()
         assert process.returncode == -signal.SIGKILL, process.stderr and process.stderr.read()

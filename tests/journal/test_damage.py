@@ -44,7 +44,7 @@ async def make(state: Path) -> None:
             )
         entries = await one.read(20)
         one.acknowledge([entry.position for entry in entries[:10]])
-        await one.bury(entries[10:12], reason="no", traceback="t", attempts=3)
+        await one.dead_letter(entries[10:12], reason="no", traceback="t", attempts=3)
         await two.read(3)
         await journal.replay("two", 0)
         await journal.append((), [Put("census", "g@x.example", msgspec.msgpack.encode(("a@x.example",)))])
@@ -66,7 +66,7 @@ async def read_all(state: Path, handler: str = "one") -> tuple[list[int], list[A
         async with opened(state) as journal:
             reader = await journal.reader(handler)
             found: list[int] = []
-            while reader.behind > reader.unfinished:
+            while reader.lag > reader.unfinished:
                 entries = await reader.read(1000)
                 found += items(entries)
     return found, [line for line in lines if line["log_level"] in ("warning", "error")]
@@ -239,7 +239,7 @@ async def start(state: Path) -> None:
         for name in ("one", "two"):
             reader = await journal.reader(name)
             with trio.move_on_after(10) as patience:
-                while reader.behind > reader.unfinished:
+                while reader.lag > reader.unfinished:
                     reader.acknowledge([entry.position for entry in await reader.read(100)])
             assert not patience.cancelled_caught
         async for _ in journal.recent(0, 1000):

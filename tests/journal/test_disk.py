@@ -166,14 +166,14 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(journal.append, events(range(100, 1100)))
                 await trio.sleep(100)
-                full = journal.figures.trouble
+                full = journal.figures.write_error
                 assert full == "database or disk is full (SQLITE_FULL)"
                 assert journal.idle < 15  # it refuses, but it answers: no reason for a restart
                 reader.acknowledge(entry.position for entry in entries)
                 await trio.sleep(100)
                 assert journal.figures.end == 100
                 connection.execute(f"PRAGMA max_page_count = {pages * 100}")
-            assert journal.figures.trouble is None
+            assert journal.figures.write_error is None
             assert items(await everything(reader)) == list(range(50, 1100))
             await trio.sleep(1)
             image = crashed(tmp_path, f"{tmp_path.name}-killed")
@@ -187,7 +187,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
     assert lines[1]["path"] == str(tmp_path / FILE_NAME)
     assert lines[1]["reason"] == "database or disk is full (SQLITE_FULL)"
     assert lines[1]["free"] > 0
-    assert lines[2]["lasted"] >= 200
+    assert lines[2]["duration"] >= 200
 
 
 async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
@@ -250,15 +250,15 @@ async def main():
                 await journal.append(events(range(start, start + 100)))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
-            while journal.figures.trouble is None:
+            while journal.figures.write_error is None:
                 await trio.sleep(0.01)
-            print("refused", journal.figures.trouble, journal.figures.end < 10_000)
+            print("refused", journal.figures.write_error, journal.figures.end < 10_000)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         seen = []
         while len(seen) < 10_000:
             entries = await reader.read(500)
             seen += [int(entry.event.item_id.rstrip("x")) for entry in entries]
-        print("whole", seen == list(range(10_000)), journal.figures.trouble)
+        print("whole", seen == list(range(10_000)), journal.figures.write_error)
 
 trio.run(main)
 """

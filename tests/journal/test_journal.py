@@ -63,7 +63,7 @@ async def test_a_handler_that_lags_is_fed_from_disk_without_holes(
             got += items(entries)
             reader.acknowledge(entry.position for entry in entries)
         assert got == list(range(many + 20))
-        assert (reader.unfinished, reader.behind) == (0, 0)
+        assert (reader.unfinished, reader.lag) == (0, 0)
 
 
 async def test_an_unfinished_event_comes_again_and_those_around_it_do_not(
@@ -78,7 +78,7 @@ async def test_an_unfinished_event_comes_again_and_those_around_it_do_not(
         image = crashed(tmp_path / "j", "killed")
     async with opened(image) as journal:
         reader = await journal.reader("audit")
-        assert (reader.unfinished, reader.behind) == (3, 3)
+        assert (reader.unfinished, reader.lag) == (3, 3)
         await journal.append(events([1000]))
         assert items(await everything(reader)) == [3, 900, 999, 1000]
 
@@ -91,7 +91,7 @@ async def test_what_was_fetched_and_not_yet_read_comes_again(
         await journal.append(events(range(10)))
         for _ in range(3):
             reader.acknowledge([entry.position for entry in await reader.read(1)])
-        assert (reader.unfinished, reader.behind) == (0, 7)
+        assert (reader.unfinished, reader.lag) == (0, 7)
         await journal.flush()
         image = crashed(tmp_path / "j", "killed")
     async with opened(image) as journal:
@@ -123,9 +123,9 @@ async def test_what_a_filter_refuses_counts_as_finished(
         await journal.append(events([50], "bob@x.example"))
         await journal.append(events(range(51, 60)))
         (entry,) = await everything(reader)
-        assert reader.behind == 1
+        assert reader.lag == 1
         reader.acknowledge([entry.position])
-        assert reader.behind == 0
+        assert reader.lag == 0
     async with opened(tmp_path / "j") as journal:
         assert await everything(await journal.reader("audit")) == []
 
@@ -140,7 +140,7 @@ async def test_a_filter_that_was_changed_frees_what_was_in_hand(
     async with opened(tmp_path / "j") as journal:
         reader = await journal.reader("audit", lambda event: event.item_id == "3")
         assert items(await everything(reader)) == [3]
-        assert (reader.unfinished, reader.behind) == (1, 1)
+        assert (reader.unfinished, reader.lag) == (1, 1)
 
 
 async def test_state_is_written_with_the_events_or_not_at_all(
@@ -209,7 +209,7 @@ async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
         audit, other = await journal.reader("audit"), await journal.reader("other")
         await journal.append(events([1, 2, 3]))
         for entry in await audit.read(10):
-            await audit.bury([entry], reason="no", traceback="Traceback …", attempts=5)
+            await audit.dead_letter([entry], reason="no", traceback="Traceback …", attempts=5)
         letters = await journal.dead_letters()
         assert [(x.handler, x.reason, x.attempts, x.time) for x in letters] == [
             ("audit", "no", 5, 5000.5)
@@ -218,7 +218,7 @@ async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
         assert [x.number for x in await journal.dead_letters(after=letters[0].number, limit=1)] == [2]
         assert (await journal.dead_letter(2)) == letters[1]
         assert letters[1].event == event(2)
-        assert audit.behind == 0
+        assert audit.lag == 0
 
         assert await journal.retry([letters[1].number, 77]) == 1
         assert await journal.discard([letters[0].number, 77]) == 1
@@ -237,8 +237,8 @@ async def test_a_letter_that_is_buried_again_after_a_crash_is_one_letter(
         reader = await journal.reader("audit")
         await journal.append(events([1]))
         (entry,) = await reader.read(1)
-        await reader.bury([entry], reason="first")
-        await reader.bury([entry], reason="second", attempts=2)
+        await reader.dead_letter([entry], reason="first")
+        await reader.dead_letter([entry], reason="second", attempts=2)
         assert [(x.number, x.reason, x.attempts) for x in await journal.dead_letters()] == [(1, "second", 2)]
 
 
@@ -259,7 +259,7 @@ async def test_what_was_journaled_lately_is_read_once_and_in_order(
         clock.time = 1500  # somebody set the clock back
         await journal.append(events([4]))
         for entry in await everything(audit):
-            await audit.bury([entry], reason="a trial")
+            await audit.dead_letter([entry], reason="a trial")
         await journal.replay("audit", since=0)
         await journal.retry([1])
         assert await recent(journal, 0) == ["1", "2", "3", "4"]
@@ -344,7 +344,7 @@ async def test_a_journal_without_a_directory_keeps_the_same_promises_in_memory(
         reader = await journal.reader("audit")
         await journal.append(events(range(10)), [Put("n", "k", b"v")])
         first = await reader.read(3)
-        await reader.bury(first[:1], reason="no")
+        await reader.dead_letter(first[:1], reason="no")
         reader.acknowledge([first[1].position])
         await journal.retry([1])
         assert items(await everything(reader)) == [3, 4, 5, 6, 7, 8, 9, 0]
@@ -360,7 +360,7 @@ async def test_what_is_written_is_closed_in_order_although_everything_is_cancell
             scope.cancel()
             await trio.lowlevel.checkpoint()
     async with opened(tmp_path / "j") as journal:
-        assert (await journal.reader("audit")).behind == 1
+        assert (await journal.reader("audit")).lag == 1
 
 
 async def test_after_the_end_nothing_is_taken(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ async def test_with_threads_the_same(tmp_path: Path) -> None:
                 got += items(entries)
             await journal.flush()
             assert sorted(got) == list(range(50))
-            assert journal.figures.behind == {"audit": 0}
+            assert journal.figures.lag == {"audit": 0}
     assert [line["event"] for line in lines] == ["journal.opened"]
 
 
@@ -421,4 +421,4 @@ async def test_acknowledgements_are_durable_soon_however_much_is_appended_meanwh
             await trio.sleep(0.01)
         image = crashed(tmp_path / "j", "image")
     async with opened(image) as journal:
-        assert (await journal.reader("audit")).behind <= 10
+        assert (await journal.reader("audit")).lag <= 10

@@ -21,7 +21,7 @@ async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
         reader = await journal.reader("audit")
         await journal.append(events([1, 2, 3]))
         for entry in await reader.read(3):
-            await reader.bury([entry], reason=f"no {entry.position}")
+            await reader.dead_letter([entry], reason=f"no {entry.position}")
         with open_offline(tmp_path) as offline:
             assert offline.handlers() == ["audit"]
             assert [x.reason for x in offline.dead_letters("audit")] == ["no 1", "no 2", "no 3"]
@@ -65,7 +65,7 @@ async def test_a_letter_is_retried_though_its_handler_is_forgotten(
     async with opened(tmp_path) as journal:
         reader = await journal.reader("audit")
         await journal.append(events([1]))
-        await reader.bury(await reader.read(1), reason="no")
+        await reader.dead_letter(await reader.read(1), reason="no")
     with open_offline(tmp_path) as offline:
         offline._connection.execute("DELETE FROM handlers")
         assert offline.retry([1]) == 1

@@ -142,7 +142,7 @@ async def test_a_full_journal_lets_appends_wait_and_says_so_once(
     names = [line["event"] for line in lines]
     full = lines[names.index("journal.full")]
     assert full["path"] == str(tmp_path / "j" / "journal.db")
-    assert (full["limit"], full["slowest"], full["behind"]) == (300_000, "audit", stuck)
+    assert (full["limit"], full["slowest"], full["lag"]) == (300_000, "audit", stuck)
     assert names[1:3] == ["journal.full", "journal.room"]
     assert names.count("journal.full") == names.count("journal.room")
 

@@ -61,16 +61,16 @@ def journal(tmp_path: Path) -> Iterator[Journald]:
 def test_a_line_is_an_entry_with_a_field_for_each_value(journal: Journald) -> None:
     log.configure("info", "journal", journal=journal.path)
     structlog.get_logger().bind(group="g/1").warning(
-        "stream.silent", mailbox="alice@example.com", lasted=1.5, codes={"a": 1}, password="hush"
+        "stream.silent", mailbox="alice@example.com", duration=1.5, codes={"a": 1}, password="hush"
     )
     assert journal.read() == {
-        "MESSAGE": 'stream.silent group=g/1 mailbox=alice@example.com lasted=1.5 codes={"a":1} password=***',
+        "MESSAGE": 'stream.silent group=g/1 mailbox=alice@example.com duration=1.5 codes={"a":1} password=***',
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "ews-listener",
         "EWS_EVENT": "stream.silent",
         "EWS_GROUP": "g/1",
         "EWS_MAILBOX": "alice@example.com",
-        "EWS_LASTED": "1.5",
+        "EWS_DURATION": "1.5",
         "EWS_CODES": '{"a":1}',
         "EWS_PASSWORD": "***",
     }

@@ -105,10 +105,10 @@ def test_a_pipe_without_a_reader_that_reads_blocks_nobody() -> None:
     with pipe() as (reading, writing):
         outlet = QueueWriter(DescriptorChannel(writing), report)
         lines = [b"%06d %s\n" % (number, b"x" * 100) for number in range(5000)]
-        begun = time.monotonic()
+        started_at = time.monotonic()
         for line in lines:
             outlet.write(line)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - started_at < 5
         assert not os.get_blocking(reading) or os.get_blocking(writing), "the shared description is as it was"
         thread = threading.Thread(target=lambda: found.append(read_all(reading)))
         found: list[bytes] = []
@@ -137,9 +137,9 @@ def test_the_end_does_not_wait_for_a_reader_that_has_stopped() -> None:
     with pipe() as (_reading, writing):
         outlet = QueueWriter(DescriptorChannel(writing), report)
         outlet.write(b"x" * 200_000)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         outlet.flush(30)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - started_at < 5
         outlet.close()
 
 

@@ -14,7 +14,7 @@ from listener.log.reading import LEVELS, Line, Reading, Wanted, parse
 
 LINE = {
     "time": "2026-03-01T12:00:00.123Z", "level": "warning", "event": "stream.silent", "group": "g/1",
-    "lasted": 512.4, "text": "nothing heard",
+    "duration": 512.4, "text": "nothing heard",
 }  # fmt: skip
 
 
@@ -25,9 +25,9 @@ def shown(line: object, **wanted: Any) -> str | None:
 
 def test_columns_stand_below_each_other() -> None:
     first = shown(LINE)
-    second = shown(LINE | {"level": "info", "event": "group.started", "lasted": None})
+    second = shown(LINE | {"level": "info", "event": "group.started", "duration": None})
     assert first == (
-        "03-01 12:00:00.123  warning  stream.silent             g/1                               lasted=512.4"
+        "03-01 12:00:00.123  warning  stream.silent             g/1                               duration=512.4"
         "  text=nothing heard"
     )
     assert second is not None
@@ -87,7 +87,7 @@ def test_nothing_in_a_line_moves_the_cursor() -> None:
 def test_an_entry_of_the_journal() -> None:
     entry = {
         "__REALTIME_TIMESTAMP": "1772366400123000", "PRIORITY": "4", "MESSAGE": "…", "_PID": "1",
-        "EWS_EVENT": "stream.silent", "EWS_GROUP": "g/1", "EWS_LASTED": "512.4",
+        "EWS_EVENT": "stream.silent", "EWS_GROUP": "g/1", "EWS_DURATION": "512.4",
         "EWS_TEXT": list(b"nothing heard"),
     }  # fmt: skip
     assert shown(entry) == shown(LINE)

@@ -12,19 +12,19 @@ URL = "https://mail.example.com/EWS/Exchange.asmx"
 
 @pytest.mark.parametrize("code", sorted(VERDICTS))
 def test_each_code_has_a_cause_and_a_fix(code: str) -> None:
-    cause, mend = remedy(Failure(code=code), url=URL)
+    cause, fix = remedy(Failure(code=code), url=URL)
     assert cause.endswith((".", "mistake, or it was removed"))
-    assert mend
-    assert "HOST" not in cause + mend
+    assert fix
+    assert "HOST" not in cause + fix
 
 
 def test_it_is_told_for_this_mailbox_and_this_account() -> None:
-    cause, mend = remedy(
+    cause, fix = remedy(
         Failure(code="ErrorFolderNotFound"), mailbox="anna@example.org", account="svc@example.org"
     )
     assert "permission" in cause
     assert (
-        mend
+        fix
         == "Add-MailboxFolderPermission anna@example.org:\\FOLDER -User svc@example.org -AccessRights Reviewer"
     )
 
@@ -37,21 +37,21 @@ def test_only_codes_that_there_are_have_one() -> None:
 
 
 def test_an_unknown_code_is_said_to_be_unknown_with_the_words_of_the_server() -> None:
-    cause, mend = remedy(Failure(code="ErrorMailboxIsPurple", text="The mailbox is purple."), url=URL)
+    cause, fix = remedy(Failure(code="ErrorMailboxIsPurple", text="The mailbox is purple."), url=URL)
     assert cause == (
         "The code ErrorMailboxIsPurple is not known to this version of ews-listener. The server said: "
         '"The mailbox is purple.".'
     )
-    assert "look for ErrorMailboxIsPurple" in mend
-    cause, mend = remedy(Failure(code="Http418"), url=URL)
+    assert "look for ErrorMailboxIsPurple" in fix
+    cause, fix = remedy(Failure(code="Http418"), url=URL)
     assert cause == "HTTP status 418 is not known as an answer of EWS. The server gave no text."
-    assert "proxy" in mend
+    assert "proxy" in fix
 
 
 @given(st.from_regex(r"\A(Error|Http|AADSTS)?\w{1,40}\Z"), st.text(max_size=500))
 def test_no_unknown_code_is_answered_with_wait(code: str, text: str) -> None:
     failure = Failure(code=code, text=text)
-    cause, mend = remedy(failure)
+    cause, fix = remedy(failure)
     if (
         code not in VERDICTS
         and code not in REMEDIES
@@ -59,7 +59,7 @@ def test_no_unknown_code_is_answered_with_wait(code: str, text: str) -> None:
     ):
         assert "is not known" in cause
         assert code.removeprefix("Http") in cause
-        assert "wait" not in mend.lower()
+        assert "wait" not in fix.lower()
         assert len(cause) < 500
 
 
@@ -84,9 +84,9 @@ def test_no_unknown_code_is_answered_with_wait(code: str, text: str) -> None:
     ["https://mail.example.com/owa", "https://mail.example.com", "https://mail.example.com/ews/services.wsdl", f"{URL}/"],  # noqa: E501
 )  # fmt: skip
 def test_a_wrong_url_is_named_whatever_it_answers(code: str, text: str, url: str) -> None:
-    cause, mend = remedy(Failure(code=code, text=text), url=url)
+    cause, fix = remedy(Failure(code=code, text=text), url=url)
     assert cause.startswith("The URL is probably wrong: ")
-    assert mend == f"set ews_url to {URL}"
+    assert fix == f"set ews_url to {URL}"
 
 
 def test_an_unknown_code_at_a_wrong_url_is_blamed_on_the_url() -> None:
@@ -98,14 +98,14 @@ def test_an_unknown_code_at_a_wrong_url_is_blamed_on_the_url() -> None:
 
 
 def test_a_distribution_group_is_named() -> None:
-    _, mend = remedy(Failure(code="ErrorNameResolutionNoResults"), mailbox="sales@b.c")
-    assert "Set-DistributionGroup sales@b.c " in mend
+    _, fix = remedy(Failure(code="ErrorNameResolutionNoResults"), mailbox="sales@b.c")
+    assert "Set-DistributionGroup sales@b.c " in fix
 
 
 def test_a_wrong_autodiscover_url() -> None:
-    cause, mend = remedy(Failure(code="Http404"), url=URL, autodiscover=True)
+    cause, fix = remedy(Failure(code="Http404"), url=URL, autodiscover=True)
     assert "not an Autodiscover endpoint" in cause
-    assert mend == "set autodiscover_url to https://mail.example.com/autodiscover/autodiscover.svc"
+    assert fix == "set autodiscover_url to https://mail.example.com/autodiscover/autodiscover.svc"
 
 
 def test_what_exchange_itself_says_of_a_mailbox_is_not_blamed_on_the_url() -> None:
@@ -114,7 +114,7 @@ def test_what_exchange_itself_says_of_a_mailbox_is_not_blamed_on_the_url() -> No
 
 
 @pytest.mark.parametrize(
-    ("url", "code", "text", "cause", "mend"),
+    ("url", "code", "text", "cause", "fix"),
     [
         ("http://h.example:8080/EWS/Exchange.asmx", "Http400", "an HTML page: 400 The plain HTTP request was sent to HTTPS port", "speaks TLS", "https://"),  # noqa: E501
         ("http://h.example/EWS/Exchange.asmx", "Http400", "Client sent an HTTP request to an HTTPS server.", "speaks TLS", "https://"),  # noqa: E501
@@ -128,21 +128,21 @@ def test_what_exchange_itself_says_of_a_mailbox_is_not_blamed_on_the_url() -> No
     ],
 )  # fmt: skip
 def test_the_answer_tells_what_is_wrong_with_the_url(
-    url: str, code: str, text: str, cause: str, mend: str
+    url: str, code: str, text: str, cause: str, fix: str
 ) -> None:
     found = remedy(Failure(code=code, text=text), url=url)
     assert cause in found.cause
-    assert mend in found.mend
+    assert fix in found.fix
 
 
 # --- accounts
 
 
 def test_a_refused_handshake_points_to_the_password_first() -> None:
-    cause, mend = remedy(Failure(code="HandshakeRefused"), url=URL)
+    cause, fix = remedy(Failure(code="HandshakeRefused"), url=URL)
     for text, order in (
         (cause, ("password", "user name", "Extended Protection")),
-        (mend, ("[auth] password", "DOMAIN\\name", "ExtendedProtectionTokenChecking")),
+        (fix, ("[auth] password", "DOMAIN\\name", "ExtendedProtectionTokenChecking")),
     ):
         places = [text.index(word) for word in order]
         assert places == sorted(places)
@@ -150,10 +150,10 @@ def test_a_refused_handshake_points_to_the_password_first() -> None:
 
 def test_a_mailbox_that_does_not_exist_may_have_another_primary_address() -> None:
     for code in ("ErrorNonExistentMailbox", "ErrorInvalidSmtpAddress"):
-        cause, mend = remedy(Failure(code=code), mailbox="a@b.c")
+        cause, fix = remedy(Failure(code=code), mailbox="a@b.c")
         assert "primary SMTP address" in cause
-        assert "impersonate_by" in mend
-        assert "Get-Mailbox a@b.c" in mend
+        assert "impersonate_by" in fix
+        assert "Get-Mailbox a@b.c" in fix
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_a_mailbox_that_does_not_exist_may_have_another_primary_address() -> Non
     ],
 )  # fmt: skip
 def test_an_application_must_impersonate(code: str, text: str) -> None:
-    cause, mend = remedy(Failure(code=code, text=text), url=URL)
+    cause, fix = remedy(Failure(code=code, text=text), url=URL)
     assert "an application, which has no mailbox of its own" in cause
-    assert 'access = "impersonation"' in mend
+    assert 'access = "impersonation"' in fix
 
 
 def test_being_denied_impersonation_is_another_thing() -> None:
@@ -211,6 +211,6 @@ def test_being_denied_impersonation_is_another_thing() -> None:
     ],
 )  # fmt: skip
 def test_trouble_on_the_way(code: str, text: str, said: str) -> None:
-    cause, mend = remedy(Failure(code=code, text=text), url=URL)
+    cause, fix = remedy(Failure(code=code, text=text), url=URL)
     assert said in cause
-    assert mend
+    assert fix

@@ -30,9 +30,9 @@ def until(
 ) -> Result:
     """What `seen` returns as soon as it is true. AssertionError after `patience` seconds; `what` it says is made
     then, if it is called."""
-    begun = time.monotonic()
+    started_at = time.monotonic()
     while not (result := seen()):
-        waited = time.monotonic() - begun
+        waited = time.monotonic() - started_at
         assert waited < patience, f"not within {patience} s: {what if isinstance(what, str) else what()}"
         time.sleep(min(max(waited / 20, 0.01), 0.1))  # who looks takes the processor from what it waits for
     return result

@@ -140,7 +140,7 @@ def test_a_wrong_secret_is_told_in_time(simulator: Start, listen: Listen) -> Non
     assert seconds_between(started, refused) < 5
     daemon.until_logged("mailbox.suspended", code="AADSTS7000215")
     assert daemon.end() == 0
-    assert max(line["tries"] for line in daemon.logged("auth.refused")) <= 3
+    assert max(line["attempts"] for line in daemon.logged("auth.refused")) <= 3
 
 
 def seconds_between(earlier: dict[str, Any], later: dict[str, Any]) -> float:
@@ -154,7 +154,7 @@ def test_a_wrong_password_is_tried_once_a_try(simulator: Start, listen: Listen) 
     daemon = listen(there)
     refused = daemon.until_logged("auth.refused", code="HandshakeRefused")
     assert "the password is wrong, or the account is locked" in refused[0]["text"]
-    daemon.until_logged("auth.refused", tries=2)
+    daemon.until_logged("auth.refused", attempts=2)
     assert daemon.end() == 0
-    assert max(line["tries"] for line in daemon.logged("auth.refused")) == 2
+    assert max(line["attempts"] for line in daemon.logged("auth.refused")) == 2
     assert "Pw-wrong" not in daemon.errors.read_text()

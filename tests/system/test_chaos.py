@@ -70,11 +70,11 @@ def test_heavy_faults_and_then_everything_is_as_it_was(
     there.break_(profile="heavy")
     time.sleep(SECONDS)
     there.break_(profile="none")
-    begun = time.monotonic()
+    started_at = time.monotonic()
     made = there.broken()["made"]
     until(lambda: there.state()["mailboxes_streaming"] == MAILBOXES, "every mailbox streaming", 60)
-    all_events_arrive(there, begun + 60)
-    took = time.monotonic() - begun
+    all_events_arrive(there, started_at + 60)
+    took = time.monotonic() - started_at
 
     state = there.state()
     groups = len(state["streams"])

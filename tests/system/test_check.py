@@ -84,10 +84,10 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
     }
     user = office.told["user"]
     assert "outside its scope" in matter(report, outside)["cause"]
-    assert "New-ManagementScope" in matter(report, outside)["mend"]
-    assert f"-User {user} -CustomRecipientWriteScope" in matter(report, outside)["mend"]
-    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in matter(report, without_ews)["mend"]
-    assert f"Add-MailboxFolderPermission {theirs}:" in matter(report, theirs)["mend"]
+    assert "New-ManagementScope" in matter(report, outside)["fix"]
+    assert f"-User {user} -CustomRecipientWriteScope" in matter(report, outside)["fix"]
+    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in matter(report, without_ews)["fix"]
+    assert f"Add-MailboxFolderPermission {theirs}:" in matter(report, theirs)["fix"]
     told = check(office).out
     assert "1 of 5 mailboxes can be reached." in told
     assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in told
@@ -110,7 +110,7 @@ def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> 
     report = check(office, "--json").json
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert len(report["groups"]) == 1
-    assert "Get-ADUser" in report["servers"][0]["mend"]
+    assert "Get-ADUser" in report["servers"][0]["fix"]
 
 
 def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
@@ -160,7 +160,7 @@ def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
     assert checked.code == 3
     (server,) = checked.json["servers"]
     assert (server["stage"], server["code"]) == ("secure", "TlsFailed")
-    assert "ca_file" in server["mend"]
+    assert "ca_file" in server["fix"]
 
 
 def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start) -> None:
@@ -380,5 +380,5 @@ def test_http_to_a_port_with_tls_is_diagnosed(simulator: Start) -> None:
     office.change("[auth]", "autodiscover = false\n\n[auth]")
     office.change('ews_url = "https:', 'ews_url = "http:')
     (server,) = check(office, "--json").json["servers"]
-    assert (server["code"], "https://" in server["mend"]) == ("ConnectionReset", True)
+    assert (server["code"], "https://" in server["fix"]) == ("ConnectionReset", True)
     assert "the URL says http://" in server["cause"]

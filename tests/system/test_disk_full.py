@@ -47,7 +47,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def trouble(there: Simulator, daemon: Listener) -> dict[str, object]:
+def write_error(there: Simulator, daemon: Listener) -> dict[str, object]:
     """What the log says of it, once what the database has room for inside its files is used up."""
 
     def told() -> list[dict[str, object]]:
@@ -68,7 +68,7 @@ def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
     until(lambda: len(there.deliveries) == len(first), "all deliveries before")
 
     ballast = fill(disk)
-    line = trouble(there, daemon)
+    line = write_error(there, daemon)
     assert line["level"] == "error"
     assert "full" in str(line["reason"])
     assert line["free"] == 0

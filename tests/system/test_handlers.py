@@ -51,7 +51,7 @@ def test_exec_runs_a_program_for_each_event(simulator: Start, listen: Listen) ->
     assert "CommandError: exit status 1: once more, please" in failed["exception"]
     assert daemon.end() == 0
     (stopped,) = daemon.logged("handler.stopped", handler="program")
-    assert (stopped["delivered"], stopped["given_up"]) == (len(wanted), len(ledger) - len(wanted))
+    assert (stopped["delivered"], stopped["dead_lettered"]) == (len(wanted), len(ledger) - len(wanted))
 
 
 def test_exec_stream_feeds_one_program_and_starts_it_again(simulator: Start, listen: Listen) -> None:

@@ -141,10 +141,10 @@ def test_a_log_that_cannot_be_written_stops_nothing(
         for mailbox in there.mailboxes:
             there.make(mailbox, count=5)
     delivered(there, 60)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - started_at < 15
 
 
 def test_a_reader_that_comes_back_gets_every_line_in_order(

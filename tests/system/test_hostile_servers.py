@@ -183,9 +183,9 @@ def slowest_delivery(simulator: Simulator, seconds: float) -> float:
     while time.monotonic() < end:
         before = len(simulator.deliveries)
         made = len(simulator.make(simulator.mailboxes[0]))
-        begun = time.monotonic()
+        started_at = time.monotonic()
         until(lambda before=before, made=made: len(simulator.deliveries) >= before + made, "a delivery")  # type: ignore[misc]
-        slowest = max(slowest, time.monotonic() - begun)
+        slowest = max(slowest, time.monotonic() - started_at)
         time.sleep(0.05)
     return slowest
 
@@ -211,9 +211,9 @@ def test_hostile_servers(simulator: Start, listen: Listen) -> None:
             figures[name] = memory(listener) / MEBIBYTE, delay
             if name != LAST:
                 server.close()
-        begun = time.monotonic()
+        started_at = time.monotonic()
         assert listener.end() == 0
-        ended = time.monotonic() - begun
+        ended = time.monotonic() - started_at
     finally:
         for server in hostile.values():
             server.close()

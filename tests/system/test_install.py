@@ -141,7 +141,16 @@ def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory, wheel: Pa
     """A wheel, alone, in an environment of its own: the command, and nothing for the system."""
     environment = tmp_path_factory.mktemp("pipx") / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", environment)
-    pip = (sys.executable, "-m", "pip", "--python", environment / "bin/python", "install", "--quiet", "--no-compile")
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        environment / "bin/python",
+        "install",
+        "--quiet",
+        "--no-compile",
+    )
     run(*pip, "-c", "constraints.txt", wheel, **ALONE)
     command = environment / "bin/ews-listener"
     assert run(command, "--version", **ALONE).strip() in wheel.name

@@ -41,7 +41,7 @@ def test_what_a_handler_had_no_time_for_comes_after_the_restart(
     ledger = there.make(there.mailboxes[0], count=20)
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
     assert daemon.end() == 0
-    assert daemon.logged("handler.stopped", handler="slow")[0]["behind"] == len(ledger)
+    assert daemon.logged("handler.stopped", handler="slow")[0]["lag"] == len(ledger)
     there.change("seconds = 60", "seconds = 0")
     again = listen(there, PYTHONPATH=plugins)
     until(lambda: len(json_lines(slow)) == len(ledger), "all deliveries to the slow handler")
@@ -142,7 +142,7 @@ def test_a_journal_that_is_full_of_what_a_handler_has_not_done_holds_the_streams
     until(full, "a full journal")
     (line,) = daemon.logged("journal.full")
     assert (line["slowest"], line["limit"]) == ("slow", 1 << 20)
-    assert line["behind"] > 0
+    assert line["lag"] > 0
     there.streaming(4)  # it waits, and lives
     assert daemon.end() == 0
     there.change("seconds = 60", "seconds = 0")

@@ -124,9 +124,9 @@ def test_a_ticket_that_ends_is_replaced_and_the_stream_goes_on(
     there.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
     daemon = listen(there, **environment)
     there.streaming(4)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     requests = proved(there)["kerberos"]
-    until(lambda: time.monotonic() - begun > 12, "two lives of a ticket")
+    until(lambda: time.monotonic() - started_at > 12, "two lives of a ticket")
     after = proved(there)["kerberos"]
     until(lambda: proved(there)["kerberos"] > after, "requests with another ticket")
     assert after > requests

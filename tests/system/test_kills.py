@@ -24,9 +24,9 @@ from tests.system.truth import judge
 KILLS = int(os.environ.get("EWS_LISTENER_KILLS", "3"))
 MAILBOXES = 40
 RATE = 500
-# Seconds that an event may take from Exchange into the journal; as many more where others want the cores too. Measured
-# on two cores: alone, at most 0.1 seconds (three runs of five kills); with four of these tests at once, at a load of
-# 2.0 to 3.4 a core, up to nine changes took over half a second, and none a whole one (eleven runs of five kills).
+# Seconds that an event may take from Exchange into the journal; as many more where others want the cores too.
+# Measured on two cores: alone, at most 0.1 seconds (three runs of five kills); with four of these tests at once, at a
+# load of 2.0 to 3.4 a core, up to nine changes took over half a second, and none a whole one (eleven runs).
 ON_ITS_WAY = 1.0
 
 
@@ -39,13 +39,13 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
     daemon = listen(there)
     there.streaming(MAILBOXES)
     there.rate(RATE)
-    dice = Random(1)
+    rng = Random(1)
     lives: list[float] = []
     kills: list[float] = []
     filled: dict[str, list[float]] = {mailbox: [] for mailbox in there.mailboxes}
     unacknowledged: Counter[str] = Counter()
     for _ in range(KILLS):
-        lives.append(dice.uniform(0.2, 3.0))  # it may not even have opened its journal
+        lives.append(rng.uniform(0.2, 3.0))  # it may not even have opened its journal
         time.sleep(lives[-1])
         kills.append(time.time())
         daemon.process.kill()
@@ -57,14 +57,14 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
     there.streaming(MAILBOXES)
     time.sleep(1)
     there.rate(0)
-    begun = time.monotonic()
+    started_at = time.monotonic()
 
     def nothing_lost() -> bool:
         time.sleep(2)  # the judge needs the processor too
         return not judge(ledger, output).lost and not judge(ledger, written).lost
 
     until(nothing_lost, "every change in both outputs", patience=300 + 12 * KILLS)
-    took = time.monotonic() - begun
+    took = time.monotonic() - started_at
     until(
         lambda: {line["mailbox"] for line in daemon.logged("catchup.finished")} == filled.keys(),
         "no gap open",

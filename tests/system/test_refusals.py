@@ -189,7 +189,7 @@ def test_twelve_groups_do_not_lock_the_account(simulator: Start, listen: Listen,
     there.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
     there.append("\n[affinity]\ngroup_size = 1\n")
     daemon = listen(there)
-    daemon.until_logged("auth.refused", tries=2, pause=60.0)
+    daemon.until_logged("auth.refused", attempts=2, pause=60.0)
     time.sleep(1)
     state = there.state()["authentication"]
     assert sum(state["token_errors" if kind == "oauth" else "refused"].values()) == 2

@@ -49,10 +49,10 @@ class Requests:
 
 def streaming(there: Simulator, mailboxes: int = 4) -> float:
     """Waits until so many mailboxes stream; returns how many seconds that took."""
-    begun = time.monotonic()
+    started_at = time.monotonic()
     seen = lambda: there.state()["mailboxes_streaming"] == mailboxes  # noqa: E731
     until(seen, f"{mailboxes} mailboxes streaming", PATIENCE)
-    return time.monotonic() - begun
+    return time.monotonic() - started_at
 
 
 def nobody_streams(there: Simulator) -> None:

@@ -103,7 +103,7 @@ def test_one_that_raises_and_one_that_hangs_harm_no_other(
     assert not daemon.logged("handler.failed", handler="deliveries")
     assert daemon.end() == 0
     (end,) = daemon.logged("handler.stopped", handler="deliveries")
-    assert (end["delivered"], end["given_up"], end["behind"]) == (len(ledger), 0, 0)
+    assert (end["delivered"], end["dead_lettered"], end["lag"]) == (len(ledger), 0, 0)
 
 
 # --- the end
@@ -144,7 +144,7 @@ def test_a_handler_that_takes_too_long_is_cut_off_after_the_grace(
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
     assert daemon.end() == 0
     (end,) = daemon.logged("handler.stopped", handler="hanging")
-    assert (end["delivered"], end["behind"]) == (0, len(ledger))
+    assert (end["delivered"], end["lag"]) == (0, len(ledger))
     assert there.state()["subscriptions"] == 4
 
 

@@ -26,13 +26,13 @@ def test_what_a_silent_subscription_keeps_back_comes_within_one_sweep(
     until(lambda: time.monotonic() > listening + 1.0, "the next second")
     there.break_(kind="silent_subscription", mailbox=ann, seconds=600)
 
-    begun, swept = time.monotonic(), len(daemon.logged("sweep.finished", mailbox=ann))
+    started_at, swept = time.monotonic(), len(daemon.logged("sweep.finished", mailbox=ann))
     kept_back = there.make(ann, count=3)
     others = there.make(bob, count=3)
     until(lambda: len(there.deliveries) == len(before) + len(others), "the events of others")
     assert {event["data"]["mailbox"] for event in there.deliveries[len(before) :]} == {bob}
     until(lambda: judge(ledger, output).lost == 0, "what was kept back")
-    took = time.monotonic() - begun
+    took = time.monotonic() - started_at
     verdict = judge(ledger, output)
     found = [event for event in there.deliveries if event["data"].get("recovered")]
     assert {event["data"]["mailbox"] for event in found} == {ann}

@@ -37,9 +37,9 @@ def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:
     assert sum(group["streaming"] for group in it["groups"]) == 4
     assert it["events"] >= 1
     (handler,) = it["handlers"]
-    assert (handler["name"], handler["state"], handler["behind"]) == ("deliveries", "running", 0)
-    (trouble,) = it["troubles"]
-    assert (trouble["mailbox"], trouble["state"]) == ("nobody@contoso.example", "missing")
+    assert (handler["name"], handler["state"], handler["lag"]) == ("deliveries", "running", 0)
+    (write_error,) = it["mailbox_problems"]
+    assert (write_error["mailbox"], write_error["state"]) == ("nobody@contoso.example", "missing")
     told = command(there, "status")
     assert told.returncode == 0
     assert "4/5" in told.stdout

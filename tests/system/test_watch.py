@@ -43,7 +43,13 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
                     for line in json_lines(out)
                 }
 
-            wanted = {"event ", "delivery done", "delivery given_up", "request GetStreamingEvents", "log "}
+            wanted = {
+                "event ",
+                "delivery done",
+                "delivery dead_lettered",
+                "request GetStreamingEvents",
+                "log ",
+            }
             until(lambda: wanted <= seen(), f"{wanted}")
             subjects = {line["subject"] for line in json_lines(out) if line["kind"] in ("event", "delivery")}
             assert subjects >= {line.get("item_id") or line["folder_id"] for line in made}
@@ -127,9 +133,9 @@ def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(simulator: Start,
         for _ in range(3):
             there.make(mailbox, count=1000)  # more than any buffer on the way holds
         until(lambda: len(there.deliveries) >= before + 3000, "the deliveries", patience=60)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         assert daemon.end() == 0
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - started_at < 10
 
 
 def test_a_mailbox_that_is_not_listened_to(simulator: Start, listen: Listen) -> None:

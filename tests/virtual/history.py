@@ -15,7 +15,7 @@ from tests.virtual.wire import clock
 async def happens(
     one: Office,
     users: Traffic,
-    dice: Random,
+    rng: Random,
     *,
     seconds: int,
     leaks: Sequence[float],
@@ -27,11 +27,11 @@ async def happens(
     since: float | None = None
     for _ in range(seconds):
         await trio.sleep(1)
-        leak = dice.choice(leaks)
+        leak = rng.choice(leaks)
         # What happens within a second is told in one envelope, or lost with it.
-        heard = since is None and dice.random() >= leak
+        heard = since is None and rng.random() >= leak
         await (one.happen if heard else one.keep)(users.due(clock()))
-        what = dice.random()
+        what = rng.random()
         if what < 0.05 and since is None:
             since = trio.current_time()
         elif what < 0.2 and since is not None:
@@ -40,12 +40,12 @@ async def happens(
         elif what < 0.25:
             one.catch_up.sweep()
         elif what < 0.3:
-            operation = dice.choice(list(failures))
+            operation = rng.choice(list(failures))
             codes = failures[operation]
-            code = codes[0] if len(codes) == 1 else dice.choice(codes)
+            code = codes[0] if len(codes) == 1 else rng.choice(codes)
             one.fail.setdefault(operation, []).append(Failure(code=code))
         elif what < 0.3 + forgetful:
-            one.mailbox.lose_sync_states(quietly=dice.random() < 0.5)
+            one.mailbox.lose_sync_states(quietly=rng.random() < 0.5)
     if since is not None:
         one.gap(since)
 

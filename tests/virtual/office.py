@@ -230,7 +230,7 @@ async def office(
             kinds=one.kinds,
             now=one.now,
             silent=one.silent.append,
-            dice=Random(1),
+            rng=Random(1),
             **settings,
         )
         async with trio.open_nursery() as nursery:

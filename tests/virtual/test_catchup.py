@@ -402,11 +402,11 @@ async def test_much_traffic_brings_a_sweep_early(autojump_clock: trio.testing.Mo
 @pytest.mark.parametrize("seed", range(40))
 async def test_nothing_is_lost(seed: int, autojump_clock: trio.testing.MockClock) -> None:
     """Users at work, a stream that loses events and has gaps, comparisons at any moment, requests that fail."""
-    dice = Random(f"histories {seed}")
+    rng = Random(f"histories {seed}")
     async with ready(interval=200) as one:
         old = things(one)
         users = Traffic([one.mailbox], 5.0, Random(f"users {seed}"))
-        await happens(one, users, dice, seconds=300, leaks=(0.0, 0.0, 0.3), failures=FAILURES)
+        await happens(one, users, rng, seconds=300, leaks=(0.0, 0.0, 0.3), failures=FAILURES)
         one.fail.clear()
         one.gap(0.0)
         await one.settle(900)

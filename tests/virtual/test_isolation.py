@@ -16,8 +16,8 @@ SECONDS = 30.0
 async def delays(there: World, good: list[str], seconds: float = SECONDS) -> list[float]:
     """Makes an event of a good mailbox ten times a second, and tells how late each came."""
     made: dict[str, float] = {}
-    begun, number = trio.current_time(), 0
-    while trio.current_time() - begun < seconds:
+    started_at, number = trio.current_time(), 0
+    while trio.current_time() - started_at < seconds:
         for line in there.make(good[number % len(good)], "CreatedEvent"):
             made.setdefault(line.item_id or line.folder_id or "", trio.current_time())
         number += 1
@@ -109,12 +109,14 @@ async def test_a_bad_mailbox_is_asked_for_less_and_less(autojump_clock: trio.tes
     async with world(Settings(mailboxes=10, backends=1, heartbeat=300.0)) as there:
         bad = there.mailboxes[7]
         there.order("mailbox_disabled", mailbox=bad, seconds=43200)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         await there.until_streaming(9)
         await trio.sleep(43200)
-        tries = [moment for moment, _, what in there.wire.asked if what == "Subscribe" and moment > begun + 1]
-        pauses = [b - a for a, b in pairwise(tries)]
-        assert len(tries) < 70
+        attempts = [
+            moment for moment, _, what in there.wire.asked if what == "Subscribe" and moment > started_at + 1
+        ]
+        pauses = [b - a for a, b in pairwise(attempts)]
+        assert len(attempts) < 70
         assert min(pauses[-5:]) >= 1800
         assert max(pauses) <= 3601
         assert [event.type for event in there.notes.lifecycle] == ["exchange.listener.suspended"], "told once"

@@ -47,10 +47,10 @@ async def test_a_quiet_day_of_a_thousand_mailboxes(
     async with world(settings, affinity={"group_size": group_size}) as there:
         await there.until_streaming()
         await trio.sleep(60)
-        begun = len(there.log)
+        started_at = len(there.log)
         await trio.sleep(DAY)
-        lines = there.log[begun:]
-        start, day = scaled(there, there.log[:begun], group_size), scaled(there, lines, group_size)
+        lines = there.log[started_at:]
+        start, day = scaled(there, there.log[:started_at], group_size), scaled(there, lines, group_size)
         print(f"groups of {group_size}: {start / 1e6:.2f} MB at the start, {day / 1e6:.2f} MB a day")
         assert {line["log_level"] for line in lines} <= {"debug", "info"}
         assert start + day < AIM

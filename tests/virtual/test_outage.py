@@ -39,14 +39,14 @@ async def test_after_an_hours_outage_nobody_hammers_and_all_are_back_soon(
     async with world(settings, affinity={"group_size": 5}) as there:
         await there.until_streaming()
         await trio.sleep(60)
-        begun = trio.current_time()
+        started_at = trio.current_time()
         there.order("outage", seconds=HOUR, how=how)
         await trio.sleep(HOUR)
-        asked = by_group(there, begun)
+        asked = by_group(there, started_at)
         assert len(asked) >= 12
         for moments in asked.values():
             assert 30 <= len(moments) <= 60
-            late = [moment for moment in moments if moment > begun + 180]
+            late = [moment for moment in moments if moment > started_at + 180]
             assert min(b - a for a, b in pairwise(late)) >= 60
         took = await there.until_streaming(within=120)
         made = there.touch()
@@ -95,11 +95,11 @@ async def test_thousands_of_mailboxes_that_must_be_subscribed_do_not_stampede(
         assert progress[0] < MANY
         print(f"{MANY} stream after {took:.0f} s, 10 side by side, progress {progress}")
         await trio.sleep(60)
-        begun, lost = trio.current_time(), 0
+        started_at, lost = trio.current_time(), 0
         for backend in there.exchange.directory.backends[:2]:
             lost += len(there.exchange.subscriptions.tables[backend])
             there.order("backend_restart", backend=backend)
         took = await there.until_streaming(within=60)
         assert there.wire.most == 10
-        assert there.subscribes(since=begun) == lost, "nobody is subscribed twice"
+        assert there.subscribes(since=started_at) == lost, "nobody is subscribed twice"
         print(f"{lost} are back after {took:.0f} s")

@@ -225,15 +225,15 @@ async def test_a_gap_counts_as_open_until_it_is_filled(autojump_clock: trio.test
         since = trio.current_time()
         one.gap(since - 1)
         await trio.sleep(1)  # it waits for a stream that may be late
-        assert (one.catch_up.open_gaps, one.catch_up.behind(since)) == (1, 1)
+        assert (one.catch_up.open_gaps, one.catch_up.lagging(since)) == (1, 1)
         # Another one begins meanwhile, and has something missing of its own.
         await mail(one, heard=False)
         one.gap(since)
         await trio.sleep(2)
         assert one.catch_up.open_gaps == 1
         await one.settle()
-        assert (one.catch_up.open_gaps, one.catch_up.behind(since)) == (0, 0)
-        assert one.catch_up.behind(trio.current_time()) == 1
+        assert (one.catch_up.open_gaps, one.catch_up.lagging(since)) == (0, 0)
+        assert one.catch_up.lagging(trio.current_time()) == 1
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -242,8 +242,8 @@ async def test_nothing_is_lost_from_the_first_moment_on(
 ) -> None:
     """No first states, or only slowly; a first look inside a gap; states that the server forgets; requests that
     fail for good reasons and bad."""
-    dice = Random(f"beginnings {seed}")
-    settings: dict[str, Any] = {name: dice.choice(values) for name, values in SETTINGS.items()}
+    rng = Random(f"beginnings {seed}")
+    settings: dict[str, Any] = {name: rng.choice(values) for name, values in SETTINGS.items()}
     async with office(**settings) as one:
         users = Traffic([one.mailbox], 5.0, Random(f"users {seed}"))
         users.due(clock())
@@ -253,13 +253,13 @@ async def test_nothing_is_lost_from_the_first_moment_on(
         assert len(old) > 20
         one.clear()
         await trio.sleep(1)  # within a second, nobody can tell what came before the subscription
-        begun = trio.current_time()
+        started_at = trio.current_time()
         one.gap(None, "start")
         await happens(
-            one, users, dice, seconds=200, leaks=(0.0, 0.0, 0.0, 0.3), failures=FAILURES, forgetful=0.02
+            one, users, rng, seconds=200, leaks=(0.0, 0.0, 0.0, 0.3), failures=FAILURES, forgetful=0.02
         )
         one.fail.clear()
-        one.gap(begun)
+        one.gap(started_at)
         await one.settle(1900)
         assert one.catch_up.open_gaps == 0
         # Of what was there before, only a SyncState knows that it has gone.

@@ -10,10 +10,10 @@ from tests.virtual.world import world
 async def test_all_stream_and_events_arrive(autojump_clock: trio.testing.MockClock) -> None:
     async with world(Settings(mailboxes=30), shutdown={"unsubscribe": True}) as there:
         await there.until_streaming()
-        made, begun = there.touch(), trio.current_time()
+        made, started_at = there.touch(), trio.current_time()
         await trio.sleep(0.1)
         assert made == set(there.notes.came)
-        assert max(there.notes.came.values()) - begun < 0.05
+        assert max(there.notes.came.values()) - started_at < 0.05
         assert len(there.daemon.manager.runners) == 3
     assert len(list(there.exchange.subscriptions)) == 0
     assert there.wire.open == there.wire.under_way == 0

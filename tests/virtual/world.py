@@ -76,7 +76,7 @@ class World:
     lines: list[Line]
     without: dict[str, list[tuple[float, float]]]
     looks: dict[str, list[tuple[float, float]]]
-    dice: Random = field(default_factory=lambda: Random(4))
+    rng: Random = field(default_factory=lambda: Random(4))
 
     @property
     def mailboxes(self) -> list[str]:
@@ -95,17 +95,17 @@ class World:
     async def until_streaming(self, count: int | None = None, *, within: float = 60.0) -> float:
         """Returns how many seconds it took until so many mailboxes, or all, stream."""
         count = len(self.mailboxes) if count is None else count
-        begun = trio.current_time()
+        started_at = trio.current_time()
         while not self.all_stream(count):
-            assert trio.current_time() - begun <= within, f"{self.streaming} of {count} after {within} s"
+            assert trio.current_time() - started_at <= within, f"{self.streaming} of {count} after {within} s"
             await trio.sleep(0.05)
-        return trio.current_time() - begun
+        return trio.current_time() - started_at
 
     def make(self, mailbox: str, kind: str = "NewMailEvent") -> list[Line]:
         """A change in a mailbox, and what the ledger says of it."""
         found = self.exchange.directory.find(mailbox)
         assert found is not None
-        made = self.exchange.publish(make(found, kind, self.dice, clock()))
+        made = self.exchange.publish(make(found, kind, self.rng, clock()))
         self.lines += made
         return made
 
@@ -126,11 +126,11 @@ class World:
 
     async def caught_up(self, *, within: float) -> None:
         """Returns when each mailbox has been compared since now."""
-        catch_up, begun = self.daemon.catch_up, trio.current_time()
+        catch_up, started_at = self.daemon.catch_up, trio.current_time()
         assert catch_up is not None
         catch_up.sweep()
-        while behind := catch_up.behind(begun):
-            assert trio.current_time() - begun <= within, f"{behind} mailboxes after {within} s"
+        while behind := catch_up.lagging(started_at):
+            assert trio.current_time() - started_at <= within, f"{behind} mailboxes after {within} s"
             await trio.sleep(0.5)
 
     def subscribes(self, since: float) -> int:
@@ -155,8 +155,8 @@ async def world(
     original = listener.build.access
     looks: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
-    def looked(mailbox: str, begun: float) -> None:
-        looks[mailbox].append((begun + EPOCH, clock()))
+    def looked(mailbox: str, started_at: float) -> None:
+        looks[mailbox].append((started_at + EPOCH, clock()))
 
     with (
         TemporaryDirectory() as directory,

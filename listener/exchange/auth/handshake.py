@@ -197,7 +197,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
     ) -> httpx.Response | None:
         """The answer after all legs, None if the handshake must begin anew. ExchangeError: it is a refusal."""
         received: bytes | None = None
-        begun: Any = None
+        started_at: Any = None
         diagnostics = ""
         legs = 0
         try:
@@ -217,7 +217,9 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                     return response
                 diagnostics = excerpt(response.headers.get("x-ms-diagnostics", ""))
                 cookies += await _put_aside(response)
-                elsewhere = end_point(line.connection) != binding or (begun and line.connection is not begun)
+                elsewhere = end_point(line.connection) != binding or (
+                    started_at and line.connection is not started_at
+                )
                 if elsewhere or (not handshake.shown and _closes(response)):
                     return (
                         None  # this leg, or the next one, is on a connection that knows nothing of the others
@@ -227,7 +229,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                     if not handshake.shown:
                         return None
                     break
-                begun = line.connection
+                started_at = line.connection
             failure = handshake.refused(binding)
             text = "; ".join(filter(None, [failure.text, diagnostics]))
             raise ExchangeError(msgspec.structs.replace(failure, text=text))

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 TRUST = 60.0
 """Seconds for which it counts that a server took the credentials."""
-MOST_TRIES = 3
+MAX_ATTEMPTS = 3
 PAUSES = (0.0, 60.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
 """Seconds until the next try after so many refusals. Domains forget bad tries after 10 to 30 minutes, as a rule."""
 
@@ -68,7 +68,7 @@ class LockoutProtection:
         self._memory: RefusalStore | None = None
         self._trusted: dict[str, float] = {}  # by host, until when
         self._refusals: dict[str, tuple[float, Failure]] = {}  # by host, until when and why
-        self._tries = 0
+        self._attempts = 0
         self._level = 0
         self._probe: _Probe | None = None
         self._good: dict[
@@ -77,9 +77,9 @@ class LockoutProtection:
         self._confirming = trio.Lock()
 
     @property
-    def tries(self) -> int:
+    def attempts(self) -> int:
         """Refusals since the credentials were last accepted."""
-        return self._tries
+        return self._attempts
 
     def remember(self, memory: RefusalStore) -> None:
         """Goes on from what an earlier process left, and leaves it to a later one. Only passwords are remembered:
@@ -89,7 +89,7 @@ class LockoutProtection:
         told = None if secret is None else memory.recall(self._account, secret)
         if told is not None:
             left = min(told.until - time.time(), PAUSES[-1])
-            self._tries, self._level = told.tries, told.level
+            self._attempts, self._level = told.attempts, told.level
             self._refusals[EARLIER] = trio.current_time() + left, Failure(code=told.code, text=told.text)
 
     def _note(self, refusals: Refusals | None) -> None:
@@ -141,7 +141,7 @@ class LockoutProtection:
             other, when = max(others, key=lambda good: good[1])
             if when > asked:
                 return True
-            if self._tries >= MOST_TRIES:
+            if self._attempts >= MAX_ATTEMPTS:
                 return False
             again = trio.current_time()
             try:
@@ -184,7 +184,7 @@ class LockoutProtection:
                 raise ExchangeError(before.failure)  # nobody was there a moment ago
 
     def _hold_back(self, host: str) -> None:
-        account_wide = self._tries >= MOST_TRIES
+        account_wide = self._attempts >= MAX_ATTEMPTS
         held = (
             self._refusals.values()
             if account_wide
@@ -198,20 +198,20 @@ class LockoutProtection:
     def _refused(self, host: str, failure: Failure) -> Failure:
         now = trio.current_time()
         self._trusted.pop(host, None)
-        self._tries += 1
+        self._attempts += 1
         if self._refusals.get(host, NEVER)[0] <= now:  # else it was under way when another one was refused
             self._level += 1
-        level = max(self._level, min(self._tries, MOST_TRIES))
+        level = max(self._level, min(self._attempts, MAX_ATTEMPTS))
         pause = PAUSES[min(level, len(PAUSES)) - 1]
         self._refusals[host] = now + pause, failure
-        self._note(Refusals(self._tries, self._level, time.time() + pause, failure.code, failure.text))
+        self._note(Refusals(self._attempts, self._level, time.time() + pause, failure.code, failure.text))
         # Servers in trouble refuse once in a while what they take a moment later.
-        tell = log.error if self._tries >= MOST_TRIES else log.warning
+        tell = log.error if self._attempts >= MAX_ATTEMPTS else log.warning
         tell(
             "auth.refused",
             account=self._account,
             server=host,
-            tries=self._tries,
+            attempts=self._attempts,
             pause=pause,
             code=failure.code,
             text=failure.text,
@@ -226,9 +226,9 @@ class LockoutProtection:
             good[identity.mailbox] = identity, asked
             if len(good) > REMEMBERED:
                 del good[next(iter(good))]
-        if self._tries:
-            log.info("auth.accepted", account=self._account, server=host, tries=self._tries)
-            self._tries = self._level = 0
+        if self._attempts:
+            log.info("auth.accepted", account=self._account, server=host, attempts=self._attempts)
+            self._attempts = self._level = 0
             self._note(None)
             self._refusals.clear()
 

@@ -28,7 +28,7 @@ class Refusals(msgspec.Struct, frozen=True):
     """Of one account: how many in a row, how far the pauses have grown, and until when (Unix seconds) nothing is
     asked, after a failure with this code and text."""
 
-    tries: int
+    attempts: int
     level: int
     until: float
     code: str
