@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from listener.config import parse
-from listener.daemon import Daemon
+from listener.daemon import open_daemon
 from listener.operations import Operations
 
 COUNT = 10_000
@@ -37,29 +37,28 @@ async def main(where: Path) -> None:
         }
         config = parse(document, Path(directory), {})
         config.state_directory.mkdir()
-        daemon = Daemon(config, [])
-        operations = Operations(daemon, lambda: (config, []))
-        async with trio.open_nursery() as nursery:
-            daemon.manager._nursery = nursery
-            daemon.manager.change(daemon.manager.known, ())
-            for runner in daemon.manager.runners.values():
-                members = tuple(
-                    replace(member, suspended=True)
-                    if at < SUSPENDED
-                    else replace(member, subscription=f"id-{at}")
-                    for at, member in enumerate(runner.state.members)
-                )
-                runner.state = replace(runner.state, members=members)
-            # They stand as they are: nothing is asked of anybody.
-            nursery.cancel_scope.cancel()
-        async with operations.at_hand():
-            for path in ("/status.json", "/metrics"):
-                seconds, lateness = await asked(config.status_socket, path)
-                print(
-                    f"{path}: {seconds * 1000:.1f} ms in the middle, the loop late by {lateness * 1000:.1f} ms "
-                    "at most",
-                    flush=True,
-                )
+        async with open_daemon(config, []) as daemon:
+            async with trio.open_nursery() as nursery:
+                daemon.manager._nursery = nursery
+                daemon.manager.change(daemon.manager.known, ())
+                for runner in daemon.runners.by_group.values():
+                    members = tuple(
+                        replace(member, suspended=True)
+                        if at < SUSPENDED
+                        else replace(member, subscription=f"id-{at}")
+                        for at, member in enumerate(runner.state.members)
+                    )
+                    runner.state = replace(runner.state, members=members)
+                # They stand as they are: nothing is asked of anybody.
+                nursery.cancel_scope.cancel()
+            async with Operations(daemon, lambda: (config, [])).at_hand():
+                for path in ("/status.json", "/metrics"):
+                    seconds, lateness = await asked(config.status_socket, path)
+                    print(
+                        f"{path}: {seconds * 1000:.1f} ms in the middle, the loop late by {lateness * 1000:.1f} ms "
+                        "at most",
+                        flush=True,
+                    )
 
 
 async def asked(socket: Path, path: str) -> tuple[float, float]:

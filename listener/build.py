@@ -22,6 +22,7 @@ from listener.exchange.distribution_groups import Expander
 from listener.exchange.network import Network
 from listener.exchange.throttle import Throttles
 from listener.groups.affinity import Placement
+from listener.groups.manager import ManagerSettings
 from listener.groups.member import Policy
 from listener.groups.runner import SubscriptionSpec
 from listener.journal import Retention
@@ -201,6 +202,11 @@ def policy(config: Config) -> Policy:
         suspended=Backoff(backoff.suspended_first, backoff.factor, backoff.suspended_cap),
         flapping=Backoff(backoff.first, 2.0, min(backoff.cap, 15.0)),
     )
+
+
+def manager_settings(config: Config) -> ManagerSettings:
+    """Return what the group manager and its groups need, from [subscription], [affinity], [stream] and [backoff]."""
+    return ManagerSettings(spec=spec(config), policy=policy(config), refresh=config.affinity.refresh)
 
 
 def delivery_limits(config: Config, handler: str) -> DeliveryLimits:

@@ -1,15 +1,15 @@
-"""The composition root: builds everything from the configuration, in one nursery, and ends it in order.
+"""The composition root: builds all parts inside the journal's context, starts them and stops them in order.
 
-Start: journal, handlers, groups, those of the last time first. End: groups, what is kept of them, then what is in the
-journal for the handlers, then these, then the journal.
+Start: journal, handlers, groups (first those of the last process). Stop: groups, their checkpoint, the handlers'
+remaining events, the handlers, the journal.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -27,172 +27,310 @@ from listener.build import (
     expander,
     mailbox_source,
     mailbox_sources,
-    policy,
+    manager_settings,
     retention,
     scope,
     sorted_out,
     spec,
 )
-from listener.catchup.catchup import CatchUp
-from listener.catchup.history_loader import HistoryLoader
-from listener.catchup.snapshots import stored_folders
+from listener.catchup.catchup import NO_OBSERVER, CatchUp, Observer
 from listener.catchup.sync_states import JournalStates
 from listener.config import Config
 from listener.config.warnings import warnings
 from listener.delivery.delivery import Delivery, Source, Worker
 from listener.errors import ConfigError, Problem
-from listener.event import MailboxEvent
 from listener.exchange.auth.refusals import REFUSALS
-from listener.exchange.client import ExchangeClient
+from listener.exchange.client import Access, ExchangeClient
+from listener.exchange.discovery import Autodiscover
 from listener.groups.affinity import Group, Placement
-from listener.groups.checkpoint import Restored, last_seen, restored
+from listener.groups.checkpoint import GroupCheckpoint, LastSeen, Restored, last_seen, restored
 from listener.groups.checkpointer import Checkpointer
 from listener.groups.group import GroupState
 from listener.groups.manager import GroupManager
 from listener.groups.runner import GroupRunner
+from listener.groups.runners import Runners
+from listener.ingest import Ingest
 from listener.journal import Journal, sqlite
 from listener.log import open_audit, tell_repeated
+from listener.mailboxes import MailboxSource
 from listener.preflight.scope import Attempt, Finding
 from listener.tracing import Home
 
 log = structlog.get_logger()
 
 OpenJournal = Callable[[], AbstractAsyncContextManager[Journal]]
-ListenerSocket = Callable[["Daemon"], AbstractAsyncContextManager[None]]
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """What the daemon does now: `stage` is starting, listening or ending; `phase` is the status line's text."""
+
+    stage: str = "starting"
+    phase: str = "Opening the journal and the handlers"
+
+
+@asynccontextmanager
+async def open_daemon(
+    config: Config,
+    sources: Sequence[Source],
+    *,
+    open_journal: OpenJournal | None = None,
+    notifier: Notifier | None = None,
+    observer: Observer = NO_OBSERVER,
+) -> AsyncIterator[Daemon]:
+    """Open the journal and build the daemon of one configuration on it; run() starts it.
+
+    Raises ConfigError when the journal cannot be opened.
+    """
+    lifecycle = Lifecycle()
+    describe: Callable[[], str] = partial(_opening_line, lifecycle)
+    systemd = Systemd(notifier or Notifier(), lambda: describe())
+    if open_journal is None:
+        open_journal = partial(sqlite.open_journal, config.state_directory, keep=retention(config))
+    requests = access(config)
+    places = discovery(config, requests)
+    mailboxes = mailbox_source(config, expander(config, requests, places), lambda: None)
+    with open_audit(config.log.audit_file) as requests.audit.logger:
+        log.info("listener.started", version=__version__, mailboxes=len(mailboxes.mailboxes))
+        _log_warnings(config)
+        async with systemd.at_hand(), open_journal() as journal:
+            systemd.heart = journal
+            requests.auth.remember(config.state_directory / REFUSALS)
+            await mailboxes.recall(journal)
+            checkpointer = Checkpointer(journal)
+            saved, seen = await checkpointer.load()
+            daemon = Daemon(
+                config=config,
+                sources=sources,
+                lifecycle=lifecycle,
+                systemd=systemd,
+                journal=journal,
+                access=requests,
+                discovery=places,
+                mailbox_source=mailboxes,
+                checkpointer=checkpointer,
+                saved=saved,
+                seen=seen,
+                observer=observer,
+            )
+            describe = daemon.status_line
+            yield daemon
+
+
+def _opening_line(lifecycle: Lifecycle) -> str:
+    return status_line(
+        phase=lifecycle.phase, mailboxes=0, streaming=0, suspended=0, missing=0, pause=0.0, journal=None
+    )
 
 
 class Daemon:
-    """The listener of one configuration, ready to run.
-
-    `roster`, `delivery`, `journal`, `catch_up` and the counts (`events` received, `gaps` noted) are for whoever
-    watches it. `door` is where operators come in: it is open while the journal is.
-    """
+    """All parts of one daemon, complete, on an open journal. open_daemon() makes it; run() runs it."""
 
     def __init__(
         self,
+        *,
         config: Config,
         sources: Sequence[Source],
-        open_journal: OpenJournal | None = None,
-        notifier: Notifier | None = None,
-        door: ListenerSocket | None = None,
+        lifecycle: Lifecycle,
+        systemd: Systemd,
+        journal: Journal,
+        access: Access,
+        discovery: Autodiscover,
+        mailbox_source: MailboxSource,
+        checkpointer: Checkpointer,
+        saved: Sequence[GroupCheckpoint],
+        seen: LastSeen,
+        observer: Observer,
     ) -> None:
         self.config = config
-        self.events = 0
-        self.gaps = 0
-        self._door = door or (lambda _: nullcontext())
-        self.systemd = Systemd(notifier or Notifier(), self._headline)
-        self._phase, self._stage = "Opening the journal and the handlers", "starting"
-        self.journal: Journal | None = None
-        self._open_journal = open_journal or partial(
-            sqlite.open_journal, config.state_directory, keep=retention(config)
-        )
-        self.access = access(config)
-        self.spec = spec(config)
-        self.policy = policy(config)
-        self.tracing = self.access.tracing
-        self.tracing.home, self.tracing.changed = self._home, self._note_watchers
-        self.delivery = Delivery(tuple(self._new_lane(source, config) for source in sources))
-        self.discovery = discovery(config, self.access)
-        self.scope = scope(config, self.access, self.discovery)
-        self.mailbox_source = mailbox_source(
-            config, expander(config, self.access, self.discovery), self._populate
-        )
-        known, sought = sorted_out(config, self.mailbox_source.mailboxes)
+        self.systemd = systemd
+        self.journal = journal
+        self.access = access
+        self.tracing = access.tracing
+        self.discovery = discovery
+        self.checkpointer = checkpointer
+        self._lifecycle = lifecycle
+        now, moment = time.time(), trio.current_time()
+        # Until then, handlers received what the journal has.
+        self._last_process_end = min(now, max(seen.groups.values(), default=now))
+        known, sought = sorted_out(config, mailbox_source.mailboxes)
+        placements: dict[str, Placement | None] = dict.fromkeys(sought)
+        placements |= {placement.mailbox: placement for placement in known}
+        self.runners = Runners()
+        self.catch_up = self._build_catch_up(observer, len(placements))
+        self.delivery = Delivery(tuple(self._build_worker(source, config) for source in sources))
+        self.ingest = Ingest(self.catch_up, self.delivery, self.tracing)
         self.manager = GroupManager(
             known=known,
             sought=sought,
-            kind_of=self.spec.access.kind_of,
-            discovery=self.discovery,
-            new_runner=self._new_runner,
+            settings=manager_settings(config),
             group_size=config.affinity.group_size,
-            retry=self.policy.backoff,
-            suspended=self.policy.suspended,
-            refresh=config.affinity.refresh,
-            gaps=self._note_gap,
-            resumed=self._note_stream,
-            left=self._forget,
-            subscribed=self._note_subscription,
-            noted=self._note_change,
-            kept=self._keep,
-            unfilled=lambda: {} if self.catch_up is None else self.catch_up.unfilled(),
+            discovery=discovery,
+            new_runner=self._build_runner,
+            runners=self.runners,
+            catch_up=self.catch_up,
+            checkpointer=checkpointer,
+            restored=self._restored(saved, placements),
+            last_seen={
+                mailbox: moment - (now - then)
+                for mailbox, then in last_seen(saved, seen, now).items()
+                if mailbox in placements
+            },
+            started_at=moment,
         )
-        self.catch_up: CatchUp | None = None
-        self._attempts: Sequence[Attempt] | None = None
-        self.checkpointer: Checkpointer | None = None
-        self._told: HistoryLoader | None = None
+        self.scope = scope(config, access, discovery)
+        self.mailbox_source = mailbox_source
+        mailbox_source.changed = self._mailboxes_changed
+        self.tracing.home, self.tracing.changed = self._home, self._trace_log
+
+    # --- its parts
+
+    def _build_catch_up(self, observer: Observer, mailboxes: int) -> CatchUp:
+        settings = self.config.catch_up
+        return CatchUp(
+            routes=self.runners,
+            states=JournalStates(self.journal),
+            kinds=frozenset(self.config.subscription.events),
+            mode=settings.mode,
+            initial=settings.initial,
+            interval=settings.interval,
+            idle_interval=settings.idle_interval,
+            observer=observer,
+            # Most of a catch-up is waiting for late streams; the throttle limits its requests.
+            concurrency=64,
+            sweepers=16,
+            start_spread=min(START_SPREAD, START_EACH * mailboxes),
+            started_at=trio.current_time(),
+        )
+
+    def _build_worker(self, source: Source, config: Config) -> Worker:
+        return Worker(source, delivery_limits(config, source.name), self.tracing)
+
+    def _build_runner(
+        self, group: Group, manager: GroupManager, before: Restored | None = None, /
+    ) -> GroupRunner:
+        settings = manager.settings
+        client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
+        kept = None if before is None else before.kept
+        state = GroupState.start(group.mailboxes, settings.policy, kept, apart=group.closed)
+        return GroupRunner(
+            group,
+            client,
+            settings.spec,
+            self.ingest,
+            manager,
+            state,
+            last_seen=manager.last_seen,
+            started_at=manager.started_at,
+        )
+
+    def _restored(
+        self, saved: Sequence[GroupCheckpoint], placements: dict[str, Placement | None]
+    ) -> Sequence[Restored]:
+        """Return the groups of the last process, as far as the configuration is still the same."""
+        subscriptions, auth = spec(self.config), self.access.auth
+        found = restored(
+            saved,
+            placements,
+            kind_of=subscriptions.access.kind_of,
+            owner=lambda url: subscriptions.owner_fingerprint(auth.of(url).scheme.account),
+            spec=subscriptions.of,
+            size=self.config.affinity.group_size,
+        )
+        log.info(
+            "subscriptions.restored",
+            mailboxes=sum(len(each.kept.subscriptions) for each in found),
+            groups=len(found),
+            abandoned=sum(len(each.kept.abandoned) for each in found),
+        )
+        return found
+
+    # --- its life
+
+    @property
+    def stage(self) -> str:
+        """One word for what it does: starting, listening or ending."""
+        return self._lifecycle.stage
 
     async def run(self, stop: trio.Event) -> None:
-        """Listens until `stop` is set, and then ends in order.
+        """Listen until `stop` is set, and then stop in order.
 
-        Raises ConfigError when the journal or a handler cannot be opened, or if the account reaches what it must not.
+        Raises ConfigError when a handler cannot be opened, or if the account reaches a mailbox that must deny it.
         """
-        with open_audit(self.config.log.audit_file) as self.access.audit.logger:
-            await self._run(stop)
+        attempts: Sequence[Attempt] | None = None
 
-    async def _run(self, stop: trio.Event) -> None:
-        log.info("listener.started", version=__version__, mailboxes=self.manager.mailboxes)
-        self._log_warnings()
-        async with (
-            self.systemd.at_hand(),
-            self._open_journal() as journal,
-            self._door(self),
-            trio.open_nursery() as handlers,
-        ):
-            self.journal = self.systemd.heart = journal
-            self.access.auth.remember(self.config.state_directory / REFUSALS)
-            handlers.start_soon(self._tell_end, stop)
-            handlers.start_soon(JournalStates(journal).forget_strangers, self.manager.addresses)
-            await self._recall(journal)
-            if await unless(stop, self._check_scope) and await unless(
-                stop, partial(handlers.start, self.delivery.run, journal)
+        async def check_scope() -> None:
+            nonlocal attempts
+            attempts = await self._check_scope()
+
+        async with trio.open_nursery() as handlers:
+            handlers.start_soon(self._announce_end, stop)
+            handlers.start_soon(JournalStates(self.journal).forget_strangers, self.manager.addresses)
+            if await unless(stop, check_scope) and await unless(
+                stop, partial(handlers.start, self.delivery.run, self.journal)
             ):
-                self.catch_up = self._new_catch_up(journal)
-                self.checkpointer = Checkpointer(journal, self.manager)
-                self.manager.stored_folders = partial(stored_folders, JournalStates(journal))
-                last = await self._remember(self.checkpointer)
-                if self.catch_up.mode == "sync":  # else nobody asks what was told, and it would only pile up
-                    self._told = HistoryLoader(self.catch_up.note)
-                recent = journal.recent(last - self.catch_up.memory, MOST_RECALLED)
-                self._phase, self._stage = "", "listening"
+                self._lifecycle.stage, self._lifecycle.phase = "listening", ""
                 self.systemd.ready()
-                await self._listen(partial(self._catch_up, self.catch_up, self._told, recent), stop)
+                await self._listen(stop, attempts)
                 await self.delivery.drain(self.config.shutdown.grace)
             handlers.cancel_scope.cancel()
         tell_repeated(everything=True)
         log.info("listener.stopped")
 
-    def _log_warnings(self) -> None:
-        for warning in warnings(self.config):
-            log.warning("configuration.warned", where=warning.where, text=warning.what)
+    async def _listen(self, stop: trio.Event, attempts: Sequence[Attempt] | None) -> None:
+        """Run all groups until `stop` is set and they have ended."""
+        async with trio.open_nursery() as groups:
+            groups.start_soon(self.manager.run)
+            async with trio.open_nursery() as meanwhile:
+                meanwhile.start_soon(self._log_progress)
+                meanwhile.start_soon(self._log_repeated)
+                meanwhile.start_soon(self._catch_up)
+                meanwhile.start_soon(self.mailbox_source.run)
+                meanwhile.start_soon(self.scope.watch, attempts)
+                meanwhile.start_soon(self.checkpointer.run, self.manager)
+                await stop.wait()
+                meanwhile.cancel_scope.cancel()
+            self.manager.stop(unsubscribe=self.config.shutdown.unsubscribe)
+        with trio.move_on_after(LAST_WRITE):
+            await self.checkpointer.save(self.manager)
 
-    async def _recall(self, journal: Journal) -> None:
-        """Before anything begins: who was to be listened to when the daemon ended."""
-        await self.mailbox_source.recall(journal)
-        self.manager.known, self.manager.sought = sorted_out(self.config, self.mailbox_source.mailboxes)
+    async def _catch_up(self) -> None:
+        """Compare mailboxes, as soon as it is known what handlers received before this process began."""
+        since = self._last_process_end - self.catch_up.memory
+        await self.ingest.load_history(
+            self.journal.recent(since, MAX_HISTORY), MAX_HISTORY, self.manager.addresses()
+        )
+        await self.catch_up.run()
 
-    def _populate(self) -> None:
-        """The mailbox source has changed."""
-        self.manager.change(*sorted_out(self.config, self.mailbox_source.mailboxes))
+    async def _check_scope(self) -> Sequence[Attempt] | None:
+        """Return the attempts on must_deny mailboxes; None if the configuration wants none before the start.
 
-    async def _check_scope(self) -> None:
-        """Raises ConfigError if the account reaches a mailbox that must refuse it, and may not start then."""
-        if self.config.impersonation.if_not_denied == "refuse_to_start" and self.scope.mailboxes:
-            self._attempts = await self.scope.prove()
-            if reached := [each for each in self._attempts if each.finding is Finding.REACHED]:
-                raise ConfigError(
-                    [
-                        Problem("impersonation.must_deny", f"the account reaches {a.mailbox}: {a.proof}")
-                        for a in reached
-                    ]
-                )
+        Raises ConfigError if the account reaches one of them.
+        """
+        if self.config.impersonation.if_not_denied != "refuse_to_start" or not self.scope.mailboxes:
+            return None
+        attempts = await self.scope.prove()
+        if reached := [each for each in attempts if each.finding is Finding.REACHED]:
+            raise ConfigError(
+                [
+                    Problem("impersonation.must_deny", f"the account reaches {a.mailbox}: {a.proof}")
+                    for a in reached
+                ]
+            )
+        return attempts
 
-    @property
-    def stage(self) -> str:
-        """One word for where it is: starting, listening or ending."""
-        return self._stage
+    async def _announce_end(self, stop: trio.Event) -> None:
+        """Report the end as soon as `stop` is set, even during the start."""
+        await stop.wait()
+        grace = self.config.shutdown.grace
+        log.info("listener.stopping", grace=grace)
+        self._lifecycle.stage, self._lifecycle.phase = "ending", "Ending"
+        self.systemd.stopping(within=grace + ENDING)
 
-    async def change(self, config: Config, sources: Sequence[Source]) -> None:
-        """Takes up another configuration, as far as that can be while it listens (listener/admin/reload.py).
+    # --- its configuration
+
+    async def reconfigure(self, config: Config, sources: Sequence[Source]) -> None:
+        """Apply another configuration, as far as that is possible while it listens (listener/admin/reload.py).
 
         Raises ConfigError if a handler cannot be opened; then nothing has changed.
         """
@@ -200,276 +338,127 @@ class Daemon:
         await self.delivery.change(
             [
                 workers[source.name]
-                if source.name in workers and self._is_same(config, source.name)
-                else self._new_lane(source, config)
+                if source.name in workers and self._is_same_handler(config, source.name)
+                else self._build_worker(source, config)
                 for source in sources
             ]
         )
-        self.config, self.policy = config, policy(config)
-        self._log_warnings()
-        rules, anew = self.spec.access, spec(config)
-        rules.default, rules.others = (
-            anew.access.default,
-            anew.access.others,
-        )  # the group manager asks them, too
-        self.spec = replace(anew, access=rules)
+        self.config = config
+        _log_warnings(config)
         self.access.throttles.change(config.exchange.concurrency)
-        self.manager.retry, self.manager.suspended = self.policy.backoff, self.policy.suspended
-        self.manager.refresh = config.affinity.refresh
-        for runner in self.manager.runners.values():
-            runner.spec, runner.state = self.spec, replace(runner.state, policy=self.policy)
-        if self.catch_up is not None:
-            self.catch_up.interval = config.catch_up.interval
-            self.catch_up.idle_interval = config.catch_up.idle_interval
-            self.catch_up.initial = config.catch_up.initial
-        anew_scope = scope(config, self.access, self.discovery)
-        self.scope.places, self.scope.ways = anew_scope.places, anew_scope.ways
+        self.manager.reconfigure(manager_settings(config))
+        self.catch_up.reconfigure(
+            interval=config.catch_up.interval,
+            idle_interval=config.catch_up.idle_interval,
+            initial=config.catch_up.initial,
+        )
+        other = scope(config, self.access, self.discovery)
+        self.scope.places, self.scope.ways = other.places, other.ways
         mailboxes = config.mailboxes
         self.mailbox_source.expand = expander(config, self.access, self.discovery).expand
         self.mailbox_source.change(
             mailbox_sources(config), refresh=mailboxes.refresh, max_drop=mailboxes.max_drop
         )
 
-    def _is_same(self, config: Config, handler: str) -> bool:
-        """Whether a handler is, and is treated, as it was."""
+    def _is_same_handler(self, config: Config, handler: str) -> bool:
         return config.handlers.get(handler) == self.config.handlers.get(handler) and delivery_limits(
             config, handler
         ) == delivery_limits(self.config, handler)
 
-    def _new_catch_up(self, journal: Journal) -> CatchUp:
-        kinds = frozenset(self.config.subscription.events)
-        return CatchUp(
-            ask=self.manager.way,
-            ask_without=self.manager.way_without_stream,
-            initial=self.config.catch_up.initial,
-            states=JournalStates(journal),
-            kinds=kinds,
-            mode=self.config.catch_up.mode,
-            interval=self.config.catch_up.interval,
-            idle_interval=self.config.catch_up.idle_interval,
-            silent=self.manager.renew,
-            refused=self.manager.check_access,
-            # Most of a catch-up is waiting for streams that are late; how much is asked is the budget's affair.
-            concurrency=64,
-            sweepers=16,
-            start_spread=min(START_SPREAD, START_EACH * self.manager.mailboxes),
-            started_at=trio.current_time(),
-        )
+    def _mailboxes_changed(self) -> None:
+        self.manager.change(*sorted_out(self.config, self.mailbox_source.mailboxes))
 
-    async def _remember(self, checkpointer: Checkpointer) -> float:
-        """Begins where the last process ended, as far as the configuration is still the same. Returns when that was,
-        in Unix seconds, as far as is known."""
-        saved, heard = await checkpointer.load()
-        manager, account = self.manager, self.access.auth
-        places: dict[str, Placement | None] = dict.fromkeys(manager.sought)
-        places |= {place.mailbox: place for place in manager.known}
-        manager.restored = restored(
-            saved,
-            places,
-            kind_of=self.spec.access.kind_of,
-            maker=lambda url: self.spec.maker(account.of(url).scheme.account),
-            spec=self.spec.of,
-            size=self.config.affinity.group_size,
-        )
-        manager.started_at, now = trio.current_time(), time.time()
-        manager.well |= {
-            mailbox: manager.started_at - (now - moment)
-            for mailbox, moment in last_seen(saved, heard, now).items()
-            if mailbox in places
-        }
-        log.info(
-            "subscriptions.restored",
-            mailboxes=sum(len(each.kept.subscriptions) for each in manager.restored),
-            groups=len(manager.restored),
-            abandoned=sum(len(each.kept.abandoned) for each in manager.restored),
-        )
-        return min(now, max(heard.groups.values(), default=now))
+    # --- what it reports
 
-    def _note_change(self, group: str) -> None:
-        if self.checkpointer is not None:
-            self.checkpointer.note(group)
-
-    async def _keep(self, group: str) -> None:
-        if self.checkpointer is not None:
-            await self.checkpointer.keep(group)
-
-    def _new_lane(self, source: Source, config: Config) -> Worker:
-        return Worker(source, delivery_limits(config, source.name), self.tracing)
-
-    def _home(self, mailbox: str) -> Home | None:
-        runner = self.manager.runner_of(mailbox)
-        if runner is None:
-            return None
-        return Home(runner.group.name, runner.state.anchor, own=runner.group.access == "own")
-
-    def _note_watchers(self, on: bool) -> None:
-        logging.watch(self.tracing.trace_log if on else None)
-
-    def _note_gap(self, mailbox: str, since: float | None, reason: str) -> None:
-        self.gaps += 1
-        if self.catch_up is not None:
-            self.catch_up.gap(mailbox, since, reason)
-
-    def _note_subscription(self, mailbox: str, new: bool) -> None:
-        if self.catch_up is not None:
-            self.catch_up.subscribed(mailbox, new=new)
-
-    def _note_stream(self, mailboxes: Sequence[str]) -> None:
-        if self.catch_up is not None:
-            self.catch_up.resume(mailboxes)
-
-    def _forget(self, mailboxes: Sequence[str]) -> None:
-        if self.catch_up is not None:
-            for mailbox in mailboxes:
-                self.catch_up.drop(mailbox)
-
-    async def _publish(self, batch: Sequence[MailboxEvent]) -> None:
-        """What came on a stream is safe in the journal before it counts as delivered."""
-        if self.catch_up is not None:
-            batch = self.catch_up.unreported(batch)
-            if not batch:
-                return
-            self.catch_up.announce(batch)
-        await self.delivery.publish(batch)
-        self.events += len(batch)
-        if self.tracing.on:
-            for event in batch:
-                self.tracing.emit(event.mailbox, "event", type=event.type, subject=event.subject, id=event.id)
-        if self._told is not None:
-            self._told.note(batch)
-
-    async def _catch_up(
-        self,
-        catch_up: CatchUp,
-        told: HistoryLoader | None,
-        recent: AsyncGenerator[Sequence[MailboxEvent], None],
-    ) -> None:
-        """Compares mailboxes, as soon as what was told before this process began is known."""
-        if told is not None:
-            started_at = trio.current_time()
-            recalled = await told.recall(recent, self.manager.addresses())
-            if recalled.read >= MOST_RECALLED:
-                catch_up.delivered.doubt(self.manager.addresses())
-            seconds = round(trio.current_time() - started_at, 3)
-            log.info("catchup.history_loaded", events=recalled.noted, seconds=seconds)
-        await catch_up.run()
-
-    async def _listen(self, catch_up: Callable[[], Awaitable[None]], stop: trio.Event) -> None:
-        """Keeps all groups at work until `stop` is set and they have ended."""
-        assert self.checkpointer is not None
-        async with trio.open_nursery() as groups:
-            groups.start_soon(self.manager.run)
-            async with trio.open_nursery() as meanwhile:
-                meanwhile.start_soon(self._tell_progress)
-                meanwhile.start_soon(self._sum_up)
-                meanwhile.start_soon(catch_up)
-                meanwhile.start_soon(self.mailbox_source.run)
-                meanwhile.start_soon(self.scope.watch, self._attempts)
-                meanwhile.start_soon(self.checkpointer.run)
-                await stop.wait()
-                meanwhile.cancel_scope.cancel()
-            self.manager.stop(unsubscribe=self.config.shutdown.unsubscribe)
-        with trio.move_on_after(LAST_WRITE):
-            await self.checkpointer.save()
-
-    async def _tell_end(self, stop: trio.Event) -> None:
-        """Wherever the daemon is when `stop` is set, in the midst of its start too."""
-        await stop.wait()
-        grace = self.config.shutdown.grace
-        log.info("listener.stopping", grace=grace)
-        self._phase, self._stage = "Ending", "ending"
-        self.systemd.stopping(within=grace + ENDING)
-
-    def _headline(self) -> str:
-        figures = None if self.journal is None else self.journal.figures
+    def status_line(self) -> str:
+        """Return the status line for the service manager."""
         return status_line(
-            phase=self._phase,
+            phase=self._lifecycle.phase,
             mailboxes=self.manager.mailboxes,
             streaming=self.manager.streaming,
             suspended=self.manager.waiting,
             missing=len(self.manager.missing),
             pause=self.access.throttles.pause,
-            journal=figures,
+            journal=self.journal.figures,
         )
 
+    def _home(self, mailbox: str) -> Home | None:
+        runner = self.runners.of(mailbox)
+        if runner is None:
+            return None
+        return Home(runner.group.name, runner.state.anchor, own=runner.group.access == "own")
+
+    def _trace_log(self, on: bool) -> None:
+        logging.watch(self.tracing.trace_log if on else None)
+
     @staticmethod
-    async def _sum_up() -> None:
-        """Failures that repeat are told once a minute."""
+    async def _log_repeated() -> None:
+        """Log what the rate limit held back."""
         while True:
-            await trio.sleep(SUMMING)
+            await trio.sleep(REPEATED)
             tell_repeated()
 
-    async def _tell_progress(self) -> None:
-        """Thousands of mailboxes take their time to come back: the log says how far they are."""
-        told, twice = 0, set[str]()
+    async def _log_progress(self) -> None:
+        """Log how many mailboxes stream, while that changes: thousands take minutes after an outage."""
+        logged, twice = 0, set[str]()
         while True:
             await trio.sleep(PROGRESS)
             before, twice = twice, set(self.manager.duplicates)
             if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
                 log.error("mailboxes.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
             streaming, mailboxes = self.manager.streaming, self.manager.mailboxes
-            if streaming != told or streaming < mailboxes - self.manager.waiting - len(self.manager.missing):
+            if streaming != logged or streaming < mailboxes - self.manager.waiting - len(
+                self.manager.missing
+            ):
                 log.info(
                     "listener.progress",
                     streaming=streaming,
                     mailboxes=mailboxes,
-                    groups=len(self.manager.runners),
+                    groups=len(self.runners.by_group),
                     suspended=self.manager.waiting,
                     missing=len(self.manager.missing),
                     concurrency=self.access.throttles.limit,
                     pause=round(self.access.throttles.pause, 3),
                 )
-                told = streaming
-
-    def _new_runner(
-        self, group: Group, manager: GroupManager, before: Restored | None = None, /
-    ) -> GroupRunner:
-        client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
-        kept = None if before is None else before.kept
-        state = GroupState.start(group.mailboxes, self.policy, kept, apart=group.closed)
-        return GroupRunner(
-            group,
-            client,
-            self.spec,
-            self._publish,
-            manager,
-            state,
-            well=manager.well,
-            started_at=manager.started_at,
-        )
+                logged = streaming
 
 
-# Seconds between two lines of progress.
-PROGRESS = 10.0
-
-# Seconds between two looks at what the log has held back.
-SUMMING = 5.0
-
-# Seconds that the end may take beside the grace of handlers: all that it waits for is bounded by less.
-ENDING = 30.0
-
-# Seconds that the disk has at the end to take what is kept of groups.
-LAST_WRITE = 3.0
-
-# So many of the last events are recalled after a start, which takes some seconds of work, beside the streams.
-MOST_RECALLED = 500_000
-
-# Seconds over which mailboxes are first compared after a start: so many for each, and this at most.
-START_EACH = 0.02
-START_SPREAD = 30.0
+def _log_warnings(config: Config) -> None:
+    for warning in warnings(config):
+        log.warning("configuration.warned", where=warning.where, text=warning.what)
 
 
 async def unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> bool:
-    """Does this work; whether it came to its end before `stop` was set."""
+    """Do this work; return whether it ended before `stop` was set."""
     done = False
     async with trio.open_nursery() as working:
 
-        async def give_up() -> None:
+        async def cancel() -> None:
             await stop.wait()
             working.cancel_scope.cancel()
 
-        working.start_soon(give_up)
+        working.start_soon(cancel)
         await work()
         done = True
         working.cancel_scope.cancel()
     return done
+
+
+# Seconds between two progress lines.
+PROGRESS = 10.0
+
+# Seconds between two looks at what the log's rate limit held back.
+REPEATED = 5.0
+
+# Seconds that the end may take beyond the handlers' grace: everything that it waits for has a smaller bound.
+ENDING = 30.0
+
+# Seconds that the disk has at the end to write the checkpoint of the groups.
+LAST_WRITE = 3.0
+
+# Events that are read back after a start, which takes some seconds while streams are read.
+MAX_HISTORY = 500_000
+
+# Seconds over which mailboxes are first compared after a start: for each mailbox, and at most.
+START_EACH = 0.02
+START_SPREAD = 30.0

@@ -58,7 +58,7 @@ class Operations:
     def snapshot(self) -> Snapshot:
         """How the daemon is now."""
         daemon, now = self._daemon, trio.current_time()
-        manager, journal = daemon.manager, daemon.journal
+        manager, runners = daemon.manager, daemon.runners
         offset = time.time() - now
         groups = take.group_statuses(manager, now, lambda moment: round(moment + offset, 3))
         return Snapshot(
@@ -73,21 +73,21 @@ class Operations:
             suspended=sum(group.suspended for group in groups),
             missing=len(manager.missing),
             refused=sum(group.refused for group in groups),
-            events=daemon.events,
+            events=daemon.ingest.events,
             dropped=manager.dropped,
             groups=groups,
             handlers=take.handler_statuses(daemon.delivery),
             servers=take.server_statuses(daemon.access.throttles),
-            journal=take.journal_status(None if journal is None else journal.figures),
-            catch_up=take.catch_up_status(daemon.catch_up, daemon.gaps),
+            journal=take.journal_status(daemon.journal.figures),
+            catch_up=take.catch_up_status(daemon.catch_up),
             tokens=take.token_statuses(daemon.access.auth),
             reloads=self._reloads,
-            mailbox_problems=take.mailbox_problems(manager.runners.values(), manager.missing, now),
+            mailbox_problems=take.mailbox_problems(runners.by_group.values(), manager.missing, now),
         )
 
     def streaming(self) -> Iterator[tuple[str, bool]]:
         """Each mailbox, and whether it has a stream."""
-        for runner in self._daemon.manager.runners.values():
+        for runner in self._daemon.runners.by_group.values():
             open_ones = (
                 set(runner.state.stream.subscriptions) if runner.streaming and runner.state.stream else set()
             )
@@ -125,7 +125,7 @@ class Operations:
         daemon = self._daemon
         new, sources = await trio.to_thread.run_sync(self._load)
         config, pending = merged(daemon.config, new)
-        await daemon.change(config, sources)
+        await daemon.reconfigure(config, sources)
         logging.change(config.log.level, config.log.repeat_interval)
         return pending
 

@@ -168,7 +168,7 @@ class Clock(Protocol):
 
 def group_statuses(manager: GroupManager, now: float, wall: Clock) -> tuple[GroupStatus, ...]:
     """All groups, by name."""
-    return tuple(_group(runner, now, wall) for _, runner in sorted(manager.runners.items()))
+    return tuple(_group(runner, now, wall) for _, runner in sorted(manager.runners.by_group.items()))
 
 
 def _group(runner: GroupRunner, now: float, wall: Clock) -> GroupStatus:
@@ -232,9 +232,7 @@ def token_statuses(accounts: Accounts) -> tuple[TokenStatus, ...]:
     )
 
 
-def journal_status(figures: Figures | None) -> JournalStatus | None:
-    if figures is None:
-        return None
+def journal_status(figures: Figures) -> JournalStatus:
     return JournalStatus(
         end=figures.end,
         size=figures.size,
@@ -245,12 +243,10 @@ def journal_status(figures: Figures | None) -> JournalStatus | None:
     )
 
 
-def catch_up_status(catch_up: CatchUp | None, gaps: int) -> CatchUpStatus | None:
-    if catch_up is None:
-        return None
+def catch_up_status(catch_up: CatchUp) -> CatchUpStatus:
     return CatchUpStatus(
         mode=catch_up.mode,
-        gaps=gaps,
+        gaps=catch_up.gaps,
         open=catch_up.open_gaps,
         recovered=catch_up.recovered,
         missed=catch_up.missed,

@@ -1,6 +1,6 @@
 """Closes gaps: finds in the mailboxes what no stream told, after each gap and now and then without one.
 
-    catch_up = CatchUp(ask=…, states=…, kinds=…)
+    catch_up = CatchUp(routes=…, states=…, kinds=…)
     catch_up.subscribed(mailbox, new=True)  # from now on its changes are to be reported
     catch_up.gap(mailbox, since, reason)    # the stream of this mailbox is open again, and the server was heard on it
     catch_up.note(batch)                    # these events came on a stream and were handed on
@@ -33,7 +33,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import floor, inf
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
 import trio
@@ -42,7 +42,7 @@ from listener.backoff import Backoff
 from listener.catchup.delay_queue import DelayQueue
 from listener.catchup.history import DeliveryHistory, report_key
 from listener.catchup.paging import Progress
-from listener.catchup.queries import Queries, Way
+from listener.catchup.queries import MailboxRoute, Queries
 from listener.catchup.resync import SKEW, Resync
 from listener.catchup.snapshots import (
     FolderError,
@@ -53,12 +53,13 @@ from listener.catchup.snapshots import (
     build_page,
     encoded,
     load_known,
+    stored_folders,
 )
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
 
-__all__ = ["CatchUp", "Mode", "States", "Way"]
+__all__ = ["NO_OBSERVER", "CatchUp", "MailboxRoute", "Mode", "Observer", "Routes", "States"]
 
 log = structlog.get_logger()
 
@@ -120,26 +121,50 @@ class MailboxState:
     listings: dict[str, Progress] = field(default_factory=dict)  # of first states, by folder
 
 
+class Routes(Protocol):
+    """How to reach mailboxes, and what to do about those that catch-up found (listener/groups/runners.py does)."""
+
+    def route(self, mailbox: str) -> MailboxRoute | None:
+        """Return how to send requests about a mailbox; None while it has no stream."""
+
+    def route_without_stream(self, mailbox: str) -> MailboxRoute | None:
+        """Return how to send requests about a mailbox, with or without a stream; None while that is impossible."""
+
+    def renew(self, mailbox: str) -> None:
+        """Replace the subscription of a mailbox whose stream holds events back."""
+
+    def check_access(self, mailbox: str, failure: Failure) -> None:
+        """Find out whether a mailbox can still be read, because a comparison was denied."""
+
+
+class Observer:
+    """Watches gaps and comparisons, for tests and the demo. Moments are on trio's clock. This one does nothing."""
+
+    def gap(self, mailbox: str, since: float | None) -> None:
+        """A mailbox was without a working stream since that moment (None: unknown), and has one again."""
+
+    def compared(self, mailbox: str, started_at: float) -> None:
+        """A comparison of a mailbox, which began at that moment, has ended."""
+
+
+NO_OBSERVER = Observer()
+
+
 @dataclass(slots=True, kw_only=True)
 class CatchUp:
     """All mailboxes' gaps and sweeps.
 
-    `ask` gives the way to a mailbox, None while it has no stream; `ask_without` gives it then too. `initial` says
-    from when on the items of a mailbox that is subscribed for the first time are reported: so many seconds before
-    that, or since a moment; None: from then on. `kinds` are the last words of the event types that are subscribed
-    to. `start_spread` is the time over which mailboxes are looked at that have a stream for the first time; what is
-    older than `started_at`, another process saw. `silent` is told of mailboxes whose streams keep things back,
-    `refused` of those that cannot be read, `looked` of each comparison that came to its end, and when it began.
-    `grace` is how long a sweep, and
-    `settle` how long a catch-up, lets a stream be late. Durations are in seconds. The counts are for whoever watches:
-    events that were `recovered`, changes that a stream should have told and did not (`missed`), and `requests`, those
-    for first states apart.
+    `initial` is the start of the backfill for a mailbox that is subscribed for the first time: seconds before the
+    subscription, or a moment; None: no backfill. `kinds` are the subscribed event types, without their prefix. After
+    a start, the first comparisons are spread over `start_spread`; moments before `started_at` are from an earlier
+    process. A sweep waits `grace`, and a catch-up `settle`, for events that a stream brings late. Durations are in
+    seconds. Counters: `gaps` that were reported, events that were `recovered`, changes that a stream should have
+    reported and did not (`missed`), and `requests` without those for first snapshots.
     """
 
-    ask: Callable[[str], Way | None]
+    routes: Routes
     states: States
     kinds: frozenset[str]
-    ask_without: Callable[[str], Way | None] = lambda _mailbox: None
     mode: Mode = "sync"
     initial: float | datetime | None = None
     interval: float = 900.0
@@ -152,12 +177,11 @@ class CatchUp:
     sweepers: int = 2
     builders: int = 1
     backoff: Backoff = Backoff(first=2.0, factor=2.0, cap=300.0)
-    silent: Callable[[str], None] | None = None
-    refused: Callable[[str, Failure], None] | None = None
-    looked: Callable[[str, float], None] | None = None
+    observer: Observer = field(default_factory=lambda: NO_OBSERVER)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     rng: random.Random = field(default_factory=random.Random)
     delivered: DeliveryHistory = field(default_factory=DeliveryHistory)
+    gaps: int = 0
     recovered: int = 0
     missed: int = 0
     requests: int = 0
@@ -176,6 +200,14 @@ class CatchUp:
             DelayQueue(),
             DelayQueue(),
         )
+
+    def reconfigure(self, *, interval: float, idle_interval: float, initial: float | datetime | None) -> None:
+        """Use these from the next sweep, and for the next new mailbox, on."""
+        self.interval, self.idle_interval, self.initial = interval, idle_interval, initial
+
+    async def stored_folders(self, mailbox: str) -> set[str]:
+        """Return the folder ids that are stored for a mailbox."""
+        return await stored_folders(self.states, mailbox)
 
     @property
     def open_gaps(self) -> int:
@@ -216,6 +248,8 @@ class CatchUp:
     def gap(self, mailbox: str, since: float | None, reason: str) -> None:
         """The mailbox was without a stream since that moment (None: since before this process began, and nobody knows
         when), and has one again. Never waits."""
+        self.gaps += 1
+        self.observer.gap(mailbox, since)
         if self.mode == "off":
             return
         mailbox_state = self._mailbox_state(mailbox)
@@ -332,7 +366,7 @@ class CatchUp:
         while self.mode == "sync":
             now, without = trio.current_time(), 0
             for mailbox, mailbox_state in self._mailbox_states.items():
-                if self.ask(mailbox) is not None:
+                if self.routes.route(mailbox) is not None:
                     mailbox_state.without = inf
                     continue
                 without += 1
@@ -367,8 +401,7 @@ class CatchUp:
         why = {} if failure is None else {"code": failure.code, "text": failure.text}
         if failure is not None and failure.verdict in (Verdict.SUSPEND, Verdict.STOP):
             log.warning("catchup.refused", mailbox=mailbox, **why)
-            if self.refused is not None:
-                self.refused(mailbox, failure)
+            self.routes.check_access(mailbox, failure)
             delay = Backoff(REFUSED, 2.0, self.idle_interval).longest(failures)
             delay_queue.put(mailbox, trio.current_time() + delay)
             return
@@ -382,9 +415,9 @@ class CatchUp:
 
     def _server_time(self, mailbox: str, moment: float) -> float:
         """A moment as Unix seconds by the server's clock, by our own if the server's is not known."""
-        way = self.ask(mailbox) or self.ask_without(mailbox)
-        if way is not None and way.server_offset is not None:
-            return moment + way.server_offset
+        route = self.routes.route(mailbox) or self.routes.route_without_stream(mailbox)
+        if route is not None and route.server_offset is not None:
+            return moment + route.server_offset
         return (self.now() - timedelta(seconds=trio.current_time() - moment)).timestamp()
 
     def _start(self, mailbox: str) -> float:
@@ -486,10 +519,10 @@ class CatchUp:
         return min(moments, default=None)
 
     def _queries(self, mailbox: str) -> Queries:
-        way = self.ask(mailbox)
-        if way is None:
+        route = self.routes.route(mailbox)
+        if route is None:
             raise ExchangeError(NO_STREAM)
-        return Queries(way)
+        return Queries(route)
 
     def _comparison(
         self, mailbox: str, mailbox_state: MailboxState, queries: Queries, mark: Mark, since: datetime | None
@@ -519,14 +552,13 @@ class CatchUp:
             self.requests += comparison.queries.requests
 
     def _looked(self, mailbox: str, started_at: float) -> None:
-        if self.looked is not None:
-            self.looked(mailbox, started_at)
+        self.observer.compared(mailbox, started_at)
 
     # --- sweeps
 
     async def _sweep(self, mailbox: str, mailbox_state: MailboxState) -> None:
         if (
-            self.ask(mailbox) is None
+            self.routes.route(mailbox) is None
             and trio.current_time() >= max(mailbox_state.without, mailbox_state.alone) + self.interval
         ):
             await self._sweep_alone(mailbox, mailbox_state)
@@ -546,8 +578,8 @@ class CatchUp:
         await self._compare(comparison, kept)
         mailbox_state.compared = started_at
         self._looked(mailbox, started_at)
-        if comparison.replaced and self.silent is not None:
-            self.silent(mailbox)  # its subscription is one to the mailbox that was there before
+        if comparison.replaced:
+            self.routes.renew(mailbox)  # its subscription is one to the mailbox that was there before
         if comparison.found:
             reason = "silent" if comparison.missed else "sweep"
             await self._tell_gap(mailbox, Gap(None, {reason: None}), since)
@@ -569,14 +601,14 @@ class CatchUp:
 
     async def _sweep_alone(self, mailbox: str, mailbox_state: MailboxState) -> None:
         """Compare a mailbox that has had no stream for a while, if its server answers other requests."""
-        way = self.ask_without(mailbox)
-        if way is None:
+        route = self.routes.route_without_stream(mailbox)
+        if route is None:
             raise ExchangeError(NO_STREAM)
         started_at = trio.current_time()
         kept = await load_known(self.states, mailbox)
         known, mark = kept.known, self._mark(mailbox, mailbox_state, kept, mailbox_state.gap)
         since = datetime.fromtimestamp(mark.start if known is None else known.compared, UTC)
-        comparison = self._comparison(mailbox, mailbox_state, Queries(way), mark, since)
+        comparison = self._comparison(mailbox, mailbox_state, Queries(route), mark, since)
         comparison.cutoff = comparison.since - SKEW
         # A stream may have ended soon after the first look, and have kept back what came before.
         comparison.distrusted = known is not None and known.first
@@ -618,12 +650,8 @@ class CatchUp:
         """Tells of a silent stream: of one that is so again and again, ever more seldom."""
         self.missed += missed
         mailbox_state.finds = mailbox_state.finds + 1 if missed else 0
-        if (
-            mailbox_state.finds
-            and mailbox_state.finds & (mailbox_state.finds - 1) == 0
-            and self.silent is not None
-        ):
-            self.silent(mailbox)
+        if mailbox_state.finds and mailbox_state.finds & (mailbox_state.finds - 1) == 0:
+            self.routes.renew(mailbox)
 
     # --- first states
 

@@ -38,6 +38,10 @@ class HistoryLoader:
         else:
             self._waiting.append(batch)
 
+    def skip(self) -> None:
+        """Do without the history: pass on what comes from now on, and nothing else."""
+        self._waiting = None
+
     async def recall(
         self, before: AsyncGenerator[Sequence[MailboxEvent], None], mailboxes: Container[str]
     ) -> Recalled:

@@ -37,7 +37,7 @@ class Caller(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class MailboxRoute:
     """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at.
 
     `server_offset` are the seconds from trio's clock to the server's (Unix seconds); None: the server has not sent
@@ -57,7 +57,7 @@ class Queries:
     A listing that makes no progress is one (paging.py).
     """
 
-    way: Way
+    route: MailboxRoute
     requests: int = 0
     _listings: dict[str, Progress] = field(default_factory=dict)  # by folder
 
@@ -79,7 +79,7 @@ class Queries:
             while offset is not None:
                 start = offset
                 read = partial(read_find_folder, offset=start)
-                page = await self._ask(find_folder, read, self.way.access.folder("root"), offset=start)
+                page = await self._ask(find_folder, read, self.route.access.folder("root"), offset=start)
                 found |= {folder.folder_id: folder for folder in page.found}
                 offset = page.next_offset
                 if offset is not None:
@@ -174,9 +174,9 @@ class Queries:
         self, request: Callable[..., bytes], read: Callable[[bytes], T], *what: object, **how: Any
     ) -> T:
         self.requests += 1
-        way = self.way
-        body = request(*what, **how, version=way.version, impersonate=way.access.impersonate)
-        return await way.client.call(body, way.headers, read)
+        route = self.route
+        body = request(*what, **how, version=route.version, impersonate=route.access.impersonate)
+        return await route.client.call(body, route.headers, read)
 
 
 async def _turn(progress: Progress, position: Hashable, entries: Iterable[Hashable]) -> None:

@@ -251,7 +251,7 @@ class Resync:
 
     async def _survey(self, known: Known | None) -> tuple[Known, dict[str, Folder]]:
         """All folders that matter, by id. Search folders show items of others."""
-        access = self.queries.way.access
+        access = self.queries.route.access
         if access.folders is not None:
             folders = await self.queries.folders(access.folders)
             inbox = folders.get(access.folder("inbox"))
@@ -283,7 +283,7 @@ class Resync:
 
     async def _homes(self) -> Known:
         """The ids of the top folder and the inbox as they are now."""
-        access = self.queries.way.access
+        access = self.queries.route.access
         top, inbox_ref = access.folder("msgfolderroot"), access.folder("inbox")
         homes = await self.queries.folders((top, inbox_ref))
         if top not in homes:

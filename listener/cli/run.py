@@ -20,7 +20,7 @@ def run(config: ConfigFile) -> None:
     from listener.admin.loop import watched_loop
     from listener.admin.notifier import Notifier
     from listener.cli.exits import reported, signalled
-    from listener.daemon import Daemon
+    from listener.daemon import open_daemon
     from listener.operations import Operations
     from listener.plugins import load_all
 
@@ -36,12 +36,13 @@ def run(config: ConfigFile) -> None:
         # Beside a busy loop, Python's own 5 ms would starve the thread that writes the journal.
         sys.setswitchinterval(0.0002)
         load = partial(load_all, config.absolute())
-        daemon = Daemon(
-            settings, handlers, notifier=notifier, door=lambda daemon: Operations(daemon, load).at_hand()
-        )
 
         async def listen(stop: trio.Event) -> None:
             with watched_loop():
-                await daemon.run(stop)
+                async with (
+                    open_daemon(settings, handlers, notifier=notifier) as daemon,
+                    Operations(daemon, load).at_hand(),
+                ):
+                    await daemon.run(stop)
 
         trio.run(signalled, listen)

@@ -9,7 +9,7 @@ import sys
 import time
 import tomllib
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ import msgspec
 import structlog
 import trio
 
-from listener.daemon import Daemon
+from listener.catchup.catchup import CatchUp, Observer
+from listener.daemon import Daemon, open_daemon
 from listener.demo.verdict import Call, Gaps, balance, call_of, read_ledger
 from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
@@ -99,6 +100,27 @@ class Probe:
         yield handle
 
 
+class GapObserver(Observer):
+    """Notes when mailboxes had no working stream and when they were compared: a change that began and ended within
+    one gap leaves no trace. `wall` converts moments of trio's clock to Unix seconds."""
+
+    def __init__(self, wall: Callable[[float], float]) -> None:
+        self._wall = wall
+        self._without: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._compared: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def gap(self, mailbox: str, since: float | None) -> None:
+        if since is not None:
+            self._without[mailbox].append((self._wall(since), self._wall(trio.current_time())))
+
+    def compared(self, mailbox: str, started_at: float) -> None:
+        self._compared[mailbox].append((self._wall(started_at), self._wall(trio.current_time())))
+
+    def gaps(self) -> dict[str, Gaps]:
+        """By mailbox, in Unix seconds."""
+        return {mailbox: Gaps(without, self._compared[mailbox]) for mailbox, without in self._without.items()}
+
+
 class Session:
     """One run of the demo. What it shows while it runs: `daemon`, `probe`, `generating`, `started` (Unix time)."""
 
@@ -109,8 +131,7 @@ class Session:
         self.daemon: Daemon | None = None
         self.started = time.time()
         self.generating_since: float | None = None
-        self.without: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-        self.looks: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.observer = GapObserver(_wall)
         self.streaming_at_end = 0
         self.groups_at_end = 0
 
@@ -126,20 +147,22 @@ class Session:
             elif self.plan.auth == "oauth":
                 file.write_text(file.read_text() + REQUESTS)
             config, handlers = load_all(file)
-            self.daemon = Daemon(config, [*handlers, self.probe])
-            self._note_gaps(self.daemon)
             end = trio.Event()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.daemon.run, end)
-                await self._measure(http, control_url, stop)
-                self.streaming_at_end = self.daemon.manager.streaming
-                self.groups_at_end = len(self.daemon.manager.runners)
+            async with (
+                open_daemon(config, [*handlers, self.probe], observer=self.observer) as daemon,
+                trio.open_nursery() as nursery,
+            ):
+                self.daemon = daemon
+                nursery.start_soon(daemon.run, end)
+                await self._measure(daemon, http, control_url, stop)
+                self.streaming_at_end = daemon.manager.streaming
+                self.groups_at_end = len(daemon.runners.by_group)
                 end.set()
 
     @property
     def gaps(self) -> dict[str, Gaps]:
         """By mailbox."""
-        return {mailbox: Gaps(without, self.looks[mailbox]) for mailbox, without in self.without.items()}
+        return self.observer.gaps()
 
     def summary(self) -> dict[str, object]:
         """The fixed keys of `demo --json`."""
@@ -164,10 +187,10 @@ class Session:
             "p99_ms": verdict.p99_ms,
         }
 
-    async def _measure(self, http: httpx.AsyncClient, control_url: str, stop: trio.Event) -> None:
-        assert self.daemon is not None
-        await self._all_streaming(stop)
-        self._note_looks(self.daemon)
+    async def _measure(
+        self, daemon: Daemon, http: httpx.AsyncClient, control_url: str, stop: trio.Event
+    ) -> None:
+        await self._all_streaming(daemon, stop)
         await _post(http, f"{control_url}/traffic", {"rate": self.plan.rate})
         for order in orders(self.plan.faults):
             await _post(http, f"{control_url}/faults", order)
@@ -177,8 +200,8 @@ class Session:
         await _post(http, f"{control_url}/traffic", {"rate": 0})
         if self.plan.faults != "none":
             await _post(http, f"{control_url}/faults", {"profile": "none"})
-            await self._all_streaming()
-            await self._caught_up()
+            await self._all_streaming(daemon)
+            await self._caught_up(daemon.catch_up)
         state = (await http.get(f"{control_url}/state")).raise_for_status().json()
         with trio.move_on_after(LAST_CALL) as waiting:
             told = self.probe.told
@@ -188,39 +211,19 @@ class Session:
                     told = self.probe.told
                     waiting.deadline = trio.current_time() + LAST_CALL
 
-    def _note_gaps(self, daemon: Daemon) -> None:
-        """What came and went while nobody heard or looked cannot be seen by anyone."""
-        tell = daemon.manager.gaps
-
-        def gap(mailbox: str, since: float | None, reason: str) -> None:
-            if since is not None:
-                self.without[mailbox].append((_wall(since), time.time()))
-            tell(mailbox, since, reason)
-
-        daemon.manager.gaps = gap
-
-    def _note_looks(self, daemon: Daemon) -> None:
-        assert daemon.catch_up is not None
-        daemon.catch_up.looked = lambda mailbox, started_at: self.looks[mailbox].append(
-            (_wall(started_at), time.time())
-        )
-
-    async def _caught_up(self) -> None:
+    @staticmethod
+    async def _caught_up(catch_up: CatchUp) -> None:
         """Returns when each mailbox has been compared since now and has no open gap, or after SETTLE seconds."""
-        assert self.daemon is not None
-        catch_up = self.daemon.catch_up
-        assert catch_up is not None
         with trio.move_on_after(SETTLE):
             since = trio.current_time()
             catch_up.sweep()
             while catch_up.lagging(since):  # noqa: ASYNC110
                 await trio.sleep(POLL)
 
-    async def _all_streaming(self, stop: trio.Event | None = None) -> None:
+    async def _all_streaming(self, daemon: Daemon, stop: trio.Event | None = None) -> None:
         """Returns when every mailbox streams, or after SETTLE seconds, or when told to stop."""
-        assert self.daemon is not None
         with trio.move_on_after(SETTLE):
-            while self.daemon.manager.streaming < self.plan.mailboxes:
+            while daemon.manager.streaming < self.plan.mailboxes:
                 if stop is not None and stop.is_set():
                     return
                 await trio.sleep(POLL)

@@ -64,7 +64,7 @@ def _groups(session: Session) -> Table:
     for name, justify in (("group", "left"), ("anchor", "left"), ("mailboxes", "right"), ("state", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("events", justify="right")
-    runners = list(session.daemon.manager.runners.values())
+    runners = list(session.daemon.runners.by_group.values())
     for runner in runners[:MOST_GROUPS]:
         phase = runner.state.phase
         table.add_row(

@@ -33,7 +33,7 @@ class SubscriptionCheckpoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A group as it was. `members` has all its mailboxes, None for one that had no subscription; `maker` is a
+    """A group as it was. `members` has all its mailboxes, None for one that had no subscription; `owner` is a
     fingerprint of the account, and of what its places were found by."""
 
     name: str
@@ -42,7 +42,7 @@ class GroupCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     access: AccessKind
     closed: bool
     anchor: str
-    maker: str
+    owner: str
     members: dict[str, SubscriptionCheckpoint | None]
     cookies: tuple[Cookie, ...]
 
@@ -74,14 +74,14 @@ def restored(
     places: Mapping[str, Placement | None],
     *,
     kind_of: Callable[[str], AccessKind],
-    maker: Callable[[str], str],
+    owner: Callable[[str], str],
     spec: Callable[[str], str],
     size: int,
 ) -> list[Restored]:
     """What holds of the saved groups.
 
     `places` has all mailboxes that are wanted, with None for those whose place the configuration does not tell;
-    `kind_of` says how each is got at. `maker` gives the fingerprint for an EWS URL, `wish` that for a mailbox.
+    `kind_of` says how each is got at. `owner` gives the fingerprint for an EWS URL, `spec` that for a mailbox.
     """
     saved = sorted(saved, key=lambda group: group.name)
     claims = Counter(
@@ -93,7 +93,7 @@ def restored(
     taken: set[str] = set()
     found = []
     for group in saved:
-        if group.maker != maker(group.ews_url):
+        if group.owner != owner(group.ews_url):
             continue
         staying: list[str] = []
         subscriptions: dict[str, str] = {}

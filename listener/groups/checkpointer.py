@@ -39,9 +39,8 @@ class Source(Protocol):
 class Checkpointer:
     """The saved groups of one journal. note() is to be called when anything changed about a group."""
 
-    def __init__(self, journal: Journal, source: Source, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, journal: Journal, now: Callable[[], float] = time.time) -> None:
         self._journal = journal
-        self._source = source
         self._now = now
         self._changed: set[str] = set()
         self._written: dict[str, bytes] = {}
@@ -68,39 +67,39 @@ class Checkpointer:
                 log.warning("checkpoint.unreadable", key=key, reason=str(error))
         return groups, heard
 
-    async def run(self) -> None:
-        """Writes what changes, until it is cancelled."""
+    async def run(self, source: Source) -> None:
+        """Write what changes, until it is cancelled."""
         while True:
             with trio.move_on_after(HEARD_EVERY):
                 await self._news.wait()
                 await trio.sleep(TOGETHER)
-            await self.save()
+            await self.save(source)
 
-    async def keep(self, name: str) -> None:
-        """Returns when what there is of this group is durable."""
+    async def keep(self, name: str, source: Source) -> None:
+        """Return when the state of this group is durable."""
         async with self._writing:
             if name in self._changed:  # else it went with somebody else's
-                await self._save()
+                await self._save(source)
 
-    async def save(self) -> None:
-        """Writes what has changed up to now, durably."""
+    async def save(self, source: Source) -> None:
+        """Write what has changed up to now, durably."""
         async with self._writing:
-            await self._save()
+            await self._save(source)
 
-    async def _save(self) -> None:
+    async def _save(self, source: Source) -> None:
         self._news = trio.Event()
         names, self._changed = self._changed, set()
         try:
-            await self._write(self._changes(names))
+            await self._write(self._changes(names, source))
         except BaseException:
             self._changed |= names
             raise
 
-    def _changes(self, names: Iterable[str]) -> Iterable[Change]:
+    def _changes(self, names: Iterable[str], source: Source) -> Iterable[Change]:
         for name in sorted(names):
-            record = self._source.record(name)
+            record = source.record(name)
             yield from self._change(_GROUP + name, None if record is None else _ENCODE(record))
-        groups, missing_since = self._source.heard()
+        groups, missing_since = source.heard()
         yield from self._change(
             _HEARD, _ENCODE(LastSeen(groups=self._wall(groups), missing_since=self._wall(missing_since)))
         )

@@ -15,9 +15,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from listener.access import AccessKind
 from listener.backoff import Backoff
-from listener.catchup.queries import Way
 from listener.ews.codes import Failure, Verdict, crash
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Stop
 from listener.groups.affinity import (
@@ -31,9 +29,12 @@ from listener.groups.affinity import (
     without,
 )
 from listener.groups.checkpoint import GroupCheckpoint, Restored
+from listener.groups.checkpointer import Checkpointer
 from listener.groups.group import Kept
+from listener.groups.member import Policy
 from listener.groups.ownership import Ownership, server_of
-from listener.groups.runner import GroupRunner
+from listener.groups.runner import GroupRunner, SubscriptionSpec
+from listener.groups.runners import Runners
 
 log = structlog.get_logger()
 
@@ -54,55 +55,73 @@ class Discovery(Protocol):
     ) -> dict[str, Placement | Failure]: ...
 
 
+class GapFiller(Protocol):
+    """Finds what the streams of mailboxes did not report (listener/catchup/catchup.py does). No call waits."""
+
+    def subscribed(self, mailbox: str, *, new: bool) -> None: ...
+    def gap(self, mailbox: str, since: float | None, reason: str) -> None: ...
+    def resume(self, mailboxes: Iterable[str]) -> None: ...
+    def drop(self, mailbox: str) -> None: ...
+    def unfilled(self) -> Mapping[str, float]: ...
+    async def stored_folders(self, mailbox: str) -> Collection[str]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerSettings:
+    """What a reload may change. `retry` and `suspended` pace the search for mailboxes that were not found; `refresh`
+    is the interval in seconds in which Autodiscover is asked again about every mailbox. `spec` and `policy` are for
+    the groups."""
+
+    spec: SubscriptionSpec
+    policy: Policy
+    refresh: float
+
+    @property
+    def retry(self) -> Backoff:
+        return self.policy.backoff
+
+    @property
+    def suspended(self) -> Backoff:
+        return self.policy.suspended
+
+
 @dataclass(slots=True, kw_only=True)
 class GroupManager:
-    """All groups and their runners.
+    """Assigns every mailbox to one group and runs the groups.
 
-    `known` are mailboxes whose place the configuration tells, `sought` those that must be discovered, `missing`
-    those that were sought in vain so far. `retry` and `suspended` are the patience between two searches for these;
-    `refresh` are the seconds in which every place that was found is asked for again. `gaps` is told of times
-    without a stream (mailbox, since when, why), `resumed` of mailboxes that have one again, `left` of those that are
-    not listened to any more, `subscribed` of subscriptions, and whether the mailbox is listened to for the first
-    time. `kind_of` tells how a mailbox is got at: those of one group are in the same way.
-
-    `restored` are the groups to begin with, `well` says when the stream of each mailbox was last heard: what is older
-    than `started_at`, another process heard. `stored_folders` gives the folder ids that are stored for a mailbox.
-    `noted` is told of groups, by name, of which something is to be kept, `kept`
-    returns when it is, and `unfilled` tells of the gaps that are not filled, and when they began. `dropped`
-    counts events without a valid id.
+    `known` are mailboxes whose placement is configured, `sought` those that Autodiscover must find, `missing` those
+    that it did not find so far. `restored` are the groups of the last process. `last_seen` has the moment when the
+    stream of each mailbox last worked, on trio's clock; moments before `started_at` are from an earlier process.
+    `dropped` counts events without a valid id.
     """
 
     known: tuple[Placement, ...]
     sought: tuple[str, ...]
+    settings: ManagerSettings
+    group_size: int
     discovery: Discovery
     new_runner: NewRunner
-    group_size: int
-    retry: Backoff
-    suspended: Backoff
-    refresh: float
-    gaps: Callable[[str, float | None, str], None]
-    resumed: Callable[[Sequence[str]], None]
-    left: Callable[[Sequence[str]], None] = lambda _mailboxes: None
-    subscribed: Callable[[str, bool], None] = lambda _mailbox, _new: None
-    kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation"
-    noted: Callable[[str], None] = lambda _name: None
-    kept: Callable[[str], Awaitable[None]] | None = None
-    unfilled: Callable[[], Mapping[str, float]] = dict
-    stored_folders: Callable[[str], Awaitable[Collection[str]]] | None = None
+    runners: Runners
+    catch_up: GapFiller
+    checkpointer: Checkpointer
     restored: Sequence[Restored] = ()
-    well: dict[str, float] = field(default_factory=dict)
+    last_seen: dict[str, float] = field(default_factory=dict)
     started_at: float = -inf
-    runners: dict[str, GroupRunner] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     dropped: int = 0
     _groups: tuple[Group, ...] = ()
-    _homes: dict[str, Group] = field(default_factory=dict)
     _ownership: Ownership = field(default_factory=Ownership)
     _changed: trio.Event = field(default_factory=trio.Event)
     _alive: dict[int, GroupRunner] = field(default_factory=dict)  # also those that are about to end
     _nursery: trio.Nursery | None = None
     _searching: trio.CancelScope = field(default_factory=trio.CancelScope)
     _stopped: trio.Event = field(default_factory=trio.Event)
+
+    def reconfigure(self, settings: ManagerSettings) -> None:
+        """Apply new settings to this manager and to all groups. The next request uses them."""
+        self.settings = settings
+        for runner in self.runners.by_group.values():
+            runner.reconfigure(settings.spec, settings.policy)
 
     @property
     def mailboxes(self) -> int:
@@ -116,18 +135,20 @@ class GroupManager:
     @property
     def streaming(self) -> int:
         """How many have an open stream that the server has been heard on."""
-        return sum(runner.mailboxes_streaming for runner in self.runners.values())
+        return sum(runner.mailboxes_streaming for runner in self.runners.by_group.values())
 
     @property
     def duplicates(self) -> list[str]:
         """Return the mailboxes that more than one group streams: none, apart from a moment while one moves."""
-        counts = Counter(m for runner in self.runners.values() for m in runner.mailboxes_in_stream())
+        counts = Counter(m for runner in self.runners.by_group.values() for m in runner.mailboxes_in_stream())
         return sorted(mailbox for mailbox, count in counts.items() if count > 1)
 
     @property
     def waiting(self) -> int:
         """How many are suspended, and wait for the operator."""
-        return sum(member.suspended for runner in self.runners.values() for member in runner.state.members)
+        return sum(
+            member.suspended for runner in self.runners.by_group.values() for member in runner.state.members
+        )
 
     async def run(self) -> None:
         """Keeps a runner for each group; returns when all have ended after stop()."""
@@ -135,7 +156,7 @@ class GroupManager:
         async with trio.open_nursery() as self._nursery:
             self._resume()
             # A restored group has most of them already: to place these again would subscribe them twice.
-            self._place(place for place in self.known if place.mailbox not in self._homes)
+            self._place(place for place in self.known if place.mailbox not in self.runners.groups)
             with self._searching:
                 async with trio.open_nursery() as searches:
                     searches.start_soon(self._fenced, self._search)
@@ -154,14 +175,16 @@ class GroupManager:
         wanted = placed.keys() | set(self.sought)
         self.missing = {mailbox: why for mailbox, why in self.missing.items() if mailbox in wanted}
         leaving = [
-            m for m, home in self._homes.items() if m not in wanted or self._is_misplaced(m, home, placed)
+            m
+            for m, home in self.runners.groups.items()
+            if m not in wanted or self._is_misplaced(m, home, placed)
         ]
         self._dismiss(leaving)
-        self._place(place for place in self.known if place.mailbox not in self._homes)
+        self._place(place for place in self.known if place.mailbox not in self.runners.groups)
         if gone := sorted(before - wanted):
-            self.left(gone)
             for mailbox in gone:
-                self.well.pop(mailbox, None)
+                self.catch_up.drop(mailbox)
+                self.last_seen.pop(mailbox, None)
                 self._ownership.forget(mailbox)
         log.info("mailboxes.changed", mailboxes=len(wanted), added=len(wanted - before), removed=len(gone))
         self._changed.set()
@@ -172,40 +195,39 @@ class GroupManager:
         self._stopped.set()
         self._searching.cancel()
         for runner in self._alive.values():
-            runner.tell(Stop(unsubscribe))
+            runner.post(Stop(unsubscribe))
 
     # --- what is kept for the next process
 
     def record(self, name: str, /) -> GroupCheckpoint | None:
         """A group as it is; None if nobody is left in it."""
-        runner = self.runners.get(name)
+        runner = self.runners.by_group.get(name)
         return runner.record() if runner is not None and runner.state.members else None
 
     def heard(self) -> tuple[dict[str, float], dict[str, float]]:
         """When the streams of groups were last heard; and for mailboxes of which something may be missing from before
         that, from when on."""
         groups: dict[str, float] = {}
-        for mailbox in self.well.keys() - self.addresses():
-            del self.well[mailbox]  # a stream may be read on for a while when its mailbox has left
-        missing_since = dict(self.well)  # also of those that are on their way from one group to another
-        for name, runner in self.runners.items():
+        for mailbox in self.last_seen.keys() - self.addresses():
+            del self.last_seen[mailbox]  # a stream may be read on for a while when its mailbox has left
+        missing_since = dict(self.last_seen)  # also of those that are on their way from one group to another
+        for name, runner in self.runners.by_group.items():
             for member in runner.state.members:
                 missing_since.pop(member.mailbox, None)
             missing_since |= runner.missing_since()
             if (moment := runner.heard_at) is not None:
                 groups[name] = moment
-        for mailbox, moment in self.unfilled().items():
+        for mailbox, moment in self.catch_up.unfilled().items():
             missing_since[mailbox] = min(moment, missing_since.get(mailbox, inf))
         return groups, missing_since
 
     def changed(self, group: Group, /) -> None:
         """Something about this group is to be kept."""
-        self.noted(group.name)
+        self.checkpointer.note(group.name)
 
     async def keep(self, group: Group, /) -> None:
         """Returns when what is to be kept of this group is."""
-        if self.kept is not None:
-            await self.kept(group.name)
+        await self.checkpointer.keep(group.name, self)
 
     # --- what groups ask for
 
@@ -216,7 +238,9 @@ class GroupManager:
         sought = [mailbox for mailbox in mailboxes if mailbox not in fixed]
         found = await self._discover(sought, fall_back=False)
         places = [place for place in found.values() if isinstance(place, Placement)]
-        moved = [place for place in places if place.place != group.place and place.mailbox in self._homes]
+        moved = [
+            place for place in places if place.place != group.place and place.mailbox in self.runners.groups
+        ]
         for place in moved:
             log.info("mailbox.moved", mailbox=place.mailbox, group=group.name, to=place.grouping_information)
         gone = tuple(place.mailbox for place in moved)
@@ -226,7 +250,7 @@ class GroupManager:
 
     def separate(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
         """Give mailboxes of a group one of their own; `each`: one group for each of them."""
-        staying = [mailbox for mailbox in mailboxes if mailbox in self._homes]
+        staying = [mailbox for mailbox in mailboxes if mailbox in self.runners.groups]
         after = self._groups
         for part in [[mailbox] for mailbox in staying] if each else [staying]:
             if part:
@@ -234,16 +258,13 @@ class GroupManager:
         if staying:
             self._regroup(after)
 
-    def check_access(self, mailbox: str, failure: Failure) -> None:
-        """A comparison of this mailbox was denied: find out whether it can be read at all."""
-        runner = self.runner_of(mailbox)
-        if runner is not None:
-            log.debug("mailbox.access_checked", mailbox=mailbox, group=runner.group.name, code=failure.code)
-            runner.check_access(mailbox)
-
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None:
         """A mailbox was without a stream since then, and has one again."""
-        self.gaps(mailbox, since, reason)
+        self.catch_up.gap(mailbox, since, reason)
+
+    def resumed(self, mailboxes: Sequence[str], /) -> None:
+        """These mailboxes have a stream again."""
+        self.catch_up.resume(mailboxes)
 
     def events_dropped(self, count: int, /) -> None:
         """Count events without a valid id."""
@@ -259,16 +280,16 @@ class GroupManager:
 
     def _claim(self, group: Group, subscription: str, mailbox: str, *, proven: bool) -> None:
         loser = self._ownership.claim(server_of(group.ews_url), subscription, mailbox, proven=proven)
-        self.subscribed(mailbox, self.well.get(mailbox, -inf) >= self.started_at)
+        self.catch_up.subscribed(mailbox, new=self.last_seen.get(mailbox, -inf) >= self.started_at)
         if loser is None or loser == mailbox:
             return
-        runner = self.runner_of(loser)
+        runner = self.runners.of(loser)
         if (
             runner is not None
             and runner.group != group
             and runner.state.subscription_of(loser) == subscription
         ):
-            runner.tell(Doubted((loser,), taken=True))
+            runner.post(Doubted((loser,), taken=True))
 
     def release(self, group: Group, subscription: str, mailbox: str, /) -> None:
         """Note that the mailbox does not have this subscription any more."""
@@ -300,31 +321,7 @@ class GroupManager:
 
     async def folders(self, mailbox: str, /) -> Collection[str]:
         """Return the folder ids that the catch-up has stored for a mailbox."""
-        return () if self.stored_folders is None else await self.stored_folders(mailbox)
-
-    # --- for catching up
-
-    def way(self, mailbox: str) -> Way | None:
-        """How to ask about a mailbox; None while it has no stream."""
-        runner = self.runner_of(mailbox)
-        return None if runner is None else runner.way(mailbox)
-
-    def way_without_stream(self, mailbox: str) -> Way | None:
-        """How to ask about a mailbox, whether it has a stream or not; None if it has no group."""
-        runner = self.runner_of(mailbox)
-        return None if runner is None else runner.way_without_stream(mailbox)
-
-    def renew(self, mailbox: str) -> None:
-        """The subscription of this mailbox keeps things back: it needs a new one."""
-        runner = self.runner_of(mailbox)
-        if runner is not None:
-            log.warning("subscription.stalled", mailbox=mailbox, group=runner.group.name)
-            runner.tell(Doubted((mailbox,)))
-
-    def runner_of(self, mailbox: str) -> GroupRunner | None:
-        """The runner of the group that a mailbox belongs to."""
-        group = self._homes.get(mailbox)
-        return None if group is None else self.runners.get(group.name)
+        return await self.catch_up.stored_folders(mailbox)
 
     # --- finding mailboxes, at first and now and then
 
@@ -336,7 +333,7 @@ class GroupManager:
                 await loop()
             except Exception as error:
                 failures += 1
-                pause = self.suspended.longest(failures)
+                pause = self.settings.suspended.longest(failures)
                 log.error("manager.crashed", retry=pause, exc_info=error)
                 await trio.sleep(pause)
 
@@ -354,7 +351,7 @@ class GroupManager:
                     if isinstance(place, Placement) and place.mailbox in wanted
                 ]
                 missing = {m: why for m, why in found.items() if isinstance(why, Failure) and m in wanted}
-                self._tell(places, missing)
+                self._log_found(places, missing)
                 self.missing = missing
                 self._place(places)
             failures = failures + 1 if self.missing else 0
@@ -363,15 +360,16 @@ class GroupManager:
                 await changed.wait()
 
     def _homeless(self) -> list[str]:
-        return [mailbox for mailbox in self.sought if mailbox not in self._homes]
+        return [mailbox for mailbox in self.sought if mailbox not in self.runners.groups]
 
     async def _discover(
         self, mailboxes: Sequence[str], *, fall_back: bool = True
     ) -> dict[str, Placement | Failure]:
         """Where they live, and how they are got at there."""
+        kind_of = self.settings.spec.access.kind_of
         found = await self._ask(mailboxes, fall_back=fall_back)
         return {
-            mailbox: place._replace(access=self.kind_of(mailbox)) if isinstance(place, Placement) else place
+            mailbox: place._replace(access=kind_of(mailbox)) if isinstance(place, Placement) else place
             for mailbox, place in found.items()
         }
 
@@ -390,34 +388,36 @@ class GroupManager:
         return found
 
     def _in_their_ways(self, known: Iterable[Placement]) -> tuple[Placement, ...]:
-        return tuple(place._replace(access=self.kind_of(place.mailbox)) for place in known)
+        return tuple(
+            place._replace(access=self.settings.spec.access.kind_of(place.mailbox)) for place in known
+        )
 
     def _is_misplaced(self, mailbox: str, home: Group, placed: Mapping[str, Place]) -> bool:
         if mailbox in placed:
             return placed[mailbox] != home.place
-        return self.kind_of(mailbox) != home.access
+        return self.settings.spec.access.kind_of(mailbox) != home.access
 
     def _patience(self, missing: Iterable[Failure], failures: int) -> float:
         """Seconds until the missing are sought again: soon, if the trouble of any of them may pass by itself."""
         passing = [why for why in missing if why.verdict in (Verdict.RETRY, Verdict.WAIT)]
         told = max((why.wait for why in passing if why.wait is not None), default=0.0)
-        return max(told, (self.retry if passing else self.suspended).longest(failures))
+        return max(told, (self.settings.retry if passing else self.settings.suspended).longest(failures))
 
     async def _refresh(self) -> None:
         """Asks for all places again, a few at a time, evenly over the whole interval: sooner the first time, if there
         are places that are known from before."""
-        interval = min(self.refresh, SOON) if self.restored else self.refresh
+        interval = min(self.settings.refresh, SOON) if self.restored else self.settings.refresh
         while True:
             batches = [self.sought[start : start + BATCH] for start in range(0, len(self.sought), BATCH)]
             for batch in batches or [()]:
                 await trio.sleep(interval / max(1, len(batches)))
-                placed = [mailbox for mailbox in batch if mailbox in self._homes]
+                placed = [mailbox for mailbox in batch if mailbox in self.runners.groups]
                 found = await self._discover(placed, fall_back=False) if placed else {}
                 for mailbox, place in found.items():
-                    runner = self.runner_of(mailbox)
+                    runner = self.runners.of(mailbox)
                     if isinstance(place, Placement) and runner and place.place != runner.group.place:
-                        runner.tell(Doubted((mailbox,)))
-            interval = self.refresh
+                        runner.post(Doubted((mailbox,)))
+            interval = self.settings.refresh
 
     def _resume(self) -> None:
         """Brings the groups to life that are known from before."""
@@ -443,21 +443,21 @@ class GroupManager:
             return
         if twice := duplicates(sorted_anew):
             log.error("mailboxes.duplicate", count=len(twice), mailboxes=twice[:NAMED])
-            sorted_anew = deduplicated(sorted_anew, self._homes)
+            sorted_anew = deduplicated(sorted_anew, self.runners.groups)
         self._groups = sorted_anew
-        self._homes = {mailbox: group for group in sorted_anew for mailbox in group.mailboxes}
+        self.runners.assign(sorted_anew)
         for group in sorted_anew:
-            runner = self.runners.get(group.name)
+            runner = self.runners.by_group.get(group.name)
             # A runner keeps its server: one that is about to end may have had the same name elsewhere.
             if runner is None or runner.finished or runner.group.place != group.place:
-                self.runners[group.name] = self._start(
+                self.runners.by_group[group.name] = self._start(
                     group, None if before is None else before.get(group.name)
                 )
             elif runner.group != group:
                 joined = tuple(set(group.mailboxes).difference(runner.group.mailboxes))
                 runner.group = group
                 if joined:
-                    runner.tell(Joined(joined))
+                    runner.post(Joined(joined))
 
     def _start(self, group: Group, before: Restored | None) -> GroupRunner:
         runner = self.new_runner(group, self, before)
@@ -469,17 +469,17 @@ class GroupManager:
         """These leave their groups; a group that nobody is left in ends."""
         of_groups: defaultdict[str, list[str]] = defaultdict(list)
         for mailbox in leaving:
-            of_groups[self._homes[mailbox].name].append(mailbox)
+            of_groups[self.runners.groups[mailbox].name].append(mailbox)
         after = {group.name: group for group in without(self._groups, chain(*of_groups.values()))}
         for name, mailboxes in of_groups.items():
-            runner = self.runners.get(name)
+            runner = self.runners.by_group.get(name)
             if runner is not None and name in after:
-                runner.tell(Left(tuple(mailboxes)))
+                runner.post(Left(tuple(mailboxes)))
             elif runner is not None:
                 # Its name may be given to another group before it has ended.
-                del self.runners[name]
-                runner.tell(Stop(unsubscribe=True))
-                self.noted(name)
+                del self.runners.by_group[name]
+                runner.post(Stop(unsubscribe=True))
+                self.checkpointer.note(name)
         self._regroup(tuple(after.values()))
 
     async def _run(self, runner: GroupRunner) -> None:
@@ -496,7 +496,7 @@ class GroupManager:
                 break
             except Exception as error:
                 failures += 1
-                pause = self.suspended.longest(failures)
+                pause = self.settings.suspended.longest(failures)
                 log.error("group.crashed", group=runner.group.name, retry=pause, exc_info=error)
             finally:
                 del self._alive[id(runner)]
@@ -508,15 +508,19 @@ class GroupManager:
                 break
             runner = again
         # At the end of all it stays, for what the next process needs of it.
-        if self.runners.get(runner.group.name) is runner and not self._stopped.is_set():
-            del self.runners[runner.group.name]
-            self.noted(runner.group.name)
+        if self.runners.by_group.get(runner.group.name) is runner and not self._stopped.is_set():
+            del self.runners.by_group[runner.group.name]
+            self.checkpointer.note(runner.group.name)
 
     def _again(self, crashed: GroupRunner) -> GroupRunner | None:
         """Return a runner that goes on where one crashed; None if its mailboxes are in other groups by now."""
         name = crashed.group.name
         group = next((each for each in self._groups if each.name == name), None)
-        if group is None or self.runners.get(name) is not crashed or group.place != crashed.group.place:
+        if (
+            group is None
+            or self.runners.by_group.get(name) is not crashed
+            or group.place != crashed.group.place
+        ):
             return None
         server = server_of(group.ews_url)
         subscriptions = {
@@ -528,10 +532,10 @@ class GroupManager:
         kept = Kept(anchor, subscriptions, crashed.state.abandoned)
         runner = self.new_runner(group, self, Restored(group, kept, crashed.client.cookies))
         runner.take_over(crashed)
-        self.runners[name] = runner
+        self.runners.by_group[name] = runner
         return runner
 
-    def _tell(self, places: Sequence[Placement], missing: dict[str, Failure]) -> None:
+    def _log_found(self, places: Sequence[Placement], missing: dict[str, Failure]) -> None:
         codes = Counter(why.code for why in missing.values())
         log.info("discovery.found", mailboxes=len(places), missing=len(missing), codes=dict(codes))
         for mailbox, why in missing.items():

@@ -1,13 +1,13 @@
 """Performs what the state machine of a group asks for. One task a group, one task an action.
 
-Events leave through `publish`, a batch a chunk.
+Events leave through `ingest`, one batch for each chunk of the stream.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import blake2s
@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from listener.access import AccessRules
-from listener.catchup.queries import GONE, Queries, Way
+from listener.catchup.queries import GONE, MailboxRoute, Queries
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict, crash
@@ -59,6 +59,7 @@ from listener.groups.affinity import Group
 from listener.groups.checkpoint import GroupCheckpoint, SubscriptionCheckpoint
 from listener.groups.gaps import Gaps
 from listener.groups.group import GroupState, advance
+from listener.groups.member import Policy
 from listener.groups.proof import Hold, Proofs
 from listener.groups.stream_reader import StreamReader
 from listener.groups.transitions import lifecycle_events, tell_transition
@@ -87,7 +88,13 @@ class Registry(Protocol):
     async def keep(self, group: Group, /) -> None: ...
 
 
-Publish = Callable[[Sequence[MailboxEvent]], Awaitable[None]]
+class Ingest(Protocol):
+    """Takes the events of streams (listener/ingest.py does)."""
+
+    async def publish(self, batch: Sequence[MailboxEvent], /) -> None:
+        """Return when these events are durable."""
+
+
 Message = tuple[Action | None, "Task | None", Outcome]
 
 
@@ -111,7 +118,7 @@ class SubscriptionSpec:
     drain: float = 30.0
     directory: str = ""
 
-    def maker(self, account: str) -> str:
+    def owner_fingerprint(self, account: str) -> str:
         """A fingerprint of who made a subscription: only the same may use it again."""
         return _fingerprint(account, self.directory)
 
@@ -122,20 +129,20 @@ class SubscriptionSpec:
 
 @dataclass(slots=True)
 class GroupRunner:
-    """One group at work. `state` is for whoever watches; tell() hands in an outcome from outside.
+    """One group at work. `state` is for whoever watches; post() hands in an outcome from outside.
 
-    `well` has when the stream of each mailbox was last heard; what is older than `started_at`, an earlier
+    `last_seen` has when the stream of each mailbox was last heard; what is older than `started_at`, an earlier
     process heard.
     """
 
     group: Group
     client: ExchangeClient
     spec: SubscriptionSpec
-    publish: Publish
+    ingest: Ingest
     registry: Registry
     state: GroupState
     rng: random.Random = field(default_factory=random.Random)
-    well: dict[str, float] = field(default_factory=dict)
+    last_seen: dict[str, float] = field(default_factory=dict)
     started_at: float = -inf
     streaming: bool = False  # the server has been heard on the newest stream
     events: int = 0
@@ -168,7 +175,7 @@ class GroupRunner:
         self._mail, self._inbox = trio.open_memory_channel[Message](inf)
         self._log = log.bind(group=self.group.name)
         self._impersonating = self.spec.impersonate_anchor_on_stream
-        self._gaps = Gaps(self.well, self.started_at)
+        self._gaps = Gaps(self.last_seen, self.started_at)
         self._proofs = Proofs(
             self.group, self.registry, self._folders_of, self._publish_held, self._after_drop, self._log
         )
@@ -176,6 +183,10 @@ class GroupRunner:
             self._gaps.subscribed(mailbox, self.started_at)
             self._specs[mailbox] = self.spec.of(mailbox)
         self.registry.doubt(self.group, [id_ for _, id_ in self.state.live])
+
+    def reconfigure(self, spec: SubscriptionSpec, policy: Policy) -> None:
+        """Use these from the next request on."""
+        self.spec, self.state = spec, replace(self.state, policy=policy)
 
     async def run(self) -> None:
         """Keeps the group alive until it has been told to stop and has done so."""
@@ -210,7 +221,7 @@ class GroupRunner:
                 tell_transition(self._log, before, self.state, outcome, trio.current_time())
                 if told := lifecycle_events(before, self.state, datetime.now(UTC)):
                     with trio.CancelScope(deadline=self._end_by) as self._telling:
-                        await self.publish(told)
+                        await self.ingest.publish(told)
             self.finished = True
             self._proofs.end()
             # What was read is handed on, as long as the journal takes it.
@@ -276,14 +287,14 @@ class GroupRunner:
             access=self.group.access,
             closed=self.group.closed,
             anchor=self.state.anchor,
-            maker=self.spec.maker(self.client.account),
+            owner=self.spec.owner_fingerprint(self.client.account),
             members={
                 m: SubscriptionCheckpoint(ids[m], self._specs[m]) if m in ids else None for m in mailboxes
             },
             cookies=self.client.cookies,
         )
 
-    def tell(self, outcome: Outcome) -> None:
+    def post(self, outcome: Outcome) -> None:
         """Hands in what happened outside: Joined, Doubted, Stop."""
         if isinstance(outcome, Stop):
             # A journal that takes nothing more must not keep us from hearing it.
@@ -505,7 +516,7 @@ class GroupRunner:
             self._checking.discard(mailbox)
         if denial is not None:
             self._denied.add(mailbox)
-            self.tell(Denied(mailbox, denial))
+            self.post(Denied(mailbox, denial))
 
     # --- the stream
 
@@ -608,7 +619,7 @@ class GroupRunner:
         self.events += len(batch)
         # One envelope can hold tens of thousands: others must come in between.
         for start in range(0, len(batch), MOST_AT_ONCE):
-            await self.publish(batch[start : start + MOST_AT_ONCE])
+            await self.ingest.publish(batch[start : start + MOST_AT_ONCE])
 
     def _readable(self, mailbox: str, events: Sequence[Event]) -> list[MailboxEvent]:
         """Return the events for handlers. An unknown exception suspends this mailbox only."""
@@ -619,7 +630,7 @@ class GroupRunner:
         except Exception as error:
             log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
             self._gaps.lost(mailbox, "InternalError", None)
-            self.tell(Denied(mailbox, crash(error)))
+            self.post(Denied(mailbox, crash(error)))
             return []
         return found
 
@@ -634,13 +645,15 @@ class GroupRunner:
         if self.registry.owner(self.group, hold.subscription) == hold.mailbox:
             self.registry.release(self.group, hold.subscription, hold.mailbox)
         if self.state.subscription_of(hold.mailbox) == hold.subscription:
-            self.tell(Doubted((hold.mailbox,), taken=True))
+            self.post(Doubted((hold.mailbox,), taken=True))
 
     async def _folders_of(self, mailbox: str) -> set[str]:
         """Return the folder ids of a mailbox that its subscription is about. Raises ExchangeError."""
         access = self.spec.access.of(mailbox)
         headers = self._headers(self.state.anchor)
-        queries = Queries(Way(client=self.client, headers=headers, version=self.spec.version, access=access))
+        queries = Queries(
+            MailboxRoute(client=self.client, headers=headers, version=self.spec.version, access=access)
+        )
         if access.folders is not None:
             return {folder.folder_id for folder in (await queries.folders(access.folders)).values()}
         found = await queries.all_folders()
@@ -690,20 +703,20 @@ class GroupRunner:
             for gap in self._gaps.close(mailbox for mailbox, _ in self._streamed.subscriptions):
                 self.registry.gap(*gap)
 
-    def way(self, mailbox: str) -> Way | None:
+    def route(self, mailbox: str) -> MailboxRoute | None:
         """How to ask about a mailbox of this group; None while it has no stream."""
         if not self.streaming or self.state.subscription_of(mailbox) is None:
             return None
-        return self.way_without_stream(mailbox)
+        return self.route_without_stream(mailbox)
 
-    def way_without_stream(self, mailbox: str) -> Way | None:
+    def route_without_stream(self, mailbox: str) -> MailboxRoute | None:
         """How to ask about a mailbox of this group, whether it has a stream or not; None while the server does not
         answer, so that an outage brings no further requests."""
         if not self.streaming and self.client.last_failure not in STREAMS_ONLY:
             return None
         headers = self._headers(self.state.anchor)
         access = self.spec.access.of(mailbox)
-        return Way(
+        return MailboxRoute(
             client=self.client,
             headers=headers,
             version=self.spec.version,

@@ -21,6 +21,7 @@ from listener.exchange.auth.tokens import Token, Tokens
 from listener.groups.affinity import Group
 from listener.groups.group import GroupState
 from listener.groups.manager import GroupManager
+from listener.groups.runners import Runners
 from tests.admin.statuses import snapshot
 
 GROUPS = 50
@@ -47,7 +48,7 @@ class Runner:
 class Fleet:
     """What it sees of a GroupManager."""
 
-    runners: dict[str, Runner] = field(default_factory=dict)
+    runners: Runners = field(default_factory=Runners)
     missing: dict[str, Failure] = field(default_factory=dict)
 
 
@@ -63,12 +64,12 @@ def fleet(*, groups: int = GROUPS, suspended: int = 1) -> Fleet:
             else replace(member, subscription=f"id-{number}-{at}")
             for at, member in enumerate(state.members)
         )
-        there.runners[group.name] = Runner(group, replace(state, members=members))
+        there.runners.by_group[group.name] = Runner(group, replace(state, members=members))  # type: ignore[assignment]
     return there
 
 
 def taken(there: Fleet) -> Any:
-    runners = cast(Any, there.runners.values())
+    runners = cast(Any, there.runners.by_group.values())
     groups = group_statuses(cast(GroupManager, there), 100.0, lambda moment: moment + 1000)
     return snapshot(groups=groups, mailbox_problems=mailbox_problems(runners, there.missing, 100.0))
 

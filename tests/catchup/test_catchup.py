@@ -222,7 +222,7 @@ async def test_a_mailbox_that_left_while_it_was_worked_on_is_left_alone(
 
 async def restart(one: Office) -> CatchUp:
     """What another process would begin with."""
-    return CatchUp(ask=one.way, states=one.states, kinds=one.kinds, now=one.now)
+    return CatchUp(routes=one, states=one.states, kinds=one.kinds, now=one.now)
 
 
 async def test_another_process_goes_on(autojump_clock: trio.testing.MockClock) -> None:

@@ -15,7 +15,7 @@ from listener.access import AccessRule
 from listener.catchup.catchup import CatchUp
 from listener.catchup.differences import Record
 from listener.catchup.paging import FEW_PAGES, LONGEST_PAUSE, MOST_BARREN, Progress
-from listener.catchup.queries import Queries, Way
+from listener.catchup.queries import MailboxRoute, Queries
 from listener.catchup.snapshots import Known, build_page, encoded
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -76,6 +76,18 @@ def time_of(seconds: int) -> str:
     return f"2026-01-{1 + hours // 24:02}T{hours % 24:02}:{minute:02}:{second:02}Z"
 
 
+class OneRoute:
+    """The routes of a mailbox that is reached at a server."""
+
+    def __init__(self, server: "Server") -> None:
+        self.server = server
+
+    def route(self, _mailbox: str) -> MailboxRoute:
+        return self.server.route
+
+    route_without_stream = route
+
+
 class Server:
     """Answers with the next of these pages, whatever is asked."""
 
@@ -91,9 +103,9 @@ class Server:
         return read(page)
 
     @property
-    def way(self) -> Way:
+    def route(self) -> MailboxRoute:
         access = AccessRule().of("a@x.example")
-        return Way(client=self, headers={}, version="Exchange2013_SP1", access=access)
+        return MailboxRoute(client=self, headers={}, version="Exchange2013_SP1", access=access)
 
 
 async def all_items(queries: Queries) -> None:
@@ -142,7 +154,7 @@ async def test_a_listing_without_end_is_an_error(
 ) -> None:
     server = Server(pages)
     with pytest.raises(ExchangeError) as caught:
-        await walk(Queries(server.way))
+        await walk(Queries(server.route))
     assert caught.value.failure.code == "UnexpectedReply"
     assert server.asked <= most
     if most > FEW_PAGES:
@@ -156,13 +168,13 @@ async def test_a_long_listing_comes_to_its_end(autojump_clock: trio.testing.Mock
     pages = (changes(f"S{n}", *range(n, n + 512), last=n == starts[-1]) for n in starts)
     server = Server(pages)
     folder = Folder(folder_id="F", total_count=count_)
-    assert len(await Queries(server.way).all_items(folder)) >= count_
+    assert len(await Queries(server.route).all_items(folder)) >= count_
     assert trio.current_time() < 600
 
 
 async def test_a_page_without_changes_may_come_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
     pages = [changes("1", "a"), changes("2"), changes("3", "b"), changes("4"), changes("5", "c", last=True)]
-    assert await Queries(Server(iter(pages)).way).all_items(FOLDER) == {"a", "b", "c"}
+    assert await Queries(Server(iter(pages)).route).all_items(FOLDER) == {"a", "b", "c"}
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=60))
@@ -210,7 +222,7 @@ async def test_first_states_without_end_are_tried_ever_more_seldom(
     autojump_clock: trio.testing.MockClock, pages: Callable[[], Pages]
 ) -> None:
     server = Server(pages())
-    catch_up = CatchUp(ask=lambda _mailbox: server.way, states=States(), kinds=frozenset({"created"}))  # type: ignore[arg-type]
+    catch_up = CatchUp(routes=OneRoute(server), states=States(), kinds=frozenset({"created"}))  # type: ignore[arg-type]
     catch_up._mailbox_state("a@x.example")
     catch_up._builds.put("a@x.example", 0.0)
     with trio.move_on_after(3600):
@@ -221,6 +233,6 @@ async def test_first_states_without_end_are_tried_ever_more_seldom(
 async def test_a_first_state_is_built_page_by_page() -> None:
     states, listings = States(), dict[str, Progress]()
     server = Server(iter([changes("1", "a"), changes("2", "b"), changes("3", "c", last=True)]))
-    built = [await build_page(Queries(server.way), states, "a", (), listings) for _ in range(4)]  # type: ignore[arg-type]
+    built = [await build_page(Queries(server.route), states, "a", (), listings) for _ in range(4)]  # type: ignore[arg-type]
     assert built == [("F", False), ("F", False), ("F", True), None]
     assert not listings

@@ -35,7 +35,7 @@ def saved(name: str = "DAG1/1", **fields: Any) -> GroupCheckpoint:
         access="impersonation",
         closed=False,
         anchor="ann",
-        maker="us",
+        owner="us",
         members={
             "ann": SubscriptionCheckpoint("1", "all"),
             "bob": SubscriptionCheckpoint("2", "all"),
@@ -54,7 +54,7 @@ class Present:
         default_factory=lambda: dict.fromkeys(("ann", "bob", "cat"))
     )
     kinds: dict[str, AccessKind] = field(default_factory=dict)
-    maker: str = "us"
+    owner: str = "us"
     specs: dict[str, str] = field(default_factory=dict)
     size: int = 200
 
@@ -63,7 +63,7 @@ class Present:
             groups,
             self.places,
             kind_of=lambda mailbox: self.kinds.get(mailbox, "impersonation"),
-            maker=lambda _url: self.maker,
+            owner=lambda _url: self.owner,
             spec=lambda mailbox: self.specs.get(mailbox, "all"),
             size=self.size,
         )
@@ -98,7 +98,7 @@ def test_who_is_wanted_for_something_else_stays_in_the_group_and_is_subscribed_a
 
 
 def test_another_account_has_no_use_for_any_of_it() -> None:
-    assert Present(maker="another").restore(saved()) == []
+    assert Present(owner="another").restore(saved()) == []
 
 
 def test_whose_place_the_configuration_tells_stays_only_there() -> None:

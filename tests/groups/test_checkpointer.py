@@ -34,8 +34,31 @@ class Groups:
         return self.moments, {}
 
 
-def checkpointer(journal: SqliteJournal, groups: Groups) -> Checkpointer:
-    return Checkpointer(journal, groups, now=lambda: WALL + trio.current_time())
+@dataclass
+class Bound:
+    """A checkpointer with its source."""
+
+    checkpointer: Checkpointer
+    groups: Groups
+
+    def note(self, name: str) -> None:
+        self.checkpointer.note(name)
+
+    async def load(self) -> tuple[list[GroupCheckpoint], LastSeen]:
+        return await self.checkpointer.load()
+
+    async def keep(self, name: str) -> None:
+        await self.checkpointer.keep(name, self.groups)
+
+    async def save(self) -> None:
+        await self.checkpointer.save(self.groups)
+
+    async def run(self) -> None:
+        await self.checkpointer.run(self.groups)
+
+
+def checkpointer(journal: SqliteJournal, groups: Groups) -> Bound:
+    return Bound(Checkpointer(journal, now=lambda: WALL + trio.current_time()), groups)
 
 
 async def test_what_one_process_writes_the_next_one_reads(autojump_clock: trio.testing.MockClock) -> None:

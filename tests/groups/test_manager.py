@@ -1,6 +1,6 @@
 """The group manager on a virtual clock, with an Autodiscover and with groups as a few lines of script."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,7 +18,9 @@ from listener.groups.actions import Discovered, Doubted, Joined, Left, Outcome, 
 from listener.groups.affinity import Group, Placement
 from listener.groups.checkpoint import Restored
 from listener.groups.group import GroupState, Kept
-from listener.groups.manager import GroupManager
+from listener.groups.manager import GroupManager, ManagerSettings
+from listener.groups.member import Policy
+from listener.groups.runners import Runners
 
 EWS = "https://mail.example/EWS"
 UNKNOWN = Failure(code="InvalidUser", text="no such user")
@@ -45,7 +47,7 @@ class Runner:
     took_over: Any = None
     _stop: trio.Event = field(default_factory=trio.Event)
 
-    def tell(self, outcome: Outcome) -> None:
+    def post(self, outcome: Outcome) -> None:
         self.told.append(outcome)
         if isinstance(outcome, Stop):
             self._stop.set()
@@ -88,11 +90,45 @@ class Run:
     manager: GroupManager
     runners: list[Runner]
     ended: Callable[[], bool]
-    gone: list[Sequence[str]]
+    gone: list[str]
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         return {runner.group.name: runner.group.mailboxes for runner in self.runners}
+
+
+@dataclass
+class CatchUp:
+    """Stands where catch-up does: `gone` has the mailboxes that left, in the order in which they did."""
+
+    gone: list[str]
+
+    def subscribed(self, mailbox: str, *, new: bool) -> None: ...
+    def gap(self, mailbox: str, since: float | None, reason: str) -> None: ...
+    def resume(self, mailboxes: Iterable[str]) -> None: ...
+
+    def drop(self, mailbox: str) -> None:
+        self.gone.append(mailbox)
+
+    def unfilled(self) -> dict[str, float]:
+        return {}
+
+    async def stored_folders(self, mailbox: str) -> set[str]:
+        return set()
+
+
+class Checkpoints:
+    """Stands where the checkpointer does, and keeps nothing."""
+
+    def note(self, name: str) -> None: ...
+
+
+def settings(kind_of: Callable[[str], AccessKind], refresh: float) -> ManagerSettings:
+    policy = Policy(
+        backoff=Backoff(first=1, factor=2, cap=120), suspended=Backoff(first=60, factor=2, cap=3600)
+    )
+    spec = SimpleNamespace(access=SimpleNamespace(kind_of=kind_of))
+    return ManagerSettings(spec=spec, policy=policy, refresh=refresh)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -107,7 +143,7 @@ async def running(
     restored: Sequence[Restored] = (),
 ) -> AsyncIterator[Run]:
     runners: list[Runner] = []
-    gone: list[Sequence[str]] = []
+    gone: list[str] = []
     ended = False
 
     def new_runner(group: Group, _manager: GroupManager, before: Restored | None = None) -> Any:
@@ -117,17 +153,14 @@ async def running(
     manager = GroupManager(
         known=known,
         sought=sought,
+        settings=settings(kind_of, refresh),
+        group_size=group_size,
         discovery=directory,
         new_runner=new_runner,
-        group_size=group_size,
-        retry=Backoff(first=1, factor=2, cap=120),
-        suspended=Backoff(first=60, factor=2, cap=3600),
-        refresh=refresh,
+        runners=Runners(),
+        catch_up=CatchUp(gone),
+        checkpointer=Checkpoints(),  # type: ignore[arg-type]
         restored=restored,
-        gaps=lambda *_: None,
-        resumed=lambda _: None,
-        left=gone.append,
-        kind_of=kind_of,
     )
 
     async def run() -> None:
@@ -155,7 +188,7 @@ async def test_each_place_gets_groups_of_its_own(autojump_clock: trio.testing.Mo
     async with running(directory, "dan", "cat", "bob", "ann", group_size=2) as run:
         await trio.sleep(1)
         assert run.groups == {"DAG1/1": ("ann", "bob"), "DAG1/2": ("cat",), "DAG2/1": ("dan",)}
-        assert list(run.manager.runners) == list(run.groups)
+        assert list(run.manager.runners.by_group) == list(run.groups)
         assert run.manager.mailboxes == 4
         run.runners[0].mailboxes_streaming, run.runners[2].mailboxes_streaming = 2, 1
         assert run.manager.streaming == 3
@@ -386,7 +419,7 @@ async def test_a_mistake_of_ours_in_one_group_does_not_stop_the_others(
             assert [runner.ended for runner in run.runners] == [False, False]
             await trio.sleep(100)
             assert [runner.group.name for runner in run.runners] == ["DAG1/1", "DAG2/1", "DAG1/1"]
-            assert run.manager.runners["DAG1/1"] is run.runners[2]
+            assert run.manager.runners.by_group["DAG1/1"] is run.runners[2]
     assert [line["group"] for line in told(lines, "group.crashed")] == ["DAG1/1"]
 
 
@@ -436,7 +469,7 @@ async def test_mailboxes_come_and_go_while_the_others_stream_on(
         run.manager.change(at("DAG9", "yan"), ("bob", "cat", "dan", "eve"))
         await trio.sleep(1)
         assert run.manager.mailboxes == 5
-        assert {name: runner.group.mailboxes for name, runner in run.manager.runners.items()} == {
+        assert {name: runner.group.mailboxes for name, runner in run.manager.runners.by_group.items()} == {
             "DAG1/1": ("bob", "cat"),
             "DAG2/1": ("dan", "eve"),
             "DAG9/1": ("yan",),
@@ -445,7 +478,7 @@ async def test_mailboxes_come_and_go_while_the_others_stream_on(
         assert first.told == [Left(("ann",)), Joined(("cat",))]
         assert second.told == [Joined(("eve",))]
         assert (zoe.told, yan.told) == ([Stop(unsubscribe=True)], [])  # never one group, though of one name
-        assert run.gone == [["ann", "zoe"]]
+        assert run.gone == ["ann", "zoe"]
         assert directory.asked[1:] == [(1, ["cat", "eve"])]
 
 
@@ -458,11 +491,11 @@ async def test_a_group_of_which_nobody_is_left_ends_and_its_name_may_be_used_aga
         await trio.sleep(1)
         run.manager.change((), ())
         await trio.sleep(1)
-        assert run.manager.runners == {}
+        assert run.manager.runners.by_group == {}
         run.manager.change((), ("bob",))
         await trio.sleep(100)
         assert [runner.ended for runner in run.runners] == [True, False]
-        assert run.manager.runners == {"DAG1/1": run.runners[1]}
+        assert run.manager.runners.by_group == {"DAG1/1": run.runners[1]}
         run.manager.stop(unsubscribe=True)
         await trio.sleep(6)
         assert run.ended()
@@ -485,7 +518,9 @@ async def test_who_left_while_being_sought_or_moved_stays_away(
             run.manager.change((), ("bob",))
         run.manager.separate(run.runners[0].group, ("ann",))
         await trio.sleep(30)
-        assert {name: r.group.mailboxes for name, r in run.manager.runners.items()} == {"DAG1/1": ("bob",)}
+        assert {name: r.group.mailboxes for name, r in run.manager.runners.by_group.items()} == {
+            "DAG1/1": ("bob",)
+        }
 
 
 async def test_a_change_brings_forward_the_search_for_those_who_were_not_found(
@@ -522,7 +557,9 @@ async def test_who_is_got_at_in_another_way_has_another_group(
         kinds["zoe"] = kinds["ann"] = "delegate"
         run.manager.change(at("DAG9", "zoe"), ("ann", "bob"))
         await trio.sleep(1)
-        assert {name: (r.group.access, r.group.mailboxes) for name, r in run.manager.runners.items()} == {
+        assert {
+            name: (r.group.access, r.group.mailboxes) for name, r in run.manager.runners.by_group.items()
+        } == {
             "DAG9/1": ("delegate", ("zoe",)),
             "DAG1/1": ("delegate", ("ann", "bob")),
         }
@@ -582,7 +619,7 @@ async def test_a_group_that_has_only_something_to_unsubscribe_runs_but_nobody_be
         # Its name is free, and may be given to a group elsewhere: those who come get a runner of their own.
         assert [runner.group.mailboxes for runner in run.runners] == [(), ("ann",)]
         assert [runner.told for runner in run.runners] == [[], []]
-        assert run.manager.runners == {"DAG1/1": run.runners[1]}
+        assert run.manager.runners.by_group == {"DAG1/1": run.runners[1]}
         run.manager.stop(unsubscribe=False)
         assert [runner.told for runner in run.runners] == [[Stop(False)], [Stop(False)]]
 
@@ -604,20 +641,20 @@ async def test_when_a_stream_of_somebody_who_left_was_heard_is_not_kept(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running(Directory(), known=at("site", "ann")) as run:
-        run.manager.well["ann"] = 5.0
+        run.manager.last_seen["ann"] = 5.0
         run.runners.clear()
         run.manager.change((), ())
-        run.manager.well["ann"] = 9.0  # its stream came to its end
+        run.manager.last_seen["ann"] = 9.0  # its stream came to its end
         await trio.sleep(1)
         assert run.manager.heard() == ({}, {})
-        assert run.manager.well == {}
+        assert run.manager.last_seen == {}
 
 
 async def test_who_is_on_the_way_to_another_group_is_behind(autojump_clock: trio.testing.MockClock) -> None:
     async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
         await trio.sleep(1)
-        run.manager.well |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
-        (runner,) = run.manager.runners.values()
+        run.manager.last_seen |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
+        (runner,) = run.manager.runners.by_group.values()
         runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and is in no other yet
         runner.heard_at, runner.missing_since = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
         assert run.manager.heard() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
@@ -706,7 +743,7 @@ async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_prese
         assert again.group.mailboxes == ("ann", "cat", "dan")
         assert again.before is not None
         assert again.before.kept.subscriptions == {"ann": "1"}
-        assert run.manager.runners == {"site/1": again}
+        assert run.manager.runners.by_group == {"site/1": again}
 
 
 async def test_a_mailbox_that_crashes_discovery_does_not_hold_up_the_others(

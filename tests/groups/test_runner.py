@@ -236,6 +236,16 @@ class Registry:
 
 
 @dataclass
+class Ingest:
+    """Stands where listener/ingest.py does."""
+
+    take: Callable[[Sequence[MailboxEvent]], Awaitable[None]]
+
+    async def publish(self, batch: Sequence[MailboxEvent], /) -> None:
+        await self.take(batch)
+
+
+@dataclass
 class Run:
     runner: GroupRunner
     server: Server
@@ -269,7 +279,7 @@ async def running(
         group,
         server,  # type: ignore[arg-type]
         spec,
-        publish or note,
+        Ingest(publish or note),
         registry or Registry(),
         GroupState.start(mailboxes, POLICY, kept),
         Loaded(),
@@ -316,7 +326,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_the_end_of_a_group(
     server, registry = Server(), Registry(disk=trio.Event())
     async with running(server, "ann", registry=registry) as run:
         await trio.sleep(60)
-        run.runner.tell(Stop())
+        run.runner.post(Stop())
         await trio.sleep(1)
         assert run.runner.finished
 
@@ -622,7 +632,7 @@ async def test_a_stream_that_is_replaced_is_read_to_its_end(autojump_clock: trio
     server = Server(script)
     async with running(server, "ann") as run:
         await trio.sleep(60)
-        run.runner.tell(Joined(("ann", "bob")))
+        run.runner.post(Joined(("ann", "bob")))
         await trio.sleep(20)
         assert server.operations == [
             ("Subscribe", "ann"),
@@ -641,7 +651,7 @@ async def test_a_replaced_stream_that_does_not_end_is_let_go_after_a_while(
     server = Server()
     async with running(server, "ann") as run:
         await trio.sleep(60)
-        run.runner.tell(Joined(("bob",)))
+        run.runner.post(Joined(("bob",)))
         await trio.sleep(29)
         assert [body.closed for body in server.streams] == [False, False]
         await trio.sleep(2)
@@ -711,7 +721,7 @@ async def test_stop_unsubscribes_everybody_and_ends_the_runner(
     server = Server()
     async with running(server, "ann", "bob", "cat") as run:
         await trio.sleep(10)
-        run.runner.tell(Stop(unsubscribe=True))
+        run.runner.post(Stop(unsubscribe=True))
         await trio.sleep(5)
     assert sorted(server.operations[4:]) == [
         ("Unsubscribe", "ann"),
@@ -735,12 +745,12 @@ async def stopped(
     """A group that was told to stop, in the midst of something; the body begins when it has ended."""
     state = GroupState.start(("ann",), POLICY)
     group = Group("DAG1/1", "https://mail.example/EWS", "DAG1", ("ann",))
-    runner = GroupRunner(group, server, WISH, publish, Registry(), state)  # type: ignore[arg-type]
+    runner = GroupRunner(group, server, WISH, Ingest(publish), Registry(), state)  # type: ignore[arg-type]
     with trio.move_on_after(after + 60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(runner.run)
             await trio.sleep(after)
-            runner.tell(Stop())
+            runner.post(Stop())
     yield runner
 
 
@@ -778,9 +788,9 @@ async def test_a_stream_that_was_replaced_hands_on_what_it_read_before_its_group
 
     async with running(Server(script), "ann", publish=slow) as run:
         await trio.sleep(10)
-        run.runner.tell(Joined(("bob",)))
+        run.runner.post(Joined(("bob",)))
         await trio.sleep(11)
-        run.runner.tell(Stop())
+        run.runner.post(Stop())
         started_at = trio.current_time()
         with trio.move_on_after(10):
             while not run.runner.finished or not told:
@@ -857,7 +867,7 @@ async def test_an_id_that_somebody_else_has_by_now_is_not_unsubscribed(
     server, registry = Server(), Registry()
     async with running(server, "ann", "bob", registry=registry) as run:
         await trio.sleep(10)
-        run.runner.tell(Left(("ann", "bob")))
+        run.runner.post(Left(("ann", "bob")))
         await trio.sleep(
             0.05
         )  # the first is being unsubscribed; a server that begins anew gives both ids again
@@ -881,11 +891,11 @@ async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
     async def publish(_batch: Sequence[MailboxEvent]) -> None: ...
 
     state = GroupState.start(("ann",), POLICY)
-    runner = GroupRunner(group, server, WISH, publish, Registry(), state)  # type: ignore[arg-type]
+    runner = GroupRunner(group, server, WISH, Ingest(publish), Registry(), state)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(runner.run)
         await trio.sleep(10)
-        runner.tell(Stop(unsubscribe=True))
+        runner.post(Stop(unsubscribe=True))
         started_at = trio.current_time()
     assert trio.current_time() - started_at == pytest.approx(5)
 

@@ -176,7 +176,7 @@ async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object
             )
             await mailbox_source.recall(journal)
             assert mailbox_source.mailboxes == ()
-            groups, heard = await Checkpointer(journal, None).load()  # type: ignore[arg-type]
+            groups, heard = await Checkpointer(journal).load()
             assert groups == []
             assert not heard.groups
     told = {line["event"] for line in lines if line["log_level"] == "warning"}
@@ -251,7 +251,7 @@ async def start(state: Path) -> None:
             sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
         )
         await mailbox_source.recall(journal)
-        await Checkpointer(journal, None).load()  # type: ignore[arg-type]
+        await Checkpointer(journal).load()
         await journal.forget("sync", (), 1e12)
         await journal.append(events(range(100, 120)), [Put("sync", KEY, b"x")])
         await journal.replay("one", 0, "ann@x.example")

@@ -18,7 +18,7 @@ import structlog.testing
 import trio
 
 from listener.access import AccessRule
-from listener.catchup.catchup import CatchUp, Way
+from listener.catchup.catchup import CatchUp, MailboxRoute
 from listener.demo.verdict import Gaps, LedgerLine, balance, call_of, read_ledger
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
@@ -98,6 +98,8 @@ class Office:
     asked: Counter[str] = field(default_factory=Counter)
     fail: dict[str, list[Failure]] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
+    denied: list[tuple[str, Failure]] = field(default_factory=list)
+    answers_without_stream: bool = False
     delay: float = 0.05
     streaming: bool = True
     # Seconds that the listener's clock is behind the server's.
@@ -114,12 +116,21 @@ class Office:
     async def publish(self, events: Sequence[MailboxEvent]) -> None:
         self.handed += [(clock(), event) for event in events]
 
-    def way(self, mailbox: str) -> Way | None:
-        return self.way_without_stream(mailbox) if self.streaming else None
+    def route(self, mailbox: str) -> MailboxRoute | None:
+        return self._route(mailbox) if self.streaming else None
 
-    def way_without_stream(self, mailbox: str) -> Way:
+    def route_without_stream(self, mailbox: str) -> MailboxRoute | None:
+        return self._route(mailbox) if self.answers_without_stream else None
+
+    def renew(self, mailbox: str) -> None:
+        self.silent.append(mailbox)
+
+    def check_access(self, mailbox: str, failure: Failure) -> None:
+        self.denied.append((mailbox, failure))
+
+    def _route(self, mailbox: str) -> MailboxRoute:
         access = AccessRule(folders=self.folders).of(mailbox)
-        return Way(
+        return MailboxRoute(
             client=self,
             headers={"X-AnchorMailbox": mailbox},
             version="Exchange2013_SP1",
@@ -225,11 +236,10 @@ async def office(
     with structlog.testing.capture_logs() as log:
         one = Office(exchange, kinds, folders, log=log)
         one.catch_up = CatchUp(
-            ask=one.way,
+            routes=one,
             states=one.states,
             kinds=one.kinds,
             now=one.now,
-            silent=one.silent.append,
             rng=Random(1),
             **settings,
         )

@@ -54,7 +54,7 @@ async def test_hours_of_faults(autojump_clock: trio.testing.MockClock, seed: int
         await trio.sleep(1)
         assert made <= there.notes.came.keys()
         streams = len(there.exchange.streams)
-        groups = len(there.daemon.manager.runners)
+        groups = len(there.daemon.runners.by_group)
         assert streams == groups == there.wire.open
         # A group is a task and its stream is one; thousands of faults would leave more than two.
         assert trio.lowlevel.current_statistics().tasks_living <= tasks + 2 * (groups - 3) + 2

@@ -34,8 +34,7 @@ async def another_process(one: Office, **settings: object) -> AsyncIterator[None
     """The listener begins again, with what it had kept and what handlers were told."""
     told = list(one.events)
     one.catch_up = CatchUp(
-        ask=one.way,
-        ask_without=one.way_without_stream,
+        routes=one,
         states=one.states,
         kinds=one.kinds,
         now=one.now,

@@ -53,7 +53,7 @@ async def test_a_subscription_that_fails_again_and_again_delays_no_other(
             )
             late = await delays(there, good)
         assert max(late) <= 1
-        print(f"{code}: {max(late):.3f} s at most, {len(there.daemon.manager.runners)} groups")
+        print(f"{code}: {max(late):.3f} s at most, {len(there.daemon.runners.by_group)} groups")
         await there.until_streaming()
 
 
@@ -132,7 +132,7 @@ async def test_a_server_that_wants_one_user_a_connection_gets_groups_of_one(
     settings = Settings(mailboxes=mailboxes, backends=2, rules=Rules(one_user_per_stream=True))
     async with world(settings) as there:
         took = await there.until_streaming(within=300)
-        sizes = [len(runner.group.mailboxes) for runner in there.daemon.manager.runners.values()]
+        sizes = [len(runner.group.mailboxes) for runner in there.daemon.runners.by_group.values()]
         assert sizes == [1] * mailboxes
         # What was subscribed before the server's wish was known is lost with its subscription: gaps, and no more.
         assert {event.type for event in there.notes.lifecycle} <= GAPS, "nobody was taken for bad"
@@ -158,14 +158,14 @@ async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, whic
         members = sorted(mailbox for mailbox in there.mailboxes if homes[mailbox] == source)
         mover = members[0] if which == "anchor" else members[5]
         untouched = [stream for stream in there.exchange.streams if stream.backend == third]
-        before = {runner.group.name for runner in there.daemon.manager.runners.values()}
+        before = {runner.group.name for runner in there.daemon.runners.by_group.values()}
         there.order("mailbox_move", mailbox=mover, backend=target.partition(".")[0])
         stayed = [mailbox for mailbox in there.mailboxes if mailbox != mover]
         late = await delays(there, stayed, 30)
         assert max(late) <= 1
         assert there.streaming == 60
         assert [stream for stream in there.exchange.streams if stream.backend == third] == untouched
-        runners = there.daemon.manager.runners
+        runners = there.daemon.runners.by_group
         assert set(runners) == before, "it has joined the group that there was"
         (home,) = (runner for runner in runners.values() if mover in runner.group.mailboxes)
         assert home.group.grouping_information.startswith(target.partition(".")[0].upper())

@@ -27,7 +27,7 @@ def size(line: dict[str, Any]) -> int:
 def scaled(there: World, lines: list[dict[str, Any]], group_size: int) -> float:
     """Bytes for a thousand mailboxes in groups of such a size: lines about a mailbox count for each mailbox, lines
     about a group for each group."""
-    mailboxes, groups = len(there.mailboxes), len(there.daemon.manager.runners)
+    mailboxes, groups = len(there.mailboxes), len(there.daemon.runners.by_group)
     total = 0.0
     for line in lines:
         times = 1.0

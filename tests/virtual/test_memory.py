@@ -14,5 +14,5 @@ async def test_events_are_not_kept_where_nothing_is_compared(
 ) -> None:
     async with world(Settings(mailboxes=3), traffic=5.0, catch_up={"mode": mode}) as running:
         await trio.sleep(20)
-        assert running.daemon.events
-        assert running.daemon._told is None or not running.daemon._told._waiting
+        assert running.daemon.ingest.events
+        assert not running.daemon.ingest.history._waiting

@@ -52,7 +52,7 @@ async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
         await there.until_streaming()
         await trio.sleep(100)
         before = there.daemon.delivery.workers
-        opened = {name: runner.opened for name, runner in there.daemon.manager.runners.items()}
+        opened = {name: runner.opened for name, runner in there.daemon.runners.by_group.items()}
         asked = len(there.wire.asked)
         config = changed(
             there, exchange={"concurrency": 3, "user_agent": "x"}, backoff={"first": 7.0}, stream={"window": 300.0},
@@ -62,13 +62,12 @@ async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
         assert await there_is.reload() == ("exchange.user_agent",)
         assert len(there.wire.asked) == asked
         daemon = there.daemon
-        assert {name: runner.opened for name, runner in daemon.manager.runners.items()} == opened
+        assert {name: runner.opened for name, runner in daemon.runners.by_group.items()} == opened
         assert daemon.delivery.workers == before
         assert daemon.access.throttles.limit == 3
-        assert daemon.catch_up is not None
         assert daemon.catch_up.interval == 77
-        assert {runner.state.policy.backoff.first for runner in daemon.manager.runners.values()} == {7.0}
-        assert {runner.spec.window for runner in daemon.manager.runners.values()} == {5}
+        assert {runner.state.policy.backoff.first for runner in daemon.runners.by_group.values()} == {7.0}
+        assert {runner.spec.window for runner in daemon.runners.by_group.values()} == {5}
         it = there_is.snapshot()
         assert (it.state, it.streaming, it.reloads.done, it.reloads.pending) == (
             "listening", 12, 1, ("exchange.user_agent",),

@@ -21,9 +21,9 @@ SEEDS = range(int(os.environ.get("EWS_LISTENER_SEEDS", "1")))
 def by_group(there: World, since: float) -> dict[str, list[float]]:
     """When each group asked for something since then."""
     home = {
-        mailbox: name for name, r in there.daemon.manager.runners.items() for mailbox in r.group.mailboxes
+        mailbox: name for name, r in there.daemon.runners.by_group.items() for mailbox in r.group.mailboxes
     }
-    moments: dict[str, list[float]] = {name: [] for name in there.daemon.manager.runners}
+    moments: dict[str, list[float]] = {name: [] for name in there.daemon.runners.by_group}
     for moment, anchor, _ in there.wire.asked:
         if moment > since:
             moments[home[anchor]].append(moment)
@@ -72,7 +72,7 @@ async def test_200_subscriptions_of_a_back_end_that_was_killed(
     settings = Settings(mailboxes=200, backends=1, network=Network(latency=0.05))
     async with world(settings) as there:
         await there.until_streaming()
-        assert len(there.daemon.manager.runners) == 1
+        assert len(there.daemon.runners.by_group) == 1
         await trio.sleep(60)
         there.order("backend_restart")
         assert not list(there.exchange.subscriptions)

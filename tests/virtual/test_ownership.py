@@ -87,7 +87,7 @@ async def test_mailboxes_that_the_anchors_back_end_refuses_get_groups_of_their_o
     async with world(Settings(mailboxes=6, backends=1)) as there:
         monkeypatch.setattr(Exchange, "handle", picky)
         await there.until_streaming(within=120)
-        assert len(there.daemon.manager.runners) == 6
+        assert len(there.daemon.runners.by_group) == 6
         kinds = [what for _, _, what in there.wire.asked]
         assert kinds.count("Subscribe") <= 40
         made = there.touch()

@@ -23,7 +23,7 @@ async def never_streaming(**settings: Any) -> AsyncIterator[Office]:
     async with office(**settings) as one:
         await fill(one)
         one.streaming = False
-        one.catch_up.ask_without = one.way_without_stream
+        one.answers_without_stream = True
         one.catch_up.subscribed(one.mailbox.address, new=True)
         one.clear()
         await trio.sleep(1)
@@ -71,7 +71,7 @@ async def test_a_mailbox_that_never_had_a_stream(
 
 async def test_a_stream_that_was_there_once(autojump_clock: trio.testing.MockClock) -> None:
     async with ready(interval=300, idle_interval=10_000) as one:
-        one.catch_up.ask_without = one.way_without_stream
+        one.answers_without_stream = True
         await trio.sleep(5000)
         one.clear()
         since = trio.current_time()
@@ -93,7 +93,7 @@ async def test_a_server_that_does_not_answer_is_not_asked_more_often(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with ready(interval=300, idle_interval=2000) as one:
-        one.catch_up.ask_without = one.way_without_stream
+        one.answers_without_stream = True
         one.streaming = False
         one.fail["FindFolder"] = [Failure(code="ConnectFailed")] * 1000
         one.clear()

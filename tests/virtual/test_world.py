@@ -14,6 +14,6 @@ async def test_all_stream_and_events_arrive(autojump_clock: trio.testing.MockClo
         await trio.sleep(0.1)
         assert made == set(there.notes.came)
         assert max(there.notes.came.values()) - started_at < 0.05
-        assert len(there.daemon.manager.runners) == 3
+        assert len(there.daemon.runners.by_group) == 3
     assert len(list(there.exchange.subscriptions)) == 0
     assert there.wire.open == there.wire.under_way == 0

@@ -1,7 +1,6 @@
 """The whole daemon and a whole organisation in one process, without a socket, on a virtual clock."""
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ import listener.daemon
 from listener import Handler, MailboxEvent
 from listener.catchup.catchup import CatchUp
 from listener.config import Config
-from listener.daemon import Daemon
-from listener.demo.verdict import Books, Call, Gaps, balance, call_of, read_ledger
+from listener.daemon import Daemon, open_daemon
+from listener.demo.session import GapObserver
+from listener.demo.verdict import Books, Call, balance, call_of, read_ledger
 from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
@@ -74,8 +74,7 @@ class World:
     log: list[Any]
     users: Traffic
     lines: list[Line]
-    without: dict[str, list[tuple[float, float]]]
-    looks: dict[str, list[tuple[float, float]]]
+    observer: GapObserver
     rng: Random = field(default_factory=lambda: Random(4))
 
     @property
@@ -121,13 +120,11 @@ class World:
     def books(self) -> Books:
         """What happened, held against what the handler was told."""
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
-        gaps = {mailbox: Gaps(times, self.looks[mailbox]) for mailbox, times in self.without.items()}
-        return balance(ledger, self.notes.calls, gaps)
+        return balance(ledger, self.notes.calls, self.observer.gaps())
 
     async def caught_up(self, *, within: float) -> None:
         """Returns when each mailbox has been compared since now."""
         catch_up, started_at = self.daemon.catch_up, trio.current_time()
-        assert catch_up is not None
         catch_up.sweep()
         while behind := catch_up.lagging(started_at):
             assert trio.current_time() - started_at <= within, f"{behind} mailboxes after {within} s"
@@ -153,51 +150,35 @@ async def world(
     wire = Wire(exchange)
     notes = Notes()
     original = listener.build.access
-    looks: dict[str, list[tuple[float, float]]] = defaultdict(list)
-
-    def looked(mailbox: str, started_at: float) -> None:
-        looks[mailbox].append((started_at + EPOCH, clock()))
-
+    observer = GapObserver(lambda moment: moment + EPOCH)
     with (
         TemporaryDirectory() as directory,
         structlog.testing.capture_logs() as log,
         patch.object(
             listener.daemon, "access", lambda config: dataclasses.replace(original(config), transport=wire)
         ),
-        patch.object(listener.daemon, "CatchUp", partial(CatchUp, now=now, looked=looked)),
+        patch.object(listener.daemon, "CatchUp", partial(CatchUp, now=now)),
     ):
         config = configuration(settings, exchange, sections, directory)
-        daemon = Daemon(config, [notes], partial(open_journal, None))
         lines: list[Line] = []
-        without = noted_gaps(daemon)
         users = Traffic(list(exchange.directory), traffic, Random(f"traffic {settings.seed}"))
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pulse, exchange, users, lines)
-            async with trio.open_nursery() as listening:
+            async with (
+                open_daemon(
+                    config, [notes], open_journal=partial(open_journal, None), observer=observer
+                ) as daemon,
+                trio.open_nursery() as listening,
+            ):
                 listening.start_soon(daemon.run, stop)
-                yield World(daemon, exchange, wire, notes, log, users, lines, without, looks)
+                yield World(daemon, exchange, wire, notes, log, users, lines, observer)
                 stop.set()
             nursery.cancel_scope.cancel()
 
 
 def now() -> datetime:
     return datetime.fromtimestamp(clock(), UTC)
-
-
-def noted_gaps(daemon: Daemon) -> dict[str, list[tuple[float, float]]]:
-    """Takes note of the times in which mailboxes had no stream that was well."""
-    tell = daemon.manager.gaps
-    without: dict[str, list[tuple[float, float]]] = {}
-
-    def note(mailbox: str, since: float | None, reason: str) -> None:
-        if since is not None:
-            until = clock()
-            without.setdefault(mailbox, []).append((until - trio.current_time() + since, until))
-        tell(mailbox, since, reason)
-
-    daemon.manager.gaps = note
-    return without
 
 
 async def pulse(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None:

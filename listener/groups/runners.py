@@ -1,0 +1,67 @@
+"""All group runners, by the name of their group and by mailbox.
+
+The group manager changes this index; catch-up and the operator's views read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import structlog
+
+from listener.catchup.queries import MailboxRoute
+from listener.ews.codes import Failure
+from listener.groups.actions import Doubted
+from listener.groups.affinity import Group
+from listener.groups.runner import GroupRunner
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Runners:
+    """`by_group` has each runner under its group's name. A mailbox is in exactly one group."""
+
+    by_group: dict[str, GroupRunner] = field(default_factory=dict)
+    _groups: dict[str, Group] = field(default_factory=dict)  # by mailbox
+
+    def assign(self, groups: Iterable[Group]) -> None:
+        """Replace the assignment of mailboxes to groups."""
+        self._groups = {mailbox: group for group in groups for mailbox in group.mailboxes}
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The group of each mailbox that has one."""
+        return self._groups
+
+    def of(self, mailbox: str) -> GroupRunner | None:
+        """Return the runner of the mailbox's group; None if the mailbox has no group yet."""
+        group = self._groups.get(mailbox)
+        return None if group is None else self.by_group.get(group.name)
+
+    # --- what catch-up asks for (listener.catchup.catchup.Routes)
+
+    def route(self, mailbox: str) -> MailboxRoute | None:
+        """Return how to send requests about a mailbox; None while it has no stream."""
+        runner = self.of(mailbox)
+        return None if runner is None else runner.route(mailbox)
+
+    def route_without_stream(self, mailbox: str) -> MailboxRoute | None:
+        """Return how to send requests about a mailbox, with or without a stream; None if it has no group."""
+        runner = self.of(mailbox)
+        return None if runner is None else runner.route_without_stream(mailbox)
+
+    def renew(self, mailbox: str) -> None:
+        """Replace a subscription that holds events back."""
+        runner = self.of(mailbox)
+        if runner is not None:
+            log.warning("subscription.stalled", mailbox=mailbox, group=runner.group.name)
+            runner.post(Doubted((mailbox,)))
+
+    def check_access(self, mailbox: str, failure: Failure) -> None:
+        """Find out whether a mailbox can be read at all, because a comparison of it was denied."""
+        runner = self.of(mailbox)
+        if runner is not None:
+            log.debug("mailbox.access_checked", mailbox=mailbox, group=runner.group.name, code=failure.code)
+            runner.check_access(mailbox)
