@@ -18,7 +18,8 @@ FLOORS = {
     "listener.preflight.remedies": 1,
     "listener.exchange": 2, "listener.handlers": 2, "listener.journal": 2, "listener.plugins": 2,
     "listener.catchup": 3, "listener.delivery": 3, "listener.groups": 3, "listener.mailboxes": 3,
-    "listener.groups.manager": 4, "listener.groups.runners": 4, "listener.ingest": 4, "listener.preflight": 4, "listener.admin": 4,
+    "listener.groups.manager": 4, "listener.groups.runners": 4, "listener.ingest": 4,
+    "listener.preflight": 4, "listener.admin": 4,
     "listener.build": 5, "listener.preflight.check": 5, "listener.daemon": 5, "listener.operations": 5,
     "listener.demo": 6, "listener.cli": 7, "listener.__main__": 8,
 }  # fmt: skip

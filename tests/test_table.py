@@ -384,7 +384,7 @@ def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
 def test_a_stream_that_says_so_of_itself(code: str) -> None:
     """Refused, or broken off before anything was heard on it."""
     for place, failure in places(code, "GetStreamingEvents"):
-        state = advance(streaming(), StreamEnded(0.1, (failure,), heard=False), now=20)
+        state = advance(streaming(), StreamEnded(0.1, (failure,), alive=False), now=20)
         all_of_them = Stream(EVERYBODY, "ann")
         eager = failure.verdict is Verdict.RETRY and failure.wait is None
         match word(code):
@@ -403,7 +403,7 @@ def test_a_stream_that_says_so_of_itself(code: str) -> None:
                 assert asked(state) == (Wait(21),), place
                 state = after_the_wait(state)
                 assert asked(state) == (all_of_them,), place
-                state = advance(state, StreamEnded(0.1, (failure,), heard=False), now=21)
+                state = advance(state, StreamEnded(0.1, (failure,), alive=False), now=21)
                 assert asked(state) == (Wait(21 + 120),), place
             case _:
                 assert asked(state) == (Wait(21, eager),), place
@@ -415,7 +415,7 @@ def test_a_lonely_stream_that_says_so(code: str) -> None:
     """A group of one: what is said of the connection is said of the mailbox."""
     for place, failure in places(code, "GetStreamingEvents"):
         state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), now=0)
-        state = advance(state, StreamEnded(0.1, (failure,), heard=False), now=20)
+        state = advance(state, StreamEnded(0.1, (failure,), alive=False), now=20)
         if word(code) == "suspend":
             assert state.members[0].suspended
             assert asked(state) == (Wait(20 + 60),), place
@@ -490,7 +490,7 @@ async def test_an_unknown_code_is_transient_and_is_logged_once_by_name() -> None
 def test_a_pause_that_is_told_is_kept_whatever_the_code() -> None:
     for code in ALL:
         failure = Failure(code=code, wait=7)
-        state = advance(streaming(), StreamEnded(0.1, (failure,), heard=False), now=20, jitter=0)
+        state = advance(streaming(), StreamEnded(0.1, (failure,), alive=False), now=20, jitter=0)
         if word(code) in ("again", "pause", "login", "loud", "full sync"):
             assert asked(state) == (Wait(27),), code
 

@@ -72,12 +72,12 @@ class Subscribed:
 class StreamEnded:
     """The connection is over, after `duration` seconds. No failures: the server closed it in good order.
 
-    `heard`: the server said something that makes sense before.
+    `alive`: the server said something that makes sense before.
     """
 
     duration: float
     failures: tuple[Failure, ...] = ()
-    heard: bool = True
+    alive: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Source(Protocol):
 
     def record(self, name: str, /) -> GroupCheckpoint | None: ...
 
-    def heard(self) -> tuple[dict[str, float], dict[str, float]]:
+    def last_seen_by_group(self) -> tuple[dict[str, float], dict[str, float]]:
         """As LastSeen has it: of groups, and of mailboxes that are behind."""
 
 
@@ -99,7 +99,7 @@ class Checkpointer:
         for name in sorted(names):
             record = source.record(name)
             yield from self._change(_GROUP + name, None if record is None else _ENCODE(record))
-        groups, missing_since = source.heard()
+        groups, missing_since = source.last_seen_by_group()
         yield from self._change(
             _HEARD, _ENCODE(LastSeen(groups=self._wall(groups), missing_since=self._wall(missing_since)))
         )

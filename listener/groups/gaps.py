@@ -23,38 +23,40 @@ class Gap(NamedTuple):
 class Gaps:
     """The open gaps of one group, one a mailbox. The first reason counts, and the earliest moment.
 
-    `well` says when the stream of each mailbox was last heard, or, before that, when it was first subscribed; it is
-    kept up to date, and may be shared with other groups. What is older than `started_at` is from an earlier process.
+    `last_seen` has the moment when the stream of each mailbox last worked, or, before that, when it was first
+    subscribed. It may be shared with other groups. Moments before `started_at` are from an earlier process.
     """
 
-    def __init__(self, well: dict[str, float] | None = None, started_at: float = -inf) -> None:
-        self._well = {} if well is None else well
+    def __init__(self, last_seen: dict[str, float] | None = None, started_at: float = -inf) -> None:
+        self._last_seen = {} if last_seen is None else last_seen
         self._started_at = started_at
         self._open: dict[str, Gap] = {}
 
-    def heard(self, mailboxes: Iterable[str], moment: float) -> None:
+    def seen(self, mailboxes: Iterable[str], moment: float) -> None:
         """The stream of these mailboxes was well until then.
 
         A gap that is open stays so: whoever takes the mailbox over, another group perhaps, finds where it began.
         """
-        self._well |= dict.fromkeys((mailbox for mailbox in mailboxes if mailbox not in self._open), moment)
+        self._last_seen |= dict.fromkeys(
+            (mailbox for mailbox in mailboxes if mailbox not in self._open), moment
+        )
 
     def subscribed(self, mailbox: str, moment: float) -> None:
         """It has a new subscription, which knows nothing of what was before it, or one from an earlier process.
 
         From the first subscription on nothing may be missed, though no stream of it was heard yet.
         """
-        well = self._well.get(mailbox)
-        if well is None:
-            self._well[mailbox] = moment
+        last_seen = self._last_seen.get(mailbox)
+        if last_seen is None:
+            self._last_seen[mailbox] = moment
             # In place of one from before it left, if there is one: meanwhile nobody listened.
             self._open[mailbox] = Gap(mailbox, None, "start")
         else:
-            self._note(mailbox, "start" if well < self._started_at else "lost")
+            self._note(mailbox, "start" if last_seen < self._started_at else "lost")
 
     def known(self, mailboxes: Iterable[str]) -> dict[str, float]:
         """When the streams of these mailboxes were last heard."""
-        return {mailbox: self._well[mailbox] for mailbox in mailboxes if mailbox in self._well}
+        return {mailbox: self._last_seen[mailbox] for mailbox in mailboxes if mailbox in self._last_seen}
 
     def ended(
         self,
@@ -101,12 +103,12 @@ class Gaps:
         gap = self._open.get(mailbox)
         if gap is not None and gap.since is not None:
             return gap.since
-        return None if streams and gap is None else self._well.get(mailbox)
+        return None if streams and gap is None else self._last_seen.get(mailbox)
 
     def _note(self, mailbox: str, reason: str, since: float | None = None) -> None:
         gap = self._open.get(mailbox)
         if gap is None or gap.since is None:
-            gap = Gap(mailbox, self._well.get(mailbox), reason)
+            gap = Gap(mailbox, self._last_seen.get(mailbox), reason)
         if since is not None and gap.since is not None:
             gap = gap._replace(since=min(since, gap.since))
         self._open[mailbox] = gap

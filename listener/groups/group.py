@@ -310,13 +310,13 @@ def _after_stream(state: GroupState, outcome: StreamEnded, now: float, jitter: f
     if (lost or denied) and state.refusals <= 1:
         return state  # a back end that began anew has forgotten all: what that takes is no reason to wait
     if general or outcome.duration < state.policy.settled:
-        return _pause(state, general, now, jitter, heard=outcome.heard)
+        return _pause(state, general, now, jitter, alive=outcome.alive)
     return state
 
 
 def _credited(state: GroupState, outcome: StreamEnded) -> GroupState:
     """The state when what this connection achieved has been set against earlier failures."""
-    if outcome.heard:
+    if outcome.alive:
         state = replace(state, failures=0)
     if outcome.duration >= AT_ONCE:
         state = replace(state, refusals=0)
@@ -344,7 +344,7 @@ def _accusations(
 
 
 def _pause(
-    state: GroupState, failures: list[Failure], now: float, jitter: float, heard: bool = False
+    state: GroupState, failures: list[Failure], now: float, jitter: float, alive: bool = False
 ) -> GroupState:
     # Credentials are tried once more soon, since a token may just have died; after that they might lock the account.
     slow = any(
@@ -358,7 +358,7 @@ def _pause(
         return replace(
             state, paused_until=now + state.policy.suspended.delay(strikes + 1, jitter, told), eager=False
         )
-    if heard and not slow:
+    if alive and not slow:
         count = state.flaps + 1
         state, backoff = replace(state, flaps=count), state.policy.flapping
     else:

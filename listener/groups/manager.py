@@ -204,7 +204,7 @@ class GroupManager:
         runner = self.runners.by_group.get(name)
         return runner.record() if runner is not None and runner.state.members else None
 
-    def heard(self) -> tuple[dict[str, float], dict[str, float]]:
+    def last_seen_by_group(self) -> tuple[dict[str, float], dict[str, float]]:
         """When the streams of groups were last heard; and for mailboxes of which something may be missing from before
         that, from when on."""
         groups: dict[str, float] = {}
@@ -215,7 +215,7 @@ class GroupManager:
             for member in runner.state.members:
                 missing_since.pop(member.mailbox, None)
             missing_since |= runner.missing_since()
-            if (moment := runner.heard_at) is not None:
+            if (moment := runner.last_seen_at) is not None:
                 groups[name] = moment
         for mailbox, moment in self.catch_up.unfilled().items():
             missing_since[mailbox] = min(moment, missing_since.get(mailbox, inf))

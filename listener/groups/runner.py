@@ -260,12 +260,12 @@ class GroupRunner:
             self._nursery.start_soon(self._check_access, mailbox)
 
     @property
-    def heard_at(self) -> float | None:
+    def last_seen_at(self) -> float | None:
         """When a stream of this group was last heard."""
-        return None if self._reader is None else self._reader.well
+        return None if self._reader is None else self._reader.last_seen
 
     def missing_since(self) -> dict[str, float]:
-        """The mailboxes of which something may be missing from before heard_at, and from when on."""
+        """The mailboxes of which something may be missing from before last_seen_at, and from when on."""
         moments = (
             (m.mailbox, self._gaps.missing_since(m.mailbox, streams=m.subscription is not None))
             for m in self.state.members
@@ -369,7 +369,7 @@ class GroupRunner:
                 refused = tuple((m, crash(error)) for m in mailboxes if m not in made)
                 return Subscribed(tuple(made.items()), refused)
             case Stream():
-                return StreamEnded(0.0, (crash(error, "GroupError"),), heard=False)
+                return StreamEnded(0.0, (crash(error, "GroupError"),), alive=False)
             case Unsubscribe():
                 return Unsubscribed()
             case Discover(mailboxes):
@@ -536,9 +536,9 @@ class GroupRunner:
             failures = (crash(error, "GroupError"),)
         finally:
             self._readers.remove(reader)
-            if reader.well is not None:
-                self._gaps.heard(mailboxes, reader.well)
-                since = dict.fromkeys(mailboxes, reader.well)
+            if reader.last_seen is not None:
+                self._gaps.seen(mailboxes, reader.last_seen)
+                since = dict.fromkeys(mailboxes, reader.last_seen)
         if failures and self._streamed is action:
             self._streamed = None
         # The next process takes it for granted that something is missing since the newest stream was last heard.
@@ -551,8 +551,8 @@ class GroupRunner:
                 self._closed_at = trio.current_time()
         lossy = self._gaps.ended(mailboxes, failures, cut=cut, since=since)
         if lossy and not self._is_newest(action, reader):
-            self._tell_gaps()  # another stream has taken over; else the next one is opened first
-        return StreamEnded(trio.current_time() - started_at, failures, reader.heard)
+            self._report_gaps()  # another stream has taken over; else the next one is opened first
+        return StreamEnded(trio.current_time() - started_at, failures, reader.alive)
 
     async def _read(
         self, action: Stream, reader: StreamReader, since: Mapping[str, float]
@@ -566,18 +566,20 @@ class GroupRunner:
             impersonate=self.spec.access.of(action.anchor).impersonate if impersonating else None,
         )
 
-        async def take(signals: Sequence[Signal]) -> None:
-            if reader.heard and signals and self._is_newest(action, reader):
-                self._reader = reader
-                self._heard(action)
-            await self._publish(signals, owners, since)
-            for signal in signals:
-                if isinstance(signal, Failure):
-                    self.client.throttle.failed(signal)
-
-        failures = await reader.read(
-            lambda: self.client.open_stream(body, self._headers(action.anchor)), take
-        )
+        async with reader.open(lambda: self.client.open_stream(body, self._headers(action.anchor))):
+            while (signals := await reader.receive()) is not None:
+                if reader.alive and signals and self._is_newest(action, reader):
+                    self._reader = reader
+                    self._stream_works(action)
+                try:
+                    await self._publish(signals, owners, since)
+                except BaseException:
+                    reader.undo()
+                    raise
+                for signal in signals:
+                    if isinstance(signal, Failure):
+                        self.client.throttle.failed(signal)
+        failures = reader.failures
         if not impersonating and any(f.code == "ErrorExceededConnectionCount" for f in failures):
             # A stream in a mailbox's name is charged to its budget, not to that of the account.
             self._impersonating = True
@@ -684,7 +686,7 @@ class GroupRunner:
         for each in among:
             self.registry.gap(each, trio.current_time(), WITHOUT_ID)
 
-    def _heard(self, action: Stream) -> None:
+    def _stream_works(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
             before = self._streamed if self.streaming else None
             self.streaming, self._streamed, self.opened = True, action, trio.current_time()
@@ -695,9 +697,9 @@ class GroupRunner:
             tell("group.streaming", mailboxes=len(action.subscriptions), anchor=action.anchor)
             self.registry.changed(self.group)  # its cookies may have
             self.registry.resumed([mailbox for mailbox, _ in action.subscriptions])
-            self._tell_gaps()
+            self._report_gaps()
 
-    def _tell_gaps(self) -> None:
+    def _report_gaps(self) -> None:
         """The gaps of those that have a stream again are ready to be filled."""
         if self.streaming and self._streamed:
             for gap in self._gaps.close(mailbox for mailbox, _ in self._streamed.subscriptions):

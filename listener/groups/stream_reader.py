@@ -1,23 +1,27 @@
-"""Reads one answer to GetStreamingEvents from its first byte to its end.
+"""Reads one response to GetStreamingEvents from its first byte to its end.
 
     reader = StreamReader(silence=90.0, max_envelope=16 * 1024 * 1024)
-    failures = await reader.read(open_stream, take)
+    async with reader.open(open_stream):
+        while (signals := await reader.receive()) is not None:
+            await publish(signals)
+    reader.failures
 
 The rules:
 
-1. Silence is a deadline of our own. It is armed only while bytes are awaited, since a slow handler must not look like
-   a silent server; and only what makes sense counts as heard, since bytes that trickle in are as good as none.
+1. Silence has a deadline of our own. It runs only while bytes are awaited, because a slow journal must not look like
+   a silent server. Only complete, meaningful signals count: a server that trickles bytes is as silent as one that
+   sends none.
 2. `Closed` is not the end: some servers write more after it, but not for long.
-3. A failure is the end: beside a bad subscription some servers deliver nothing more for the good ones, and leave the
+3. A failure is the end. After a bad subscription some servers deliver nothing more for the good ones, and leave the
    socket open.
-4. A reader that is no longer wanted is left some time to come to the server's own end of the stream, so that nothing
-   on its way is lost. What is being handed on is never cut off.
+4. A reader that was replaced gets some time to reach the server's own end of the stream, so that no event in flight
+   is lost. Nothing that is being published is ever cancelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from math import inf
 from typing import Protocol
 
@@ -29,7 +33,7 @@ from listener.ews.stream import Closed, Signal, StreamParser
 
 
 class Answer(Protocol):
-    """The body of an answer as it comes (listener/exchange/client.py has it)."""
+    """A response body that arrives in pieces (listener/exchange/client.py has it)."""
 
     async def receive(self) -> bytes: ...
     async def aclose(self) -> None: ...
@@ -38,85 +42,108 @@ class Answer(Protocol):
 class StreamReader:
     """One stream. `silence` is in seconds, `max_envelope` in bytes.
 
-    `heard`: the server said something that makes sense and is no failure; `well` is when it last did;
-    `cut`: it ended before the server had come to its end; `closed`: the server said that it ends the stream in order.
+    - `alive`: the server sent a signal that is no failure. `last_seen` is when it last did, on trio's clock.
+    - `closed`: the server announced the end of the stream.
+    - `cut`: the stream ended before the server's own end of it.
+    - `failures`: why it ended; empty for an orderly end.
     """
 
     def __init__(self, *, silence: float, max_envelope: int) -> None:
-        self.heard = False
-        self.well: float | None = None
+        self.alive = False
+        self.last_seen: float | None = None
         self.cut = False
         self.closed = False
+        self.failures: tuple[Failure, ...] = ()
         self._silence = silence
         self._parser = StreamParser(max_envelope=max_envelope)
+        self._answer: Answer | None = None
+        self._ended = False
+        self._quiet = 0.0  # seconds of waiting since the last signal
+        self._seen_before: float | None = None  # `last_seen` without the signals that receive() gave last
         self._until = inf
         self._awaiting: trio.CancelScope | None = None
 
     def end_within(self, seconds: float) -> None:
-        """Leaves it this long to come to its own end."""
+        """Leave the stream this many seconds to reach its own end."""
         self._until = trio.current_time() + seconds
         if self._awaiting is not None:
             self._awaiting.deadline = min(self._awaiting.deadline, self._until)
 
-    async def read(
-        self,
-        open_stream: Callable[[], Awaitable[Answer]],
-        take: Callable[[Sequence[Signal]], Awaitable[None]],
-    ) -> tuple[Failure, ...]:
-        """Opens the stream, and hands on what has become complete, chunk by chunk. Returns why it ended: nothing if
-        it did so in good order."""
-        closed = False
+    @asynccontextmanager
+    async def open(self, open_stream: Callable[[], Awaitable[Answer]]) -> AsyncIterator[None]:
+        """Send the request, and close the response at the end. A failure ends the stream: receive() gives None."""
         try:
-            with self._patience(inf) as patience:
-                answer = await open_stream()
-            if patience.cancelled_caught:
-                return self._given_up(closed=False)
-            async with aclosing(answer):
-                quiet = 0.0
-                while True:
-                    started_at = trio.current_time()
-                    with self._patience((AFTER_CLOSED if closed else self._silence) - quiet) as patience:
-                        data = await answer.receive()
-                    quiet += trio.current_time() - started_at
-                    if patience.cancelled_caught:
-                        return self._given_up(closed=closed)
-                    signals = self._parser.feed(data) if data else self._parser.end()
-                    if signals:
-                        quiet = 0.0
-                        self.heard = self.heard or not isinstance(signals[0], Failure)
-                    before = self.well
-                    if self.heard and not all(isinstance(signal, Failure) for signal in signals):
-                        self.well = trio.current_time()
-                    try:
-                        await take(signals)
-                    except BaseException:
-                        self.well = before  # what was not handed on is yet to come
-                        raise
-                    closed = self.closed = closed or any(isinstance(signal, Closed) for signal in signals)
-                    failures = tuple(signal for signal in signals if isinstance(signal, Failure))
-                    if failures or not data:
-                        return failures
+            with self._deadline(inf) as waiting:
+                self._answer = await open_stream()
+            if waiting.cancelled_caught:
+                self._give_up()
         except ExchangeError as error:
-            if not closed:
-                return (error.failure,)
-            self.cut = bool(self._parser.end())  # what it was writing after that is lost
-            return ()
+            self._break(error.failure)
+        try:
+            yield
+        finally:
+            if self._answer is not None:
+                await self._answer.aclose()
 
-    def _given_up(self, *, closed: bool) -> tuple[Failure, ...]:
-        ending = self._until < inf
-        self.cut = ending and not closed
-        if closed or ending:
-            return ()
-        return (Failure(code="StreamSilent", text=f"nothing heard for {self._silence:g} s"),)
+    async def receive(self) -> Sequence[Signal] | None:
+        """Return the signals that the next bytes completed, possibly none; None at the end of the stream.
+
+        The caller that fails to publish them calls undo().
+        """
+        if self._ended or self._answer is None:
+            return None
+        started_at = trio.current_time()
+        limit = AFTER_CLOSED if self.closed else self._silence
+        try:
+            with self._deadline(limit - self._quiet) as waiting:
+                data = await self._answer.receive()
+            if waiting.cancelled_caught:
+                self._give_up()
+                return None
+            self._quiet += trio.current_time() - started_at
+            signals = self._parser.feed(data) if data else self._parser.end()
+        except ExchangeError as error:
+            self._break(error.failure)
+            return None
+        if signals:
+            self._quiet = 0.0
+            self.alive = self.alive or not isinstance(signals[0], Failure)
+        self._seen_before = self.last_seen
+        if self.alive and not all(isinstance(signal, Failure) for signal in signals):
+            self.last_seen = trio.current_time()
+        self.closed = self.closed or any(isinstance(signal, Closed) for signal in signals)
+        self.failures = tuple(signal for signal in signals if isinstance(signal, Failure))
+        self._ended = bool(self.failures) or not data
+        return signals
+
+    def undo(self) -> None:
+        """Take back `last_seen` for the signals that receive() gave last: they were not published, and catch-up must
+        look for them."""
+        self.last_seen = self._seen_before
+
+    def _break(self, failure: Failure) -> None:
+        self._ended = True
+        if self.closed:
+            self.cut = bool(self._parser.end())  # what the server was writing after its end is lost
+        else:
+            self.failures = (failure,)
+
+    def _give_up(self) -> None:
+        self._ended = True
+        replaced = self._until < inf
+        self.cut = replaced and not self.closed
+        if not self.closed and not replaced:
+            text = f"nothing heard for {self._silence:g} s"
+            self.failures = (Failure(code="StreamSilent", text=text),)
 
     @contextmanager
-    def _patience(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Awaits what is inside so long at most, or as long as end_within() leaves it."""
+    def _deadline(self, seconds: float) -> Iterator[trio.CancelScope]:
+        """Cancel the body after these seconds, or at the moment that end_within() sets."""
         deadline = min(trio.current_time() + seconds, self._until)
         with trio.CancelScope(deadline=deadline) as self._awaiting:
             yield self._awaiting
         self._awaiting = None
 
 
-# A server may write on after Closed, but not for long.
+# Seconds that a server may go on writing after it announced the end.
 AFTER_CLOSED = 5.0

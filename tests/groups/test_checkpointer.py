@@ -30,7 +30,7 @@ class Groups:
         self.asked += 1
         return self.groups.get(name)
 
-    def heard(self) -> tuple[dict[str, float], dict[str, float]]:
+    def last_seen_by_group(self) -> tuple[dict[str, float], dict[str, float]]:
         return self.moments, {}
 
 

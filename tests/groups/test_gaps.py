@@ -18,8 +18,8 @@ def test_who_never_had_a_stream_has_a_gap_since_the_start() -> None:
 
 def test_a_new_subscription_begins_where_the_old_stream_was_last_heard() -> None:
     gaps = Gaps()
-    gaps.heard(["ann", "bob"], 10.0)
-    gaps.heard(["bob"], 20.0)
+    gaps.seen(["ann", "bob"], 10.0)
+    gaps.seen(["bob"], 20.0)
     gaps.subscribed("ann", 50.0)
     gaps.subscribed("bob", 50.0)
     assert gaps.close(["bob"]) == [Gap("bob", 20.0, "lost")]
@@ -28,14 +28,14 @@ def test_a_new_subscription_begins_where_the_old_stream_was_last_heard() -> None
 
 def test_a_stream_that_was_replaced_long_ago_was_last_heard_then() -> None:
     gaps = Gaps()
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     before = gaps.known(["ann", "bob"])
     assert before == {"ann": 10.0}
-    gaps.heard(["ann"], 40.0)  # on the next stream
+    gaps.seen(["ann"], 40.0)  # on the next stream
     assert gaps.ended(["ann"], [], cut=True, since=before)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, "replaced")]
     # So too if there is a gap already, which began later.
-    gaps.heard(["ann"], 50.0)
+    gaps.seen(["ann"], 50.0)
     assert gaps.ended(["ann"], [RESET], cut=False)
     assert gaps.ended(["ann"], [], cut=True, since={"ann": 45.0})
     assert gaps.close(["ann"]) == [Gap("ann", 45.0, "ConnectionReset")]
@@ -44,29 +44,29 @@ def test_a_stream_that_was_replaced_long_ago_was_last_heard_then() -> None:
 def test_another_group_finds_where_a_gap_began_that_was_not_told() -> None:
     well: dict[str, float] = {}
     one, other = Gaps(well), Gaps(well)
-    one.heard(["ann"], 10.0)
+    one.seen(["ann"], 10.0)
     one.subscribed("ann", 50.0)
     # The new stream said something, but it was over before the gap could be told.
-    one.heard(["ann"], 20.0)
+    one.seen(["ann"], 20.0)
     other.subscribed("ann", 50.0)
     assert other.close(["ann"]) == [Gap("ann", 10.0, "lost")]
-    other.heard(["ann"], 30.0)
+    other.seen(["ann"], 30.0)
     other.subscribed("ann", 50.0)
     assert other.close(["ann"]) == [Gap("ann", 30.0, "lost")]
 
 
 def test_the_earliest_moment_and_the_first_reason_count() -> None:
     gaps = Gaps()
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     assert gaps.ended(["ann"], [RESET], cut=False)
-    gaps.heard(["ann"], 20.0)
+    gaps.seen(["ann"], 20.0)
     gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, "ConnectionReset")]
 
 
 def test_a_stream_that_ended_in_good_order_leaves_no_gap() -> None:
     gaps = Gaps()
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     assert not gaps.ended(["ann"], [], cut=False)
     assert not gaps.ended(["ann"], [EXPIRED], cut=False)
     assert gaps.close(["ann"]) == []
@@ -74,7 +74,7 @@ def test_a_stream_that_ended_in_good_order_leaves_no_gap() -> None:
 
 def test_a_stream_that_we_cut_may_have_had_something_on_its_way() -> None:
     gaps = Gaps()
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     assert gaps.ended(["ann"], [], cut=True)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, "replaced")]
 
@@ -82,7 +82,7 @@ def test_a_stream_that_we_cut_may_have_had_something_on_its_way() -> None:
 @pytest.mark.parametrize("code", sorted(LOSSY))
 def test_what_was_on_its_way_is_lost_with_a_connection_that_breaks(code: str) -> None:
     gaps = Gaps()
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     assert gaps.ended(["ann"], [EXPIRED, Failure(code=code)], cut=False)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, code)]
 
@@ -92,7 +92,7 @@ def test_what_an_earlier_process_heard_is_where_the_gap_of_the_start_begins() ->
     gaps = Gaps(well, started_at=0.0)
     gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", -500.0, "start")]
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     gaps.subscribed("ann", 50.0)
     assert gaps.close(["ann"]) == [Gap("ann", 10.0, "lost")]
     assert well == {"ann": 10.0}
@@ -100,7 +100,7 @@ def test_what_an_earlier_process_heard_is_where_the_gap_of_the_start_begins() ->
 
 def test_who_comes_from_another_group_has_its_gap_since_it_was_heard_there() -> None:
     well: dict[str, float] = {}
-    Gaps(well, started_at=0.0).heard(["ann"], 30.0)
+    Gaps(well, started_at=0.0).seen(["ann"], 30.0)
     there = Gaps(well, started_at=0.0)
     there.subscribed("ann", 50.0)
     assert there.close(["ann"]) == [Gap("ann", 30.0, "lost")]
@@ -112,7 +112,7 @@ def test_from_when_on_something_may_be_missing() -> None:
     assert gaps.missing_since("bob", streams=False) == 20.0
     assert gaps.missing_since("cat", streams=False) is None
     gaps.ended(["ann"], [RESET], cut=False)
-    gaps.heard(["ann"], 30.0)
+    gaps.seen(["ann"], 30.0)
     assert gaps.missing_since("ann", streams=True) == 10.0
     gaps.close(["ann"])
     assert gaps.missing_since("ann", streams=True) is None
@@ -142,7 +142,7 @@ def test_a_subscription_that_outlived_a_process_in_which_it_was_never_heard() ->
 def test_who_left_and_comes_back_has_missed_nothing_meanwhile() -> None:
     well: dict[str, float] = {}
     gaps = Gaps(well)
-    gaps.heard(["ann"], 10.0)
+    gaps.seen(["ann"], 10.0)
     gaps.subscribed("ann", 20.0)
     well.clear()  # it is listened to no longer
     gaps.subscribed("ann", 90.0)

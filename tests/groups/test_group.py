@@ -74,10 +74,10 @@ def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
         assert state.actions == (Stream(ALL, "ann"),)
 
 
-def test_a_server_that_is_not_heard_at_all_is_asked_more_and_more_seldom() -> None:
+def test_a_server_that_is_not_last_seen_at_all_is_asked_more_and_more_seldom() -> None:
     state, now = streaming(), 1.0
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
-        state = advance(state, StreamEnded(0.1, (Failure(code="Http503"),), heard=False), now)
+        state = advance(state, StreamEnded(0.1, (Failure(code="Http503"),), alive=False), now)
         assert state.actions == (Wait(now + pause, eager=True),)
         now += pause
         state = advance(state, Waited(), now)
@@ -95,9 +95,9 @@ def test_a_server_that_was_heard_is_no_longer_taken_for_dead() -> None:
 
 
 def test_a_pause_of_our_own_ends_when_the_server_is_heard_elsewhere_but_not_one_it_asked_for() -> None:
-    own = advance(streaming(), StreamEnded(5, (Failure(code="Http503"),), heard=False), now=10)
+    own = advance(streaming(), StreamEnded(5, (Failure(code="Http503"),), alive=False), now=10)
     assert advance(own, Waited(early=True), now=10.1).actions == (Stream(ALL, "ann"),)
-    asked = advance(streaming(), StreamEnded(5, (Failure(code="Http503", wait=9),), heard=False), now=10)
+    asked = advance(streaming(), StreamEnded(5, (Failure(code="Http503", wait=9),), alive=False), now=10)
     assert advance(asked, Waited(early=True), now=10.1).actions == (Wait(20),)
 
 
@@ -282,7 +282,7 @@ def test_what_only_the_operator_can_mend_is_asked_for_slowly() -> None:
 
 
 def test_refused_credentials_are_tried_once_more_and_then_slowly() -> None:
-    refused = StreamEnded(0, (failure(Verdict.CREDENTIALS),), heard=False)
+    refused = StreamEnded(0, (failure(Verdict.CREDENTIALS),), alive=False)
     state = advance(streaming(), refused, now=0)
     assert state.actions == (Wait(1),)
     state = advance(advance(state, Waited(), now=1), refused, now=1)
@@ -353,7 +353,7 @@ def test_an_anchor_that_is_not_listened_to_any_more_makes_way_and_keeps_the_subs
 
 def test_what_the_server_forgot_meanwhile_is_subscribed_anew_and_the_others_are_not() -> None:
     state = advance(
-        kept("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), heard=False), now=1
+        kept("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), alive=False), now=1
     )
     assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
 
@@ -361,7 +361,7 @@ def test_what_the_server_forgot_meanwhile_is_subscribed_anew_and_the_others_are_
 def test_a_server_that_forgot_everything_is_asked_afresh_at_once() -> None:
     state = advance(
         kept("ann", "bob", "cat"),
-        StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),), heard=False),
+        StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),), alive=False),
         now=1,
     )
     assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
@@ -568,7 +568,7 @@ def test_an_unknown_code_on_the_stream_of_a_lonely_mailbox_is_asked_about_more_a
     state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), 0)
     now, pauses = 0.0, []
     for _ in range(12):
-        state = advance(state, StreamEnded(1.0, (STRANGE,), heard=heard), now)
+        state = advance(state, StreamEnded(1.0, (STRANGE,), alive=heard), now)
         assert state.paused_until is not None
         pauses.append(state.paused_until - now)
         now = state.paused_until

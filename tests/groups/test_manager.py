@@ -646,7 +646,7 @@ async def test_when_a_stream_of_somebody_who_left_was_heard_is_not_kept(
         run.manager.change((), ())
         run.manager.last_seen["ann"] = 9.0  # its stream came to its end
         await trio.sleep(1)
-        assert run.manager.heard() == ({}, {})
+        assert run.manager.last_seen_by_group() == ({}, {})
         assert run.manager.last_seen == {}
 
 
@@ -656,8 +656,8 @@ async def test_who_is_on_the_way_to_another_group_is_behind(autojump_clock: trio
         run.manager.last_seen |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
         (runner,) = run.manager.runners.by_group.values()
         runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and is in no other yet
-        runner.heard_at, runner.missing_since = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
-        assert run.manager.heard() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
+        runner.last_seen_at, runner.missing_since = 9.0, lambda: {"cat": 7.0}  # type: ignore[misc, method-assign]
+        assert run.manager.last_seen_by_group() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
 
 
 async def test_nothing_changes_any_more_after_the_end(autojump_clock: trio.testing.MockClock) -> None:

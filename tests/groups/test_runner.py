@@ -808,7 +808,7 @@ async def test_a_journal_that_takes_nothing_holds_the_end_of_a_group_up_for_seco
     async with stopped(Server(one_event), full, after=20) as runner:
         assert trio.current_time() == pytest.approx(23)
         # What was lost with it lies behind the moment up to which the next process thinks all is well.
-        assert runner.heard_at == pytest.approx(0.1)
+        assert runner.last_seen_at == pytest.approx(0.1)
 
 
 async def test_a_group_that_cannot_tell_what_became_of_it_hears_that_it_is_to_stop(

@@ -48,9 +48,15 @@ class Reading:
         self.signals += signals
 
     async def run(self) -> tuple[Failure, ...]:
-        failures = await self.reader.read(self.open, self.take)
+        async with self.reader.open(self.open):
+            while (signals := await self.reader.receive()) is not None:
+                try:
+                    await self.take(signals)
+                except BaseException:
+                    self.reader.undo()
+                    raise
         assert self.body.closed
-        return failures
+        return self.reader.failures
 
     @property
     def items(self) -> list[str | None]:
@@ -71,9 +77,9 @@ async def test_a_body_that_ends_in_good_order(autojump_clock: trio.testing.MockC
 
     one = reading(script())
     assert await one.run() == ()
-    assert (one.items, one.reader.heard, one.reader.cut) == (["A"], True, False)
-    assert one.reader.well is not None
-    assert one.reader.well > 0
+    assert (one.items, one.reader.alive, one.reader.cut) == (["A"], True, False)
+    assert one.reader.last_seen is not None
+    assert one.reader.last_seen > 0
 
 
 async def test_that_a_subscription_is_gone_does_not_mean_that_it_was_well_until_then(
@@ -86,8 +92,8 @@ async def test_that_a_subscription_is_gone_does_not_mean_that_it_was_well_until_
 
     one = reading(script())
     assert [failure.code for failure in await one.run()] == ["ErrorSubscriptionNotFound"]
-    assert one.reader.well is not None
-    assert one.reader.well < 40
+    assert one.reader.last_seen is not None
+    assert one.reader.last_seen < 40
 
 
 @pytest.mark.parametrize("rest", [b"", OK[:-10]])
@@ -109,11 +115,10 @@ async def test_a_stream_that_cannot_be_opened() -> None:
     async def refuse() -> Body:
         raise ExchangeError(Failure(code="Http503"))
 
-    async def take(_signals: Sequence[Signal]) -> None:
-        raise AssertionError("there is nothing to take")
-
-    assert [failure.code for failure in await one.read(refuse, take)] == ["Http503"]
-    assert (one.heard, one.well) == (False, None)
+    async with one.open(refuse):
+        assert await one.receive() is None
+    assert [failure.code for failure in one.failures] == ["Http503"]
+    assert (one.alive, one.last_seen) == (False, None)
 
 
 async def test_a_failure_is_the_end_even_if_the_socket_stays_open(
@@ -126,8 +131,8 @@ async def test_a_failure_is_the_end_even_if_the_socket_stays_open(
     one = reading(script())
     (failure,) = await one.run()
     assert failure.subscription_ids == ("1",)
-    assert not one.reader.heard
-    assert one.reader.well is None
+    assert not one.reader.alive
+    assert one.reader.last_seen is None
 
 
 async def test_silence_after_what_made_sense(autojump_clock: trio.testing.MockClock) -> None:
@@ -140,7 +145,7 @@ async def test_silence_after_what_made_sense(autojump_clock: trio.testing.MockCl
 
     one = reading(script())
     (failure,) = await one.run()
-    assert (failure.code, trio.current_time(), one.reader.well) == ("StreamSilent", 140, 50)
+    assert (failure.code, trio.current_time(), one.reader.last_seen) == ("StreamSilent", 140, 50)
 
 
 async def test_the_time_that_handing_on_takes_is_not_silence(autojump_clock: trio.testing.MockClock) -> None:
@@ -208,14 +213,15 @@ async def test_who_is_not_wanted_does_not_wait_for_a_stream_to_open(
     async def hang() -> Body:
         await trio.sleep_forever()
 
-    async def take(_signals: Sequence[Signal]) -> None:
-        raise AssertionError("there is nothing to take")
+    async def run() -> None:
+        async with one.open(hang):
+            assert await one.receive() is None
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.read, hang, take)
+        nursery.start_soon(run)
         await trio.sleep(10)
         one.end_within(1)
-    assert (trio.current_time(), one.cut, one.well) == (11, True, None)
+    assert (trio.current_time(), one.cut, one.last_seen) == (11, True, None)
 
 
 async def test_what_could_not_be_handed_on_does_not_count_as_heard(
@@ -229,4 +235,4 @@ async def test_what_could_not_be_handed_on_does_not_count_as_heard(
     one = reading(script(), slow=10)
     with trio.move_on_after(35):
         await one.run()
-    assert (one.items, one.reader.well) == ([], 0)
+    assert (one.items, one.reader.last_seen) == ([], 0)

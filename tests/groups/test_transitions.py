@@ -45,7 +45,7 @@ def test_how_a_stream_ended_and_how_long_the_group_waits() -> None:
     _, state = told(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)))
     assert told(state, StreamEnded(1800), 1801)[0] == ["stream.closed"]
     for code, name in (("StreamSilent", "silent"), ("ConnectionReset", "broken"), ("Http503", "refused")):
-        failed = StreamEnded(100, (Failure(code=code),), heard=True)
+        failed = StreamEnded(100, (Failure(code=code),), alive=True)
         assert told(state, failed, 101)[0] == [f"stream.{name}", "group.backoff"]
 
 
