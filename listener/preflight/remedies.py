@@ -53,7 +53,7 @@ _DELEGATE = Remedy(
 )
 _MOVING = Remedy(
     "The mailbox is being moved, or Autodiscover still returns its old server.",
-    "wait until the move has finished: `Get-MoveRequest MAILBOX`",
+    "wait for the end of the move: `Get-MoveRequest MAILBOX`",
 )
 _CREDENTIALS = Remedy(
     "The password is wrong or has expired; the username has a form that the server does not accept; or the account "
@@ -110,7 +110,8 @@ _SILENT = Remedy(
 )
 _TRANSIENT = Remedy(
     "The server, or a proxy in front of it, reports a temporary error.",
-    "retry in some minutes; if the error stays, run `Test-ServiceHealth` and check the server's logs for MAILBOX",
+    "run the check again in some minutes; if the error stays, run `Test-ServiceHealth` and search the server's logs "
+    "for MAILBOX",
 )
 _RENEWED = Remedy(
     "The server dropped the subscription: it restarted, failed over, or discarded events that were not read in time.",
@@ -295,8 +296,8 @@ _SERVER: dict[str, Remedy] = {
     "Http405": _NO_EWS,
     "ErrorExceededConnectionCount": Remedy(
         "The account has more streaming connections than its throttling policy allows.",
-        "set `[affinity] impersonate_anchor_on_stream = true`, which charges each stream to its anchor mailbox (the "
-        "daemon then does so automatically); else run `New-ThrottlingPolicy -EwsMaxConcurrency …` and "
+        "the daemon switches `[affinity] impersonate_anchor_on_stream` on, which charges each stream to its anchor "
+        "mailbox; if the error stays, run `New-ThrottlingPolicy -EwsMaxConcurrency …` and "
         "`Set-ThrottlingPolicyAssociation SERVICE`",
     ),
     "ErrorNewEventStreamConnectionOpened": Remedy(
@@ -380,7 +381,8 @@ _SERVER: dict[str, Remedy] = {
         "run `Set-ADAccountPassword SERVICE`; set `[auth] password`",
     ),
     "PasswordRefused": Remedy(
-        "The domain controller says that the password is wrong, or the keytab.", "correct `[auth] password`"
+        "The domain controller reports that the password is wrong or the keytab is outdated.",
+        "correct `[auth] password`, or create the keytab again",
     ),
     "ClockSkew": Remedy(
         "The clocks of this machine and of the domain differ by more than 5 minutes.",
