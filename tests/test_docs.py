@@ -163,9 +163,9 @@ ALLOWED: dict[str, str] = {}
 
 PENDING: set[str] = set(
     """
-    CHANGELOG.md CONTRIBUTING.md docs/LOGS.md docs/HANDLERS.md docs/INSTALLATION.md docs/AUTHENTICATION.md
-    docs/ACCESS.md docs/OPERATING.md docs/SIMULATOR.md docs/CLI.md docs/CONFIGURATION.md docs/METRICS.md
-    docs/ARCHITECTURE.md docs/EVENTS.md listener/access.py listener/admin/app.py listener/admin/hosts.py
+    CHANGELOG.md CONTRIBUTING.md docs/HANDLERS.md docs/INSTALLATION.md docs/AUTHENTICATION.md docs/ACCESS.md
+    docs/OPERATING.md docs/SIMULATOR.md docs/CLI.md docs/CONFIGURATION.md docs/METRICS.md docs/ARCHITECTURE.md
+    docs/EVENTS.md listener/access.py listener/admin/app.py listener/admin/hosts.py
     listener/admin/listener_socket.py listener/admin/metrics.py listener/admin/notifier.py
     listener/admin/server.py listener/admin/snapshot.py listener/admin/status_line.py
     listener/admin/systemd.py listener/backoff.py listener/build.py listener/catchup/__init__.py
