@@ -20,6 +20,7 @@ from listener.cli import app
 from listener.config import Config, parse
 from listener.config.secrets import sources
 from listener.ews.codes import VERDICTS
+from listener.preflight.remedies import DIAGNOSES, REMEDIES
 from tests.test_log import logged
 
 ROOT = Path(__file__).parent.parent
@@ -85,13 +86,21 @@ SECTIONS = {name for name, field in Config.model_fields.items() if models(field.
 }
 
 
-@each_page
-def test_options_exist(page: Path) -> None:
-    text = page.read_text()
+def check_options(text: str) -> None:
     for section, key in re.findall(r"`\[+([a-z_.]+)\]+ ([a-z_]+)", text):
         assert key in keys(section), f"[{section}] {key}"
     for section in re.findall(r"`\[+([a-z_.]+)\]+`", text):
         assert section in SECTIONS, section
+
+
+@each_page
+def test_options_exist(page: Path) -> None:
+    check_options(page.read_text())
+
+
+def test_options_in_remedies_exist() -> None:
+    remedies = [*REMEDIES.values(), *(remedy for _, remedy in DIAGNOSES)]
+    check_options("\n".join(part for remedy in remedies for part in remedy))
 
 
 def command(words: list[str]) -> tuple[Any, list[str]] | None:
@@ -165,7 +174,7 @@ PENDING: set[str] = set(
     """
     CHANGELOG.md CONTRIBUTING.md docs/HANDLERS.md docs/INSTALLATION.md docs/AUTHENTICATION.md docs/ACCESS.md
     docs/OPERATING.md docs/SIMULATOR.md docs/CLI.md docs/CONFIGURATION.md docs/METRICS.md docs/ARCHITECTURE.md
-    docs/EVENTS.md listener/access.py listener/admin/app.py listener/admin/hosts.py
+    docs/EVENTS.md config.example.toml listener/access.py listener/admin/app.py listener/admin/hosts.py
     listener/admin/listener_socket.py listener/admin/metrics.py listener/admin/notifier.py
     listener/admin/server.py listener/admin/snapshot.py listener/admin/status_line.py
     listener/admin/systemd.py listener/backoff.py listener/build.py listener/catchup/__init__.py
@@ -242,7 +251,8 @@ def help_texts(command: Any, name: str = "help") -> Iterator[tuple[str, str]]:
 
 def read_sources() -> dict[str, str]:
     """Return everything that readers see, by the name of its source."""
-    files = [*PAGES, *sorted((ROOT / "listener").rglob("*.py"))]
+    others = [ROOT / "config.example.toml", ROOT / "docs/alerts.yml"]
+    files = [*PAGES, *others, *sorted((ROOT / "listener").rglob("*.py"))]
     found = {str(path.relative_to(ROOT)): cleaned(path) for path in files}
     found["log-events"] = "\n".join(re.sub(r"[._]", " ", name) for name in sorted(logged()))
     return found | dict(help_texts(typer.main.get_command(app)))

@@ -28,10 +28,11 @@ class Remedy(NamedTuple):
 _SCOPE = Remedy(
     "The service account may not impersonate this mailbox: it has no role assignment, or the mailbox is outside its "
     "scope.",
-    "find the assignment: `Get-ManagementRoleAssignment -Role ApplicationImpersonation -GetEffectiveUsers`; widen "
-    'its scope (`Set-ManagementScope`), or run `New-ManagementScope "EWS listener" -RecipientRestrictionFilter {…}` '
-    "and `New-ManagementRoleAssignment -Role ApplicationImpersonation -User SERVICE -CustomRecipientWriteScope "
-    "\"EWS listener\"`. In Exchange Online: `New-ManagementRoleAssignment -App … -Role 'Application EWS.AccessAsApp' "
+    "1. find the assignment: `Get-ManagementRoleAssignment -Role ApplicationImpersonation -GetEffectiveUsers`; "
+    '2. widen its scope (`Set-ManagementScope`), or run `New-ManagementScope "EWS listener" '
+    "-RecipientRestrictionFilter {…}` and `New-ManagementRoleAssignment -Role ApplicationImpersonation -User SERVICE "
+    '-CustomRecipientWriteScope "EWS listener"`; '
+    "3. in Exchange Online, run `New-ManagementRoleAssignment -App … -Role 'Application EWS.AccessAsApp' "
     "-CustomResourceScope …`",
 )
 _NO_MAILBOX = Remedy(
@@ -260,7 +261,7 @@ _MAILBOX: dict[str, Remedy] = {
     ),
     "MailboxRefused": Remedy(
         "The server refuses the account for this mailbox and accepts the same credentials for other mailboxes.",
-        "run `Get-Mailbox MAILBOX`; `Get-CASMailbox MAILBOX | Format-List EwsEnabled`; and "
+        "1. run `Get-Mailbox MAILBOX`; 2. run `Get-CASMailbox MAILBOX | Format-List EwsEnabled`; 3. run "
         "`Test-WebServicesConnectivity` on the mailbox's server",
     ),
     "SettingIsNotAvailable": Remedy(
@@ -318,8 +319,9 @@ _SERVER: dict[str, Remedy] = {
     "Http403": Remedy(
         "EWS is switched off for the mailbox, its EWS access rules do not allow this User-Agent, or a proxy forbids "
         "the request.",
-        "run `Set-CASMailbox MAILBOX -EwsEnabled $true`; `Get-CASMailbox MAILBOX | Format-List Ews*`; "
-        "`Set-CASMailbox MAILBOX -EwsAllowList @{Add='ews-listener*'}`; or set `[exchange] user_agent`",
+        "1. show the settings: `Get-CASMailbox MAILBOX | Format-List Ews*`; 2. switch EWS on: `Set-CASMailbox "
+        "MAILBOX -EwsEnabled $true`; 3. allow the User-Agent: `Set-CASMailbox MAILBOX -EwsAllowList "
+        "@{Add='ews-listener*'}`, or change `[exchange] user_agent`",
     ),
     "Http407": Remedy(
         "The proxy requires credentials.", "set `[exchange] proxy_user` and `[exchange] proxy_password`"
