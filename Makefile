@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 2)')
 SCRIPTS := .ci/run packaging/install packaging/uninstall $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
-.PHONY: help demo test lint format bench coverage clean install uninstall deb test-deb lint-deb
+.PHONY: help demo test lint format bench coverage reference clean install uninstall deb test-deb lint-deb
 help:
 	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
-	@echo "make test | lint | format | coverage | bench | clean"
+	@echo "make test | lint | format | coverage | bench | reference | clean"
 	@echo "make install [PREFIX=/usr/local] [DESTDIR=]     with an environment of its own, units, man page, completions"
 	@echo "make uninstall [PREFIX=/usr/local]              what \`make install\` put there; configuration and state stay"
 	@echo "make deb | test-deb                             a Debian package in dist/; and try it (as root)"
@@ -45,6 +45,11 @@ bench: $(VENV)/.run
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The generated tables of docs/CONFIGURATION.md and docs/TROUBLE.md.
+reference: $(VENV)/.run
+	$(BIN)/python docs/reference.py
+	$(BIN)/python packaging/reference.py
 
 coverage: $(VENV)/.dev
 	$(BIN)/coverage run -m pytest -q

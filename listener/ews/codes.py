@@ -1,50 +1,51 @@
-"""What can go wrong with a request to Exchange, and what to do about it: as data.
+"""Failure codes of requests to Exchange, and the verdict on each code, as data.
 
-Three sorts of names share one table, since what is to be done is all that a reader of it asks:
+One table, VERDICTS, holds three kinds of codes:
 
-- Exchange's own response codes (MS-OXWSCDATA, ResponseCodeType), the codes of Autodiscover (MS-OXWSADISC,
-  ErrorCode; MS-OXDSCLI, ErrorCode, as `Pox` and the number), and the fault codes of SOAP 1.1 section 4.4.1 where a
-  server says nothing better;
-- `Http` and the status, where a reply had no code in its body, or the X-CasErrorCode of a front end that does not
-  know the mailbox;
-- the codes of Entra ID (AADSTS…), and our own names for trouble on the way.
+- response codes of Exchange (MS-OXWSCDATA, ResponseCodeType), codes of Autodiscover (MS-OXWSADISC, ErrorCode;
+  MS-OXDSCLI, ErrorCode, as `Pox` and the number), and fault codes of SOAP 1.1 section 4.4.1, which are used only
+  if the response has no better code;
+- `Http` and the status, if the response has no code in its body, or the X-CasErrorCode of a front end that does
+  not know the mailbox;
+- codes of Entra ID (AADSTS…), and codes that this program defines for network and library errors.
 
-A code that is not in VERDICTS is treated as transient (RETRY), and is worth one line in the log.
+A code that is not in VERDICTS is treated as transient (RETRY) and logged once. The meaning and the fix of each
+code are in listener/preflight/remedies.py; docs/TROUBLE.md is generated from both tables.
 """
 
 from enum import StrEnum
 
 import msgspec
 
-# Seconds. A server that says more is asked nevertheless: an hour is longer than any throttling window, and a wrong
-# clock must not silence us for days.
+# Seconds. The upper bound for a wait that a server requests: an hour exceeds every throttling window, and a wrong
+# clock of the server must not stop requests for days.
 LONGEST_WAIT = 3600.0
 
 ONLY_TLS = "the port probably speaks TLS only"
 NO_TLS = "the port answers without TLS"
-"""Parts of the texts of failures, by which advice is chosen (listener/preflight/remedies.py)."""
+"""Fragments of failure texts that select a diagnosis in listener/preflight/remedies.py."""
 
 
 class Verdict(StrEnum):
-    """What is to be done about a failure. Whatever the verdict, a told `Failure.wait` is obeyed."""
+    """The reaction to a failure. `Failure.wait` is respected with every verdict."""
 
-    RETRY = "retry"  # the same again, after a back-off
-    WAIT = "wait"  # the server said how long; send nothing meanwhile
-    RESUBSCRIBE = "resubscribe"  # the subscription is gone: a new one, and catch up
-    REGROUP = "regroup"  # the mailbox is elsewhere: discover, group and subscribe anew
-    SUSPEND = "suspend"  # this mailbox cannot be listened to: look again slowly, tell the operator once
-    CREDENTIALS = "credentials"  # a fresh token once, then suspend and tell
-    RESYNC = "resync"  # the sync state is of no use: a full sync of that folder
-    STOP = "stop"  # a fault in us or in the configuration: say so loudly, do not hammer
+    RETRY = "retry"  # repeat the request after a backoff
+    WAIT = "wait"  # send nothing for the time that the server requested
+    RESUBSCRIBE = "resubscribe"  # the subscription is lost: subscribe again and run a catch-up
+    REGROUP = "regroup"  # the mailbox moved: run Autodiscover, assign it to a group, subscribe again
+    SUSPEND = "suspend"  # the mailbox cannot be subscribed now: log it once, retry with a growing delay
+    CREDENTIALS = "credentials"  # get a new token once, then suspend and log
+    RESYNC = "resync"  # the sync state is invalid: read the whole folder again
+    STOP = "stop"  # an error in this program or its configuration: log it, retry rarely
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request came to nothing.
+    """The failure of a request.
 
-    `code` is Exchange's response code (`ErrorServerBusy`), or `Http503`, or one of our own names for trouble on
-    the way (`ConnectTimeout`, `ConnectionReset`, `NotSoap`, …). `wait` is in seconds: how long the server told us
-    to wait. `subscription_ids` are those the server named; empty means all of the request. `location` is where a
-    redirect leads.
+    `code` is a response code of Exchange (`ErrorServerBusy`), an HTTP status (`Http503`) or a code that this
+    program defines (`ConnectTimeout`, `NotSoap`, …). `wait` is the pause that the server requested, in seconds.
+    `subscription_ids` are those that the server named; if empty, all subscriptions of the request are affected.
+    `location` is the target of a redirect.
     """
 
     code: str
@@ -65,7 +66,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 _EXCHANGE = {
     Verdict.WAIT: (
         "ErrorServerBusy",
-        # Besides waiting it asks for fewer connections, or for streams charged to the mailbox by impersonation.
+        # Waiting is not enough: open fewer connections, or charge streams to mailboxes by impersonation.
         "ErrorExceededConnectionCount",
     ),
     Verdict.RETRY: (
@@ -78,8 +79,9 @@ _EXCHANGE = {
         "ErrorInternalServerError",
         "ErrorConnectionFailed",
         "ErrorBatchProcessingStopped",
-        # Another connection reads this subscription now, and the newer one wins. The subscription lives on, so
-        # there is nothing to renew; if the other reader is not ours, backing off keeps the two from a duel.
+        # Another connection reads this subscription, and Exchange prefers the newer connection. The subscription
+        # is still valid, so it is not renewed. The backoff keeps two daemons from closing each other's streams
+        # in a loop.
         "ErrorNewEventStreamConnectionOpened",
     ),
     Verdict.RESUBSCRIBE: (
@@ -111,15 +113,15 @@ _EXCHANGE = {
         "ErrorImpersonateUserDenied",
         "ErrorImpersonationDenied",
         "ErrorImpersonationFailed",
-        "ErrorInvalidExchangeImpersonationHeaderData",  # also where an application sends no such header
+        "ErrorInvalidExchangeImpersonationHeaderData",  # also if an application omits the header
         "ErrorAccessDenied",
         "ErrorSubscriptionAccessDenied",
         "ErrorExceededSubscriptionCount",
-        "ErrorSyncFolderNotFound",  # as the next one, in a SyncFolderItems
-        "ErrorFolderNotFound",  # also where there is no right to a folder that is there
+        "ErrorSyncFolderNotFound",  # the same as ErrorFolderNotFound, from SyncFolderItems
+        "ErrorFolderNotFound",  # also if the folder exists and the account has no permission on it
         "ErrorMissingEmailAddress",  # the account has no mailbox, and the request names none
-        "ErrorNameResolutionNoResults",  # of ExpandDL
-        # The identity in ExchangeImpersonation is not of the kind that the request says.
+        "ErrorNameResolutionNoResults",  # from ExpandDL
+        # The identity in ExchangeImpersonation is not of the kind that its element names.
         "ErrorNonPrimarySmtpAddress",
         "ErrorInvalidUserPrincipalName",
         "ErrorInvalidUserSid",
@@ -136,9 +138,9 @@ _EXCHANGE = {
 _AUTODISCOVER = {
     Verdict.WAIT: ("ServerBusy",),
     Verdict.RETRY: ("InternalServerError",),
-    # Pox500: there is no such address.
+    # Pox500: the address does not exist.
     Verdict.SUSPEND: ("InvalidUser", "InvalidDomain", "NotFederated", "SettingIsNotAvailable", "Pox500"),
-    # Pox600: the request was invalid; Pox601: nobody provides the schema that it asks for.
+    # Pox600: the request is invalid; Pox601: no provider supports the requested schema.
     Verdict.STOP: ("InvalidRequest", "InvalidSetting", "Pox600", "Pox601"),
 }
 
@@ -149,16 +151,16 @@ UNKNOWN_TO_FRONT_END = (
     "OrganizationMailboxNotFound",
     "DomainNotFound",
 )
-"""Values of X-CasErrorCode on a 404: the front end does not know the mailbox that the request is for."""
+"""Values of X-CasErrorCode in a 404 response: the front end does not know the mailbox of the request."""
 
 _SOAP = {
-    Verdict.RETRY: ("Server", "SoapFault"),  # SoapFault: a fault that names no code at all
+    Verdict.RETRY: ("Server", "SoapFault"),  # SoapFault: a fault without a code
     Verdict.STOP: ("Client", "MustUnderstand", "VersionMismatch"),
 }
 
 _HTTP = {
     Verdict.RETRY: (
-        "Http301",  # a redirect of EWS leads to an error page or a login page, not to another EWS
+        "Http301",  # EWS redirects only to error pages and login pages, never to another EWS endpoint
         "Http302",
         "Http303",
         "Http307",
@@ -172,7 +174,7 @@ _HTTP = {
     Verdict.WAIT: ("Http429",),
     Verdict.REGROUP: ("Http404", "Http451"),
     Verdict.SUSPEND: ("Http403", *UNKNOWN_TO_FRONT_END),
-    # 456, 457: blocked, or an interactive sign-in is required.
+    # 456: the account is blocked; 457: an interactive sign-in is required.
     Verdict.CREDENTIALS: ("Http401", "Http440", "Http456", "Http457"),
     Verdict.STOP: ("Http400", "Http405", "Http407", "Http413", "Http415"),
 }
@@ -199,64 +201,64 @@ _ENTRA = {
         "AADSTS7000218",
         "AADSTS7000222",
         "AADSTS7000229",
-        "TokenRefused",  # any other answer without a token
+        "TokenRefused",  # any other response without a token
     ),
     Verdict.RETRY: (
-        "SecretUnreadable",  # a file or a command did not tell what proves who we are
-        "TokenEndpointFailed",  # it answered, but neither with a token nor with a refusal
+        "SecretUnreadable",  # the file or command with the client's certificate, token or secret failed
+        "TokenEndpointFailed",  # the response is neither a token nor a refusal
     ),
 }
 
-_OURS = {
+_LISTENER = {  # codes that this program defines
     Verdict.RETRY: (
         "ConnectFailed",
         "ConnectTimeout",
         "ConnectionReset",
-        "GroupError",  # an unknown exception of our own on a stream (its log line has the traceback)
-        "HandshakeBroken",  # the server did not go on in the middle of a handshake
-        "KerberosFailed",  # there is no ticket to be had
-        "EnvelopeTooLarge",  # an envelope outgrew the buffer
+        "GroupError",  # an unexpected exception on a stream; the log has the traceback
+        "HandshakeBroken",  # the server stopped answering in the middle of an authentication handshake
+        "KerberosFailed",  # no Kerberos ticket is available
+        "EnvelopeTooLarge",  # an envelope exceeds the buffer
         "ForbiddenXml",  # a document type declaration, which SOAP 1.1 section 3 forbids
         "MalformedXml",
         "NameNotResolved",
-        "NotSoap",  # something else than SOAP, mostly the HTML page of a proxy
+        "NotSoap",  # not SOAP, usually an HTML page of a proxy
         "ReadTimeout",
         "StreamIncomplete",  # the stream ended inside an envelope
-        "StreamSilent",  # no heart-beat for twice its interval
-        "TlsFailed",  # certificates are renewed without us: it is worth trying again
-        "UnexpectedReply",  # well-formed SOAP that lacks what was asked for
+        "StreamSilent",  # no heartbeat for twice its interval
+        "TlsFailed",  # a retry can succeed: administrators renew certificates without a restart here
+        "UnexpectedReply",  # well-formed SOAP without the requested content
     ),
     Verdict.SUSPEND: (
-        "InsecureRedirect",  # Autodiscover sent us to an address that is not https
-        "InternalError",  # an unknown exception of our own about one mailbox (its log line has the traceback)
-        "InvalidUrl",  # a server named a URL that nothing can be made of
-        "MailboxRefused",  # the credentials are refused for this mailbox, and accepted for others
+        "InsecureRedirect",  # Autodiscover redirects to a URL that is not https
+        "InternalError",  # an unexpected exception for one mailbox; the log has the traceback
+        "InvalidUrl",  # a server returned a URL that cannot be parsed
+        "MailboxRefused",  # the server refuses the credentials for this mailbox and accepts them for others
         "TooManyRedirects",
-        "UntrustedRedirect",  # a hint that anybody may have written leads to a strange host
+        "UntrustedRedirect",  # an unauthenticated redirect leads to a host that is not on the allow-list
     ),
     Verdict.CREDENTIALS: (
         "AccountLocked",
         "AccountUnknown",
         "ClockSkew",
-        "HandshakeRefused",  # a 401 after a whole NTLM or Negotiate handshake
+        "HandshakeRefused",  # a 401 after a complete NTLM or Negotiate handshake
         "PasswordExpired",
         "PasswordRefused",
     ),
     Verdict.STOP: (
         "EwsDisabled",  # 403 with X-EWS-Policy-Reason
-        "SchemeNotOffered",  # a 401 that asks for another scheme of authentication
-        "InsecureUrl",  # a secret would be sent where others can read it
+        "SchemeNotOffered",  # a 401 that offers only other authentication schemes
+        "InsecureUrl",  # a secret would be sent over an unencrypted connection
     ),
 }
 
 VERDICTS: dict[str, Verdict] = {
     code: verdict
-    for table in (_EXCHANGE, _AUTODISCOVER, _SOAP, _HTTP, _ENTRA, _OURS)
+    for table in (_EXCHANGE, _AUTODISCOVER, _SOAP, _HTTP, _ENTRA, _LISTENER)
     for verdict, codes in table.items()
     for code in codes
 }
 
 
 def crash(error: Exception, code: str = "InternalError") -> Failure:
-    """Return the failure that stands for an unknown exception; only its type is told, its text may be secret."""
+    """Return the failure for an unexpected exception, with its type only: the text may contain secrets."""
     return Failure(code=code, text=type(error).__name__)

@@ -91,7 +91,7 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
     told = check(office).out
     assert "1 of 5 mailboxes can be reached." in told
     assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in told
-    assert "      Fix: Add-MailboxFolderPermission" in told
+    assert "      Fix: grant permission: Add-MailboxFolderPermission" in told
     office.give(theirs, folders=["calendar"])
     assert check(office, "--mailbox", theirs.upper(), "--mailbox", good).code == 0
 
