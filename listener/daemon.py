@@ -43,7 +43,7 @@ from listener.exchange.auth.refusals import REFUSALS
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
 from listener.groups.affinity import Group, Placement
-from listener.groups.checkpoint import GroupCheckpoint, LastSeen, Restored, last_seen, restored
+from listener.groups.checkpoint import GroupCheckpoint, LastSeen, RestoredGroup, last_seen, restored
 from listener.groups.checkpointer import Checkpointer
 from listener.groups.group import GroupState
 from listener.groups.manager import GroupManager
@@ -207,12 +207,12 @@ class Daemon:
         return Worker(source, delivery_limits(config, source.name), self.tracing)
 
     def _build_runner(
-        self, group: Group, manager: GroupManager, before: Restored | None = None, /
+        self, group: Group, manager: GroupManager, before: RestoredGroup | None = None, /
     ) -> GroupRunner:
         settings = manager.settings
         client = ExchangeClient(group.ews_url, self.access, () if before is None else before.cookies)
-        kept = None if before is None else before.kept
-        state = GroupState.start(group.mailboxes, settings.policy, kept, apart=group.closed)
+        saved = None if before is None else before.saved
+        state = GroupState.start(group.mailboxes, settings.policy, saved, closed=group.closed)
         return GroupRunner(
             group,
             client,
@@ -226,7 +226,7 @@ class Daemon:
 
     def _restored(
         self, saved: Sequence[GroupCheckpoint], placements: dict[str, Placement | None]
-    ) -> Sequence[Restored]:
+    ) -> Sequence[RestoredGroup]:
         """Return the groups of the last process, as far as the configuration is still the same."""
         subscriptions, auth = spec(self.config), self.access.auth
         found = restored(
@@ -239,9 +239,9 @@ class Daemon:
         )
         log.info(
             "subscriptions.restored",
-            mailboxes=sum(len(each.kept.subscriptions) for each in found),
+            mailboxes=sum(len(each.saved.subscriptions) for each in found),
             groups=len(found),
-            abandoned=sum(len(each.kept.abandoned) for each in found),
+            abandoned=sum(len(each.saved.abandoned) for each in found),
         )
         return found
 
@@ -291,7 +291,7 @@ class Daemon:
                 await stop.wait()
                 meanwhile.cancel_scope.cancel()
             self.manager.stop(unsubscribe=self.config.shutdown.unsubscribe)
-        with trio.move_on_after(LAST_WRITE):
+        with trio.move_on_after(CHECKPOINT_TIMEOUT):
             await self.checkpointer.save(self.manager)
 
     async def _catch_up(self) -> None:
@@ -325,7 +325,7 @@ class Daemon:
         grace = self.config.shutdown.grace
         log.info("listener.stopping", grace=grace)
         self._lifecycle.stage, self._lifecycle.phase = "ending", "Ending"
-        self.systemd.stopping(within=grace + ENDING)
+        self.systemd.stopping(within=grace + SHUTDOWN_MARGIN)
 
     # --- its configuration
 
@@ -376,7 +376,7 @@ class Daemon:
             phase=self._lifecycle.phase,
             mailboxes=self.manager.mailboxes,
             streaming=self.manager.streaming,
-            suspended=self.manager.waiting,
+            suspended=self.manager.suspended,
             missing=len(self.manager.missing),
             pause=self.access.throttles.pause,
             journal=self.journal.figures,
@@ -407,7 +407,7 @@ class Daemon:
             if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
                 log.error("mailboxes.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
             streaming, mailboxes = self.manager.streaming, self.manager.mailboxes
-            if streaming != logged or streaming < mailboxes - self.manager.waiting - len(
+            if streaming != logged or streaming < mailboxes - self.manager.suspended - len(
                 self.manager.missing
             ):
                 log.info(
@@ -415,7 +415,7 @@ class Daemon:
                     streaming=streaming,
                     mailboxes=mailboxes,
                     groups=len(self.runners.by_group),
-                    suspended=self.manager.waiting,
+                    suspended=self.manager.suspended,
                     missing=len(self.manager.missing),
                     concurrency=self.access.throttles.limit,
                     pause=round(self.access.throttles.pause, 3),
@@ -451,10 +451,10 @@ PROGRESS = 10.0
 REPEATED = 5.0
 
 # Seconds that the end may take beyond the handlers' grace: everything that it waits for has a smaller bound.
-ENDING = 30.0
+SHUTDOWN_MARGIN = 30.0
 
 # Seconds that the disk has at the end to write the checkpoint of the groups.
-LAST_WRITE = 3.0
+CHECKPOINT_TIMEOUT = 3.0
 
 # Events that are read back after a start, which takes some seconds while streams are read.
 MAX_HISTORY = 500_000

@@ -13,7 +13,7 @@ class Subscribe:
 
     mailboxes: tuple[str, ...]
     anchor: str
-    afresh: bool
+    from_anchor: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class Discover:
 
 
 @dataclass(frozen=True, slots=True)
-class Separate:
+class Split:
     """Give these mailboxes a group, and so a connection, of their own; `each`: one group for each of them."""
 
     mailboxes: tuple[str, ...]
     each: bool = False
 
 
-Action = Subscribe | Stream | Wait | Unsubscribe | Discover | Separate
+Action = Subscribe | Stream | Wait | Unsubscribe | Discover | Split
 
 # --- outcomes: what came of it
 
@@ -96,7 +96,7 @@ class Discovered:
 
 
 @dataclass(frozen=True, slots=True)
-class Separated:
+class SplitDone:
     """A Separate is over: these mailboxes have left."""
 
     mailboxes: tuple[str, ...]
@@ -149,7 +149,7 @@ Outcome = (
     | StreamEnded
     | Waited
     | Discovered
-    | Separated
+    | SplitDone
     | Doubted
     | Denied
     | Joined

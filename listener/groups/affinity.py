@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 from listener.access import AccessKind
 from listener.ews.urls import host_of
 
-LARGEST_GROUP = 200
+MAX_GROUP_SIZE = 200
 
 Place: TypeAlias = tuple[str, str, AccessKind]
 """What the mailboxes of a group have in common: EWS URL, GroupingInformation, kind of access."""
@@ -60,7 +60,7 @@ class Group:
 
 
 def groups(
-    placements: Iterable[Placement], size: int = LARGEST_GROUP, existing: Sequence[Group] = ()
+    placements: Iterable[Placement], size: int = MAX_GROUP_SIZE, existing: Sequence[Group] = ()
 ) -> tuple[Group, ...]:
     """Sorts mailboxes into as few groups as `size` allows; the same input in any order gives the same groups.
 
@@ -122,7 +122,7 @@ def deduplicated(existing: Sequence[Group], homes: Mapping[str, Group]) -> tuple
     return tuple(found)
 
 
-def separated(existing: Sequence[Group], group: Group, mailboxes: Iterable[str]) -> tuple[Group, ...]:
+def split_off(existing: Sequence[Group], group: Group, mailboxes: Iterable[str]) -> tuple[Group, ...]:
     """The groups after these mailboxes have left `group` for one of their own, which comes last."""
     alone = tuple(sorted(mailboxes))
     left = without(existing, alone)

@@ -21,7 +21,7 @@ import msgspec
 from listener.access import AccessKind
 from listener.exchange.cookies import Cookie
 from listener.groups.affinity import Group, Place, Placement
-from listener.groups.group import Kept
+from listener.groups.group import SavedSubscriptions
 from listener.groups.ownership import server_of
 
 
@@ -61,11 +61,11 @@ class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class RestoredGroup:
     """A group to begin with. One without mailboxes has only something to unsubscribe."""
 
     group: Group
-    kept: Kept
+    saved: SavedSubscriptions
     cookies: tuple[Cookie, ...]
 
 
@@ -77,7 +77,7 @@ def restored(
     owner: Callable[[str], str],
     spec: Callable[[str], str],
     size: int,
-) -> list[Restored]:
+) -> list[RestoredGroup]:
     """What holds of the saved groups.
 
     `places` has all mailboxes that are wanted, with None for those whose place the configuration does not tell;
@@ -125,7 +125,11 @@ def restored(
                 closed=group.closed,
                 access=group.access,
             )
-            found.append(Restored(again, Kept(group.anchor, subscriptions, tuple(abandoned)), group.cookies))
+            found.append(
+                RestoredGroup(
+                    again, SavedSubscriptions(group.anchor, subscriptions, tuple(abandoned)), group.cookies
+                )
+            )
     return found
 
 

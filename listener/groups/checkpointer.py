@@ -75,7 +75,7 @@ class Checkpointer:
                 await trio.sleep(TOGETHER)
             await self.save(source)
 
-    async def keep(self, name: str, source: Source) -> None:
+    async def save_checkpoint(self, name: str, source: Source) -> None:
         """Return when the state of this group is durable."""
         async with self._writing:
             if name in self._changed:  # else it went with somebody else's

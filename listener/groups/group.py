@@ -46,8 +46,8 @@ from listener.groups.actions import (
     Joined,
     Left,
     Outcome,
-    Separate,
-    Separated,
+    Split,
+    SplitDone,
     Stop,
     Stream,
     StreamEnded,
@@ -61,18 +61,18 @@ from listener.groups.actions import (
 from listener.groups.member import (
     Member,
     Policy,
-    accused,
-    encouraged,
+    failed,
     is_unknown,
-    needs_own_affinity,
+    is_unsubscribed,
+    lose_subscription,
+    needs_own_cookie,
     refused,
-    unsubscribed,
-    wanting,
+    retry_now,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SavedSubscriptions:
     """What a group had when it was last at work, in another process perhaps.
 
     `anchor` is the mailbox in whose name requests were sent, `subscriptions` has the SubscriptionId of each mailbox
@@ -99,32 +99,32 @@ class GroupState:
     subscribe: Subscribe | None = None
     stream: Stream | None = None
     discover: Discover | None = None
-    separate: Separate | None = None
+    split: Split | None = None
     unsubscribe: Unsubscribe | None = None
     abandoned: tuple[tuple[str, str], ...] = ()  # (mailbox, SubscriptionId): the server may still know them
     stopping: bool = False
-    apart: bool = False  # the group was set apart from another one
+    closed: bool = False  # the group was set apart from another one
 
     @classmethod
     def start(
         cls,
         mailboxes: tuple[str, ...],
         policy: Policy | None = None,
-        kept: Kept | None = None,
+        saved: SavedSubscriptions | None = None,
         *,
-        apart: bool = False,
+        closed: bool = False,
     ) -> GroupState:
         """A group at its beginning: it streams what it has `kept`, and subscribes everybody else."""
-        kept = kept or Kept(min(mailboxes), {})
-        members = tuple(Member(mailbox, kept.subscriptions.get(mailbox)) for mailbox in sorted(mailboxes))
-        state = cls(members, kept.anchor, policy or Policy(), abandoned=kept.abandoned, apart=apart)
+        saved = saved or SavedSubscriptions(min(mailboxes), {})
+        members = tuple(Member(mailbox, saved.subscriptions.get(mailbox)) for mailbox in sorted(mailboxes))
+        state = cls(members, saved.anchor, policy or Policy(), abandoned=saved.abandoned, closed=closed)
         return _plan(state, now=0.0)
 
     @property
     def actions(self) -> tuple[Action, ...]:
         """What is to be going on now. Nothing: the group is over."""
         wait = None if self.stopping else self._wait()
-        actions = (self.stream, self.subscribe, self.discover, self.separate, wait, self.unsubscribe)
+        actions = (self.stream, self.subscribe, self.discover, self.split, wait, self.unsubscribe)
         return tuple(action for action in actions if action is not None)
 
     @property
@@ -152,8 +152,10 @@ class GroupState:
             return Wait(self.paused_until, self.eager)
         # Who is due while a Subscribe or a Discover is under way comes next.
         workers = ((False, self.subscribe), (True, self.discover))
-        open_lanes = {astray for astray, under_way in workers if under_way is None}
-        due = min((m.due for m in self.members if wanting(m) and m.astray in open_lanes), default=None)
+        open_lanes = {misplaced for misplaced, under_way in workers if under_way is None}
+        due = min(
+            (m.due for m in self.members if is_unsubscribed(m) and m.misplaced in open_lanes), default=None
+        )
         return None if due is None else Wait(due)
 
 
@@ -173,16 +175,18 @@ def advance(state: GroupState, outcome: Outcome, now: float, jitter: float = 1.0
         case Waited(early):
             if state.paused_until is not None and (state.paused_until <= now or (early and state.eager)):
                 state = replace(state, paused_until=None)
-                state = _each(state, lambda m: encouraged(m, now)) if early else state
+                state = _each(state, lambda m: retry_now(m, now)) if early else state
         case Discovered():
             state = _after_discover(state, outcome, now, jitter)
-        case Separated(mailboxes):
-            state = _without(replace(state, separate=None), mailboxes)
+        case SplitDone(mailboxes):
+            state = _without(replace(state, split=None), mailboxes)
         case Doubted(mailboxes):
             doubted = set(mailboxes)
             state = _each(
                 state,
-                lambda m: replace(m, subscription=None, astray=True, due=now) if m.mailbox in doubted else m,
+                lambda m: (
+                    replace(m, subscription=None, misplaced=True, due=now) if m.mailbox in doubted else m
+                ),
             )
         case Denied(mailbox, failure):
             state = _each(
@@ -205,7 +209,7 @@ def advance(state: GroupState, outcome: Outcome, now: float, jitter: float = 1.0
             state = replace(state, unsubscribe=None, abandoned=rest)
         case _:
             raise AssertionError(f"{outcome!r} cannot follow {state.actions!r}")
-    return _plan(_giving_up(before, state, outcome), now)
+    return _plan(_abandon_lost(before, state, outcome), now)
 
 
 def _stopped(state: GroupState, *, unsubscribe: bool) -> GroupState:
@@ -218,13 +222,13 @@ def _stopped(state: GroupState, *, unsubscribe: bool) -> GroupState:
         subscribe=None,
         stream=None,
         discover=None,
-        separate=None,
+        split=None,
         abandoned=(),
         unsubscribe=Unsubscribe(gone, state.anchor) if gone else None,
     )
 
 
-def _giving_up(before: GroupState, after: GroupState, outcome: Outcome) -> GroupState:
+def _abandon_lost(before: GroupState, after: GroupState, outcome: Outcome) -> GroupState:
     """Notes what the group has no longer, as far as the server may still know it."""
     if isinstance(outcome, Doubted) and outcome.taken:
         return after  # these ids are somebody else's now
@@ -232,8 +236,8 @@ def _giving_up(before: GroupState, after: GroupState, outcome: Outcome) -> Group
         members = {m.mailbox for m in after.members}
         lost = [each for each in outcome.ids if each[0] not in members]  # they left meanwhile
     else:
-        kept = set(after.live)
-        lost = [each for each in before.live if each not in kept]
+        saved = set(after.live)
+        lost = [each for each in before.live if each not in saved]
     if isinstance(outcome, StreamEnded):
         for failure in (f for f in outcome.failures if f.verdict is Verdict.RESUBSCRIBE):
             # Without ids, it is said of all of them.
@@ -244,9 +248,9 @@ def _giving_up(before: GroupState, after: GroupState, outcome: Outcome) -> Group
 
 
 def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, jitter: float) -> GroupState:
-    ids, failed = dict(outcome.ids), dict(outcome.refused)
+    ids, refusals = dict(outcome.ids), dict(outcome.refused)
     new = set(ids.values())
-    afresh = state.subscribe is not None and state.subscribe.afresh
+    from_anchor = state.subscribe is not None and state.subscribe.from_anchor
     company = bool(
         ids or state.live
     )  # else the whole group is refused: to separate its members would not help
@@ -254,22 +258,22 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, jitter:
     def settle(member: Member) -> Member:
         if subscription := ids.get(member.mailbox):
             return replace(member, subscription=subscription, failure=None, suspended=False)
-        if failure := failed.get(member.mailbox):
+        if failure := refusals.get(member.mailbox):
             member = refused(member, failure, state.policy, now, jitter)
-            return replace(member, leaving=company and needs_own_affinity(member, state.policy))
+            return replace(member, leaving=company and needs_own_cookie(member, state.policy))
         if member.subscription in new:
             # Ids begin anew when a server does: this one is somebody else's now.
             return replace(member, subscription=None, due=now)
         return member
 
     state = _each(replace(state, subscribe=None, failures=0 if ids else state.failures), settle)
-    blocking = [f for f in failed.values() if f.verdict is Verdict.WAIT]
-    if afresh and not ids and not blocking:
-        # The anchor came first and failed. A mailbox that is refused is suspended, and so the next one is tried at
+    blocking = [f for f in refusals.values() if f.verdict is Verdict.WAIT]
+    if from_anchor and not ids and not blocking:
+        # The anchor came first and refusals. A mailbox that is refused is suspended, and so the next one is tried at
         # once; otherwise the next one would meet the same server.
-        blocking = [f for f in failed.values() if f.verdict is not Verdict.SUSPEND]
+        blocking = [f for f in refusals.values() if f.verdict is not Verdict.SUSPEND]
         astray_only = all(f.verdict is Verdict.REGROUP for f in blocking)
-        if astray_only and state.failures < state.policy.strikes:
+        if astray_only and state.failures < state.policy.max_failures:
             return replace(state, failures=state.failures + len(blocking))
     return _pause(state, blocking, now, jitter) if blocking else state
 
@@ -280,53 +284,55 @@ def _after_discover(state: GroupState, outcome: Discovered, now: float, jitter: 
 
     def settle(member: Member) -> Member:
         if failure := unknown.get(member.mailbox):
-            return replace(refused(member, failure, state.policy, now, jitter), astray=True)
-        return replace(member, astray=False, due=now) if member.mailbox in asked else member
+            return replace(refused(member, failure, state.policy, now, jitter), misplaced=True)
+        return replace(member, misplaced=False, due=now) if member.mailbox in asked else member
 
     return _each(_without(replace(state, discover=None), outcome.gone), settle)
 
 
 def _after_stream(state: GroupState, outcome: StreamEnded, now: float, jitter: float) -> GroupState:
-    state = _credited(replace(state, stream=None), outcome)
-    named, general = _accusations(state, outcome.failures)
+    state = _reset_counters(replace(state, stream=None), outcome)
+    named, general = _sort_failures(state, outcome.failures)
     if named:
-        state = _each(state, lambda m: accused(m, named.get(m.subscription), state.policy, now, jitter))
+        state = _each(state, lambda m: failed(m, named.get(m.subscription), state.policy, now, jitter))
         if not general:
             return state  # the others' stream is opened at once, without the bad ones
     company = len(state.live) > 1
     lost = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
     denied = next((f for f in general if f.verdict is Verdict.SUSPEND), None)
     if lost is not None:
-        state = _each(state, lambda m: unsubscribed(m, lost, now))
+        state = _each(state, lambda m: lose_subscription(m, lost, now))
     if denied is not None and not company:
         return _each(
             state, lambda m: refused(replace(m, subscription=None), denied, state.policy, now, jitter)
         )
-    if (lost or denied) and outcome.duration < AT_ONCE:
+    if (lost or denied) and outcome.duration < REJECTED_WITHIN:
         state = replace(state, refusals=state.refusals + 1)
-        state = _halve(state) if company else state
+        state = _split_half(state) if company else state
         # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
         state = state if denied is None else replace(state, anchor=_next_anchor(state))
     if (lost or denied) and state.refusals <= 1:
         return state  # a back end that began anew has forgotten all: what that takes is no reason to wait
-    if general or outcome.duration < state.policy.settled:
+    if general or outcome.duration < state.policy.stable_after:
         return _pause(state, general, now, jitter, alive=outcome.alive)
     return state
 
 
-def _credited(state: GroupState, outcome: StreamEnded) -> GroupState:
+def _reset_counters(state: GroupState, outcome: StreamEnded) -> GroupState:
     """The state when what this connection achieved has been set against earlier failures."""
     if outcome.alive:
         state = replace(state, failures=0)
-    if outcome.duration >= AT_ONCE:
+    if outcome.duration >= REJECTED_WITHIN:
         state = replace(state, refusals=0)
-    if outcome.duration >= state.policy.settled:
-        state = _each(state, lambda m: m if m.subscription is None else replace(m, failures=0, strays=0))
+    if outcome.duration >= state.policy.stable_after:
+        state = _each(
+            state, lambda m: m if m.subscription is None else replace(m, failures=0, misplacements=0)
+        )
         state = replace(state, flaps=0)
     return state
 
 
-def _accusations(
+def _sort_failures(
     state: GroupState, failures: tuple[Failure, ...]
 ) -> tuple[dict[str | None, Failure], list[Failure]]:
     """What is said of single subscriptions, by id, and what of the connection."""
@@ -351,12 +357,14 @@ def _pause(
         f.verdict is Verdict.STOP or (f.verdict is Verdict.CREDENTIALS and state.failures) for f in failures
     )
     told = max((f.wait for f in failures if f.wait is not None), default=None)
-    strikes = max(state.failures, state.flaps) + 1 - state.policy.strikes
-    if len(state.members) == 1 and strikes >= 0 and any(map(is_unknown, failures)):
+    max_failures = max(state.failures, state.flaps) + 1 - state.policy.max_failures
+    if len(state.members) == 1 and max_failures >= 0 and any(map(is_unknown, failures)):
         # Nobody knows what this code means, and it does not pass: the only mailbox here is asked for more slowly.
         state = replace(state, failures=state.failures + 1, flaps=state.flaps + 1)
         return replace(
-            state, paused_until=now + state.policy.suspended.delay(strikes + 1, jitter, told), eager=False
+            state,
+            paused_until=now + state.policy.suspended.delay(max_failures + 1, jitter, told),
+            eager=False,
         )
     if alive and not slow:
         count = state.flaps + 1
@@ -372,9 +380,9 @@ def _pause(
     return replace(state, paused_until=now + pause, eager=eager)
 
 
-def _halve(state: GroupState) -> GroupState:
+def _split_half(state: GroupState) -> GroupState:
     """Marks the second half of the members after too many refusals of them all together."""
-    if state.refusals < state.policy.strikes:
+    if state.refusals < state.policy.max_failures:
         return state
     staying = [m.mailbox for m in state.members if not m.leaving]
     half = set(staying[(len(staying) + 1) // 2 :])
@@ -384,9 +392,9 @@ def _halve(state: GroupState) -> GroupState:
 
 def _plan(state: GroupState, now: float) -> GroupState:
     """Sets going what the members need, unless the group is paused."""
-    if state.separate is None and (leaving := tuple(m.mailbox for m in state.members if m.leaving)):
-        each = state.apart and all(m.astray for m in state.members if m.leaving)
-        state = replace(state, separate=Separate(leaving, each))
+    if state.split is None and (leaving := tuple(m.mailbox for m in state.members if m.leaving)):
+        each = state.closed and all(m.misplaced for m in state.members if m.leaving)
+        state = replace(state, split=Split(leaving, each))
     if not state.live:
         state = replace(state, stream=None)
     elif not any(m.mailbox == state.anchor and not m.suspended for m in state.members):
@@ -394,8 +402,10 @@ def _plan(state: GroupState, now: float) -> GroupState:
     if state.paused_until is not None:
         return state
     if state.discover is None:
-        astray = tuple(m.mailbox for m in state.members if wanting(m) and m.astray and m.due <= now)
-        state = replace(state, discover=Discover(astray) if astray else None)
+        misplaced = tuple(
+            m.mailbox for m in state.members if is_unsubscribed(m) and m.misplaced and m.due <= now
+        )
+        state = replace(state, discover=Discover(misplaced) if misplaced else None)
     if state.subscribe is None:
         state = _plan_subscribe(state, now)
     if state.live and (state.stream is None or state.stream.subscriptions != state.live):
@@ -406,14 +416,16 @@ def _plan(state: GroupState, now: float) -> GroupState:
 
 
 def _plan_subscribe(state: GroupState, now: float) -> GroupState:
-    due = [m for m in state.members if wanting(m) and not m.astray and m.due <= now]
+    due = [m for m in state.members if is_unsubscribed(m) and not m.misplaced and m.due <= now]
     if not due:
         return state
     if state.live:
-        return replace(state, subscribe=Subscribe(tuple(m.mailbox for m in due), state.anchor, afresh=False))
+        return replace(
+            state, subscribe=Subscribe(tuple(m.mailbox for m in due), state.anchor, from_anchor=False)
+        )
     anchor = _best_anchor(due)
     others = tuple(m.mailbox for m in due if m.mailbox != anchor)
-    return replace(state, anchor=anchor, subscribe=Subscribe((anchor, *others), anchor, afresh=True))
+    return replace(state, anchor=anchor, subscribe=Subscribe((anchor, *others), anchor, from_anchor=True))
 
 
 def _best_anchor(members: Iterable[Member]) -> str:
@@ -439,4 +451,4 @@ def _address(member: Member) -> str:
 
 
 # A connection that ended sooner, in seconds, was not wanted by the server in the first place.
-AT_ONCE = 2.0
+REJECTED_WITHIN = 2.0

@@ -25,12 +25,12 @@ from listener.groups.affinity import (
     deduplicated,
     duplicates,
     groups,
-    separated,
+    split_off,
     without,
 )
-from listener.groups.checkpoint import GroupCheckpoint, Restored
+from listener.groups.checkpoint import GroupCheckpoint, RestoredGroup
 from listener.groups.checkpointer import Checkpointer
-from listener.groups.group import Kept
+from listener.groups.group import SavedSubscriptions
 from listener.groups.member import Policy
 from listener.groups.ownership import Ownership, server_of
 from listener.groups.runner import GroupRunner, SubscriptionSpec
@@ -39,11 +39,11 @@ from listener.groups.runners import Runners
 log = structlog.get_logger()
 
 
-class NewRunner(Protocol):
+class RunnerFactory(Protocol):
     """Makes a runner for a group, one that is known from before or one that has nothing yet."""
 
     def __call__(
-        self, group: Group, manager: GroupManager, before: Restored | None = None, /
+        self, group: Group, manager: GroupManager, before: RestoredGroup | None = None, /
     ) -> GroupRunner: ...
 
 
@@ -100,11 +100,11 @@ class GroupManager:
     settings: ManagerSettings
     group_size: int
     discovery: Discovery
-    new_runner: NewRunner
+    new_runner: RunnerFactory
     runners: Runners
     catch_up: GapFiller
     checkpointer: Checkpointer
-    restored: Sequence[Restored] = ()
+    restored: Sequence[RestoredGroup] = ()
     last_seen: dict[str, float] = field(default_factory=dict)
     started_at: float = -inf
     missing: dict[str, Failure] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class GroupManager:
         return sorted(mailbox for mailbox, count in counts.items() if count > 1)
 
     @property
-    def waiting(self) -> int:
+    def suspended(self) -> int:
         """How many are suspended, and wait for the operator."""
         return sum(
             member.suspended for runner in self.runners.by_group.values() for member in runner.state.members
@@ -152,7 +152,7 @@ class GroupManager:
 
     async def run(self) -> None:
         """Keeps a runner for each group; returns when all have ended after stop()."""
-        self.known = self._in_their_ways(self.known)
+        self.known = self._with_access(self.known)
         async with trio.open_nursery() as self._nursery:
             self._resume()
             # A restored group has most of them already: to place these again would subscribe them twice.
@@ -170,7 +170,7 @@ class GroupManager:
         if self._stopped.is_set():
             return
         before = {place.mailbox for place in self.known} | set(self.sought)
-        self.known, self.sought = self._in_their_ways(known), tuple(sought)
+        self.known, self.sought = self._with_access(known), tuple(sought)
         placed = {place.mailbox: place.place for place in self.known}
         wanted = placed.keys() | set(self.sought)
         self.missing = {mailbox: why for mailbox, why in self.missing.items() if mailbox in wanted}
@@ -225,13 +225,13 @@ class GroupManager:
         """Something about this group is to be kept."""
         self.checkpointer.note(group.name)
 
-    async def keep(self, group: Group, /) -> None:
+    async def save_checkpoint(self, group: Group, /) -> None:
         """Returns when what is to be kept of this group is."""
-        await self.checkpointer.keep(group.name, self)
+        await self.checkpointer.save_checkpoint(group.name, self)
 
     # --- what groups ask for
 
-    async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered:
+    async def find(self, group: Group, mailboxes: Sequence[str], /) -> Discovered:
         """Asks where mailboxes of a group live now, and brings those that live elsewhere to their new group."""
         fixed = {place.mailbox for place in self.known}
         # Whoever had a place keeps it while Autodiscover is ill: no falling back to a place without a group.
@@ -248,13 +248,13 @@ class GroupManager:
         unknown = tuple((mailbox, why) for mailbox, why in found.items() if isinstance(why, Failure))
         return Discovered(gone, unknown)
 
-    def separate(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
+    def split(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
         """Give mailboxes of a group one of their own; `each`: one group for each of them."""
         staying = [mailbox for mailbox in mailboxes if mailbox in self.runners.groups]
         after = self._groups
         for part in [[mailbox] for mailbox in staying] if each else [staying]:
             if part:
-                after = separated(after, group, part)
+                after = split_off(after, group, part)
         if staying:
             self._regroup(after)
 
@@ -311,13 +311,13 @@ class GroupManager:
         """Return whether events of this id count without further proof."""
         return self._ownership.is_proven(server_of(group.ews_url), subscription)
 
-    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None:
+    def add_folders(self, mailbox: str, folders: Iterable[str | None], /) -> None:
         """Note that the mailbox has these folders."""
-        self._ownership.learn(mailbox, folders)
+        self._ownership.add_folders(mailbox, folders)
 
-    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
+    def owns_folders(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
         """Return whether events in these folders are the mailbox's; None if the folders are not known."""
-        return self._ownership.judge(mailbox, folders)
+        return self._ownership.owns_folders(mailbox, folders)
 
     async def folders(self, mailbox: str, /) -> Collection[str]:
         """Return the folder ids that the catch-up has stored for a mailbox."""
@@ -342,9 +342,9 @@ class GroupManager:
         failures = 0
         while True:
             changed = self._changed
-            if pending := self._homeless():
+            if pending := self._unplaced():
                 found = await self._discover(pending)
-                wanted = set(self._homeless())  # some may have left meanwhile
+                wanted = set(self._unplaced())  # some may have left meanwhile
                 places = [
                     place
                     for place in found.values()
@@ -355,11 +355,11 @@ class GroupManager:
                 self.missing = missing
                 self._place(places)
             failures = failures + 1 if self.missing else 0
-            patience = self._patience(self.missing.values(), failures) if self.missing else inf
+            patience = self._search_delay(self.missing.values(), failures) if self.missing else inf
             with trio.move_on_after(patience):
                 await changed.wait()
 
-    def _homeless(self) -> list[str]:
+    def _unplaced(self) -> list[str]:
         return [mailbox for mailbox in self.sought if mailbox not in self.runners.groups]
 
     async def _discover(
@@ -387,7 +387,7 @@ class GroupManager:
             found |= await self._ask(part, fall_back=fall_back)
         return found
 
-    def _in_their_ways(self, known: Iterable[Placement]) -> tuple[Placement, ...]:
+    def _with_access(self, known: Iterable[Placement]) -> tuple[Placement, ...]:
         return tuple(
             place._replace(access=self.settings.spec.access.kind_of(place.mailbox)) for place in known
         )
@@ -397,7 +397,7 @@ class GroupManager:
             return placed[mailbox] != home.place
         return self.settings.spec.access.kind_of(mailbox) != home.access
 
-    def _patience(self, missing: Iterable[Failure], failures: int) -> float:
+    def _search_delay(self, missing: Iterable[Failure], failures: int) -> float:
         """Seconds until the missing are sought again: soon, if the trouble of any of them may pass by itself."""
         passing = [why for why in missing if why.verdict in (Verdict.RETRY, Verdict.WAIT)]
         told = max((why.wait for why in passing if why.wait is not None), default=0.0)
@@ -422,7 +422,7 @@ class GroupManager:
     def _resume(self) -> None:
         """Brings the groups to life that are known from before."""
         for before in self.restored:
-            for mailbox, subscription in before.kept.subscriptions.items():
+            for mailbox, subscription in before.saved.subscriptions.items():
                 self._claim(before.group, subscription, mailbox, proven=False)
         self._regroup(
             tuple(before.group for before in self.restored if before.group.mailboxes),
@@ -436,17 +436,19 @@ class GroupManager:
     def _place(self, places: Iterable[Placement]) -> None:
         self._regroup(groups(places, self.group_size, self._groups))
 
-    def _regroup(self, sorted_anew: tuple[Group, ...], before: Mapping[str, Restored] | None = None) -> None:
+    def _regroup(
+        self, regrouped: tuple[Group, ...], before: Mapping[str, RestoredGroup] | None = None
+    ) -> None:
         """From now on these are the groups: each has a runner, which knows who belongs to it. Not after stop(), when
         they only come to their end."""
         if self._stopped.is_set():
             return
-        if twice := duplicates(sorted_anew):
+        if twice := duplicates(regrouped):
             log.error("mailboxes.duplicate", count=len(twice), mailboxes=twice[:NAMED])
-            sorted_anew = deduplicated(sorted_anew, self.runners.groups)
-        self._groups = sorted_anew
-        self.runners.assign(sorted_anew)
-        for group in sorted_anew:
+            regrouped = deduplicated(regrouped, self.runners.groups)
+        self._groups = regrouped
+        self.runners.assign(regrouped)
+        for group in regrouped:
             runner = self.runners.by_group.get(group.name)
             # A runner keeps its server: one that is about to end may have had the same name elsewhere.
             if runner is None or runner.finished or runner.group.place != group.place:
@@ -459,7 +461,7 @@ class GroupManager:
                 if joined:
                     runner.post(Joined(joined))
 
-    def _start(self, group: Group, before: Restored | None) -> GroupRunner:
+    def _start(self, group: Group, before: RestoredGroup | None) -> GroupRunner:
         runner = self.new_runner(group, self, before)
         assert self._nursery is not None
         self._nursery.start_soon(self._run, runner)
@@ -529,8 +531,8 @@ class GroupManager:
             if mailbox in group.mailboxes and self._ownership.owner(server, id_) == mailbox
         }
         anchor = crashed.state.anchor if crashed.state.anchor in group.mailboxes else group.mailboxes[0]
-        kept = Kept(anchor, subscriptions, crashed.state.abandoned)
-        runner = self.new_runner(group, self, Restored(group, kept, crashed.client.cookies))
+        saved = SavedSubscriptions(anchor, subscriptions, crashed.state.abandoned)
+        runner = self.new_runner(group, self, RestoredGroup(group, saved, crashed.client.cookies))
         runner.take_over(crashed)
         self.runners.by_group[name] = runner
         return runner

@@ -18,8 +18,8 @@ class Policy:
     backoff: Backoff = Backoff()
     suspended: Backoff = Backoff(first=15.0, cap=3600.0)
     flapping: Backoff = Backoff(first=1.0, factor=2.0, cap=15.0)
-    settled: float = 10.0
-    strikes: int = 3
+    stable_after: float = 10.0
+    max_failures: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +37,39 @@ class Member:
     due: float = 0.0
     failure: Failure | None = None
     suspended: bool = False
-    astray: bool = False
+    misplaced: bool = False
     leaving: bool = False
-    strays: int = 0
+    misplacements: int = 0
 
 
-def accused(member: Member, failure: Failure | None, policy: Policy, now: float, jitter: float) -> Member:
+def failed(member: Member, failure: Failure | None, policy: Policy, now: float, jitter: float) -> Member:
     """The member of which a connection said this; None: it said nothing of it."""
     if failure is None:
         return member
     denied = failure.verdict is Verdict.SUSPEND
-    if failure.verdict is not Verdict.STOP and member.failures + 1 >= (2 if denied else policy.strikes):
+    if failure.verdict is not Verdict.STOP and member.failures + 1 >= (2 if denied else policy.max_failures):
         return replace(member, subscription=None, leaving=True, failure=failure)
     if failure.verdict in (Verdict.RETRY, Verdict.CREDENTIALS):
         return replace(member, failures=member.failures + 1)  # the subscription lives on
     if failure.verdict is not Verdict.STOP and member.failures == 0:
         # What it is denied may be the company only: whether the mailbox is, a Subscribe tells.
-        return replace(unsubscribed(member, failure, now), failures=1)
+        return replace(lose_subscription(member, failure, now), failures=1)
     return refused(replace(member, subscription=None), failure, policy, now, jitter)
 
 
-def encouraged(member: Member, now: float) -> Member:
+def retry_now(member: Member, now: float) -> Member:
     """What failed for no reason of its own need not wait any longer."""
     failure = member.failure
     own_idea = failure is not None and failure.verdict is Verdict.RETRY and failure.wait is None
     return replace(member, due=min(member.due, now)) if own_idea and not member.suspended else member
 
 
-def unsubscribed(member: Member, failure: Failure, now: float) -> Member:
+def lose_subscription(member: Member, failure: Failure, now: float) -> Member:
     """The subscription is gone and is asked for again at once, perhaps elsewhere."""
     if member.subscription is None:
         return member
-    astray = failure.verdict is Verdict.REGROUP
-    return replace(member, subscription=None, due=now, failure=failure, astray=astray)
+    misplaced = failure.verdict is Verdict.REGROUP
+    return replace(member, subscription=None, due=now, failure=failure, misplaced=misplaced)
 
 
 def refused(member: Member, failure: Failure, policy: Policy, now: float, jitter: float) -> Member:
@@ -78,21 +78,27 @@ def refused(member: Member, failure: Failure, policy: Policy, now: float, jitter
     hopeless = failure.verdict in HOPELESS or (failure.verdict is Verdict.CREDENTIALS and twice)
     suspended = hopeless or member.suspended  # until it works, whatever else comes between
     count = member.failures + 1 if suspended == member.suspended else 1
-    astray = failure.verdict is Verdict.REGROUP
-    strays = member.strays + astray
+    misplaced = failure.verdict is Verdict.REGROUP
+    misplacements = member.misplacements + misplaced
     backoff, step = policy.suspended if hopeless else policy.backoff, count
-    if is_unknown(failure) and count >= policy.strikes:
-        backoff, step = policy.suspended, count - policy.strikes + 1
-    elif astray and strays >= 2 * policy.strikes:
+    if is_unknown(failure) and count >= policy.max_failures:
+        backoff, step = policy.suspended, count - policy.max_failures + 1
+    elif misplaced and misplacements >= 2 * policy.max_failures:
         # Each further try costs an Autodiscover and a Subscribe; but a move may end at any time.
         slow = policy.suspended
         backoff, step = (
-            Backoff(slow.first, slow.factor, min(slow.cap, LONGEST_STRAY)),
-            strays - 2 * policy.strikes + 1,
+            Backoff(slow.first, slow.factor, min(slow.cap, MAX_MISPLACED_DELAY)),
+            misplacements - 2 * policy.max_failures + 1,
         )
     due = now + backoff.delay(step, jitter, failure.wait)
     return replace(
-        member, failures=count, due=due, failure=failure, suspended=suspended, astray=astray, strays=strays
+        member,
+        failures=count,
+        due=due,
+        failure=failure,
+        suspended=suspended,
+        misplaced=misplaced,
+        misplacements=misplacements,
     )
 
 
@@ -101,15 +107,15 @@ def is_unknown(failure: Failure) -> bool:
     return failure.code not in VERDICTS
 
 
-def needs_own_affinity(member: Member, policy: Policy) -> bool:
+def needs_own_cookie(member: Member, policy: Policy) -> bool:
     """Return whether this group's back end refuses it again and again, though Autodiscover says that it belongs here.
 
     The cookie of the anchor binds the group to one back end. In a group of its own the mailbox is sent without it.
     """
-    return member.astray and member.strays >= policy.strikes
+    return member.misplaced and member.misplacements >= policy.max_failures
 
 
-def wanting(member: Member) -> bool:
+def is_unsubscribed(member: Member) -> bool:
     """Whether it has no subscription and this group is the one to get it."""
     return member.subscription is None and not member.leaving
 
@@ -118,4 +124,4 @@ def wanting(member: Member) -> bool:
 HOPELESS = (Verdict.SUSPEND, Verdict.STOP)
 
 # Seconds between two tries, at most, for a mailbox that seems to live elsewhere again and again.
-LONGEST_STRAY = 300.0
+MAX_MISPLACED_DELAY = 300.0

@@ -80,7 +80,7 @@ class Ownership:
         """Return whether events of this id count without further proof."""
         return (server, subscription) not in self._unproven
 
-    def learn(self, mailbox: str, folders: Iterable[str | None]) -> None:
+    def add_folders(self, mailbox: str, folders: Iterable[str | None]) -> None:
         """Note that the mailbox has these folders. A folder id that two mailboxes have proves nothing any more."""
         known = self._folders
         for folder in folders:
@@ -89,12 +89,12 @@ class Ownership:
             key = hash(folder)
             owner = known.get(key)
             if owner is None:
-                if len(known) < MOST_FOLDERS:
+                if len(known) < MAX_FOLDERS:
                     known[key] = mailbox
             elif owner != mailbox:
                 known[key] = AMBIGUOUS
 
-    def judge(self, mailbox: str, folders: Iterable[str | None]) -> bool | None:
+    def owns_folders(self, mailbox: str, folders: Iterable[str | None]) -> bool | None:
         """Return whether events in these folders are the mailbox's; None if the folders are not known."""
         owners = {self._folders.get(hash(folder)) for folder in folders if folder is not None}
         owners -= {None, AMBIGUOUS}
@@ -102,6 +102,6 @@ class Ownership:
 
 
 # Folders that are remembered; about 20 MB if it comes to that.
-MOST_FOLDERS = 200_000
+MAX_FOLDERS = 200_000
 
 AMBIGUOUS = ""

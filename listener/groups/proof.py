@@ -34,8 +34,8 @@ class Owners(Protocol):
     def owner(self, group: Group, subscription: str, /) -> str | None: ...
     def is_proven(self, group: Group, subscription: str, /) -> bool: ...
     def confirm(self, group: Group, subscription: str, /) -> None: ...
-    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None: ...
-    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None: ...
+    def add_folders(self, mailbox: str, folders: Iterable[str | None], /) -> None: ...
+    def owns_folders(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None: ...
     async def folders(self, mailbox: str, /) -> Collection[str]: ...
 
 
@@ -68,7 +68,7 @@ class Proofs:
     group: Group
     owners: Owners
     ask: Callable[[str], Awaitable[Collection[str]]]
-    hand_on: Callable[[str, Sequence[Event]], Awaitable[None]]
+    publish: Callable[[str, Sequence[Event]], Awaitable[None]]
     dropped: Callable[[Hold], None]
     log: Log
     holds: dict[str, Hold] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Proofs:
         if hold is None:
             if self.owners.is_proven(self.group, subscription):
                 return True, None
-            verdict = self.owners.judge(mailbox, folders_of(events))
+            verdict = self.owners.owns_folders(mailbox, folders_of(events))
             if verdict:
                 self.owners.confirm(self.group, subscription)
                 return True, None
@@ -93,8 +93,8 @@ class Proofs:
             return False, hold
         self._add(hold, events)
         if (
-            len(hold.events) > MOST_HELD
-            or sum(len(each.events) for each in self.holds.values()) > MOST_HELD_ALL
+            len(hold.events) > MAX_HELD
+            or sum(len(each.events) for each in self.holds.values()) > MAX_HELD_IN_GROUP
         ):
             self._drop(hold, "too many events wait for the proof")
         return False, None
@@ -116,24 +116,24 @@ class Proofs:
             owner = self.owners.owner(self.group, hold.subscription)
             if owner is not None and owner != hold.mailbox:
                 # The server has just given the id to another mailbox of this process.
-                await self._hand_on(hold, owner)
+                await self._publish_batch(hold, owner)
             elif known.isdisjoint(hold.folders):
                 self._drop(hold, reason)
             else:
-                self.owners.learn(hold.mailbox, known & hold.folders)
+                self.owners.add_folders(hold.mailbox, known & hold.folders)
                 self.owners.confirm(self.group, hold.subscription)
-                await self._hand_on(hold, hold.mailbox)
+                await self._publish_batch(hold, hold.mailbox)
 
     def end(self) -> None:
         """Stop all proofs. What is held stays in `holds`: it was not delivered."""
         for hold in self.holds.values():
             hold.scope.cancel()
 
-    async def _hand_on(self, hold: Hold, mailbox: str) -> None:
+    async def _publish_batch(self, hold: Hold, mailbox: str) -> None:
         try:
             while hold.events:  # more may come meanwhile, and must stay behind these
                 events, hold.events = hold.events, []
-                await self.hand_on(mailbox, events)
+                await self.publish(mailbox, events)
         except Exception as error:
             self.log.error("mailbox.crashed", mailbox=mailbox, exc_info=error)
             self._drop(hold, f"they cannot be published: {type(error).__name__}")
@@ -158,5 +158,5 @@ class Proofs:
 
 
 # Events that wait for a proof: of one mailbox, and of one group.
-MOST_HELD = 500
-MOST_HELD_ALL = 10_000
+MAX_HELD = 500
+MAX_HELD_IN_GROUP = 10_000

@@ -43,8 +43,8 @@ from listener.groups.actions import (
     Discovered,
     Doubted,
     Outcome,
-    Separate,
-    Separated,
+    Split,
+    SplitDone,
     Stop,
     Stream,
     StreamEnded,
@@ -62,7 +62,7 @@ from listener.groups.group import GroupState, advance
 from listener.groups.member import Policy
 from listener.groups.proof import Hold, Proofs
 from listener.groups.stream_reader import StreamReader
-from listener.groups.transitions import lifecycle_events, tell_transition
+from listener.groups.transitions import lifecycle_events, log_transition
 
 log = structlog.get_logger()
 
@@ -70,7 +70,7 @@ log = structlog.get_logger()
 class Registry(Protocol):
     """Knows all groups, and moves mailboxes between them (listener/groups/manager.py does)."""
 
-    async def seek(self, group: Group, mailboxes: Sequence[str], /) -> Discovered: ...
+    async def find(self, group: Group, mailboxes: Sequence[str], /) -> Discovered: ...
     def gap(self, mailbox: str, since: float | None, reason: str, /) -> None: ...
     def resumed(self, mailboxes: Sequence[str], /) -> None: ...
     def claim(self, group: Group, subscription: str, mailbox: str, /) -> None: ...
@@ -79,13 +79,13 @@ class Registry(Protocol):
     def doubt(self, group: Group, subscriptions: Iterable[str], /) -> None: ...
     def confirm(self, group: Group, subscription: str, /) -> None: ...
     def is_proven(self, group: Group, subscription: str, /) -> bool: ...
-    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None: ...
-    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None: ...
+    def add_folders(self, mailbox: str, folders: Iterable[str | None], /) -> None: ...
+    def owns_folders(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None: ...
     async def folders(self, mailbox: str, /) -> Collection[str]: ...
-    def separate(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None: ...
+    def split(self, group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None: ...
     def changed(self, group: Group, /) -> None: ...
     def events_dropped(self, count: int, /) -> None: ...
-    async def keep(self, group: Group, /) -> None: ...
+    async def save_checkpoint(self, group: Group, /) -> None: ...
 
 
 class Ingest(Protocol):
@@ -113,7 +113,7 @@ class SubscriptionSpec:
     silence: float = 90.0
     max_envelope: int = 16 * 1024 * 1024
     subscribe_concurrency: int = 5
-    unsubscribe_patience: float = 5.0
+    unsubscribe_timeout: float = 5.0
     # A stream that was replaced is read until the server ends it, so that nothing on its way is lost.
     drain: float = 30.0
     directory: str = ""
@@ -152,8 +152,8 @@ class GroupRunner:
     _streamed: Stream | None = None
     _reader: StreamReader | None = None
     _readers: set[StreamReader] = field(init=False, default_factory=set)  # at work, wanted or not
-    _end_by: float = inf
-    _telling: trio.CancelScope = field(init=False, default_factory=trio.CancelScope)
+    _publish_deadline: float = inf
+    _publish_scope: trio.CancelScope = field(init=False, default_factory=trio.CancelScope)
     _fresh: dict[str, str] = field(init=False, default_factory=dict)  # made by the Subscribe under way
     _specs: dict[str, str] = field(init=False, default_factory=dict)  # what each was subscribed for
     _gaps: Gaps = field(init=False)
@@ -218,16 +218,16 @@ class GroupRunner:
                     self._fresh.clear()
                 if before.members is not self.state.members or before.anchor != self.state.anchor:
                     self.registry.changed(self.group)
-                tell_transition(self._log, before, self.state, outcome, trio.current_time())
+                log_transition(self._log, before, self.state, outcome, trio.current_time())
                 if told := lifecycle_events(before, self.state, datetime.now(UTC)):
-                    with trio.CancelScope(deadline=self._end_by) as self._telling:
+                    with trio.CancelScope(deadline=self._publish_deadline) as self._publish_scope:
                         await self.ingest.publish(told)
             self.finished = True
             self._proofs.end()
             # What was read is handed on, as long as the journal takes it.
             for reader in self._readers:
                 reader.end_within(0)
-            nursery.cancel_scope.deadline = min(self._end_by, trio.current_time() + HANDING_ON)
+            nursery.cancel_scope.deadline = min(self._publish_deadline, trio.current_time() + PUBLISH_TIMEOUT)
 
     @property
     def mailboxes_streaming(self) -> int:
@@ -298,7 +298,7 @@ class GroupRunner:
         """Hands in what happened outside: Joined, Doubted, Stop."""
         if isinstance(outcome, Stop):
             # A journal that takes nothing more must not keep us from hearing it.
-            self._end_by = self._telling.deadline = trio.current_time() + HANDING_ON
+            self._publish_deadline = self._publish_scope.deadline = trio.current_time() + PUBLISH_TIMEOUT
         self._mail.send_nowait((None, None, outcome))
 
     def _arrange(self, nursery: trio.Nursery) -> bool:
@@ -353,10 +353,10 @@ class GroupRunner:
                 await self._unsubscribe(action, task.client)
                 return Unsubscribed()
             case Discover(mailboxes):
-                return await self.registry.seek(self.group, mailboxes)
-            case Separate(mailboxes, each):
-                self.registry.separate(self.group, mailboxes, each=each)
-                return Separated(mailboxes)
+                return await self.registry.find(self.group, mailboxes)
+            case Split(mailboxes, each):
+                self.registry.split(self.group, mailboxes, each=each)
+                return SplitDone(mailboxes)
 
     def _crashed(self, action: Action, error: Exception) -> Outcome:
         """Return what an unknown exception comes to: a failure of as few mailboxes as possible, tried again later.
@@ -383,7 +383,7 @@ class GroupRunner:
                 await trio.sleep_forever()
             await self.client.throttle.wait_until_answered()
             # Not all at the same moment.
-            await trio.sleep(self.rng.uniform(0, ENCOURAGED))
+            await trio.sleep(self.rng.uniform(0, RETRY_SPREAD))
             return Waited(early=True)
         return Waited()
 
@@ -434,7 +434,7 @@ class GroupRunner:
             while todo and not any(failure.wait for _, failure in refused):
                 await one(todo.pop())
 
-        if action.afresh:
+        if action.from_anchor:
             self.client.forget_cookies()
             # The anchor's answer sets the cookie that brings the others to the same back end.
             await one(todo.pop())
@@ -450,7 +450,7 @@ class GroupRunner:
                 nursery.start_soon(worker)
         # Whoever comes after a crash must know who was listened to.
         try:
-            await self.registry.keep(self.group)
+            await self.registry.save_checkpoint(self.group)
         except (
             Exception
         ) as error:  # the subscriptions are there all the same, and are saved with the next change
@@ -469,7 +469,7 @@ class GroupRunner:
                     continue  # a server that began anew has given this id to somebody else
                 await self._revoke(mailbox, id_, action.anchor, client)
 
-        with trio.move_on_after(self.spec.unsubscribe_patience if hurry else inf):
+        with trio.move_on_after(self.spec.unsubscribe_timeout if hurry else inf):
             async with client, trio.open_nursery() as nursery:
                 for _ in range(min(self.spec.subscribe_concurrency if hurry else 1, len(todo))):
                     nursery.start_soon(worker)
@@ -524,7 +524,7 @@ class GroupRunner:
         started_at = trio.current_time()
         mailboxes = [mailbox for mailbox, _ in action.subscriptions]
         since = self._gaps.known(mailboxes)
-        if self._closed_at is not None and started_at - self._closed_at > SAME_SERVER:
+        if self._closed_at is not None and started_at - self._closed_at > REOPENED_WITHIN:
             self.registry.doubt(self.group, [id_ for _, id_ in action.subscriptions])
         self._closed_at = None
         self._readers.add(reader)
@@ -615,20 +615,20 @@ class GroupRunner:
                 assert self._nursery is not None
                 self._nursery.start_soon(self._proofs.prove, hold)
         if batch:
-            await self._hand_on(batch)
+            await self._publish_batch(batch)
 
-    async def _hand_on(self, batch: Sequence[MailboxEvent]) -> None:
+    async def _publish_batch(self, batch: Sequence[MailboxEvent]) -> None:
         self.events += len(batch)
         # One envelope can hold tens of thousands: others must come in between.
-        for start in range(0, len(batch), MOST_AT_ONCE):
-            await self.ingest.publish(batch[start : start + MOST_AT_ONCE])
+        for start in range(0, len(batch), MAX_BATCH):
+            await self.ingest.publish(batch[start : start + MAX_BATCH])
 
     def _readable(self, mailbox: str, events: Sequence[Event]) -> list[MailboxEvent]:
         """Return the events for handlers. An unknown exception suspends this mailbox only."""
         arrived = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         try:
             found = [mailbox_event(mailbox, event, arrived) for event in events]
-            self.registry.learn(mailbox, [event.parent_folder_id for event in events])
+            self.registry.add_folders(mailbox, [event.parent_folder_id for event in events])
         except Exception as error:
             log.error("mailbox.crashed", group=self.group.name, mailbox=mailbox, exc_info=error)
             self._gaps.lost(mailbox, "InternalError", None)
@@ -638,7 +638,7 @@ class GroupRunner:
 
     async def _publish_held(self, mailbox: str, events: Sequence[Event]) -> None:
         if batch := self._readable(mailbox, events):
-            await self._hand_on(batch)
+            await self._publish_batch(batch)
 
     def _after_drop(self, hold: Hold) -> None:
         """Give the mailbox a new subscription, and let the catch-up find what was dropped."""
@@ -666,14 +666,14 @@ class GroupRunner:
         """Tell once if streams end in good order again and again, but much too soon."""
         early = not outcome.failures and outcome.duration < self.spec.window * 60 / 4
         self._early = self._early + 1 if early else 0
-        if self._early == EARLY:
+        if self._early == EARLY_ENDS:
             cause = (
                 "another connection of this account seems to read the same subscriptions"
                 if reader.closed
                 else "a proxy or load balancer seems to end long responses"
             )
             self._log.warning(
-                "stream.closed_early", duration=round(outcome.duration, 3), count=EARLY, cause=cause
+                "stream.closed_early", duration=round(outcome.duration, 3), count=EARLY_ENDS, cause=cause
             )
 
     def _drop_events(self, notification: Notification, mailboxes: Iterable[str]) -> None:
@@ -684,7 +684,7 @@ class GroupRunner:
         self._log.warning("stream.events_dropped", events=count, mailbox=mailbox, mailboxes=len(among))
         self.registry.events_dropped(count)
         for each in among:
-            self.registry.gap(each, trio.current_time(), WITHOUT_ID)
+            self.registry.gap(each, trio.current_time(), EVENT_WITHOUT_ID)
 
     def _stream_works(self, action: Stream) -> None:
         if not self.streaming or self._streamed is not action:
@@ -714,7 +714,7 @@ class GroupRunner:
     def route_without_stream(self, mailbox: str) -> MailboxRoute | None:
         """How to ask about a mailbox of this group, whether it has a stream or not; None while the server does not
         answer, so that an outage brings no further requests."""
-        if not self.streaming and self.client.last_failure not in STREAMS_ONLY:
+        if not self.streaming and self.client.last_failure not in STREAM_FAILURES:
             return None
         headers = self._headers(self.state.anchor)
         access = self.spec.access.of(mailbox)
@@ -756,22 +756,22 @@ def _denial(failure: Failure) -> Failure:
 
 
 # So many streams in a row that end in good order, but too soon, are worth a warning.
-EARLY = 3
+EARLY_ENDS = 3
 
 # A stream that is opened again within so many seconds after the end in good order meets the same server process.
-SAME_SERVER = 2.0
+REOPENED_WITHIN = 2.0
 
 # Events that are handed on together.
-MOST_AT_ONCE = 250
+MAX_BATCH = 250
 
 # Why a mailbox has a gap of which an event lacked its id.
-WITHOUT_ID = "EventWithoutId"
+EVENT_WITHOUT_ID = "EventWithoutId"
 
 # What a request may end with on a server that answers others: a stream that a proxy holds back does.
-STREAMS_ONLY = frozenset(("", "ReadTimeout", "StreamSilent", "Http504", "ErrorExceededConnectionCount"))
+STREAM_FAILURES = frozenset(("", "ReadTimeout", "StreamSilent", "Http504", "ErrorExceededConnectionCount"))
 
 # Seconds at the end of a group in which the journal may take what was read.
-HANDING_ON = 3.0
+PUBLISH_TIMEOUT = 3.0
 
 # Seconds over which the groups come back that had waited until the server was heard.
-ENCOURAGED = 3.0
+RETRY_SPREAD = 3.0

@@ -38,13 +38,13 @@ def lifecycle_events(before: GroupState, after: GroupState, now: datetime) -> li
     ]
 
 
-def tell_transition(log: Log, before: GroupState, after: GroupState, outcome: Outcome, now: float) -> None:
+def log_transition(log: Log, before: GroupState, after: GroupState, outcome: Outcome, now: float) -> None:
     """Tells the log what came, at `now`, and what it changed."""
-    _tell_outcome(log, outcome)
+    _log_outcome(log, outcome)
     for old, new in pairs(before, after):
-        _tell_member(log, old, new, after.policy)
-    if after.separate is not None and after.separate != before.separate:
-        log.warning("group.split", mailboxes=len(after.separate.mailboxes))
+        _log_member(log, old, new, after.policy)
+    if after.split is not None and after.split != before.split:
+        log.warning("group.split", mailboxes=len(after.split.mailboxes))
     if after.discover is not None and after.discover != before.discover:
         log.info("group.discovering", mailboxes=len(after.discover.mailboxes))
     if after.anchor != before.anchor:
@@ -56,10 +56,10 @@ def tell_transition(log: Log, before: GroupState, after: GroupState, outcome: Ou
         log.info("group.subscribing", mailboxes=len(after.subscribe.mailboxes))
 
 
-def _tell_outcome(log: Log, outcome: Outcome) -> None:
+def _log_outcome(log: Log, outcome: Outcome) -> None:
     match outcome:
         case StreamEnded(duration, failures, _):
-            _tell_stream_end(log, round(duration, 3), failures)
+            _log_stream_end(log, round(duration, 3), failures)
         case Discovered(gone):
             log.info("group.discovered", gone=len(gone), unknown=len(outcome.unknown))
         case Subscribed(ids, refused):
@@ -68,7 +68,7 @@ def _tell_outcome(log: Log, outcome: Outcome) -> None:
             level("group.subscribed", subscribed=len(ids), refused=len(refused), codes=dict(codes))
 
 
-def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> None:
+def _log_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> None:
     if not failures:
         log.debug("stream.closed", duration=seconds)
     for failure in failures:
@@ -77,20 +77,24 @@ def _tell_stream_end(log: Log, seconds: float, failures: Sequence[Failure]) -> N
         log.warning(name, duration=seconds, subscriptions=lost, **_why(failure))
 
 
-def _tell_member(log: Log, old: Member, new: Member, policy: Policy) -> None:
+def _log_member(log: Log, old: Member, new: Member, policy: Policy) -> None:
     if new.suspended and not old.suspended:
         log.warning("mailbox.suspended", mailbox=new.mailbox, **_why(new.failure))
     elif old.suspended and not new.suspended:
         log.info("mailbox.resumed", mailbox=new.mailbox)
-    elif new.failure is not None and is_puzzling(new, policy) and not is_puzzling(old, policy):
+    elif (
+        new.failure is not None and has_unknown_failure(new, policy) and not has_unknown_failure(old, policy)
+    ):
         log.warning("mailbox.unknown_code", mailbox=new.mailbox, failures=new.failures, **_why(new.failure))
     elif new.failure is not None and new.failure is not old.failure:
         log.info("mailbox.refused", mailbox=new.mailbox, failures=new.failures, **_why(new.failure))
 
 
-def is_puzzling(member: Member, policy: Policy) -> bool:
+def has_unknown_failure(member: Member, policy: Policy) -> bool:
     """Return whether a code that is in no table came for this mailbox again and again."""
-    return member.failure is not None and is_unknown(member.failure) and member.failures >= policy.strikes
+    return (
+        member.failure is not None and is_unknown(member.failure) and member.failures >= policy.max_failures
+    )
 
 
 def _why(failure: Failure | None) -> dict[str, str]:

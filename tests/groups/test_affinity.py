@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.groups.affinity import Group, Placement, deduplicated, duplicates, groups, separated, without
+from listener.groups.affinity import Group, Placement, deduplicated, duplicates, groups, split_off, without
 
 URL = "https://mail.contoso.example/EWS/Exchange.asmx"
 
@@ -107,7 +107,7 @@ def test_no_step_puts_a_mailbox_into_two_groups(
         if apart and found:
             of = found[0]
             if alone := chosen.intersection(of.mailboxes):
-                found = separated(found, of, alone)
+                found = split_off(found, of, alone)
         else:
             found = groups([p for p in places if p.mailbox in chosen], size, without(found, chosen))
         assert duplicates(found) == []

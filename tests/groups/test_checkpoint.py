@@ -15,12 +15,12 @@ from listener.groups.checkpoint import (
     DAY,
     GroupCheckpoint,
     LastSeen,
-    Restored,
+    RestoredGroup,
     SubscriptionCheckpoint,
     last_seen,
     restored,
 )
-from listener.groups.group import Kept
+from listener.groups.group import SavedSubscriptions
 
 EWS = "https://mail.example/EWS"
 COOKIE = Cookie(name="X-BackEndOverrideCookie", value="BE1~1", domain="mail.example", path="/")
@@ -58,7 +58,7 @@ class Present:
     specs: dict[str, str] = field(default_factory=dict)
     size: int = 200
 
-    def restore(self, *groups: GroupCheckpoint) -> list[Restored]:
+    def restore(self, *groups: GroupCheckpoint) -> list[RestoredGroup]:
         return restored(
             groups,
             self.places,
@@ -74,27 +74,27 @@ def test_what_nobody_changed_is_what_it_was() -> None:
     assert one.group.name == "DAG1/1"
     assert one.group.place == (EWS, "DAG1", "impersonation")
     assert one.group.mailboxes == ("ann", "bob", "cat")
-    assert one.kept == Kept("ann", {"ann": "1", "bob": "2"})
+    assert one.saved == SavedSubscriptions("ann", {"ann": "1", "bob": "2"})
     assert one.cookies == (COOKIE,)
 
 
 def test_who_is_not_wanted_any_more_is_to_be_unsubscribed() -> None:
     (one,) = Present(places={"bob": None}).restore(saved())
     assert one.group.mailboxes == ("bob",)
-    assert one.kept == Kept("ann", {"bob": "2"}, (("ann", "1"),))
+    assert one.saved == SavedSubscriptions("ann", {"bob": "2"}, (("ann", "1"),))
 
 
 def test_of_a_group_that_nobody_is_wanted_of_something_is_to_be_unsubscribed_still() -> None:
     (one,) = Present(places={}).restore(saved())
     assert one.group.mailboxes == ()
-    assert one.kept.abandoned == (("ann", "1"), ("bob", "2"))
+    assert one.saved.abandoned == (("ann", "1"), ("bob", "2"))
     assert Present(places={}).restore(saved(members={"cat": None})) == []
 
 
 def test_who_is_wanted_for_something_else_stays_in_the_group_and_is_subscribed_anew() -> None:
     (one,) = Present(specs={"ann": "inbox only"}).restore(saved())
     assert one.group.mailboxes == ("ann", "bob", "cat")
-    assert one.kept == Kept("ann", {"bob": "2"}, (("ann", "1"),))
+    assert one.saved == SavedSubscriptions("ann", {"bob": "2"}, (("ann", "1"),))
 
 
 def test_another_account_has_no_use_for_any_of_it() -> None:
@@ -105,19 +105,19 @@ def test_whose_place_the_configuration_tells_stays_only_there() -> None:
     here, there = Placement(EWS, "DAG1", "ann"), Placement(EWS, "DAG2", "bob")
     (one,) = Present(places={"ann": here, "bob": there}).restore(saved())
     assert one.group.mailboxes == ("ann",)
-    assert one.kept == Kept("ann", {"ann": "1"}, (("bob", "2"),))
+    assert one.saved == SavedSubscriptions("ann", {"ann": "1"}, (("bob", "2"),))
 
 
 def test_who_is_got_at_in_another_way_leaves() -> None:
     (one,) = Present(kinds={"bob": "delegate"}).restore(saved())
     assert one.group.mailboxes == ("ann", "cat")
-    assert one.kept.abandoned == (("bob", "2"),)
+    assert one.saved.abandoned == (("bob", "2"),)
 
 
 def test_groups_that_are_too_large_by_now_give_up_whom_they_have_no_room_for() -> None:
     (one,) = Present(size=1).restore(saved())
     assert one.group.mailboxes == ("ann",)
-    assert one.kept == Kept("ann", {"ann": "1"}, (("bob", "2"),))
+    assert one.saved == SavedSubscriptions("ann", {"ann": "1"}, (("bob", "2"),))
 
 
 def test_nobody_is_in_two_groups() -> None:
@@ -130,7 +130,7 @@ def test_nobody_is_in_two_groups() -> None:
     )
     assert first.group.mailboxes == ("ann", "bob", "cat")
     assert second.group.mailboxes == ()
-    assert second.kept.abandoned == (("bob", "9"), ("cat", "8"))
+    assert second.saved.abandoned == (("bob", "9"), ("cat", "8"))
 
 
 def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_anothers() -> None:
@@ -141,9 +141,9 @@ def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_another
             "DAG2/1", ews_url="https://other.example/EWS", members={"eve": SubscriptionCheckpoint("1", "all")}
         ),
     )
-    assert one.kept == Kept("ann", {"bob": "2"})
-    assert two.kept == Kept("ann", {})
-    assert elsewhere.kept.subscriptions == {"eve": "1"}
+    assert one.saved == SavedSubscriptions("ann", {"bob": "2"})
+    assert two.saved == SavedSubscriptions("ann", {})
+    assert elsewhere.saved.subscriptions == {"eve": "1"}
 
 
 def test_groups_and_kinds_of_access_do_not_matter_for_an_id_that_two_mailboxes_claim() -> None:
@@ -158,7 +158,7 @@ def test_groups_and_kinds_of_access_do_not_matter_for_an_id_that_two_mailboxes_c
             members={"dan": SubscriptionCheckpoint("5", "all")},
         ),
     )
-    assert (mine.kept.subscriptions, theirs.kept.subscriptions) == ({}, {})
+    assert (mine.saved.subscriptions, theirs.saved.subscriptions) == ({}, {})
 
 
 def test_a_group_that_was_set_apart_is_set_apart_no_longer_if_nothing_is_left_of_it() -> None:

@@ -47,8 +47,8 @@ class Bound:
     async def load(self) -> tuple[list[GroupCheckpoint], LastSeen]:
         return await self.checkpointer.load()
 
-    async def keep(self, name: str) -> None:
-        await self.checkpointer.keep(name, self.groups)
+    async def save_checkpoint(self, name: str) -> None:
+        await self.checkpointer.save_checkpoint(name, self.groups)
 
     async def save(self) -> None:
         await self.checkpointer.save(self.groups)
@@ -88,12 +88,12 @@ async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
         monkeypatch.setattr(journal, "append", slow)
         groups = Groups({f"DAG1/{n}": saved(f"DAG1/{n}") for n in range(4)})
         first = checkpointer(journal, groups)
-        await first.keep("DAG1/0")  # there is nothing to keep
+        await first.save_checkpoint("DAG1/0")  # there is nothing to keep
         for name in groups.groups:
             first.note(name)
         async with trio.open_nursery() as nursery:
             for name in groups.groups:
-                nursery.start_soon(first.keep, name)
+                nursery.start_soon(first.save_checkpoint, name)
         assert trio.current_time() == pytest.approx(5)
         assert len(writes) == 1
         found, _ = await checkpointer(journal, groups).load()

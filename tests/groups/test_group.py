@@ -17,8 +17,8 @@ from listener.groups.actions import (
     Doubted,
     Joined,
     Left,
-    Separate,
-    Separated,
+    Split,
+    SplitDone,
     Stop,
     Stream,
     StreamEnded,
@@ -29,10 +29,10 @@ from listener.groups.actions import (
     Wait,
     Waited,
 )
-from listener.groups.group import GroupState, Kept, advance
+from listener.groups.group import GroupState, SavedSubscriptions, advance
 from listener.groups.member import Policy
 
-POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), settled=30)
+POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), stable_after=30)
 ALL = (("ann", "1"), ("bob", "2"), ("cat", "3"))
 
 
@@ -50,7 +50,7 @@ def streaming() -> GroupState:
 
 
 def test_the_anchor_is_first_by_address_and_is_subscribed_first() -> None:
-    assert started().actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    assert started().actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
 def test_all_subscribed_then_one_stream_carries_them_all() -> None:
@@ -119,12 +119,12 @@ def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
     )
     assert state.actions == (Wait(41),)
     state = advance(state, Waited(), now=41)
-    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
 def test_an_anchor_that_is_refused_makes_way_at_once() -> None:
     state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.SUSPEND)),)), now=1)
-    assert state.actions == (Subscribe(("bob", "cat"), "bob", afresh=True),)
+    assert state.actions == (Subscribe(("bob", "cat"), "bob", from_anchor=True),)
     assert state.members[0].suspended
 
 
@@ -144,7 +144,7 @@ def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream()
     state = advance(started(), Subscribed(ALL[:2], (("cat", failure(Verdict.SUSPEND)),)), now=1)
     assert state.actions == (Stream(ALL[:2], "ann"), Wait(61))
     state = advance(state, Waited(), now=61)
-    assert state.actions == (Stream(ALL[:2], "ann"), Subscribe(("cat",), "ann", afresh=False))
+    assert state.actions == (Stream(ALL[:2], "ann"), Subscribe(("cat",), "ann", from_anchor=False))
     again = advance(state, Subscribed(refused=(("cat", failure(Verdict.SUSPEND)),)), now=62)
     assert again.actions == (Stream(ALL[:2], "ann"), Wait(62 + 120))
     state = advance(state, Subscribed((("cat", "3"),)), now=62)
@@ -156,19 +156,19 @@ def test_an_id_that_the_server_gives_anew_is_lost_to_its_former_owner() -> None:
     state = advance(streaming(), Joined(("dan",)), now=5)
     state = advance(state, Subscribed((("dan", "1"),)), now=6)
     assert state.live == (("bob", "2"), ("cat", "3"), ("dan", "1"))
-    assert state.subscribe == Subscribe(("ann",), "ann", afresh=False)
+    assert state.subscribe == Subscribe(("ann",), "ann", from_anchor=False)
 
 
 def test_beside_a_bad_subscription_the_stream_is_reopened_at_once_without_it() -> None:
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "2"),)), now=10)
-    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", from_anchor=False))
 
 
 def test_all_subscriptions_lost_means_a_fresh_start_at_once() -> None:
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),)), now=10)
-    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
     unnamed = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE),)), now=10)
-    assert unnamed.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    assert unnamed.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
 def test_a_passing_failure_of_one_subscription_costs_it_nothing() -> None:
@@ -206,8 +206,8 @@ def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_ever
             now = state.actions[-1].until
             state = advance(state, Waited(), now)
         state = advance(state, StreamEnded(0, (failure(Verdict.SUSPEND),)), now)
-    assert state.separate == Separate(("cat",))
-    state = advance(state, Separated(("cat",)), now)
+    assert state.split == Split(("cat",))
+    state = advance(state, SplitDone(("cat",)), now)
     assert [m.mailbox for m in state.members] == ["ann", "bob"]
 
 
@@ -225,13 +225,13 @@ def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> 
         gone = Failure(code=failure(Verdict.RESUBSCRIBE).code, subscription_ids=(bad or "",))
         state = advance(state, StreamEnded(5, (gone,)), now)
         if n < 2:
-            assert state.separate is None
+            assert state.split is None
             assert state.members[1].due - now == 2 * n
             now += 60
             state = advance(state, Waited(), now)
             state = advance(state, Subscribed((("bob", f"new{n}"),)), now)
-    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Separate(("bob",)))
-    assert advance(state, Separated(("bob",)), now).actions == (Stream((ALL[0], ALL[2]), "ann"),)
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Split(("bob",)))
+    assert advance(state, SplitDone(("bob",)), now).actions == (Stream((ALL[0], ALL[2]), "ann"),)
 
 
 def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
@@ -239,7 +239,7 @@ def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.REGROUP, "2"),)), now=10)
     assert state.actions == (others, Discover(("bob",)), bye)
     stays = advance(state, Discovered(), now=11)
-    assert stays.actions == (others, Subscribe(("bob",), "ann", afresh=False), bye)
+    assert stays.actions == (others, Subscribe(("bob",), "ann", from_anchor=False), bye)
     gone = advance(state, Discovered(gone=("bob",)), now=11)
     assert gone.actions == (others, bye)
     unknown = advance(state, Discovered(unknown=(("bob", Failure(code="Http503")),)), now=11)
@@ -271,7 +271,7 @@ def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause()
         assert state.subscribe
         assert state.subscribe.anchor == name
         state = advance(state, Subscribed(refused=((name, failure(Verdict.SUSPEND)),)), now=0)
-    assert state.actions == (Subscribe(names[100:], names[100], afresh=True),)
+    assert state.actions == (Subscribe(names[100:], names[100], from_anchor=True),)
 
 
 def test_what_only_the_operator_can_mend_is_asked_for_slowly() -> None:
@@ -300,7 +300,7 @@ def test_a_busy_server_is_asked_nothing_new_but_the_open_stream_stays() -> None:
 
 def test_mailboxes_join_a_running_group() -> None:
     state = advance(streaming(), Joined(("bea", "ann")), now=5)
-    assert state.actions == (Stream(ALL, "ann"), Subscribe(("bea",), "ann", afresh=False))
+    assert state.actions == (Stream(ALL, "ann"), Subscribe(("bea",), "ann", from_anchor=False))
     assert [m.mailbox for m in state.members] == ["ann", "bea", "bob", "cat"]
 
 
@@ -330,45 +330,45 @@ def test_stop_leaves_the_subscriptions_for_the_next_start_unless_it_is_told_othe
 # --- what is known from before
 
 
-def kept(*names: str, anchor: str = "ann", abandoned: tuple[tuple[str, str], ...] = ()) -> GroupState:
-    known = Kept(anchor, {mailbox: id_ for mailbox, id_ in ALL if mailbox in names}, abandoned)
+def saved(*names: str, anchor: str = "ann", abandoned: tuple[tuple[str, str], ...] = ()) -> GroupState:
+    known = SavedSubscriptions(anchor, {mailbox: id_ for mailbox, id_ in ALL if mailbox in names}, abandoned)
     return GroupState.start(("cat", "ann", "bob"), POLICY, known)
 
 
 def test_with_all_ids_known_from_before_the_stream_is_the_first_action() -> None:
-    assert kept("ann", "bob", "cat").actions == (Stream(ALL, "ann"),)
+    assert saved("ann", "bob", "cat").actions == (Stream(ALL, "ann"),)
 
 
 def test_who_has_no_id_from_before_is_subscribed_beside_the_stream_with_the_cookies_that_are_there() -> None:
-    assert kept("ann", "cat").actions == (
+    assert saved("ann", "cat").actions == (
         Stream((ALL[0], ALL[2]), "ann"),
-        Subscribe(("bob",), "ann", afresh=False),
+        Subscribe(("bob",), "ann", from_anchor=False),
     )
 
 
 def test_an_anchor_that_is_not_listened_to_any_more_makes_way_and_keeps_the_subscriptions() -> None:
-    state = kept("bob", "cat", anchor="abe")
+    state = saved("bob", "cat", anchor="abe")
     assert state.actions[0] == Stream(ALL[1:], "bob")
 
 
 def test_what_the_server_forgot_meanwhile_is_subscribed_anew_and_the_others_are_not() -> None:
     state = advance(
-        kept("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), alive=False), now=1
+        saved("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), alive=False), now=1
     )
-    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", afresh=False))
+    assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", from_anchor=False))
 
 
 def test_a_server_that_forgot_everything_is_asked_afresh_at_once() -> None:
     state = advance(
-        kept("ann", "bob", "cat"),
+        saved("ann", "bob", "cat"),
         StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),), alive=False),
         now=1,
     )
-    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", afresh=True),)
+    assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
 def test_a_group_with_nothing_but_leftovers_unsubscribes_them_and_is_over() -> None:
-    state = GroupState.start((), POLICY, Kept("ann", {}, ALL))
+    state = GroupState.start((), POLICY, SavedSubscriptions("ann", {}, ALL))
     assert state.actions == (Unsubscribe(ALL, "ann"),)
     assert advance(state, Unsubscribed(), now=1).actions == ()
 
@@ -391,8 +391,8 @@ def test_what_is_given_up_while_others_are_unsubscribed_comes_next() -> None:
 
 
 def test_a_whole_stream_that_must_be_looked_for_elsewhere_leaves_nothing_behind() -> None:
-    astray = StreamEnded(5, (failure(Verdict.REGROUP),))
-    state = advance(streaming(), astray, now=10)
+    misplaced = StreamEnded(5, (failure(Verdict.REGROUP),))
+    state = advance(streaming(), misplaced, now=10)
     assert state.actions == (Discover(("ann", "bob", "cat")), Unsubscribe(ALL, "ann"))
 
 
@@ -436,7 +436,9 @@ class AnyLife(RuleBasedStateMachine):
         before = {f"user{n}": str(n) for n in known}
         gone = tuple((mailbox, id_) for mailbox, id_ in before.items() if mailbox not in self.everybody)
         before = {mailbox: id_ for mailbox, id_ in before.items() if mailbox in self.everybody}
-        self.state = GroupState.start(tuple(self.everybody), POLICY, Kept("user0", before, gone))
+        self.state = GroupState.start(
+            tuple(self.everybody), POLICY, SavedSubscriptions("user0", before, gone)
+        )
 
     def tell(self, outcome: object, jitter: float) -> None:
         self.state = advance(self.state, outcome, self.now, jitter)  # type: ignore[arg-type]
@@ -485,12 +487,12 @@ class AnyLife(RuleBasedStateMachine):
         self.everybody -= set(gone)
         self.tell(Discovered(tuple(gone), tuple(unknown)), 1.0)
 
-    @precondition(lambda self: self.state.separate)
+    @precondition(lambda self: self.state.split)
     @rule()
-    def separated(self) -> None:
-        assert self.state.separate
-        self.everybody -= set(self.state.separate.mailboxes)
-        self.tell(Separated(self.state.separate.mailboxes), 1.0)
+    def split_off(self) -> None:
+        assert self.state.split
+        self.everybody -= set(self.state.split.mailboxes)
+        self.tell(SplitDone(self.state.split.mailboxes), 1.0)
 
     @precondition(lambda self: self.state.unsubscribe)
     @rule()
@@ -521,11 +523,11 @@ class AnyLife(RuleBasedStateMachine):
         state = self.state
         assert {m.mailbox for m in state.members} == self.everybody
         cared_for = {
-            mailbox for a in (state.subscribe, state.discover, state.separate) if a for mailbox in a.mailboxes
+            mailbox for a in (state.subscribe, state.discover, state.split) if a for mailbox in a.mailboxes
         }
         waits = any(isinstance(action, Wait) for action in state.actions)
         for member in state.members:
-            worker = state.discover if member.astray else state.subscribe
+            worker = state.discover if member.misplaced else state.subscribe
             assert member.subscription or member.mailbox in cared_for or waits or worker
 
     @invariant()
@@ -539,7 +541,7 @@ class AnyLife(RuleBasedStateMachine):
             assert self.state.live
             if self.state.paused_until is None:
                 assert self.state.stream.subscriptions == self.state.live
-        if self.state.subscribe and self.state.subscribe.afresh:
+        if self.state.subscribe and self.state.subscribe.from_anchor:
             assert self.state.subscribe.mailboxes[0] == self.state.subscribe.anchor
 
 
@@ -592,13 +594,13 @@ def test_an_unknown_code_for_one_mailbox_is_tried_more_and_more_slowly() -> None
     assert pauses[-1] > 10 * POLICY.backoff.cap
 
 
-def refused_elsewhere(apart: bool) -> list[Action]:
+def refused_elsewhere(closed: bool) -> list[Action]:
     """The actions after bob and cat were said to live elsewhere three times, with different codes."""
-    state = GroupState.start(("ann", "bob", "cat"), POLICY, apart=apart)
+    state = GroupState.start(("ann", "bob", "cat"), POLICY, closed=closed)
     state = advance(state, Subscribed((("ann", "1"),)), 0)
     now = 0.0
     for code in ELSEWHERE:
-        assert not any(isinstance(action, Separate) for action in state.actions)
+        assert not any(isinstance(action, Split) for action in state.actions)
         refused = (("bob", Failure(code=code)), ("cat", Failure(code=code)))
         state = advance(state, Subscribed(refused=refused), now)
         now += 3600
@@ -609,8 +611,8 @@ def refused_elsewhere(apart: bool) -> list[Action]:
 
 
 def test_mailboxes_that_the_anchors_back_end_refuses_leave_together_and_then_alone() -> None:
-    assert Separate(("bob", "cat")) in refused_elsewhere(apart=False)
-    assert Separate(("bob", "cat"), each=True) in refused_elsewhere(apart=True)
+    assert Split(("bob", "cat")) in refused_elsewhere(closed=False)
+    assert Split(("bob", "cat"), each=True) in refused_elsewhere(closed=True)
 
 
 def test_a_group_that_is_refused_as_a_whole_stays_together() -> None:
@@ -618,7 +620,7 @@ def test_a_group_that_is_refused_as_a_whole_stays_together() -> None:
     state, now = GroupState.start(("ann", "bob", "cat"), POLICY), 0.0
     for _ in range(20):
         for action in state.actions:
-            assert not isinstance(action, Separate)
+            assert not isinstance(action, Split)
             if isinstance(action, Subscribe):
                 refused = tuple((m, Failure(code=ELSEWHERE[0])) for m in action.mailboxes[:1])
                 state = advance(state, Subscribed(refused=refused), now)

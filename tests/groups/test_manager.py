@@ -16,8 +16,8 @@ from listener.backoff import Backoff
 from listener.ews.codes import Failure
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Outcome, Stop
 from listener.groups.affinity import Group, Placement
-from listener.groups.checkpoint import Restored
-from listener.groups.group import GroupState, Kept
+from listener.groups.checkpoint import RestoredGroup
+from listener.groups.group import GroupState, SavedSubscriptions
 from listener.groups.manager import GroupManager, ManagerSettings
 from listener.groups.member import Policy
 from listener.groups.runners import Runners
@@ -36,7 +36,7 @@ class Runner:
 
     group: Group
     farewell: float
-    before: Restored | None = None
+    before: RestoredGroup | None = None
     told: list[Outcome] = field(default_factory=list)
     ended: bool = False
     finished: bool = False
@@ -140,13 +140,13 @@ async def running(
     farewell: float = 0.0,
     refresh: float = 1e6,
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation",
-    restored: Sequence[Restored] = (),
+    restored: Sequence[RestoredGroup] = (),
 ) -> AsyncIterator[Run]:
     runners: list[Runner] = []
     gone: list[str] = []
     ended = False
 
-    def new_runner(group: Group, _manager: GroupManager, before: Restored | None = None) -> Any:
+    def new_runner(group: Group, _manager: GroupManager, before: RestoredGroup | None = None) -> Any:
         runners.append(Runner(group, farewell, before))
         return runners[-1]
 
@@ -303,7 +303,7 @@ async def test_who_is_found_to_have_moved_after_the_end_brings_no_group_back_to_
         await trio.sleep(11)
         directory.move_in(*at("DAG2", "bob"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run.manager.seek, run.runners[0].group, ("bob",))
+            nursery.start_soon(run.manager.find, run.runners[0].group, ("bob",))
             await trio.sleep(1)
             run.manager.stop(unsubscribe=False)
             run.runners[0].finished = True
@@ -330,7 +330,7 @@ async def test_a_mailbox_that_moved_is_brought_to_its_new_group_and_the_others_s
         await trio.sleep(1)
         directory.move_in(*at("DAG2", "ann"))
         first = run.runners[0]
-        assert await run.manager.seek(first.group, ("ann", "bob")) == Discovered(gone=("ann",))
+        assert await run.manager.find(first.group, ("ann", "bob")) == Discovered(gone=("ann",))
         assert run.groups == {"DAG1/1": ("bob",), "DAG2/1": ("ann", "dan")}
         assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
 
@@ -344,8 +344,8 @@ async def test_a_mailbox_whose_place_cannot_be_told_stays_where_it_is(
         await trio.sleep(1)
         directory.places.pop("bob")
         (group,) = (runner.group for runner in run.runners if runner.group.name == "DAG1/1")
-        assert await run.manager.seek(group, ("bob",)) == Discovered(unknown=(("bob", UNKNOWN),))
-        assert await run.manager.seek(run.runners[0].group, ("eve",)) == Discovered()
+        assert await run.manager.find(group, ("bob",)) == Discovered(unknown=(("bob", UNKNOWN),))
+        assert await run.manager.find(run.runners[0].group, ("eve",)) == Discovered()
         assert run.groups == {"DAG9/1": ("eve",), "DAG1/1": ("ann", "bob")}
 
 
@@ -356,7 +356,7 @@ async def test_who_is_separated_has_a_group_that_nobody_joins(
     directory.move_in(*at("DAG1", "ann", "bob"))
     async with running(directory, "ann", "bob", "cat") as run:
         await trio.sleep(1)
-        run.manager.separate(run.runners[0].group, ("bob",))
+        run.manager.split(run.runners[0].group, ("bob",))
         assert run.groups == {"DAG1/1": ("ann",), "DAG1/2": ("bob",)}
         directory.move_in(*at("DAG1", "cat"))
         await trio.sleep(100)
@@ -513,10 +513,10 @@ async def test_who_left_while_being_sought_or_moved_stays_away(
         assert run.groups == {"DAG1/1": ("ann",)}
         directory.move_in(*at("DAG2", "ann"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run.manager.seek, run.runners[0].group, ("ann",))
+            nursery.start_soon(run.manager.find, run.runners[0].group, ("ann",))
             await trio.sleep(5)
             run.manager.change((), ("bob",))
-        run.manager.separate(run.runners[0].group, ("ann",))
+        run.manager.split(run.runners[0].group, ("ann",))
         await trio.sleep(30)
         assert {name: r.group.mailboxes for name, r in run.manager.runners.by_group.items()} == {
             "DAG1/1": ("bob",)
@@ -566,9 +566,11 @@ async def test_who_is_got_at_in_another_way_has_another_group(
         assert run.gone == []
 
 
-def before(name: str, *mailboxes: str, abandoned: tuple[tuple[str, str], ...] = (), **ids: str) -> Restored:
+def before(
+    name: str, *mailboxes: str, abandoned: tuple[tuple[str, str], ...] = (), **ids: str
+) -> RestoredGroup:
     """A group at DAG1 that is known from before."""
-    return Restored(Group(name, EWS, "DAG1", mailboxes), Kept("ann", ids, abandoned), ())
+    return RestoredGroup(Group(name, EWS, "DAG1", mailboxes), SavedSubscriptions("ann", ids, abandoned), ())
 
 
 async def test_groups_that_are_known_from_before_run_before_anybody_asks_where_their_mailboxes_live(
@@ -708,7 +710,7 @@ async def test_a_group_elsewhere_gets_a_runner_of_its_own_though_the_name_is_the
     async with running(directory, "ann") as run:
         await trio.sleep(1)
         directory.move_in(Placement("https://new.example/EWS", "DAG1", "ann"))
-        gone = await run.manager.seek(run.runners[0].group, ["ann"])
+        gone = await run.manager.find(run.runners[0].group, ["ann"])
         assert gone == Discovered(("ann",))
         assert [runner.group.ews_url for runner in run.runners] == [EWS, "https://new.example/EWS"]
         assert run.runners[0].told == []
@@ -742,7 +744,7 @@ async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_prese
         assert again.took_over is runner
         assert again.group.mailboxes == ("ann", "cat", "dan")
         assert again.before is not None
-        assert again.before.kept.subscriptions == {"ann": "1"}
+        assert again.before.saved.subscriptions == {"ann": "1"}
         assert run.manager.runners.by_group == {"site/1": again}
 
 
@@ -795,6 +797,6 @@ async def test_mailboxes_that_refuse_the_affinity_get_a_group_each(
 ) -> None:
     async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
         await trio.sleep(1)
-        run.manager.separate(run.runners[0].group, ["bob", "cat"], each=True)
+        run.manager.split(run.runners[0].group, ["bob", "cat"], each=True)
         assert run.groups == {"site/1": ("ann",), "site/2": ("bob",), "site/3": ("cat",)}
         assert [group.closed for group in run.manager._groups] == [False, True, True]

@@ -68,18 +68,18 @@ def test_a_server_is_scheme_host_and_port() -> None:
 
 def test_folders_tell_whose_events_are() -> None:
     ownership = Ownership()
-    ownership.learn("ann", ["inbox-a", "sent-a", None])
-    ownership.learn("bob", ["inbox-b"])
-    assert ownership.judge("ann", ["inbox-a"]) is True
-    assert ownership.judge("ann", ["inbox-b"]) is False
-    assert ownership.judge("ann", ["inbox-a", "inbox-b"]) is False
-    assert ownership.judge("ann", ["new", None]) is None
+    ownership.add_folders("ann", ["inbox-a", "sent-a", None])
+    ownership.add_folders("bob", ["inbox-b"])
+    assert ownership.owns_folders("ann", ["inbox-a"]) is True
+    assert ownership.owns_folders("ann", ["inbox-b"]) is False
+    assert ownership.owns_folders("ann", ["inbox-a", "inbox-b"]) is False
+    assert ownership.owns_folders("ann", ["new", None]) is None
 
 
 def test_a_folder_id_that_two_mailboxes_have_proves_nothing() -> None:
     ownership = Ownership()
-    ownership.learn("ann", ["inbox"])
-    ownership.learn("bob", ["inbox"])
-    assert ownership.judge("ann", ["inbox"]) is None
-    ownership.learn("ann", ["inbox"])
-    assert ownership.judge("ann", ["inbox"]) is None
+    ownership.add_folders("ann", ["inbox"])
+    ownership.add_folders("bob", ["inbox"])
+    assert ownership.owns_folders("ann", ["inbox"]) is None
+    ownership.add_folders("ann", ["inbox"])
+    assert ownership.owns_folders("ann", ["inbox"]) is None

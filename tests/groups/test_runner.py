@@ -25,14 +25,14 @@ from listener.ews.events import EventKind, mailbox_event
 from listener.exchange.throttle import Throttle
 from listener.groups.actions import Discovered, Joined, Left, Stop
 from listener.groups.affinity import Group
-from listener.groups.group import GroupState, Kept
+from listener.groups.group import GroupState, SavedSubscriptions
 from listener.groups.member import Policy
 from listener.groups.ownership import Ownership
 from listener.groups.runner import GroupRunner, SubscriptionSpec
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
 T = "http://schemas.microsoft.com/exchange/services/2006/types"
-POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), settled=30)
+POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), stable_after=30)
 WISH = SubscriptionSpec(
     version="Exchange2013_SP1",
     access=AccessRules(AccessRule(impersonate_by="SmtpAddress")),
@@ -172,13 +172,13 @@ class Registry:
     moved: set[str] = field(default_factory=set)
     disk: trio.Event = field(default_factory=_works)
     sought: list[str] = field(default_factory=list)
-    separated: list[str] = field(default_factory=list)
+    split_off: list[str] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
     gaps: list[tuple[str, float | None, str]] = field(default_factory=list)
     unproven: set[str] = field(default_factory=set)
     known: Ownership = field(default_factory=Ownership)
     stored: dict[str, list[str]] = field(default_factory=dict)
-    seek_error: Exception | None = None
+    find_error: Exception | None = None
     changes: int = 0
     dropped: int = 0
 
@@ -209,29 +209,29 @@ class Registry:
     def is_proven(self, _group: Group, subscription: str, /) -> bool:
         return subscription not in self.unproven
 
-    def learn(self, mailbox: str, folders: Iterable[str | None], /) -> None:
-        self.known.learn(mailbox, folders)
+    def add_folders(self, mailbox: str, folders: Iterable[str | None], /) -> None:
+        self.known.add_folders(mailbox, folders)
 
-    def judge(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
-        return self.known.judge(mailbox, folders)
+    def owns_folders(self, mailbox: str, folders: Iterable[str | None], /) -> bool | None:
+        return self.known.owns_folders(mailbox, folders)
 
     async def folders(self, mailbox: str, /) -> Collection[str]:
         return self.stored.get(mailbox, ["inbox"])
 
-    async def seek(self, _group: Group, mailboxes: Sequence[str], /) -> Discovered:
-        if self.seek_error is not None:
-            raise self.seek_error
+    async def find(self, _group: Group, mailboxes: Sequence[str], /) -> Discovered:
+        if self.find_error is not None:
+            raise self.find_error
         self.sought += mailboxes
         await trio.sleep(1)
         return Discovered(gone=tuple(m for m in mailboxes if m in self.moved))
 
-    def separate(self, _group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
-        self.separated += mailboxes
+    def split(self, _group: Group, mailboxes: Sequence[str], /, *, each: bool = False) -> None:
+        self.split_off += mailboxes
 
     def changed(self, _group: Group, /) -> None:
         self.changes += 1
 
-    async def keep(self, _group: Group, /) -> None:
+    async def save_checkpoint(self, _group: Group, /) -> None:
         await self.disk.wait()
 
 
@@ -263,7 +263,7 @@ async def running(
     spec: SubscriptionSpec = WISH,
     publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]] | None = None,
     registry: "Registry | None" = None,
-    kept: Kept | None = None,
+    saved: SavedSubscriptions | None = None,
 ) -> AsyncIterator[Run]:
     events: list[MailboxEvent] = []
 
@@ -281,7 +281,7 @@ async def running(
         spec,
         Ingest(publish or note),
         registry or Registry(),
-        GroupState.start(mailboxes, POLICY, kept),
+        GroupState.start(mailboxes, POLICY, saved),
         Loaded(),
     )
     async with trio.open_nursery() as nursery:
@@ -545,7 +545,7 @@ async def test_who_fails_again_and_again_in_company_is_separated(
     server, registry = Server(script), Registry()
     async with running(server, "ann", "bob", "cat", registry=registry) as run:
         await trio.sleep(60)
-        assert registry.separated == ["bob"]
+        assert registry.split_off == ["bob"]
         assert run.runner.mailboxes_streaming == 2
 
 
@@ -565,7 +565,7 @@ async def test_a_server_for_one_user_a_connection_ends_up_with_groups_of_one(
         await trio.sleep(120)
         assert [m.mailbox for m in run.runner.state.members] == ["user0"]
         assert run.runner.mailboxes_streaming == 1
-        assert sorted(registry.separated) == names[1:]
+        assert sorted(registry.split_off) == names[1:]
 
 
 async def test_too_many_connections_of_the_account_are_charged_to_the_anchor_from_then_on(
@@ -947,7 +947,9 @@ async def test_events_of_a_restored_id_are_held_until_a_folder_of_the_mailbox_pr
 ) -> None:
     registry = restored_registry(ann=["inbox", "sent"])
     server = Server(first_event_then_more)
-    async with running(server, "ann", registry=registry, kept=Kept("ann", {"ann": "1"})) as run:
+    async with running(
+        server, "ann", registry=registry, saved=SavedSubscriptions("ann", {"ann": "1"})
+    ) as run:
         await trio.sleep(10)
         assert run.items == [("ann", "A"), ("ann", "B")]
         await trio.sleep(60)
@@ -960,10 +962,12 @@ async def test_events_of_a_restored_id_that_are_not_the_mailboxs_are_dropped_and
 ) -> None:
     """The server restarted and gave the id to somebody else: 14 events came under the wrong mailbox."""
     registry = restored_registry(ann=["inbox-a"])
-    registry.known.learn("bob", ["inbox"])
+    registry.known.add_folders("bob", ["inbox"])
     server = Server(first_event_then_more)
     with structlog.testing.capture_logs() as lines:
-        async with running(server, "ann", registry=registry, kept=Kept("ann", {"ann": "1"})) as run:
+        async with running(
+            server, "ann", registry=registry, saved=SavedSubscriptions("ann", {"ann": "1"})
+        ) as run:
             await trio.sleep(50)
             assert ("ann", "A") in run.items, "of the new subscription, which is proven"
             assert server.made["ann"] == 1
@@ -977,7 +981,7 @@ async def test_events_of_a_restored_id_that_are_not_the_mailboxs_are_dropped_and
 async def test_what_is_held_is_bounded(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("listener.groups.proof.MOST_HELD", 5)
+    monkeypatch.setattr("listener.groups.proof.MAX_HELD", 5)
 
     class Slow(Registry):
         async def folders(self, mailbox: str, /) -> Collection[str]:
@@ -993,7 +997,9 @@ async def test_what_is_held_is_bounded(
 
     registry = Slow(owners={"1": "ann"})
     with structlog.testing.capture_logs() as lines:
-        async with running(Server(flood), "ann", registry=registry, kept=Kept("ann", {"ann": "1"})) as run:
+        async with running(
+            Server(flood), "ann", registry=registry, saved=SavedSubscriptions("ann", {"ann": "1"})
+        ) as run:
             await trio.sleep(20)
             assert len(run.items) == 20, "those of the new subscription"
     (line,) = [line for line in lines if line["event"] == "subscription.not_proven"]
@@ -1010,7 +1016,7 @@ async def test_held_events_are_behind_until_they_are_proven(autojump_clock: trio
 
     registry = Slow(owners={"1": "ann"})
     async with running(
-        Server(first_event_then_more), "ann", registry=registry, kept=Kept("ann", {"ann": "1"})
+        Server(first_event_then_more), "ann", registry=registry, saved=SavedSubscriptions("ann", {"ann": "1"})
     ) as run:
         await trio.sleep(10)
         assert run.items == []
@@ -1160,12 +1166,12 @@ async def test_an_unknown_exception_while_places_are_sought_suspends_who_was_sou
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     moved = Failure(code="ErrorMailboxMoveInProgress")
-    server, registry = Server(refuse={"bob": [moved]}), Registry(seek_error=LookupError("a mistake"))
+    server, registry = Server(refuse={"bob": [moved]}), Registry(find_error=LookupError("a mistake"))
     with structlog.testing.capture_logs() as lines:
         async with running(server, "ann", "bob", registry=registry) as run:
             await trio.sleep(50)
             assert run.runner.mailboxes_streaming == 1
-            registry.seek_error = None
+            registry.find_error = None
             await trio.sleep(100)
             assert run.runner.mailboxes_streaming == 2
     failed = [line for line in lines if line["event"] == "group.action_failed"]

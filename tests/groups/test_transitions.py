@@ -11,7 +11,7 @@ from listener.ews.codes import Failure
 from listener.groups.actions import Outcome, StreamEnded, Subscribed
 from listener.groups.group import GroupState, advance
 from listener.groups.member import Policy
-from listener.groups.transitions import lifecycle_events, pairs, tell_transition
+from listener.groups.transitions import lifecycle_events, log_transition, pairs
 
 POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600))
 DENIED = Failure(code="ErrorImpersonateUserDenied", text="not in the scope")
@@ -22,7 +22,7 @@ def told(before: GroupState, outcome: Outcome, now: float = 1.0) -> tuple[list[s
     """The names of the log lines of a transition, and the state after it."""
     after = advance(before, outcome, now)
     with structlog.testing.capture_logs() as lines:
-        tell_transition(structlog.get_logger(), before, after, outcome, now)
+        log_transition(structlog.get_logger(), before, after, outcome, now)
     return [line["event"] for line in lines], after
 
 
