@@ -22,9 +22,9 @@ from listener.exchange.distribution_groups import Expander
 from listener.exchange.network import Network
 from listener.exchange.throttle import Throttles
 from listener.groups.affinity import Placement
-from listener.groups.manager import ManagerSettings
 from listener.groups.member import Policy
-from listener.groups.runner import SubscriptionSpec
+from listener.groups.settings import ManagerSettings
+from listener.groups.subscription_spec import SubscriptionSpec
 from listener.journal import Retention
 from listener.mailboxes import MailboxSource, Sources
 from listener.preflight.scope import Scope
@@ -69,7 +69,7 @@ def spec(config: Config) -> SubscriptionSpec:
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
         # EWS URLs that were accepted by another allow-list are not used again.
-        directory=f"{config.exchange.autodiscover_url} {config.exchange.ews_url} {_trusted(config)}",
+        discovery=f"{config.exchange.autodiscover_url} {config.exchange.ews_url} {_trusted(config)}",
     )
 
 

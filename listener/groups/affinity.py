@@ -1,12 +1,11 @@
-"""Which mailboxes share one connection.
+"""Sorts mailboxes into affinity groups.
 
-Mailboxes with the same EWS URL and the same GroupingInformation are served by the same back end, so their
-subscriptions may hang on one GetStreamingEvents request. A group holds 200 at most; sorted by address, its first
-mailbox is the anchor. Source: "Maintain affinity between a group of subscriptions and the Mailbox server in
-Exchange", learn.microsoft.com.
+The same back end serves mailboxes with the same EWS URL and the same GroupingInformation, so one GetStreamingEvents
+request can carry their subscriptions. A group has at most 200 mailboxes. Its first mailbox by address is the anchor.
+Source: "Maintain affinity between a group of subscriptions and the Mailbox server in Exchange", learn.microsoft.com.
 
-A stream is opened in the name of the anchor, where that is impersonated, and in the account's own name elsewhere. So
-mailboxes that are got at in different ways do not share one.
+A stream is opened in the name of the anchor if the anchor is impersonated, and in the account's own name otherwise.
+So mailboxes of different access types do not share a group.
 """
 
 from collections import Counter
@@ -20,12 +19,12 @@ from listener.ews.urls import host_of
 
 MAX_GROUP_SIZE = 200
 
-Place: TypeAlias = tuple[str, str, AccessKind]
-"""What the mailboxes of a group have in common: EWS URL, GroupingInformation, kind of access."""
+AffinityKey: TypeAlias = tuple[str, str, AccessKind]
+"""What all mailboxes of a group have in common: EWS URL, GroupingInformation, access type."""
 
 
 class Placement(NamedTuple):
-    """Where Autodiscover, or the configuration, says that a mailbox lives."""
+    """The servers of one mailbox, as Autodiscover or the configuration names them."""
 
     ews_url: str
     grouping_information: str
@@ -33,8 +32,8 @@ class Placement(NamedTuple):
     access: AccessKind = "impersonation"
 
     @property
-    def place(self) -> Place:
-        """What it shares with the others of its group."""
+    def affinity_key(self) -> AffinityKey:
+        """What all mailboxes of a group have in common."""
         return self.ews_url, self.grouping_information, self.access
 
 
@@ -42,8 +41,8 @@ class Placement(NamedTuple):
 class Group:
     """Mailboxes that share one connection, sorted by address: the first is the anchor.
 
-    `name` is what logs call the group: GroupingInformation (or the server's name where there is none) and a
-    number. A group that is `closed` was set apart, and nobody joins it.
+    `name` is GroupingInformation (or the hostname if there is none) and a number. Mailboxes that were split off form
+    a `closed` group, which no other mailbox joins.
     """
 
     name: str
@@ -54,42 +53,42 @@ class Group:
     access: AccessKind = "impersonation"
 
     @property
-    def place(self) -> Place:
-        """What its mailboxes have in common."""
+    def affinity_key(self) -> AffinityKey:
+        """What all mailboxes of the group have in common."""
         return self.ews_url, self.grouping_information, self.access
 
 
 def groups(
     placements: Iterable[Placement], size: int = MAX_GROUP_SIZE, existing: Sequence[Group] = ()
 ) -> tuple[Group, ...]:
-    """Sorts mailboxes into as few groups as `size` allows; the same input in any order gives the same groups.
+    """Sort mailboxes into as few groups as `size` allows. The order of the placements does not matter.
 
-    Those `existing` come first and keep their mailboxes; they are filled up before new ones are made. A mailbox
-    that an existing group has at the same placement stays there; at another placement it leaves that group.
+    Existing groups come first and are filled before new ones are made. A mailbox stays in its existing group if its
+    placement belongs there, and leaves it otherwise.
     """
     wanted = {placement.mailbox: placement for placement in sorted(set(placements), reverse=True)}
-    homes = {mailbox: group.place for group in existing for mailbox in group.mailboxes}
-    moved = [m for m, placement in wanted.items() if m in homes and homes[m] != placement.place]
+    homes = {mailbox: group.affinity_key for group in existing for mailbox in group.mailboxes}
+    moved = [m for m, placement in wanted.items() if m in homes and homes[m] != placement.affinity_key]
     found = list(without(existing, moved) if moved else existing)
-    placed = sorted(
-        (placement for mailbox, placement in wanted.items() if homes.get(mailbox) != placement.place),
-        key=lambda placement: (placement.place, placement.mailbox),
+    new = sorted(
+        (placement for mailbox, placement in wanted.items() if homes.get(mailbox) != placement.affinity_key),
+        key=lambda placement: (placement.affinity_key, placement.mailbox),
     )
-    for place, members in groupby(placed, key=lambda placement: placement.place):
+    for key, members in groupby(new, key=lambda placement: placement.affinity_key):
         mailboxes = [placement.mailbox for placement in members]
-        for at, group in enumerate(found):
-            if group.place == place and not group.closed:
+        for index, group in enumerate(found):
+            if group.affinity_key == key and not group.closed:
                 room = max(0, size - len(group.mailboxes))
                 together = sorted({*group.mailboxes, *mailboxes[:room]})
-                found[at] = replace(group, mailboxes=tuple(together))
+                found[index] = replace(group, mailboxes=tuple(together))
                 mailboxes = mailboxes[room:]
         for start in range(0, len(mailboxes), size):
-            found.append(_new_group(place, mailboxes[start : start + size], found))
+            found.append(_new_group(key, mailboxes[start : start + size], found))
     return tuple(found)
 
 
 def without(existing: Sequence[Group], mailboxes: Iterable[str]) -> tuple[Group, ...]:
-    """The groups after these mailboxes have left; a group that nobody is left in is gone."""
+    """Return the groups without these mailboxes. Empty groups are left out."""
     gone = set(mailboxes)
     left = (
         replace(group, mailboxes=tuple(m for m in group.mailboxes if m not in gone)) for group in existing
@@ -98,23 +97,23 @@ def without(existing: Sequence[Group], mailboxes: Iterable[str]) -> tuple[Group,
 
 
 def duplicates(existing: Iterable[Group]) -> list[str]:
-    """The mailboxes that more than one group has. There must be none: each would be subscribed twice."""
+    """Return the mailboxes that are in more than one group. There must be none: each would be subscribed twice."""
     counts = Counter(mailbox for group in existing for mailbox in group.mailboxes)
     return sorted(mailbox for mailbox, count in counts.items() if count > 1)
 
 
 def deduplicated(existing: Sequence[Group], homes: Mapping[str, Group]) -> tuple[Group, ...]:
-    """The groups with each mailbox in one only: the group that `homes` names for it, or the first that has it."""
+    """Return the groups with each mailbox in only one: the group in `homes`, or else the first that has it."""
     seen: set[str] = set()
-    mine = {mailbox: group.name for mailbox, group in homes.items()}
-    names = {(group.name, mailbox) for group in existing for mailbox in group.mailboxes}
+    names = {mailbox: group.name for mailbox, group in homes.items()}
+    pairs = {(group.name, mailbox) for group in existing for mailbox in group.mailboxes}
     found = []
     for group in existing:
         staying = tuple(
             mailbox
             for mailbox in dict.fromkeys(group.mailboxes)
             if mailbox not in seen
-            and (mine.get(mailbox, group.name) == group.name or (mine[mailbox], mailbox) not in names)
+            and (names.get(mailbox, group.name) == group.name or (names[mailbox], mailbox) not in pairs)
         )
         seen.update(staying)
         if staying:
@@ -123,16 +122,16 @@ def deduplicated(existing: Sequence[Group], homes: Mapping[str, Group]) -> tuple
 
 
 def split_off(existing: Sequence[Group], group: Group, mailboxes: Iterable[str]) -> tuple[Group, ...]:
-    """The groups after these mailboxes have left `group` for one of their own, which comes last."""
-    alone = tuple(sorted(mailboxes))
-    left = without(existing, alone)
-    return (*left, _new_group(group.place, alone, existing, closed=True))
+    """Return the groups after these mailboxes left `group` for a closed group, which is the last one."""
+    leaving = tuple(sorted(mailboxes))
+    left = without(existing, leaving)
+    return (*left, _new_group(group.affinity_key, leaving, existing, closed=True))
 
 
 def _new_group(
-    place: Place, mailboxes: Sequence[str], existing: Sequence[Group], *, closed: bool = False
+    key: AffinityKey, mailboxes: Sequence[str], existing: Sequence[Group], *, closed: bool = False
 ) -> Group:
-    url, information, access = place
+    url, information, access = key
     label = information or host_of(url) or url
     numbers = [int(number) for of, _, number in (g.name.rpartition("/") for g in existing) if of == label]
     name = f"{label}/{max(numbers, default=0) + 1}"

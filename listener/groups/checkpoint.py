@@ -1,13 +1,13 @@
-"""What is kept of groups from one process to the next, and what of it still holds under the present configuration.
+"""The checkpoint of groups, and which part of it a new process can use under the present configuration.
 
 The rules:
 
-1. A subscription is used again if the same account made it, at the same place, for the same subscription spec
-   (folders, event types, in whose name). Otherwise the mailbox is subscribed again.
-2. A mailbox that was found by Autodiscover is taken to live where it did; whether it still does is asked later.
-3. What is not used again is unsubscribed, if this account can do so.
-4. An id that two mailboxes of one server claim belongs to neither: the server restarted between the two, and which of
-   them was later is not known. Groups and kinds of access do not matter, because a server has one list of ids.
+1. A subscription is reused if it has the same account, discovery settings, EWS URL, access type and subscription spec
+   (folders, event types, impersonated user). Otherwise the mailbox is subscribed again.
+2. A mailbox that Autodiscover found is assumed to have the same placement. The group manager checks it later.
+3. A subscription that is not reused is unsubscribed, if this account can do so.
+4. An id that two mailboxes of one server have is used for neither: the server restarted between the two Subscribes,
+   and which was later is not known. Groups and access types do not matter, because a server has one list of ids.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ import msgspec
 
 from listener.access import AccessKind
 from listener.exchange.cookies import Cookie
-from listener.groups.affinity import Group, Place, Placement
+from listener.groups.affinity import AffinityKey, Group, Placement
 from listener.groups.group import SavedSubscriptions
 from listener.groups.ownership import server_of
 
 
 class SubscriptionCheckpoint(msgspec.Struct, frozen=True, array_like=True):
-    """A SubscriptionId, and a fingerprint of the subscription spec that it was made for."""
+    """A SubscriptionId, and the fingerprint of its subscription spec."""
 
     subscription: str
     spec: str
 
 
 class GroupCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A group as it was. `members` has all its mailboxes, None for one that had no subscription; `owner` is a
-    fingerprint of the account, and of what its places were found by."""
+    """The stored state of one group.
+
+    `members` has all its mailboxes, with None for one without a subscription. `owner` is the fingerprint of the
+    account and the discovery settings.
+    """
 
     name: str
     ews_url: str
@@ -47,14 +50,18 @@ class GroupCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     cookies: tuple[Cookie, ...]
 
     @property
-    def place(self) -> Place:
-        """What its mailboxes had in common."""
+    def affinity_key(self) -> AffinityKey:
+        """What all mailboxes of the group had in common."""
         return self.ews_url, self.grouping_information, self.access
 
 
 class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """When streams were last heard, Unix seconds: by the names of groups; and for mailboxes that are behind their
-    group, because they have no stream or a gap that is not filled, from when on something may be missing."""
+    """Moments of the checkpoint, in Unix seconds.
+
+    - `groups`: when the stream of each group last worked.
+    - `missing_since`: since when a mailbox may miss events, if that is earlier than the moment of its group. Such a
+      mailbox has no stream, or an open gap.
+    """
 
     groups: dict[str, float] = {}
     missing_since: dict[str, float] = {}
@@ -62,7 +69,7 @@ class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class RestoredGroup:
-    """A group to begin with. One without mailboxes has only something to unsubscribe."""
+    """A group to start with. A group without mailboxes only unsubscribes."""
 
     group: Group
     saved: SavedSubscriptions
@@ -70,54 +77,55 @@ class RestoredGroup:
 
 
 def restored(
-    saved: Iterable[GroupCheckpoint],
-    places: Mapping[str, Placement | None],
+    checkpoints: Iterable[GroupCheckpoint],
+    placements: Mapping[str, Placement | None],
     *,
     kind_of: Callable[[str], AccessKind],
     owner: Callable[[str], str],
     spec: Callable[[str], str],
     size: int,
 ) -> list[RestoredGroup]:
-    """What holds of the saved groups.
+    """Return the groups that can be restored.
 
-    `places` has all mailboxes that are wanted, with None for those whose place the configuration does not tell;
-    `kind_of` says how each is got at. `owner` gives the fingerprint for an EWS URL, `spec` that for a mailbox.
+    `placements` has all present mailboxes, with None for those without a configured placement. `kind_of` returns the
+    access type of a mailbox, `owner` the owner fingerprint for an EWS URL, `spec` the spec fingerprint of a mailbox.
+    `size` is the maximum number of mailboxes of a group.
     """
-    saved = sorted(saved, key=lambda group: group.name)
+    checkpoints = sorted(checkpoints, key=lambda group: group.name)
     claims = Counter(
-        (server_of(group.ews_url), held.subscription)
-        for group in saved
-        for held in group.members.values()
-        if held
+        (server_of(group.ews_url), entry.subscription)
+        for group in checkpoints
+        for entry in group.members.values()
+        if entry
     )
     taken: set[str] = set()
     found = []
-    for group in saved:
+    for group in checkpoints:
         if group.owner != owner(group.ews_url):
             continue
         staying: list[str] = []
         subscriptions: dict[str, str] = {}
         abandoned: list[tuple[str, str]] = []
-        for mailbox, held in sorted(group.members.items()):
+        for mailbox, entry in sorted(group.members.items()):
             stays = (
                 mailbox not in taken
                 and len(staying) < size
-                and _lives_there(mailbox, group, places)
+                and _has_same_placement(mailbox, group, placements)
                 and kind_of(mailbox) == group.access
             )
             if stays:
                 staying.append(mailbox)
-            if held is None or claims[server_of(group.ews_url), held.subscription] > 1:
+            if entry is None or claims[server_of(group.ews_url), entry.subscription] > 1:
                 continue
-            if stays and held.spec == spec(mailbox):
-                subscriptions[mailbox] = held.subscription
+            if stays and entry.spec == spec(mailbox):
+                subscriptions[mailbox] = entry.subscription
             else:
-                abandoned.append((mailbox, held.subscription))
+                abandoned.append((mailbox, entry.subscription))
         if group.closed and not subscriptions:
-            staying = []  # nothing binds these to a group of their own
+            staying = []  # without subscriptions, there is no reason for a group of their own
         taken.update(staying)
         if staying or abandoned:
-            again = Group(
+            present = Group(
                 name=group.name,
                 ews_url=group.ews_url,
                 grouping_information=group.grouping_information,
@@ -125,31 +133,30 @@ def restored(
                 closed=group.closed,
                 access=group.access,
             )
-            found.append(
-                RestoredGroup(
-                    again, SavedSubscriptions(group.anchor, subscriptions, tuple(abandoned)), group.cookies
-                )
-            )
+            saved = SavedSubscriptions(group.anchor, subscriptions, tuple(abandoned))
+            found.append(RestoredGroup(present, saved, group.cookies))
     return found
 
 
-def _lives_there(mailbox: str, group: GroupCheckpoint, places: Mapping[str, Placement | None]) -> bool:
-    if mailbox not in places:
+def _has_same_placement(
+    mailbox: str, group: GroupCheckpoint, placements: Mapping[str, Placement | None]
+) -> bool:
+    if mailbox not in placements:
         return False
-    place = places[mailbox]
-    return place is None or place[:2] == group.place[:2]
+    placement = placements[mailbox]
+    return placement is None or placement[:2] == group.affinity_key[:2]
 
 
-def last_seen(saved: Iterable[GroupCheckpoint], heard: LastSeen, now: float) -> dict[str, float]:
-    """For each mailbox that ever had a stream: from when on something may be missing, Unix seconds."""
-    found = dict(heard.missing_since)
-    for group in saved:
-        moment = heard.groups.get(group.name)
+def last_seen(checkpoints: Iterable[GroupCheckpoint], moments: LastSeen, now: float) -> dict[str, float]:
+    """Return since when each mailbox that ever had a stream may miss events, in Unix seconds."""
+    found = dict(moments.missing_since)
+    for group in checkpoints:
+        moment = moments.groups.get(group.name)
         if moment is not None:
-            for mailbox, held in group.members.items():
-                if held is not None:
+            for mailbox, entry in group.members.items():
+                if entry is not None:
                     found.setdefault(mailbox, moment)
-    # A clock that was set back meanwhile makes these moments meaningless.
+    # Moments in the future mean that the clock was set back, and say nothing.
     return {mailbox: moment if moment <= now else now - DAY for mailbox, moment in found.items()}
 
 

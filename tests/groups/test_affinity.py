@@ -58,7 +58,9 @@ def test_every_mailbox_has_its_place_once_whatever_the_order(
     shuffled = dice.sample(places, len(places))
     assert groups(shuffled, size) == found
     assert sorted(m for g in found for m in g.mailboxes) == sorted({p.mailbox for p in places})
-    assert {(g.place, m) for g in found for m in g.mailboxes} <= {(p.place, p.mailbox) for p in places}
+    assert {(g.affinity_key, m) for g in found for m in g.mailboxes} <= {
+        (p.affinity_key, p.mailbox) for p in places
+    }
     assert all(len(g.mailboxes) <= size and list(g.mailboxes) == sorted(g.mailboxes) for g in found)
     assert len({g.name for g in found}) == len(found)
 
@@ -70,11 +72,11 @@ def test_a_mailbox_that_is_placed_again_is_in_one_group_only(
     existing = groups(before, size)
     found = groups(after, size, existing)
     assert duplicates(found) == []
-    homes = {m: g.place for g in found for m in g.mailboxes}
+    homes = {m: g.affinity_key for g in found for m in g.mailboxes}
     assert homes.keys() == {p.mailbox for p in (*before, *after)}
     wanted: dict[str, set[object]] = {}
     for placement in after:
-        wanted.setdefault(placement.mailbox, set()).add(placement.place)
+        wanted.setdefault(placement.mailbox, set()).add(placement.affinity_key)
     assert all(homes[mailbox] in places for mailbox, places in wanted.items())
     assert all(len(g.mailboxes) <= size for g in found)
 

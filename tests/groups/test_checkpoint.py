@@ -72,7 +72,7 @@ class Present:
 def test_what_nobody_changed_is_what_it_was() -> None:
     (one,) = Present().restore(saved())
     assert one.group.name == "DAG1/1"
-    assert one.group.place == (EWS, "DAG1", "impersonation")
+    assert one.group.affinity_key == (EWS, "DAG1", "impersonation")
     assert one.group.mailboxes == ("ann", "bob", "cat")
     assert one.saved == SavedSubscriptions("ann", {"ann": "1", "bob": "2"})
     assert one.cookies == (COOKIE,)
@@ -210,7 +210,7 @@ def test_after_a_restart_each_mailbox_is_in_one_group(
     known = [place for place in places.values() if place is not None]
     after = groups([place for place in known if place.mailbox not in homes], size, existing)
     assert duplicates(after) == []
-    placed = {m: group.place[1] for group in after for m in group.mailboxes}
+    placed = {m: group.affinity_key[1] for group in after for m in group.mailboxes}
     assert {place.mailbox: place.grouping_information for place in known}.items() <= placed.items()
     assert placed.keys() <= places.keys()
     assert all(len(group.mailboxes) <= size for group in after)

@@ -18,16 +18,17 @@ from listener.groups.actions import Discovered, Doubted, Joined, Left, Outcome, 
 from listener.groups.affinity import Group, Placement
 from listener.groups.checkpoint import RestoredGroup
 from listener.groups.group import GroupState, SavedSubscriptions
-from listener.groups.manager import GroupManager, ManagerSettings
+from listener.groups.manager import GroupManager
 from listener.groups.member import Policy
 from listener.groups.runners import Runners
+from listener.groups.settings import ManagerSettings
 
 EWS = "https://mail.example/EWS"
 UNKNOWN = Failure(code="InvalidUser", text="no such user")
 
 
-def at(place: str, *mailboxes: str) -> tuple[Placement, ...]:
-    return tuple(Placement(EWS, place, mailbox) for mailbox in mailboxes)
+def at(site: str, *mailboxes: str) -> tuple[Placement, ...]:
+    return tuple(Placement(EWS, site, mailbox) for mailbox in mailboxes)
 
 
 @dataclass
@@ -68,13 +69,13 @@ class Runner:
 class Directory:
     """Stands where Autodiscover does: `places` may change while time passes; an answer takes `delay` seconds."""
 
-    places: dict[str, Placement | Failure] = field(default_factory=dict)
+    placements: dict[str, Placement | Failure] = field(default_factory=dict)
     delay: float = 0.1
     asked: list[tuple[float, list[str]]] = field(default_factory=list)
     fell_back: list[bool] = field(default_factory=list)
 
     def move_in(self, *placements: Placement) -> None:
-        self.places |= {place.mailbox: place for place in placements}
+        self.placements |= {placement.mailbox: placement for placement in placements}
 
     async def discover(
         self, mailboxes: Sequence[str], /, *, fall_back: bool = True
@@ -82,7 +83,7 @@ class Directory:
         self.fell_back.append(fall_back)
         self.asked.append((round(trio.current_time()), list(mailboxes)))
         await trio.sleep(self.delay)
-        return {mailbox: self.places.get(mailbox, UNKNOWN) for mailbox in mailboxes}
+        return {mailbox: self.placements.get(mailbox, UNKNOWN) for mailbox in mailboxes}
 
 
 @dataclass
@@ -260,7 +261,7 @@ async def test_a_missing_mailbox_is_told_once_until_the_reason_changes(
     with structlog.testing.capture_logs() as lines:
         async with running(directory, "ann", "bob", "cat"):
             await trio.sleep(1000)
-            directory.places["bob"] = Failure(code="RedirectUrl")
+            directory.placements["bob"] = Failure(code="RedirectUrl")
             await trio.sleep(10_000)
     assert told(lines, "discovery.failed") == [
         {"mailbox": "bob", "code": "InvalidUser", "text": "no such user"},
@@ -342,7 +343,7 @@ async def test_a_mailbox_whose_place_cannot_be_told_stays_where_it_is(
     directory.move_in(*at("DAG1", "ann", "bob"))
     async with running(directory, "ann", "bob", known=at("DAG9", "eve")) as run:
         await trio.sleep(1)
-        directory.places.pop("bob")
+        directory.placements.pop("bob")
         (group,) = (runner.group for runner in run.runners if runner.group.name == "DAG1/1")
         assert await run.manager.find(group, ("bob",)) == Discovered(unknown=(("bob", UNKNOWN),))
         assert await run.manager.find(run.runners[0].group, ("eve",)) == Discovered()
@@ -381,7 +382,7 @@ async def test_places_are_asked_for_again_slowly_and_a_move_is_told_to_the_group
 
 async def test_an_autodiscover_in_trouble_is_asked_again_soon(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory(delay=0)
-    directory.places["ann"] = Failure(code="ConnectTimeout")
+    directory.placements["ann"] = Failure(code="ConnectTimeout")
     async with running(directory, "ann"):
         await trio.sleep(100)
     assert [time for time, _ in directory.asked] == [0, 1, 3, 7, 15, 31, 63]
@@ -391,7 +392,7 @@ async def test_a_busy_autodiscover_is_asked_again_when_it_said(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory(delay=0)
-    directory.places["ann"] = Failure(code="Http503", wait=300.0)
+    directory.placements["ann"] = Failure(code="Http503", wait=300.0)
     async with running(directory, "ann"):
         await trio.sleep(700)
     assert [time for time, _ in directory.asked] == [0, 300, 600]
@@ -684,7 +685,7 @@ async def test_a_restored_mailbox_is_not_placed_again(autojump_clock: trio.testi
     async with running(Directory(), known=known, group_size=3, restored=saved) as run:
         await trio.sleep(1)
         placed = sorted(mailbox for group in run.manager._groups for mailbox in group.mailboxes)
-        assert placed == [place.mailbox for place in known]
+        assert placed == [placement.mailbox for placement in known]
         assert run.runners[0].told == [Joined(("user5",))]
         assert [runner.told for runner in run.runners[1:]] == [[], []]
 
@@ -776,15 +777,15 @@ async def test_a_search_that_crashes_begins_again(
 ) -> None:
     directory = Directory()
     directory.move_in(*at("DAG1", "ann"))
-    place, failures = GroupManager._place, [LookupError("a mistake")]
+    assign, failures = GroupManager.assign, [LookupError("a mistake")]
 
-    def badly_once(self: GroupManager, places: Any) -> None:
-        places = list(places)
-        if places and failures:
+    def badly_once(self: GroupManager, placements: Any) -> None:
+        placements = list(placements)
+        if placements and failures:
             raise failures.pop()
-        place(self, places)
+        assign(self, placements)
 
-    monkeypatch.setattr(GroupManager, "_place", badly_once)
+    monkeypatch.setattr(GroupManager, "assign", badly_once)
     with structlog.testing.capture_logs() as lines:
         async with running(directory, "ann") as run:
             await trio.sleep(100)

@@ -28,7 +28,8 @@ from listener.groups.affinity import Group
 from listener.groups.group import GroupState, SavedSubscriptions
 from listener.groups.member import Policy
 from listener.groups.ownership import Ownership
-from listener.groups.runner import GroupRunner, SubscriptionSpec
+from listener.groups.runner import GroupRunner
+from listener.groups.subscription_spec import SubscriptionSpec
 
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
 T = "http://schemas.microsoft.com/exchange/services/2006/types"
@@ -282,7 +283,7 @@ async def running(
         Ingest(publish or note),
         registry or Registry(),
         GroupState.start(mailboxes, POLICY, saved),
-        Loaded(),
+        rng=Loaded(),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(runner.run)
@@ -1050,7 +1051,7 @@ async def test_an_id_is_proven_again_after_the_server_may_have_restarted(
         await trio.sleep(30)
         assert registry.unproven == set()
         if how == "pause":
-            run.runner.state = replace(run.runner.state, paused_until=trio.current_time() + 100)
+            run.runner._context.state = replace(run.runner.state, paused_until=trio.current_time() + 100)
         await trio.sleep(120)
         assert registry.unproven == (set() if how == "closed" else {"ann#1"})
 
@@ -1155,7 +1156,7 @@ async def test_events_of_one_mailbox_that_cannot_be_read_suspend_it_only(
         yield OK + b"".join(created(id_, id_) for id_ in ids)
         await trio.sleep_forever()
 
-    monkeypatch.setattr("listener.groups.runner.mailbox_event", fragile)
+    monkeypatch.setattr("listener.groups.publisher.mailbox_event", fragile)
     async with running(Server(script), "ann", "bob", "cat") as run:
         await trio.sleep(30)
         assert {mailbox for mailbox, item in run.items if item} == {"ann", "cat"}
