@@ -1,1 +1,1 @@
-"""Groups of mailboxes that share one connection: who is in which, how one lives, and what is kept of them."""
+"""Affinity groups: mailboxes that share one streaming connection, their state, tasks and checkpoints."""

@@ -1,15 +1,21 @@
-"""What a group of subscriptions can ask for, and what can come of it: the words of listener/groups/group.py."""
+"""The actions that the state machine of a group requests, and the outcomes that it accepts.
+
+The state machine is listener/groups/group.py.
+"""
 
 from dataclasses import dataclass
 
 from listener.ews.codes import Failure
 
-# --- actions: what is to be going on
+# --- actions
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Subscribe these mailboxes; afresh: forget the cookies, and the first of them, the anchor, before the rest."""
+    """Subscribe these mailboxes.
+
+    `from_anchor`: discard the cookies, and subscribe the first mailbox, the anchor, before the others.
+    """
 
     mailboxes: tuple[str, ...]
     anchor: str
@@ -18,7 +24,7 @@ class Subscribe:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Keep one connection open for these subscriptions, (mailbox, SubscriptionId) each."""
+    """Keep one connection open for these (mailbox, SubscriptionId)."""
 
     subscriptions: tuple[tuple[str, str], ...]
     anchor: str
@@ -26,7 +32,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing until this moment; if `eager`, only until the server is heard in another group, and a little."""
+    """Wait until this moment; if `eager`, only until shortly after the server has answered another group."""
 
     until: float
     eager: bool = False
@@ -34,7 +40,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe:
-    """Tell the server that these subscriptions, (mailbox, SubscriptionId) each, are no longer needed."""
+    """Unsubscribe these (mailbox, SubscriptionId)."""
 
     subscriptions: tuple[tuple[str, str], ...]
     anchor: str
@@ -42,14 +48,14 @@ class Unsubscribe:
 
 @dataclass(frozen=True, slots=True)
 class Discover:
-    """Ask where these mailboxes live now."""
+    """Find the present placements of these mailboxes."""
 
     mailboxes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Give these mailboxes a group, and so a connection, of their own; `each`: one group for each of them."""
+    """Move these mailboxes to a group, and so a connection, of their own; `each`: one group for each of them."""
 
     mailboxes: tuple[str, ...]
     each: bool = False
@@ -57,12 +63,12 @@ class Split:
 
 Action = Subscribe | Stream | Wait | Unsubscribe | Discover | Split
 
-# --- outcomes: what came of it
+# --- outcomes
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """What a Subscribe came to: a mailbox that stands in neither was not tried."""
+    """The results of a Subscribe. A mailbox in neither list was not tried."""
 
     ids: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, Failure], ...] = ()
@@ -70,9 +76,9 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The connection is over, after `duration` seconds. No failures: the server closed it in good order.
+    """The connection has ended, after `duration` seconds.
 
-    `alive`: the server said something that makes sense before.
+    Without failures, the server ended it in an orderly way. `alive`: the server had sent a valid signal.
     """
 
     duration: float
@@ -82,14 +88,14 @@ class StreamEnded:
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    """A Wait is over; `early`, because the server was heard in another group."""
+    """A Wait has ended; `early`: because the server has answered another group."""
 
     early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """What a Discover came to: who has left for another group, and whose place could not be told."""
+    """The results of a Discover: mailboxes that moved to another group, and mailboxes that were not found."""
 
     gone: tuple[str, ...] = ()
     unknown: tuple[tuple[str, Failure], ...] = ()
@@ -97,14 +103,17 @@ class Discovered:
 
 @dataclass(frozen=True, slots=True)
 class SplitDone:
-    """A Separate is over: these mailboxes have left."""
+    """These mailboxes have left the group."""
 
     mailboxes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Doubted:
-    """These mailboxes may have moved, or their subscriptions be gone; `taken`: their ids are somebody else's now."""
+    """These mailboxes may have moved, or may have lost their subscriptions.
+
+    `taken`: their subscription ids belong to other mailboxes now.
+    """
 
     mailboxes: tuple[str, ...]
     taken: bool = False
@@ -112,7 +121,7 @@ class Doubted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """This mailbox has a subscription, but cannot be read: its subscription is of no use."""
+    """This mailbox has a subscription, but cannot be read, so that the subscription reports nothing."""
 
     mailbox: str
     failure: Failure
@@ -120,28 +129,28 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Mailboxes are to be added to the group."""
+    """Add these mailboxes to the group."""
 
     mailboxes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Mailboxes are to be listened to no longer."""
+    """Remove these mailboxes from the group."""
 
     mailboxes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The group is to end; `unsubscribe` tells whether the server is told."""
+    """Stop the group; `unsubscribe`: unsubscribe all its mailboxes first."""
 
     unsubscribe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribed:
-    """An Unsubscribe is over, whatever came of it."""
+    """An Unsubscribe has ended, with success or not."""
 
 
 Outcome = (

@@ -1,9 +1,8 @@
-"""Keeps in the journal what the groups have, so that the next process goes on with it.
+"""Writes the checkpoints of groups to the journal, with which the next process continues.
 
-A change is written a moment after it was made, together with those that came meanwhile; the times at which streams
-were last heard are written now and then. A crash before that costs a few subscriptions, and a gap that is taken for a
-little longer than it was. But of a mailbox of which nothing was written nobody would know that it was listened to: so
-a group is kept before its stream is opened.
+Changes are written in batches, a moment after the first one. The moments when streams last worked are written at an
+interval. A crash before that costs a few subscriptions, and a gap looks a little longer than it was. But a mailbox
+without any checkpoint would have no known gap. So a group is written before its stream is opened.
 """
 
 from __future__ import annotations
@@ -24,70 +23,70 @@ log = structlog.get_logger()
 
 NAMESPACE = "subscriptions"
 _GROUP = "group\x1f"
-_HEARD = "heard"
+_LAST_SEEN = "heard"
 
 
 class Source(Protocol):
-    """What is kept (listener/groups/manager.py has it). Moments are seconds on trio's clock."""
+    """The present state of the groups (listener/groups/manager.py). Moments are seconds on trio's clock."""
 
     def record(self, name: str, /) -> GroupCheckpoint | None: ...
 
     def last_seen_by_group(self) -> tuple[dict[str, float], dict[str, float]]:
-        """As LastSeen has it: of groups, and of mailboxes that are behind."""
+        """Return `groups` and `missing_since` of LastSeen."""
 
 
 class Checkpointer:
-    """The saved groups of one journal. note() is to be called when anything changed about a group."""
+    """The checkpoints in one journal. Call note() after each change of a group."""
 
     def __init__(self, journal: Journal, now: Callable[[], float] = time.time) -> None:
         self._journal = journal
         self._now = now
         self._changed: set[str] = set()
         self._written: dict[str, bytes] = {}
-        self._news = trio.Event()
+        self._noted = trio.Event()
         self._writing = trio.Lock()
 
     def note(self, name: str) -> None:
-        """Something changed about this group. Never waits."""
+        """Note that this group has changed. Never waits."""
         self._changed.add(name)
-        self._news.set()
+        self._noted.set()
 
     async def load(self) -> tuple[list[GroupCheckpoint], LastSeen]:
-        """What the last process left. What cannot be read, because another version wrote it, is left out."""
+        """Return the checkpoint of the last process, without entries that another version wrote unreadably."""
         self._written = await self._journal.load(NAMESPACE)
-        groups, heard = [], LastSeen()
+        groups, last_seen = [], LastSeen()
         for key, value in self._written.items():
             try:
-                if key == _HEARD:
-                    heard = _finite(_DECODE_HEARD(value))
+                if key == _LAST_SEEN:
+                    last_seen = _finite(_DECODE_LAST_SEEN(value))
                 else:
                     groups.append(_DECODE_GROUP(value))
-                    self._changed.add(groups[-1].name)  # it may not have come to life again
+                    self._changed.add(groups[-1].name)  # the new process may not have this group
             except (ValueError, TypeError, RecursionError, MemoryError) as error:
                 log.warning("checkpoint.unreadable", key=key, reason=str(error))
-        return groups, heard
+        return groups, last_seen
 
     async def run(self, source: Source) -> None:
-        """Write what changes, until it is cancelled."""
+        """Write changes until cancelled."""
         while True:
-            with trio.move_on_after(HEARD_EVERY):
-                await self._news.wait()
-                await trio.sleep(TOGETHER)
+            with trio.move_on_after(LAST_SEEN_INTERVAL):
+                await self._noted.wait()
+                await trio.sleep(BATCH_DELAY)
             await self.save(source)
 
     async def save_checkpoint(self, name: str, source: Source) -> None:
         """Return when the state of this group is durable."""
         async with self._writing:
-            if name in self._changed:  # else it went with somebody else's
+            if name in self._changed:  # otherwise another call has written it
                 await self._save(source)
 
     async def save(self, source: Source) -> None:
-        """Write what has changed up to now, durably."""
+        """Write all changes up to now; return when they are durable."""
         async with self._writing:
             await self._save(source)
 
     async def _save(self, source: Source) -> None:
-        self._news = trio.Event()
+        self._noted = trio.Event()
         names, self._changed = self._changed, set()
         try:
             await self._write(self._changes(names, source))
@@ -101,7 +100,7 @@ class Checkpointer:
             yield from self._change(_GROUP + name, None if record is None else _ENCODE(record))
         groups, missing_since = source.last_seen_by_group()
         yield from self._change(
-            _HEARD, _ENCODE(LastSeen(groups=self._wall(groups), missing_since=self._wall(missing_since)))
+            _LAST_SEEN, _ENCODE(LastSeen(groups=self._wall(groups), missing_since=self._wall(missing_since)))
         )
 
     def _change(self, key: str, value: bytes | None) -> Iterable[Change]:
@@ -124,26 +123,26 @@ class Checkpointer:
                 self._written.pop(change.key, None)
 
     def _wall(self, moments: dict[str, float]) -> dict[str, float]:
-        """Unix seconds, to a tenth: that is exact enough, and what did not change stays what it was.
+        """Convert moments to Unix seconds, rounded to tenths so that an unchanged moment stays equal.
 
-        Rounded to the nearest: cut off, a moment that several processes pass on would drift away, by as much as what
-        is cut off in each of them.
+        They are rounded to the nearest, because truncation would shift a moment further with each process that
+        passes it on.
         """
         offset = self._now() - trio.current_time()
         return {name: round(moment + offset, 1) for name, moment in moments.items()}
 
 
-def _finite(heard: LastSeen) -> LastSeen:
-    """Raises ValueError where a moment is none."""
-    if not all(map(isfinite, (*heard.groups.values(), *heard.missing_since.values()))):
-        raise ValueError("a moment that is not finite")
-    return heard
+def _finite(last_seen: LastSeen) -> LastSeen:
+    """Return the argument. Raises ValueError if a moment is infinite or not a number."""
+    if not all(map(isfinite, (*last_seen.groups.values(), *last_seen.missing_since.values()))):
+        raise ValueError("a moment is not finite")
+    return last_seen
 
 
-# Seconds in which changes gather before they are written, and those between two notes of what was last heard.
-TOGETHER = 0.25
-HEARD_EVERY = 15.0
+# Seconds from a change to its write, and between two writes of the moments when streams last worked.
+BATCH_DELAY = 0.25
+LAST_SEEN_INTERVAL = 15.0
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE_GROUP = msgspec.msgpack.Decoder(GroupCheckpoint).decode
-_DECODE_HEARD = msgspec.msgpack.Decoder(LastSeen).decode
+_DECODE_LAST_SEEN = msgspec.msgpack.Decoder(LastSeen).decode

@@ -1,4 +1,4 @@
-"""Since when the mailboxes of a group have been without a stream, and why: kept until it can be looked into. Pure."""
+"""The open gaps of the mailboxes of a group: since when a mailbox has no stream, and why. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from listener.ews.codes import Failure
 
 
 class Gap(NamedTuple):
-    """A time without a stream. `since` is when the last one was heard, None if none ever was; seconds.
+    """A time without a stream.
 
-    Where `since` is None, there was nothing that could have told anything before.
+    `since` is the moment when the mailbox's stream last worked, in seconds; None: this is its first subscription, and
+    nothing can be missing.
     """
 
     mailbox: str
@@ -21,10 +22,10 @@ class Gap(NamedTuple):
 
 
 class Gaps:
-    """The open gaps of one group, one a mailbox. The first reason counts, and the earliest moment.
+    """The open gaps of one group, one for each mailbox, with the first reason and the earliest moment.
 
     `last_seen` has the moment when the stream of each mailbox last worked, or, before that, when it was first
-    subscribed. It may be shared with other groups. Moments before `started_at` are from an earlier process.
+    subscribed. Groups share it. Moments before `started_at` are from an earlier process.
     """
 
     def __init__(self, last_seen: dict[str, float] | None = None, started_at: float = -inf) -> None:
@@ -33,29 +34,29 @@ class Gaps:
         self._open: dict[str, Gap] = {}
 
     def seen(self, mailboxes: Iterable[str], moment: float) -> None:
-        """The stream of these mailboxes was well until then.
+        """Note that the stream of these mailboxes worked at this moment.
 
-        A gap that is open stays so: whoever takes the mailbox over, another group perhaps, finds where it began.
+        A mailbox with an open gap keeps its moment, so that another group that takes it over finds the gap's start.
         """
         self._last_seen |= dict.fromkeys(
             (mailbox for mailbox in mailboxes if mailbox not in self._open), moment
         )
 
     def subscribed(self, mailbox: str, moment: float) -> None:
-        """It has a new subscription, which knows nothing of what was before it, or one from an earlier process.
+        """Note that the mailbox has a new subscription, without earlier events, or one of an earlier process.
 
-        From the first subscription on nothing may be missed, though no stream of it was heard yet.
+        From its first subscription on, no event may be lost, even before its stream works.
         """
         last_seen = self._last_seen.get(mailbox)
         if last_seen is None:
             self._last_seen[mailbox] = moment
-            # In place of one from before it left, if there is one: meanwhile nobody listened.
+            # This replaces a gap from before the mailbox was removed: it was not monitored meanwhile.
             self._open[mailbox] = Gap(mailbox, None, "start")
         else:
             self._note(mailbox, "start" if last_seen < self._started_at else "lost")
 
     def known(self, mailboxes: Iterable[str]) -> dict[str, float]:
-        """When the streams of these mailboxes were last heard."""
+        """Return when the streams of these mailboxes last worked."""
         return {mailbox: self._last_seen[mailbox] for mailbox in mailboxes if mailbox in self._last_seen}
 
     def ended(
@@ -66,10 +67,10 @@ class Gaps:
         cut: bool,
         since: Mapping[str, float] | None = None,
     ) -> bool:
-        """The stream of these mailboxes is over; whether something may be lost with it.
+        """Note that the stream of these mailboxes has ended; return whether events may be lost with it.
 
-        `cut`: we ended it ourselves, before the server did. `since`: when this stream was last heard, for it may have
-        been replaced long ago by one that is well.
+        `cut`: it ended before the server's own end of it. `since`: when this stream last worked. A newer stream of
+        the mailboxes may have worked since then.
         """
         reasons = [failure.code for failure in failures if failure.code in LOSSY]
         if cut:
@@ -80,11 +81,11 @@ class Gaps:
         return bool(reasons)
 
     def lost(self, mailbox: str, reason: str, since: float | None) -> None:
-        """Note that events of this mailbox were not delivered, from `since` on (None: since it was last heard)."""
+        """Note that events of this mailbox were lost, from `since` on (None: since its stream last worked)."""
         self._note(mailbox, reason, since)
 
     def take_over(self, others: Gaps) -> None:
-        """Take the open gaps of a group that this one replaces."""
+        """Add the open gaps of a crashed runner of the same group."""
         for mailbox, gap in others._open.items():
             mine = self._open.get(mailbox)
             if mine is None or mine.since is None or gap.since is None:
@@ -93,13 +94,15 @@ class Gaps:
                 self._open[mailbox] = gap._replace(since=min(gap.since, mine.since))
 
     def close(self, mailboxes: Iterable[str]) -> list[Gap]:
-        """The gaps of those among these mailboxes that have one. They have a stream again: it is over."""
+        """Close and return the gaps of these mailboxes, which have a stream again."""
         found = (self._open.pop(mailbox, None) for mailbox in mailboxes)
         return [gap for gap in found if gap is not None]
 
     def missing_since(self, mailbox: str, *, streams: bool) -> float | None:
-        """From when on something may be missing, if that is before its group was last heard: since the gap began, or
-        since it was last heard if it is not among those that stream."""
+        """Return since when the mailbox may miss events, if that is before its group's stream last worked.
+
+        That is the start of its gap; without a gap, the moment when its stream last worked, unless it streams.
+        """
         gap = self._open.get(mailbox)
         if gap is not None and gap.since is not None:
             return gap.since
@@ -114,7 +117,7 @@ class Gaps:
         self._open[mailbox] = gap
 
 
-# Ends of a stream after which what was on its way is lost, though the subscriptions live on.
+# Failures of a stream that lose the events in flight, although the subscriptions remain valid.
 LOSSY = frozenset(
     {
         "ConnectionReset",

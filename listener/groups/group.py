@@ -1,31 +1,32 @@
-"""The life of one group of subscriptions, as a value. No I/O, no clock, no dice.
+"""The state machine of one group of subscriptions. Pure: no I/O, no clock, no random numbers.
 
 The rules:
 
-1. `GroupState.actions` says what is to be going on now; `advance()` takes what came of one of them and returns
-   the next state. Whoever performs the actions starts those that are new and lets go of those that are no longer
-   wanted (listener/groups/runner.py does). At most one Stream, one Subscribe and one Wait are wanted at a time.
-2. A group without a live subscription begins afresh: new cookies, the anchor subscribed first, then the others.
-   The anchor is the first mailbox by address; one that fails three times over, or is suspended, makes way.
-3. One connection carries all live subscriptions. It is opened again without subscribing anew whenever it ends,
-   because subscriptions outlive it. The pause before that grows with each failure in a row; where the server was
-   heard, but the connection did not last `settled` seconds, it grows too, but stays short.
-4. Who cannot be subscribed holds nobody up: the others stream, the refused mailbox waits for its own `due` time
-   and is subscribed beside the running stream, which is then replaced by one that carries it too.
-5. A mailbox that seems to live elsewhere is asked for with Autodiscover before it is subscribed again, and leaves
-   if it does. If it is refused again and again while others of the group have subscriptions, the affinity cookie may
-   be the reason: it leaves for a group with a cookie of its own, with the others that are refused. In a group that
-   was set apart already (`apart`), each such mailbox leaves alone.
-6. What is said of more than half of the subscriptions is taken as said of the connection. A single subscription
-   that fails again and again in company leaves for a group of its own. If the server refuses the connection as a
-   whole again and again, half of the mailboxes leave: so a bad one ends up alone, and where a connection may serve
-   one user only, everybody does.
-7. Nothing new is asked of the server while the group is paused; a stream that is open stays open. A pause that the
-   server did not ask for ends early when the server is heard in another group.
-8. Subscriptions outlive this process too: a group may begin with ids that are known from before, and is streaming
-   at once. Those that the server has forgotten are named by it, and are subscribed anew as ever.
-9. A subscription that is given up while the server may still know it is unsubscribed beside everything else. An id
-   that is somebody else's by now is not.
+1. `GroupState.actions` are the actions that must run now. `advance()` takes the outcome of one of them and returns
+   the next state. The group runner (listener/groups/runner.py) starts new actions, and ends those that are not listed
+   any more. There is at most one Stream, one Subscribe and one Wait at a time.
+2. A group without a live subscription starts from the anchor: it discards the cookies, subscribes the anchor, and
+   then the others. The anchor is the first mailbox by address. A suspended anchor, or one that failed three times, is
+   replaced.
+3. One connection carries all live subscriptions. Subscriptions outlive connections, so when a connection ends, it is
+   reopened with the same subscriptions. The pause before that grows with each consecutive failure. If the server sent
+   a signal, but the connection did not last `stable_after` seconds, the pause grows too, but stays short.
+4. A mailbox that cannot be subscribed does not delay the others. The others stream, and the refused mailbox waits for
+   its own `due` time. It is subscribed while the stream runs, and a new stream with it replaces the running one.
+5. A mailbox that seems to live elsewhere is looked up with Autodiscover before it is subscribed again. If it moved,
+   it leaves the group. If it is refused repeatedly while others of the group have subscriptions, the affinity cookie
+   may be the reason: all such mailboxes leave for one group with a cookie of its own. In a group that was split off
+   already (`closed`), each of them leaves for a group of its own.
+6. A failure that names more than half of the subscriptions counts as a failure of the connection. A single
+   subscription that fails repeatedly among others leaves for a group of its own. If the server refuses the whole
+   connection repeatedly, half of the mailboxes leave. So a bad mailbox ends up alone; and if a connection may serve
+   one user only, all do.
+7. A paused group sends no new requests, but an open stream stays open. A pause that the server did not ask for ends
+   early when the server answers another group.
+8. Subscriptions outlive this process, too. A group can start with saved ids, and streams at once. The server names
+   the ids that it has forgotten, and those mailboxes are subscribed again.
+9. An abandoned subscription that the server may still have is unsubscribed while everything else continues. An id
+   that belongs to another mailbox by now is not.
 
 Times are seconds on one monotonic clock.
 """
@@ -73,10 +74,10 @@ from listener.groups.member import (
 
 @dataclass(frozen=True, slots=True)
 class SavedSubscriptions:
-    """What a group had when it was last at work, in another process perhaps.
+    """The subscriptions of a group from an earlier run or process.
 
-    `anchor` is the mailbox in whose name requests were sent, `subscriptions` has the SubscriptionId of each mailbox
-    that the server may still know; `abandoned` are (mailbox, SubscriptionId) that nobody wants any more.
+    `subscriptions` has the SubscriptionId of each mailbox, which the server may still have. `abandoned` are the
+    (mailbox, SubscriptionId) to unsubscribe.
     """
 
     anchor: str
@@ -86,24 +87,24 @@ class SavedSubscriptions:
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """All that is known of a group. Members are sorted by address."""
+    """The state of a group. Members are sorted by address."""
 
     members: tuple[Member, ...]
     anchor: str
     policy: Policy = field(default_factory=Policy)
-    failures: int = 0  # in a row, of requests and of connections on which nothing was heard
-    flaps: int = 0  # in a row, of connections that were heard but did not last
-    refusals: int = 0  # in a row, of connections that were ended at once, perhaps because of a single member
+    failures: int = 0  # consecutive, of requests and of connections without any signal
+    flaps: int = 0  # consecutive, of connections with a signal that did not become stable
+    refusals: int = 0  # consecutive, of connections that ended at once, perhaps because of a single member
     paused_until: float | None = None
-    eager: bool = False  # the pause is our own idea, not the server's
+    eager: bool = False  # the server did not ask for this pause: it may end early
     subscribe: Subscribe | None = None
     stream: Stream | None = None
     discover: Discover | None = None
     split: Split | None = None
     unsubscribe: Unsubscribe | None = None
-    abandoned: tuple[tuple[str, str], ...] = ()  # (mailbox, SubscriptionId): the server may still know them
+    abandoned: tuple[tuple[str, str], ...] = ()  # (mailbox, SubscriptionId): the server may still have them
     stopping: bool = False
-    closed: bool = False  # the group was set apart from another one
+    closed: bool = False  # the group was split off from another one
 
     @classmethod
     def start(
@@ -114,7 +115,7 @@ class GroupState:
         *,
         closed: bool = False,
     ) -> GroupState:
-        """A group at its beginning: it streams what it has `kept`, and subscribes everybody else."""
+        """Return the initial state: the group streams the saved subscriptions, and subscribes the other mailboxes."""
         saved = saved or SavedSubscriptions(min(mailboxes), {})
         members = tuple(Member(mailbox, saved.subscriptions.get(mailbox)) for mailbox in sorted(mailboxes))
         state = cls(members, saved.anchor, policy or Policy(), abandoned=saved.abandoned, closed=closed)
@@ -122,25 +123,25 @@ class GroupState:
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """What is to be going on now. Nothing: the group is over."""
+        """The actions that must run now. Without any, the group has ended."""
         wait = None if self.stopping else self._wait()
         actions = (self.stream, self.subscribe, self.discover, self.split, wait, self.unsubscribe)
         return tuple(action for action in actions if action is not None)
 
     @property
     def live(self) -> tuple[tuple[str, str], ...]:
-        """(mailbox, SubscriptionId) of all that the server knows."""
+        """The (mailbox, SubscriptionId) of all subscribed mailboxes."""
         return tuple((m.mailbox, m.subscription) for m in self.members if m.subscription is not None)
 
     def subscription_of(self, mailbox: str) -> str | None:
-        """The SubscriptionId that a mailbox has."""
-        at = bisect_left(self.members, mailbox, key=_address)
-        member = self.members[at] if at < len(self.members) else None
+        """Return the SubscriptionId of a mailbox, if it has one."""
+        index = bisect_left(self.members, mailbox, key=_address)
+        member = self.members[index] if index < len(self.members) else None
         return member.subscription if member is not None and member.mailbox == mailbox else None
 
     @property
     def phase(self) -> str:
-        """One word for people: starting, streaming, waiting or stopping."""
+        """The phase to display: subscribing, streaming, waiting or stopping."""
         if self.stopping:
             return "stopping"
         if self.stream is not None:
@@ -150,23 +151,26 @@ class GroupState:
     def _wait(self) -> Wait | None:
         if self.paused_until is not None:
             return Wait(self.paused_until, self.eager)
-        # Who is due while a Subscribe or a Discover is under way comes next.
-        workers = ((False, self.subscribe), (True, self.discover))
-        open_lanes = {misplaced for misplaced, under_way in workers if under_way is None}
+        # A mailbox that becomes due while a Subscribe (or Discover) runs is part of the next one, without a Wait.
         due = min(
-            (m.due for m in self.members if is_unsubscribed(m) and m.misplaced in open_lanes), default=None
+            (
+                member.due
+                for member in self.members
+                if is_unsubscribed(member) and (self.discover if member.misplaced else self.subscribe) is None
+            ),
+            default=None,
         )
         return None if due is None else Wait(due)
 
 
 def advance(state: GroupState, outcome: Outcome, now: float, jitter: float = 1.0) -> GroupState:
-    """The state after `outcome`, which came at `now`; `jitter` in [0, 1] is this outcome's share of jitter."""
+    """Return the state after an outcome at `now`. `jitter` in [0, 1] is the random share of its delays."""
     before = state
     match outcome:
         case Stop(unsubscribe):
             return _stopped(state, unsubscribe=unsubscribe)
         case _ if state.stopping:
-            # What was under way when the group was told to stop may still report; nothing is begun any more.
+            # Actions that ran when the group was stopped may still report. No new action starts.
             return replace(state, unsubscribe=None) if isinstance(outcome, Unsubscribed) else state
         case Subscribed():
             state = _after_subscribe(state, outcome, now, jitter)
@@ -229,18 +233,19 @@ def _stopped(state: GroupState, *, unsubscribe: bool) -> GroupState:
 
 
 def _abandon_lost(before: GroupState, after: GroupState, outcome: Outcome) -> GroupState:
-    """Notes what the group has no longer, as far as the server may still know it."""
+    """Add the subscriptions that the group lost to `abandoned`, if the server may still have them."""
     if isinstance(outcome, Doubted) and outcome.taken:
-        return after  # these ids are somebody else's now
-    if isinstance(outcome, Subscribed):  # and so are those that ids have been given anew of
+        return after  # these ids belong to other mailboxes now
+    if isinstance(outcome, Subscribed):
+        # A lost id was given to another mailbox by this Subscribe. Only mailboxes that left meanwhile are left over.
         members = {m.mailbox for m in after.members}
-        lost = [each for each in outcome.ids if each[0] not in members]  # they left meanwhile
+        lost = [each for each in outcome.ids if each[0] not in members]
     else:
-        saved = set(after.live)
-        lost = [each for each in before.live if each not in saved]
+        live = set(after.live)
+        lost = [each for each in before.live if each not in live]
     if isinstance(outcome, StreamEnded):
         for failure in (f for f in outcome.failures if f.verdict is Verdict.RESUBSCRIBE):
-            # Without ids, it is said of all of them.
+            # A failure without ids concerns all of them.
             lost = [
                 each for each in lost if failure.subscription_ids and each[1] not in failure.subscription_ids
             ]
@@ -251,29 +256,28 @@ def _after_subscribe(state: GroupState, outcome: Subscribed, now: float, jitter:
     ids, refusals = dict(outcome.ids), dict(outcome.refused)
     new = set(ids.values())
     from_anchor = state.subscribe is not None and state.subscribe.from_anchor
-    company = bool(
-        ids or state.live
-    )  # else the whole group is refused: to separate its members would not help
+    # Without a live subscription, the whole group is refused, and a split would not help.
+    others_live = bool(ids or state.live)
 
     def settle(member: Member) -> Member:
         if subscription := ids.get(member.mailbox):
             return replace(member, subscription=subscription, failure=None, suspended=False)
         if failure := refusals.get(member.mailbox):
             member = refused(member, failure, state.policy, now, jitter)
-            return replace(member, leaving=company and needs_own_cookie(member, state.policy))
+            return replace(member, leaving=others_live and needs_own_cookie(member, state.policy))
         if member.subscription in new:
-            # Ids begin anew when a server does: this one is somebody else's now.
+            # A restarted server counts ids from 1 again: this id belongs to another mailbox now.
             return replace(member, subscription=None, due=now)
         return member
 
     state = _each(replace(state, subscribe=None, failures=0 if ids else state.failures), settle)
     blocking = [f for f in refusals.values() if f.verdict is Verdict.WAIT]
     if from_anchor and not ids and not blocking:
-        # The anchor came first and refusals. A mailbox that is refused is suspended, and so the next one is tried at
-        # once; otherwise the next one would meet the same server.
+        # The anchor was first, and failed. If it was denied, it is suspended, and the next mailbox is tried at once.
+        # After other failures, the next mailbox would reach the same server.
         blocking = [f for f in refusals.values() if f.verdict is not Verdict.SUSPEND]
-        astray_only = all(f.verdict is Verdict.REGROUP for f in blocking)
-        if astray_only and state.failures < state.policy.max_failures:
+        all_misplaced = all(f.verdict is Verdict.REGROUP for f in blocking)
+        if all_misplaced and state.failures < state.policy.max_failures:
             return replace(state, failures=state.failures + len(blocking))
     return _pause(state, blocking, now, jitter) if blocking else state
 
@@ -296,30 +300,30 @@ def _after_stream(state: GroupState, outcome: StreamEnded, now: float, jitter: f
     if named:
         state = _each(state, lambda m: failed(m, named.get(m.subscription), state.policy, now, jitter))
         if not general:
-            return state  # the others' stream is opened at once, without the bad ones
-    company = len(state.live) > 1
+            return state  # the stream is reopened at once, without the failed members
+    others_live = len(state.live) > 1
     lost = next((f for f in general if f.verdict in (Verdict.RESUBSCRIBE, Verdict.REGROUP)), None)
     denied = next((f for f in general if f.verdict is Verdict.SUSPEND), None)
     if lost is not None:
         state = _each(state, lambda m: lose_subscription(m, lost, now))
-    if denied is not None and not company:
+    if denied is not None and not others_live:
         return _each(
             state, lambda m: refused(replace(m, subscription=None), denied, state.policy, now, jitter)
         )
     if (lost or denied) and outcome.duration < REJECTED_WITHIN:
         state = replace(state, refusals=state.refusals + 1)
-        state = _split_half(state) if company else state
-        # The stream is asked for in the anchor's name: perhaps only the anchor is to blame.
+        state = _split_half(state) if others_live else state
+        # The stream is opened in the anchor's name, so that the failure may concern the anchor only.
         state = state if denied is None else replace(state, anchor=_next_anchor(state))
     if (lost or denied) and state.refusals <= 1:
-        return state  # a back end that began anew has forgotten all: what that takes is no reason to wait
+        return state  # a restarted back end has forgotten all subscriptions; that alone needs no pause
     if general or outcome.duration < state.policy.stable_after:
         return _pause(state, general, now, jitter, alive=outcome.alive)
     return state
 
 
 def _reset_counters(state: GroupState, outcome: StreamEnded) -> GroupState:
-    """The state when what this connection achieved has been set against earlier failures."""
+    """Return the state with the failure counters that this connection has reset."""
     if outcome.alive:
         state = replace(state, failures=0)
     if outcome.duration >= REJECTED_WITHIN:
@@ -335,16 +339,16 @@ def _reset_counters(state: GroupState, outcome: StreamEnded) -> GroupState:
 def _sort_failures(
     state: GroupState, failures: tuple[Failure, ...]
 ) -> tuple[dict[str | None, Failure], list[Failure]]:
-    """What is said of single subscriptions, by id, and what of the connection."""
-    ours = {subscription for _mailbox, subscription in state.live}
+    """Return the failures of single subscriptions, by id, and those of the connection."""
+    live = {subscription for _mailbox, subscription in state.live}
     named: dict[str | None, Failure] = {
         id_: failure
         for failure in failures
-        if failure.verdict is not Verdict.WAIT  # a server that is busy is so for all
+        if failure.verdict is not Verdict.WAIT  # a busy server is busy for all
         for id_ in failure.subscription_ids
-        if id_ in ours
+        if id_ in live
     }
-    if len(named) * 2 > len(ours):
+    if len(named) * 2 > len(live):
         return {}, list(failures)
     return named, [f for f in failures if named.keys().isdisjoint(f.subscription_ids)]
 
@@ -352,18 +356,18 @@ def _sort_failures(
 def _pause(
     state: GroupState, failures: list[Failure], now: float, jitter: float, alive: bool = False
 ) -> GroupState:
-    # Credentials are tried once more soon, since a token may just have died; after that they might lock the account.
+    # Refused credentials are retried once soon, because a token may have expired. More attempts may lock the account.
     slow = any(
         f.verdict is Verdict.STOP or (f.verdict is Verdict.CREDENTIALS and state.failures) for f in failures
     )
-    told = max((f.wait for f in failures if f.wait is not None), default=None)
-    max_failures = max(state.failures, state.flaps) + 1 - state.policy.max_failures
-    if len(state.members) == 1 and max_failures >= 0 and any(map(is_unknown, failures)):
-        # Nobody knows what this code means, and it does not pass: the only mailbox here is asked for more slowly.
+    requested = max((f.wait for f in failures if f.wait is not None), default=None)
+    excess = max(state.failures, state.flaps) + 1 - state.policy.max_failures
+    if len(state.members) == 1 and excess >= 0 and any(map(is_unknown, failures)):
+        # The code is unknown and persists: retry the only mailbox of the group more slowly.
         state = replace(state, failures=state.failures + 1, flaps=state.flaps + 1)
         return replace(
             state,
-            paused_until=now + state.policy.suspended.delay(max_failures + 1, jitter, told),
+            paused_until=now + state.policy.suspended.delay(excess + 1, jitter, requested),
             eager=False,
         )
     if alive and not slow:
@@ -375,13 +379,13 @@ def _pause(
             replace(state, failures=count),
             state.policy.suspended if slow else state.policy.backoff,
         )
-    pause = backoff.delay(count, jitter, told)
-    eager = told is None and all(f.verdict is Verdict.RETRY for f in failures)
+    pause = backoff.delay(count, jitter, requested)
+    eager = requested is None and all(f.verdict is Verdict.RETRY for f in failures)
     return replace(state, paused_until=now + pause, eager=eager)
 
 
 def _split_half(state: GroupState) -> GroupState:
-    """Marks the second half of the members after too many refusals of them all together."""
+    """Mark the second half of the members as leaving, after too many refusals of the whole connection."""
     if state.refusals < state.policy.max_failures:
         return state
     staying = [m.mailbox for m in state.members if not m.leaving]
@@ -391,7 +395,7 @@ def _split_half(state: GroupState) -> GroupState:
 
 
 def _plan(state: GroupState, now: float) -> GroupState:
-    """Sets going what the members need, unless the group is paused."""
+    """Return the state with the actions that its members need; while it is paused, with no new requests."""
     if state.split is None and (leaving := tuple(m.mailbox for m in state.members if m.leaving)):
         each = state.closed and all(m.misplaced for m in state.members if m.leaving)
         state = replace(state, split=Split(leaving, each))
@@ -450,5 +454,5 @@ def _address(member: Member) -> str:
     return member.mailbox
 
 
-# A connection that ended sooner, in seconds, was not wanted by the server in the first place.
+# Seconds. The server refused a connection that ended sooner.
 REJECTED_WITHIN = 2.0

@@ -1,13 +1,13 @@
-"""Which mailbox each subscription id belongs to, and whether that is proven. Pure.
+"""The mailbox of each subscription id, and whether that ownership is proven. Pure.
 
 A subscription id belongs to a server and to the account that made it. Groups do not matter: some servers count ids
 from 1 again after a restart, and then one group's old id may be another group's new one.
 
 1. An id is proven when the server has just given it to this mailbox (`claim` with `proven`).
-2. It is unproven after a restart of this process, and whenever the server may have restarted without us noticing
+2. It is unproven after a restart of this process, and whenever the server may have restarted without a visible sign
    (`doubt`): the server may have given it to another mailbox, or to another client of the same account.
-3. An event names the folder that it is about, and folder ids are unique on a server. So an event in a folder that is
-   known as the mailbox's proves the id, and an event in a folder of another mailbox disproves it.
+3. An event names its folder, and folder ids are unique on a server. So an event in a folder that is known as the
+   mailbox's proves the id, and an event in a folder of another mailbox disproves it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Server: TypeAlias = str
 
 
 def server_of(ews_url: str) -> Server:
-    """The server of an EWS URL: scheme, host and port. One account is used for each URL."""
+    """Return the server of an EWS URL: scheme, host and port. One account is used for each URL."""
     parts = urlsplit(ews_url.lower())
     return f"{parts.scheme}://{parts.netloc}"
 
 
 @dataclass(slots=True)
 class Ownership:
-    """All subscription ids of this process. Folder ids are kept as hashes, MOST_FOLDERS at most."""
+    """All subscription ids of this process. Folder ids are stored as hashes, at most MAX_FOLDERS."""
 
     _owners: dict[tuple[Server, str], str] = field(default_factory=dict)
     _claims: dict[str, tuple[Server, str]] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Ownership:
         return None if not owners else owners == {mailbox}
 
 
-# Folders that are remembered; about 20 MB if it comes to that.
+# Folder hashes. This many take about 20 MB.
 MAX_FOLDERS = 200_000
 
 AMBIGUOUS = ""

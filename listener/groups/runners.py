@@ -40,7 +40,7 @@ class Runners:
         group = self._groups.get(mailbox)
         return None if group is None else self.by_group.get(group.name)
 
-    # --- what catch-up asks for (listener.catchup.catchup.Routes)
+    # --- requests of catch-up (listener.catchup.catchup.Routes)
 
     def route(self, mailbox: str) -> MailboxRoute | None:
         """Return how to send requests about a mailbox; None while it has no stream."""
@@ -53,14 +53,14 @@ class Runners:
         return None if runner is None else runner.route_without_stream(mailbox)
 
     def renew(self, mailbox: str) -> None:
-        """Replace a subscription that holds events back."""
+        """Replace a subscription that does not report events."""
         runner = self.of(mailbox)
         if runner is not None:
             log.warning("subscription.stalled", mailbox=mailbox, group=runner.group.name)
             runner.post(Doubted((mailbox,)))
 
     def check_access(self, mailbox: str, failure: Failure) -> None:
-        """Find out whether a mailbox can be read at all, because a comparison of it was denied."""
+        """Test whether a mailbox can be read at all, because a comparison of it was denied."""
         runner = self.of(mailbox)
         if runner is not None:
             log.debug("mailbox.access_checked", mailbox=mailbox, group=runner.group.name, code=failure.code)

@@ -8,12 +8,12 @@
 
 The rules:
 
-1. Silence has a deadline of our own. It runs only while bytes are awaited, because a slow journal must not look like
-   a silent server. Only complete, meaningful signals count: a server that trickles bytes is as silent as one that
-   sends none.
-2. `Closed` is not the end: some servers write more after it, but not for long.
-3. A failure is the end. After a bad subscription some servers deliver nothing more for the good ones, and leave the
-   socket open.
+1. The silence deadline runs only while the reader waits for bytes, because a slow journal must not look like a silent
+   server. Only complete, valid signals reset it: a server that sends single bytes is as silent as one that sends
+   none.
+2. `Closed` does not end the stream: some servers send more after it, but not for long.
+3. A failure ends the stream. After a bad subscription, some servers send nothing more for the good ones, and leave
+   the socket open.
 4. A reader that was replaced gets some time to reach the server's own end of the stream, so that no event in flight
    is lost. Nothing that is being published is ever cancelled.
 """
@@ -33,7 +33,7 @@ from listener.ews.stream import Closed, Signal, StreamParser
 
 
 class Answer(Protocol):
-    """A response body that arrives in pieces (listener/exchange/client.py has it)."""
+    """A response body that arrives in chunks (listener/exchange/client.py)."""
 
     async def receive(self) -> bytes: ...
     async def aclose(self) -> None: ...
@@ -42,10 +42,10 @@ class Answer(Protocol):
 class StreamReader:
     """One stream. `silence` is in seconds, `max_envelope` in bytes.
 
-    - `alive`: the server sent a signal that is no failure. `last_seen` is when it last did, on trio's clock.
+    - `alive`: the server sent a signal other than a failure. `last_seen` is when it last did, on trio's clock.
     - `closed`: the server announced the end of the stream.
     - `cut`: the stream ended before the server's own end of it.
-    - `failures`: why it ended; empty for an orderly end.
+    - `failures`: why the stream ended; empty after an orderly end.
     """
 
     def __init__(self, *, silence: float, max_envelope: int) -> None:
@@ -58,27 +58,27 @@ class StreamReader:
         self._parser = StreamParser(max_envelope=max_envelope)
         self._answer: Answer | None = None
         self._ended = False
-        self._quiet = 0.0  # seconds of waiting since the last signal
-        self._seen_before: float | None = None  # `last_seen` without the signals that receive() gave last
-        self._until = inf
-        self._awaiting: trio.CancelScope | None = None
+        self._quiet = 0.0  # seconds of waiting for bytes since the last signal
+        self._seen_before: float | None = None  # `last_seen` before the latest receive()
+        self._end_deadline = inf
+        self._receive_scope: trio.CancelScope | None = None
 
     def end_within(self, seconds: float) -> None:
-        """Leave the stream this many seconds to reach its own end."""
-        self._until = trio.current_time() + seconds
-        if self._awaiting is not None:
-            self._awaiting.deadline = min(self._awaiting.deadline, self._until)
+        """Limit the rest of the stream to this many seconds."""
+        self._end_deadline = trio.current_time() + seconds
+        if self._receive_scope is not None:
+            self._receive_scope.deadline = min(self._receive_scope.deadline, self._end_deadline)
 
     @asynccontextmanager
     async def open(self, open_stream: Callable[[], Awaitable[Answer]]) -> AsyncIterator[None]:
-        """Send the request, and close the response at the end. A failure ends the stream: receive() gives None."""
+        """Send the request, and close the response at the end. After a failure, receive() returns None."""
         try:
             with self._deadline(inf) as waiting:
                 self._answer = await open_stream()
             if waiting.cancelled_caught:
-                self._give_up()
+                self._end_after_deadline()
         except ExchangeError as error:
-            self._break(error.failure)
+            self._end_after_failure(error.failure)
         try:
             yield
         finally:
@@ -86,9 +86,9 @@ class StreamReader:
                 await self._answer.aclose()
 
     async def receive(self) -> Sequence[Signal] | None:
-        """Return the signals that the next bytes completed, possibly none; None at the end of the stream.
+        """Return the signals that the next bytes complete, possibly none; None at the end of the stream.
 
-        The caller that fails to publish them calls undo().
+        A caller that cannot publish them must call undo().
         """
         if self._ended or self._answer is None:
             return None
@@ -98,12 +98,12 @@ class StreamReader:
             with self._deadline(limit - self._quiet) as waiting:
                 data = await self._answer.receive()
             if waiting.cancelled_caught:
-                self._give_up()
+                self._end_after_deadline()
                 return None
             self._quiet += trio.current_time() - started_at
             signals = self._parser.feed(data) if data else self._parser.end()
         except ExchangeError as error:
-            self._break(error.failure)
+            self._end_after_failure(error.failure)
             return None
         if signals:
             self._quiet = 0.0
@@ -117,33 +117,32 @@ class StreamReader:
         return signals
 
     def undo(self) -> None:
-        """Take back `last_seen` for the signals that receive() gave last: they were not published, and catch-up must
-        look for them."""
+        """Restore `last_seen` from before the latest receive(): catch-up must find the unpublished signals."""
         self.last_seen = self._seen_before
 
-    def _break(self, failure: Failure) -> None:
+    def _end_after_failure(self, failure: Failure) -> None:
         self._ended = True
         if self.closed:
-            self.cut = bool(self._parser.end())  # what the server was writing after its end is lost
+            self.cut = bool(self._parser.end())  # an incomplete envelope after `Closed` is lost
         else:
             self.failures = (failure,)
 
-    def _give_up(self) -> None:
+    def _end_after_deadline(self) -> None:
         self._ended = True
-        replaced = self._until < inf
+        replaced = self._end_deadline < inf
         self.cut = replaced and not self.closed
         if not self.closed and not replaced:
-            text = f"nothing heard for {self._silence:g} s"
+            text = f"no signal for {self._silence:g} s"
             self.failures = (Failure(code="StreamSilent", text=text),)
 
     @contextmanager
     def _deadline(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Cancel the body after these seconds, or at the moment that end_within() sets."""
-        deadline = min(trio.current_time() + seconds, self._until)
-        with trio.CancelScope(deadline=deadline) as self._awaiting:
-            yield self._awaiting
-        self._awaiting = None
+        """Cancel the body after these seconds, or at the deadline of end_within()."""
+        deadline = min(trio.current_time() + seconds, self._end_deadline)
+        with trio.CancelScope(deadline=deadline) as self._receive_scope:
+            yield self._receive_scope
+        self._receive_scope = None
 
 
-# Seconds that a server may go on writing after it announced the end.
+# Seconds that a server may continue to send after `Closed`.
 AFTER_CLOSED = 5.0

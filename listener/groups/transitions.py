@@ -1,4 +1,4 @@
-"""What the log and the handlers are told when the state of a group changes."""
+"""Log lines and lifecycle events for state changes of a group."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Log = structlog.typing.FilteringBoundLogger
 
 
 def pairs(before: GroupState, after: GroupState) -> Iterator[tuple[Member, Member]]:
-    """Each member as it was and as it is; one that was not there before is paired with a new one."""
+    """Yield each member before and after the change. A member that has joined is paired with a new one."""
     known = {member.mailbox: member for member in before.members}
     for member in after.members:
         yield known.get(member.mailbox, Member(member.mailbox)), member
 
 
 def lifecycle_events(before: GroupState, after: GroupState, now: datetime) -> list[MailboxEvent]:
-    """Who was suspended, and who no longer is, for handlers that ask for it."""
+    """Return an event for each mailbox that was suspended or resumed, for handlers that request such events."""
     return [
         MailboxEvent(
             type=f"exchange.listener.{'suspended' if new.suspended else 'resumed'}",
@@ -39,7 +39,7 @@ def lifecycle_events(before: GroupState, after: GroupState, now: datetime) -> li
 
 
 def log_transition(log: Log, before: GroupState, after: GroupState, outcome: Outcome, now: float) -> None:
-    """Tells the log what came, at `now`, and what it changed."""
+    """Log an outcome at `now` and the changes that it caused."""
     _log_outcome(log, outcome)
     for old, new in pairs(before, after):
         _log_member(log, old, new, after.policy)
@@ -91,7 +91,7 @@ def _log_member(log: Log, old: Member, new: Member, policy: Policy) -> None:
 
 
 def has_unknown_failure(member: Member, policy: Policy) -> bool:
-    """Return whether a code that is in no table came for this mailbox again and again."""
+    """Return whether the mailbox failed repeatedly with a code that is in no table."""
     return (
         member.failure is not None and is_unknown(member.failure) and member.failures >= policy.max_failures
     )

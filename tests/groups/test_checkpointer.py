@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from listener.groups.checkpoint import GroupCheckpoint, LastSeen, SubscriptionCheckpoint
-from listener.groups.checkpointer import HEARD_EVERY, NAMESPACE, TOGETHER, Checkpointer
+from listener.groups.checkpointer import BATCH_DELAY, LAST_SEEN_INTERVAL, NAMESPACE, Checkpointer
 from listener.journal import JournalError, Put
 from listener.journal.sqlite import SqliteJournal, open_journal
 from tests.groups.test_checkpoint import saved
@@ -138,14 +138,14 @@ async def test_many_changes_make_one_write_and_no_change_makes_none(
             await trio.sleep(1)
             for _ in range(500):
                 one.note("DAG1/1")
-            await trio.sleep(TOGETHER + 0.1)
+            await trio.sleep(BATCH_DELAY + 0.1)
             assert [len(keys) for keys in writes] == [2]
             assert groups.asked == 1
             one.note("DAG1/1")
             await trio.sleep(100)
             assert [len(keys) for keys in writes] == [2]
             groups.moments["DAG1/1"] = trio.current_time()
-            await trio.sleep(HEARD_EVERY)
+            await trio.sleep(LAST_SEEN_INTERVAL)
             assert writes[1:] == [["heard"]]
             nursery.cancel_scope.cancel()
 
