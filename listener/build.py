@@ -1,4 +1,4 @@
-"""From the configuration to the values and the parts that the daemon is built of. Nothing is opened here."""
+"""Builds the daemon's values and parts from the configuration. Opens nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from listener.preflight.scope import Scope
 
 
 def access(config: Config) -> Access:
-    """What every request needs, from [exchange] and [auth]."""
+    """Return what every request needs, from [exchange] and [auth]."""
     exchange = config.exchange
     network = Network(tls=exchange.tls_context(), proxy=proxy(exchange))
     return Access(
@@ -46,7 +46,7 @@ def access(config: Config) -> Access:
 
 
 def proxy(exchange: Exchange) -> httpx.Proxy | None:
-    """The proxy of [exchange], with what it wants to know of us."""
+    """Return the proxy of [exchange] with its credentials."""
     if exchange.proxy is None:
         return None
     user, password = exchange.proxy_user, exchange.proxy_password
@@ -56,7 +56,7 @@ def proxy(exchange: Exchange) -> httpx.Proxy | None:
 
 
 def spec(config: Config) -> SubscriptionSpec:
-    """What is asked of Exchange, from [subscription], [affinity] and [stream]."""
+    """Return the subscription spec, from [subscription], [affinity] and [stream]."""
     return SubscriptionSpec(
         version=config.exchange.version,
         access=access_rules(config),
@@ -68,7 +68,7 @@ def spec(config: Config) -> SubscriptionSpec:
         silence=2 * config.stream.heartbeat,
         max_envelope=config.stream.max_envelope,
         subscribe_concurrency=config.affinity.subscribe_concurrency,
-        # EWS URLs that were accepted by another allow-list are not used again.
+        # A placement is reused only if the same Autodiscover settings and allow-list accepted its EWS URL.
         discovery=f"{config.exchange.autodiscover_url} {config.exchange.ews_url} {_trusted(config)}",
     )
 
@@ -82,7 +82,7 @@ def _trusted(config: Config) -> str:
 
 
 def discovery(config: Config, access: Access) -> Autodiscover:
-    """Who tells where mailboxes live, from [exchange]."""
+    """Return the Autodiscover client, from [exchange]."""
     exchange = config.exchange
     return Autodiscover(
         access,
@@ -95,7 +95,7 @@ def discovery(config: Config, access: Access) -> Autodiscover:
 
 
 def expander(config: Config, access: Access, discovery: Autodiscover) -> Expander:
-    """Who tells the members of distribution groups, from [mailboxes] and [exchange]."""
+    """Return the expander of distribution groups, from [mailboxes] and [exchange]."""
     expand_as, by = config.mailboxes.expand_as, config.mailboxes.impersonate_by
     return Expander(
         access,
@@ -107,7 +107,7 @@ def expander(config: Config, access: Access, discovery: Autodiscover) -> Expande
 
 
 def mailbox_source(config: Config, expander: Expander, changed: Callable[[], None]) -> MailboxSource:
-    """Who is to be listened to, from [mailboxes] and [[groups]]."""
+    """Return the mailbox source, from [mailboxes] and [[groups]]. It calls `changed` when its mailboxes change."""
     mailboxes = config.mailboxes
     return MailboxSource(
         sources=mailbox_sources(config),
@@ -119,7 +119,7 @@ def mailbox_source(config: Config, expander: Expander, changed: Callable[[], Non
 
 
 def mailbox_sources(config: Config) -> Sources:
-    """Where mailboxes come from."""
+    """Return the lists, files and distribution groups that name mailboxes."""
     mailboxes = config.mailboxes
     in_file = set(mailboxes.in_file)
     return Sources(
@@ -133,15 +133,14 @@ def mailbox_sources(config: Config) -> Sources:
 
 
 def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
-    """What the account must not reach, from [impersonation]."""
+    """Return the test of the must_deny mailboxes, from [impersonation]."""
 
     async def places(mailboxes: Sequence[str]) -> Mapping[str, Sequence[str] | Failure]:
         if not config.exchange.autodiscover:
             return dict.fromkeys(mailboxes, _urls(config))
         found = await discovery.discover(mailboxes)
         return {
-            mailbox: place if isinstance(place, Failure) else (place.ews_url,)
-            for mailbox, place in found.items()
+            mailbox: each if isinstance(each, Failure) else (each.ews_url,) for mailbox, each in found.items()
         }
 
     impersonation = config.impersonation
@@ -156,17 +155,17 @@ def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
 
 
 def _urls(config: Config) -> tuple[str, ...]:
-    """Where a mailbox may be that Autodiscover is not asked about, and no group has."""
+    """Return the EWS URLs that may serve a mailbox without Autodiscover that is in no configured group."""
     if config.exchange.ews_url is not None:
         return (config.exchange.ews_url,)
     return tuple(dict.fromkeys(group.ews_url for group in config.groups if group.ews_url is not None))
 
 
 def _ways(config: Config, url: str) -> tuple[AccessRule, ...]:
-    """Every way into a mailbox at this URL that the configuration uses.
+    """Return the access rules to try on a must_deny mailbox at this URL: all that the configuration uses.
 
-    Where only the account's own mailbox is used, what it could do besides is tried in both ways. An application can
-    only impersonate.
+    If the configuration uses only the account's own mailbox, both impersonation and delegate access are tried. An
+    application (OAuth) can only impersonate.
     """
     rules = access_rules(config)
     every = (rules.default, *rules.others.values())
@@ -176,14 +175,14 @@ def _ways(config: Config, url: str) -> tuple[AccessRule, ...]:
     if not delegates or "impersonation" in kinds or "delegate" not in kinds:
         ways.append(AccessRule("impersonation"))
     if delegates:
-        # A folder each: to get into one of them is enough.
+        # One rule for each folder: access to one of them is enough to fail.
         used = [folder for rule in every if rule.kind == "delegate" for folder in rule.folders or ()]
         ways += [AccessRule("delegate", folders=(folder,)) for folder in dict.fromkeys(["inbox", *used])]
     return tuple(ways)
 
 
 def access_rules(config: Config) -> AccessRules:
-    """How mailboxes are got at, from [mailboxes], its overrides and [subscription]."""
+    """Return the access rules of mailboxes, from [mailboxes], its overrides and [subscription]."""
 
     def rule(section: Mailboxes | AccessOverride) -> AccessRule:
         own = section.folders if isinstance(section, AccessOverride) else None
@@ -224,21 +223,23 @@ def delivery_limits(config: Config, handler: str) -> DeliveryLimits:
 
 
 def retention(config: Config) -> Retention:
-    """How much is kept, from [journal]."""
+    """Return the limits of the journal's age and size, from [journal]."""
     return Retention(age=config.journal.age, size=config.journal.size)
 
 
-def sorted_out(config: Config, mailboxes: Iterable[str]) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
-    """Those of the mailboxes whose place the configuration tells, and those that must be sought."""
+def configured_placements(
+    config: Config, mailboxes: Iterable[str]
+) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
+    """Return the mailboxes with a configured placement, and those that Autodiscover must find."""
     ews_url = config.exchange.ews_url or ""
-    placed = {
+    configured = {
         mailbox: Placement(group.ews_url or ews_url, group.name, mailbox)
         for group in config.groups
         for mailbox in group.mailboxes
     }
     wanted = dict.fromkeys(mailboxes)
-    known = tuple(place for mailbox, place in placed.items() if mailbox in wanted)
-    rest = tuple(mailbox for mailbox in wanted if mailbox not in placed)
+    known = tuple(placement for mailbox, placement in configured.items() if mailbox in wanted)
+    rest = tuple(mailbox for mailbox in wanted if mailbox not in configured)
     if config.exchange.autodiscover:
         return known, rest
     return (*known, *(Placement(ews_url, "", mailbox) for mailbox in rest)), ()

@@ -1,7 +1,7 @@
 """The composition root: builds all parts inside the journal's context, starts them and stops them in order.
 
-Start: journal, handlers, groups (first those of the last process). Stop: groups, their checkpoint, the handlers'
-remaining events, the handlers, the journal.
+Start: journal, handlers, groups (first those of the last process). Stop: groups, their checkpoint, delivery of the
+remaining events, handlers, journal.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from listener.admin.status_line import status_line
 from listener.admin.systemd import Systemd
 from listener.build import (
     access,
+    configured_placements,
     delivery_limits,
     discovery,
     expander,
@@ -30,7 +31,6 @@ from listener.build import (
     manager_settings,
     retention,
     scope,
-    sorted_out,
     spec,
 )
 from listener.catchup.catchup import NO_OBSERVER, CatchUp, Observer
@@ -63,7 +63,7 @@ OpenJournal = Callable[[], AbstractAsyncContextManager[Journal]]
 
 @dataclass(slots=True)
 class Lifecycle:
-    """What the daemon does now: `stage` is starting, listening or ending; `phase` is the status line's text."""
+    """The daemon's `stage` (starting, listening or ending), and the `phase` that the status line shows."""
 
     stage: str = "starting"
     phase: str = "Opening the journal and the handlers"
@@ -78,9 +78,9 @@ async def open_daemon(
     notifier: Notifier | None = None,
     observer: Observer = NO_OBSERVER,
 ) -> AsyncIterator[Daemon]:
-    """Open the journal and build the daemon of one configuration on it; run() starts it.
+    """Open the journal and build the daemon of one configuration; run() starts it.
 
-    Raises ConfigError when the journal cannot be opened.
+    Raises ConfigError if the journal cannot be opened.
     """
     lifecycle = Lifecycle()
     describe: Callable[[], str] = partial(_opening_line, lifecycle)
@@ -124,7 +124,7 @@ def _opening_line(lifecycle: Lifecycle) -> str:
 
 
 class Daemon:
-    """All parts of one daemon, complete, on an open journal. open_daemon() makes it; run() runs it."""
+    """All parts of one daemon, on an open journal. Use open_daemon() to create it, and run() to run it."""
 
     def __init__(
         self,
@@ -151,9 +151,9 @@ class Daemon:
         self.checkpointer = checkpointer
         self._lifecycle = lifecycle
         now, moment = time.time(), trio.current_time()
-        # Until then, handlers received what the journal has.
+        # The journal has the events that handlers received until this moment.
         self._last_process_end = min(now, max(seen.groups.values(), default=now))
-        known, sought = sorted_out(config, mailbox_source.mailboxes)
+        known, sought = configured_placements(config, mailbox_source.mailboxes)
         placements: dict[str, Placement | None] = dict.fromkeys(sought)
         placements |= {placement.mailbox: placement for placement in known}
         self.runners = Runners()
@@ -183,7 +183,7 @@ class Daemon:
         mailbox_source.changed = self._mailboxes_changed
         self.tracing.home, self.tracing.changed = self._home, self._trace_log
 
-    # --- its parts
+    # --- parts
 
     def _build_catch_up(self, observer: Observer, mailboxes: int) -> CatchUp:
         settings = self.config.catch_up
@@ -196,7 +196,7 @@ class Daemon:
             interval=settings.interval,
             idle_interval=settings.idle_interval,
             observer=observer,
-            # Most of a catch-up is waiting for late streams; the throttle limits its requests.
+            # A catch-up mostly waits for streams to open. The throttle limits its requests.
             concurrency=64,
             sweepers=16,
             start_spread=min(START_SPREAD, START_EACH * mailboxes),
@@ -227,7 +227,7 @@ class Daemon:
     def _restored(
         self, saved: Sequence[GroupCheckpoint], placements: dict[str, Placement | None]
     ) -> Sequence[RestoredGroup]:
-        """Return the groups of the last process, as far as the configuration is still the same."""
+        """Return the groups of the last process that the present configuration can use."""
         subscriptions, auth = spec(self.config), self.access.auth
         found = restored(
             saved,
@@ -245,17 +245,17 @@ class Daemon:
         )
         return found
 
-    # --- its life
+    # --- start and stop
 
     @property
     def stage(self) -> str:
-        """One word for what it does: starting, listening or ending."""
+        """The stage: starting, listening or ending."""
         return self._lifecycle.stage
 
     async def run(self, stop: trio.Event) -> None:
-        """Listen until `stop` is set, and then stop in order.
+        """Run until `stop` is set, and then stop in order.
 
-        Raises ConfigError when a handler cannot be opened, or if the account reaches a mailbox that must deny it.
+        Raises ConfigError if a handler cannot be opened, or if the account has access to a must_deny mailbox.
         """
         attempts: Sequence[Attempt] | None = None
 
@@ -266,7 +266,7 @@ class Daemon:
         async with trio.open_nursery() as handlers:
             handlers.start_soon(self._announce_end, stop)
             handlers.start_soon(JournalStates(self.journal).forget_strangers, self.manager.addresses)
-            if await unless(stop, check_scope) and await unless(
+            if await run_unless(stop, check_scope) and await run_unless(
                 stop, partial(handlers.start, self.delivery.run, self.journal)
             ):
                 self._lifecycle.stage, self._lifecycle.phase = "listening", ""
@@ -278,24 +278,24 @@ class Daemon:
         log.info("listener.stopped")
 
     async def _listen(self, stop: trio.Event, attempts: Sequence[Attempt] | None) -> None:
-        """Run all groups until `stop` is set and they have ended."""
+        """Run all groups until `stop` is set and the groups have ended."""
         async with trio.open_nursery() as groups:
             groups.start_soon(self.manager.run)
-            async with trio.open_nursery() as meanwhile:
-                meanwhile.start_soon(self._log_progress)
-                meanwhile.start_soon(self._log_repeated)
-                meanwhile.start_soon(self._catch_up)
-                meanwhile.start_soon(self.mailbox_source.run)
-                meanwhile.start_soon(self.scope.watch, attempts)
-                meanwhile.start_soon(self.checkpointer.run, self.manager)
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(self._log_progress)
+                tasks.start_soon(self._log_repeated)
+                tasks.start_soon(self._catch_up)
+                tasks.start_soon(self.mailbox_source.run)
+                tasks.start_soon(self.scope.watch, attempts)
+                tasks.start_soon(self.checkpointer.run, self.manager)
                 await stop.wait()
-                meanwhile.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
             self.manager.stop(unsubscribe=self.config.shutdown.unsubscribe)
         with trio.move_on_after(CHECKPOINT_TIMEOUT):
             await self.checkpointer.save(self.manager)
 
     async def _catch_up(self) -> None:
-        """Compare mailboxes, as soon as it is known what handlers received before this process began."""
+        """Load the events that handlers received before this process, and then run catch-up."""
         since = self._last_process_end - self.catch_up.memory
         await self.ingest.load_history(
             self.journal.recent(since, MAX_HISTORY), MAX_HISTORY, self.manager.addresses()
@@ -303,9 +303,9 @@ class Daemon:
         await self.catch_up.run()
 
     async def _check_scope(self) -> Sequence[Attempt] | None:
-        """Return the attempts on must_deny mailboxes; None if the configuration wants none before the start.
+        """Try to access the must_deny mailboxes; return None if the configuration does not request it at the start.
 
-        Raises ConfigError if the account reaches one of them.
+        Raises ConfigError if the account has access to one of them.
         """
         if self.config.impersonation.if_not_denied != "refuse_to_start" or not self.scope.mailboxes:
             return None
@@ -320,19 +320,19 @@ class Daemon:
         return attempts
 
     async def _announce_end(self, stop: trio.Event) -> None:
-        """Report the end as soon as `stop` is set, even during the start."""
+        """Report the shutdown when `stop` is set, also during the start."""
         await stop.wait()
         grace = self.config.shutdown.grace
         log.info("listener.stopping", grace=grace)
         self._lifecycle.stage, self._lifecycle.phase = "ending", "Ending"
         self.systemd.stopping(within=grace + SHUTDOWN_MARGIN)
 
-    # --- its configuration
+    # --- configuration
 
     async def reconfigure(self, config: Config, sources: Sequence[Source]) -> None:
-        """Apply another configuration, as far as that is possible while it listens (listener/admin/reload.py).
+        """Apply another configuration that listener/admin/reload.py has accepted.
 
-        Raises ConfigError if a handler cannot be opened; then nothing has changed.
+        Raises ConfigError if a handler cannot be opened; nothing has changed then.
         """
         workers = {worker.name: worker for worker in self.delivery.workers}
         await self.delivery.change(
@@ -366,9 +366,9 @@ class Daemon:
         ) == delivery_limits(self.config, handler)
 
     def _mailboxes_changed(self) -> None:
-        self.manager.change(*sorted_out(self.config, self.mailbox_source.mailboxes))
+        self.manager.change(*configured_placements(self.config, self.mailbox_source.mailboxes))
 
-    # --- what it reports
+    # --- status and logs
 
     def status_line(self) -> str:
         """Return the status line for the service manager."""
@@ -393,19 +393,19 @@ class Daemon:
 
     @staticmethod
     async def _log_repeated() -> None:
-        """Log what the rate limit held back."""
+        """Log what the rate limit suppressed."""
         while True:
-            await trio.sleep(REPEATED)
+            await trio.sleep(RATE_LIMIT_INTERVAL)
             tell_repeated()
 
     async def _log_progress(self) -> None:
-        """Log how many mailboxes stream, while that changes: thousands take minutes after an outage."""
+        """Log the number of streaming mailboxes while it changes: thousands of mailboxes take minutes to recover."""
         logged, twice = 0, set[str]()
         while True:
-            await trio.sleep(PROGRESS)
+            await trio.sleep(PROGRESS_INTERVAL)
             before, twice = twice, set(self.manager.duplicates)
-            if lasting := sorted(before & twice):  # a mailbox that moves is in two groups for a moment
-                log.error("mailboxes.duplicate_streams", count=len(lasting), mailboxes=lasting[:5])
+            if persistent := sorted(before & twice):  # for a moment, a moving mailbox is in two groups
+                log.error("mailboxes.duplicate_streams", count=len(persistent), mailboxes=persistent[:5])
             streaming, mailboxes = self.manager.streaming, self.manager.mailboxes
             if streaming != logged or streaming < mailboxes - self.manager.suspended - len(
                 self.manager.missing
@@ -428,8 +428,8 @@ def _log_warnings(config: Config) -> None:
         log.warning("configuration.warned", where=warning.where, text=warning.what)
 
 
-async def unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> bool:
-    """Do this work; return whether it ended before `stop` was set."""
+async def run_unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> bool:
+    """Run `work`, cancel it when `stop` is set, and return whether it was completed."""
     done = False
     async with trio.open_nursery() as working:
 
@@ -445,20 +445,20 @@ async def unless(stop: trio.Event, work: Callable[[], Awaitable[object]]) -> boo
 
 
 # Seconds between two progress lines.
-PROGRESS = 10.0
+PROGRESS_INTERVAL = 10.0
 
-# Seconds between two looks at what the log's rate limit held back.
-REPEATED = 5.0
+# Seconds between two log lines about what the rate limit suppressed.
+RATE_LIMIT_INTERVAL = 5.0
 
-# Seconds that the end may take beyond the handlers' grace: everything that it waits for has a smaller bound.
+# Seconds that a shutdown may take in addition to the handlers' grace. All its waits have smaller limits.
 SHUTDOWN_MARGIN = 30.0
 
-# Seconds that the disk has at the end to write the checkpoint of the groups.
+# Seconds for the last write of the checkpoint.
 CHECKPOINT_TIMEOUT = 3.0
 
-# Events that are read back after a start, which takes some seconds while streams are read.
+# The maximum of events that are loaded after a start. This takes some seconds while streams are read.
 MAX_HISTORY = 500_000
 
-# Seconds over which mailboxes are first compared after a start: for each mailbox, and at most.
+# Seconds over which the first comparisons after a start are spread: for each mailbox, and the maximum.
 START_EACH = 0.02
 START_SPREAD = 30.0

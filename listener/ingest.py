@@ -1,10 +1,10 @@
-"""The path of an event from a stream into the journal.
+"""Writes the events of streams to the journal, and reports them to catch-up.
 
     ingest = Ingest(catch_up, delivery, tracing)
     await ingest.publish(batch)
 
-An event is in the journal before anything counts it as received. Catch-up learns of it twice: before the write, so
-that a comparison that ends meanwhile does not report an item as created that the batch deletes; and after it.
+An event counts as received once the journal has it. Catch-up is notified twice: before the write, so that a
+comparison that ends meanwhile does not report an item as created that this batch deletes; and after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class Ingest:
-    """`events` counts the events that streams brought."""
+    """The way of events from all streams into the journal. `events` counts them."""
 
     def __init__(self, catch_up: CatchUp, delivery: Delivery, tracing: Tracing) -> None:
         self.events = 0
@@ -32,13 +32,13 @@ class Ingest:
         self._catch_up = catch_up
         self._delivery = delivery
         self._tracing = tracing
-        if catch_up.mode != "sync":  # nothing is compared, so that nothing needs the history
+        if catch_up.mode != "sync":  # there are no comparisons, and only they need the history
             self.history.skip()
 
     async def publish(self, batch: Sequence[MailboxEvent]) -> None:
         """Write these events to the journal; return when they are durable.
 
-        Events that catch-up reported while the mailbox had no stream are left out.
+        Leave out events that catch-up reported while the mailbox had no stream.
         """
         batch = self._catch_up.unreported(batch)
         if not batch:
@@ -56,7 +56,7 @@ class Ingest:
     async def load_history(
         self, recent: AsyncGenerator[Sequence[MailboxEvent], None], limit: int, mailboxes: Collection[str]
     ) -> None:
-        """Read what handlers received before this process began. `recent` gives `limit` events at most."""
+        """Load the events that handlers received before this process. `recent` yields at most `limit` events."""
         if self._catch_up.mode != "sync":
             await recent.aclose()
             return

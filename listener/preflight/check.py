@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from listener.access import AccessKind, AccessRules
-from listener.build import access, access_rules, discovery, expander, scope, sorted_out
+from listener.build import access, access_rules, configured_placements, discovery, expander, scope
 from listener.config import Config
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure, Verdict
@@ -130,7 +130,7 @@ async def _discover(
     config: Config, account: Access, rules: AccessRules, mailboxes: Sequence[str], report: Report
 ) -> list[Placement]:
     """Where the mailboxes live; those without a place are reported."""
-    known, sought = sorted_out(config, mailboxes)
+    known, sought = configured_placements(config, mailboxes)
     found = await discovery(config, account).discover(sought)
     placed = list(known)
     for mailbox, place in found.items():
