@@ -42,7 +42,7 @@ from listener.config.warnings import warnings
 from listener.delivery.delivery import Delivery, Source, Worker
 from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
-from listener.exchange.auth.refusals import REFUSALS
+from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import ExchangeClient
 from listener.groups.affinity import Group, Placement
 from listener.groups.checkpoint import Restored, last_seen, restored

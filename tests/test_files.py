@@ -9,7 +9,7 @@ import pytest
 from listener import log
 from listener.admin.server import unix_socket
 from listener.errors import ConfigError
-from listener.exchange.auth.refusals import Refusals, RefusalStore
+from listener.exchange.auth.lockout import Refusals, RefusalStore
 from listener.files import open_own
 from listener.journal.lock import locked
 from listener.journal.schema import open_beside, open_database

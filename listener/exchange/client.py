@@ -1,6 +1,11 @@
 """One group's way to Exchange: an httpx client with a cookie jar of its own.
 
 Errors leave as `ExchangeError`; trouble.py knows those of httpx.
+
+
+The audit: every first use of an identity, at each server.
+
+It is taken from the bytes that are sent, so that no request can be made past it. "First" is since the process began.
 """
 
 from __future__ import annotations
@@ -13,9 +18,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx
+import structlog
 import trio
 from msgspec.structs import replace
 
@@ -26,19 +32,19 @@ from listener.ews.folders import get_folder
 from listener.ews.http import http_failure
 from listener.ews.soap import acting_as, owner_of_folders
 from listener.ews.subscription import FolderRef
+from listener.ews.urls import server_of
 from listener.ews.values import http_date
-from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
 from listener.exchange.auth.lockout import Identity
 from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
 from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
-from listener.exchange.issuer import with_issuer
-from listener.exchange.network import Network, hide_location, location_of
+from listener.exchange.network import Network, hide_location, location_of, with_issuer
 from listener.exchange.throttle import Throttle, Throttles
 from listener.exchange.transport_errors import mapped_errors
 from listener.tracing import Tracing
 
 T = TypeVar("T")
+
 
 # What a request asks for: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
@@ -48,6 +54,54 @@ VERSION = re.compile(rb'<t:RequestServerVersion Version="(\w+)"')
 
 # Seconds that an answer may be on its way. What is more means that the server's clock was set back.
 CLOCK_STEP = 60.0
+
+
+class Logger(Protocol):
+    """Where the lines go."""
+
+    def info(self, event: str, **fields: object) -> object: ...
+
+
+class Audit:
+    """Notes identities: whom the account impersonates, whose folders it names as a delegate, or itself.
+
+    `logger` may be changed at any time.
+    """
+
+    def __init__(self, logger: Logger | None = None) -> None:
+        self.logger: Logger = logger or structlog.get_logger()
+        self._seen: set[tuple[str, str, str, str]] = set()
+
+    def note(self, request: bytes, url: str, account: str) -> None:
+        """A request is about to be sent.
+
+        That it cannot be recorded does not hold it up: the log says so, and the next use is taken for the first.
+        """
+        access, identity, named_by = "own", account, "account"
+        if (impersonation := acting_as(request)) is not None:
+            access, identity, named_by = "impersonation", impersonation.value, impersonation.kind
+        elif (owner := owner_of_folders(request)) is not None:
+            access, identity, named_by = "delegate", owner, "PrimarySmtpAddress"
+        server = server_of(url)
+        use = (server, account, access, identity)
+        if use in self._seen:
+            return
+        try:
+            self.logger.info(
+                "audit.identity_used",
+                account=account,
+                server=server,
+                access=access,
+                identity=identity,
+                named_by=named_by,
+            )
+        except OSError as error:
+            log.error("audit.not_written", path=error.filename, reason=error.strerror, fix=FIX)
+        else:
+            self._seen.add(use)
+
+
+FIX = "make room on its disk, or let the daemon write there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,3 +326,6 @@ async def _as_it_is(answer: Answer) -> Answer:
 async def _read_whole(answer: Answer, read: Callable[[bytes], T], limit: int) -> T:
     async with aclosing(answer):
         return read(await answer.whole(limit))
+
+
+log = structlog.get_logger()

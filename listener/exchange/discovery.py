@@ -35,8 +35,7 @@ from listener.ews.urls import UrlError, host_of, join_url, parse_url
 from listener.ews.xml import excerpt
 from listener.exchange.body import AUTODISCOVER_LIMIT
 from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.redirect_allow_list import RedirectAllowList, invalid
-from listener.exchange.redirect_discovery import RedirectDiscovery, Resolve
+from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, Resolve, invalid
 from listener.groups.affinity import Placement
 
 log = structlog.get_logger()

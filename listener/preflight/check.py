@@ -18,7 +18,7 @@ from listener.build import access, access_rules, discovery, expander, scope, sor
 from listener.config import Config
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure, Verdict
-from listener.exchange.auth.refusals import REFUSALS
+from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import Access
 from listener.groups.affinity import Group, Placement, groups
 from listener.log import open_audit

@@ -18,7 +18,7 @@ import trustme
 from spnego.channel_bindings import GssChannelBindings
 from spnego.exceptions import SpnegoError
 
-from listener.exchange.auth.binding import of_certificate
+from listener.exchange.auth.handshake import of_certificate
 
 DOMAIN, USER, PASSWORD = "CONTOSO", "svc-listener", "Pw-correct-horse"
 Wire = trio.SocketStream | trio.SSLStream[trio.SocketStream]

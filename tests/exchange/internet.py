@@ -16,6 +16,7 @@ import trustme
 from listener.config.secrets import Secret
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.client import Access
+from listener.exchange.network import Network
 from listener.exchange.throttle import Throttles
 
 Transport = trio.SSLStream[trio.SocketStream]
@@ -162,3 +163,8 @@ async def connected(internet: Internet) -> AsyncIterator[Access]:
             proxy=httpx.Proxy(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"),
         )
         nursery.cancel_scope.cancel()
+
+
+def network(server: Callable[[httpx.Request], httpx.Response]) -> Network:
+    """Return a network on which `server` answers every request."""
+    return Network(tls=ssl.create_default_context(), transport=httpx.MockTransport(server))

@@ -13,7 +13,7 @@ from listener.ews.events import EventKind
 from listener.ews.folders import get_folder
 from listener.ews.soap import Impersonation, acting_as, owner_of_folders
 from listener.ews.subscription import FolderRef, get_streaming_events, subscribe
-from listener.exchange.audit import Audit
+from listener.exchange.client import Audit
 from listener.log import open_audit
 
 VERSION = "Exchange2013_SP1"

@@ -11,7 +11,7 @@ import trio
 from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
 from listener.exchange.auth import Basic, Credentials
-from tests.exchange.access import network
+from tests.exchange.internet import network
 
 URL = "https://mail.example.com/EWS/Exchange.asmx"
 

@@ -20,7 +20,7 @@ from listener.exchange.auth import Accounts, Credentials
 from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
-from listener.exchange.redirect_discovery import Service
+from listener.exchange.redirects import Service
 from listener.groups.affinity import Placement
 from tests.exchange.internet import Answering, Asked, Internet, Page, connected
 

@@ -11,8 +11,15 @@ import trio.testing
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.ews.soap import Impersonation
-from listener.exchange.auth.lockout import MAX_ATTEMPTS, PAUSES, TRUST, Identity, LockoutProtection
-from listener.exchange.auth.refusals import Refusals, RefusalStore
+from listener.exchange.auth.lockout import (
+    MAX_ATTEMPTS,
+    PAUSES,
+    TRUST,
+    Identity,
+    LockoutProtection,
+    Refusals,
+    RefusalStore,
+)
 
 EWS = "https://mail.example.com/EWS/Exchange.asmx"
 OTHER = "https://autodiscover.example.com/autodiscover/autodiscover.svc"

@@ -7,12 +7,9 @@ from pathlib import Path
 
 from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth, OAuthAuth
 from listener.exchange.auth.basic import Basic
-from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.lockout import LockoutProtection
-from listener.exchange.auth.oauth import OAuth
-from listener.exchange.auth.refusals import RefusalStore
-from listener.exchange.auth.scheme import Scheme
-from listener.exchange.auth.tokens import Tokens
+from listener.exchange.auth.lockout import LockoutProtection, RefusalStore
+from listener.exchange.auth.oauth import OAuth, Tokens
+from listener.exchange.auth.scheme import Credentials, Scheme
 from listener.exchange.network import Network
 
 __all__ = ["Account", "Accounts", "Basic", "Credentials", "LockoutProtection", "Scheme", "accounts"]

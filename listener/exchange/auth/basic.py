@@ -6,9 +6,7 @@ from base64 import b64encode
 
 import httpx
 
-from listener.exchange.auth.challenges import offered
-from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.scheme import choose, not_in_clear, refused_password
+from listener.exchange.auth.scheme import Credentials, choose, not_in_clear, offered_schemes, refused_password
 from listener.exchange.network import Network
 
 
@@ -46,7 +44,7 @@ class _BasicTransport(httpx.AsyncBaseTransport):
         if response.status_code != httpx.codes.UNAUTHORIZED:
             return response
         try:
-            if offers := offered(response.headers):
+            if offers := offered_schemes(response.headers):
                 choose(offers, "Basic")
             again = await self._credentials.renewed(password)
         except BaseException:  # whoever asked may be gone meanwhile, and would leave the connection open

@@ -11,25 +11,29 @@ The rules:
 4. A 401 after that is a refusal: it is not tried again.
 5. Where a server wants a Kerberos token with each request (it says `Persistent-Auth: false`, or asks again on the
    same connection), it gets one unasked from then on.
-"""
+
+
+Channel binding: ties a handshake to the TLS connection that it is made on (Extended Protection)."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Protocol
 
 import httpx
 import msgspec
 import trio
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.ews.xml import excerpt
-from listener.exchange.auth import challenges
-from listener.exchange.auth.binding import end_point
-from listener.exchange.auth.credentials import Credentials
+from listener.exchange.auth.scheme import Credentials, challenge_token, offered_schemes
 from listener.exchange.network import KEEP_ALIVE, MOST_IDLE, Network
 
 RESTARTS = 3
@@ -162,7 +166,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
             response = await line.send(request)
             if response.status_code != UNAUTHORIZED:
                 return response
-            offered = challenges.offered(response.headers)
+            offered = offered_schemes(response.headers)
             asked_again = known is not None and known is line.connection
             cookies += await _put_aside(response)
             binding = end_point(line.connection)
@@ -224,7 +228,7 @@ class HandshakeTransport(httpx.AsyncBaseTransport):
                     return (
                         None  # this leg, or the next one, is on a connection that knows nothing of the others
                     )
-                received = challenges.token(response.headers, handshake.header)
+                received = challenge_token(response.headers, handshake.header)
                 if received is None:
                     if not handshake.shown:
                         return None
@@ -302,3 +306,32 @@ BROKEN = (
     f"the server has ended the connection, or said nothing to the point, {RESTARTS} times in the middle of a "
     "handshake: a proxy or load balancer that does not keep connections apart breaks NTLM and Negotiate"
 )
+
+
+_WEAK = (hashes.MD5, hashes.SHA1)
+
+
+def end_point(stream: Any) -> bytes | None:
+    """The `tls-server-end-point` of a connection of httpcore, None where it speaks no TLS."""
+    tls = None if stream is None else stream.get_extra_info("ssl_object")
+    certificate = None if tls is None else tls.getpeercert(binary_form=True)
+    return None if certificate is None else of_certificate(certificate)
+
+
+@lru_cache(maxsize=64)
+def of_certificate(der: bytes) -> bytes:
+    """RFC 5929 section 4.1: the certificate's hash, by the hash function of its signature; SHA-256 in place of MD5
+    and SHA-1, and where the signature has no hash function of its own."""
+    try:
+        algorithm = x509.load_der_x509_certificate(der).signature_hash_algorithm
+    except (
+        UnsupportedAlgorithm,
+        ValueError,
+        x509.InvalidVersion,
+    ):  # OpenSSL is less strict about certificates
+        algorithm = None
+    if algorithm is None or isinstance(algorithm, _WEAK):
+        algorithm = hashes.SHA256()
+    digest = hashes.Hash(algorithm)
+    digest.update(der)
+    return b"tls-server-end-point:" + digest.finalize()

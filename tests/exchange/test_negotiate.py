@@ -6,7 +6,7 @@ from time import sleep
 
 import pytest
 
-from listener.exchange.auth.tickets import Ticket
+from listener.exchange.auth.negotiate import Ticket
 
 THREADS = 8
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.challenges import offered, token
-from listener.exchange.auth.oauth import OAuth, claims_of
-from listener.exchange.auth.tokens import Token, Tokens
-from tests.exchange.access import network
+from listener.exchange.auth.oauth import OAuth, Token, Tokens, claims_of
+from listener.exchange.auth.scheme import challenge_token, offered_schemes
+from tests.exchange.internet import network
 
 LATE = Failure(code="AADSTS7000222", text="the client secret of 1 has expired")
 URL = "https://outlook.office365.com/EWS/Exchange.asmx"
@@ -182,5 +181,5 @@ def test_no_claims_challenge_raises(claims: str, form: str) -> None:
     headers = httpx.Headers([(b"WWW-Authenticate", form.format(claims).encode("utf-8", "replace"))])
     found = claims_of(headers)
     assert found is None or isinstance(found, str)
-    token(headers, "Bearer")
-    offered(headers)
+    challenge_token(headers, "Bearer")
+    offered_schemes(headers)

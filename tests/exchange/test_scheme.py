@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.exchange.auth.challenges import MOST_SCHEMES, offered, parameters, token
+from listener.exchange.auth.scheme import MOST_SCHEMES, challenge_parameters, challenge_token, offered_schemes
 
 SCHEMES = ["NTLM", "Negotiate", "Basic", "Bearer", "Digest"]
 QUOTABLE = st.text('abc ,="\\NTLMBasic', max_size=12)
@@ -37,9 +37,9 @@ def test_whatever_is_written_is_read(challenges: list[tuple[str, dict[str, str]]
     headers = httpx.Headers(
         [("WWW-Authenticate", line) for line in ([", ".join(lines)] if together else lines)]
     )
-    assert offered(headers) == [scheme for scheme, _ in challenges]
+    assert offered_schemes(headers) == [scheme for scheme, _ in challenges]
     for scheme, told in challenges:
-        assert parameters(headers, scheme.lower()) == told
+        assert challenge_parameters(headers, scheme.lower()) == told
 
 
 @given(st.binary(min_size=1))
@@ -47,12 +47,16 @@ def test_tokens(sent: bytes) -> None:
     headers = httpx.Headers(
         [("WWW-Authenticate", "Negotiate"), ("WWW-Authenticate", f"NTLM {b64encode(sent).decode()}")]
     )
-    assert (token(headers, "NTLM"), token(headers, "Negotiate"), token(headers, "Basic")) == (
+    assert (
+        challenge_token(headers, "NTLM"),
+        challenge_token(headers, "Negotiate"),
+        challenge_token(headers, "Basic"),
+    ) == (
         sent,
         None,
         None,
     )
-    assert offered(headers) == ["Negotiate", "NTLM"]
+    assert offered_schemes(headers) == ["Negotiate", "NTLM"]
 
 
 def test_what_real_servers_write() -> None:
@@ -61,11 +65,11 @@ def test_what_real_servers_write() -> None:
         '"insufficient_claims", claims="eyJ4Ijp7fX0="'
     )
     headers = httpx.Headers([("WWW-Authenticate", bearer), ("WWW-Authenticate", 'Basic Realm=""')])
-    assert offered(headers) == ["Bearer", "Basic"]
-    assert parameters(headers, "bearer")["claims"] == "eyJ4Ijp7fX0="
-    assert parameters(headers, "basic") == {"realm": ""}
-    assert parameters(headers, "ntlm") == {}
-    assert token(httpx.Headers([("WWW-Authenticate", "NTLM !!")]), "NTLM") is None
+    assert offered_schemes(headers) == ["Bearer", "Basic"]
+    assert challenge_parameters(headers, "bearer")["claims"] == "eyJ4Ijp7fX0="
+    assert challenge_parameters(headers, "basic") == {"realm": ""}
+    assert challenge_parameters(headers, "ntlm") == {}
+    assert challenge_token(httpx.Headers([("WWW-Authenticate", "NTLM !!")]), "NTLM") is None
 
 
 @pytest.mark.parametrize(
@@ -84,12 +88,12 @@ def test_what_real_servers_write() -> None:
 def test_a_header_that_is_made_to_take_long_does_not(header: str) -> None:
     headers = httpx.Headers([("www-authenticate", header)] * 3)
     started_at = time.process_time()
-    assert len(offered(headers)) <= MOST_SCHEMES
-    parameters(headers, "Bearer")
-    token(headers, "Negotiate")
+    assert len(offered_schemes(headers)) <= MOST_SCHEMES
+    challenge_parameters(headers, "Bearer")
+    challenge_token(headers, "Negotiate")
     assert time.process_time() - started_at < 0.5
 
 
 def test_a_quote_without_its_end_hides_the_rest() -> None:
     headers = httpx.Headers([("www-authenticate", 'Basic realm="a, NTLM, Negotiate')])
-    assert offered(headers) == ["Basic"]
+    assert offered_schemes(headers) == ["Basic"]
