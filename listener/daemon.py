@@ -44,7 +44,7 @@ from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
 from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import ExchangeClient
-from listener.groups.affinity import Group, Placement
+from listener.groups.affinity import Group
 from listener.groups.checkpoint import Restored, last_seen, restored
 from listener.groups.checkpointer import Checkpointer
 from listener.groups.group import GroupState
@@ -52,6 +52,7 @@ from listener.groups.manager import GroupManager
 from listener.groups.runner import GroupRunner
 from listener.journal import Journal, sqlite
 from listener.log import open_audit, tell_repeated
+from listener.placement import Placement
 from listener.preflight.scope import Attempt, Finding
 from listener.tracing import Home
 

@@ -36,7 +36,7 @@ from listener.ews.xml import excerpt
 from listener.exchange.body import AUTODISCOVER_LIMIT
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, Resolve, invalid
-from listener.groups.affinity import Placement
+from listener.placement import Placement
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from listener.ews.directory import Expansion, expand_dl, read_expand_dl
 from listener.ews.soap import Impersonation
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
-from listener.groups.affinity import Placement
+from listener.placement import Placement
 
 
 class Expander:

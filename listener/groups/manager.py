@@ -20,20 +20,12 @@ from listener.backoff import Backoff
 from listener.catchup.queries import Way
 from listener.ews.codes import Failure, Verdict, crash
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Stop
-from listener.groups.affinity import (
-    Group,
-    Place,
-    Placement,
-    deduplicated,
-    duplicates,
-    groups,
-    separated,
-    without,
-)
+from listener.groups.affinity import Group, deduplicated, duplicates, groups, separated, without
 from listener.groups.checkpoint import GroupCheckpoint, Restored
 from listener.groups.group import Kept
 from listener.groups.ownership import Ownership, server_of
 from listener.groups.runner import GroupRunner
+from listener.placement import Place, Placement
 
 log = structlog.get_logger()
 

@@ -20,9 +20,10 @@ from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure, Verdict
 from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import Access
-from listener.groups.affinity import Group, Placement, groups
+from listener.groups.affinity import Group, groups
 from listener.log import open_audit
 from listener.mailboxes import members_of
+from listener.placement import Placement
 from listener.preflight.probe import Probe, open_probe
 from listener.preflight.scope import Attempt, Finding
 

@@ -21,7 +21,7 @@ from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
 from listener.exchange.redirects import Service
-from listener.groups.affinity import Placement
+from listener.placement import Placement
 from tests.exchange.internet import Answering, Asked, Internet, Page, connected
 
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"

@@ -19,7 +19,7 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.exchange.network import Network
 from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, Service, srv_records
-from listener.groups.affinity import Placement
+from listener.placement import Placement
 from tests.exchange.internet import Internet, Page, connected, network
 from tests.exchange.test_discovery import EWS, FALLBACK, asking, no_records, soap, soap_url
 
