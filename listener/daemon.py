@@ -140,7 +140,7 @@ class Daemon:
             trio.open_nursery() as handlers,
         ):
             self.journal = self.systemd.heart = journal
-            self.access.auth.remember(self.config.state_directory / REFUSALS)
+            self.access.auth.persist_refusals(self.config.state_directory / REFUSALS)
             handlers.start_soon(self._tell_end, stop)
             handlers.start_soon(JournalStates(journal).forget_strangers, self.manager.addresses)
             await self._recall(journal)

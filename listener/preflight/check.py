@@ -92,7 +92,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
     """
     report = Report(autodiscover_url=config.exchange.autodiscover_url or "")
     account = access(config)
-    account.auth.remember(config.state_directory / REFUSALS)
+    account.auth.persist_refusals(config.state_directory / REFUSALS)
     with open_audit(config.log.audit_file) as account.audit.logger:
         rules = access_rules(config)
         mailboxes = only or await _expand(config, account, report)

@@ -18,7 +18,7 @@ import trustme
 from spnego.channel_bindings import GssChannelBindings
 from spnego.exceptions import SpnegoError
 
-from listener.exchange.auth.handshake import of_certificate
+from listener.exchange.auth.handshake import certificate_binding
 
 DOMAIN, USER, PASSWORD = "CONTOSO", "svc-listener", "Pw-correct-horse"
 Wire = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -158,7 +158,9 @@ class _Connection:
         if not self._acceptor.protection:
             return None
         pem = self._acceptor.certificate.cert_chain_pems[0].bytes()
-        return GssChannelBindings(application_data=of_certificate(ssl.PEM_cert_to_DER_cert(pem.decode())))
+        return GssChannelBindings(
+            application_data=certificate_binding(ssl.PEM_cert_to_DER_cert(pem.decode()))
+        )
 
     async def _request(self) -> tuple[h11.Request, bytes] | None:
         events: deque[Any] = deque()

@@ -156,7 +156,7 @@ async def connected(internet: Internet) -> AsyncIterator[Access]:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, internet.serve, listeners)
         yield Access(
-            auth=Accounts.same(Basic(Credentials("svc", Secret("secret")))),
+            auth=Accounts.single(Basic(Credentials("svc", Secret("secret")))),
             throttles=Throttles(10),
             user_agent="test/1",
             tls=context,

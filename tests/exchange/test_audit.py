@@ -48,7 +48,7 @@ def test_each_identity_is_told_once_for_each_server_and_account() -> None:
                 version=VERSION, impersonate=way.impersonate, events=[EventKind.CREATED], folders=way.folders
             )
             for url in (URL, URL, URL.replace("mail", "other")):
-                audit.note(request, url, "svc@example.com")
+                audit.record(request, url, "svc@example.com")
     assert {line["event"] for line in log} == {"audit.identity_used"}
     assert [(line["server"], line["access"], line["identity"], line["named_by"]) for line in log] == [
         (server, access, identity, named_by)
@@ -64,7 +64,7 @@ def test_each_identity_is_told_once_for_each_server_and_account() -> None:
 
 def test_without_a_file_it_goes_into_the_log() -> None:
     with structlog.testing.capture_logs() as log, open_audit(None) as logger:
-        Audit(logger).note(b"", URL, "svc@example.com")
+        Audit(logger).record(b"", URL, "svc@example.com")
     assert [line["access"] for line in log] == ["own"]
     assert not isinstance(logger, io.IOBase)
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_recorded_is_told_and_recorded_with_the_next_use() -> Non
     audit = Audit(disk)
     with structlog.testing.capture_logs() as log:
         for _ in range(5):
-            audit.note(b"", URL, "svc@example.com")
+            audit.record(b"", URL, "svc@example.com")
     assert disk.lines == ["svc@example.com"]
     assert [(line["event"], line["log_level"], line["path"], line["reason"]) for line in log] == [
         ("audit.not_written", "error", "/var/log/audit.jsonl", "No space left on device")

@@ -28,7 +28,7 @@ def knows(*passwords: str) -> tuple[Callable[[httpx.Request], httpx.Response], l
 
 
 async def status(server: Callable[[httpx.Request], httpx.Response], password: Secret, url: str = URL) -> int:
-    way = Basic(Credentials("svc@example.com", password)).over(network(server))
+    way = Basic(Credentials("svc@example.com", password)).transport(network(server))
     async with httpx.AsyncClient(transport=way) as client:
         return (await client.post(url, content=b"<x/>")).status_code
 
@@ -88,7 +88,7 @@ async def test_who_goes_while_the_password_is_read_again_leaves_no_connection_op
 async def test_it_is_not_sent_in_clear() -> None:
     server, told = knows("p")
     with pytest.raises(
-        ExchangeError, match=r"InsecureUrl: http://mail\.example\.com/ is not https: it would show"
+        ExchangeError, match=r"InsecureUrl: http://mail\.example\.com/ is not https: it would expose"
     ):
         await status(server, Secret("p"), "http://mail.example.com/")
     assert told == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from listener.errors import ExchangeError
 from listener.exchange.body import (
     EXPANSION_FREE,
-    MOST_EXPANSION,
+    MAX_EXPANSION,
     PADDING_LIMIT,
     PIECE,
     Body,
@@ -142,7 +142,7 @@ def test_a_bomb_is_given_in_pieces_and_refused_at_its_bound() -> None:
             assert len(piece) <= PIECE
             given += len(piece)
     assert caught.value.failure.code == "EnvelopeTooLarge"
-    assert given <= max(EXPANSION_FREE, MOST_EXPANSION * len(bomb))
+    assert given <= max(EXPANSION_FREE, MAX_EXPANSION * len(bomb))
 
 
 def test_what_expands_as_heartbeats_do_has_no_bound() -> None:
@@ -199,7 +199,7 @@ async def test_a_bomb_is_no_longer_than_the_limit() -> None:
     async with body(bomb, content_encoding="gzip") as answer:
         with pytest.raises(ExchangeError) as caught:
             await answer.whole(1_000_000)
-    assert caught.value.failure.text == "a response of over 1000000 bytes"
+    assert caught.value.failure.text == "the response is longer than 1000000 bytes"
 
 
 async def test_other_tasks_run_between_two_pieces() -> None:

@@ -18,7 +18,7 @@ from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.body import SOAP_LIMIT
 from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.cookies import MOST, Cookie
+from listener.exchange.cookies import MAX_COOKIES, Cookie
 from listener.exchange.throttle import Throttles
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
@@ -28,7 +28,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 def access(**changes: object) -> Access:
     settings: dict[str, object] = {
-        "auth": Accounts.same(Basic(Credentials("svc", Secret("secret")))),
+        "auth": Accounts.single(Basic(Credentials("svc", Secret("secret")))),
         "throttles": Throttles(10),
         "user_agent": "test/1",
         "tls": ssl.create_default_context(),
@@ -154,7 +154,7 @@ async def test_cookies_have_a_bound_and_the_first_ones_stay() -> None:
     assert [cookie.value for cookie in kept if cookie.name == "X-BackEndOverrideCookie"] == ["BE1~5"]
 
 
-@pytest.mark.parametrize("status", [b"401 Unauthorized", b"404 Not Found", b"503 Service Unavailable"])
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"404 Not Found", b"503 SrvRecord Unavailable"])
 async def test_of_an_endless_error_page_the_status_counts(status: bytes) -> None:
     async def peer(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
@@ -432,6 +432,6 @@ async def test_cookies_without_measure_are_kept_within_bounds() -> None:
     async with served(peer) as client:
         for _ in range(3):
             await client.call(b"<x/>", {}, bytes)
-        assert len(client.cookies) <= MOST
+        assert len(client.cookies) <= MAX_COOKIES
         assert "long" not in {cookie.name for cookie in client.cookies}
         msgspec.msgpack.encode(client.cookies)  # the journal takes them

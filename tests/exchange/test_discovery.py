@@ -20,7 +20,7 @@ from listener.exchange.auth import Accounts, Credentials
 from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
-from listener.exchange.redirects import Service
+from listener.exchange.redirects import SrvRecord
 from listener.placement import Placement
 from tests.exchange.internet import Answering, Asked, Internet, Page, connected
 
@@ -99,7 +99,7 @@ def pox_at_home(_mailbox: str) -> str:
     )
 
 
-async def no_records(_name: str) -> Sequence[Service]:
+async def no_records(_name: str) -> Sequence[SrvRecord]:
     return ()
 
 
@@ -448,8 +448,11 @@ async def test_credentials_are_not_sent_where_nobody_has_allowed_it(
     failure = found["ann@example.org"]
     assert isinstance(failure, Failure)
     assert failure.code == "UntrustedRedirect"
-    assert failure.text.startswith(f"{who} leads to ")
-    assert "evil.example: if that is right, allow it in [exchange] autodiscover_hosts" in failure.text
+    assert failure.text.startswith(f"{who} names the host ")
+    assert (
+        "evil.example, which is not trusted: if it is correct, add it to [exchange] autodiscover_hosts"
+        in failure.text
+    )
     assert internet.connects == ["example.org"]
 
 
@@ -553,7 +556,7 @@ async def test_a_website_with_another_scheme_of_authentication_hides_nothing(
 ) -> None:
     website = Page(401, headers=[("WWW-Authenticate", 'Basic realm="intranet"')])
     internet = Internet({soap_url("example.org"): website, **more})
-    ntlm = Accounts.same(Ntlm(Credentials("svc", Secret("secret"))))
+    ntlm = Accounts.single(Ntlm(Credentials("svc", Secret("secret"))))
     async with connected(internet) as access:
         found = await asking(replace(access, auth=ntlm), ews_url=FALLBACK).discover(["ann@example.org"])
     assert found == {"ann@example.org": place}

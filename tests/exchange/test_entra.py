@@ -22,7 +22,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from listener.config import OAuthAuth
 from listener.config.secrets import Secret
 from listener.errors import ExchangeError
-from listener.exchange.auth.entra import CLOUDS, Entra, _usable
+from listener.exchange.auth.entra import CLOUDS, Entra, _valid_claims
 from tests.exchange.test_refusals import asked, organisation
 
 
@@ -83,7 +83,7 @@ async def test_a_machine_that_is_not_known_is_told(machine: list[str]) -> None:
     with pytest.raises(ExchangeError) as caught:
         await entra(managed_identity=True, client_id="unknown").fetch(None)
     assert caught.value.failure.code == "TokenRefused"
-    told = "unknown gets no token from the managed identity of this machine: invalid_request"
+    told = "the managed identity of this machine issues no token for unknown: invalid_request"
     assert caught.value.failure.text == told
 
 
@@ -286,4 +286,4 @@ def test_a_certificate_may_be_replaced_with_its_password(tmp_path: Path) -> None
     ],
 )
 def test_claims_that_msal_cannot_add_to_are_left_out(claims: str | None, usable: bool) -> None:
-    assert _usable(claims) == (claims if usable else None)
+    assert _valid_claims(claims) == (claims if usable else None)

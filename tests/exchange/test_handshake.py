@@ -15,7 +15,12 @@ from cryptography.x509.oid import NameOID
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.handshake import MOST_LEGS, HandshakeTransport, end_point, of_certificate
+from listener.exchange.auth.handshake import (
+    MAX_LEGS,
+    HandshakeTransport,
+    certificate_binding,
+    channel_binding,
+)
 from listener.exchange.network import KEEP_ALIVE
 from tests.exchange.internet import network
 
@@ -34,7 +39,7 @@ class Ticket:
         self.made = 0
 
     @property
-    def shown(self) -> bool:
+    def credentials_sent(self) -> bool:
         return self.made > 0
 
     async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Ticket":
@@ -45,7 +50,7 @@ class Ticket:
         self.made += 1
         return b"ticket" if self.made == 1 else None
 
-    def refused(self, binding: bytes | None) -> Failure:
+    def refusal(self, binding: bytes | None) -> Failure:
         return Failure(code="HandshakeRefused")
 
 
@@ -111,7 +116,7 @@ async def test_a_handshake_without_end_has_a_bound() -> None:
     """Neither side comes to an end: the server asks for one more leg, and the mechanism has another token."""
 
     class Endless(Ticket):
-        shown = False
+        credentials_sent = False
 
         async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Endless":
             return Endless()
@@ -131,7 +136,7 @@ async def test_a_handshake_without_end_has_a_bound() -> None:
     async with httpx.AsyncClient(transport=HandshakeTransport(network(server), Endless())) as client:
         with pytest.raises(ExchangeError, match="HandshakeBroken"):
             await client.post(URL, content=b"<x/>")
-    assert asked <= 1 + MOST_LEGS
+    assert asked <= 1 + MAX_LEGS
 
 
 async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:
@@ -194,7 +199,7 @@ def certificate(key: object, algorithm: hashes.HashAlgorithm | None, **how: obje
     ],
 )
 def test_the_hash_is_that_of_the_signature(der: bytes, name: str) -> None:
-    assert of_certificate(der) == b"tls-server-end-point:" + hashlib.new(name, der).digest()
+    assert certificate_binding(der) == b"tls-server-end-point:" + hashlib.new(name, der).digest()
 
 
 def test_sha_1_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +207,7 @@ def test_sha_1_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     oid = bytes.fromhex("06092a864886f70d0101")
     weak = der.replace(oid + b"\x0b", oid + b"\x05")  # sha1WithRSAEncryption: libraries no longer sign so
     assert weak != der
-    assert of_certificate(weak) == b"tls-server-end-point:" + hashlib.sha256(weak).digest()
+    assert certificate_binding(weak) == b"tls-server-end-point:" + hashlib.sha256(weak).digest()
 
 
 def test_without_tls_there_is_none() -> None:
@@ -210,13 +215,13 @@ def test_without_tls_there_is_none() -> None:
         def get_extra_info(self, name: str) -> None:
             return None
 
-    assert end_point(Plain()) is None
-    assert end_point(None) is None
+    assert channel_binding(Plain()) is None
+    assert channel_binding(None) is None
 
 
 def test_a_certificate_that_cannot_be_parsed_is_bound_by_sha_256() -> None:
     """OpenSSL accepts some that the parser does not."""
     assert (
-        of_certificate(b"no certificate")
+        certificate_binding(b"no certificate")
         == b"tls-server-end-point:" + hashlib.sha256(b"no certificate").digest()
     )

@@ -14,7 +14,7 @@ from listener.ews.soap import Impersonation
 from listener.exchange.auth.lockout import (
     MAX_ATTEMPTS,
     PAUSES,
-    TRUST,
+    TRUSTED_FOR,
     Identity,
     LockoutProtection,
     Refusals,
@@ -38,7 +38,7 @@ class Server:
     async def ask(self, lockout: LockoutProtection, url: str = EWS) -> Failure | None:
         """What comes of one request."""
         try:
-            async with lockout.asking(url):
+            async with lockout.request(url):
                 self.asked.append(trio.current_time())
                 self.now += 1
                 self.most = max(self.most, self.now)
@@ -70,7 +70,7 @@ async def test_one_tries_first_and_then_all_at_once(autojump_clock: trio.testing
     await server.ask_often(lockout, 40)
     assert server.most == 39
     assert server.asked.count(server.asked[0]) == 1
-    await trio.sleep(TRUST - 1)
+    await trio.sleep(TRUSTED_FOR - 1)
     await server.ask_often(lockout, 40)  # still trusted
     assert server.most == 40
 
@@ -78,7 +78,7 @@ async def test_one_tries_first_and_then_all_at_once(autojump_clock: trio.testing
 async def test_after_a_quiet_minute_one_tries_first_again(autojump_clock: trio.testing.MockClock) -> None:
     server, lockout = Server(), LockoutProtection("svc")
     await server.ask(lockout)
-    await trio.sleep(TRUST + 1)
+    await trio.sleep(TRUSTED_FOR + 1)
     server.answer = REFUSED
     before = len(server.asked)
     came = await server.ask_often(lockout, 40)
@@ -170,7 +170,7 @@ async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClo
 
     def process(password: str) -> LockoutProtection:
         lockout = LockoutProtection("svc", lambda: password)
-        lockout.remember(RefusalStore(path))
+        lockout.persist(RefusalStore(path))
         return lockout
 
     for _ in range(5):  # restarted over and over
@@ -199,8 +199,8 @@ def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: b
     path = tmp_path / "refusals.json"
     path.write_bytes(content)
     with structlog.testing.capture_logs() as logs:
-        assert RefusalStore(path).recall("svc", "x") is None
-        RefusalStore(path / "no directory" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
+        assert RefusalStore(path).load("svc", "x") is None
+        RefusalStore(path / "no directory" / "x.json").save("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
     assert [line["event"] for line in logs] == ["auth.refusals_not_saved"] * 3
 
 
@@ -260,7 +260,7 @@ class Organisation:
 
     async def ask(self, lockout: LockoutProtection, mailbox: str) -> Failure | None:
         try:
-            async with lockout.asking(EWS, of(mailbox), self.answer):
+            async with lockout.request(EWS, of(mailbox), self.answer):
                 await self.answer(of(mailbox))
         except ExchangeError as error:
             return error.failure
@@ -273,7 +273,7 @@ async def test_a_refusal_of_one_mailbox_does_not_concern_the_account(
     there, lockout = Organisation("bob"), LockoutProtection("svc")
     assert await there.ask(lockout, "ann") is None
     for _ in range(20):
-        await trio.sleep(TRUST * 2)
+        await trio.sleep(TRUSTED_FOR * 2)
         failure = await there.ask(lockout, "bob")
         assert failure is not None
         assert failure.code == "MailboxRefused"
@@ -305,7 +305,7 @@ async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_th
     there, lockout = Organisation("bob"), LockoutProtection("svc")
     assert await there.ask(lockout, "ann") is None
     assert await there.ask(lockout, "bob") is not None
-    await trio.sleep(TRUST * 2)
+    await trio.sleep(TRUSTED_FOR * 2)
     there.locked = True
     for _ in range(40):
         for mailbox in ("bob", "ann", "cat"):

@@ -22,7 +22,7 @@ async def client(
 ) -> AsyncIterator[ExchangeClient]:
     async with acceptor.open(folder):
         access = Access(
-            auth=Accounts.same(Ntlm(Credentials(user, Secret(password)))),
+            auth=Accounts.single(Ntlm(Credentials(user, Secret(password)))),
             throttles=Throttles(10),
             user_agent="test/1",
             tls=acceptor.trust,
@@ -106,8 +106,8 @@ async def test_a_server_that_never_goes_on_is_given_up_and_no_password_was_tried
             await way.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "HandshakeBroken"
     assert caught.value.failure.text == (
-        "the server has ended the connection, or said nothing to the point, 3 times in the middle of a handshake: a "
-        "proxy or load balancer that does not keep connections apart breaks NTLM and Negotiate"
+        "the server closed the connection or sent no usable token, 3 times in the middle of a handshake: NTLM and "
+        "Negotiate fail behind a proxy or load balancer that does not keep each client on its own connection"
     )
     assert acceptor.served == []
 
@@ -130,15 +130,14 @@ async def test_ntlm_goes_through_negotiate_where_that_is_all_there_is(tmp_path: 
 
 
 WRONG = (
-    "the server refuses CONTOSO\\svc-listener: the password is wrong, or the account is locked, disabled or has "
-    "expired (the server says the same to all of these); or, after this whole NTLM handshake, the password is right "
-    "and Extended Protection is in the way: "
+    "the server refuses CONTOSO\\svc-listener: the password is wrong, or the account is locked, disabled or expired "
+    "(the server does not say which); or the password is right, and Extended Protection rejects the handshake: "
 )
 PROXY = (
-    "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so that "
-    "the channel binding differs"
+    "a proxy or load balancer terminates TLS with a certificate other than the server's own, so that the channel "
+    "binding differs"
 )
-PLAIN = "the server asks for the channel binding of a TLS connection, and the URL is http"
+PLAIN = "the server requires the channel binding of a TLS connection, but the URL is http"
 
 
 @pytest.mark.parametrize(("tls", "why"), [(True, PROXY), (False, PLAIN)])
@@ -164,5 +163,8 @@ async def test_a_server_that_offers_something_else_is_not_tried(tmp_path: Path) 
     async with client(acceptor, tmp_path) as way:
         with pytest.raises(ExchangeError) as caught:
             await way.call(b"<x/>", {}, bytes)
-    assert str(caught.value) == "SchemeNotOffered: the server offers Basic, Bearer, and not NTLM or Negotiate"
+    assert (
+        str(caught.value)
+        == "SchemeNotOffered: the server offers Basic, Bearer, but the configuration requires NTLM or Negotiate"
+    )
     assert not acceptor.tokens

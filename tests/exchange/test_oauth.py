@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.oauth import OAuth, Token, Tokens, claims_of
+from listener.exchange.auth.oauth import OAuth, Token, Tokens, requested_claims
 from listener.exchange.auth.scheme import challenge_token, offered_schemes
 from tests.exchange.internet import network
 
@@ -126,7 +126,7 @@ class TestBearer:
                 return httpx.Response(200)
             return httpx.Response(401, headers={"WWW-Authenticate": challenge})
 
-        async with httpx.AsyncClient(transport=OAuth(tokens, "1").over(network(answer))) as client:
+        async with httpx.AsyncClient(transport=OAuth(tokens, "1").transport(network(answer))) as client:
             statuses = []
 
             async def one() -> None:
@@ -158,12 +158,14 @@ class TestBearer:
 
     async def test_a_server_that_wants_something_else_gets_no_second_token(self) -> None:
         issuer = Issuer()
-        with pytest.RaisesGroup(pytest.RaisesExc(ExchangeError, match="offers NTLM, and not Bearer")):
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(ExchangeError, match="offers NTLM, but the configuration requires Bearer")
+        ):
             await self.ask(Tokens(issuer.fetch, "1"), "never", "NTLM", times=1)
         assert len(issuer.claims) == 1
 
     async def test_it_is_not_sent_in_clear(self) -> None:
-        with pytest.RaisesGroup(pytest.RaisesExc(ExchangeError, match="would show the access token")):
+        with pytest.RaisesGroup(pytest.RaisesExc(ExchangeError, match="would expose the access token")):
             await self.ask(Tokens(Issuer().fetch, "1"), "T1", "Bearer", "http://mail.example.com/", times=1)
 
 
@@ -179,7 +181,7 @@ def test_a_token_shows_nothing() -> None:
 @example("/w==", 'Bearer claims="{}"')
 def test_no_claims_challenge_raises(claims: str, form: str) -> None:
     headers = httpx.Headers([(b"WWW-Authenticate", form.format(claims).encode("utf-8", "replace"))])
-    found = claims_of(headers)
+    found = requested_claims(headers)
     assert found is None or isinstance(found, str)
     challenge_token(headers, "Bearer")
     offered_schemes(headers)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.exchange.network import Network
-from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, Service, srv_records
+from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, SrvRecord, srv_records
 from listener.placement import Placement
 from tests.exchange.internet import Internet, Page, connected, network
 from tests.exchange.test_discovery import EWS, FALLBACK, asking, no_records, soap, soap_url
@@ -31,8 +31,8 @@ def redirect(target: str, status: int = 302) -> Page:
     return Page(status, headers=[("Location", target)])
 
 
-def records(*services: Service) -> Any:
-    async def resolve(name: str) -> Sequence[Service]:
+def records(*services: SrvRecord) -> Any:
+    async def resolve(name: str) -> Sequence[SrvRecord]:
         assert name == "_autodiscover._tcp.example.org"
         return services
 
@@ -72,7 +72,7 @@ async def test_no_hint_is_asked_for_where_an_endpoint_answers() -> None:
         {soap_url("autodiscover.example.org"): soap(), ASKED: redirect(soap_url("evil.example"))}
     )
 
-    async def resolve(_name: str) -> Sequence[Service]:
+    async def resolve(_name: str) -> Sequence[SrvRecord]:
         raise AssertionError("nobody asked for this")
 
     assert await found(internet, resolve=resolve) == HERE
@@ -88,7 +88,7 @@ async def test_a_hint_to_a_strange_host_is_not_followed_and_is_named(host: str) 
     assert host in failure.text
     assert "[exchange] autodiscover_hosts" in failure.text
     assert host not in internet.connects
-    by_dns = await found(Internet({soap_url(host): soap()}), resolve=records(Service(0, 0, host, 443)))
+    by_dns = await found(Internet({soap_url(host): soap()}), resolve=records(SrvRecord(0, 0, host, 443)))
     assert isinstance(by_dns, Failure)
     assert by_dns.code == "UntrustedRedirect"
 
@@ -115,7 +115,7 @@ async def test_a_strange_host_does_not_stand_in_the_way_of_what_is_configured() 
 )
 async def test_what_is_no_redirect_to_https_leads_on_to_the_srv_record(page: Page) -> None:
     internet = Internet({ASKED: page, soap_url("mail.example.org"): soap()})
-    assert await found(internet, resolve=records(Service(0, 0, "mail.example.org.", 443))) == HERE
+    assert await found(internet, resolve=records(SrvRecord(0, 0, "mail.example.org.", 443))) == HERE
     assert internet.urls == [ASKED, soap_url("mail.example.org")]
 
 
@@ -128,16 +128,16 @@ async def test_a_redirect_to_plain_http_is_told_if_nothing_else_is_there() -> No
 async def test_of_srv_records_the_first_in_order_counts_with_its_port() -> None:
     internet = Internet({soap_url("b.example.org:8443"): soap()})
     order = [
-        Service(10, 90, "a.example.org", 443),
-        Service(5, 1, "c.example.org", 443),
-        Service(5, 9, "b.example.org", 8443),
+        SrvRecord(10, 90, "a.example.org", 443),
+        SrvRecord(5, 1, "c.example.org", 443),
+        SrvRecord(5, 9, "b.example.org", 8443),
     ]
     await found(internet, resolve=records(*order))
     assert internet.connects == ["example.org", "autodiscover.example.org", "b.example.org"]
 
 
 async def test_a_lone_dot_means_that_there_is_no_such_service() -> None:
-    failure = await found(Internet(), resolve=records(Service(0, 0, ".", 443)))
+    failure = await found(Internet(), resolve=records(SrvRecord(0, 0, ".", 443)))
     assert isinstance(failure, Failure)
     assert failure.code == "ConnectFailed"
 
@@ -183,8 +183,8 @@ async def name_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str
 
 async def test_srv_records_are_read_from_dns(name_server: list[str]) -> None:
     assert sorted(await srv_records("_autodiscover._tcp.example.org")) == [
-        Service(0, 5, "mail.example.org", 443),
-        Service(1, 0, "b.example.org", 8443),
+        SrvRecord(0, 5, "mail.example.org", 443),
+        SrvRecord(1, 0, "b.example.org", 8443),
     ]
     assert name_server == ["_autodiscover._tcp.example.org."]
 
@@ -196,18 +196,18 @@ async def test_a_name_that_is_not_there_has_no_records(name_server: list[str]) -
 @pytest.mark.parametrize(
     "service",
     [
-        Service(0, 0, "[bad", 443),
-        Service(0, 0, "xn--.example.org", 443),
-        Service(0, 0, "a..example.org", 443),
-        Service(0, 0, "evil.example\\.example.org", 443),
-        Service(0, 0, "user@mail.example.org", 443),
-        Service(0, 0, "mail.example.org", 0),
-        Service(0, 0, "mail.example.org", 99999),
-        Service(0, 0, "mail.example.org/\x00", 443),
-        Service(0, 0, "a" * 300, 443),
+        SrvRecord(0, 0, "[bad", 443),
+        SrvRecord(0, 0, "xn--.example.org", 443),
+        SrvRecord(0, 0, "a..example.org", 443),
+        SrvRecord(0, 0, "evil.example\\.example.org", 443),
+        SrvRecord(0, 0, "user@mail.example.org", 443),
+        SrvRecord(0, 0, "mail.example.org", 0),
+        SrvRecord(0, 0, "mail.example.org", 99999),
+        SrvRecord(0, 0, "mail.example.org/\x00", 443),
+        SrvRecord(0, 0, "a" * 300, 443),
     ],
 )
-async def test_an_srv_record_that_nothing_can_be_made_of_is_a_failure(service: Service) -> None:
+async def test_an_srv_record_that_nothing_can_be_made_of_is_a_failure(service: SrvRecord) -> None:
     failure = await found(Internet({}), resolve=records(service))
     assert isinstance(failure, Failure)
     assert failure.code in ("InvalidUrl", "ConnectFailed")
@@ -238,7 +238,7 @@ async def test_of_a_redirect_only_the_headers_are_read() -> None:
         return httpx.Response(302, headers={"Location": soap_url("mail.example.org")}, stream=Endless())
 
     redirect_discovery = RedirectDiscovery(network(server), "test/1", RedirectAllowList([]))
-    assert await redirect_discovery.redirect("example.org") == soap_url("mail.example.org")
+    assert await redirect_discovery.http_redirect("example.org") == soap_url("mail.example.org")
     assert sent == 0
 
 
@@ -249,7 +249,7 @@ async def test_a_redirect_that_does_not_come_is_none(autojump_clock: trio.testin
             raise AssertionError
 
     way = Network(tls=ssl.create_default_context(), transport=Silent())
-    assert await RedirectDiscovery(way, "test/1", RedirectAllowList([])).redirect("example.org") is None
+    assert await RedirectDiscovery(way, "test/1", RedirectAllowList([])).http_redirect("example.org") is None
     assert trio.current_time() <= 20
 
 
@@ -258,14 +258,14 @@ CONFIGURED = [
     "https://localhost:8443/EWS",
     "http://127.0.0.1:8080/EWS",
 ]
-BELIEVED = RedirectAllowList(["mail.partner.example", "*.tenant.example", "odd.example:444"], CONFIGURED)
+ALLOW_LIST = RedirectAllowList(["mail.partner.example", "*.tenant.example", "odd.example:444"], CONFIGURED)
 
 
 def code_of(
-    url: str, domain: str = "contoso.example", allow_list: RedirectAllowList = BELIEVED
+    url: str, domain: str = "contoso.example", allow_list: RedirectAllowList = ALLOW_LIST
 ) -> str | None:
     try:
-        allow_list.url(url, domain, "Autodiscover")
+        allow_list.checked_url(url, domain, "Autodiscover")
     except ExchangeError as error:
         return error.failure.code
     return None
@@ -353,17 +353,17 @@ def test_a_mail_domain_that_is_no_domain_allows_no_other_host(domain: str) -> No
 
 def test_the_failure_says_what_was_named_by_whom_and_what_allows_it() -> None:
     with pytest.raises(ExchangeError) as caught:
-        BELIEVED.url("https://evil.example/EWS", "contoso.example", "Autodiscover")
+        ALLOW_LIST.checked_url("https://evil.example/EWS", "contoso.example", "Autodiscover")
     text = caught.value.failure.text
-    assert (
-        text
-        == "Autodiscover leads to evil.example: if that is right, allow it in [exchange] autodiscover_hosts"
+    assert text == (
+        "Autodiscover names the host evil.example, which is not trusted: if it is correct, add it to [exchange] "
+        "autodiscover_hosts"
     )
 
 
 def test_a_redirect_is_never_followed_to_http() -> None:
     with pytest.raises(ExchangeError) as caught:
-        BELIEVED.redirect("http://127.0.0.1:8080/EWS", "contoso.example", "a server")
+        ALLOW_LIST.checked_redirect("http://127.0.0.1:8080/EWS", "contoso.example", "a server")
     assert caught.value.failure.code == "InsecureRedirect"
 
 

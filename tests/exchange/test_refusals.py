@@ -82,16 +82,15 @@ LOCKED = AccountLocked()
 APP = Settings().client_id
 REFUSED = (
     "the server refuses svc-listener@contoso.example: the password is wrong, or the account is locked, disabled or "
-    "has expired (the server says the same to all of these); "
+    "expired (the server does not say which); "
 )
 PROTECTION = (
-    "or, after this whole NTLM handshake, the password is right and Extended Protection is in the way: a proxy or "
-    "load balancer before the server ends TLS with a certificate that is not the server's own, so that the channel "
-    "binding differs"
+    "or the password is right, and Extended Protection rejects the handshake: a proxy or load balancer terminates "
+    "TLS with a certificate other than the server's own, so that the channel binding differs"
 )
 HERE = "https://127.0.0.1:{port}"
 PLAIN = f"{REFUSED}the server offers Basic"
-SECRET = f"the client secret of {APP} is wrong: the secret's value is wanted, not its id"
+SECRET = f"the client secret of {APP} is wrong: configure the secret's value, not its ID"
 
 
 @pytest.mark.parametrize(
@@ -109,17 +108,17 @@ SECRET = f"the client secret of {APP} is wrong: the secret's value is wanted, no
         pytest.param({"auth": "oauth"}, auth(client_secret="wrong"), {}, "AADSTS7000215", SECRET, id="oauth-secret"),
         pytest.param(
             {"auth": "oauth"}, auth(), {"token_refused": TokenRefused(code=7000222)}, "AADSTS7000222",
-            f"the client secret of {APP} has expired: make a new one in the application's registration",
+            f"the client secret of {APP} has expired: create a new one in the application's registration",
             id="oauth-expired",
         ),
         pytest.param(
             {"auth": "oauth"}, auth(), {"locked": LOCKED}, "AADSTS50053",
-            f"{APP} is locked after too many tries with wrong credentials: it opens by itself after a while",
+            f"{APP} is locked after too many attempts with wrong credentials; it is unlocked after a while",
             id="oauth-locked",
         ),
         pytest.param(
             {"auth": "oauth"}, otherwise("/fabrikam.example"), {}, "AADSTS90002",
-            f"there is no tenant {HERE}/fabrikam.example: check tenant and cloud", id="oauth-tenant",
+            f"unknown tenant {HERE}/fabrikam.example: check tenant and cloud", id="oauth-tenant",
         ),
         pytest.param(
             {"auth": "oauth"}, auth(scope="https://other.example/.default"), {}, "AADSTS500011",
@@ -128,7 +127,7 @@ SECRET = f"the client secret of {APP} is wrong: the secret's value is wanted, no
         ),
         pytest.param(
             {"auth": "ntlm"}, auth(kind="basic"), {}, "SchemeNotOffered",
-            "the server offers NTLM, and not Basic", id="basic-where-ntlm-is-wanted",
+            "the server offers NTLM, but the configuration requires Basic", id="basic-where-ntlm-is-wanted",
         ),
         pytest.param(
             {}, auth(), {"ews_disabled": EwsDisabled()}, "EwsDisabled",
@@ -196,7 +195,7 @@ async def test_a_clock_that_is_off_is_told_where_it_matters(tmp_path: Path, offs
         assert failure is not None
         assert failure.code == "AADSTS700024"
         assert failure.text == (
-            "the assertion is not within its time: is our clock right, or has the federated token expired?; our "
+            "the assertion is not valid now: check this machine's clock and the age of the federated token; our "
             f"clock is {told} the server's"
         )
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listener.ews.codes import Failure
-from listener.exchange.throttle import MOST_UNKNOWN, Throttle, Throttles
+from listener.exchange.throttle import MAX_UNKNOWN_CODES, Throttle, Throttles
 
 
 def busy(seconds: float | None, code: str = "ErrorServerBusy") -> Failure:
@@ -35,7 +35,7 @@ class Requests:
             await trio.sleep(lasts)
             self.running -= 1
             if failure is None:
-                self.throttle.went_well()
+                self.throttle.succeeded()
             else:
                 self.throttle.failed(failure)
 
@@ -53,7 +53,7 @@ async def quietly(throttle: Throttle, seconds: float) -> None:
     """Time in which all goes well, with a request each second."""
     for _ in range(round(seconds)):
         await trio.sleep(1)
-        throttle.went_well()
+        throttle.succeeded()
 
 
 async def test_no_more_than_the_limit_are_side_by_side(autojump_clock: trio.testing.MockClock) -> None:
@@ -161,7 +161,7 @@ async def test_silence_proves_nothing(autojump_clock: trio.testing.MockClock) ->
     throttle.failed(busy(1))
     await trio.sleep(3600)
     assert throttle.limit == 4
-    throttle.went_well()
+    throttle.succeeded()
     assert throttle.limit == 5
 
 
@@ -176,7 +176,7 @@ async def test_a_server_that_says_0_ms_is_left_alone_longer_each_time(
             pauses.append(throttle.pause)
             await trio.sleep(throttle.pause)
         assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-        throttle.went_well()
+        throttle.succeeded()
 
 
 async def test_what_is_no_sign_of_a_busy_server_changes_nothing(
@@ -251,7 +251,7 @@ def test_whatever_is_asked_and_answered(
             nonlocal left_alone_until
             if of == "well":
                 before = throttle.limit
-                throttle.went_well()
+                throttle.succeeded()
                 assert before <= throttle.limit <= before + 1
             elif isinstance(of, str):
                 throttle.failed(Failure(code=of))
@@ -288,8 +288,8 @@ def test_whatever_is_asked_and_answered(
 async def test_only_so_many_unknown_codes_are_kept_and_logged() -> None:
     throttle = Throttle(10)
     with structlog.testing.capture_logs() as logged:
-        for number in range(10 * MOST_UNKNOWN):
+        for number in range(10 * MAX_UNKNOWN_CODES):
             throttle.failed(Failure(code=f"ErrorNew{number}"))
             throttle.failed(Failure(code="ErrorNew1"))
-    assert len(logged) == len(throttle._unknown) == MOST_UNKNOWN
+    assert len(logged) == len(throttle._unknown_codes) == MAX_UNKNOWN_CODES
     assert set(throttle.answers) == {"other"}
