@@ -1,4 +1,4 @@
-"""docs/TROUBLE.md tells of every code, and of no other."""
+"""docs/TROUBLE.md lists exactly the codes of listener/ews/codes.py."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,16 @@ from listener.ews.codes import VERDICTS, Verdict
 PAGE = (Path(__file__).parent.parent / "docs" / "TROUBLE.md").read_text()
 
 
-def test_every_code_stands_there_with_its_verdict() -> None:
+def test_every_code_is_listed_with_its_verdict() -> None:
     table = PAGE.partition("<!-- codes")[2].partition("<!-- end of codes")[0]
-    told: dict[str, str] = {}
+    listed: dict[str, str] = {}
     for line in table.splitlines():
         if line.startswith("| `"):
             codes, verdict = line.split("|")[1:3]
             for code in re.findall(r"`(\w+)`", codes):
-                assert code not in told, f"{code} stands twice in docs/TROUBLE.md"
-                told[code] = verdict.strip()
-    assert told == {code: str(verdict) for code, verdict in VERDICTS.items()}
+                assert code not in listed, f"{code} is listed twice in docs/TROUBLE.md"
+                listed[code] = verdict.strip()
+    assert listed == {code: str(verdict) for code, verdict in VERDICTS.items()}
 
 
 def test_every_verdict_is_explained() -> None:

@@ -29,7 +29,7 @@ Server = Callable[[httpx.Request], httpx.Response]
 
 
 class Ticket:
-    """A mechanism, and its handshake: one token."""
+    """A mechanism that is its own handshake, with one token."""
 
     credentials = None
     header = "Negotiate"
@@ -55,27 +55,30 @@ class Ticket:
 
 
 class Connection:
-    """What httpcore tells of a connection without TLS."""
+    """A network stream of httpcore without TLS."""
 
     def get_extra_info(self, name: str) -> None:
         return None
 
 
 class Kerberos:
-    """A server on one connection. `lasting`: a connection that was let in stays so; `frank`: it says if not."""
+    """A server on one connection.
 
-    def __init__(self, lasting: bool, frank: bool = False, closing: bool = False) -> None:
-        self.lasting, self.frank, self.closing = lasting, frank, closing
-        self.connection, self.let_in = Connection(), False
+    `persistent`: the connection stays authenticated. `announced`: the server sends `Persistent-Auth: false`.
+    """
+
+    def __init__(self, persistent: bool, announced: bool = False, closing: bool = False) -> None:
+        self.persistent, self.announced, self.closing = persistent, announced, closing
+        self.connection, self.authenticated = Connection(), False
         self.asked: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         token = request.headers.get("Authorization", "")
         self.asked.append("token" if token else "plain")
-        if not token and not self.let_in:
+        if not token and not self.authenticated:
             return self._answer(401, {"WWW-Authenticate": "Negotiate"})
-        self.let_in = self.lasting
-        return self._answer(200, {"Persistent-Auth": "false"} if self.frank else {})
+        self.authenticated = self.persistent
+        return self._answer(200, {"Persistent-Auth": "false"} if self.announced else {})
 
     def _answer(self, status: int, headers: dict[str, str]) -> httpx.Response:
         return httpx.Response(status, headers=headers, extensions={"network_stream": self.connection})
@@ -89,13 +92,13 @@ async def ask(server: Server, times: int) -> list[int]:
 @pytest.mark.parametrize(
     ("server", "asked"),
     [
-        (Kerberos(lasting=True), ["plain", "token", "plain", "plain", "plain"]),
-        (Kerberos(lasting=False), ["plain", "token", "plain", "token", "token", "token"]),
-        (Kerberos(lasting=False, frank=True), ["plain", "token", "token", "token", "token"]),
+        (Kerberos(persistent=True), ["plain", "token", "plain", "plain", "plain"]),
+        (Kerberos(persistent=False), ["plain", "token", "plain", "token", "token", "token"]),
+        (Kerberos(persistent=False, announced=True), ["plain", "token", "token", "token", "token"]),
     ],
-    ids=["per connection", "per request", "per request, and says so"],
+    ids=["per connection", "per request", "per request, announced"],
 )
-async def test_a_token_is_sent_as_often_as_the_server_wants_it(server: Kerberos, asked: list[str]) -> None:
+async def test_a_token_is_sent_as_often_as_the_server_requires(server: Kerberos, asked: list[str]) -> None:
     assert await ask(server, 4) == [200] * 4
     assert server.asked == asked
 
@@ -112,8 +115,8 @@ async def test_a_refused_ticket_is_not_sent_again() -> None:
     assert asked == ["", "Negotiate dGlja2V0"]
 
 
-async def test_a_handshake_without_end_has_a_bound() -> None:
-    """Neither side comes to an end: the server asks for one more leg, and the mechanism has another token."""
+async def test_the_number_of_legs_is_limited() -> None:
+    """The server always asks for one more leg, and the mechanism always has another token."""
 
     class Endless(Ticket):
         credentials_sent = False
@@ -139,7 +142,7 @@ async def test_a_handshake_without_end_has_a_bound() -> None:
     assert asked <= 1 + MAX_LEGS
 
 
-async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:
+async def test_an_endless_401_page_does_not_block_the_handshake() -> None:
     class Endless(httpx.AsyncByteStream):
         closed = False
 
@@ -158,14 +161,14 @@ async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:
     assert await ask(server, 1) == [200]
 
 
-async def test_connections_that_were_idle_for_long_are_closed(autojump_clock: trio.testing.MockClock) -> None:
-    transport = HandshakeTransport(network(Kerberos(lasting=True)), Ticket())
+async def test_idle_connections_are_closed(autojump_clock: trio.testing.MockClock) -> None:
+    transport = HandshakeTransport(network(Kerberos(persistent=True)), Ticket())
     async with httpx.AsyncClient(transport=transport) as client:
         await client.post(URL)
-        (line,) = transport._idle
+        (idle_connection,) = transport._idle
         await trio.sleep(KEEP_ALIVE + 1)
         await client.post(URL)
-        assert line not in transport._idle
+        assert idle_connection not in transport._idle
         assert len(transport._idle) == 1
     assert transport._idle == []
 
@@ -198,19 +201,21 @@ def certificate(key: object, algorithm: hashes.HashAlgorithm | None, **how: obje
         (certificate(ed25519.Ed25519PrivateKey.generate(), None), "sha256"),
     ],
 )
-def test_the_hash_is_that_of_the_signature(der: bytes, name: str) -> None:
+def test_the_binding_uses_the_hash_of_the_signature(der: bytes, name: str) -> None:
     assert certificate_binding(der) == b"tls-server-end-point:" + hashlib.new(name, der).digest()
 
 
-def test_sha_1_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sha_1_is_replaced_by_sha_256(monkeypatch: pytest.MonkeyPatch) -> None:
     der = certificate(RSA, hashes.SHA256())
     oid = bytes.fromhex("06092a864886f70d0101")
-    weak = der.replace(oid + b"\x0b", oid + b"\x05")  # sha1WithRSAEncryption: libraries no longer sign so
+    weak = der.replace(
+        oid + b"\x0b", oid + b"\x05"
+    )  # sha1WithRSAEncryption: libraries can no longer sign with it
     assert weak != der
     assert certificate_binding(weak) == b"tls-server-end-point:" + hashlib.sha256(weak).digest()
 
 
-def test_without_tls_there_is_none() -> None:
+def test_without_tls_there_is_no_channel_binding() -> None:
     class Plain:
         def get_extra_info(self, name: str) -> None:
             return None
@@ -219,8 +224,8 @@ def test_without_tls_there_is_none() -> None:
     assert channel_binding(None) is None
 
 
-def test_a_certificate_that_cannot_be_parsed_is_bound_by_sha_256() -> None:
-    """OpenSSL accepts some that the parser does not."""
+def test_an_unparsable_certificate_is_bound_by_sha_256() -> None:
+    """OpenSSL accepts certificates that the parser does not."""
     assert (
         certificate_binding(b"no certificate")
         == b"tls-server-end-point:" + hashlib.sha256(b"no certificate").digest()

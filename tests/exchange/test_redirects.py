@@ -21,7 +21,7 @@ from listener.exchange.network import Network
 from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, SrvRecord, srv_records
 from listener.placement import Placement
 from tests.exchange.internet import Internet, Page, connected, network
-from tests.exchange.test_discovery import EWS, FALLBACK, asking, no_records, soap, soap_url
+from tests.exchange.test_discovery import EWS, FALLBACK, autodiscover_for, no_records, soap, soap_url
 
 ASKED = "http://autodiscover.example.org/autodiscover/autodiscover.xml"
 ELSEWHERE = "autodiscover-s.outlook.com"
@@ -41,14 +41,14 @@ def records(*services: SrvRecord) -> Any:
 
 async def found(internet: Internet, **more: Any) -> Placement | Failure:
     async with connected(internet) as access:
-        return (await asking(access, **more).discover(["ann@example.org"]))["ann@example.org"]
+        return (await autodiscover_for(access, **more).discover(["ann@example.org"]))["ann@example.org"]
 
 
 HERE = Placement(EWS, "DAG1", "ann@example.org")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_of_plain_http_to_a_host_of_the_domain_is_followed(status: int) -> None:
+async def test_an_http_redirect_to_a_host_of_the_domain_is_followed(status: int) -> None:
     target = "https://mail.example.org/autodiscover/autodiscover.xml"
     internet = Internet({ASKED: redirect(target, status), soap_url("mail.example.org"): soap()})
     assert await found(internet) == HERE
@@ -58,29 +58,29 @@ async def test_a_redirect_of_plain_http_to_a_host_of_the_domain_is_followed(stat
     assert "authorization" in internet.asked[1].headers
 
 
-async def test_the_endpoint_behind_a_hint_is_asked_first_the_next_time() -> None:
+async def test_the_endpoint_of_redirect_discovery_is_asked_first_the_next_time() -> None:
     internet = Internet({ASKED: redirect(soap_url("mail.example.org")), soap_url("mail.example.org"): soap()})
     async with connected(internet) as access:
-        autodiscover = asking(access)
+        autodiscover = autodiscover_for(access)
         await autodiscover.discover(["ann@example.org"])
         await autodiscover.discover(["bob@example.org"])
     assert internet.urls == [ASKED, soap_url("mail.example.org"), soap_url("mail.example.org")]
 
 
-async def test_no_hint_is_asked_for_where_an_endpoint_answers() -> None:
+async def test_redirect_discovery_is_not_used_if_an_endpoint_answers() -> None:
     internet = Internet(
         {soap_url("autodiscover.example.org"): soap(), ASKED: redirect(soap_url("evil.example"))}
     )
 
     async def resolve(_name: str) -> Sequence[SrvRecord]:
-        raise AssertionError("nobody asked for this")
+        raise AssertionError("DNS must not be queried")
 
     assert await found(internet, resolve=resolve) == HERE
     assert internet.urls == [soap_url("autodiscover.example.org")]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "example.org.evil.example", "notexample.org"])
-async def test_a_hint_to_a_strange_host_is_not_followed_and_is_named(host: str) -> None:
+async def test_a_redirect_to_an_untrusted_host_is_not_followed(host: str) -> None:
     internet = Internet({ASKED: redirect(soap_url(host)), soap_url(host): soap()})
     failure = await found(internet)
     assert isinstance(failure, Failure)
@@ -93,12 +93,12 @@ async def test_a_hint_to_a_strange_host_is_not_followed_and_is_named(host: str) 
     assert by_dns.code == "UntrustedRedirect"
 
 
-async def test_a_strange_host_is_followed_to_where_that_is_allowed() -> None:
+async def test_a_redirect_to_an_allowed_host_is_followed() -> None:
     internet = Internet({ASKED: redirect(soap_url(ELSEWHERE)), soap_url(ELSEWHERE): soap()})
     assert await found(internet, hosts=("*.outlook.com",)) == HERE
 
 
-async def test_a_strange_host_does_not_stand_in_the_way_of_what_is_configured() -> None:
+async def test_after_an_untrusted_host_the_configured_url_is_used() -> None:
     internet = Internet({ASKED: redirect(soap_url("evil.example"))})
     assert await found(internet, ews_url=FALLBACK) == Placement(FALLBACK, "", "ann@example.org")
 
@@ -113,19 +113,19 @@ async def test_a_strange_host_does_not_stand_in_the_way_of_what_is_configured() 
     ],
     ids=["200", "404", "302 without a target", "to plain http"],
 )
-async def test_what_is_no_redirect_to_https_leads_on_to_the_srv_record(page: Page) -> None:
+async def test_without_an_https_redirect_the_srv_record_is_used(page: Page) -> None:
     internet = Internet({ASKED: page, soap_url("mail.example.org"): soap()})
     assert await found(internet, resolve=records(SrvRecord(0, 0, "mail.example.org.", 443))) == HERE
     assert internet.urls == [ASKED, soap_url("mail.example.org")]
 
 
-async def test_a_redirect_to_plain_http_is_told_if_nothing_else_is_there() -> None:
+async def test_a_redirect_to_http_is_reported_if_there_is_no_other_endpoint() -> None:
     failure = await found(Internet({ASKED: redirect("http://mail.example.org/")}))
     assert isinstance(failure, Failure)
     assert failure.code == "InsecureRedirect"
 
 
-async def test_of_srv_records_the_first_in_order_counts_with_its_port() -> None:
+async def test_the_first_srv_record_is_used_with_its_port() -> None:
     internet = Internet({soap_url("b.example.org:8443"): soap()})
     order = [
         SrvRecord(10, 90, "a.example.org", 443),
@@ -136,25 +136,25 @@ async def test_of_srv_records_the_first_in_order_counts_with_its_port() -> None:
     assert internet.connects == ["example.org", "autodiscover.example.org", "b.example.org"]
 
 
-async def test_a_lone_dot_means_that_there_is_no_such_service() -> None:
+async def test_a_single_dot_means_that_there_is_no_service() -> None:
     failure = await found(Internet(), resolve=records(SrvRecord(0, 0, ".", 443)))
     assert isinstance(failure, Failure)
     assert failure.code == "ConnectFailed"
 
 
-async def test_a_configured_endpoint_is_the_only_one_that_is_asked() -> None:
+async def test_only_a_configured_endpoint_is_asked() -> None:
     internet = Internet({ASKED: redirect(soap_url("mail.example.org")), soap_url("mail.example.org"): soap()})
-    failure = await found(internet, url=soap_url("nobody.example.org"), resolve=no_records)
+    failure = await found(internet, url=soap_url("missing.example.org"), resolve=no_records)
     assert isinstance(failure, Failure)
     assert internet.urls == []
 
 
-# --- DNS, with a server of its own
+# --- DNS
 
 
 @pytest.fixture
 async def name_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str]]:
-    """A DNS server for the resolver of this test; what it was asked for."""
+    """A DNS server for this test's resolver. Yields the names that it was asked for."""
     asked: list[str] = []
 
     async def serve() -> None:
@@ -189,7 +189,7 @@ async def test_srv_records_are_read_from_dns(name_server: list[str]) -> None:
     assert name_server == ["_autodiscover._tcp.example.org."]
 
 
-async def test_a_name_that_is_not_there_has_no_records(name_server: list[str]) -> None:
+async def test_an_unknown_name_has_no_records(name_server: list[str]) -> None:
     assert not await srv_records("_autodiscover._tcp.example.net")
 
 
@@ -207,7 +207,7 @@ async def test_a_name_that_is_not_there_has_no_records(name_server: list[str]) -
         SrvRecord(0, 0, "a" * 300, 443),
     ],
 )
-async def test_an_srv_record_that_nothing_can_be_made_of_is_a_failure(service: SrvRecord) -> None:
+async def test_an_invalid_srv_record_is_a_failure(service: SrvRecord) -> None:
     failure = await found(Internet({}), resolve=records(service))
     assert isinstance(failure, Failure)
     assert failure.code in ("InvalidUrl", "ConnectFailed")
@@ -216,14 +216,14 @@ async def test_an_srv_record_that_nothing_can_be_made_of_is_a_failure(service: S
 @pytest.mark.parametrize(
     "target", ["https://[bad", "https://xn--.example.org/", "//a:99999/", "\\\\evil", "https://\x01/"]
 )
-async def test_a_redirect_of_plain_http_that_nothing_can_be_made_of_is_a_failure(target: str) -> None:
+async def test_an_http_redirect_to_an_invalid_url_is_a_failure(target: str) -> None:
     failure = await found(Internet({ASKED: redirect(target)}))
     assert isinstance(failure, Failure)
     assert failure.code in ("InvalidUrl", "ConnectFailed")
 
 
-async def test_of_a_redirect_only_the_headers_are_read() -> None:
-    """Whoever sits on the way can write what they like."""
+async def test_only_the_headers_of_an_http_redirect_are_read() -> None:
+    """An attacker on the network path controls the body."""
     sent = 0
 
     class Endless(httpx.AsyncByteStream):
@@ -242,14 +242,17 @@ async def test_of_a_redirect_only_the_headers_are_read() -> None:
     assert sent == 0
 
 
-async def test_a_redirect_that_does_not_come_is_none(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_missing_response_is_no_redirect(autojump_clock: trio.testing.MockClock) -> None:
     class Silent(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             await trio.sleep_forever()
             raise AssertionError
 
-    way = Network(tls=ssl.create_default_context(), transport=Silent())
-    assert await RedirectDiscovery(way, "test/1", RedirectAllowList([])).http_redirect("example.org") is None
+    silent_network = Network(tls=ssl.create_default_context(), transport=Silent())
+    assert (
+        await RedirectDiscovery(silent_network, "test/1", RedirectAllowList([])).http_redirect("example.org")
+        is None
+    )
     assert trio.current_time() <= 20
 
 
@@ -290,7 +293,7 @@ def code_of(
         "https://autodiscover-s.outlook.com/autodiscover/autodiscover.svc",
     ],
 )
-def test_credentials_may_be_sent_there(url: str) -> None:
+def test_credentials_may_be_sent_to_allowed_hosts(url: str) -> None:
     assert code_of(url) is None
 
 
@@ -325,7 +328,7 @@ def test_credentials_may_be_sent_there(url: str) -> None:
         ("", "InvalidUrl"),
     ],
 )
-def test_credentials_may_not_be_sent_there(url: str, code: str | None) -> None:
+def test_credentials_may_not_be_sent_to_other_hosts(url: str, code: str | None) -> None:
     assert code_of(url) == code
 
 
@@ -341,17 +344,17 @@ def test_credentials_may_not_be_sent_there(url: str, code: str | None) -> None:
         ("https://10.0.0.1/EWS", "https://11.0.0.1/EWS"),
     ],
 )
-def test_the_neighbors_of_a_configured_host_may_belong_to_others(configured: str, url: str) -> None:
+def test_neighbors_of_a_configured_host_in_a_shared_domain_are_untrusted(configured: str, url: str) -> None:
     assert code_of(url, allow_list=RedirectAllowList([], [configured])) == "UntrustedRedirect"
 
 
 @pytest.mark.parametrize("domain", ["com", "", ".", "xn--", "127.0.0.1"])
-def test_a_mail_domain_that_is_no_domain_allows_no_other_host(domain: str) -> None:
+def test_an_invalid_mail_domain_allows_no_other_host(domain: str) -> None:
     assert code_of("https://evil.com/EWS", domain) == "UntrustedRedirect"
     assert code_of("https://evil.127.0.0.1/EWS", domain) == "UntrustedRedirect"
 
 
-def test_the_failure_says_what_was_named_by_whom_and_what_allows_it() -> None:
+def test_the_failure_names_the_source_the_host_and_the_setting() -> None:
     with pytest.raises(ExchangeError) as caught:
         ALLOW_LIST.checked_url("https://evil.example/EWS", "contoso.example", "Autodiscover")
     text = caught.value.failure.text
@@ -368,6 +371,6 @@ def test_a_redirect_is_never_followed_to_http() -> None:
 
 
 @given(st.text(), st.text())
-def test_anything_is_believed_or_a_failure(url: str, domain: str) -> None:
+def test_any_url_is_allowed_or_a_failure(url: str, domain: str) -> None:
     code_of(url, domain)
     code_of(f"https://{url}", domain)

@@ -60,8 +60,8 @@ def broken(kind: str, **parameters: object) -> Callable[[Simulator], object]:
 
 
 CLOSED = (
-    "the server refuses {user}: the password is wrong, or the account is locked, disabled or expired (the server does "
-    "not say which)"
+    "the server refuses {user}: the password is wrong, or the account is locked, disabled or expired (the server "
+    "does not say which)"
 )
 UNBOUND = (
     "; or the password is right, and Extended Protection rejects the handshake: a proxy or load balancer terminates "
