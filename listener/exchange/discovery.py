@@ -268,6 +268,7 @@ class Autodiscover:
         ]
 
     async def _ask_endpoint(self, url: str, addresses: Sequence[str]) -> Mapping[str, Answer]:
+        """Ask by the protocol that the URL suggests, then by the other. Raises ExchangeError of the last one."""
         protocols = (self._pox, self._soap) if url.endswith(".xml") else (self._soap, self._pox)
         for ask in protocols:
             try:
@@ -332,6 +333,7 @@ class Autodiscover:
 
 
 async def _known(url: str) -> str:
+    """Return the URL. Awaitable, as the functions of redirect discovery are."""
     return url
 
 

@@ -208,9 +208,8 @@ def test_the_binding_uses_the_hash_of_the_signature(der: bytes, name: str) -> No
 def test_sha_1_is_replaced_by_sha_256(monkeypatch: pytest.MonkeyPatch) -> None:
     der = certificate(RSA, hashes.SHA256())
     oid = bytes.fromhex("06092a864886f70d0101")
-    weak = der.replace(
-        oid + b"\x0b", oid + b"\x05"
-    )  # sha1WithRSAEncryption: libraries can no longer sign with it
+    # sha1WithRSAEncryption: libraries can no longer sign with it.
+    weak = der.replace(oid + b"\x0b", oid + b"\x05")
     assert weak != der
     assert certificate_binding(weak) == b"tls-server-end-point:" + hashlib.sha256(weak).digest()
 

@@ -129,9 +129,8 @@ async def test_requests_in_flight_count_but_do_not_extend_the_pause(
     server, lockout = Server(), LockoutProtection("svc")
     await server.ask(lockout)
     server.answer = REFUSED
-    await server.ask_often(
-        lockout, 10
-    )  # all are sent: the server was trusted, and the password has just changed
+    # All are sent: the server was trusted, and the password has just changed.
+    await server.ask_often(lockout, 10)
     assert lockout.attempts == 10
     blocked = await server.ask(lockout, OTHER)
     assert blocked is not None

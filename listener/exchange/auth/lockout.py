@@ -6,8 +6,8 @@ The rules:
 2. Otherwise one request at a time probes the server, and the others wait for its result. So a password that changed
    during an outage is sent once, not once for each group.
 3. After MAX_ATTEMPTS refusals in a row, no request of the account is sent to any server during a pause, which grows
-   with each refusal. Fewer refusals may be a temporary fault of the server: the second attempt may follow at once, the
-   third after a minute.
+   with each refusal. Fewer refusals may be a temporary fault of the server: the second attempt may follow at once,
+   the third after a minute.
 4. The state outlives the process (RefusalStore). A different password in the configuration resets it.
 5. A request that is blocked fails with the last refusal, and with the remaining pause.
 6. Only a response of Exchange itself proves that the credentials were accepted: a web site at the mail domain answers
