@@ -21,12 +21,12 @@ from listener.exchange.discovery import Autodiscover
 from listener.exchange.distribution_groups import Expander
 from listener.exchange.network import Network
 from listener.exchange.throttle import Throttles
-from listener.groups.affinity import Placement
 from listener.groups.manager import ManagerSettings
 from listener.groups.member import Policy
 from listener.groups.runner import SubscriptionSpec
 from listener.journal import Retention
 from listener.mailboxes import MailboxSource, Sources
+from listener.placement import Placement
 from listener.preflight.scope import Scope
 
 

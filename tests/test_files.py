@@ -9,7 +9,7 @@ import pytest
 from listener import log
 from listener.admin.server import unix_socket
 from listener.errors import ConfigError
-from listener.exchange.auth.refusals import Refusals, RefusalStore
+from listener.exchange.auth.lockout import Refusals, RefusalStore
 from listener.files import open_own
 from listener.journal.lock import locked
 from listener.journal.schema import open_beside, open_database
@@ -84,15 +84,15 @@ def test_refusals_follow_no_link(state: Path, victim: Path, name: str) -> None:
     (state / name).symlink_to(victim)
     memory = RefusalStore(state / "refusals.json")
     refusals = Refusals(1, 1, 1.0, "c", "t")
-    memory.note("a", "secret", refusals)
+    memory.save("a", "secret", refusals)
     assert victim.read_text() == "precious"
-    assert RefusalStore(state / "refusals.json").recall("a", "secret") == refusals
+    assert RefusalStore(state / "refusals.json").load("a", "secret") == refusals
     assert (state / "refusals.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_refusals_that_are_a_fifo_hold_nothing_up(state: Path) -> None:
     os.mkfifo(state / "refusals.json")
-    assert RefusalStore(state / "refusals.json").recall("a", "secret") is None
+    assert RefusalStore(state / "refusals.json").load("a", "secret") is None
 
 
 def test_the_socket_replaces_a_link_and_is_private(state: Path, victim: Path) -> None:

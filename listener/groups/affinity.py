@@ -13,29 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple, TypeAlias
 
 from listener.access import AccessKind
 from listener.ews.urls import host_of
+from listener.placement import Place, Placement
 
 LARGEST_GROUP = 200
-
-Place: TypeAlias = tuple[str, str, AccessKind]
-"""What the mailboxes of a group have in common: EWS URL, GroupingInformation, kind of access."""
-
-
-class Placement(NamedTuple):
-    """Where Autodiscover, or the configuration, says that a mailbox lives."""
-
-    ews_url: str
-    grouping_information: str
-    mailbox: str
-    access: AccessKind = "impersonation"
-
-    @property
-    def place(self) -> Place:
-        """What it shares with the others of its group."""
-        return self.ews_url, self.grouping_information, self.access
 
 
 @dataclass(frozen=True, slots=True)

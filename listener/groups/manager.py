@@ -20,8 +20,6 @@ from listener.ews.codes import Failure, Verdict, crash
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Stop
 from listener.groups.affinity import (
     Group,
-    Place,
-    Placement,
     deduplicated,
     duplicates,
     groups,
@@ -35,6 +33,7 @@ from listener.groups.member import Policy
 from listener.groups.ownership import Ownership, server_of
 from listener.groups.runner import GroupRunner, SubscriptionSpec
 from listener.groups.runners import Runners
+from listener.placement import Place, Placement
 
 log = structlog.get_logger()
 

@@ -34,7 +34,7 @@ from listener.ews.subscription import (
     unsubscribe,
 )
 from listener.ews.xml import excerpt
-from listener.exchange.auth.lockout import OF_MAILBOX
+from listener.exchange.auth.lockout import MAILBOX_REFUSAL_CODES
 from listener.exchange.client import ExchangeClient
 from listener.groups.actions import (
     Action,
@@ -438,7 +438,7 @@ class GroupRunner:
             self.client.forget_cookies()
             # The anchor's answer sets the cookie that brings the others to the same back end.
             await one(todo.pop())
-            if todo and refused and refused[0][1].code in OF_MAILBOX and not refused[0][1].wait:
+            if todo and refused and refused[0][1].code in MAILBOX_REFUSAL_CODES and not refused[0][1].wait:
                 # The refusal may be about the anchor only: another mailbox shows whether the account is accepted.
                 await one(todo[-1], todo.pop())
                 if ids:

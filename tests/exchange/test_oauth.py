@@ -1,4 +1,4 @@
-"""One source of tokens an account: one fetch at a time, renewed before the end, and after a refusal."""
+"""The token cache and the bearer transport: one fetch at a time, renewal before expiry and after a refusal."""
 
 from base64 import b64encode
 
@@ -12,34 +12,33 @@ from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.challenges import offered, token
-from listener.exchange.auth.oauth import OAuth, claims_of
-from listener.exchange.auth.tokens import Token, Tokens
-from tests.exchange.access import network
+from listener.exchange.auth.oauth import OAuth, Token, Tokens, requested_claims
+from listener.exchange.auth.scheme import challenge_token, offered_schemes
+from tests.exchange.internet import network
 
-LATE = Failure(code="AADSTS7000222", text="the client secret of 1 has expired")
+EXPIRED_SECRET = Failure(code="AADSTS7000222", text="the client secret of 1 has expired")
 URL = "https://outlook.office365.com/EWS/Exchange.asmx"
 
 
 class Issuer:
-    """Tokens T1, T2 … after half a second each; `trouble` instead, if there is any."""
+    """Issues the tokens T1, T2 … after half a second each, or fails with `failure` if that is set."""
 
     def __init__(self, lifetime: float = 3600, refresh: float | None = None) -> None:
         self.lifetime = lifetime
         self.refresh = refresh
-        self.trouble: Failure | None = None
+        self.failure: Failure | None = None
         self.claims: list[str | None] = []
 
     async def fetch(self, claims: str | None) -> Token:
         self.claims.append(claims)
         await trio.sleep(0.5)
-        if self.trouble is not None:
-            raise ExchangeError(self.trouble)
+        if self.failure is not None:
+            raise ExchangeError(self.failure)
         return Token(f"T{len(self.claims)}", self.lifetime, self.refresh)
 
 
 async def at_once(tokens: Tokens, times: int) -> list[str]:
-    """What so many get, who ask at the same time: a token, or the code of a failure."""
+    """Return the results of concurrent requests: a token, or the code of a failure."""
     got: list[str] = []
 
     async def one() -> None:
@@ -64,49 +63,47 @@ async def test_one_fetch_serves_all(autojump_clock: trio.testing.MockClock) -> N
 
 async def test_one_failure_serves_all(autojump_clock: trio.testing.MockClock) -> None:
     issuer = Issuer()
-    issuer.trouble = LATE
+    issuer.failure = EXPIRED_SECRET
     assert await at_once(Tokens(issuer.fetch, "1"), 40) == ["AADSTS7000222"] * 40
     assert len(issuer.claims) == 1
 
 
 @pytest.mark.parametrize(
-    ("lifetime", "refresh", "good_for"), [(3600, None, 3300), (20, None, 15), (86400, 43200, 43200)]
+    ("lifetime", "refresh", "renewed_after"), [(3600, None, 3300), (20, None, 15), (86400, 43200, 43200)]
 )
-async def test_it_is_renewed_before_its_end(
-    autojump_clock: trio.testing.MockClock, lifetime: float, refresh: float | None, good_for: float
+async def test_a_token_is_renewed_before_it_expires(
+    autojump_clock: trio.testing.MockClock, lifetime: float, refresh: float | None, renewed_after: float
 ) -> None:
     tokens = Tokens(Issuer(lifetime, refresh).fetch, "1")
     await tokens.get()
-    await trio.sleep(good_for - 1)
+    await trio.sleep(renewed_after - 1)
     assert await tokens.get() == "T1"
     await trio.sleep(1)
-    assert await at_once(tokens, 3) == [
-        "T1",
-        "T1",
-        "T2",
-    ]  # who does not fetch goes on with what is still good
+    assert await at_once(tokens, 3) == ["T1", "T1", "T2"]  # requests that do not fetch use the valid token
     assert await tokens.get() == "T2"
 
 
-async def test_the_old_one_is_used_as_long_as_it_lasts(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_old_token_is_used_until_it_expires(autojump_clock: trio.testing.MockClock) -> None:
     issuer = Issuer()
     tokens = Tokens(issuer.fetch, "1")
     await tokens.get()
-    issuer.trouble = Failure(code="ConnectFailed")
+    issuer.failure = Failure(code="ConnectFailed")
     await trio.sleep(3310)
     with structlog.testing.capture_logs() as logs:
         assert await tokens.get() == "T1"
     assert [(line["event"], line["code"]) for line in logs] == [("auth.token_not_renewed", "ConnectFailed")]
     assert await tokens.get() == "T1"
-    assert len(issuer.claims) == 2  # not asked again at once
+    assert len(issuer.claims) == 2  # not retried at once
     await trio.sleep(295)
     with pytest.raises(ExchangeError):
         await tokens.get()
-    issuer.trouble = None
+    issuer.failure = None
     assert await tokens.get() == "T4"
 
 
-async def test_who_gives_up_leaves_it_to_the_next(autojump_clock: trio.testing.MockClock) -> None:
+async def test_after_a_cancelled_fetch_the_next_request_fetches(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     tokens = Tokens(Issuer().fetch, "1")
     with trio.move_on_after(0.1):
         await tokens.get()
@@ -114,20 +111,20 @@ async def test_who_gives_up_leaves_it_to_the_next(autojump_clock: trio.testing.M
 
 
 class TestBearer:
-    """The transport, against a server that takes one token."""
+    """The transport, against a server that accepts one token."""
 
     async def ask(
-        self, tokens: Tokens, good: str, challenge: str, url: str = URL, times: int = 3
+        self, tokens: Tokens, accepted: str, challenge: str, url: str = URL, times: int = 3
     ) -> tuple[list[int], list[str]]:
-        told: list[str] = []
+        sent: list[str] = []
 
         def answer(request: httpx.Request) -> httpx.Response:
-            told.append(request.headers["Authorization"])
-            if told[-1] == f"Bearer {good}":
+            sent.append(request.headers["Authorization"])
+            if sent[-1] == f"Bearer {accepted}":
                 return httpx.Response(200)
             return httpx.Response(401, headers={"WWW-Authenticate": challenge})
 
-        async with httpx.AsyncClient(transport=OAuth(tokens, "1").over(network(answer))) as client:
+        async with httpx.AsyncClient(transport=OAuth(tokens, "1").transport(network(answer))) as client:
             statuses = []
 
             async def one() -> None:
@@ -136,39 +133,41 @@ class TestBearer:
             async with trio.open_nursery() as nursery:
                 for _ in range(times):
                     nursery.start_soon(one)
-        return statuses, told
+        return statuses, sent
 
-    async def test_a_refused_token_is_fetched_anew_once_with_the_claims(
+    async def test_a_refused_token_is_fetched_again_once_with_the_claims(
         self, autojump_clock: trio.testing.MockClock
     ) -> None:
         claims = '{"access_token":{"nbf":{"essential":true,"value":"1"}}}?~'  # with + and / in base64
         issuer = Issuer()
-        told = b64encode(claims.encode()).decode()
-        challenge = f'Bearer realm="", error="insufficient_claims", claims="{told}"'
+        encoded = b64encode(claims.encode()).decode()
+        challenge = f'Bearer realm="", error="insufficient_claims", claims="{encoded}"'
         statuses, sent = await self.ask(Tokens(issuer.fetch, "1"), "T2", challenge)
         assert statuses == [200] * 3
         assert sorted(sent) == ["Bearer T1"] * 3 + ["Bearer T2"] * 3
         assert issuer.claims == [None, claims]
 
-    async def test_a_second_refusal_stands(self, autojump_clock: trio.testing.MockClock) -> None:
+    async def test_a_second_refusal_is_final(self, autojump_clock: trio.testing.MockClock) -> None:
         issuer = Issuer()
         statuses, sent = await self.ask(Tokens(issuer.fetch, "1"), "never", 'Bearer claims="%%%"')
         assert statuses == [401] * 3
         assert len(sent) == 6
         assert issuer.claims == [None, None]
 
-    async def test_a_server_that_wants_something_else_gets_no_second_token(self) -> None:
+    async def test_a_server_with_another_scheme_gets_no_second_token(self) -> None:
         issuer = Issuer()
-        with pytest.RaisesGroup(pytest.RaisesExc(ExchangeError, match="offers NTLM, and not Bearer")):
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(ExchangeError, match="offers NTLM, but the configuration requires Bearer")
+        ):
             await self.ask(Tokens(issuer.fetch, "1"), "never", "NTLM", times=1)
         assert len(issuer.claims) == 1
 
-    async def test_it_is_not_sent_in_clear(self) -> None:
-        with pytest.RaisesGroup(pytest.RaisesExc(ExchangeError, match="would show the access token")):
+    async def test_the_token_is_not_sent_in_clear(self) -> None:
+        with pytest.RaisesGroup(pytest.RaisesExc(ExchangeError, match="would expose the access token")):
             await self.ask(Tokens(Issuer().fetch, "1"), "T1", "Bearer", "http://mail.example.com/", times=1)
 
 
-def test_a_token_shows_nothing() -> None:
+def test_the_repr_of_a_token_hides_it() -> None:
     assert repr(Token("secret", 60)) == "Token('***', lifetime=60)"
 
 
@@ -178,9 +177,9 @@ def test_a_token_shows_nothing() -> None:
 @example("\u00fc", 'Bearer claims="{}"')
 @example("!", 'Bearer claims="{}"')
 @example("/w==", 'Bearer claims="{}"')
-def test_no_claims_challenge_raises(claims: str, form: str) -> None:
+def test_any_claims_challenge_is_parsed_without_error(claims: str, form: str) -> None:
     headers = httpx.Headers([(b"WWW-Authenticate", form.format(claims).encode("utf-8", "replace"))])
-    found = claims_of(headers)
+    found = requested_claims(headers)
     assert found is None or isinstance(found, str)
-    token(headers, "Bearer")
-    offered(headers)
+    challenge_token(headers, "Bearer")
+    offered_schemes(headers)

@@ -1,4 +1,4 @@
-"""Kerberos tickets in many threads, with contexts that end, or that the domain refuses, when they are told to."""
+"""Kerberos tickets in many threads, with a scripted domain that lets tickets expire and refuses passwords."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -6,13 +6,13 @@ from time import sleep
 
 import pytest
 
-from listener.exchange.auth.tickets import Ticket
+from listener.exchange.auth.negotiate import Ticket
 
 THREADS = 8
 
 
 class Domain:
-    """Counts how often it is asked for a ticket, and with which passwords."""
+    """A domain. `asked` has the passwords of the requests for a ticket; a new `life` makes older tickets expire."""
 
     def __init__(self) -> None:
         self.password = "right"
@@ -33,7 +33,7 @@ class Context:
     def step(self) -> int:
         if self.life is None:
             self.domain.asked.append(self.password)
-            sleep(0.02)  # the others come meanwhile
+            sleep(0.02)  # the other threads arrive meanwhile
             if self.password != self.domain.password:
                 raise ValueError("Preauthentication failed")
             self.life = self.domain.life
@@ -42,12 +42,12 @@ class Context:
         return self.life
 
 
-def all_at_once(ticket: Ticket, domain: Domain, password: str) -> list[int | str]:
-    """What comes of it in each thread."""
-    together = Barrier(THREADS)
+def use_in_all_threads(ticket: Ticket, domain: Domain, password: str) -> list[int | str]:
+    """Return the result of each thread."""
+    barrier = Barrier(THREADS)
 
     def one(_: int) -> int | str:
-        together.wait()
+        barrier.wait()
         try:
             return ticket.use(password, lambda: domain.context(password), Context.step)
         except ValueError as error:
@@ -57,22 +57,22 @@ def all_at_once(ticket: Ticket, domain: Domain, password: str) -> list[int | str
         return list(threads.map(one, range(THREADS)))
 
 
-def test_one_ticket_is_got_for_all_and_a_new_one_when_it_has_ended() -> None:
+def test_all_threads_share_one_ticket_until_it_expires() -> None:
     ticket, domain = Ticket(), Domain()
     for domain.life in (1, 1, 2, 3):
-        assert all_at_once(ticket, domain, "right") == [domain.life] * THREADS
+        assert use_in_all_threads(ticket, domain, "right") == [domain.life] * THREADS
     assert domain.asked == ["right"] * 3
 
 
-def test_a_password_that_is_refused_is_sent_once_for_all_that_wait() -> None:
+def test_a_refused_password_is_sent_once_for_all_waiting_threads() -> None:
     ticket, domain = Ticket(), Domain()
-    assert all_at_once(ticket, domain, "wrong") == ["Preauthentication failed"] * THREADS
+    assert use_in_all_threads(ticket, domain, "wrong") == ["Preauthentication failed"] * THREADS
     assert domain.asked == ["wrong"]
-    assert all_at_once(ticket, domain, "right") == [0] * THREADS  # nothing of it is left
+    assert use_in_all_threads(ticket, domain, "right") == [0] * THREADS  # the refusal is not cached
     assert domain.asked == ["wrong", "right"]
 
 
-def test_another_password_is_another_ticket() -> None:
+def test_a_changed_password_gets_a_new_ticket() -> None:
     ticket, domain = Ticket(), Domain()
     assert ticket.use("right", lambda: domain.context("right"), Context.step) == 0
     domain.password = "new"
