@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from listener.cli import app
 from listener.config import Config, parse
-from listener.config.secrets import sources
+from listener.config.secrets import secret_keys
 from listener.ews.codes import VERDICTS
 from tests.test_log import logged
 
@@ -73,7 +73,7 @@ def keys(section: str) -> set[str]:
     for name in section.removesuffix(".NAME").split("."):
         fields = [model.model_fields[name] for model in found if name in model.model_fields]
         found = [model for field in fields for model in models(field.annotation)]
-    return {key for model in found for name in model.model_fields for key in (name, *sources(name))}
+    return {key for model in found for name in model.model_fields for key in (name, *secret_keys(name))}
 
 
 SECTIONS = {name for name, field in Config.model_fields.items() if models(field.annotation)} | {

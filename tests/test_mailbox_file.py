@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.config.files import MailboxReader
-from listener.config.mailbox_file import ADDRESS_COLUMNS, FileError
+from listener.config.mailbox_file import ADDRESS_COLUMNS, FileError, MailboxReader
 from listener.config.values import parse_address
 from listener.errors import ConfigError
 from tests.test_config import good, problems
@@ -105,9 +104,9 @@ def test_any_bytes_give_addresses_or_errors(content: bytes) -> None:
     ("content", "error"),
     [
         ("Name;E-Mail\nJürgen;j@b.c\n".encode("cp1252"), "is not UTF-8 text (byte 0xfc in line 2); if it is Windows-1252 (ANSI), save the file as UTF-8"),  # noqa: E501
-        ("alice@example.com\n".encode("utf-16-le"), "has NUL bytes: UTF-16 without a byte order mark, or not text"),
-        (b"\xff\xfea", "is damaged UTF-16-LE text"),
-        (b'Name,Mail\nA,a@b.c\n"B,b@b.c\nC,c@b.c\n', "line 3: is no row of a table with quotes: unexpected end of data"),  # noqa: E501
+        ("alice@example.com\n".encode("utf-16-le"), "contains NUL bytes: UTF-16 without a byte order mark, or not text"),  # noqa: E501
+        (b"\xff\xfea", "is not valid UTF-16-LE text"),
+        (b'Name,Mail\nA,a@b.c\n"B,b@b.c\nC,c@b.c\n', "line 3: invalid quotes: unexpected end of data"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, content: bytes, error: str) -> None:
@@ -125,8 +124,8 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
         (
             "Name,Mail\nA,a@b.c\nB,\nC\nD,nobody\n",
             [
-                'm.txt:3: nothing in column "Mail"',
-                'm.txt:4: nothing in column "Mail"',
+                'm.txt:3: column "Mail" is empty',
+                'm.txt:4: column "Mail" is empty',
                 'm.txt:5: "nobody" is not a valid email address',
             ],
         ),
@@ -134,8 +133,8 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
             "alice@example.com,Alice\n",
             [
                 (
-                    'm.txt:1: "alice@example.com,Alice" is not a valid email address; several values a line need '
-                    "a first line that names the columns, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"  # noqa: E501
+                    'm.txt:1: "alice@example.com,Alice" is not a valid email address; a table needs '
+                    "a first line with column names, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
                 )
             ],
         ),
@@ -143,8 +142,8 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
             "Alias;Office\n",
             [
                 (
-                    'm.txt:1: "Alias;Office" is not a valid email address; the first line names no column that is '
-                    "known to hold the address, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
+                    'm.txt:1: "Alias;Office" is not a valid email address; the first line has no known '
+                    "address column, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
                 )
             ],
         ),

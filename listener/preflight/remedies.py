@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from listener.config.endpoints import doubt_autodiscover_url, doubt_ews_url
+from listener.config.warnings import check_autodiscover_url, check_ews_url
 from listener.ews.codes import NO_TLS, ONLY_TLS, UNKNOWN_TO_FRONT_END, VERDICTS, Failure, Verdict
 from listener.ews.xml import excerpt
 
@@ -571,7 +571,7 @@ def _of_the_url(failure: Failure, url: str, *, autodiscover: bool) -> Remedy | N
     """What the URL itself tells: it is none of the endpoint, or of the other scheme."""
     if not url or not (failure.code in _STRANGE or failure.code not in VERDICTS):
         return None
-    doubt = (doubt_autodiscover_url if autodiscover else doubt_ews_url)(url)
+    doubt = (check_autodiscover_url if autodiscover else check_ews_url)(url)
     if doubt is not None:
         key = "autodiscover_url" if autodiscover else "ews_url"
         return Remedy(f"The URL is probably wrong: {doubt.reason}.", f"set {key} to {doubt.instead}")

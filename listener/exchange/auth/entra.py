@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from listener.config import OAuthAuth
-from listener.config.certificates import CertificateError, load_key_pair
+from listener.config.auth import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure
