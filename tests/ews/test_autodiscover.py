@@ -86,7 +86,7 @@ def test_the_request() -> None:
 
 
 def test_a_request_for_nobody_is_refused() -> None:
-    with pytest.raises(ValueError, match="no mailboxes"):
+    with pytest.raises(ValueError, match="requires a mailbox"):
         get_user_settings([], version="Exchange2013_SP1", to_url=URL)
 
 
@@ -116,7 +116,7 @@ def test_each_mailbox_gets_its_own_answer_in_order() -> None:
             text="Autodiscover redirects to http://other.example.org/autodiscover/autodiscover.svc",
         ),
         Failure(code="SettingIsNotAvailable", text="No GroupingInformation."),
-        Failure(code="SettingIsNotAvailable", text="Autodiscover told no URL of EWS"),
+        Failure(code="SettingIsNotAvailable", text="Autodiscover returned no EWS URL"),
     ]
 
 

@@ -54,7 +54,7 @@ def test_the_request() -> None:
     content = expand_dl("sales@example.org", version=VERSION, impersonate=who)
     assert body(content).findtext(f"*/{T}EmailAddress") == "sales@example.org"
     assert b"anna@example.org" in content
-    with pytest.raises(ValueError, match="no group"):
+    with pytest.raises(ValueError, match="requires a group"):
         expand_dl("", version=VERSION)
 
 

@@ -88,7 +88,7 @@ def test_pages_that_are_none(offset: int, size: int) -> None:
 
 
 def test_no_folders_are_no_request() -> None:
-    with pytest.raises(ValueError, match="no folders"):
+    with pytest.raises(ValueError, match="requires a folder"):
         get_folder([], version=VERSION)
 
 

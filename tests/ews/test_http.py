@@ -90,7 +90,7 @@ def test_a_redirect_is_named(status: int) -> None:
 def test_a_redirect_in_microsofts_own_way() -> None:
     said = failure(451, X_MS_Location="https://pod2.example.org/ews", Location="x")
     assert said.location == "https://pod2.example.org/ews"
-    assert failure(302).text == "redirected to nowhere"
+    assert failure(302).text == "redirect without a target"
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_get_items() -> None:
 
 
 def test_no_items_are_no_request() -> None:
-    with pytest.raises(ValueError, match="no items"):
+    with pytest.raises(ValueError, match="requires an item"):
         get_item([], version=VERSION)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.ews.xml import MOST_MARKUP, excerpt, html_title, local_name, read
+from listener.ews.xml import MAX_MARKUP, excerpt, html_title, local_name, read
 
 
 def failure(content: bytes) -> Failure:
@@ -133,12 +133,12 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"<a>" + b"<b/>" * MOST_MARKUP + b"</a>",
-        b"<a>" + b"<b></b>" * (MOST_MARKUP // 2) + b"</a>",
-        b"<a " + b" ".join(b"b%d=''" % n for n in range(MOST_MARKUP)) + b"/>",
-        b"<a>" + b"<b c = '' d = ''/>" * (MOST_MARKUP // 3) + b"</a>",
-        b"<a>" + b"<b xmlns='c'/>" * (MOST_MARKUP // 2) + b"</a>",
-        ("<a>" + "<b/>" * MOST_MARKUP + "</a>").encode("utf-16"),
+        b"<a>" + b"<b/>" * MAX_MARKUP + b"</a>",
+        b"<a>" + b"<b></b>" * (MAX_MARKUP // 2) + b"</a>",
+        b"<a " + b" ".join(b"b%d=''" % n for n in range(MAX_MARKUP)) + b"/>",
+        b"<a>" + b"<b c = '' d = ''/>" * (MAX_MARKUP // 3) + b"</a>",
+        b"<a>" + b"<b xmlns='c'/>" * (MAX_MARKUP // 2) + b"</a>",
+        ("<a>" + "<b/>" * MAX_MARKUP + "</a>").encode("utf-16"),
     ],
 )
 def test_a_document_of_too_many_elements_is_refused_before_it_is_parsed(content: bytes) -> None:
@@ -148,7 +148,7 @@ def test_a_document_of_too_many_elements_is_refused_before_it_is_parsed(content:
 
 
 def test_a_document_of_many_elements_is_read() -> None:
-    assert len(read(b"<a>" + b"<b/>" * (MOST_MARKUP - 10) + b"</a>")) == MOST_MARKUP - 10
+    assert len(read(b"<a>" + b"<b/>" * (MAX_MARKUP - 10) + b"</a>")) == MAX_MARKUP - 10
 
 
 def test_a_long_text_is_no_matter_of_elements() -> None:

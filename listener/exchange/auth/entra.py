@@ -26,7 +26,7 @@ from listener.config.auth import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure
-from listener.ews.http import SKEW, off_by
+from listener.ews.http import MAX_CLOCK_SKEW, describe_clock_skew
 from listener.ews.values import http_date, json_object
 from listener.ews.xml import excerpt
 from listener.exchange.auth.aadsts import MEANINGS
@@ -199,7 +199,7 @@ class Entra:
             tenant=self._auth.tenant or self._authority,
             resource=self._scope.removesuffix("/.default"),
         )
-        off = f"; {off_by(http.skew)}" if abs(http.skew) > SKEW else ""
+        off = f"; {describe_clock_skew(http.skew)}" if abs(http.skew) > MAX_CLOCK_SKEW else ""
         if told and code in VERDICTS:
             return Failure(code=code, text=told + off)
         # A proxy's page in place of an answer refuses nothing.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
-from listener.ews import texts
+from listener.ews import values
 from listener.ews.autodiscover import Redirect, UserSettings, read_pox, read_user_settings
 from listener.ews.batch import TEXT_LENGTH
 from listener.ews.codes import Failure
@@ -25,8 +25,8 @@ SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 
 @given(st.text())
 def test_a_code_has_a_bound_and_an_alphabet(said: str) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_.]{0,100}", texts.code(said))
-    assert bool(texts.code(said)) == bool(said)
+    assert re.fullmatch(r"[A-Za-z0-9_.]{0,100}", values.response_code(said))
+    assert bool(values.response_code(said)) == bool(said)
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def test_a_code_has_a_bound_and_an_alphabet(said: str) -> None:
     ],
 )
 def test_codes(said: str, code: str) -> None:
-    assert texts.code(said) == code
+    assert values.response_code(said) == code
 
 
-@pytest.mark.parametrize("said", [None, "", " ", "\t\n", "x" * (texts.ID_LENGTH + 1), LONG])
+@pytest.mark.parametrize("said", [None, "", " ", "\t\n", "x" * (values.ID_LENGTH + 1), LONG])
 def test_what_is_no_id(said: str | None) -> None:
-    assert texts.identifier(said) is None
+    assert values.identifier(said) is None
 
 
 def test_an_id_stays_as_it_is() -> None:
-    assert texts.identifier(" AAMkAD/+= ") == " AAMkAD/+= "
+    assert values.identifier(" AAMkAD/+= ") == " AAMkAD/+= "
 
 
 def envelope(body: str) -> bytes:
@@ -61,7 +61,7 @@ def message(content: str, response_class: str = "Error") -> bytes:
 
 
 def is_short(failure: Failure) -> bool:
-    return len(failure.code) <= texts.CODE_LENGTH and len(failure.text) <= 600 and failure.text.isprintable()
+    return len(failure.code) <= values.CODE_LENGTH and len(failure.text) <= 600 and failure.text.isprintable()
 
 
 CODES = [
