@@ -1039,7 +1039,7 @@ def test_any_backfill_start_is_parsed_or_rejected(value: object) -> None:
 # --- the reference page
 
 PAGE = (Path(__file__).parent.parent / "docs/CONFIGURATION.md").read_text()
-MODELS = {
+MODELS: dict[str, type[BaseModel]] = {
     **{f'[auth] kind = "{kind}"': model for kind, model in KINDS.items()},
     **{f"[{name}]": type(field.default) for name, field in Config.model_fields.items()
        if isinstance(field.default, BaseModel)},
@@ -1065,7 +1065,7 @@ def test_reference_page_has_every_option_with_its_default(heading: str) -> None:
             assert field.default in (None, (), "") or isinstance(field.default, BaseModel), name
         else:
             written = tomllib.loads(f"x = {cell.strip('`').replace('VERSION', __version__)}")["x"]
-            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
             assert adapter.validate_python(written) == field.default, name
 
 

@@ -1,4 +1,4 @@
-"""The table of what to do about a failure."""
+"""The table of verdicts."""
 
 import pytest
 
@@ -38,10 +38,10 @@ def test_no_code_has_two_verdicts() -> None:
     assert sum(len(names) for table in tables for names in table.values()) == len(VERDICTS)
 
 
-def test_every_verdict_is_in_use() -> None:
+def test_every_verdict_is_used() -> None:
     assert set(VERDICTS.values()) == set(Verdict)
 
 
-def test_a_failure_tells_its_code_and_text() -> None:
+def test_failure_as_text_has_code_and_reason() -> None:
     assert str(Failure(code="Http503", text="no")) == "Http503: no"
     assert str(Failure(code="Http503")) == "Http503"
