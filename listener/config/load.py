@@ -92,10 +92,10 @@ def validate(path: Path, environ: Mapping[str, str] = os.environ) -> ValidationR
     return ValidationResult(None, {}, [problem])
 
 
-def _config_or_error(examined: ValidationResult) -> Config:
-    if examined.config is None:
-        raise ConfigError(examined.problems)
-    return examined.config
+def _config_or_error(result: ValidationResult) -> Config:
+    if result.config is None:
+        raise ConfigError(result.problems)
+    return result.config
 
 
 def _validate(

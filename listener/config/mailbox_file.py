@@ -152,7 +152,7 @@ def _without_mark(content: bytes) -> str:
         ) from None
 
 
-# --- one address a line
+# --- one address per line
 
 
 def _plain(text: str) -> Iterator[tuple[int, str]]:

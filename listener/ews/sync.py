@@ -149,7 +149,7 @@ def _read_folder_change(element: etree._Element) -> FolderChange | None:
     return None if fields is None else FolderChange(kind=kind, **fields)
 
 
-# --- both
+# --- shared
 
 
 def _request(

@@ -205,8 +205,8 @@ def test_single_message_applies_to_all_folders() -> None:
 @pytest.mark.parametrize("tag", ["0x670a", "0x670A", "0X670A", "26378"])
 def test_property_tags_are_hexadecimal_or_decimal(tag: str) -> None:
     folder = f'<t:Folder><t:FolderId Id="f"/><t:ExtendedProperty>{COMMIT.format(tag)}</t:ExtendedProperty></t:Folder>'
-    (told_of,) = read_find_folder(found(folder)).found
-    assert told_of.commit_time_max == "2024-05-14T09:30:05Z"
+    (result,) = read_find_folder(found(folder)).found
+    assert result.commit_time_max == "2024-05-14T09:30:05Z"
 
 
 @pytest.mark.parametrize(
