@@ -10,7 +10,7 @@ import httpx
 from listener.access import AccessRule, AccessRules
 from listener.backoff import Backoff
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
-from listener.config.files import MailboxReader
+from listener.config.mailbox_file import MailboxReader
 from listener.delivery.delivery import DeliveryLimits
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind

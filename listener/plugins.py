@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from listener.config.load import examine
+from listener.config.load import validate
 from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Loc, describe, dotted
 from listener.errors import ConfigError, Problem
@@ -44,7 +44,7 @@ class LoadedHandler:
 
 def load_all(path: Path) -> tuple[Config, list[LoadedHandler]]:
     """The configuration in the file, and its handlers. Raises ConfigError with the problems of both together."""
-    config, handlers, problems = examine(path)
+    config, handlers, problems = validate(path)
     loaded: list[LoadedHandler] = []
     try:
         loaded = load_handlers(handlers)

@@ -124,13 +124,13 @@ def test_by_the_name_of_an_entry_point() -> None:
             'handlers.a.tiemout: "acme:open_audit" has no such option, did you mean "timeout"?',
         ),
         ({}, 'handlers.a.path: is required by "acme:open_audit"'),
-        ({"path": 5}, "handlers.a.path: must be a text in quotes"),
-        ({"path": "x", "lines": "3"}, "handlers.a.lines: must be a whole number"),
-        ({"path": "x", "lines": True}, "handlers.a.lines: must be a whole number"),
+        ({"path": 5}, "handlers.a.path: must be a string"),
+        ({"path": "x", "lines": "3"}, "handlers.a.lines: must be an integer"),
+        ({"path": "x", "lines": True}, "handlers.a.lines: must be an integer"),
         ({"path": "x", "ratio": "3"}, "handlers.a.ratio: must be a number"),
         ({"path": "x", "strict": 1}, "handlers.a.strict: must be true or false"),
-        ({"path": "x", "words": "ab"}, "handlers.a.words: must be a list"),
-        ({"path": "x", "words": ["a", 1]}, "handlers.a.words[1]: must be a text in quotes"),
+        ({"path": "x", "words": "ab"}, "handlers.a.words: must be an array"),
+        ({"path": "x", "words": ["a", 1]}, "handlers.a.words[1]: must be a string"),
         (
             {"path": "x", "mode": "apend"},
             'handlers.a.mode: must be "append" or "replace", did you mean "append"?',
@@ -194,7 +194,7 @@ def test_a_factory_may_lie_deeper_and_have_no_annotations() -> None:
 def test_annotations_as_texts_are_evaluated_one_by_one() -> None:
     assert len(load(a={"use": "acme:open_late", "size": 5})) == 1
     assert problems(a={"use": "acme:open_late", "size": "5", "other": 1}) == [
-        "handlers.a.size: must be a whole number",
+        "handlers.a.size: must be an integer",
         "handlers.a.other: the type Missing of this option cannot be checked",
     ]
 
@@ -215,7 +215,7 @@ def test_all_problems_of_all_handlers_come_at_once() -> None:
         c={"use": "nowhere:x"},
     ) == [
         'handlers.a.pth: "acme:open_audit" has no such option, did you mean "path"?',
-        "handlers.a.lines: must be a whole number",
+        "handlers.a.lines: must be an integer",
         'handlers.a.path: is required by "acme:open_audit"',
         "handlers.c.use: cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'",
     ]

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio.testing
 
+from listener.config.auth import tls_context
 from listener.config.secrets import Secret
-from listener.config.tls import tls_context
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.body import SOAP_LIMIT

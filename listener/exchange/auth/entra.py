@@ -23,11 +23,11 @@ import structlog
 import trio
 
 from listener.config import OAuthAuth
-from listener.config.certificates import CertificateError, load_key_pair
+from listener.config.auth import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure
-from listener.ews.http import SKEW, off_by
+from listener.ews.http import MAX_CLOCK_SKEW, describe_clock_skew
 from listener.ews.values import http_date, json_object
 from listener.ews.xml import excerpt
 from listener.exchange.auth.oauth import Token
@@ -228,7 +228,7 @@ class Entra:
             tenant=self._auth.tenant or self._authority,
             resource=self._scope.removesuffix("/.default"),
         )
-        off = f"; {off_by(http.skew)}" if abs(http.skew) > SKEW else ""
+        off = f"; {describe_clock_skew(http.skew)}" if abs(http.skew) > MAX_CLOCK_SKEW else ""
         if meaning and code in VERDICTS:
             return Failure(code=code, text=meaning + off)
         # An HTML page of a proxy in place of a response is not a refusal.

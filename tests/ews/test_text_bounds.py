@@ -1,4 +1,4 @@
-"""Texts that a server chooses are cut where they are parsed."""
+"""The parsers limit the length of texts from servers."""
 
 import re
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.errors import ExchangeError
-from listener.ews import texts
+from listener.ews import values
 from listener.ews.autodiscover import Redirect, UserSettings, read_pox, read_user_settings
 from listener.ews.batch import TEXT_LENGTH
 from listener.ews.codes import Failure
@@ -24,9 +24,9 @@ SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 
 
 @given(st.text())
-def test_a_code_has_a_bound_and_an_alphabet(said: str) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_.]{0,100}", texts.code(said))
-    assert bool(texts.code(said)) == bool(said)
+def test_response_code_has_a_limit_and_an_alphabet(said: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_.]{0,100}", values.response_code(said))
+    assert bool(values.response_code(said)) == bool(said)
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def test_a_code_has_a_bound_and_an_alphabet(said: str) -> None:
     ],
 )
 def test_codes(said: str, code: str) -> None:
-    assert texts.code(said) == code
+    assert values.response_code(said) == code
 
 
-@pytest.mark.parametrize("said", [None, "", " ", "\t\n", "x" * (texts.ID_LENGTH + 1), LONG])
-def test_what_is_no_id(said: str | None) -> None:
-    assert texts.identifier(said) is None
+@pytest.mark.parametrize("said", [None, "", " ", "\t\n", "x" * (values.ID_LENGTH + 1), LONG])
+def test_invalid_identifiers(said: str | None) -> None:
+    assert values.identifier(said) is None
 
 
-def test_an_id_stays_as_it_is() -> None:
-    assert texts.identifier(" AAMkAD/+= ") == " AAMkAD/+= "
+def test_valid_identifier_is_unchanged() -> None:
+    assert values.identifier(" AAMkAD/+= ") == " AAMkAD/+= "
 
 
 def envelope(body: str) -> bytes:
@@ -61,7 +61,7 @@ def message(content: str, response_class: str = "Error") -> bytes:
 
 
 def is_short(failure: Failure) -> bool:
-    return len(failure.code) <= texts.CODE_LENGTH and len(failure.text) <= 600 and failure.text.isprintable()
+    return len(failure.code) <= values.CODE_LENGTH and len(failure.text) <= 600 and failure.text.isprintable()
 
 
 CODES = [
@@ -127,15 +127,15 @@ def setting(name: str, value: str) -> str:
         f"<UserSettings>{setting('ExternalEwsUrl', 'https://' + LONG)}</UserSettings>",
     ],
 )
-def test_answers_of_autodiscover(content: str) -> None:
+def test_autodiscover_answers(content: str) -> None:
     answer = read_user_settings(user(content), ["a@x.example"])["a@x.example"]
     assert isinstance(answer, Failure)
     assert is_short(answer)
 
 
-def test_a_grouping_information_becomes_a_name() -> None:
-    told = setting("ExternalEwsUrl", "https://x.example/EWS") + setting("GroupingInformation", LONG)
-    answer = read_user_settings(user(f"<UserSettings>{told}</UserSettings>"), ["a"])["a"]
+def test_grouping_information_is_shortened() -> None:
+    settings_xml = setting("ExternalEwsUrl", "https://x.example/EWS") + setting("GroupingInformation", LONG)
+    answer = read_user_settings(user(f"<UserSettings>{settings_xml}</UserSettings>"), ["a"])["a"]
     assert isinstance(answer, UserSettings)
     assert answer.grouping_information == excerpt(LONG)
 
@@ -148,14 +148,14 @@ def test_a_grouping_information_becomes_a_name() -> None:
         f"<Account><RedirectUrl>https://{LONG}</RedirectUrl></Account>",
     ],
 )
-def test_answers_of_pox(content: str) -> None:
+def test_pox_answers(content: str) -> None:
     document = f"<Autodiscover><Response>{content}</Response></Autodiscover>".encode()
     with pytest.raises(ExchangeError) as caught:
         assert not isinstance(read_pox(document), Redirect | UserSettings)
     assert is_short(caught.value.failure)
 
 
-def test_a_subscription_id_has_a_bound() -> None:
+def test_subscription_id_has_a_limit() -> None:
     with pytest.raises(ExchangeError) as caught:
         read_subscribe(
             message(f"<ResponseCode>NoError</ResponseCode><SubscriptionId>{LONG}</SubscriptionId>", "Success")
@@ -163,14 +163,14 @@ def test_a_subscription_id_has_a_bound() -> None:
     assert caught.value.failure.code == "UnexpectedReply"
 
 
-def test_members_of_a_group_have_short_names() -> None:
+def test_names_of_group_members_have_a_limit() -> None:
     member = f"<Mailbox><Name>{LONG}</Name><EmailAddress>{LONG}@x.example</EmailAddress></Mailbox>"
     content = message(f"<ResponseCode>NoError</ResponseCode><DLExpansion>{member}</DLExpansion>", "Success")
     [found] = read_expand_dl(content).members
     assert (found.address, found.name) == ("", LONG[:TEXT_LENGTH])
 
 
-def test_names_of_folders_have_a_bound() -> None:
+def test_folder_names_have_a_limit() -> None:
     folder = f'<Folder><FolderId Id="F" ChangeKey="{"k" * 5000}"/><DisplayName>{LONG}</DisplayName></Folder>'
     root = f'<RootFolder IncludesLastItemInRange="true"><Folders>{folder}</Folders></RootFolder>'
     [found] = read_find_folder(message(f"<ResponseCode>NoError</ResponseCode>{root}", "Success")).found
