@@ -245,7 +245,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
 
         journal._store.transact = refuse  # type: ignore[method-assign, assignment]
         started_at = trio.current_time()
-        with pytest.raises(ConfigError, match="is not open after"):
+        with pytest.raises(ConfigError, match="not open after"):
             await delivery.change([Worker(new := Plugin(), LIMITS)])
         assert trio.current_time() - started_at < 40
         journal._store.transact = transact  # type: ignore[method-assign]
