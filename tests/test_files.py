@@ -11,8 +11,8 @@ from listener.admin.server import unix_socket
 from listener.errors import ConfigError
 from listener.exchange.auth.refusals import Refusals, RefusalStore
 from listener.files import open_own
-from listener.journal.lock import locked
-from listener.journal.schema import open_beside, open_database
+from listener.journal.lock import lock_directory
+from listener.journal.schema import open_database, open_existing
 
 OTHER = 12345
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -37,7 +37,7 @@ def state(tmp_path: Path) -> Path:
 def test_the_lock_follows_no_link(state: Path, victim: Path, dangling: bool) -> None:
     target = state.parent / "new" if dangling else victim
     (state / "lock").symlink_to(target)
-    with pytest.raises(ConfigError, match=r"lock: .*symbolic link"), locked(state):
+    with pytest.raises(ConfigError, match=r"lock: .*symbolic link"), lock_directory(state):
         pass
     assert victim.read_text() == "precious"
     assert not (state.parent / "new").exists()
@@ -45,7 +45,7 @@ def test_the_lock_follows_no_link(state: Path, victim: Path, dangling: bool) -> 
 
 def test_the_lock_is_a_regular_file(state: Path) -> None:
     os.mkfifo(state / "lock")
-    with pytest.raises(ConfigError, match="not a regular file"), locked(state):
+    with pytest.raises(ConfigError, match="not a regular file"), lock_directory(state):
         pass
 
 
@@ -53,10 +53,10 @@ def test_the_lock_is_a_regular_file(state: Path) -> None:
 def test_the_lock_is_ours(state: Path) -> None:
     (state / "lock").touch()
     os.chown(state / "lock", OTHER, OTHER)
-    with pytest.raises(ConfigError, match=f"another user .uid {OTHER}"), locked(state):
+    with pytest.raises(ConfigError, match=f"another user .uid {OTHER}"), lock_directory(state):
         pass
     os.chown(state, OTHER, OTHER)  # a command of root's in the service's directory
-    with locked(state):
+    with lock_directory(state):
         pass
 
 
@@ -66,7 +66,7 @@ def test_the_journal_follows_no_link(state: Path, victim: Path, name: str) -> No
         open_database(state).close()
         (state / name).unlink(missing_ok=True)
     (state / name).symlink_to(victim)
-    for opening in (open_database, open_beside):
+    for opening in (open_database, open_existing):
         with pytest.raises(ConfigError, match=r"symbolic link"):
             opening(state)
     assert victim.read_text() == "precious"
@@ -75,7 +75,7 @@ def test_the_journal_follows_no_link(state: Path, victim: Path, name: str) -> No
 def test_a_state_directory_may_be_a_link(state: Path) -> None:
     link = state.parent / "link"
     link.symlink_to(state)
-    with locked(link):
+    with lock_directory(link):
         open_database(link).close()
 
 

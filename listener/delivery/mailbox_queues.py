@@ -49,7 +49,7 @@ class MailboxQueues:
         return self._queues[mailbox][0], self._attempts.get(mailbox, 0)
 
     def take_batch(self, most: int) -> list[Entry]:
-        """Return the next `most` events to deliver together, queue by queue. Call finish() for each, in this order."""
+        """Return the next `most` events to deliver together, queue by queue. Call finish() for each in this order."""
         batch: list[Entry] = []
         while self._ready and len(batch) < most:
             batch += list(self._queues[self._ready.popleft()])[: most - len(batch)]

@@ -349,7 +349,7 @@ class Worker:
         return call
 
     async def _work_in_batches(self, handler: BatchHandler, reader: Reader) -> None:
-        """Call the handler with one batch after the other, each with the events that are queued, up to `max_batch`."""
+        """Call the handler with one batch after the other. A batch has the queued events, up to `max_batch`."""
         most, wait = _batch_limits(handler)
         while True:
             while self._state is State.STOPPING or not self._queues:

@@ -199,7 +199,7 @@ async def test_dead_letters_that_cannot_be_read_can_be_seen_and_deleted(state: P
         first, second = offline.dead_letters()
         assert first.event.type == "unreadable"
         assert second.event.item_id == "12"
-        assert offline.retry([1, 2]) == 1
+        assert offline.requeue([1, 2]) == 1
         assert offline.discard([1]) == 1
 
 
@@ -234,7 +234,7 @@ async def start(state: Path) -> None:
     with open_offline(state) as offline:
         offline.dead_letters()
         offline.handlers()
-        offline.retry([1])
+        offline.requeue([1])
     async with opened(state) as journal:
         for name in ("one", "two"):
             reader = await journal.reader(name)

@@ -34,7 +34,7 @@ async def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) ->
     async with opened(tmp_path):
         said = await refusal(tmp_path)
     assert said == (
-        f"{tmp_path}/lock: is held by process {os.getpid()} (a state directory serves one daemon at a time)"
+        f"{tmp_path}/lock: is held by process {os.getpid()} (only one daemon can use a state directory)"
     )
     async with opened(tmp_path):
         pass
@@ -75,7 +75,7 @@ async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = await refusal(tmp_path / "file" / "state")
     assert said.startswith(
-        f"{tmp_path}/file/state/lock: cannot be made: Not a directory (let the daemon's user"
+        f"{tmp_path}/file/state/lock: cannot be created: Not a directory (give the daemon's user"
     )
 
 
@@ -89,7 +89,7 @@ async def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pyt
         lambda name, **more: real(name.replace("mode=rw", "mode=ro"), **more),
     )
     said = await refusal(tmp_path)
-    assert "cannot be written: attempt to write a readonly database (let the daemon's user" in said
+    assert "cannot be written: attempt to write a readonly database (give the daemon's user" in said
 
 
 def test_a_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
@@ -115,7 +115,8 @@ except ConfigError as error:
             parent.chmod(parent.stat().st_mode | 0o055)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == (
-        f"{state}/lock: cannot be made: Permission denied (let the daemon's user write there, or choose another)\n"
+        f"{state}/lock: cannot be created: Permission denied "
+        "(give the daemon's user write permission, or choose another state directory)\n"
     ), done.stderr
 
 
@@ -123,7 +124,9 @@ def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Pat
     newer = (*MIGRATIONS, ("CREATE TABLE more (a)",))
     open_database(tmp_path, newer).close()
     before = (tmp_path / FILE_NAME).read_bytes()
-    with pytest.raises(ConfigError, match=r"newer version of this program \(schema 2; this one knows 1\)"):
+    with pytest.raises(
+        ConfigError, match=r"newer version of this program \(schema 2; this version supports 1\)"
+    ):
         open_database(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
