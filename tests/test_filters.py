@@ -77,8 +77,8 @@ def test_all_parts_must_agree() -> None:
 def test_a_pattern_that_matches_nothing_is_told() -> None:
     assert check_type("created") is None
     assert check_type("exchange.*.gap") is None
-    assert check_type("creatd") == 'no type of event matches "creatd", did you mean "created"?'
+    assert check_type("creatd") == 'no event type matches "creatd", did you mean "created"?'
     assert (
         check_type("exchange.items.created")
-        == 'no type of event matches "exchange.items.created", did you mean "exchange.item.created"?'
+        == 'no event type matches "exchange.items.created", did you mean "exchange.item.created"?'
     )

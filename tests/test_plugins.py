@@ -118,10 +118,10 @@ def test_by_the_name_of_an_entry_point() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"pth": "x"}, 'handlers.a.pth: "acme:open_audit" has no such option, did you mean "path"?'),
+        ({"pth": "x"}, 'handlers.a.pth: unknown option of "acme:open_audit", did you mean "path"?'),
         (
             {"path": "x", "tiemout": 5},
-            'handlers.a.tiemout: "acme:open_audit" has no such option, did you mean "timeout"?',
+            'handlers.a.tiemout: unknown option of "acme:open_audit", did you mean "timeout"?',
         ),
         ({}, 'handlers.a.path: is required by "acme:open_audit"'),
         ({"path": 5}, "handlers.a.path: must be a text in quotes"),
@@ -144,29 +144,29 @@ def test_a_wrong_option_names_its_key(options: dict[str, Any], problem: str) -> 
 @pytest.mark.parametrize(
     ("use", "problem"),
     [
-        ("fil", 'there is no handler "fil", did you mean "file"?'),
-        ("zzz", 'there is no handler "zzz"; known: file, twice'),
+        ("fil", 'unknown handler "fil", did you mean "file"?'),
+        ("zzz", 'unknown handler "zzz"; known: file, twice'),
         (
             "twice",
-            'several handlers are installed as "twice"; name one of acme:open_audit, acme:open_late',
+            'several handlers are installed as "twice"; use one of acme:open_audit, acme:open_late',
         ),
         ("acme:open_adit", 'acme has no "open_adit", did you mean "open_audit"?'),
         ("acme:", 'acme has no ""'),
         (
             "acme:NOT_A_FACTORY",
-            "acme:NOT_A_FACTORY cannot be called: it must be a factory, see docs/HANDLERS.md",
+            "acme:NOT_A_FACTORY is not callable; it must be a factory, see docs/HANDLERS.md",
         ),
         ("nowhere.at_all:x", "cannot import nowhere.at_all: ModuleNotFoundError: No module named 'nowhere'"),
         (":x", "cannot import : ValueError: Empty module name"),
         (
             "acme:open_by_position",
-            '"acme:open_by_position" takes "path" by position only, but options go by name',
+            'parameter "path" of "acme:open_by_position" is positional-only; options are passed by name',
         ),
         (
             "acme:open_grasping",
-            '"acme:open_grasping" must not have an option "timeout": the listener takes that key',
+            '"acme:open_grasping" must not have an option "timeout": the listener uses that key',
         ),
-        ("builtins:dict", "cannot tell what arguments builtins:dict takes"),
+        ("builtins:dict", "cannot determine the arguments of builtins:dict"),
     ],
 )
 def test_a_handler_that_cannot_be_had(use: str, problem: str) -> None:
@@ -214,7 +214,7 @@ def test_all_problems_of_all_handlers_come_at_once() -> None:
         b={"use": "acme:open_anything"},
         c={"use": "nowhere:x"},
     ) == [
-        'handlers.a.pth: "acme:open_audit" has no such option, did you mean "path"?',
+        'handlers.a.pth: unknown option of "acme:open_audit", did you mean "path"?',
         "handlers.a.lines: must be a whole number",
         'handlers.a.path: is required by "acme:open_audit"',
         "handlers.c.use: cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'",

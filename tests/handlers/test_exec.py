@@ -83,9 +83,12 @@ async def test_a_program_left_behind_does_not_hold_the_event_up(
     await trio.Path(fifo).write_text("now the child ends too")
 
 
-@pytest.mark.parametrize("command", [[], ["no-such-program-anywhere"]])
-async def test_a_missing_program_is_an_error_at_the_start(command: list[str]) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no program"):
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [([], "command is empty"), (["no-such-program"], "program not found: no-such-program")],
+)
+async def test_missing_program_is_a_startup_error(command: list[str], message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
         async with open_exec(command=command):
             pytest.fail("it opened")
 
