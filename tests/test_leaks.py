@@ -25,7 +25,7 @@ WAYS = {
 }
 
 
-def test_each_way_of_a_secret_is_seen(tmp_path: Path) -> None:
+def test_secrets_are_found_in_every_output(tmp_path: Path) -> None:
     folder = tmp_path / "system"
     folder.mkdir()
     imports = (
@@ -63,6 +63,6 @@ def test_each_way_of_a_secret_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("user", ["a", "ab", "abc", "svc-listener@contoso.example"])
-def test_headers_of_basic_are_seen(user: str) -> None:
+def test_basic_auth_headers_are_found(user: str) -> None:
     assert leaks.leaks(b64encode(f"{user}:{SECRET}".encode()))
     assert not leaks.leaks(b64encode(f"{user}:something-else".encode()))

@@ -89,7 +89,7 @@ def problems(**handlers: dict[str, Any]) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-async def test_options_arrive_as_the_annotations_say() -> None:
+async def test_options_are_converted_to_the_annotations() -> None:
     options = {
         "path": "audit.jsonl", "lines": 3, "ratio": 2, "strict": True, "words": ["a"],
         "paths": ["x", "/y"], "mode": "replace",
@@ -104,13 +104,13 @@ async def test_options_arrive_as_the_annotations_say() -> None:
     assert (handler.name, handler.use) == ("audit", "acme:open_audit")
 
 
-def test_the_filter_is_compiled() -> None:
+def test_filter_is_compiled() -> None:
     (handler,) = load(a={"use": "acme:open_anything", "filter": {"types": ["deleted"]}, "x": 1})
     assert not handler.accepts.matches(EVENT)
     assert handler.open() == {"x": 1}
 
 
-def test_by_the_name_of_an_entry_point() -> None:
+def test_handler_is_found_by_entry_point() -> None:
     (handler,) = load(a={"use": "file", "path": "x"})
     assert handler.name == "a"
 
@@ -137,7 +137,7 @@ def test_by_the_name_of_an_entry_point() -> None:
         ),
     ],
 )
-def test_a_wrong_option_names_its_key(options: dict[str, Any], problem: str) -> None:
+def test_error_for_a_wrong_option_has_its_key(options: dict[str, Any], problem: str) -> None:
     assert problem in problems(a={"use": "acme:open_audit", **options})
 
 
@@ -169,11 +169,11 @@ def test_a_wrong_option_names_its_key(options: dict[str, Any], problem: str) -> 
         ("builtins:dict", "cannot determine the arguments of builtins:dict"),
     ],
 )
-def test_a_handler_that_cannot_be_had(use: str, problem: str) -> None:
+def test_handler_that_cannot_be_loaded(use: str, problem: str) -> None:
     assert problems(a={"use": use}) == [f"handlers.a.use: {problem}"]
 
 
-def test_a_module_that_fails_is_named_with_its_exception(
+def test_error_for_a_failing_module_has_its_exception(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "acme_broken.py").write_text("raise RuntimeError('no licence')\n")
@@ -183,7 +183,7 @@ def test_a_module_that_fails_is_named_with_its_exception(
     ]
 
 
-def test_a_factory_may_lie_deeper_and_have_no_annotations() -> None:
+def test_nested_factory_without_annotations() -> None:
     deep, unannotated = load(
         a={"use": "acme:OUTER.inner", "path": "x"}, b={"use": "acme:open_unannotated", "what": [1]}
     )
@@ -191,7 +191,7 @@ def test_a_factory_may_lie_deeper_and_have_no_annotations() -> None:
     assert unannotated.name == "b"
 
 
-def test_annotations_as_texts_are_evaluated_one_by_one() -> None:
+def test_string_annotations_are_evaluated_separately() -> None:
     assert len(load(a={"use": "acme:open_late", "size": 5})) == 1
     assert problems(a={"use": "acme:open_late", "size": "5", "other": 1}) == [
         "handlers.a.size: must be a whole number",
@@ -199,7 +199,7 @@ def test_annotations_as_texts_are_evaluated_one_by_one() -> None:
     ]
 
 
-def test_an_option_of_a_type_that_no_toml_value_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_of_a_type_that_toml_cannot_express(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_odd(*, thing: ModuleType) -> None: ...
 
     monkeypatch.setattr(sys.modules[__name__], "open_odd", open_odd, raising=False)
@@ -208,7 +208,7 @@ def test_an_option_of_a_type_that_no_toml_value_can_be(monkeypatch: pytest.Monke
     ]
 
 
-def test_all_problems_of_all_handlers_come_at_once() -> None:
+def test_problems_of_all_handlers_are_reported_together() -> None:
     assert problems(
         a={"use": "acme:open_audit", "pth": "x", "lines": "1"},
         b={"use": "acme:open_anything"},
@@ -221,7 +221,7 @@ def test_all_problems_of_all_handlers_come_at_once() -> None:
     ]
 
 
-def test_the_file_and_the_handlers_are_reported_together(tmp_path: Path) -> None:
+def test_problems_of_file_and_handlers_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         'mailboxes.addresses = ["a@b.c"]\nstate_dir = "x"\n[auth]\nuser = "u"\npassword = "p"\n'
         '[handlers.a]\nuse = "acme:open_audit"\nqueue = 0\n'
@@ -235,7 +235,7 @@ def test_the_file_and_the_handlers_are_reported_together(tmp_path: Path) -> None
     ]
 
 
-def test_a_good_file_gives_both(tmp_path: Path) -> None:
+def test_valid_file_returns_configuration_and_handlers(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         'mailboxes.addresses = ["a@b.c"]\n[auth]\nuser = "u"\npassword = "p"\n'
         '[handlers.a]\nuse = "acme:open_anything"\npath = "x"\n'

@@ -50,7 +50,7 @@ async def settled() -> None:
     await trio.sleep(0.2)
 
 
-async def test_a_new_handler_gets_what_comes_from_now_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_new_handler_receives_only_later_events(autojump_clock: trio.testing.MockClock) -> None:
     old, new = Plugin(name="old"), Plugin(name="new")
     async with running(old) as delivery:
         await delivery.publish([event(1)])
@@ -61,7 +61,7 @@ async def test_a_new_handler_gets_what_comes_from_now_on(autojump_clock: trio.te
     assert (old.handled, new.handled) == (["1", "2"], ["2"])
 
 
-async def test_one_that_is_gone_is_closed_and_goes_on_where_it_stood_when_it_comes_back(
+async def test_removed_handler_is_closed_and_continues_at_its_offset_when_added_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     old, gone = Plugin(name="old"), Plugin(name="gone")
@@ -81,7 +81,7 @@ async def test_one_that_is_gone_is_closed_and_goes_on_where_it_stood_when_it_com
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.5, 1.5, 3.2])
-async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_nothing(
+async def test_replacing_a_busy_handler_loses_and_repeats_nothing(
     autojump_clock: trio.testing.MockClock, wait: float
 ) -> None:
     handled: list[str] = []
@@ -97,7 +97,7 @@ async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_noth
     assert handled == [str(n) for n in range(6)]
 
 
-async def test_one_that_waits_to_try_again_need_not_be_waited_for(
+async def test_replacing_a_handler_does_not_wait_for_its_retry(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def fail(_: MailboxEvent) -> None:
@@ -114,7 +114,7 @@ async def test_one_that_waits_to_try_again_need_not_be_waited_for(
     assert good.handled == ["1", "2"]
 
 
-async def test_a_filter_that_changes_holds_from_then_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_changed_filter_applies_to_later_events(autojump_clock: trio.testing.MockClock) -> None:
     items, folders = Plugin(), Plugin(wants="exchange.folder.created")
     async with running(items) as delivery:
         await delivery.publish([event(1), event(2, "exchange.folder.created")])
@@ -127,7 +127,7 @@ async def test_a_filter_that_changes_holds_from_then_on(autojump_clock: trio.tes
 
 @pytest.mark.parametrize("kind", [Broken, Mute])
 @pytest.mark.parametrize("name", ["good", "other"])
-async def test_if_one_cannot_be_opened_all_is_as_it_was(
+async def test_failed_open_restores_the_previous_handlers(
     autojump_clock: trio.testing.MockClock, kind: type[Plugin], name: str
 ) -> None:
     good, fine = Plugin(), Plugin(name="fine")
@@ -149,9 +149,7 @@ async def test_if_one_cannot_be_opened_all_is_as_it_was(
 
 
 @pytest.mark.parametrize("name", ["good", "other"])
-async def test_the_end_may_come_while_a_handler_opens(
-    autojump_clock: trio.testing.MockClock, name: str
-) -> None:
+async def test_drain_while_a_handler_opens(autojump_clock: trio.testing.MockClock, name: str) -> None:
     good, fine = Plugin(), Plugin(name="fine")
     delivery = Delivery((Worker(good, LIMITS),))
     async with open_journal(None) as journal, trio.open_nursery() as outer, trio.open_nursery() as handlers:
@@ -167,7 +165,7 @@ async def test_the_end_may_come_while_a_handler_opens(
     assert good.closed == fine.closed == 1
 
 
-async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
+async def test_cancelled_change_restores_the_previous_handlers(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     handled: dict[str, list[str]] = {"a": [], "b": []}
@@ -187,7 +185,7 @@ async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
     assert handled == {"a": ["1", "2", "3"], "b": ["1", "2", "3"]}
 
 
-async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
+async def test_handler_that_fails_while_it_is_replaced_does_not_delay_the_change(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Failing(Plugin):
@@ -205,7 +203,7 @@ async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
         assert trio.current_time() - started_at < 0.2
 
 
-async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
+async def test_handler_that_does_not_close_delays_neither_the_change_nor_the_drain(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Lasting(Plugin):
@@ -229,7 +227,7 @@ async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
     assert after.handled == ["2"]
 
 
-async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
+async def test_disk_error_does_not_delay_replacing_a_handler(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     old = Plugin()
@@ -255,7 +253,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
     assert (old.handled, new.handled) == (["1", "2"], [])
 
 
-async def test_who_comes_after_goes_on_from_what_was_acknowledged_last(
+async def test_next_reader_continues_after_the_last_acknowledgements(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:

@@ -18,7 +18,7 @@ def entry(position: int, mailbox: str) -> Entry:
 A1, A2, B3 = entry(1, "ann"), entry(2, "ann"), entry(3, "bob")
 
 
-def test_a_line_moves_on_when_its_first_is_done_and_others_do_not_wait_for_it() -> None:
+def test_queue_advances_when_its_first_event_is_finished() -> None:
     queues = MailboxQueues()
     queues.put([A1, A2, B3])
     assert queues.take() == (A1, 0)
@@ -30,7 +30,7 @@ def test_a_line_moves_on_when_its_first_is_done_and_others_do_not_wait_for_it() 
     assert len(queues) == 2
 
 
-def test_what_waits_to_be_tried_again_holds_up_its_own_line_only() -> None:
+def test_delayed_event_blocks_only_its_own_queue() -> None:
     queues = MailboxQueues()
     queues.put([A1, A2, B3])
     queues.take()
@@ -43,7 +43,7 @@ def test_what_waits_to_be_tried_again_holds_up_its_own_line_only() -> None:
     assert queues.take() == (A1, 1)
 
 
-def test_a_batch_takes_whole_lines_as_far_as_it_goes() -> None:
+def test_batch_takes_whole_queues_up_to_its_size() -> None:
     queues = MailboxQueues()
     queues.put([A1, B3, A2])
     assert queues.take_batch(10) == [A1, A2, B3]
@@ -57,7 +57,7 @@ def test_a_batch_takes_whole_lines_as_far_as_it_goes() -> None:
     assert queues.take_batch(1) == [entry(4, "ann")]
 
 
-def test_after_a_breakdown_everything_that_does_not_wait_is_ready_again() -> None:
+def test_reset_makes_every_queue_ready_that_is_not_delayed() -> None:
     queues = MailboxQueues()
     queues.put([A1, A2, B3])
     queues.take()

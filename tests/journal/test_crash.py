@@ -47,7 +47,7 @@ trio.run(main, sys.argv[1], int(sys.argv[2]))
 """
 
 
-async def test_kill_minus_nine_loses_nothing(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_sigkill_loses_no_event(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     directory, rng = tmp_path / "j", random.Random(7)
     async with opened(directory) as journal:
         await journal.reader("audit")

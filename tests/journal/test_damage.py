@@ -81,7 +81,7 @@ async def state(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "body", [b"", b"\xc1", b"\x90", b"garbage", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, "text", 5, None]
 )
-async def test_events_that_cannot_be_read_are_passed_over_and_told(state: Path, body: object) -> None:
+async def test_unreadable_events_are_skipped_and_logged(state: Path, body: object) -> None:
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body)
     found, told = await read_all(state)
     assert found == [11, 12, *range(17, 41)] or found == [*range(17, 41)]
@@ -89,7 +89,7 @@ async def test_events_that_cannot_be_read_are_passed_over_and_told(state: Path, 
     assert (line["handler"], line["first"], line["last"], line["count"]) == ("one", 13, 16, 4)
 
 
-async def test_one_event_of_several_that_cannot_be_read_costs_that_one_only(state: Path) -> None:
+async def test_one_unreadable_event_does_not_affect_the_rest_of_its_chunk(state: Path) -> None:
     with sqlite3.connect(state / FILE_NAME) as connection:
         (body,) = connection.execute("SELECT body FROM chunks WHERE last = 16").fetchone()
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body.replace(b"\xa214", b"\xa2\xff4"))
@@ -100,7 +100,7 @@ async def test_one_event_of_several_that_cannot_be_read_costs_that_one_only(stat
 
 
 @pytest.mark.parametrize("count", [0, -5, 1 << 60, "x", b"\xff", 2])
-async def test_a_damaged_count_loses_nothing(state: Path, count: object) -> None:
+async def test_damaged_count_loses_no_event(state: Path, count: object) -> None:
     change(state, "UPDATE chunks SET count = ? WHERE last = 16", count)
     found, _ = await read_all(state)
     assert found[-28:] == [*range(13, 41)]
@@ -117,9 +117,7 @@ async def test_a_damaged_count_loses_nothing(state: Path, count: object) -> None
         ("seen", "x"),
     ],
 )  # fmt: skip
-async def test_damaged_progress_repeats_events_but_loses_none(
-    state: Path, column: str, value: object
-) -> None:
+async def test_damaged_offset_repeats_events_but_loses_none(state: Path, column: str, value: object) -> None:
     change(state, f"UPDATE handlers SET {column} = ? WHERE name = 'one'", value)
     found, told = await read_all(state)
     assert set(found) >= {*range(13, 41)}
@@ -129,7 +127,7 @@ async def test_damaged_progress_repeats_events_but_loses_none(
     assert await read_all(state) == (found, []), "it was repaired"
 
 
-async def test_a_position_beyond_all_is_damage(state: Path) -> None:
+async def test_impossible_position_is_damage(state: Path) -> None:
     change(state, "UPDATE chunks SET last = ? WHERE last = (SELECT max(last) FROM chunks)", 2**63 - 2)
     with pytest.raises(ConfigError, match=r"journal\.db: is damaged: .*sqlite3 journal\.db \.recover"):
         async with opened(state):
@@ -144,7 +142,7 @@ async def test_a_position_beyond_all_is_damage(state: Path) -> None:
         "ALTER TABLE handlers RENAME TO handlerz",
     ],
 )
-async def test_a_damaged_schema_is_a_problem_with_a_remedy(state: Path, sql: str) -> None:
+async def test_error_for_a_damaged_schema_has_a_remedy(state: Path, sql: str) -> None:
     connection = sqlite3.connect(state / FILE_NAME)
     connection.execute(sql)
     connection.close()
@@ -153,7 +151,7 @@ async def test_a_damaged_schema_is_a_problem_with_a_remedy(state: Path, sql: str
             pass
 
 
-async def test_a_table_that_goes_while_it_is_open_ends_the_journal(state: Path) -> None:
+async def test_table_dropped_at_runtime_ends_the_journal(state: Path) -> None:
     closed = pytest.RaisesExc(JournalError, match="closed")
     damaged = pytest.RaisesExc(JournalDamagedError, match="recover")
     with pytest.RaisesGroup(damaged, closed, flatten_subgroups=True):
@@ -165,7 +163,7 @@ async def test_a_table_that_goes_while_it_is_open_ends_the_journal(state: Path) 
 
 
 @pytest.mark.parametrize("value", ["text", 5, b"\xff\xff", b"", b"\xdd\xff\xff\xff\xff"])
-async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object) -> None:
+async def test_unreadable_state_is_discarded(state: Path, value: object) -> None:
     change(state, "UPDATE state SET value = ?", value)
     with structlog.testing.capture_logs() as lines:
         async with opened(state) as journal:
@@ -187,7 +185,7 @@ async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object
     )
 
 
-async def test_dead_letters_that_cannot_be_read_can_be_seen_and_deleted(state: Path) -> None:
+async def test_unreadable_dead_letters_can_be_shown_and_deleted(state: Path) -> None:
     change(
         state,
         "UPDATE dead_letters SET event = ?, reason = ?, time = ? WHERE number = 1",
@@ -204,7 +202,7 @@ async def test_dead_letters_that_cannot_be_read_can_be_seen_and_deleted(state: P
 
 
 @given(st.integers(0, 10**6), st.binary(max_size=30))
-def test_no_progress_makes_unpacking_large_or_raise_something_else(upto: int, packed: bytes) -> None:
+def test_unpacking_any_bytes_is_bounded_and_raises_only_unreadable(upto: int, packed: bytes) -> None:
     try:
         progress = Progress.unpack(upto, packed)
     except UNREADABLE:
@@ -213,7 +211,7 @@ def test_no_progress_makes_unpacking_large_or_raise_something_else(upto: int, pa
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(-(2**62), 2**62), max_size=6))
-def test_no_runs_are_too_large(upto: int, runs: list[int]) -> None:
+def test_unpacking_any_runs_is_bounded(upto: int, runs: list[int]) -> None:
     test = msgspec.msgpack.encode(runs)
     try:
         progress = Progress.unpack(upto, test)
@@ -275,7 +273,7 @@ def overwritten(data: bytes, random_: random.Random, flips: int) -> bytes:
 
 @pytest.mark.parametrize("damage", [flipped, overwritten])
 @pytest.mark.parametrize("seed", range(8))
-async def test_random_damage_has_one_of_two_outcomes(
+async def test_random_damage_is_tolerated_or_reported_with_the_path(
     tmp_path: Path, state: Path, seed: int, damage: Callable[[bytes, random.Random, int], bytes]
 ) -> None:
     """It works, or ends with an error of ours, which names the file. A page in use is hit mostly."""

@@ -30,7 +30,7 @@ async def refusal(directory: Path) -> str:
     return str(problem)
 
 
-async def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
+async def test_second_process_gets_the_id_of_the_lock_holder(tmp_path: Path) -> None:
     async with opened(tmp_path):
         said = await refusal(tmp_path)
     assert said == (
@@ -40,7 +40,7 @@ async def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) ->
         pass
 
 
-async def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"precious" * 1000)
     said = await refusal(tmp_path)
     assert "is not an SQLite database" in said
@@ -48,7 +48,7 @@ async def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> No
     assert (tmp_path / FILE_NAME).read_bytes() == b"precious" * 1000
 
 
-async def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_database_of_another_program_is_not_changed(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / FILE_NAME)
     connection.execute("CREATE TABLE chunks (a)")
     connection.close()
@@ -57,7 +57,7 @@ async def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) ->
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-async def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_damaged_journal_is_reported_and_not_changed(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await journal.reader("audit")
         await journal.append(events(range(2000)))
@@ -71,7 +71,7 @@ async def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path: Path) -> N
     assert (tmp_path / FILE_NAME).read_bytes() == data
 
 
-async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+async def test_directory_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = await refusal(tmp_path / "file" / "state")
     assert said.startswith(
@@ -79,7 +79,7 @@ async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     )
 
 
-async def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_read_only_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write everything, so SQLite is told to open it as for others."""
     async with opened(tmp_path):
         pass
@@ -92,7 +92,7 @@ async def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pyt
     assert "cannot be written: attempt to write a readonly database (give the daemon's user" in said
 
 
-def test_a_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
+def test_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     state.chmod(0o555)
@@ -120,7 +120,7 @@ except ConfigError as error:
     ), done.stderr
 
 
-def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_journal_of_a_newer_version_is_rejected_and_not_changed(tmp_path: Path) -> None:
     newer = (*MIGRATIONS, ("CREATE TABLE more (a)",))
     open_database(tmp_path, newer).close()
     before = (tmp_path / FILE_NAME).read_bytes()
@@ -131,7 +131,7 @@ def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Pat
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-def test_an_older_journal_is_brought_forward_with_what_it_holds(tmp_path: Path) -> None:
+def test_older_journal_is_migrated_with_its_contents(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / FILE_NAME).execute("VACUUM").close()  # version 0: a database without a table
     open_database(tmp_path).close()
     connection = open_database(tmp_path)
@@ -144,7 +144,7 @@ def test_an_older_journal_is_brought_forward_with_what_it_holds(tmp_path: Path) 
     connection.close()
 
 
-def test_a_step_that_fails_half_way_leaves_the_older_version_whole(tmp_path: Path) -> None:
+def test_failed_migration_leaves_the_older_version_intact(tmp_path: Path) -> None:
     open_database(tmp_path).close()
     step = ("ALTER TABLE state ADD COLUMN more INTEGER", "DROP TABLE not_there")
     with pytest.raises(ConfigError, match="no such table: not_there"):
@@ -154,7 +154,7 @@ def test_a_step_that_fails_half_way_leaves_the_older_version_whole(tmp_path: Pat
     connection.close()
 
 
-async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
+async def test_full_disk_pauses_writes_and_loses_nothing(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -193,7 +193,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
     assert lines[2]["duration"] >= 200
 
 
-async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
+async def test_full_disk_does_not_delay_shutdown(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -213,9 +213,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
         assert items(await everything(await journal.reader("audit"))) == list(range(100))
 
 
-async def test_a_disk_that_does_not_answer_is_seen(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_hanging_disk_shows_in_idle(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     answers = trio.Event()
     answers.set()
 
@@ -267,7 +265,7 @@ trio.run(main)
 """
 
 
-def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
+def test_file_size_limit_pauses_writes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
         capture_output=True,
@@ -283,7 +281,7 @@ def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
     assert "journal.recovered" in done.stderr
 
 
-async def test_a_disk_that_cannot_be_read_for_a_while_is_waited_for(
+async def test_temporary_read_errors_are_retried(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     refusals = 3
@@ -306,7 +304,7 @@ async def test_a_disk_that_cannot_be_read_for_a_while_is_waited_for(
     assert [line["event"] for line in lines] == ["journal.opened", "journal.unreadable"]
 
 
-async def test_damage_while_running_ends_it_with_the_path(
+async def test_damage_at_runtime_ends_the_journal_with_the_path(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with pytest.raises(ExceptionGroup) as caught:
@@ -324,7 +322,7 @@ async def test_damage_while_running_ends_it_with_the_path(
     assert told == "the journal is closed"
 
 
-async def test_who_waits_for_a_write_that_meets_the_damage_is_told(
+async def test_pending_write_fails_when_damage_is_found(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(*_: object) -> None:

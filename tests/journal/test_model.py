@@ -86,7 +86,7 @@ class World:
     ),
     memory=st.sampled_from([0, 0, 3, 100]),
 )
-def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, object]], memory: int) -> None:
+def test_random_operations_and_crashes_lose_nothing(steps: list[tuple[str, object]], memory: int) -> None:
     async def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             world = World(memory)

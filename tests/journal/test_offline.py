@@ -14,7 +14,7 @@ from listener.journal.schema import MIGRATIONS, open_existing
 from .tools import crashed, events, everything, items, opened
 
 
-async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
+async def test_requeue_and_replay_reach_a_running_daemon(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:
@@ -46,7 +46,7 @@ async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
         assert [x.number for x in await journal.dead_letters()] == [3]
 
 
-async def test_an_append_right_behind_a_replay_comes_after_it(
+async def test_append_after_a_replay_keeps_the_order(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:
@@ -59,7 +59,7 @@ async def test_an_append_right_behind_a_replay_comes_after_it(
         assert items(await everything(reader)) == [1, 2, 3]
 
 
-async def test_a_letter_is_retried_though_its_handler_is_forgotten(
+async def test_requeue_works_although_the_handler_was_forgotten(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:
@@ -73,7 +73,7 @@ async def test_a_letter_is_retried_though_its_handler_is_forgotten(
         assert items(await everything(await journal.reader("audit"))) == [1]
 
 
-async def test_a_refusal_names_the_path(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_errors_have_the_path(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(ConfigError, match=r"journal\.db: does not exist"), open_offline(tmp_path):
         pass
     async with opened(tmp_path / "j"):
