@@ -20,10 +20,10 @@ BACKOFFS = st.builds(
 @given(BACKOFFS, st.integers(1, 10**6), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1000)))
 @example(Backoff(first=0.1, factor=3.0, cap=0.7000000000000001), 9, 0.9999999999999999, 0.3)
 def test_delay_is_never_shorter_than_retry_after(
-    backoff: Backoff, n: int, jitter: float, told: float | None
+    backoff: Backoff, n: int, jitter: float, retry_after: float | None
 ) -> None:
-    wait = backoff.delay(n, jitter, told)
-    assert (told or 0) <= wait <= (told or 0) + backoff.longest(n)
+    wait = backoff.delay(n, jitter, retry_after)
+    assert (retry_after or 0) <= wait <= (retry_after or 0) + backoff.longest(n)
     assert backoff.delay(n, 1.0) == backoff.longest(n)
 
 

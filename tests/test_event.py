@@ -54,7 +54,7 @@ def test_repeated_folder_moves_have_different_ids() -> None:
     moved = MailboxEvent(**fields)
     again = [{"change_key": "CQAAAB=="}, {"parent_folder_id": "HHH="}]
     assert len({moved.id, *(MailboxEvent(**fields | change).id for change in again)}) == 3
-    # What is found of it by comparing is the same event.
+    # The same move found by catch-up is the same event.
     found = {"time": "2026-03-01T12:30:00Z", "recovered": True, "old_folder_id": "AAA="}
     assert MailboxEvent(**fields | found).id == moved.id
 
@@ -71,7 +71,7 @@ SAME_ITEM = FIELDS | {"type": "exchange.item.moved", "old_item_id": "AAA="}
 @pytest.mark.parametrize("key", [None, ""])
 @pytest.mark.parametrize("fields", [FOLDER, SAME_ITEM])
 def test_id_of_a_move_without_change_key_depends_on_its_time(fields: dict[str, Any], key: str | None) -> None:
-    """There and back, and there again: three moves, of which the third is like the first but for its time."""
+    """Of three moves, there, back and there again, the third differs from the first only by its time."""
     there, back, again = (
         MailboxEvent(**fields | {"change_key": key, "parent_folder_id": to, "time": time})
         for to, time in (
@@ -134,7 +134,7 @@ def test_id_of_a_unique_change_is_the_same_for_stream_and_catch_up(kind: str) ->
 
 
 def test_ids_are_stable_across_releases() -> None:
-    """Receivers keep ids to recognise repeats, over restarts and upgrades of the listener."""
+    """Receivers store ids to recognize repeats, across restarts and upgrades of the listener."""
     assert EVENT.id == "c7377a5c92176299599f3e9cb9945db1"
     modified = MailboxEvent(**FIELDS | {"type": "exchange.item.modified"})
     assert modified.id == "9b090c9d483708e545b733027e7e3bee"
@@ -167,16 +167,16 @@ def test_event_is_immutable() -> None:
 
 @given(st.builds(MailboxEvent))
 def test_json_has_every_field(event: MailboxEvent) -> None:
-    told = json.loads(event.to_json())
+    document = json.loads(event.to_json())
     fields = msgspec.structs.asdict(event)
     fields = {name: value for name, value in fields.items() if value is not None and value is not False}
-    assert {"type": told["type"], "time": told["time"]} | told["data"] == fields
+    assert {"type": document["type"], "time": document["time"]} | document["data"] == fields
 
 
 def test_documentation_lists_every_type() -> None:
     text = (Path(__file__).parent.parent / "docs/EVENTS.md").read_text()
     assert not [name for name in EVENT_TYPES if f"`{name}`" not in text]
     (example,) = (line for line in text.splitlines() if line.startswith('{"specversion"'))
-    told = json.loads(example)
-    event = MailboxEvent(type=told["type"], time=told["time"], **told["data"])
+    document = json.loads(example)
+    event = MailboxEvent(type=document["type"], time=document["time"], **document["data"])
     assert event.to_json() == example

@@ -1,4 +1,4 @@
-"""Files of the daemon's own, in a directory where somebody else has placed something."""
+"""The daemon's own files, in a directory where another user has placed links or FIFOs."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files aw
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file of the daemon's user that somebody would like to have overwritten."""
+    """A file of the daemon's user, which an attacker wants the daemon to overwrite."""
     path = tmp_path / "victim"
     path.write_text("precious")
     return path
@@ -55,7 +55,7 @@ def test_lock_must_not_belong_to_another_user(state: Path) -> None:
     os.chown(state / "lock", OTHER, OTHER)
     with pytest.raises(ConfigError, match=f"another user .uid {OTHER}"), lock_directory(state):
         pass
-    os.chown(state, OTHER, OTHER)  # a command of root's in the service's directory
+    os.chown(state, OTHER, OTHER)  # root runs a command on the service's directory
     with lock_directory(state):
         pass
 

@@ -59,7 +59,7 @@ OUTER = SimpleNamespace(inner=open_audit)
 
 @pytest.fixture(autouse=True)
 def _acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This module as a plugin named acme, and entry points that need no installed distribution."""
+    """Provide this module as a plugin named acme, and entry points without an installed distribution."""
     monkeypatch.setitem(sys.modules, "acme", sys.modules[__name__])
     points = [
         EntryPoint("file", "listener.handlers.file:open_file", plugins.ENTRY_POINT_GROUP),
@@ -156,7 +156,10 @@ def test_error_for_a_wrong_option_has_its_key(options: dict[str, Any], problem: 
             "acme:NOT_A_FACTORY",
             "acme:NOT_A_FACTORY is not callable; it must be a factory, see docs/HANDLERS.md",
         ),
-        ("nowhere.at_all:x", "cannot import nowhere.at_all: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "no_such_module.x:x",
+            "cannot import no_such_module.at_all: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         (":x", "cannot import : ValueError: Empty module name"),
         (
             "acme:open_by_position",
@@ -212,12 +215,12 @@ def test_problems_of_all_handlers_are_reported_together() -> None:
     assert problems(
         a={"use": "acme:open_audit", "pth": "x", "lines": "1"},
         b={"use": "acme:open_anything"},
-        c={"use": "nowhere:x"},
+        c={"use": "no_such_module:x"},
     ) == [
         'handlers.a.pth: unknown option of "acme:open_audit", did you mean "path"?',
         "handlers.a.lines: must be a whole number",
         'handlers.a.path: is required by "acme:open_audit"',
-        "handlers.c.use: cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'",
+        "handlers.c.use: cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'",
     ]
 
 

@@ -15,7 +15,7 @@ from listener.text import (
     shortened_inside,
 )
 
-# Hypothesis leaves surrogates out unless they are asked for.
+# Hypothesis generates no surrogates unless requested.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 

@@ -1,4 +1,4 @@
-"""Isolate the daemon from the exceptions of plugins, and tell them apart from the daemon's own cancellation.
+"""Isolate the daemon from the exceptions of plugins, and separate them from the daemon's own cancellation.
 
 A plugin may raise anything: SystemExit, KeyboardInterrupt, its own BaseException, a trio.Cancelled that it kept from
 a scope of its own. All of these are failures of the plugin. In the daemon, SIGINT raises nothing:

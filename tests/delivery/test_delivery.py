@@ -26,7 +26,7 @@ def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:
 
 @dataclass
 class Plugin:
-    """A handler written as `act`, which notes what it has handled."""
+    """A plugin whose handler calls `act` and records the handled events."""
 
     act: Callable[[MailboxEvent], Awaitable[None]] | None = None
     name: str = "good"
@@ -242,7 +242,7 @@ async def test_failed_and_rejected_events_become_dead_letters(
 
 @dataclass
 class Batches:
-    """A plugin that takes batches."""
+    """A plugin whose handler receives batches."""
 
     max_batch: int = 3
     max_wait: float = 5.0
@@ -386,7 +386,7 @@ async def test_retry_with_counts_false_is_not_an_attempt(
         attempts.append(trio.current_time())
         if trio.current_time() < down_until:
             raise Retry("the database is down", after=60, counts=False)
-        raise LookupError("and this event is bad besides")
+        raise LookupError("the event is invalid too")
 
     @dataclass
     class Waiting(Batches):
@@ -397,9 +397,9 @@ async def test_retry_with_counts_false_is_not_an_attempt(
     async with running(Waiting(max_wait=0.0) if batches else Plugin(act), journal=journal) as delivery:  # type: ignore[arg-type]
         await delivery.publish([event(1)])
         await delivery.drain(10_000)
-    patient = [moment for moment in attempts if moment < down_until]
-    assert len(patient) == 17
-    assert len(attempts) - len(patient) == LIMITS.attempts
+    uncounted = [time for time in attempts if time < down_until]
+    assert len(uncounted) == 17
+    assert len(attempts) - len(uncounted) == LIMITS.attempts
     assert [letter.attempts for letter in journal.letters] == [LIMITS.attempts]
 
 
@@ -484,7 +484,7 @@ async def test_filtered_events_do_not_delay_the_drain(
 async def test_handler_closes_without_cancellation_while_another_hangs(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Whoever flushes at the end needs to await, which a cancelled task cannot."""
+    """A handler that flushes while closing needs to await, which a cancelled task cannot."""
 
     class Flushing(Plugin):
         @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Handlers that come, go and change while events keep coming: nothing is lost, nothing is told twice."""
+"""Adding, removing and replacing handlers while events are delivered loses and repeats nothing."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

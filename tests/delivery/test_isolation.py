@@ -1,4 +1,4 @@
-"""Whatever a plugin raises is its own failure: the event is tried again, then dead-lettered, and the others go on."""
+"""Any exception of a plugin is a failed attempt: the event is retried, then dead-lettered; other handlers go on."""
 
 import signal
 import sys
@@ -29,7 +29,7 @@ async def raise_(kind: str) -> None:
 
 @asynccontextmanager
 async def running(*sources: Source) -> AsyncIterator[Delivery]:
-    """With the real journal: what is stored must be storable."""
+    """Run with the real journal, because the texts of exceptions must be storable."""
     delivery = Delivery(tuple(Worker(source, LIMITS) for source in sources))
     async with opened(None) as journal, trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
@@ -134,7 +134,7 @@ async def test_any_exception_while_opening_names_the_handler(kind: str) -> None:
 async def test_repeated_failures_of_the_context_count_as_attempts(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A task of the plugin, in its own nursery, fails at one event."""
+    """A task in the plugin's own nursery fails for one event."""
 
     class Spawning(Plugin):
         @asynccontextmanager
@@ -152,7 +152,7 @@ async def test_repeated_failures_of_the_context_count_as_attempts(
                 nursery.cancel_scope.cancel()
 
     if kind == "cancelled":
-        return  # its nursery takes a Cancelled for the end of one of its own scopes
+        return  # the plugin's nursery takes a Cancelled for the end of one of its own scopes
     bad = Spawning()
     async with running(bad) as delivery:
         await delivery.publish([event(1), event(2)])

@@ -69,7 +69,7 @@ def test_reset_makes_every_queue_ready_that_is_not_delayed() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """However the handler behaves, each mailbox's events are done once each, in order."""
+    """Whatever the handler does, each event is finished once, in the order of its mailbox."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The examples of docs/HANDLERS.md run as they stand there."""
+"""The examples in docs/HANDLERS.md run unchanged."""
 
 import re
 import sys
@@ -63,7 +63,7 @@ def test_example_filter_is_valid() -> None:
 
 async def test_example_program_of_exec_stream_works(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(block("python", "import json, sys"))
-    text = f"exec {sys.executable} {tmp_path}/program.py 2> {tmp_path}/told"
+    text = f"exec {sys.executable} {tmp_path}/program.py 2> {tmp_path}/errors"
     async with open_exec_stream(command=["sh", "-c", text], acknowledge=True) as handle:
         await handle(EVENT)
-    assert (tmp_path / "told").read_text() == "exchange.item.created a@b.c\n"
+    assert (tmp_path / "errors").read_text() == "exchange.item.created a@b.c\n"

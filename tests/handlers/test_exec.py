@@ -20,7 +20,7 @@ def program(text: str, *arguments: str) -> list[str]:
 async def test_event_is_on_standard_input_and_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("EWS_SCHEMA_DIR", "EWS_LISTENER_DEB"):  # the tests' own
+    for name in ("EWS_SCHEMA_DIR", "EWS_LISTENER_DEB"):  # of this test process
         monkeypatch.delenv(name, raising=False)
     text = (
         "import json, os, sys; found = [sys.stdin.read(), {k: v for k, v in os.environ.items() if k[:4] == 'EWS_'}]\n"
@@ -75,7 +75,7 @@ async def test_cancelled_call_terminates_the_program(tmp_path: Path) -> None:
 async def test_orphaned_child_does_not_delay_the_event(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Its child keeps standard error open; that is waited for a second by the clock, not for ever."""
+    """Its child keeps standard error open. The handler waits one second for it, not forever."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     async with open_exec(command=["sh", "-c", 'cat "$0" & exit 0', str(fifo)]) as handle:
@@ -95,7 +95,7 @@ async def test_missing_program_is_a_startup_error(command: list[str], message: s
 
 @pytest.fixture
 def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in the environment of a daemon under systemd."""
+    """Set the variables of a daemon under systemd."""
     for name in ("EWS_LISTENER_PASSWORD", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "LISTEN_FDS", "LC_SECRET",
                  "WATCHDOG_PID", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD_NOT"):  # fmt: skip
         monkeypatch.setenv(name, "s3cret")

@@ -79,7 +79,7 @@ async def test_answer_without_a_line_end_is_rejected() -> None:
 async def test_ended_process_is_restarted_with_growing_delay(
     out: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    """It answers once and then dies with the second event in hand."""
+    """The process answers once and dies during the second event."""
     with capture_logs() as log:
         async with open_exec_stream(
             command=program(ONCE, out), acknowledge=True, restart_first=1, restart_cap=3
@@ -130,7 +130,7 @@ async def test_cancelled_call_kills_the_process_so_that_answers_are_not_mixed_up
 async def test_process_that_does_not_end_is_killed(
     out: Path, autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
-    """The end of its input and SIGTERM leave it cold, so SIGKILL it is; 5 s after each, by the clock."""
+    """The process ignores the end of its input and SIGTERM, so SIGKILL follows; 5 s after each step."""
     os.mkfifo(out)
     text = (
         "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -164,7 +164,7 @@ async def test_standard_error_is_logged_with_limits() -> None:
     with capture_logs() as lines:
         async with open_exec_stream(command=[sys.executable, "-S", "-c", text], acknowledge=True) as handle:
             await handle(EVENTS[0])
-    told = [line for line in lines if line["event"] == "handler.process_stderr"]
-    assert told[0]["text"] == "first\x1b[2J"
-    assert all(len(line["text"]) <= 4096 for line in told)
-    assert len(told) < 400
+    logged = [line for line in lines if line["event"] == "handler.process_stderr"]
+    assert logged[0]["text"] == "first\x1b[2J"
+    assert all(len(line["text"]) <= 4096 for line in logged)
+    assert len(logged) < 400

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def files_end_at(size: int) -> Iterator[None]:
-    """As if the disk were full."""
+    """Limit the file size, which has the effect of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -57,7 +57,7 @@ async def test_acknowledged_event_is_synced(path: Path, monkeypatch: pytest.Monk
     async with open_file(path=path) as writer:
         await writer.handle_batch(EVENTS[:2])
         text = "".join(f"{line}\n" for line in LINES[:2])
-        assert synced == [text, path.parent.name]  # a new file's name is in its directory
+        assert synced == [text, path.parent.name]  # the directory entry of a new file is synced too
         await writer.handle_batch(EVENTS[2:3])
         assert synced[2:] == [f"{text}{LINES[2]}\n"]
     async with open_file(path=path, sync=False) as writer:

@@ -1,4 +1,4 @@
-"""A real process, killed in the middle of its work, again and again."""
+"""A real process that is killed repeatedly while it writes."""
 
 import random
 import signal
@@ -17,7 +17,7 @@ from listener.event import MailboxEvent
 from listener.journal.sqlite import open_journal
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
-def tell(line):
+def report(line):
     os.write(1, line.encode())
 
 async def main(directory, start):
@@ -30,13 +30,13 @@ async def main(directory, start):
                     MailboxEvent(type="t", mailbox=f"user{number}", time="x", item_id=str(mine + n)) for n in range(7)
                 ]
                 await journal.append(batch)
-                tell(f"A {mine} {mine + 7}\\n")
+                report(f"A {mine} {mine + 7}\\n")
                 mine += 7
         async def handle():
             while True:
                 entries = await reader.read(50)
                 for entry in entries:
-                    tell(f"H {entry.event.item_id}\\n")
+                    report(f"H {entry.event.item_id}\\n")
                 reader.acknowledge(entry.position for entry in entries)
         async with trio.open_nursery() as nursery:
             for number in range(5):

@@ -1,4 +1,4 @@
-"""A journal whose rows were damaged, though SQLite finds nothing wrong with the file."""
+"""A journal with damaged rows in which SQLite itself finds no error."""
 
 import random
 import shutil
@@ -31,7 +31,7 @@ KEY = "ann@x.example\x1f"
 
 
 async def make(state: Path) -> None:
-    """A journal with all kinds of rows: two handlers, one of which lags; dead letters, a replay, state."""
+    """Create a journal with all kinds of rows: two handlers, one of which lags; dead letters, a replay, state."""
     async with opened(state) as journal:
         one, two = await journal.reader("one"), await journal.reader("two")
         for start in range(1, 41, 4):
@@ -83,9 +83,9 @@ async def state(tmp_path: Path) -> Path:
 )
 async def test_unreadable_events_are_skipped_and_logged(state: Path, body: object) -> None:
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body)
-    found, told = await read_all(state)
+    found, logged = await read_all(state)
     assert found == [11, 12, *range(17, 41)] or found == [*range(17, 41)]
-    (line,) = [line for line in told if line["event"] == "journal.events_unreadable"]
+    (line,) = [line for line in logged if line["event"] == "journal.events_unreadable"]
     assert (line["handler"], line["first"], line["last"], line["count"]) == ("one", 13, 16, 4)
 
 
@@ -93,9 +93,9 @@ async def test_one_unreadable_event_does_not_affect_the_rest_of_its_chunk(state:
     with sqlite3.connect(state / FILE_NAME) as connection:
         (body,) = connection.execute("SELECT body FROM chunks WHERE last = 16").fetchone()
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body.replace(b"\xa214", b"\xa2\xff4"))
-    found, told = await read_all(state)
+    found, logged = await read_all(state)
     assert [number for number in found if 13 <= number <= 16] == [13, 15, 16]
-    (line,) = [line for line in told if line["event"] == "journal.events_unreadable"]
+    (line,) = [line for line in logged if line["event"] == "journal.events_unreadable"]
     assert line["count"] == 1
 
 
@@ -119,10 +119,10 @@ async def test_damaged_count_loses_no_event(state: Path, count: object) -> None:
 )  # fmt: skip
 async def test_damaged_offset_repeats_events_but_loses_none(state: Path, column: str, value: object) -> None:
     change(state, f"UPDATE handlers SET {column} = ? WHERE name = 'one'", value)
-    found, told = await read_all(state)
+    found, logged = await read_all(state)
     assert set(found) >= {*range(13, 41)}
     if column != "seen":
-        (line,) = [line for line in told if line["event"] == "journal.progress_unreadable"]
+        (line,) = [line for line in logged if line["event"] == "journal.progress_unreadable"]
         assert line["handler"] == "one"
     assert await read_all(state) == (found, []), "it was repaired"
 
@@ -170,15 +170,15 @@ async def test_unreadable_state_is_discarded(state: Path, value: object) -> None
             states = JournalStates(journal)
             assert await load_known(states, "ann@x.example") == (None, {}, None)
             mailbox_source = MailboxSource(
-                sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
+                sources=Sources(groups=("g@x.example",)), expand=never, changed=lambda: None
             )
             await mailbox_source.recall(journal)
             assert mailbox_source.mailboxes == ()
-            groups, heard = await Checkpointer(journal, None).load()  # type: ignore[arg-type]
+            groups, last_seen = await Checkpointer(journal, None).load()  # type: ignore[arg-type]
             assert groups == []
-            assert not heard.groups
-    told = {line["event"] for line in lines if line["log_level"] == "warning"}
-    assert told >= (
+            assert not last_seen.groups
+    logged = {line["event"] for line in lines if line["log_level"] == "warning"}
+    assert logged >= (
         {"catchup.state_unreadable", "mailboxes.state_unreadable", "checkpoint.unreadable"}
         if isinstance(value, bytes)
         else {"journal.state_unreadable"}
@@ -220,15 +220,15 @@ def test_unpacking_any_runs_is_bounded(upto: int, runs: list[int]) -> None:
     assert len(progress) <= upto
 
 
-async def nobody(_group: str) -> Expansion:
-    raise AssertionError("is not asked")
+async def never(_group: str) -> Expansion:
+    raise AssertionError("must not be called")
 
 
 ALLOWED = (ConfigError, JournalError)
 
 
 async def start(state: Path) -> None:
-    """What a daemon does with its journal, and the commands beside it."""
+    """Use the journal as the daemon and the offline commands do."""
     with open_offline(state) as offline:
         offline.dead_letters()
         offline.handlers()
@@ -236,17 +236,17 @@ async def start(state: Path) -> None:
     async with opened(state) as journal:
         for name in ("one", "two"):
             reader = await journal.reader(name)
-            with trio.move_on_after(10) as patience:
+            with trio.move_on_after(10) as scope:
                 while reader.lag > reader.unfinished:
                     reader.acknowledge([entry.position for entry in await reader.read(100)])
-            assert not patience.cancelled_caught
+            assert not scope.cancelled_caught
         async for _ in journal.recent(0, 1000):
             pass
         states = JournalStates(journal)
         for mailbox in ("ann@x.example", "bob@x.example"):
             await load_known(states, mailbox)
         mailbox_source = MailboxSource(
-            sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
+            sources=Sources(groups=("g@x.example",)), expand=never, changed=lambda: None
         )
         await mailbox_source.recall(journal)
         await Checkpointer(journal, None).load()  # type: ignore[arg-type]
@@ -276,10 +276,10 @@ def overwritten(data: bytes, random_: random.Random, flips: int) -> bytes:
 async def test_random_damage_is_tolerated_or_reported_with_the_path(
     tmp_path: Path, state: Path, seed: int, damage: Callable[[bytes, random.Random, int], bytes]
 ) -> None:
-    """It works, or ends with an error of ours, which names the file. A page in use is hit mostly."""
+    """The journal works, or fails with one of ALLOWED, whose text has the path. Most changes hit a page in use."""
     random_ = random.Random(seed)
     sound = (state / FILE_NAME).read_bytes()
-    worked, told = 0, list[str]()
+    worked, texts = 0, list[str]()
     for round_ in range(12):
         copy = tmp_path / f"copy{round_}"
         copy.mkdir()
@@ -288,7 +288,7 @@ async def test_random_damage_is_tolerated_or_reported_with_the_path(
             await start(copy)
             worked += 1
         except* ALLOWED as errors:
-            told.append(str(errors.exceptions[0]))
+            texts.append(str(errors.exceptions[0]))
         shutil.rmtree(copy)
-    assert all(FILE_NAME in text or "handler" in text for text in told)
-    assert worked, "most bytes are in places where they do no harm"
+    assert all(FILE_NAME in text or "handler" in text for text in texts)
+    assert worked, "most changes are harmless"

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only, broken or somebody else's; at the start and while running."""
+"""Disks that are full, read-only, broken or owned by another user; at startup and at runtime."""
 
 import os
 import sqlite3
@@ -21,7 +21,7 @@ from .tools import crashed, event, events, everything, items, opened
 
 
 async def refusal(directory: Path) -> str:
-    """The one line that the operator sees."""
+    """Return the one-line error that the operator sees."""
     with pytest.raises(ConfigError) as caught:
         async with opened(directory):
             pass
@@ -80,7 +80,7 @@ async def test_directory_that_cannot_be_created(tmp_path: Path) -> None:
 
 
 async def test_read_only_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write everything, so SQLite is told to open it as for others."""
+    """Root may write every file, so the test makes SQLite open it read-only, as for other users."""
     async with opened(tmp_path):
         pass
     real = sqlite3.connect
@@ -171,7 +171,7 @@ async def test_full_disk_pauses_writes_and_loses_nothing(
                 await trio.sleep(100)
                 full = journal.figures.write_error
                 assert full == "database or disk is full (SQLITE_FULL)"
-                assert journal.idle < 15  # it refuses, but it answers: no reason for a restart
+                assert journal.idle < 15  # the disk refuses writes but answers, so a restart would not help
                 reader.acknowledge(entry.position for entry in entries)
                 await trio.sleep(100)
                 assert journal.figures.end == 100
@@ -180,7 +180,7 @@ async def test_full_disk_pauses_writes_and_loses_nothing(
             assert items(await everything(reader)) == list(range(50, 1100))
             await trio.sleep(1)
             image = crashed(tmp_path, f"{tmp_path.name}-killed")
-    async with opened(image) as journal:  # what was acknowledged meanwhile was not forgotten
+    async with opened(image) as journal:  # acknowledgements made meanwhile were not lost
         assert items(await everything(await journal.reader("audit"))) == list(range(50, 1100))
     assert [line["event"] for line in lines] == [
         "journal.opened",
@@ -312,14 +312,14 @@ async def test_damage_at_runtime_ends_the_journal_with_the_path(
             await journal.append([event(1)])
             assert journal._store._connection is not None
             journal._store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            journal._store._connection.close()  # as after an error of the disk
+            journal._store._connection.close()  # as after a disk error
             journal._store._connection = None
             (tmp_path / FILE_NAME).write_bytes(b"\xaa" * 100_000)
             await journal.append([event(2)])
     assert all(isinstance(error, JournalError) for error in caught.value.exceptions)
-    reason, told = sorted(map(str, caught.value.exceptions))
+    reason, closed = sorted(map(str, caught.value.exceptions))
     assert reason.startswith(f"{tmp_path / FILE_NAME} is damaged: ")
-    assert told == "the journal is closed"
+    assert closed == "the journal is closed"
 
 
 async def test_pending_write_fails_when_damage_is_found(
@@ -328,13 +328,13 @@ async def test_pending_write_fails_when_damage_is_found(
     def damaged(*_: object) -> None:
         raise JournalError("damaged")
 
-    told: list[str] = []
+    errors: list[str] = []
     with pytest.raises(ExceptionGroup):
         async with opened(tmp_path) as journal:
             monkeypatch.setattr(journal._store, "transact", damaged)
-            with trio.CancelScope(shield=True), trio.move_on_after(60):  # as where a handler makes way
+            with trio.CancelScope(shield=True), trio.move_on_after(60):  # as when a handler is replaced
                 try:
                     await journal.append([event(1)])
                 except JournalError as error:
-                    told.append(str(error))
-    assert told == ["the journal is closed"]
+                    errors.append(str(error))
+    assert errors == ["the journal is closed"]

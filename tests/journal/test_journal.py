@@ -1,4 +1,4 @@
-"""What the journal promises its callers."""
+"""The rules that the journal guarantees to its callers."""
 
 from contextlib import aclosing
 from pathlib import Path
@@ -256,7 +256,7 @@ async def test_recent_events_are_read_once_and_in_order(
         await journal.append(events([1, 2]))
         clock.time = 2000
         await journal.append(events([3]))
-        clock.time = 1500  # somebody set the clock back
+        clock.time = 1500  # the clock was set back
         await journal.append(events([4]))
         for entry in await everything(audit):
             await audit.dead_letter([entry], reason="a trial")
@@ -285,7 +285,7 @@ async def test_replay_redelivers_to_one_handler(
         await journal.append(events([1]))
         clock.time = 2000
         await journal.append([event(2), event(3, "Bob@x.example"), event(4)])
-        clock.time = 1500  # somebody set the clock back
+        clock.time = 1500  # the clock was set back
         await journal.append([event(5, "bob@x.example")])
         for reader in (audit, other):
             reader.acknowledge(entry.position for entry in await everything(reader))
@@ -375,13 +375,13 @@ async def test_append_after_close_is_rejected(tmp_path: Path) -> None:
 async def test_append_that_waits_at_close_fails(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    told: list[str] = []
+    errors: list[str] = []
 
     async def late(journal: Journal) -> None:
         try:
             await journal.append(events(range(1000)))
         except JournalError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     async with trio.open_nursery() as nursery, opened(tmp_path / "j") as journal:
         connection = journal._store._connection
@@ -390,7 +390,7 @@ async def test_append_that_waits_at_close_fails(
         connection.execute(f"PRAGMA max_page_count = {pages}")
         nursery.start_soon(late, journal)
         await trio.sleep(10)
-    assert told == ["the journal is closed"]
+    assert errors == ["the journal is closed"]
 
 
 async def test_reads_and_writes_in_threads(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Random appends, reads, acknowledgements and crashes against a plain model of what must come out."""
+"""Random appends, reads, acknowledgements and crashes, compared with a simple model of the result."""
 
 import tempfile
 from pathlib import Path
@@ -16,14 +16,14 @@ MAILBOXES = ["ann@x.example", "bob@x.example", "cat@x.example"]
 
 append = st.tuples(st.just("append"), st.lists(st.integers(0, 2), max_size=6))
 read = st.tuples(st.just("read"), st.integers(1, 8))
-finish = st.tuples(st.just("finish"), st.integers(0, 2))  # the oldest in hand of one mailbox
+finish = st.tuples(st.just("finish"), st.integers(0, 2))  # the oldest event in progress of one mailbox
 wait = st.tuples(st.just("wait"), st.just(0))
 crash = st.tuples(st.just("crash"), st.just(0))
 stop = st.tuples(st.just("stop"), st.just(0))
 
 
 class World:
-    """The model: what was appended, in order, and what may and must be read again."""
+    """The model: what was appended, in order, and what may and must be redelivered."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
@@ -33,7 +33,7 @@ class World:
         self.in_hand: list[Entry] = []
 
     async def life(self, directory: Path, steps: list[tuple[str, object]]) -> Path | None:
-        """Runs until the steps are over, or until a crash or a stop: then where to go on."""
+        """Run the steps until they end, or until a crash or stop. Return where to continue."""
         async with opened(directory, memory=self.memory) as journal:
             reader = await journal.reader("h")
             self.in_hand = []
@@ -94,11 +94,11 @@ def test_random_operations_and_crashes_lose_nothing(steps: list[tuple[str, objec
             directory: Path | None = Path(temporary) / "first"
             assert directory is not None
             async with opened(directory) as journal:
-                await journal.reader("h")  # so that it wants what comes from now on
+                await journal.reader("h")  # so that it receives all later events
             while directory is not None:
                 left_at = set(world.durably_finished)
                 async with opened(crashed(directory, f"look{len(left)}-{id(left_at)}")) as journal:
-                    # nothing durable and acknowledged comes again; all else does, in its order
+                    # no durably acknowledged event is redelivered; all others are, in order
                     again = items(await everything(await journal.reader("h"), 5))
                 assert not set(again) & left_at
                 assert set(again) >= {n for n, _ in world.appended} - world.finished

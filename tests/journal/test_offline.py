@@ -1,4 +1,4 @@
-"""What the command line does beside a daemon, or without one."""
+"""Offline access by the command line, with or without a running daemon."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ async def test_requeue_and_replay_reach_a_running_daemon(
             with pytest.raises(JournalError, match='unknown handler "adit"; known handlers: audit'):
                 offline.replay("adit", since=0)
         got: list[int] = []
-        with trio.fail_after(2):  # nothing else wakes the reader
+        with trio.fail_after(2):  # nothing but the poll wakes the reader
             while len(got) < 4:
                 entries = await reader.read(1)
                 got += items(entries)

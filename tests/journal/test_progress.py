@@ -1,4 +1,4 @@
-"""What is kept of a handler's way."""
+"""The stored offset of a handler."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What is deleted, when, and what never is."""
+"""Retention: what the journal deletes, when, and what it never deletes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ async def test_finished_events_are_deleted_by_age(
         for _ in range(2):
             slow.acknowledge([entry.position for entry in await slow.read(100)])
         await trio.sleep(60)
-        assert kept(journal) == 300  # the third chunk is old too, but slow has it still before it
+        assert kept(journal) == 300  # the third chunk is old too, but slow has not read it
         await finish(slow)
         await trio.sleep(60)
         assert kept(journal) == 200
@@ -165,7 +165,7 @@ async def test_absent_handler_keeps_its_offset_until_it_is_too_old(
     with structlog.testing.capture_logs() as lines:
         async with opened(tmp_path / "j", clock, keep) as journal:
             await journal.reader("stays")
-            await trio.sleep(300)  # whoever comes late is waited for
+            await trio.sleep(300)  # a handler that is opened late keeps its offset
             assert [line["event"] for line in lines] == ["journal.opened"]
             await trio.sleep(3600)
     assert [line.get("handler") for line in lines] == [None, "gone"]
@@ -219,14 +219,14 @@ async def test_state_of_removed_owners_is_forgotten(tmp_path: Path) -> None:
         for owner in ("ann", "bob", "cat", "catherine"):
             for number in range(30):
                 await journal.append((), [Put("sync", f"{owner}{OWNED}{number}", b"")])
-        await journal.append((), [Put("sync", "nobody's", b""), Put("other", f"bob{OWNED}1", b"")])
+        await journal.append((), [Put("sync", "ownerless", b""), Put("other", f"bob{OWNED}1", b"")])
         clock.time += DAY
         await journal.append((), [Put("sync", f"cat{OWNED}29", b"")])
         clock.time += DAY
-        # Of those who left, bob alone was not heard of for so long; ann and catherine are there.
+        # Of the removed owners, only bob has no recent value; ann and catherine are not removed.
         assert await journal.forget("sync", {"ann", "catherine"}, clock.time - 1.5 * DAY) == ["bob"]
         left = Counter(key.partition(OWNED)[0] for key in await journal.load("sync"))
-        assert left == {"ann": 30, "cat": 30, "catherine": 30, "nobody's": 1}
+        assert left == {"ann": 30, "cat": 30, "catherine": 30, "ownerless": 1}
         assert list(await journal.load("other")) == [f"bob{OWNED}1"]
         assert await journal.forget("sync", {"ann", "catherine"}, clock.time - 1.5 * DAY) == []
         assert await journal.forget("sync", {"ann", "catherine"}, clock.time) == ["cat"]

@@ -22,7 +22,7 @@ def test_old_events_leave_the_tail() -> None:
 def test_events_of_other_processes_are_not_in_the_tail() -> None:
     tail = Tail(capacity=100, end=0)
     tail.extend(1, events([1, 2]), 2)
-    tail.extend(5, events([5]), 5)  # 3 and 4 came from elsewhere
+    tail.extend(5, events([5]), 5)  # another process wrote 3 and 4
     assert tail.after(2, 10) is None
     assert items(tail.after(4, 10) or []) == [5]
     tail.extend(6, [], 7)
