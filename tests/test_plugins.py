@@ -158,7 +158,7 @@ def test_error_for_a_wrong_option_has_its_key(options: dict[str, Any], problem: 
         ),
         (
             "no_such_module.x:x",
-            "cannot import no_such_module.at_all: ModuleNotFoundError: No module named 'no_such_module'",
+            "cannot import no_such_module.x: ModuleNotFoundError: No module named 'no_such_module'",
         ),
         (":x", "cannot import : ValueError: Empty module name"),
         (

@@ -367,11 +367,11 @@ async def test_failed_batch_is_retried_as_a_whole_and_then_dead_lettered(
         await delivery.publish([event(n) for n in range(3)])
         await delivery.drain(100)
     assert plugin.batches == [["0", "1", "2"]] * 2
-    hopeless, journal = Batches(fails=100), FakeJournal()
-    async with running(hopeless, journal=journal) as delivery:  # type: ignore[arg-type]
+    failing, journal = Batches(fails=100), FakeJournal()
+    async with running(failing, journal=journal) as delivery:  # type: ignore[arg-type]
         await delivery.publish([event(n) for n in range(3)])
         await delivery.drain(100)
-    assert len(hopeless.batches) == 3
+    assert len(failing.batches) == 3
     assert [letter.event.item_id for letter in journal.letters] == ["0", "1", "2"]
 
 

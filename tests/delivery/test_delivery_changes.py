@@ -35,7 +35,7 @@ class Broken(Plugin):
         yield
 
 
-class Mute(Plugin):
+class Hanging(Plugin):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
         await trio.sleep_forever()
@@ -46,7 +46,7 @@ async def slow(_: MailboxEvent) -> None:
     await trio.sleep(1)
 
 
-async def settled() -> None:
+async def settle() -> None:
     await trio.sleep(0.2)
 
 
@@ -56,7 +56,7 @@ async def test_new_handler_receives_only_later_events(autojump_clock: trio.testi
         await delivery.publish([event(1)])
         await delivery.change([*delivery.workers, Worker(new, LIMITS)])
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
         assert (old.opened, old.closed) == (1, 0)
     assert (old.handled, new.handled) == (["1", "2"], ["2"])
 
@@ -67,15 +67,15 @@ async def test_removed_handler_is_closed_and_continues_at_its_offset_when_added_
     old, gone = Plugin(name="old"), Plugin(name="gone")
     async with running(old, gone) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         with structlog.testing.capture_logs() as lines:
             await delivery.change(delivery.workers[:1])
         assert gone.closed == 1
         assert [line["handler"] for line in lines if line["event"] == "handler.stopped"] == ["gone"]
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
         await delivery.change([*delivery.workers, Worker(gone, LIMITS)])
-        await settled()
+        await settle()
     assert old.handled == ["1", "2"]
     assert gone.handled == ["1", "2"]
 
@@ -110,7 +110,7 @@ async def test_replacing_a_handler_does_not_wait_for_its_retry(
         started_at = trio.current_time()
         await delivery.change([Worker(good, LIMITS)])
         assert trio.current_time() - started_at < 0.2
-        await settled()
+        await settle()
     assert good.handled == ["1", "2"]
 
 
@@ -118,14 +118,14 @@ async def test_changed_filter_applies_to_later_events(autojump_clock: trio.testi
     items, folders = Plugin(), Plugin(wants="exchange.folder.created")
     async with running(items) as delivery:
         await delivery.publish([event(1), event(2, "exchange.folder.created")])
-        await settled()
+        await settle()
         await delivery.change([Worker(folders, LIMITS)])
         await delivery.publish([event(3), event(4, "exchange.folder.created")])
-        await settled()
+        await settle()
     assert (items.handled, folders.handled) == (["1"], ["4"])
 
 
-@pytest.mark.parametrize("kind", [Broken, Mute])
+@pytest.mark.parametrize("kind", [Broken, Hanging])
 @pytest.mark.parametrize("name", ["good", "other"])
 async def test_failed_open_restores_the_previous_handlers(
     autojump_clock: trio.testing.MockClock, kind: type[Plugin], name: str
@@ -133,12 +133,12 @@ async def test_failed_open_restores_the_previous_handlers(
     good, fine = Plugin(), Plugin(name="fine")
     async with running(good) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         staying = [] if name == "good" else list(delivery.workers)
         with pytest.raises(ConfigError, match=f"handlers.{name}: "):
             await delivery.change([*staying, Worker(fine, LIMITS), Worker(kind(name=name), LIMITS)])
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
         assert [worker.name for worker in delivery.workers] == ["good"]
         assert delivery.workers[0].state == "running"
         assert delivery.workers[0].delivered == 2
@@ -155,7 +155,9 @@ async def test_drain_while_a_handler_opens(autojump_clock: trio.testing.MockCloc
     async with open_journal(None) as journal, trio.open_nursery() as outer, trio.open_nursery() as handlers:
         await handlers.start(delivery.run, journal)
         staying = [] if name == "good" else list(delivery.workers)
-        outer.start_soon(delivery.change, [*staying, Worker(fine, LIMITS), Worker(Mute(name=name), LIMITS)])
+        outer.start_soon(
+            delivery.change, [*staying, Worker(fine, LIMITS), Worker(Hanging(name=name), LIMITS)]
+        )
         await trio.sleep(1)
         started_at = trio.current_time()
         await delivery.drain(2)
@@ -197,7 +199,7 @@ async def test_handler_that_fails_while_it_is_replaced_does_not_delay_the_change
 
     async with running(Failing()) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         started_at = trio.current_time()
         await delivery.change([Worker(Plugin(), LIMITS)])
         assert trio.current_time() - started_at < 0.2
@@ -206,7 +208,7 @@ async def test_handler_that_fails_while_it_is_replaced_does_not_delay_the_change
 async def test_handler_that_does_not_close_delays_neither_the_change_nor_the_drain(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    class Lasting(Plugin):
+    class Unclosable(Plugin):
         @asynccontextmanager
         async def open(self) -> AsyncIterator[Handler]:
             async with super().open() as handle:
@@ -214,16 +216,16 @@ async def test_handler_that_does_not_close_delays_neither_the_change_nor_the_dra
             await trio.sleep_forever()
 
     after = Plugin()
-    async with running(Lasting()) as delivery:
+    async with running(Unclosable()) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         started_at = trio.current_time()
         with structlog.testing.capture_logs() as lines:
             await delivery.change([Worker(after, LIMITS)])
         assert 0 < trio.current_time() - started_at < 100
         assert [line["handler"] for line in lines if line["event"] == "handler.close_timeout"] == ["good"]
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
     assert after.handled == ["2"]
 
 
@@ -235,7 +237,7 @@ async def test_disk_error_does_not_delay_replacing_a_handler(
         delivery = Delivery((Worker(old, LIMITS),))
         await nursery.start(delivery.run, journal)
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         transact = journal._store.transact
 
         def refuse(*_: object) -> Written:

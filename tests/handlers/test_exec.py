@@ -133,7 +133,7 @@ async def test_program_gets_only_allowed_variables_and_no_descriptors(tmp_path: 
     assert environment.keys() - {"LC_CTYPE"} == expected - {"LC_CTYPE"} | {"API", "LC_TIME", "TZ"}
     assert environment["LC_TIME"] == "POSIX"
     assert "s3cret" not in environment.values()
-    assert len(descriptors) == 4, "0, 1, 2, and the one that lists them"
+    assert len(descriptors) == 4, "0, 1, 2, and the descriptor of the listing itself"
 
 
 @pytest.mark.parametrize("name", ["", "A=B", "A\0"])

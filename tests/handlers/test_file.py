@@ -79,12 +79,12 @@ async def test_failed_sync_is_an_error(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 async def test_terminal_that_cannot_sync_is_accepted() -> None:
-    ours, theirs = os.openpty()
-    async with open_file(path=Path(os.ttyname(theirs))) as writer:
+    master, slave = os.openpty()
+    async with open_file(path=Path(os.ttyname(slave))) as writer:
         await writer.handle_batch(EVENTS[:1])
-    assert os.read(ours, 4096).decode().rstrip() == LINES[0]
-    os.close(ours)
-    os.close(theirs)
+    assert os.read(master, 4096).decode().rstrip() == LINES[0]
+    os.close(master)
+    os.close(slave)
 
 
 async def test_existing_file_is_appended_to(path: Path) -> None:

@@ -53,9 +53,9 @@ async def test_sigkill_loses_no_event(tmp_path: Path, autojump_clock: trio.testi
         await journal.reader("audit")
     appended: set[int] = set()
     handled: list[int] = []
-    for life in range(6):
+    for run in range(6):
         process = subprocess.Popen(
-            [sys.executable, "-c", WORK, str(directory), str((life + 1) * 100_000_000)],
+            [sys.executable, "-c", WORK, str(directory), str((run + 1) * 100_000_000)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,13 +63,13 @@ async def test_sigkill_loses_no_event(tmp_path: Path, autojump_clock: trio.testi
         assert process.stdout is not None
         first = process.stdout.readline()
         threading.Timer(0.05 + rng.random() * 0.4, process.send_signal, [signal.SIGKILL]).start()
-        said = first + process.stdout.read()
+        output = first + process.stdout.read()
         process.wait()
         assert process.returncode == -signal.SIGKILL, process.stderr and process.stderr.read()
         process.stdout.close()
         assert process.stderr is not None
         process.stderr.close()
-        for line in said.splitlines(keepends=True):
+        for line in output.splitlines(keepends=True):
             match line.split():
                 case ["A", first_, end] if line.endswith("\n"):
                     appended |= set(range(int(first_), int(end)))

@@ -20,7 +20,7 @@ from listener.journal.sqlite import inline, open_journal
 from .tools import crashed, event, events, everything, items, opened
 
 
-async def refusal(directory: Path) -> str:
+async def opening_error(directory: Path) -> str:
     """Return the one-line error that the operator sees."""
     with pytest.raises(ConfigError) as caught:
         async with opened(directory):
@@ -32,8 +32,8 @@ async def refusal(directory: Path) -> str:
 
 async def test_second_process_gets_the_id_of_the_lock_holder(tmp_path: Path) -> None:
     async with opened(tmp_path):
-        said = await refusal(tmp_path)
-    assert said == (
+        text = await opening_error(tmp_path)
+    assert text == (
         f"{tmp_path}/lock: is held by process {os.getpid()} (only one daemon can use a state directory)"
     )
     async with opened(tmp_path):
@@ -42,9 +42,9 @@ async def test_second_process_gets_the_id_of_the_lock_holder(tmp_path: Path) -> 
 
 async def test_file_that_is_not_a_database_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"precious" * 1000)
-    said = await refusal(tmp_path)
-    assert "is not an SQLite database" in said
-    assert "nothing was changed" in said
+    text = await opening_error(tmp_path)
+    assert "is not an SQLite database" in text
+    assert "nothing was changed" in text
     assert (tmp_path / FILE_NAME).read_bytes() == b"precious" * 1000
 
 
@@ -53,7 +53,7 @@ async def test_database_of_another_program_is_not_changed(tmp_path: Path) -> Non
     connection.execute("CREATE TABLE chunks (a)")
     connection.close()
     before = (tmp_path / FILE_NAME).read_bytes()
-    assert "is a database of another program" in await refusal(tmp_path)
+    assert "is a database of another program" in await opening_error(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
@@ -65,16 +65,16 @@ async def test_damaged_journal_is_reported_and_not_changed(tmp_path: Path) -> No
     for page in range(2, len(data) // 4096):  # all but the first two
         data[page * 4096 : page * 4096 + 100] = b"\xaa" * 100
     (tmp_path / FILE_NAME).write_bytes(data)
-    said = await refusal(tmp_path)
-    assert "is damaged" in said
-    assert ".recover" in said
+    text = await opening_error(tmp_path)
+    assert "is damaged" in text
+    assert ".recover" in text
     assert (tmp_path / FILE_NAME).read_bytes() == data
 
 
 async def test_directory_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = await refusal(tmp_path / "file" / "state")
-    assert said.startswith(
+    text = await opening_error(tmp_path / "file" / "state")
+    assert text.startswith(
         f"{tmp_path}/file/state/lock: cannot be created: Not a directory (give the daemon's user"
     )
 
@@ -88,8 +88,8 @@ async def test_read_only_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "listener.journal.schema.sqlite3.connect",
         lambda name, **more: real(name.replace("mode=rw", "mode=ro"), **more),
     )
-    said = await refusal(tmp_path)
-    assert "cannot be written: attempt to write a readonly database (give the daemon's user" in said
+    text = await opening_error(tmp_path)
+    assert "cannot be written: attempt to write a readonly database (give the daemon's user" in text
 
 
 def test_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
@@ -284,19 +284,19 @@ def test_file_size_limit_pauses_writes(tmp_path: Path) -> None:
 async def test_temporary_read_errors_are_retried(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    refusals = 3
+    failures = 3
 
-    async def unwilling(function: Callable[..., object], *args: object) -> object:
-        nonlocal refusals
-        if function is records.read_events and refusals:
-            refusals -= 1
+    async def failing(function: Callable[..., object], *args: object) -> object:
+        nonlocal failures
+        if function is records.read_events and failures:
+            failures -= 1
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_READ, "SQLITE_IOERR_READ"
             raise error
         return await inline(function, *args)
 
     with structlog.testing.capture_logs() as lines:
-        async with open_journal(tmp_path, memory=0, run_sync=unwilling) as journal:
+        async with open_journal(tmp_path, memory=0, run_sync=failing) as journal:
             reader = await journal.reader("audit")
             await journal.append([event(1)])
             await journal.append([event(2)])
