@@ -116,7 +116,7 @@ def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
         "exchange.concurrency: must be at least 1",
         "auth.user: must be a string",
         "handlers.a.attempts: must be at least 1",
-        'handlers.a.filter.types[0]: no type of event matches "creatd", did you mean "created"?',
+        'handlers.a.filter.types[0]: no event type matches "creatd", did you mean "created"?',
         'handlers."b c".use: is required',
         'stat_directory: unknown key, did you mean "state_directory"?',
         "stream.window: must be whole minutes from 1m to 30m, as Exchange requires",

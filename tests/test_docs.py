@@ -172,28 +172,21 @@ ALLOWED: dict[str, str] = {}
 
 PENDING: set[str] = set(
     """
-    docs/HANDLERS.md docs/OPERATING.md docs/SIMULATOR.md docs/CLI.md docs/METRICS.md docs/ARCHITECTURE.md
-    docs/EVENTS.md listener/access.py listener/admin/app.py listener/admin/hosts.py
-    listener/admin/listener_socket.py listener/admin/metrics.py listener/admin/notifier.py
-    listener/admin/server.py listener/admin/snapshot.py listener/admin/status_line.py
-    listener/admin/systemd.py listener/backoff.py listener/build.py listener/catchup/__init__.py
+    docs/OPERATING.md docs/SIMULATOR.md docs/CLI.md docs/METRICS.md docs/ARCHITECTURE.md listener/access.py
+    listener/admin/app.py listener/admin/hosts.py listener/admin/listener_socket.py listener/admin/metrics.py
+    listener/admin/notifier.py listener/admin/server.py listener/admin/snapshot.py
+    listener/admin/status_line.py listener/admin/systemd.py listener/build.py listener/catchup/__init__.py
     listener/catchup/catchup.py listener/catchup/differences.py listener/catchup/history.py
     listener/catchup/history_loader.py listener/catchup/paging.py listener/catchup/queries.py
     listener/catchup/resync.py listener/catchup/snapshots.py listener/catchup/sync_states.py
     listener/cli/check_report.py listener/cli/dead_letters.py listener/cli/demo.py listener/cli/offline.py
     listener/cli/reload.py listener/cli/run.py listener/cli/simulate.py listener/cli/status.py
-    listener/cli/tail.py listener/delivery/delivery.py listener/delivery/fence.py
-    listener/delivery/mailbox_queues.py listener/delivery/worker.py listener/demo/session.py
-    listener/demo/verdict.py listener/event.py listener/files.py listener/filters.py
-    listener/groups/actions.py listener/groups/affinity.py listener/groups/checkpoint.py
-    listener/groups/checkpointer.py listener/groups/gaps.py listener/groups/group.py
-    listener/groups/manager.py listener/groups/member.py listener/groups/proof.py listener/groups/runner.py
-    listener/groups/stream_reader.py listener/groups/transitions.py listener/handlers/exec_stream.py
-    listener/journal/__init__.py listener/journal/lock.py listener/journal/progress.py
-    listener/journal/reading.py listener/journal/records.py listener/journal/retention.py
-    listener/journal/schema.py listener/journal/store.py listener/journal/tail.py listener/journal/writer.py
-    listener/log/__init__.py listener/log/audit.py listener/log/queue_writer.py listener/log/rate_limit.py
-    listener/log/reading.py listener/mailboxes.py listener/operations.py listener/plugins.py
+    listener/cli/tail.py listener/demo/session.py listener/demo/verdict.py listener/groups/actions.py
+    listener/groups/affinity.py listener/groups/checkpoint.py listener/groups/checkpointer.py
+    listener/groups/gaps.py listener/groups/group.py listener/groups/manager.py listener/groups/member.py
+    listener/groups/proof.py listener/groups/runner.py listener/groups/stream_reader.py
+    listener/groups/transitions.py listener/log/__init__.py listener/log/audit.py listener/log/queue_writer.py
+    listener/log/rate_limit.py listener/log/reading.py listener/mailboxes.py listener/operations.py
     listener/preflight/check.py listener/preflight/probe.py listener/preflight/scope.py
     listener/simulator/auth/connection.py listener/simulator/auth/entra.py listener/simulator/auth/ntlm.py
     listener/simulator/chaos.py listener/simulator/conditions.py listener/simulator/control.py

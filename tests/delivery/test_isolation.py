@@ -1,4 +1,4 @@
-"""Whatever a plugin raises is its own failure: the event is tried again, then dead-lettered, and the others go on."""
+"""Any exception of a plugin is a failed attempt: the event is retried, then dead-lettered; other handlers go on."""
 
 import signal
 import sys
@@ -29,7 +29,7 @@ async def raise_(kind: str) -> None:
 
 @asynccontextmanager
 async def running(*sources: Source) -> AsyncIterator[Delivery]:
-    """With the real journal: what is stored must be storable."""
+    """Run with the real journal, because the texts of exceptions must be storable."""
     delivery = Delivery(tuple(Worker(source, LIMITS) for source in sources))
     async with opened(None) as journal, trio.open_nursery() as nursery:
         await nursery.start(delivery.run, journal)
@@ -45,7 +45,7 @@ async def letters(delivery: Delivery) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_a_handler_raises_is_a_failed_attempt(
+async def test_any_exception_of_a_handler_is_a_failed_attempt(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     attempts = 0
@@ -68,7 +68,9 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_a_batch_handler_raises(kind: str, autojump_clock: trio.testing.MockClock) -> None:
+async def test_any_exception_of_a_batch_handler_is_a_failed_attempt(
+    kind: str, autojump_clock: trio.testing.MockClock
+) -> None:
     class Batches:
         max_batch = 10
 
@@ -87,7 +89,7 @@ async def test_whatever_a_batch_handler_raises(kind: str, autojump_clock: trio.t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_filter_that_raises_is_a_failed_attempt(
+async def test_exception_of_a_filter_is_a_failed_attempt(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     class Filtered(Plugin):
@@ -115,7 +117,7 @@ async def test_a_filter_that_raises_is_a_failed_attempt(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_handler_that_cannot_be_opened_is_named(kind: str) -> None:
+async def test_any_exception_while_opening_names_the_handler(kind: str) -> None:
     class Closed(Plugin):
         @asynccontextmanager
         async def open(self) -> AsyncIterator[Handler]:
@@ -129,10 +131,10 @@ async def test_a_handler_that_cannot_be_opened_is_named(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_context_that_breaks_again_and_again_counts_as_attempts(
+async def test_repeated_failures_of_the_context_count_as_attempts(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A task of the plugin, in its own nursery, fails at one event."""
+    """A task in the plugin's own nursery fails for one event."""
 
     class Spawning(Plugin):
         @asynccontextmanager
@@ -150,7 +152,7 @@ async def test_a_context_that_breaks_again_and_again_counts_as_attempts(
                 nursery.cancel_scope.cancel()
 
     if kind == "cancelled":
-        return  # its nursery takes a Cancelled for the end of one of its own scopes
+        return  # the plugin's nursery takes a Cancelled for the end of one of its own scopes
     bad = Spawning()
     async with running(bad) as delivery:
         await delivery.publish([event(1), event(2)])
@@ -161,7 +163,7 @@ async def test_a_context_that_breaks_again_and_again_counts_as_attempts(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_call_that_raises_inside_a_nursery_of_its_own(
+async def test_exception_inside_a_nursery_of_the_handler(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     async def act(_: MailboxEvent) -> None:
@@ -176,7 +178,7 @@ async def test_a_call_that_raises_inside_a_nursery_of_its_own(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_context_that_raises_when_it_is_left(kind: str) -> None:
+async def test_exception_while_closing_is_logged(kind: str) -> None:
     class Leaving(Plugin):
         @asynccontextmanager
         async def open(self) -> AsyncIterator[Handler]:
@@ -196,7 +198,7 @@ async def test_a_context_that_raises_when_it_is_left(kind: str) -> None:
     assert [line["handler"] for line in lines if line["event"] == "handler.crashed"] == ["bad"]
 
 
-async def test_our_own_cancellation_is_not_a_failure(autojump_clock: trio.testing.MockClock) -> None:
+async def test_cancellation_by_the_daemon_is_not_a_failure(autojump_clock: trio.testing.MockClock) -> None:
     async def act(_: MailboxEvent) -> None:
         await trio.sleep_forever()
 
@@ -208,7 +210,7 @@ async def test_our_own_cancellation_is_not_a_failure(autojump_clock: trio.testin
 
 
 @pytest.mark.parametrize("after", [float("nan"), float("inf"), -1, "soon", object()])
-async def test_a_retry_after_no_time_waits_as_configured(
+async def test_retry_with_an_invalid_after_uses_the_configured_backoff(
     after: object, autojump_clock: trio.testing.MockClock
 ) -> None:
     attempts = []
@@ -225,7 +227,7 @@ async def test_a_retry_after_no_time_waits_as_configured(
 
 
 @pytest.mark.parametrize(("most", "wait"), [(0, 0), (-1, 0), ("10", 0), (10, float("nan")), (10, "1")])
-async def test_a_batch_handler_without_sensible_limits_is_not_opened(most: object, wait: object) -> None:
+async def test_batch_handler_with_invalid_limits_is_not_opened(most: object, wait: object) -> None:
     class Batches(Plugin):
         max_batch, max_wait = most, wait
 
@@ -287,9 +289,7 @@ def open_it(*, key: typing.Annotated[int, pydantic.AfterValidator(bad)]): ...
 """,
     ],
 )
-def test_a_module_that_raises_is_a_problem_of_the_configuration(
-    module: Callable[[str], None], text: str
-) -> None:
+def test_exception_while_loading_is_a_configuration_problem(module: Callable[[str], None], text: str) -> None:
     module(text)
     with pytest.raises(ConfigError, match=r"handlers\.x.*(cannot (import|load)|checked)") as caught:
         load("acme_odd:open_it", key=3)
@@ -297,7 +297,7 @@ def test_a_module_that_raises_is_a_problem_of_the_configuration(
     str(caught.value).encode()
 
 
-def test_a_real_interrupt_while_a_module_is_imported_is_none_of_its_faults(
+def test_sigint_during_an_import_is_not_a_failure_of_the_module(
     module: Callable[[str], None],
 ) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,8 @@
-"""What a plugin raised, and what is our own cancellation.
+"""Isolate the daemon from the exceptions of plugins, and separate them from the daemon's own cancellation.
 
-A plugin may raise anything: SystemExit, KeyboardInterrupt, a BaseException of its own, a trio.Cancelled that it kept
-from a scope of its own. All of that is its failure. In the daemon, SIGINT raises nothing: listener/cli/exits.py
-handles the signal.
+A plugin may raise anything: SystemExit, KeyboardInterrupt, its own BaseException, a trio.Cancelled that it kept from
+a scope of its own. All of these are failures of the plugin. In the daemon, SIGINT raises nothing:
+listener/cli/exits.py handles the signal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ HANDLER: Final[ContextVar[str | None]] = ContextVar("handler", default=None)
 """The handler that a task belongs to: its worker, and all tasks that its plugin starts."""
 
 
-def divided(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Return what of the exception must go on, and what the plugin failed with.
+def split_cancellation(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Split an exception into the part that must propagate and the part that is the plugin's failure.
 
-    A Cancelled is ours only where a scope around the caller has been cancelled. Everything is ours outside of trio:
-    the interpreter then throws away the caller's own coroutine, with GeneratorExit.
+    A Cancelled is the daemon's only if a scope around the caller was cancelled. Outside of trio everything must
+    propagate: the interpreter closes the caller's own coroutine then, with GeneratorExit.
     """
     try:
         cancelled = trio.current_effective_deadline() == -math.inf
@@ -35,19 +35,19 @@ def divided(error: BaseException) -> tuple[BaseException | None, BaseException |
 
 
 class UnprintableError(Exception):
-    """Stands for an exception whose `repr()` raises."""
+    """Replaces an exception whose `repr()` raises."""
 
 
 def _guard_nurseries() -> None:
-    """Have trio survive a task whose exception cannot be printed.
+    """Patch trio's nurseries so that a task whose exception cannot be printed does not end the run.
 
     A nursery puts the repr() of an exception into the reason of the cancellation that follows. If that raises, trio
-    takes it for an error of its own and ends the run, with all of the daemon. The nursery may be the plugin's,
-    where nothing of ours stands between.
+    treats it as an internal error and ends the run, and with it the daemon. The nursery may be the plugin's, so the
+    daemon's own code cannot catch the exception first.
     """
     finished: Any = getattr(trio.Nursery, "_child_finished", None)
     nested: Any = getattr(trio.Nursery, "_nested_child_finished", None)
-    if finished is None or nested is None:  # another version of trio, which may not do that
+    if finished is None or nested is None:  # another version of trio, which may not call repr()
         return
 
     def child_finished(nursery: trio.Nursery, task: trio.lowlevel.Task, outcome: Any) -> None:
@@ -63,7 +63,7 @@ def _guard_nurseries() -> None:
 
 
 def _printable(error: BaseException) -> BaseException:
-    """The exception, or one that stands for it."""
+    """Return the exception, or an UnprintableError if its `repr()` raises."""
     try:
         repr(error)
     except BaseException:  # noqa: BLE001
