@@ -81,8 +81,8 @@ def simulate(
 
     The first line on standard output is one JSON object that says where it is and how to log in.
     """
+    from listener.simulator.fault_plans import load, to_toml
     from listener.simulator.faults import FaultError
-    from listener.simulator.plans import load, to_toml
     from listener.simulator.run import main
     from listener.simulator.settings import Rules, Settings
 

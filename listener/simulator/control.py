@@ -18,15 +18,15 @@ from typing import Annotated, Any
 
 import msgspec
 
-from listener.simulator.disasters import Unfit
+from listener.simulator.directory import Member
 from listener.simulator.exchange import Exchange
+from listener.simulator.fault_effects import Unfit
+from listener.simulator.fault_plans import MOMENTS, PROFILES, parse_entry
 from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
-from listener.simulator.groups import Member
 from listener.simulator.http import Reply
 from listener.simulator.ledger import Line
 from listener.simulator.mailstore import KINDS
-from listener.simulator.plans import MOMENTS, PROFILES, parse_entry
 from listener.simulator.traffic import Traffic, make
 
 

@@ -1,14 +1,148 @@
 """The organisation: people and their mailboxes, which back end each one lives on, and who may act for whom."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from random import Random
+from typing import NamedTuple
 from uuid import UUID
 
-from listener.simulator.groups import default_groups
 from listener.simulator.mailstore import Mailbox
-from listener.simulator.names import people
-from listener.simulator.rights import Rights
 from listener.simulator.settings import Settings
+
+# ruff: noqa: SIM905  (tables of words read better as text)
+
+_GIVEN = (
+    "alice adam aisha anna ben bianca carlos chloe daniel diana elena emil emma erik fatima felix fiona florian "
+    "gabriel grace hana hannah hugo ines ingrid isaac ivan jana jonas julia kai karin katja lars laura leo lina "
+    "lucas maria marta max mia milan mina nadia naomi nils noah nora olga oliver omar oscar paul petra rafael rosa "
+    "ruth samuel sara simon sofia stefan tara theo tomas valerie vera victor wanda xavier yara yusuf zoe"
+).split()
+_FAMILY = (
+    "martin adler ahmed andersson baker bauer becker berg bianchi brown carter chen costa dubois eriksson evans "
+    "fernandez fischer fontaine garcia gomez green haas hansen hoffmann huber ito jansen jensen kaya keller khan kim "
+    "klein kowalski kumar lang larsen lehmann lopez lorenz maier moreau mueller nakamura nguyen nielsen novak okafor "
+    "olsen patel peeters petrov price ricci roth russo santos schmidt schneider silva smith sokolov suzuki taylor "
+    "tanaka thomas torres vargas vogel wagner walker weber wilson wolf wright yilmaz young zimmermann"
+).split()
+_TOPICS = (
+    "Quarterly figures,Lunch on Thursday?,Contract renewal,Minutes of yesterday,Offer 4711,Travel request,"
+    "Invoice attached,Server maintenance,Welcome aboard,Re: budget,Re: contract renewal,Fwd: delivery note,"
+    "Holiday plan,New price list,Incident report,Training next week,Réunion d'équipe,Änderung des Termins"
+).split(",")
+_FOLDERS = "Projects Customers Suppliers Archive Travel Invoices Team Newsletters Private Reports".split()
+
+
+def random_people(count: int, rng: Random) -> list[tuple[str, str]]:
+    """`count` pairs (display name, local part of the address); no local part occurs twice."""
+    pairs = [(given, family) for given in _GIVEN for family in _FAMILY]
+    rng.shuffle(pairs)
+    named = []
+    for number in range(count):
+        given, family = pairs[number % len(pairs)]
+        again = number // len(pairs)
+        suffix = str(again + 1) if again else ""
+        named.append(
+            (f"{given.title()} {family.title()}{suffix and ' ' + suffix}", f"{given}.{family}{suffix}")
+        )
+    return named
+
+
+def random_subject(rng: Random) -> str:
+    """A line that could stand over a mail."""
+    return rng.choice(_TOPICS)
+
+
+def random_folder_name(rng: Random) -> str:
+    """A name that a user could give to a folder."""
+    return f"{rng.choice(_FOLDERS)} {rng.randrange(1, 1000)}"
+
+
+def random_person(rng: Random) -> str:
+    """A first name and a family name."""
+    return f"{rng.choice(_GIVEN).title()} {rng.choice(_FAMILY).title()}"
+
+
+class Member(NamedTuple):
+    """One member of a group; `kind` is its MailboxType, empty where that is to be looked up."""
+
+    address: str
+    kind: str = ""
+
+
+Groups = dict[str, tuple[Member, ...]]
+"""Members by the group's address, lower case."""
+
+
+def default_groups(domain: str, homes: Mapping[str, str], outsider: str) -> Groups:
+    """A group for each back end, of those who live there, and `everyone`, of these groups and of some who have no
+    mailbox here. The outsider is in none."""
+    teams: dict[str, list[Member]] = {backend: [] for backend in homes.values()}
+    for address, backend in homes.items():
+        if address != outsider:
+            teams[backend].append(Member(address, "Mailbox"))
+    groups = {
+        f"team-{backend.partition('.')[0]}@{domain}": tuple(members) for backend, members in teams.items()
+    }
+    others = (Member("partner@fabrikam.example", "Contact"), Member(f"news@{domain}", "PublicFolder"))
+    everyone = (*(Member(group, "PublicDL") for group in sorted(groups)), *others)
+    return groups | {f"everyone@{domain}": everyone}
+
+
+def kind_of(member: Member, groups: Groups, mailboxes: Container[str]) -> str:
+    """The MailboxType of a member: who has no kind of its own is what the organisation knows of it now."""
+    if member.kind:
+        return member.kind
+    return "PublicDL" if member.address in groups else "Mailbox" if member.address in mailboxes else "Contact"
+
+
+EVERYTHING = "*"
+CALENDARS = frozenset({"calendar"})
+"""Folders on which *Default* has the right AvailabilityOnly."""
+
+
+class Rights:
+    """`impersonators` may impersonate everybody but those `out_of_scope`; `without_ews` are mailboxes whose owner
+    has EWS switched off, `without_free_busy` those that give *Default* no right. All names are addresses in lower
+    case."""
+
+    def __init__(self, impersonators: Iterable[str], out_of_scope: Iterable[str]) -> None:
+        self.impersonators = set(impersonators)
+        self.out_of_scope = set(out_of_scope)
+        self.without_ews: set[str] = set()
+        self.without_free_busy: set[str] = set()
+        self._folders: dict[tuple[str, str], frozenset[str]] = {}
+
+    def may_impersonate(self, account: str, mailbox: str) -> bool:
+        """Whether the mailbox is in the account's management scope."""
+        return account in self.impersonators and mailbox not in self.out_of_scope
+
+    def grant(self, account: str, mailbox: str, folders: Iterable[str]) -> None:
+        """From now on the account may read these folders of the mailbox, by their distinguished ids, and no others;
+        `*` is all of them."""
+        self._folders[account, mailbox] = frozenset(folders)
+
+    def may_read(self, account: str, mailbox: str, folder: str | None) -> bool:
+        """Whether the account has a permission on a folder of another's mailbox, given its distinguished id."""
+        granted = self._folders.get((account, mailbox), frozenset())
+        return EVERYTHING in granted or folder in granted
+
+    def may_see(self, account: str, mailbox: str, folder: str | None) -> bool:
+        """Whether the account can see that the folder is there, and its properties."""
+        free_busy = folder in CALENDARS and mailbox not in self.without_free_busy
+        return free_busy or self.may_read(account, mailbox, folder)
+
+    def told(self) -> dict[str, object]:
+        """For the control interface."""
+        return {
+            "impersonators": sorted(self.impersonators),
+            "out_of_scope": sorted(self.out_of_scope),
+            "without_ews": sorted(self.without_ews),
+            "without_free_busy": sorted(self.without_free_busy),
+            "folders": [
+                {"account": account, "mailbox": mailbox, "folders": sorted(folders)}
+                for (account, mailbox), folders in sorted(self._folders.items())
+                if folders
+            ],
+        }
 
 
 class Directory:
@@ -29,7 +163,7 @@ class Directory:
         self.mailboxes: dict[str, Mailbox] = {}
         self.homes: dict[str, str] = {}
         further = [(local.title(), local.lower()) for local in settings.people]
-        persons = [*people(settings.mailboxes, rng), *further, ("Chief Executive", "ceo")]
+        persons = [*random_people(settings.mailboxes, rng), *further, ("Chief Executive", "ceo")]
         for name, local in persons:
             address = f"{local}@{domain}"
             guid = UUID(int=rng.getrandbits(128), version=4)

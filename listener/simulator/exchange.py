@@ -13,30 +13,31 @@ from uuid import UUID
 
 from lxml import etree
 
-from listener.simulator import answers, autodiscover, replies
-from listener.simulator.auth.gate import Gate
-from listener.simulator.budgets import Budgets
-from listener.simulator.chaos import Chaos
-from listener.simulator.conditions import Conditions
+from listener.simulator import autodiscover, responses
+from listener.simulator.auth.authenticator import Gate
 from listener.simulator.directory import Directory
-from listener.simulator.disasters import Disasters
+from listener.simulator.fault_effects import Conditions, Disasters, faulty_reply
+from listener.simulator.fault_scheduler import Chaos
 from listener.simulator.faults import HangUp, NoAnswer
+from listener.simulator.frontend import COOKIE, Budgets, Route, override_cookie, route
 from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Event, Folder, Mailbox
 from listener.simulator.operations import OPERATIONS, SYNC_OPERATIONS
-from listener.simulator.replies import Failure
 from listener.simulator.requests import (
     STREAMING_VERSIONS,
     VERSIONS,
     Call,
     M,
     Malformed,
+    NoRight,
+    Session,
     T,
+    concerned,
+    find_folder,
     parse_call,
 )
-from listener.simulator.routing import COOKIE, Route, override_cookie, route
-from listener.simulator.session import NoRight, Session, concerned, find_folder
+from listener.simulator.responses import Failure
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
@@ -119,7 +120,7 @@ class Exchange:
         fault = self.chaos.strike("Autodiscover", concerned, now)
         if fault is None:
             return genuine()
-        return answers.answer(fault, "Autodiscover", [], self.settings.host, now, genuine)
+        return faulty_reply(fault, "Autodiscover", [], self.settings.host, now, genuine)
 
     def _discover(self, path: str, request: HttpRequest) -> Reply:
         ews_url = f"{self.base_url}/EWS/Exchange.asmx"
@@ -160,7 +161,7 @@ class Exchange:
                 reply.manner = NoAnswer()
             return call.operation, reply
         host = self.settings.host
-        return call.operation, answers.answer(fault, call.operation, _stream_ids(call), host, now, genuine)
+        return call.operation, faulty_reply(fault, call.operation, _stream_ids(call), host, now, genuine)
 
     def _genuine(self, call: Call, request: HttpRequest, now: float) -> Reply:
         try:
@@ -170,7 +171,7 @@ class Exchange:
 
     def _fault(self, failure: Failure, request: HttpRequest) -> Reply:
         headers = self._server_headers(self._rng.choice(self.directory.backends), request)
-        return Reply(500, replies.fault(failure), headers, delay=self.settings.network.latency)
+        return Reply(500, responses.fault(failure), headers, delay=self.settings.network.latency)
 
     def _concerned(self, call: Call) -> list[str]:
         """The addresses of the mailboxes that a request is about."""
@@ -217,14 +218,14 @@ class Exchange:
             body = self._answer(session, charged, way)
         except Failure as failure:
             if failure.fault:
-                return Reply(500, replies.fault(failure), headers, delay=delay, finish=leave)
-            content = replies.ERROR_CONTENT.get(call.operation, "")
-            body = replies.response(call.operation, [replies.error(call.operation, failure, content)])
+                return Reply(500, responses.fault(failure), headers, delay=delay, finish=leave)
+            content = responses.ERROR_CONTENT.get(call.operation, "")
+            body = responses.response(call.operation, [responses.error(call.operation, failure, content)])
         else:
             if call.operation == "Subscribe" and way.affinity:
                 cookie = f"{COOKIE}={override_cookie(way.backend)}; path=/; HttpOnly"
                 headers.append(("Set-Cookie", cookie))
-        return Reply(200, replies.envelope(body), headers, delay=delay, finish=leave)
+        return Reply(200, responses.envelope(body), headers, delay=delay, finish=leave)
 
     def _check_throttle(self, *, streaming: bool) -> None:
         """Failure: the account has too much under way."""
@@ -292,14 +293,14 @@ class Exchange:
         made = self.subscriptions.add(
             way.backend, mailbox, session.account, charged, kinds, folders, session.now
         )
-        message = replies.success("Subscribe", f"<m:SubscriptionId>{made.id}</m:SubscriptionId>")
-        return replies.response("Subscribe", [message])
+        message = responses.success("Subscribe", f"<m:SubscriptionId>{made.id}</m:SubscriptionId>")
+        return responses.response("Subscribe", [message])
 
     def _unsubscribe(self, session: Session) -> str:
         id_ = session.call.element.findtext(f"{M}SubscriptionId") or ""
         found = self.subscriptions.find(session.backend, id_, session.account)
         self.subscriptions.remove(found, "ErrorSubscriptionUnsubscribed")
-        return replies.response("Unsubscribe", [replies.success("Unsubscribe")])
+        return responses.response("Unsubscribe", [responses.success("Unsubscribe")])
 
     def _stream(self, session: Session, charged: str, headers: list[tuple[str, str]], delay: float) -> Reply:
         """The long answer to GetStreamingEvents. Failure: a fault."""

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import msgspec
 
+from listener.simulator.fault_plans import Plan
 from listener.simulator.mailstore import TOMBSTONES
-from listener.simulator.plans import Plan
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

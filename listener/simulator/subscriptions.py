@@ -16,18 +16,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
-from listener.simulator import replies
+from listener.simulator import responses
 from listener.simulator.faults import Fault
 from listener.simulator.mailstore import Event, Mailbox
-from listener.simulator.replies import Failure
+from listener.simulator.responses import Failure
 from listener.simulator.settings import Limits, Wire
 
 EVENTS_PER_NOTIFICATION = 50
 _CHUNK = 1 << 18
 _PREFIXES = (
-    ("s", replies.Prefixes("m", "t")),
-    ("soap", replies.Prefixes("msg", "typ")),
-    ("SOAP", replies.Prefixes("ns1", "ns2")),
+    ("s", responses.Prefixes("m", "t")),
+    ("soap", responses.Prefixes("msg", "typ")),
+    ("SOAP", responses.Prefixes("ns1", "ns2")),
 )
 
 
@@ -324,7 +324,7 @@ class Stream:
             if queue:
                 events = [queue.popleft() for _ in range(min(len(queue), EVENTS_PER_NOTIFICATION))]
                 together.append(
-                    replies.notification(
+                    responses.notification(
                         subscription.id, events, more=bool(queue), names=names, tag_in=tag_in
                     )
                 )
@@ -348,28 +348,28 @@ class Stream:
         self.ended = self.ended or not self.subscriptions
         return envelopes
 
-    def _prefixes(self) -> tuple[replies.Prefixes, str, str]:
-        prefix, names = self._rng.choice(_PREFIXES) if self._wire.prefixes else ("", replies.EXCHANGE)
+    def _prefixes(self) -> tuple[responses.Prefixes, str, str]:
+        prefix, names = self._rng.choice(_PREFIXES) if self._wire.prefixes else ("", responses.EXCHANGE)
         return names, prefix, names.t if self._wire.notification_in_types else ""
 
     def _chance(self, share: float) -> bool:
         return share > 0 and self._rng.random() < share
 
-    def _envelope(self, message: str, names: replies.Prefixes, prefix: str) -> bytes:
-        content = replies.response("GetStreamingEvents", [message], names)
+    def _envelope(self, message: str, names: responses.Prefixes, prefix: str) -> bytes:
+        content = responses.response("GetStreamingEvents", [message], names)
         declaration = self._chance(self._wire.declaration)
-        return replies.stream_envelope(content, prefix=prefix, declaration=declaration)
+        return responses.stream_envelope(content, prefix=prefix, declaration=declaration)
 
-    def _notifications(self, notifications: list[str], names: replies.Prefixes, prefix: str) -> bytes:
+    def _notifications(self, notifications: list[str], names: responses.Prefixes, prefix: str) -> bytes:
         m = names.m
         content = f"<{m}:Notifications>{''.join(notifications)}</{m}:Notifications>"
-        return self._envelope(replies.success("GetStreamingEvents", content, names), names, prefix)
+        return self._envelope(responses.success("GetStreamingEvents", content, names), names, prefix)
 
     def _heart_beat(self) -> bytes:
         if self.subscriptions and self._chance(self._wire.status_events):
             names, prefix, tag_in = self._prefixes()
             beats = [
-                replies.status_notification(subscription.id, names=names, tag_in=tag_in)
+                responses.status_notification(subscription.id, names=names, tag_in=tag_in)
                 for subscription in self.subscriptions
             ]
             return self._notifications(beats, names, prefix)
@@ -378,13 +378,13 @@ class Stream:
     def _status(self, status: str, remark: str = "") -> bytes:
         names, prefix, _ = self._prefixes()
         content = f"<{names.m}:ConnectionStatus>{status}</{names.m}:ConnectionStatus>"
-        message = replies.success("GetStreamingEvents", content, names, remark=remark)
+        message = responses.success("GetStreamingEvents", content, names, remark=remark)
         return self._envelope(message, names, prefix)
 
     def _failure(self, code: str, ids: list[str]) -> bytes:
         names, prefix, _ = self._prefixes()
-        content = replies.error_subscription_ids(ids, names)
-        message = replies.error("GetStreamingEvents", Failure(code), content, names)
+        content = responses.error_subscription_ids(ids, names)
+        message = responses.error("GetStreamingEvents", Failure(code), content, names)
         return self._envelope(message, names, prefix)
 
 

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 
 from listener.simulator.mailstore import Folder, Item, Mailbox
-from listener.simulator.replies import Failure
+from listener.simulator.responses import Failure
 
 _Range = tuple[int, int]
 """The numbers above the first, up to the second."""

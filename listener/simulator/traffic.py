@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from random import Random
 
-from listener.simulator import names
+from listener.simulator.directory import random_folder_name, random_person, random_subject
 from listener.simulator.mailstore import Event, Folder, Item, Mailbox
 
 ITEMS_KEPT = 60
@@ -82,7 +82,7 @@ def make(mailbox: Mailbox, kind: str, rng: Random, now: float) -> list[Event]:
 
 
 def _arrive(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.deliver(names.subject(rng), _stranger(rng), now)
+    return mailbox.deliver(random_subject(rng), _stranger(rng), now)
 
 
 def _read(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
@@ -96,11 +96,11 @@ def _unread_again(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _send(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", names.subject(rng), now)
+    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", random_subject(rng), now)
 
 
 def _draft(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", names.subject(rng), now)
+    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", random_subject(rng), now)
 
 
 def _categorise(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
@@ -129,12 +129,12 @@ def _purge(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _appoint(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", names.subject(rng), now)
+    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", random_subject(rng), now)
 
 
 def _invite(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     """A meeting request: the mail, the tentative appointment, and what the calendar attendant adds to it."""
-    topic = names.subject(rng)
+    topic = random_subject(rng)
     mail = mailbox.deliver(topic, _stranger(rng), now)
     calendar = mailbox.distinguished("calendar")
     entry = mailbox.save(calendar, "IPM.Appointment", topic, now)
@@ -147,19 +147,19 @@ def _postpone(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _meet(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", names.person(rng), now)
+    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", random_person(rng), now)
 
 
 def _new_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     if len(mailbox.own_folders()) >= _FOLDERS_KEPT:
         return []
     parent = rng.choice(("inbox", "msgfolderroot"))
-    return mailbox.create_folder(names.folder_name(rng), mailbox.distinguished(parent), now)
+    return mailbox.create_folder(random_folder_name(rng), mailbox.distinguished(parent), now)
 
 
 def _rename_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     folders = mailbox.own_folders()
-    return mailbox.rename_folder(rng.choice(folders), names.folder_name(rng), now) if folders else []
+    return mailbox.rename_folder(rng.choice(folders), random_folder_name(rng), now) if folders else []
 
 
 def _move_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
@@ -181,7 +181,7 @@ def _delete_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _stranger(rng: Random) -> str:
-    return names.person(rng).lower().replace(" ", ".") + "@fabrikam.example"
+    return random_person(rng).lower().replace(" ", ".") + "@fabrikam.example"
 
 
 def _recent(mailbox: Mailbox, rng: Random) -> Item | None:
@@ -222,7 +222,7 @@ def _existing(
     mailbox: Mailbox, folder: Folder, item_class: str, rng: Random, now: float
 ) -> tuple[Item, list[Event]]:
     """An item of the folder, made if there is none."""
-    events = [] if folder.items else mailbox.save(folder, item_class, names.subject(rng), now)
+    events = [] if folder.items else mailbox.save(folder, item_class, random_subject(rng), now)
     return mailbox.latest(folder, 1)[0], events
 
 
@@ -245,12 +245,12 @@ def _make_deleted(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 def _make_modified(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
-    return events + mailbox.edit(item, names.subject(rng), now)
+    return events + mailbox.edit(item, random_subject(rng), now)
 
 
 def _make_free_busy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     calendar = mailbox.distinguished("calendar")
-    return mailbox.save(calendar, "IPM.Appointment", names.subject(rng), now)
+    return mailbox.save(calendar, "IPM.Appointment", random_subject(rng), now)
 
 
 _MAKERS: dict[str, _Action] = {

@@ -18,7 +18,7 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
 from listener.exchange.client import ExchangeClient
-from listener.simulator.conditions import Conditions
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.faults import (
     AccountLocked,
     BadCertificate,

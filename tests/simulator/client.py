@@ -7,10 +7,10 @@ from lxml import etree
 
 from listener.simulator.exchange import Exchange
 from listener.simulator.faults import parse
+from listener.simulator.frontend import COOKIE, override_cookie
 from listener.simulator.http import HttpRequest, Reply
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Mailbox
-from listener.simulator.routing import COOKIE, override_cookie
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream
 

@@ -1,7 +1,7 @@
 import pytest
 
-from listener.simulator.budgets import Budgets
-from listener.simulator.replies import Failure
+from listener.simulator.frontend import Budgets
+from listener.simulator.responses import Failure
 from listener.simulator.settings import Limits
 
 

@@ -7,7 +7,7 @@ import pytest
 from lxml import etree
 
 from listener.simulator.directory import grouping
-from listener.simulator.disasters import Unfit
+from listener.simulator.fault_effects import Unfit
 from listener.simulator.faults import FaultError, HangUp
 from listener.simulator.http import HttpRequest, Reply
 from listener.simulator.settings import Network, Rules, Settings

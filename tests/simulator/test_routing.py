@@ -3,8 +3,8 @@ from random import Random
 import pytest
 
 from listener.simulator.directory import Directory
+from listener.simulator.frontend import COOKIE, Route, override_cookie, route
 from listener.simulator.http import HttpRequest
-from listener.simulator.routing import COOKIE, Route, override_cookie, route
 from listener.simulator.settings import Settings
 
 DIRECTORY = Directory(Settings(mailboxes=60), 0.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from listener.simulator.mailstore import Mailbox
-from listener.simulator.replies import Failure
+from listener.simulator.responses import Failure
 from listener.simulator.settings import Limits, Settings, Wire
 from tests.simulator.client import NAMES, Client, M, T, code, envelopes, stream_body, subscribe_body
 from tests.xsd import validate, xsd_available

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.simulator.mailstore import Folder, Item, Mailbox
-from listener.simulator.replies import Failure
+from listener.simulator.responses import Failure
 from listener.simulator.sync import (
     FoldersState,
     ItemsState,

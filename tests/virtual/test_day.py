@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
+from listener.simulator.fault_plans import PROFILES, Plan
 from listener.simulator.faults import Padding
-from listener.simulator.plans import PROFILES, Plan
 from listener.simulator.settings import Settings
 from tests.virtual.world import world
 

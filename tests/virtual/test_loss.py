@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.simulator.plans import PROFILES
+from listener.simulator.fault_plans import PROFILES
 from listener.simulator.settings import Settings
 from tests.virtual.wire import clock
 from tests.virtual.world import world

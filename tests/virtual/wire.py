@@ -1,6 +1,6 @@
 """A network of nothing: httpx on one side, the simulator's Exchange on the other, and a virtual clock between.
 
-Faults of the wire are those of listener/simulator/server.py, as far as they can be told apart above the sockets.
+Faults of the wire are those of listener/simulator/connection.py, as far as they can be told apart above the sockets.
 """
 
 import time
@@ -13,9 +13,9 @@ import trio
 
 from listener.simulator import faults
 from listener.simulator.auth import Denied
+from listener.simulator.connection import TICK
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import HttpRequest, Reply, page
-from listener.simulator.server import TICK
 from listener.simulator.subscriptions import Stream
 
 EPOCH = 1_800_000_000.0

@@ -26,8 +26,8 @@ from listener.demo.verdict import Books, Call, Gaps, balance, call_of, read_ledg
 from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
+from listener.simulator.fault_plans import Plan
 from listener.simulator.ledger import Ledger, Line
-from listener.simulator.plans import Plan
 from listener.simulator.settings import Settings
 from listener.simulator.traffic import Traffic, make
 from tests.virtual.wire import EPOCH, Wire, clock

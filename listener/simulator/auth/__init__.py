@@ -3,18 +3,10 @@
 A `Scheme` makes a `Login` for each connection, since some schemes authenticate a connection and not a request. A
 login is asked about every request, in order, and answers `Admitted` or `Denied`.
 
-    accounts.py     who may come in by password; who is locked out
-    basic.py        user name and password with each request
-    connection.py   NTLM and Negotiate: a handshake that belongs to its connection, as IIS has it
-    ntlm.py         the server's end of NTLM
-    negotiate.py    the server's end of SPNEGO: NTLM or Kerberos
-    kerberos.py     the server's end of Kerberos
-    ntlmssp.py      what stands in an NTLM AUTHENTICATE message
-    binding.py      Extended Protection: channel bindings
-    registration.py an application, as Entra ID knows it
-    entra.py        Entra ID: discovery, tokens
-    bearer.py       OAuth: tokens at Exchange's door
-    gate.py         the scheme that the settings ask for, and statistics
+    passwords.py      accounts, lockout, Basic
+    windows.py        NTLM, Negotiate, Kerberos, channel binding
+    oauth.py          Entra ID and bearer tokens
+    authenticator.py  the scheme that the settings select, and statistics
 """
 
 from typing import NamedTuple, Protocol

@@ -5,9 +5,8 @@ from urllib.parse import urlencode
 
 import msal
 
-from listener.simulator.auth.entra import Entra
-from listener.simulator.auth.registration import Registration
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.oauth import Entra, Registration
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
 from tests.simulator.auth.people import accounts
 from tests.simulator.client import NOON

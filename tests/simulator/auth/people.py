@@ -6,8 +6,8 @@ import spnego
 from spnego.channel_bindings import GssChannelBindings
 
 from listener.simulator.auth import Admitted, Denied, Login
-from listener.simulator.auth.accounts import Accounts
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.passwords import Accounts
+from listener.simulator.fault_effects import Conditions
 from tests.simulator.client import NOON
 
 USER, PASSWORD = "svc@contoso.example", "pass-word"

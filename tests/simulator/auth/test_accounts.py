@@ -1,6 +1,6 @@
 import pytest
 
-from listener.simulator.conditions import Conditions
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.faults import AccountLocked
 from tests.simulator.auth.people import PASSWORD, USER, USERS, accounts
 

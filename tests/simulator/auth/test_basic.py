@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.simulator.auth import Admitted, Denied
-from listener.simulator.auth.basic import Basic
+from listener.simulator.auth.passwords import Basic
 from tests.simulator.auth.people import PASSWORD, USER, USERS, accounts
 from tests.simulator.client import NOON, basic
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.simulator.auth import Admitted, Denied
-from listener.simulator.auth.bearer import Bearer
+from listener.simulator.auth.oauth import Bearer
 from listener.simulator.faults import ClaimsChallenge
 from tests.simulator.auth.cloud import SETTINGS, Cloud
 from tests.simulator.client import NOON

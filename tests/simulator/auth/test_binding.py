@@ -5,7 +5,7 @@ import pytest
 import trustme
 from spnego.channel_bindings import GssChannelBindings
 
-from listener.simulator.auth.binding import Binding, Protection, end_point, ntlm_hash
+from listener.simulator.auth.windows import Binding, Protection, end_point, ntlm_hash
 
 
 def der() -> bytes:

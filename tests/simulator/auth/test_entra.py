@@ -11,8 +11,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
-from listener.simulator.auth.entra import TROUBLES
-from listener.simulator.auth.registration import Registration
+from listener.simulator.auth.oauth import TROUBLES, Registration
 from listener.simulator.faults import AccountLocked, ClockOff, TokenRefused
 from listener.simulator.settings import Settings
 from tests.simulator.auth.cloud import HOST, REGISTRATION, SETTINGS, Cloud
@@ -145,7 +144,7 @@ class TestCertificate:
         claims = {name: value for name, value in claims.items() if value is not None}
         from cryptography.hazmat.primitives.hashes import SHA256
 
-        from listener.simulator.auth.registration import _text
+        from listener.simulator.auth.oauth import _text
 
         header = {"x5t#S256": _text(REGISTRATION.certificate.fingerprint(SHA256()))}
         assertion = jwt.encode(claims, REGISTRATION.key, algorithm="RS256", headers=header)

@@ -4,9 +4,9 @@ from uuid import UUID
 import pytest
 from lxml import etree
 
-from listener.simulator import replies
+from listener.simulator import responses
 from listener.simulator.mailstore import KINDS, Mailbox
-from listener.simulator.replies import Failure, Prefixes
+from listener.simulator.responses import Failure, Prefixes
 from listener.simulator.traffic import make
 from tests.simulator.client import NAMES, envelopes
 from tests.xsd import validate, xsd_available
@@ -17,9 +17,9 @@ def events_of(kind: str) -> list[etree._Element]:
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=5), 0.0)
     events = make(mailbox, kind, Random(1), 1700000000.9)
     # Servers write m:Notification; the schema has it in the types' namespace, so that is what can be validated.
-    content = replies.notification("c3Vi", events, more=True, tag_in="t")
-    message = replies.success("GetStreamingEvents", f"<m:Notifications>{content}</m:Notifications>")
-    data = replies.stream_envelope(replies.response("GetStreamingEvents", [message]))
+    content = responses.notification("c3Vi", events, more=True, tag_in="t")
+    message = responses.success("GetStreamingEvents", f"<m:Notifications>{content}</m:Notifications>")
+    data = responses.stream_envelope(responses.response("GetStreamingEvents", [message]))
     (root,) = envelopes(data)
     body = root.find("s:Body/*", NAMES)
     assert body is not None
@@ -47,7 +47,7 @@ def test_what_moves_and_copies_tell(kind: str) -> None:
 def test_notification_stands_in_the_messages_namespace_as_servers_write_it() -> None:
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=5), 0.0)
     events = mailbox.deliver("Hello", "bob@fabrikam.example", 1.0)
-    assert replies.notification("c3Vi", events, more=False).startswith(
+    assert responses.notification("c3Vi", events, more=False).startswith(
         "<m:Notification><t:SubscriptionId>c3Vi</t:SubscriptionId><t:CreatedEvent>"
     )
 
@@ -56,8 +56,8 @@ def test_notification_stands_in_the_messages_namespace_as_servers_write_it() -> 
 @pytest.mark.parametrize("names", [Prefixes(), Prefixes("msg", "typ")])
 def test_errors_are_valid(names: Prefixes) -> None:
     failure = Failure("ErrorServerBusy", values={"BackOffMilliseconds": "1500"})
-    message = replies.error("Subscribe", failure, names=names)
-    data = replies.envelope(replies.response("Subscribe", [message], names))
+    message = responses.error("Subscribe", failure, names=names)
+    data = responses.envelope(responses.response("Subscribe", [message], names))
     body = etree.fromstring(data).find("s:Body/*", NAMES)
     assert body is not None
     validate(body)
@@ -66,9 +66,9 @@ def test_errors_are_valid(names: Prefixes) -> None:
 @xsd_available
 def test_the_server_version_is_valid() -> None:
     for data in (
-        replies.envelope(""),
-        replies.stream_envelope(""),
-        replies.stream_envelope("", prefix="soap"),
+        responses.envelope(""),
+        responses.stream_envelope(""),
+        responses.stream_envelope("", prefix="soap"),
     ):
         version = etree.fromstring(data).find("s:Header/t:ServerVersionInfo", NAMES)
         assert version is not None
@@ -76,7 +76,7 @@ def test_the_server_version_is_valid() -> None:
 
 
 def test_a_fault_says_its_code_in_both_places() -> None:
-    data = replies.fault(Failure("ErrorServerBusy", "Too <busy>", values={"BackOffMilliseconds": "1500"}))
+    data = responses.fault(Failure("ErrorServerBusy", "Too <busy>", values={"BackOffMilliseconds": "1500"}))
     fault = etree.fromstring(data).find("s:Body/s:Fault", NAMES)
     assert fault is not None
     assert fault.findtext("faultcode") == "a:ErrorServerBusy"

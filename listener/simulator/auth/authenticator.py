@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from listener.simulator.auth import Admitted, Denied, Scheme
-from listener.simulator.auth.accounts import Accounts
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.passwords import Accounts
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
 
 if TYPE_CHECKING:
-    from listener.simulator.auth.entra import Entra
+    from listener.simulator.auth.oauth import Entra
 
 
 class Gate:
@@ -28,21 +28,19 @@ class Gate:
         # pyspnego, PyJWT and what they bring are imported by those alone who need them.
         match settings.auth:
             case "basic":
-                from listener.simulator.auth.basic import Basic
+                from listener.simulator.auth.passwords import Basic
 
                 return Basic(self.accounts, settings.host)
             case "ntlm":
-                from listener.simulator.auth.ntlm import Ntlm
+                from listener.simulator.auth.windows import Ntlm
 
                 return Ntlm(self.accounts, settings.extended_protection)
             case "negotiate":
-                from listener.simulator.auth.negotiate import Negotiate
+                from listener.simulator.auth.windows import Negotiate
 
                 return Negotiate(self.accounts, settings.extended_protection, settings.keytab)
             case "oauth":
-                from listener.simulator.auth.bearer import Bearer
-                from listener.simulator.auth.entra import Entra
-                from listener.simulator.auth.registration import Registration
+                from listener.simulator.auth.oauth import Bearer, Entra, Registration
 
                 lifetime = settings.token_lifetime
                 self.entra = Entra(Registration(settings), self.accounts, conditions, lifetime)

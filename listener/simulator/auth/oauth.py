@@ -1,18 +1,14 @@
-"""Entra ID, as far as an application needs it that comes as itself; and AD FS, which speaks alike.
+"""OAuth: tokens at Exchange's door ("Authenticate an EWS application by using OAuth", learn.microsoft.com; RFC 6750).
 
-GET  /common/discovery/instance                     which clouds there are
-GET  /TENANT/v2.0/.well-known/openid-configuration  where everything is (AD FS: /adfs/.well-known/…)
-GET  /TENANT/discovery/v2.0/keys                    what tokens are signed with
-POST /TENANT/oauth2/v2.0/token                      client_credentials, by secret or by assertion (AD FS:
-                                                    /adfs/oauth2/token)
-
-"Microsoft identity platform and the OAuth 2.0 client credentials flow", "… application authentication certificate
-credentials", "Microsoft Entra authentication and authorization error codes" (learn.microsoft.com); RFC 7523.
+A token is looked at when a request comes. A stream that is open when its token ends goes on to its window's end.
 """
 
+import hashlib
 import time
+from base64 import b64encode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hmac import compare_digest
 from typing import Any, NamedTuple
@@ -21,16 +17,78 @@ from uuid import uuid4
 
 import jwt
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from jwt.algorithms import RSAAlgorithm
 
-from listener.simulator.auth.accounts import Accounts
-from listener.simulator.auth.registration import Registration
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth import Admitted, Denied, challenges
+from listener.simulator.auth.passwords import Accounts
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.http import Reply
+from listener.simulator.settings import Settings
+
+
+class Registration:
+    """One application in one tenant. The certificate is made when it is first asked for, which takes a moment."""
+
+    roles = ("full_access_as_app",)
+
+    def __init__(self, settings: Settings) -> None:
+        self.tenant = settings.tenant
+        self.domain = settings.domain
+        self.client_id = settings.client_id
+        self.secret = settings.client_secret
+
+    def is_tenant(self, name: str) -> bool:
+        """Whether this names the tenant: its id, or one of its domains."""
+        return name.lower() in (self.tenant, self.domain)
+
+    @cached_property
+    def key(self) -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+    @cached_property
+    def certificate(self) -> x509.Certificate:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ews-listener")])
+        today = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder(name, name, self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(today - timedelta(days=1))
+            .not_valid_after(today + timedelta(days=365))
+            .sign(self.key, hashes.SHA256())
+        )
+
+    @property
+    def pem(self) -> bytes:
+        """Key and certificate in one file."""
+        key = self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return key + self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def is_thumbprint(self, header: dict[str, object]) -> bool:
+        """Whether a JWT's `x5t` or `x5t#S256` (RFC 7515) names the certificate."""
+        der = self.certificate.public_bytes(serialization.Encoding.DER)
+        if "x5t#S256" in header:
+            return _thumbprint(header["x5t#S256"]) == _text(hashlib.sha256(der).digest())
+        if "x5t" in header:
+            return _thumbprint(header["x5t"]) == _text(hashlib.sha1(der, usedforsecurity=False).digest())
+        return False
+
+
+def _text(digest: bytes) -> str:
+    return urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def _thumbprint(value: object) -> str:
+    return str(value).rstrip("=")  # some write the padding, which RFC 7515 leaves out
+
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_EXCHANGE = ("https://outlook.office365.com", "https://outlook.office.com")
+_EXCHANGE_RESOURCES = ("https://outlook.office365.com", "https://outlook.office.com")
 _OTHERS = ("https://graph.microsoft.com",)
 """Resources that Exchange takes no tokens for."""
 _ADFS = "adfs"
@@ -80,7 +138,7 @@ class Entra:
         self, registration: Registration, accounts: Accounts, conditions: Conditions, lifetime: float
     ) -> None:
         self.base_url = ""
-        self.exchange = {*_EXCHANGE}
+        self.exchange = {*_EXCHANGE_RESOURCES}
         self.issued = 0
         self.refused: Counter[int] = Counter()
         self.registration = registration
@@ -292,3 +350,45 @@ def _error(code: int, now: float) -> Reply:
 
 def _json(status: int, value: object) -> Reply:
     return Reply(status, msgspec.json.encode(value), content_type="application/json; charset=utf-8")
+
+
+_EXCHANGE_APP_ID = "00000002-0000-0ff1-ce00-000000000000"
+"""The application id of Exchange, the same in every tenant."""
+
+
+class Bearer:
+    """The scheme, and the login of every connection: it keeps no state."""
+
+    def __init__(self, entra: Entra, conditions: Conditions) -> None:
+        self._entra = entra
+        self._conditions = conditions
+
+    def login(self, certificate: bytes | None) -> "Bearer":
+        return self
+
+    def check(self, authorization: str | None, now: float) -> Admitted | Denied:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return Denied(challenges(self._challenge()))
+        try:
+            claims = self._entra.read(token, now)
+        except ValueError as error:
+            return self._refused(f'error="invalid_token", error_description="{error}"', "token")
+        if claims["aud"] not in self._entra.exchange:
+            return self._refused('error="invalid_token", error_description="The audience is wrong."', "token")
+        challenge = self._conditions.claims
+        if challenge and challenge.value not in claims.get("acrs", ()):
+            wanted = {"access_token": {"acrs": {"essential": True, "value": challenge.value}}}
+            encoded = b64encode(msgspec.json.encode(wanted)).decode()
+            return self._refused(f'error="insufficient_claims", claims="{encoded}"', "claims")
+        return Admitted(str(claims["appid"]), "oauth", app_only=True)
+
+    def _challenge(self, error: str = "") -> str:
+        return (
+            f'Bearer client_id="{_EXCHANGE_APP_ID}", trusted_issuers="{_EXCHANGE_APP_ID}@*", '
+            'token_types="app_asserted_user_v1 service_asserted_app_v1", '
+            f'authorization_uri="{self._entra.base_url}/common/oauth2/authorize"{error and ", "}{error}'
+        )
+
+    def _refused(self, error: str, why: str) -> Denied:
+        return Denied(challenges(self._challenge(error)), self._entra.registration.client_id, why)

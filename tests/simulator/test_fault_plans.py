@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from listener.simulator.fault_plans import PROFILES, Entry, load, parse_entry, parse_plan, to_toml
 from listener.simulator.faults import KINDS, AccessFault, FaultError, OrganisationFault, parse
-from listener.simulator.plans import PROFILES, Entry, load, parse_entry, parse_plan, to_toml
 
 RESTART = parse({"kind": "backend_restart"})
 

@@ -9,12 +9,15 @@ from functools import lru_cache
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
-from listener.simulator.mailstore import Event
+from lxml import etree
 
-M = "http://schemas.microsoft.com/exchange/services/2006/messages"
-T = "http://schemas.microsoft.com/exchange/services/2006/types"
-ERRORS = "http://schemas.microsoft.com/exchange/services/2006/errors"
-SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
+from listener.simulator.mailstore import Event, Folder, Item, Mailbox
+
+MESSAGES_NS = "http://schemas.microsoft.com/exchange/services/2006/messages"
+TYPES_NS = "http://schemas.microsoft.com/exchange/services/2006/types"
+ERRORS_NS = "http://schemas.microsoft.com/exchange/services/2006/errors"
+SOAP_NS = "http://schemas.xmlsoap.org/soap/envelope/"
+_M, _T = f"{{{MESSAGES_NS}}}", f"{{{TYPES_NS}}}"
 DECLARATION = '<?xml version="1.0" encoding="utf-8"?>'
 
 TEXTS = {
@@ -97,8 +100,9 @@ _VERSION = (
 def envelope(content: str) -> bytes:
     """The reply to one request."""
     return (
-        f'{DECLARATION}<s:Envelope xmlns:s="{SOAP}"><s:Header>'
-        f'<h:ServerVersionInfo {_VERSION} xmlns:h="{T}" xmlns="{T}" xmlns:xsd="http://www.w3.org/2001/XMLSchema" '
+        f'{DECLARATION}<s:Envelope xmlns:s="{SOAP_NS}"><s:Header>'
+        f'<h:ServerVersionInfo {_VERSION} xmlns:h="{TYPES_NS}" xmlns="{TYPES_NS}" '
+        f'xmlns:xsd="http://www.w3.org/2001/XMLSchema" '
         f'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"/></s:Header>'
         f'<s:Body xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema">'
         f"{content}</s:Body></s:Envelope>"
@@ -111,14 +115,14 @@ def stream_envelope(content: str, *, prefix: str = "", declaration: bool = False
     xml = DECLARATION if declaration else ""
     if prefix:
         return (
-            f'{xml}<{prefix}:Envelope xmlns:{prefix}="{SOAP}"><{prefix}:Header>'
-            f'<h:ServerVersionInfo xmlns:h="{T}" {_VERSION}/></{prefix}:Header>'
+            f'{xml}<{prefix}:Envelope xmlns:{prefix}="{SOAP_NS}"><{prefix}:Header>'
+            f'<h:ServerVersionInfo xmlns:h="{TYPES_NS}" {_VERSION}/></{prefix}:Header>'
             f"<{prefix}:Body>{content}</{prefix}:Body></{prefix}:Envelope>"
         ).encode()
     return (
-        f'{xml}<Envelope xmlns="{SOAP}"><soap11:Header xmlns:soap11="{SOAP}"><ServerVersionInfo '
+        f'{xml}<Envelope xmlns="{SOAP_NS}"><soap11:Header xmlns:soap11="{SOAP_NS}"><ServerVersionInfo '
         f'xmlns:xsd="http://www.w3.org/2001/XMLSchema" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
-        f'{_VERSION} xmlns="{T}" /></soap11:Header><soap11:Body xmlns:soap11="{SOAP}">{content}'
+        f'{_VERSION} xmlns="{TYPES_NS}" /></soap11:Header><soap11:Body xmlns:soap11="{SOAP_NS}">{content}'
         "</soap11:Body></Envelope>"
     ).encode()
 
@@ -127,7 +131,7 @@ def response(operation: str, messages: Iterable[str], names: Prefixes = EXCHANGE
     """`m:{operation}Response` around its response messages."""
     m, t = names.m, names.t
     return (
-        f'<{m}:{operation}Response xmlns:{m}="{M}" xmlns:{t}="{T}"><{m}:ResponseMessages>'
+        f'<{m}:{operation}Response xmlns:{m}="{MESSAGES_NS}" xmlns:{t}="{TYPES_NS}"><{m}:ResponseMessages>'
         f"{''.join(messages)}</{m}:ResponseMessages></{m}:{operation}Response>"
     )
 
@@ -172,8 +176,8 @@ def fault(failure: Failure, *, detail: bool = True) -> bytes:
         f"<t:Value Name={quoteattr(name)}>{escape(value)}</t:Value>" for name, value in failure.values.items()
     )
     return (
-        f'{DECLARATION}<s:Envelope xmlns:s="{SOAP}"><s:Body><s:Fault>'
-        f'<faultcode xmlns:a="{T}">a:{failure.code}</faultcode>'
+        f'{DECLARATION}<s:Envelope xmlns:s="{SOAP_NS}"><s:Body><s:Fault>'
+        f'<faultcode xmlns:a="{TYPES_NS}">a:{failure.code}</faultcode>'
         f'<faultstring xml:lang="en-US">{escape(failure.text)}</faultstring>'
         + (_detail(failure, values) if detail else "")
         + "</s:Fault></s:Body></s:Envelope>"
@@ -182,9 +186,9 @@ def fault(failure: Failure, *, detail: bool = True) -> bytes:
 
 def _detail(failure: Failure, values: str) -> str:
     return (
-        f'<detail><e:ResponseCode xmlns:e="{ERRORS}">{failure.code}</e:ResponseCode>'
-        f'<e:Message xmlns:e="{ERRORS}">{escape(failure.text)}</e:Message>'
-        + (f'<t:MessageXml xmlns:t="{T}">{values}</t:MessageXml>' if values else "")
+        f'<detail><e:ResponseCode xmlns:e="{ERRORS_NS}">{failure.code}</e:ResponseCode>'
+        f'<e:Message xmlns:e="{ERRORS_NS}">{escape(failure.text)}</e:Message>'
+        + (f'<t:MessageXml xmlns:t="{TYPES_NS}">{values}</t:MessageXml>' if values else "")
         + "</detail>"
     )
 
@@ -231,3 +235,111 @@ def status_notification(subscription_id: str, *, names: Prefixes = EXCHANGE, tag
     """`m:Notification` with nothing but a StatusEvent."""
     t, tag = names.t, f"{tag_in or names.m}:Notification"
     return f"<{tag}><{t}:SubscriptionId>{subscription_id}</{t}:SubscriptionId><{t}:StatusEvent/></{tag}>"
+
+
+class Shape(NamedTuple):
+    """Which properties are wanted: FieldURIs (None means all that there are) and MAPI property tags."""
+
+    fields: frozenset[str] | None
+    tags: tuple[tuple[str, str], ...]
+
+    def wants(self, field: str) -> bool:
+        return self.fields is None or field in self.fields
+
+
+_FOLDER_DEFAULT = frozenset(
+    ("folder:DisplayName", "folder:TotalCount", "folder:ChildFolderCount", "folder:UnreadCount")
+)
+_ITEM_DEFAULT = frozenset(("item:Subject", "message:IsRead", "item:DateTimeReceived"))
+
+
+def read_shape(request: etree._Element, name: str) -> Shape:
+    """The shape in the request's child of that name. Failure: there is none."""
+    element = request.find(f"{_M}{name}")
+    base = request.findtext(f"{_M}{name}/{_T}BaseShape")
+    if element is None or base is None:
+        raise Failure("ErrorSchemaValidation", "The request failed schema validation.", fault=True)
+    if base == "AllProperties":
+        fields = None
+    else:
+        named = {path.get("FieldURI", "") for path in element.iter(f"{_T}FieldURI")}
+        standard = _FOLDER_DEFAULT if name == "FolderShape" else _ITEM_DEFAULT
+        fields = frozenset(named | (standard if base == "Default" else frozenset()))
+    tags = tuple(
+        (path.get("PropertyTag", "").lower(), path.get("PropertyType", ""))
+        for path in element.iter(f"{_T}ExtendedFieldURI")
+    )
+    return Shape(fields, tags)
+
+
+_FOLDER_ELEMENTS = {
+    "IPF.Appointment": "CalendarFolder",
+    "IPF.Contact": "ContactsFolder",
+    "IPF.Task": "TasksFolder",
+}
+
+
+def folder_element(mailbox: Mailbox, folder: Folder, shape: Shape) -> str:
+    """`t:Folder` or the like."""
+    tag = _FOLDER_ELEMENTS.get(folder.folder_class, "Folder")
+    parent = folder.parent or folder
+    key = mailbox.change_key
+    properties = [f'<t:FolderId Id="{folder.id}" ChangeKey="{key(folder)}"/>']
+    if shape.wants("folder:ParentFolderId"):
+        properties.append(f'<t:ParentFolderId Id="{parent.id}" ChangeKey="{key(parent)}"/>')
+    if shape.wants("folder:FolderClass") and folder.folder_class:
+        properties.append(f"<t:FolderClass>{folder.folder_class}</t:FolderClass>")
+    if shape.wants("folder:DisplayName"):
+        properties.append(f"<t:DisplayName>{escape(folder.name)}</t:DisplayName>")
+    if shape.wants("folder:TotalCount"):
+        properties.append(f"<t:TotalCount>{len(folder.items)}</t:TotalCount>")
+    if shape.wants("folder:ChildFolderCount"):
+        properties.append(f"<t:ChildFolderCount>{len(mailbox.children(folder))}</t:ChildFolderCount>")
+    values = {
+        # PR_LAST_MODIFICATION_TIME: when the folder itself changed.
+        "0x3008": timestamp(folder.modified),
+        # PR_LOCAL_COMMIT_TIME_MAX and PR_DELETED_COUNT_TOTAL (MS-OXPROPS): whether anything changed in the folder.
+        # The first does not move when an item goes, and like all times here it is in whole seconds.
+        "0x670a": timestamp(folder.committed),
+        "0x670b": str(folder.deleted_total),
+    }
+    properties += [
+        f'<t:ExtendedProperty><t:ExtendedFieldURI PropertyTag="{wanted}" PropertyType="{type_}"/>'
+        f"<t:Value>{values[wanted]}</t:Value></t:ExtendedProperty>"
+        for wanted, type_ in shape.tags
+        if wanted in values
+    ]
+    if shape.wants("folder:DistinguishedFolderId") and folder.distinguished:
+        properties.append(f"<t:DistinguishedFolderId>{folder.distinguished}</t:DistinguishedFolderId>")
+    if shape.wants("folder:UnreadCount") and tag in ("Folder", "TasksFolder"):
+        properties.append(f"<t:UnreadCount>{folder.unread}</t:UnreadCount>")
+    return f"<t:{tag}>{''.join(properties)}</t:{tag}>"
+
+
+_ITEM_ELEMENTS = {"IPM.Note": "Message", "IPM.Appointment": "CalendarItem", "IPM.Contact": "Contact"}
+
+
+def item_element(mailbox: Mailbox, item: Item, shape: Shape) -> str:
+    """`t:Message` or the like."""
+    tag = _ITEM_ELEMENTS.get(item.item_class, "Item")
+    key = mailbox.change_key
+    properties = [f'<t:ItemId Id="{item.id}" ChangeKey="{key(item)}"/>']
+    if shape.wants("item:ParentFolderId"):
+        properties.append(f'<t:ParentFolderId Id="{item.folder.id}" ChangeKey="{key(item.folder)}"/>')
+    if shape.wants("item:ItemClass"):
+        properties.append(f"<t:ItemClass>{item.item_class}</t:ItemClass>")
+    if shape.wants("item:Subject"):
+        properties.append(f"<t:Subject>{escape(item.subject)}</t:Subject>")
+    if shape.wants("item:DateTimeReceived"):
+        properties.append(f"<t:DateTimeReceived>{timestamp(item.received)}</t:DateTimeReceived>")
+    if shape.wants("item:DateTimeCreated"):
+        properties.append(f"<t:DateTimeCreated>{timestamp(item.created)}</t:DateTimeCreated>")
+    if shape.wants("item:LastModifiedTime"):
+        properties.append(f"<t:LastModifiedTime>{timestamp(item.modified)}</t:LastModifiedTime>")
+    if tag == "Message":
+        if shape.wants("message:From"):
+            address = f"<t:EmailAddress>{escape(item.sender)}</t:EmailAddress>"
+            properties.append(f"<t:From><t:Mailbox>{address}</t:Mailbox></t:From>")
+        if shape.wants("message:IsRead"):
+            properties.append(f"<t:IsRead>{str(item.read).lower()}</t:IsRead>")
+    return f"<t:{tag}>{''.join(properties)}</t:{tag}>"

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listener.simulator.auth import Admitted, Denied, Login, challenges
-from listener.simulator.auth.accounts import Accounts
-from listener.simulator.auth.binding import Protection, end_point
-from listener.simulator.auth.negotiate import Negotiate
-from listener.simulator.auth.ntlm import Ntlm
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.passwords import Accounts
+from listener.simulator.auth.windows import Negotiate, Ntlm, Protection, end_point
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.faults import AccountLocked
 from tests.simulator.auth.people import USER, USERS, Client, accounts
 from tests.simulator.auth.test_binding import der

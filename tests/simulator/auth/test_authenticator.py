@@ -1,6 +1,6 @@
 from listener.simulator.auth import Admitted, Denied
-from listener.simulator.auth.gate import Gate
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.authenticator import Gate
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
 from tests.simulator.auth.people import PASSWORD, USER, Client
 from tests.simulator.client import NOON, basic

@@ -12,7 +12,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from listener.simulator.directory import Directory
-from listener.simulator.disasters import Disasters, Unfit
+from listener.simulator.fault_effects import Disasters, Unfit, interfere
+from listener.simulator.fault_plans import Entry
 from listener.simulator.faults import (
     Cut,
     Fault,
@@ -24,9 +25,7 @@ from listener.simulator.faults import (
     StreamCode,
     StreamFault,
 )
-from listener.simulator.interference import interfere
 from listener.simulator.ledger import Ledger, Line
-from listener.simulator.plans import Entry
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
 _PATIENCE = 0.2

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
+from listener.simulator.fault_plans import PROFILES, Entry
 from listener.simulator.faults import FaultError, parse
 from listener.simulator.ledger import Line
-from listener.simulator.plans import PROFILES, Entry
 from listener.simulator.settings import Settings
 from tests.simulator.client import NOON, Client, stream_body, subscribe_body
 

@@ -1,16 +1,208 @@
-"""What happens to a whole back end, a mailbox or the organisation."""
+"""What is the matter with the organisation right now; without faults, nothing. Set by disasters.py, obeyed by the
+server."""
 
+import time
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 from uuid import UUID
 
-from listener.simulator import faults
-from listener.simulator.conditions import Conditions
+import msgspec
+
+from listener.simulator import faults, responses
 from listener.simulator.directory import Directory
-from listener.simulator.faults import HangUp, OrganisationFault
+from listener.simulator.faults import (
+    AccountLocked,
+    AutodiscoverFailure,
+    BadCertificate,
+    BufferedStreams,
+    ClaimsChallenge,
+    ClockOff,
+    EwsDisabled,
+    Fault,
+    HangUp,
+    OrganisationFault,
+    Outage,
+    StreamFault,
+    Throttled,
+    TlsOffloaded,
+    TokenRefused,
+)
+from listener.simulator.http import Reply, page
 from listener.simulator.mailstore import Mailbox
+from listener.simulator.responses import Failure
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
+
+
+class Conditions(msgspec.Struct):
+    """The keys of the dictionaries are addresses, their values response codes; `withdrawn` may have the key `*`.
+    Back ends that are `down` have their mailboxes and cannot serve them."""
+
+    disabled: dict[str, str] = msgspec.field(default_factory=dict)
+    withdrawn: dict[str, str] = msgspec.field(default_factory=dict)
+    moving: dict[str, str] = msgspec.field(default_factory=dict)
+    down: set[str] = msgspec.field(default_factory=set)
+    outage: Outage | None = None
+    buffered: BufferedStreams | None = None
+    throttled: Throttled | None = None
+    discovery: AutodiscoverFailure | None = None
+    certificate: BadCertificate | None = None
+    locked: AccountLocked | None = None
+    token_refused: TokenRefused | None = None
+    claims: ClaimsChallenge | None = None
+    ews_disabled: EwsDisabled | None = None
+    offloaded: TlsOffloaded | None = None
+    clock: ClockOff | None = None
+
+    def refusal(self, address: str) -> str | None:
+        """The code with which impersonating this mailbox is refused, if it is."""
+        return self.disabled.get(address) or self.withdrawn.get(address) or self.withdrawn.get("*")
+
+    def relieve(self, fault: Fault) -> None:
+        """This fault is over, if it has not given way to another one."""
+        for name in self.__struct_fields__:
+            if getattr(self, name) is fault:
+                setattr(self, name, None)
+
+    def told_time(self, now: float) -> float:
+        """What the servers take for the time when it is `now`."""
+        return now + (self.clock.offset if self.clock else 0.0)
+
+
+_LOGIN = b"""<!DOCTYPE html>
+<html><head><meta charset="utf-8"><title>Sign in</title></head><body><h1>Sign in</h1>
+<form method="post" action="/login"><input name="user"><input name="password" type="password"><br>
+<button>Sign in</button></form></body></html>
+"""
+_TITLES = {
+    302: "Found",
+    401: "Unauthorized",
+    403: "Forbidden",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+
+
+def faulty_reply(
+    fault: Fault, operation: str, ids: list[str], host: str, now: float, genuine: Callable[[], Reply]
+) -> Reply:
+    """The answer to a request that the fault has struck. `genuine` answers it in earnest, where that is to happen
+    at all; `ids` are the SubscriptionIds of the request."""
+    match fault:
+        case faults.ResponseCode():
+            return _response_code(fault, operation, ids)
+        case faults.Http():
+            return _http_error(fault, host, now)
+        case faults.LoginPage():
+            return Reply(200, _LOGIN, content_type="text/html; charset=utf-8")
+        case faults.StrayResponse():
+            reply = Reply(500, responses.fault(Failure(fault.code)))
+        case faults.NoAnswer() | faults.HangUp():
+            reply = Reply(500, b"")
+        case _:
+            reply = genuine()
+    reply.manner = fault
+    return reply
+
+
+def _response_code(fault: faults.ResponseCode, operation: str, ids: list[str]) -> Reply:
+    values = {} if fault.back_off_ms is None else {"BackOffMilliseconds": str(fault.back_off_ms)}
+    failure = Failure(fault.code, values=values)
+    if fault.place == "fault":
+        return Reply(fault.status, responses.fault(failure))
+    if fault.place == "faultcode":
+        return Reply(fault.status, responses.fault(failure, detail=False))
+    content = responses.ERROR_CONTENT.get(operation, "")
+    if operation == "GetStreamingEvents" and fault.ids != "none":
+        content = responses.error_subscription_ids(ids[:1] if fault.ids == "one" else ids)
+    message = responses.error(operation, failure, content)
+    return Reply(200, responses.envelope(responses.response(operation, [message])))
+
+
+def _http_error(fault: faults.Http, host: str, now: float) -> Reply:
+    headers: list[tuple[str, str]] = []
+    if fault.status == 401:
+        headers.append(("WWW-Authenticate", f'Basic realm="{host}"'))
+    if fault.status == 403 and fault.policy_reason:
+        headers.append(("X-EWS-Policy-Reason", fault.policy_reason))
+    if fault.status < 400:
+        headers.append(("Location", fault.location))
+    if fault.status == 451:
+        headers.append(("X-MS-Location", fault.location))
+    if fault.retry_after is not None:
+        then = time.gmtime(now + fault.retry_after)
+        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", then)
+        headers.append(("Retry-After", date if fault.retry_after_date else str(fault.retry_after)))
+    return page(fault.status, _TITLES.get(fault.status, "Error"), headers)
+
+
+# The subscription is gone, says the code: "ResponseCode", learn.microsoft.com.
+LOST = frozenset(
+    (
+        "ErrorSubscriptionNotFound",
+        "ErrorInvalidSubscription",
+        "ErrorExpiredSubscription",
+        "ErrorEventNotFound",
+        "ErrorInvalidWatermark",
+        "ErrorSubscriptionUnsubscribed",
+        "ErrorProxiedSubscriptionCallFailure",
+        "ErrorMissedNotificationEvents",
+        "ErrorReadEventsFailed",
+    )
+)
+_LAUGHS = 9
+
+
+def interfere(
+    fault: StreamFault, stream: Stream, subscription: Subscription | None, table: Subscriptions, now: float
+) -> None:
+    """Make the fault in this stream. `subscription` is the one that it is about, if it is about one."""
+    match fault:
+        case faults.StreamCode():
+            _fail(fault, stream, subscription, table)
+        case faults.Closed():
+            stream.close_early(now, fault.then, fault.seconds)
+        case faults.Padding():
+            stream.inject(stream.remark("x" * round(fault.megabytes * 1_000_000)))
+        case faults.InvalidCharacters(form="reference"):
+            stream.inject(stream.remark("here&#x0;and&#x1F;there"))
+        case faults.InvalidCharacters(form="control"):
+            stream.inject(stream.remark("here\x00and\x1fthere"))
+        case faults.InvalidCharacters():
+            stream.inject(stream.remark("here@there").replace(b"@", b"\xc3\x28\xff"))
+        case faults.Doctype():
+            stream.inject(
+                _with_doctype(stream.remark("&laugh;" if fault.bomb else "&word;"), bomb=fault.bomb)
+            )
+        case _:
+            stream.misbehave(fault)
+
+
+def _fail(
+    fault: faults.StreamCode, stream: Stream, subscription: Subscription | None, table: Subscriptions
+) -> None:
+    everything = [each for each in stream.subscriptions if not each.gone]
+    concerned = everything if fault.ids == "all" or subscription is None else [subscription]
+    ids = [] if fault.ids == "none" else [each.id for each in concerned]
+    if fault.code in LOST:
+        for each in concerned:
+            table.forget(each)
+    stream.fail(fault.code, ids, ends=fault.ends)
+
+
+def _with_doctype(envelope: bytes, *, bomb: bool) -> bytes:
+    if bomb:
+        entities = '<!ENTITY l0 "ha">' + "".join(
+            f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, _LAUGHS + 1)
+        )
+        entities += f'<!ENTITY laugh "&l{_LAUGHS};">'
+    else:
+        entities = '<!ENTITY word "a word">'
+    declaration, mark, rest = envelope.rpartition(b"?>")
+    return declaration + mark + f"<!DOCTYPE Envelope [{entities}]>".encode() + rest
 
 
 class Unfit(Exception):  # noqa: N818

@@ -1,0 +1,311 @@
+"""The socket: HTTP/1.1 on trio, plain or TLS, around an Exchange that knows nothing of it.
+
+Streams are written in ticks of a few milliseconds, so that many events go out in one write. trio switches Nagle's
+algorithm off.
+"""
+
+import math
+import socket
+import struct
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+import h11
+import trio
+
+from listener.simulator import faults
+from listener.simulator.fault_effects import Conditions
+from listener.simulator.http import Reply, page
+from listener.simulator.subscriptions import Stream
+
+Answer = Callable[[str, str, Mapping[str, str], bytes], Reply]
+"""One connection's answers: (method, path, headers, body) -> reply. Headers have lower-case names."""
+Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+TICK = 0.003
+"""How long a stream waits for further events before it writes, in seconds."""
+_LARGEST_BODY = 4 << 20
+_RECEIVE = 1 << 16
+_STUMP = 40
+"""How many bytes a body lacks that is cut in an envelope: less than any envelope has behind its last element."""
+_LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)
+
+
+class ResponseWriter:
+    """Sends bytes over a transport. While `slow(interval)` is in force they go one at a time."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._interval = 0.0
+        self._still_slow: Callable[[], bool] = lambda: False
+
+    def slow(self, interval: float, still: Callable[[], bool]) -> None:
+        """One byte every `interval` seconds, as long as `still()` says so."""
+        self._interval = interval
+        self._still_slow = still
+
+    async def send(self, data: bytes) -> None:
+        sent = 0
+        while sent < len(data) and self._still_slow():
+            await self._transport.send_all(data[sent : sent + 1])
+            sent += 1
+            await trio.sleep(self._interval)
+        if sent < len(data):
+            await self._transport.send_all(data[sent:] if sent else data)
+
+    async def reset(self) -> None:
+        """End the connection with RST."""
+        stream = self._transport
+        raw = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT_AT_ALL)
+        await trio.aclose_forcefully(raw)
+
+
+class Gzipped:
+    """RFC 1952, so that each piece can be read as soon as it has come."""
+
+    def __init__(self) -> None:
+        self._deflate = zlib.compressobj(wbits=31)
+
+    def piece(self, data: bytes) -> bytes:
+        return self._deflate.compress(data) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+
+    def end(self) -> bytes:
+        return self._deflate.flush()
+
+
+@asynccontextmanager
+async def ignore_disconnect(transport: Transport) -> AsyncIterator[None]:
+    """A peer that goes away at whatever moment, or does not speak HTTP, ends its own connection only."""
+    try:
+        yield
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+        pass
+    finally:
+        await trio.aclose_forcefully(transport)
+
+
+_STRAY_BODY = b"<html><body>The connection was lost.</body></html>"
+_STRAY = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(_STRAY_BODY),
+    _STRAY_BODY,
+)
+
+
+class _TooLarge(Exception):  # noqa: N818
+    pass
+
+
+class HttpConnection:
+    """One client's connection: requests one after another, each with its reply."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        conditions: Conditions,
+        answer: Answer,
+        clock: Callable[[], float],
+        offset: float,
+    ) -> None:
+        self._transport = transport
+        self._writer = ResponseWriter(transport)
+        self._conditions = conditions
+        self._answer = answer
+        self._clock = clock
+        self._offset = offset
+        self._http = h11.Connection(h11.SERVER)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                received = await self._receive()
+            except _TooLarge:
+                await self._send_reply(page(413, "Request Entity Too Large"))
+                return
+            if received is None:
+                break
+            reply = self._reply(*received)
+            try:
+                if reply.delay:
+                    await trio.sleep(reply.delay)
+                await self._send_reply(reply)
+            finally:
+                if isinstance(reply.body, Stream):
+                    reply.body.close(self._clock())
+                reply.finish()
+            if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+                break
+            self._http.start_next_cycle()
+
+    def _reply(self, head: h11.Request, body: bytes) -> Reply:
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in head.headers:
+            name, value = raw_name.decode("latin-1"), _text(raw_value)
+            headers[name] = f"{headers[name]}; {value}" if name in headers else value
+        return self._answer(head.method.decode("latin-1"), head.target.decode("latin-1"), headers, body)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    async def _receive(self) -> tuple[h11.Request, bytes] | None:
+        """The next request with its whole body; None at the end."""
+        head: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                if self._http.they_are_waiting_for_100_continue:
+                    await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                self._http.receive_data(bytes(await self._transport.receive_some(_RECEIVE)))
+            elif isinstance(event, h11.Request):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > _LARGEST_BODY:
+                    raise _TooLarge
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                return head, bytes(body)
+            else:
+                return None
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    async def _send(self, *events: h11.Event) -> None:
+        data = b"".join([self._http.send(event) or b"" for event in events])
+        await self._writer.send(data)
+
+    async def _send_reply(self, reply: Reply) -> None:
+        match reply.manner:
+            case None:
+                await self._send_well(reply)
+            case faults.NoAnswer() as silence:
+                with trio.move_on_after(math.inf if silence.seconds is None else silence.seconds):
+                    await self._client_gone()
+            case faults.HangUp() as hang_up:
+                if hang_up.reset:
+                    await self._writer.reset()
+            case faults.Slow() as slow:
+                end = self._clock() + slow.seconds
+                self._writer.slow(slow.interval, lambda: self._clock() < end)
+                await self._send_well(reply)
+            case faults.Cut() as cut if isinstance(reply.body, Stream):
+                reply.body.misbehave(cut)
+                await self._send_well(reply)
+            case faults.Cut() as cut:
+                await self._send_cut(reply, cut)
+            case faults.StrayResponse():
+                await self._send_well(reply)
+                await self._writer.send(_STRAY)
+            case faults.Gzip():
+                await self._send_gzipped(reply)
+            case other:
+                raise AssertionError(f"{other} is no manner of answering")
+
+    def _headers(self, reply: Reply) -> list[tuple[str, str]]:
+        told = self._conditions.told_time(self._clock())
+        return [*reply.headers, ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(told)))]
+
+    async def _send_well(self, reply: Reply, gzipped: Gzipped | None = None) -> None:
+        headers = self._headers(reply)
+        if isinstance(reply.body, Stream):
+            headers.append(("Transfer-Encoding", "chunked"))
+            await self._send(h11.Response(status_code=reply.status, headers=headers, reason="OK"))
+            if await self._send_stream(reply.body, gzipped.piece if gzipped else bytes):
+                rest = gzipped.end() if gzipped else b""
+                await self._send(h11.Data(rest), h11.EndOfMessage())
+        else:
+            headers.append(("Content-Length", str(len(reply.body))))
+            response = h11.Response(status_code=reply.status, headers=headers)
+            await self._send(response, h11.Data(reply.body), h11.EndOfMessage())
+
+    async def _send_gzipped(self, reply: Reply) -> None:
+        reply.headers.append(("Content-Encoding", "gzip"))
+        gzipped = Gzipped()
+        if not isinstance(reply.body, Stream):
+            reply.body = gzipped.piece(reply.body) + gzipped.end()
+        await self._send_well(reply, gzipped)
+
+    async def _send_cut(self, reply: Reply, cut: faults.Cut) -> None:
+        assert isinstance(reply.body, bytes)
+        body = reply.body[:-_STUMP] if cut.where == "envelope" else reply.body
+        if cut.how == "order":
+            reply.body = body
+            await self._send_well(reply)
+            return
+        headers = [*self._headers(reply), ("Content-Length", str(len(reply.body) + _STUMP))]
+        await self._send(h11.Response(status_code=reply.status, headers=headers), h11.Data(body))
+        if cut.how == "reset":
+            await self._writer.reset()
+
+    async def _send_stream(self, stream: Stream, piece: Callable[[bytes], bytes]) -> bool:
+        """Write the stream to its end; False if the client went away before that, or a fault has cut it."""
+        whole = reset = False
+        manner: faults.Fault | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            while True:
+                news = trio.Event()
+                stream.wake = news.set
+                if stream.manner is manner:
+                    with trio.move_on_at(stream.deadline - self._offset):
+                        await news.wait()
+                    await trio.sleep(TICK)
+                manner = stream.manner
+                match manner:
+                    case None:
+                        pass
+                    case faults.SilentStream():
+                        await self._changed_manner(stream, manner)
+                        continue
+                    case faults.HangUp():
+                        reset = True
+                        break
+                    case faults.Slow() as slow:
+                        self._writer.slow(slow.interval, partial(_is, stream, slow))
+                    case faults.Cut() as cut:
+                        data = stream.take(self._clock()) or stream.remark()
+                        await self._send(h11.Data(piece(data[:-_STUMP] if cut.where == "envelope" else data)))
+                        whole, reset = cut.how == "order", cut.how == "reset"
+                        break
+                data = stream.take(self._clock())
+                if data:
+                    await self._send(h11.Data(piece(data)))
+                if stream.ended:
+                    rest = stream.take(self._clock())
+                    if rest:
+                        await self._send(h11.Data(piece(rest)))
+                    whole = True
+                    break
+            nursery.cancel_scope.cancel()
+        if reset:
+            await self._writer.reset()
+        return whole
+
+    @staticmethod
+    async def _changed_manner(stream: Stream, manner: faults.Fault) -> None:
+        while stream.manner is manner:
+            news = trio.Event()
+            stream.wake = news.set
+            await news.wait()
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """Notice that the client has gone, while nothing is to be written."""
+        await self._client_gone()
+        scope.cancel()
+
+    async def _client_gone(self) -> None:
+        while data := await self._transport.receive_some(_RECEIVE):
+            self._http.receive_data(bytes(data))
+
+
+def _text(value: bytes) -> str:
+    """A header's value, which ASP.NET reads as UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _is(stream: Stream, manner: faults.Fault) -> bool:
+    return stream.manner is manner
