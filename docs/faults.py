@@ -6,7 +6,7 @@ from listener.simulator.faults import (
     KINDS,
     AccessFault,
     Fault,
-    OrganisationFault,
+    OrganizationFault,
     RequestFault,
     StreamFault,
     about,
@@ -18,7 +18,7 @@ BEGIN, END = "<!-- the tables: made by docs/faults.py -->\n", "<!-- end of the t
 SORTS = {
     RequestFault: "Answers to requests",
     StreamFault: "Open streams",
-    OrganisationFault: "The organisation",
+    OrganizationFault: "The organisation",
     AccessFault: "Authentication and access",
 }
 

@@ -8,7 +8,7 @@ from lxml import etree
 from listener.simulator.directory import Directory, grouping
 from listener.simulator.faults import AutodiscoverFailure
 from listener.simulator.mailstore import Mailbox
-from listener.simulator.requests import SOAP, Malformed, parse_xml
+from listener.simulator.requests import SOAP, MalformedRequest, parse_xml
 
 _A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
 _WSA = "http://www.w3.org/2005/08/addressing"
@@ -29,7 +29,7 @@ def soap(
     root = parse_xml(body)
     request = root.find(f"{SOAP}Body/{{{_A}}}GetUserSettingsRequestMessage/{{{_A}}}Request")
     if request is None:
-        raise Malformed("The request has no GetUserSettingsRequestMessage.")
+        raise MalformedRequest("The request has no GetUserSettingsRequestMessage.")
     action = root.findtext(f"{SOAP}Header/{{{_WSA}}}Action", "").strip()
     users = [
         element.text or "" for element in request.iterfind(f"{{{_A}}}Users/{{{_A}}}User/{{{_A}}}Mailbox")
@@ -118,7 +118,7 @@ def pox(body: bytes, directory: Directory, ews_url: str) -> bytes:
     root: etree._Element = parse_xml(body)
     address = root.findtext(f"{{{_REQUEST_POX}}}Request/{{{_REQUEST_POX}}}EMailAddress")
     if address is None:
-        raise Malformed("The request has no EMailAddress.")
+        raise MalformedRequest("The request has no EMailAddress.")
     mailbox = directory.find(address)
     head = (
         '<?xml version="1.0" encoding="utf-8"?>'

@@ -28,9 +28,9 @@ TICK = 0.003
 """How long a stream waits for further events before it writes, in seconds."""
 _LARGEST_BODY = 4 << 20
 _RECEIVE = 1 << 16
-_STUMP = 40
+_CUT_BYTES = 40
 """How many bytes a body lacks that is cut in an envelope: less than any envelope has behind its last element."""
-_LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)
+_LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 class ResponseWriter:
@@ -59,17 +59,17 @@ class ResponseWriter:
         """End the connection with RST."""
         stream = self._transport
         raw = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT_AT_ALL)
+        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         await trio.aclose_forcefully(raw)
 
 
-class Gzipped:
-    """RFC 1952, so that each piece can be read as soon as it has come."""
+class GzipEncoder:
+    """RFC 1952, so that each encode can be read as soon as it has come."""
 
     def __init__(self) -> None:
         self._deflate = zlib.compressobj(wbits=31)
 
-    def piece(self, data: bytes) -> bytes:
+    def encode(self, data: bytes) -> bytes:
         return self._deflate.compress(data) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
 
     def end(self) -> bytes:
@@ -176,26 +176,26 @@ class HttpConnection:
         await self._writer.send(data)
 
     async def _send_reply(self, reply: Reply) -> None:
-        match reply.manner:
+        match reply.fault:
             case None:
-                await self._send_well(reply)
+                await self._send_complete(reply)
             case faults.NoAnswer() as silence:
                 with trio.move_on_after(math.inf if silence.seconds is None else silence.seconds):
-                    await self._client_gone()
+                    await self._wait_for_client_close()
             case faults.HangUp() as hang_up:
                 if hang_up.reset:
                     await self._writer.reset()
             case faults.Slow() as slow:
                 end = self._clock() + slow.seconds
                 self._writer.slow(slow.interval, lambda: self._clock() < end)
-                await self._send_well(reply)
+                await self._send_complete(reply)
             case faults.Cut() as cut if isinstance(reply.body, Stream):
-                reply.body.misbehave(cut)
-                await self._send_well(reply)
+                reply.body.set_fault(cut)
+                await self._send_complete(reply)
             case faults.Cut() as cut:
                 await self._send_cut(reply, cut)
             case faults.StrayResponse():
-                await self._send_well(reply)
+                await self._send_complete(reply)
                 await self._writer.send(_STRAY)
             case faults.Gzip():
                 await self._send_gzipped(reply)
@@ -203,15 +203,15 @@ class HttpConnection:
                 raise AssertionError(f"{other} is no manner of answering")
 
     def _headers(self, reply: Reply) -> list[tuple[str, str]]:
-        told = self._conditions.told_time(self._clock())
+        told = self._conditions.server_time(self._clock())
         return [*reply.headers, ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(told)))]
 
-    async def _send_well(self, reply: Reply, gzipped: Gzipped | None = None) -> None:
+    async def _send_complete(self, reply: Reply, gzipped: GzipEncoder | None = None) -> None:
         headers = self._headers(reply)
         if isinstance(reply.body, Stream):
             headers.append(("Transfer-Encoding", "chunked"))
             await self._send(h11.Response(status_code=reply.status, headers=headers, reason="OK"))
-            if await self._send_stream(reply.body, gzipped.piece if gzipped else bytes):
+            if await self._send_stream(reply.body, gzipped.encode if gzipped else bytes):
                 rest = gzipped.end() if gzipped else b""
                 await self._send(h11.Data(rest), h11.EndOfMessage())
         else:
@@ -221,42 +221,42 @@ class HttpConnection:
 
     async def _send_gzipped(self, reply: Reply) -> None:
         reply.headers.append(("Content-Encoding", "gzip"))
-        gzipped = Gzipped()
+        gzipped = GzipEncoder()
         if not isinstance(reply.body, Stream):
-            reply.body = gzipped.piece(reply.body) + gzipped.end()
-        await self._send_well(reply, gzipped)
+            reply.body = gzipped.encode(reply.body) + gzipped.end()
+        await self._send_complete(reply, gzipped)
 
     async def _send_cut(self, reply: Reply, cut: faults.Cut) -> None:
         assert isinstance(reply.body, bytes)
-        body = reply.body[:-_STUMP] if cut.where == "envelope" else reply.body
+        body = reply.body[:-_CUT_BYTES] if cut.where == "envelope" else reply.body
         if cut.how == "order":
             reply.body = body
-            await self._send_well(reply)
+            await self._send_complete(reply)
             return
-        headers = [*self._headers(reply), ("Content-Length", str(len(reply.body) + _STUMP))]
+        headers = [*self._headers(reply), ("Content-Length", str(len(reply.body) + _CUT_BYTES))]
         await self._send(h11.Response(status_code=reply.status, headers=headers), h11.Data(body))
         if cut.how == "reset":
             await self._writer.reset()
 
-    async def _send_stream(self, stream: Stream, piece: Callable[[bytes], bytes]) -> bool:
+    async def _send_stream(self, stream: Stream, encode: Callable[[bytes], bytes]) -> bool:
         """Write the stream to its end; False if the client went away before that, or a fault has cut it."""
-        whole = reset = False
-        manner: faults.Fault | None = None
+        complete = reset = False
+        fault: faults.Fault | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, nursery.cancel_scope)
+            nursery.start_soon(self._cancel_when_client_leaves, nursery.cancel_scope)
             while True:
-                news = trio.Event()
-                stream.wake = news.set
-                if stream.manner is manner:
+                changed = trio.Event()
+                stream.wake = changed.set
+                if stream.fault is fault:
                     with trio.move_on_at(stream.deadline - self._offset):
-                        await news.wait()
+                        await changed.wait()
                     await trio.sleep(TICK)
-                manner = stream.manner
-                match manner:
+                fault = stream.fault
+                match fault:
                     case None:
                         pass
                     case faults.SilentStream():
-                        await self._changed_manner(stream, manner)
+                        await self._wait_for_fault_change(stream, fault)
                         continue
                     case faults.HangUp():
                         reset = True
@@ -264,37 +264,39 @@ class HttpConnection:
                     case faults.Slow() as slow:
                         self._writer.slow(slow.interval, partial(_is, stream, slow))
                     case faults.Cut() as cut:
-                        data = stream.take(self._clock()) or stream.remark()
-                        await self._send(h11.Data(piece(data[:-_STUMP] if cut.where == "envelope" else data)))
-                        whole, reset = cut.how == "order", cut.how == "reset"
+                        data = stream.take(self._clock()) or stream.heartbeat_with_text()
+                        await self._send(
+                            h11.Data(encode(data[:-_CUT_BYTES] if cut.where == "envelope" else data))
+                        )
+                        complete, reset = cut.how == "order", cut.how == "reset"
                         break
                 data = stream.take(self._clock())
                 if data:
-                    await self._send(h11.Data(piece(data)))
+                    await self._send(h11.Data(encode(data)))
                 if stream.ended:
                     rest = stream.take(self._clock())
                     if rest:
-                        await self._send(h11.Data(piece(rest)))
-                    whole = True
+                        await self._send(h11.Data(encode(rest)))
+                    complete = True
                     break
             nursery.cancel_scope.cancel()
         if reset:
             await self._writer.reset()
-        return whole
+        return complete
 
     @staticmethod
-    async def _changed_manner(stream: Stream, manner: faults.Fault) -> None:
-        while stream.manner is manner:
-            news = trio.Event()
-            stream.wake = news.set
-            await news.wait()
+    async def _wait_for_fault_change(stream: Stream, fault: faults.Fault) -> None:
+        while stream.fault is fault:
+            changed = trio.Event()
+            stream.wake = changed.set
+            await changed.wait()
 
-    async def _watch(self, scope: trio.CancelScope) -> None:
+    async def _cancel_when_client_leaves(self, scope: trio.CancelScope) -> None:
         """Notice that the client has gone, while nothing is to be written."""
-        await self._client_gone()
+        await self._wait_for_client_close()
         scope.cancel()
 
-    async def _client_gone(self) -> None:
+    async def _wait_for_client_close(self) -> None:
         while data := await self._transport.receive_some(_RECEIVE):
             self._http.receive_data(bytes(data))
 
@@ -307,5 +309,5 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _is(stream: Stream, manner: faults.Fault) -> bool:
-    return stream.manner is manner
+def _is(stream: Stream, fault: faults.Fault) -> bool:
+    return stream.fault is fault

@@ -20,8 +20,8 @@ import msgspec
 
 from listener.simulator.directory import Member
 from listener.simulator.exchange import Exchange
-from listener.simulator.fault_effects import Unfit
-from listener.simulator.fault_plans import MOMENTS, PROFILES, parse_entry
+from listener.simulator.fault_effects import NoTarget
+from listener.simulator.fault_plans import PROFILES, TIMING_KEYS, parse_entry
 from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
 from listener.simulator.http import Reply
@@ -30,7 +30,7 @@ from listener.simulator.mailstore import KINDS
 from listener.simulator.traffic import Traffic, make
 
 
-class EventsOrder(msgspec.Struct, forbid_unknown_fields=True):
+class EventsRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST events."""
 
     mailbox: str
@@ -38,13 +38,13 @@ class EventsOrder(msgspec.Struct, forbid_unknown_fields=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
 
 
-class TrafficOrder(msgspec.Struct, forbid_unknown_fields=True):
+class TrafficRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST traffic. `rate` is in events a second."""
 
     rate: Annotated[float, msgspec.Meta(ge=0)]
 
 
-class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
+class RightsRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST rights. What is left out stays as it is.
 
     `folders` are those of the mailbox that `account` (the service account, if it is not given) may read without
@@ -61,7 +61,7 @@ class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
     free_busy: bool | None = None
 
 
-class GroupOrder(msgspec.Struct, forbid_unknown_fields=True):
+class GroupRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST groups."""
 
     address: str
@@ -85,15 +85,19 @@ class Control:
         try:
             match method, path.strip("/"):
                 case "POST", "events":
-                    order = msgspec.json.decode(body, type=EventsOrder)
-                    return _json(200, {"events": self.events(order, now)})
+                    request = msgspec.json.decode(body, type=EventsRequest)
+                    return _json(200, {"events": self.events(request, now)})
                 case "POST", "traffic":
-                    self._traffic.set_rate(msgspec.json.decode(body, type=TrafficOrder).rate)
+                    self._traffic.set_rate(msgspec.json.decode(body, type=TrafficRequest).rate)
                     return _json(200, {"rate": self._traffic.rate})
                 case "POST", "rights":
-                    return _json(200, {"rights": self.give(msgspec.json.decode(body, type=RightsOrder))})
+                    return _json(
+                        200, {"rights": self.set_rights(msgspec.json.decode(body, type=RightsRequest))}
+                    )
                 case "POST", "groups":
-                    return _json(200, {"groups": self.gather(msgspec.json.decode(body, type=GroupOrder))})
+                    return _json(
+                        200, {"groups": self.set_group(msgspec.json.decode(body, type=GroupRequest))}
+                    )
                 case "GET", "state":
                     return _json(200, self.state())
                 case "POST", "faults":
@@ -103,7 +107,7 @@ class Control:
                     return _json(200, self.faults())
         except FaultError as error:
             return _json(400, {"error": str(error)})
-        except Unfit as error:
+        except NoTarget as error:
             return _json(409, {"error": str(error)})
         except msgspec.DecodeError as error:
             return _json(400, {"error": str(error)})
@@ -111,61 +115,61 @@ class Control:
             return _json(404, {"error": str(error)})
         return _json(404, {"error": f"{method} {path} is not known here"})
 
-    def events(self, order: EventsOrder, now: float) -> list[Line]:
+    def events(self, request: EventsRequest, now: float) -> list[Line]:
         """Make genuine changes that hold `count` events of the kind; every event that they make is told."""
-        mailbox = self._exchange.directory.find(order.mailbox)
+        mailbox = self._exchange.directory.find(request.mailbox)
         if mailbox is None:
-            raise _NotFound(f"no mailbox {order.mailbox!r}")
-        if order.kind not in KINDS:
-            raise _NotFound(f"no event kind {order.kind!r}; there are {', '.join(KINDS)}")
+            raise _NotFound(f"no mailbox {request.mailbox!r}")
+        if request.kind not in KINDS:
+            raise _NotFound(f"no event kind {request.kind!r}; there are {', '.join(KINDS)}")
         lines: list[Line] = []
-        for _ in range(order.count):
-            lines += self._exchange.publish(make(mailbox, order.kind, self._rng, now))
+        for _ in range(request.count):
+            lines += self._exchange.publish(make(mailbox, request.kind, self._rng, now))
         return lines
 
-    def give(self, order: RightsOrder) -> dict[str, Any]:
+    def set_rights(self, request: RightsRequest) -> dict[str, Any]:
         """Give rights or take them away; all rights afterwards."""
         directory = self._exchange.directory
-        mailbox = directory.find(order.mailbox)
+        mailbox = directory.find(request.mailbox)
         if mailbox is None:
-            raise _NotFound(f"no mailbox {order.mailbox!r}")
+            raise _NotFound(f"no mailbox {request.mailbox!r}")
         rights = directory.rights
-        if order.folders is not None:
-            account = order.account or self._exchange.settings.user
-            rights.grant(account.lower(), mailbox.address, order.folders)
+        if request.folders is not None:
+            account = request.account or self._exchange.settings.user
+            rights.grant(account.lower(), mailbox.address, request.folders)
         for wanted, refused in (
-            (order.in_scope, rights.out_of_scope),
-            (order.ews, rights.without_ews),
-            (order.free_busy, rights.without_free_busy),
+            (request.in_scope, rights.out_of_scope),
+            (request.ews, rights.without_ews),
+            (request.free_busy, rights.without_free_busy),
         ):
             if wanted is not None:
                 (refused.discard if wanted else refused.add)(mailbox.address)
-        return rights.told()
+        return rights.state()
 
-    def gather(self, order: GroupOrder) -> dict[str, list[str]]:
+    def set_group(self, request: GroupRequest) -> dict[str, list[str]]:
         """Make, change or delete a distribution group; all groups afterwards."""
-        directory, address = self._exchange.directory, order.address.lower()
-        if order.members is None:
+        directory, address = self._exchange.directory, request.address.lower()
+        if request.members is None:
             directory.groups.pop(address, None)
         else:
-            directory.groups[address] = tuple(Member(each.strip().lower()) for each in order.members)
+            directory.groups[address] = tuple(Member(each.strip().lower()) for each in request.members)
         return {name: [member.address for member in found] for name, found in directory.groups.items()}
 
-    def make_faults(self, order: dict[str, Any], now: float) -> list[Line]:
+    def make_faults(self, request: dict[str, Any], now: float) -> list[Line]:
         """One fault now, or a plan that starts now. FaultError: it makes no sense. Unfit: it befalls nothing."""
-        chaos = self._exchange.chaos
-        if "profile" in order:
-            profile = str(order["profile"])
-            if profile not in PROFILES or len(order) > 1:
+        fault_scheduler = self._exchange.fault_scheduler
+        if "profile" in request:
+            profile = str(request["profile"])
+            if profile not in PROFILES or len(request) > 1:
                 raise FaultError(f'unknown profile "{profile}"{did_you_mean(profile, PROFILES)}')
             if profile == "none":
-                chaos.stop()
+                fault_scheduler.stop()
             else:
-                chaos.begin(PROFILES[profile], now)
-        elif order.keys() & MOMENTS:
-            chaos.begin([parse_entry(order)], now)
+                fault_scheduler.start_plan(PROFILES[profile], now)
+        elif request.keys() & TIMING_KEYS:
+            fault_scheduler.start_plan([parse_entry(request)], now)
         else:
-            return chaos.order(parse(order), now)
+            return fault_scheduler.make_now(parse(request), now)
         return []
 
     def faults(self) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class Control:
             {"kind": name, "about": about(kind), "parameters": parameters(kind)}
             for name, kind in FAULTS.items()
         ]
-        return {"kinds": kinds, "profiles": list(PROFILES), **self._exchange.chaos.state()}
+        return {"kinds": kinds, "profiles": list(PROFILES), **self._exchange.fault_scheduler.state()}
 
     def state(self) -> dict[str, Any]:
         """What there is right now. `generated` counts the changes in the ledger, `faults` the faults, `queued` the
@@ -203,9 +207,9 @@ class Control:
                 {"backend": stream.backend, "account": stream.account, "ids": len(stream.subscriptions)}
                 for stream in exchange.streams
             ],
-            "hanging": exchange.budgets.charges(),
+            "hanging": exchange.throttle.streams_by_account(),
             "requests": requests,
-            "authentication": exchange.gate.state(),
+            "authentication": exchange.authenticator.state(),
         }
 
 

@@ -35,15 +35,15 @@ def random_people(count: int, rng: Random) -> list[tuple[str, str]]:
     """`count` pairs (display name, local part of the address); no local part occurs twice."""
     pairs = [(given, family) for given in _GIVEN for family in _FAMILY]
     rng.shuffle(pairs)
-    named = []
+    people = []
     for number in range(count):
         given, family = pairs[number % len(pairs)]
-        again = number // len(pairs)
-        suffix = str(again + 1) if again else ""
-        named.append(
+        round_number = number // len(pairs)
+        suffix = str(round_number + 1) if round_number else ""
+        people.append(
             (f"{given.title()} {family.title()}{suffix and ' ' + suffix}", f"{given}.{family}{suffix}")
         )
-    return named
+    return people
 
 
 def random_subject(rng: Random) -> str:
@@ -87,7 +87,7 @@ def default_groups(domain: str, homes: Mapping[str, str], outsider: str) -> Grou
     return groups | {f"everyone@{domain}": everyone}
 
 
-def kind_of(member: Member, groups: Groups, mailboxes: Container[str]) -> str:
+def member_type(member: Member, groups: Groups, mailboxes: Container[str]) -> str:
     """The MailboxType of a member: who has no kind of its own is what the organisation knows of it now."""
     if member.kind:
         return member.kind
@@ -130,7 +130,7 @@ class Rights:
         free_busy = folder in CALENDARS and mailbox not in self.without_free_busy
         return free_busy or self.may_read(account, mailbox, folder)
 
-    def told(self) -> dict[str, object]:
+    def state(self) -> dict[str, object]:
         """For the control interface."""
         return {
             "impersonators": sorted(self.impersonators),
@@ -162,9 +162,9 @@ class Directory:
         self.outsider = f"ceo@{domain}"
         self.mailboxes: dict[str, Mailbox] = {}
         self.homes: dict[str, str] = {}
-        further = [(local.title(), local.lower()) for local in settings.people]
-        persons = [*random_people(settings.mailboxes, rng), *further, ("Chief Executive", "ceo")]
-        for name, local in persons:
+        extra = [(local.title(), local.lower()) for local in settings.people]
+        people = [*random_people(settings.mailboxes, rng), *extra, ("Chief Executive", "ceo")]
+        for name, local in people:
             address = f"{local}@{domain}"
             guid = UUID(int=rng.getrandbits(128), version=4)
             self.mailboxes[address] = Mailbox(address, name, guid, now, tombstones=settings.limits.tombstones)

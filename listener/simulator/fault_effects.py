@@ -21,7 +21,7 @@ from listener.simulator.faults import (
     EwsDisabled,
     Fault,
     HangUp,
-    OrganisationFault,
+    OrganizationFault,
     Outage,
     StreamFault,
     Throttled,
@@ -58,13 +58,13 @@ class Conditions(msgspec.Struct):
         """The code with which impersonating this mailbox is refused, if it is."""
         return self.disabled.get(address) or self.withdrawn.get(address) or self.withdrawn.get("*")
 
-    def relieve(self, fault: Fault) -> None:
+    def clear(self, fault: Fault) -> None:
         """This fault is over, if it has not given way to another one."""
         for name in self.__struct_fields__:
             if getattr(self, name) is fault:
                 setattr(self, name, None)
 
-    def told_time(self, now: float) -> float:
+    def server_time(self, now: float) -> float:
         """What the servers take for the time when it is `now`."""
         return now + (self.clock.offset if self.clock else 0.0)
 
@@ -87,7 +87,7 @@ _TITLES = {
 
 
 def faulty_reply(
-    fault: Fault, operation: str, ids: list[str], host: str, now: float, genuine: Callable[[], Reply]
+    fault: Fault, operation: str, ids: list[str], host: str, now: float, respond: Callable[[], Reply]
 ) -> Reply:
     """The answer to a request that the fault has struck. `genuine` answers it in earnest, where that is to happen
     at all; `ids` are the SubscriptionIds of the request."""
@@ -103,8 +103,8 @@ def faulty_reply(
         case faults.NoAnswer() | faults.HangUp():
             reply = Reply(500, b"")
         case _:
-            reply = genuine()
-    reply.manner = fault
+            reply = respond()
+    reply.fault = fault
     return reply
 
 
@@ -153,63 +153,65 @@ LOST = frozenset(
         "ErrorReadEventsFailed",
     )
 )
-_LAUGHS = 9
+_ENTITY_LEVELS = 9
 
 
-def interfere(
+def apply_stream_fault(
     fault: StreamFault, stream: Stream, subscription: Subscription | None, table: Subscriptions, now: float
 ) -> None:
     """Make the fault in this stream. `subscription` is the one that it is about, if it is about one."""
     match fault:
         case faults.StreamCode():
-            _fail(fault, stream, subscription, table)
+            _send_stream_code(fault, stream, subscription, table)
         case faults.Closed():
             stream.close_early(now, fault.then, fault.seconds)
         case faults.Padding():
-            stream.inject(stream.remark("x" * round(fault.megabytes * 1_000_000)))
+            stream.inject(stream.heartbeat_with_text("x" * round(fault.megabytes * 1_000_000)))
         case faults.InvalidCharacters(form="reference"):
-            stream.inject(stream.remark("here&#x0;and&#x1F;there"))
+            stream.inject(stream.heartbeat_with_text("here&#x0;and&#x1F;there"))
         case faults.InvalidCharacters(form="control"):
-            stream.inject(stream.remark("here\x00and\x1fthere"))
+            stream.inject(stream.heartbeat_with_text("here\x00and\x1fthere"))
         case faults.InvalidCharacters():
-            stream.inject(stream.remark("here@there").replace(b"@", b"\xc3\x28\xff"))
+            stream.inject(stream.heartbeat_with_text("here@there").replace(b"@", b"\xc3\x28\xff"))
         case faults.Doctype():
             stream.inject(
-                _with_doctype(stream.remark("&laugh;" if fault.bomb else "&word;"), bomb=fault.bomb)
+                _add_doctype(
+                    stream.heartbeat_with_text("&laugh;" if fault.bomb else "&word;"), bomb=fault.bomb
+                )
             )
         case _:
-            stream.misbehave(fault)
+            stream.set_fault(fault)
 
 
-def _fail(
+def _send_stream_code(
     fault: faults.StreamCode, stream: Stream, subscription: Subscription | None, table: Subscriptions
 ) -> None:
-    everything = [each for each in stream.subscriptions if not each.gone]
-    concerned = everything if fault.ids == "all" or subscription is None else [subscription]
-    ids = [] if fault.ids == "none" else [each.id for each in concerned]
+    existing = [each for each in stream.subscriptions if not each.gone]
+    affected = existing if fault.ids == "all" or subscription is None else [subscription]
+    ids = [] if fault.ids == "none" else [each.id for each in affected]
     if fault.code in LOST:
-        for each in concerned:
-            table.forget(each)
+        for each in affected:
+            table.drop(each)
     stream.fail(fault.code, ids, ends=fault.ends)
 
 
-def _with_doctype(envelope: bytes, *, bomb: bool) -> bytes:
+def _add_doctype(envelope: bytes, *, bomb: bool) -> bytes:
     if bomb:
         entities = '<!ENTITY l0 "ha">' + "".join(
-            f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, _LAUGHS + 1)
+            f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, _ENTITY_LEVELS + 1)
         )
-        entities += f'<!ENTITY laugh "&l{_LAUGHS};">'
+        entities += f'<!ENTITY laugh "&l{_ENTITY_LEVELS};">'
     else:
         entities = '<!ENTITY word "a word">'
     declaration, mark, rest = envelope.rpartition(b"?>")
     return declaration + mark + f"<!DOCTYPE Envelope [{entities}]>".encode() + rest
 
 
-class Unfit(Exception):  # noqa: N818
+class NoTarget(Exception):  # noqa: N818
     """There is nothing that this fault could befall now; the text says what it lacks."""
 
 
-class Made(NamedTuple):
+class AppliedFault(NamedTuple):
     """What a fault befell, and what ends it after its time."""
 
     mailbox: str = ""
@@ -218,7 +220,7 @@ class Made(NamedTuple):
     undo: Callable[[], None] | None = None
 
 
-class Disasters:
+class OrganizationFaultMaker:
     """Makes OrganisationFaults."""
 
     def __init__(
@@ -238,7 +240,7 @@ class Disasters:
         self._rng = rng
         self._tls = tls
 
-    def make(self, fault: OrganisationFault, now: float) -> Made:
+    def make(self, fault: OrganizationFault, now: float) -> AppliedFault:
         """Make it. Unfit: see there."""
         match fault:
             case faults.BackendRestart():
@@ -271,7 +273,7 @@ class Disasters:
                 self._conditions.discovery = fault
             case faults.BadCertificate():
                 if not self._tls:
-                    raise Unfit("a server without TLS has no certificate")
+                    raise NoTarget("a server without TLS has no certificate")
                 self._conditions.certificate = fault
             case faults.AccountLocked():
                 self._conditions.locked = fault
@@ -283,28 +285,28 @@ class Disasters:
                 self._conditions.ews_disabled = fault
             case faults.TlsOffloaded():
                 if not self._tls:
-                    raise Unfit("there is no TLS that could end elsewhere")
+                    raise NoTarget("there is no TLS that could end elsewhere")
                 self._conditions.offloaded = fault
             case faults.ClockOff():
                 self._conditions.clock = fault
-        return Made(undo=lambda: self._conditions.relieve(fault))
+        return AppliedFault(undo=lambda: self._conditions.clear(fault))
 
     # -- back ends -------------------------------------------------------------------------------------------
 
-    def _restart(self, fault: faults.BackendRestart) -> Made:
+    def _restart(self, fault: faults.BackendRestart) -> AppliedFault:
         backend = self._backend(fault.backend)
         self._lose(backend)
         if fault.seconds is None:
-            return Made(backend=backend)
+            return AppliedFault(backend=backend)
         self._conditions.down.add(backend)
-        return Made(backend=backend, undo=lambda: self._conditions.down.discard(backend))
+        return AppliedFault(backend=backend, undo=lambda: self._conditions.down.discard(backend))
 
-    def _fail_over(self, fault: faults.Failover) -> Made:
+    def _fail_over(self, fault: faults.Failover) -> AppliedFault:
         directory = self._directory
         backend = self._backend(fault.backend)
         others = [each for each in directory.alive if each != backend]
         if not others:
-            raise Unfit("no other back end is alive")
+            raise NoTarget("no other back end is alive")
         directory.alive = tuple(others)
         self._lose(backend)
         for address, home in directory.homes.items():
@@ -315,12 +317,12 @@ class Disasters:
             alive = {*directory.alive, backend}
             directory.alive = tuple(each for each in directory.backends if each in alive)
 
-        return Made(backend=backend, undo=come_back)
+        return AppliedFault(backend=backend, undo=come_back)
 
     def _backend(self, name: str) -> str:
         chosen = self._directory.backend(name) if name else self._rng.choice(self._directory.alive)
         if chosen not in self._directory.alive:
-            raise Unfit(f"back end {name} is dead")
+            raise NoTarget(f"back end {name} is dead")
         return chosen
 
     def _lose(self, backend: str) -> None:
@@ -330,11 +332,11 @@ class Disasters:
     def _break_streams(self, backend: str | None = None) -> None:
         for stream in self._streams:
             if backend in (None, stream.backend):
-                stream.misbehave(HangUp(reset=True))
+                stream.set_fault(HangUp(reset=True))
 
     # -- mailboxes -------------------------------------------------------------------------------------------
 
-    def _move(self, fault: faults.MailboxMove) -> Made:
+    def _move(self, fault: faults.MailboxMove) -> AppliedFault:
         mailbox = self._mailbox(fault.mailbox)
         home = self._directory.home(mailbox)
         others = [each for each in self._directory.alive if each != home]
@@ -342,35 +344,37 @@ class Disasters:
         if target is None and others:
             target = self._rng.choice(others)
         if target not in others:
-            raise Unfit(f"{mailbox.address} has no other back end to move to")
+            raise NoTarget(f"{mailbox.address} has no other back end to move to")
         self._directory.homes[mailbox.address] = target
         self._end(mailbox, fault.code)
         if fault.seconds is None:
-            return Made(mailbox.address, target)
+            return AppliedFault(mailbox.address, target)
         self._conditions.moving[mailbox.address] = "ErrorMailboxMoveInProgress"
-        return Made(mailbox.address, target, undo=lambda: _forget(self._conditions.moving, mailbox.address))
+        return AppliedFault(
+            mailbox.address, target, undo=lambda: _remove_code(self._conditions.moving, mailbox.address)
+        )
 
-    def _replace(self, fault: faults.MailboxReplaced, now: float) -> Made:
+    def _replace(self, fault: faults.MailboxReplaced, now: float) -> AppliedFault:
         mailbox = self._mailbox(fault.mailbox)
         mailbox.replace(UUID(int=self._rng.getrandbits(128), version=4), now)
         if fault.quiet:
-            for subscription in self._subscriptions.of(mailbox.address):
+            for subscription in self._subscriptions.for_mailbox(mailbox.address):
                 subscription.silent = True
         else:
             self._end(mailbox, fault.code)
-        return Made(mailbox.address)
+        return AppliedFault(mailbox.address)
 
-    def _overflow(self, fault: faults.Overflow) -> Made:
+    def _overflow(self, fault: faults.Overflow) -> AppliedFault:
         subscription = self._subscription(fault.mailbox)
         if fault.quiet:
             subscription.queue.clear()
         else:
             self._subscriptions.overflow(subscription)
-        return Made(subscription.mailbox, subscription.backend, subscription.id)
+        return AppliedFault(subscription.mailbox, subscription.backend, subscription.id)
 
-    def _silence(self, fault: faults.SilentSubscription) -> Made:
+    def _silence(self, fault: faults.SilentSubscription) -> AppliedFault:
         chosen = self._subscription(fault.mailbox)
-        silent = self._subscriptions.of(chosen.mailbox)
+        silent = self._subscriptions.for_mailbox(chosen.mailbox)
         for subscription in silent:
             subscription.silent = True
 
@@ -378,42 +382,44 @@ class Disasters:
             for subscription in silent:
                 subscription.silent = False
 
-        return Made(chosen.mailbox, chosen.backend, chosen.id, undo=speak)
+        return AppliedFault(chosen.mailbox, chosen.backend, chosen.id, undo=speak)
 
-    def _lose_sync_states(self, fault: faults.SyncStateLost) -> Made:
+    def _lose_sync_states(self, fault: faults.SyncStateLost) -> AppliedFault:
         chosen = list(self._directory) if fault.mailbox == "*" else [self._mailbox(fault.mailbox)]
         for mailbox in chosen:
             mailbox.lose_sync_states(quietly=fault.quiet)
-        return Made("*" if fault.mailbox == "*" else chosen[0].address)
+        return AppliedFault("*" if fault.mailbox == "*" else chosen[0].address)
 
-    def _disable(self, fault: faults.MailboxDisabled) -> Made:
+    def _disable(self, fault: faults.MailboxDisabled) -> AppliedFault:
         mailbox = self._mailbox(fault.mailbox)
         self._conditions.disabled[mailbox.address] = fault.code
         self._end(mailbox, fault.code)
-        return Made(mailbox.address, undo=lambda: _forget(self._conditions.disabled, mailbox.address))
+        return AppliedFault(
+            mailbox.address, undo=lambda: _remove_code(self._conditions.disabled, mailbox.address)
+        )
 
-    def _withdraw(self, fault: faults.ImpersonationWithdrawn) -> Made:
+    def _withdraw(self, fault: faults.ImpersonationWithdrawn) -> AppliedFault:
         address = "*" if fault.mailbox == "*" else self._mailbox(fault.mailbox).address
         self._conditions.withdrawn[address] = fault.code
-        return Made(address, undo=lambda: _forget(self._conditions.withdrawn, address))
+        return AppliedFault(address, undo=lambda: _remove_code(self._conditions.withdrawn, address))
 
     def _mailbox(self, name: str) -> Mailbox:
         found = self._directory.find(name) if name else self._rng.choice(list(self._directory) or [None])
         if found is None:
-            raise Unfit("there is no mailbox")
+            raise NoTarget("there is no mailbox")
         return found
 
     def _subscription(self, name: str) -> Subscription:
         table = self._subscriptions
-        found = table.of(self._mailbox(name).address) if name else list(table)
+        found = table.for_mailbox(self._mailbox(name).address) if name else list(table)
         if not found:
-            raise Unfit("there is no subscription")
+            raise NoTarget("there is no subscription")
         return self._rng.choice(found)
 
     def _end(self, mailbox: Mailbox, code: str) -> None:
-        for subscription in self._subscriptions.of(mailbox.address):
+        for subscription in self._subscriptions.for_mailbox(mailbox.address):
             self._subscriptions.remove(subscription, code)
 
 
-def _forget(codes: dict[str, str], address: str) -> None:
+def _remove_code(codes: dict[str, str], address: str) -> None:
     codes.pop(address, None)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from listener.simulator.faults import Fault, FaultError, did_you_mean, parse
 
-MOMENTS = frozenset(("at", "per_minute", "until"))
+TIMING_KEYS = frozenset(("at", "per_minute", "until"))
 
 
 class Entry(NamedTuple):
@@ -57,7 +57,7 @@ Plan = tuple[Entry, ...]
 
 def parse_entry(value: Mapping[str, Any]) -> Entry:
     """An entry of a plan, as TOML and JSON have it. FaultError: see there; it has no moments, or impossible ones."""
-    fault = parse({name: given for name, given in value.items() if name not in MOMENTS})
+    fault = parse({name: given for name, given in value.items() if name not in TIMING_KEYS})
     at = value.get("at", [])
     times = [_seconds(fault, "at", each) for each in (at if isinstance(at, list) else [at])]
     rate = _seconds(fault, "per_minute", value.get("per_minute", 0))

@@ -12,13 +12,13 @@ from random import Random
 from typing import Any, NamedTuple
 
 from listener.simulator.directory import Directory
-from listener.simulator.fault_effects import Disasters, Unfit, interfere
+from listener.simulator.fault_effects import NoTarget, OrganizationFaultMaker, apply_stream_fault
 from listener.simulator.fault_plans import Entry
 from listener.simulator.faults import (
     Cut,
     Fault,
     FaultError,
-    OrganisationFault,
+    OrganizationFault,
     RequestFault,
     SilentStream,
     Slow,
@@ -29,10 +29,10 @@ from listener.simulator.ledger import Ledger, Line
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
 _PATIENCE = 0.2
-_REMEMBERED = 1000
+_RECENT_LINES = 1000
 
 
-class Scheduled(NamedTuple):
+class ScheduledFault(NamedTuple):
     """The next moment of an entry; the number keeps equal moments in order. `until` in Unix seconds."""
 
     time: float
@@ -41,7 +41,7 @@ class Scheduled(NamedTuple):
     later: Iterable[float]
 
 
-class Armed:
+class PendingFault:
     """A fault that waits for something to befall."""
 
     def __init__(self, fault: RequestFault | StreamFault, now: float) -> None:
@@ -50,7 +50,7 @@ class Armed:
         self.lapses = None if fault.within is None else now + fault.within
 
 
-class Held(NamedTuple):
+class LastingFault(NamedTuple):
     """A fault that lasts: what ends it, and when."""
 
     until: float
@@ -58,7 +58,7 @@ class Held(NamedTuple):
     line: Line
 
 
-class Chaos:
+class FaultScheduler:
     """Faults in one organisation. `wake` is called when `deadline` has changed; `made` counts by kind, `recent` are
     the latest ledger lines."""
 
@@ -67,12 +67,12 @@ class Chaos:
         directory: Directory,
         subscriptions: Subscriptions,
         streams: Iterable[Stream],
-        disasters: Disasters,
+        disasters: OrganizationFaultMaker,
         ledger: Ledger,
         rng: Random,
     ) -> None:
         self.made: Counter[str] = Counter()
-        self.recent: deque[Line] = deque(maxlen=_REMEMBERED)
+        self.recent: deque[Line] = deque(maxlen=_RECENT_LINES)
         self.wake: Callable[[], None] = lambda: None
         self._directory = directory
         self._subscriptions = subscriptions
@@ -81,9 +81,9 @@ class Chaos:
         self._ledger = ledger
         self._rng = rng
         self._numbers = count()
-        self._schedule: list[Scheduled] = []
-        self._armed: list[Armed] = []
-        self._held: dict[tuple[str, str], Held] = {}
+        self._schedule: list[ScheduledFault] = []
+        self._pending: list[PendingFault] = []
+        self._lasting: dict[tuple[str, str], LastingFault] = {}
 
     # -- orders ----------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Chaos:
             names = ", ".join(each.partition(".")[0] for each in self._directory.backends)
             raise FaultError(f'{fault.kind}: no backend "{backend}"; there are {names}')
 
-    def begin(self, plan: Iterable[Entry], now: float) -> None:
+    def start_plan(self, plan: Iterable[Entry], now: float) -> None:
         """Make the faults of a plan that starts now, beside those of others. FaultError: see `check`."""
         plan = tuple(plan)
         for entry in plan:
@@ -106,29 +106,29 @@ class Chaos:
             self._plan_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, rng)))
         self.wake()
 
-    def order(self, fault: Fault, now: float) -> list[Line]:
+    def make_now(self, fault: Fault, now: float) -> list[Line]:
         """Make one fault now; what is told is empty if it waits for something to befall. FaultError: see `check`.
         Unfit: there is nothing that it could befall."""
         self.check(fault)
         lines: list[Line] = []
-        if isinstance(fault, OrganisationFault):
-            lines.append(self._disaster(fault, now))
+        if isinstance(fault, OrganizationFault):
+            lines.append(self._apply_organization_fault(fault, now))
         else:
             assert isinstance(fault, RequestFault | StreamFault)
-            line = self._befall(fault, now) if _about_open_streams(fault) else None
+            line = self._apply_to_stream(fault, now) if _targets_open_stream(fault) else None
             if line:
                 lines.append(line)
             else:
-                self._armed.append(Armed(fault, now))
+                self._pending.append(PendingFault(fault, now))
         self.wake()
         return lines
 
     def stop(self) -> None:
         """Nothing more is to come, and what lasts ends now."""
         self._schedule.clear()
-        self._armed.clear()
-        held, self._held = self._held, {}
-        for each in held.values():
+        self._pending.clear()
+        lasting, self._lasting = self._lasting, {}
+        for each in lasting.values():
             each.undo()
         self.wake()
 
@@ -137,86 +137,90 @@ class Chaos:
     @property
     def deadline(self) -> float:
         """When `advance` has something to do, at the latest."""
-        times = [each.until for each in self._held.values()]
-        times += [each.lapses for each in self._armed if each.lapses is not None]
+        times = [each.until for each in self._lasting.values()]
+        times += [each.lapses for each in self._pending if each.lapses is not None]
         if self._schedule:
             times.append(self._schedule[0].time)
         return min(times, default=float("inf"))
 
     @property
-    def waiting(self) -> bool:
+    def waits_for_stream(self) -> bool:
         """Whether a fault waits for a stream, so that `advance` is worth calling every few moments."""
-        return any(_about_open_streams(each.fault) for each in self._armed)
+        return any(_targets_open_stream(each.fault) for each in self._pending)
 
     def advance(self, now: float) -> None:
         """Make what is due, end what is over."""
-        if now < self.deadline and not self.waiting:
+        if now < self.deadline and not self.waits_for_stream:
             return
-        for key in [key for key, held in self._held.items() if held.until <= now]:
-            self._held.pop(key).undo()
+        for key in [key for key, lasting in self._lasting.items() if lasting.until <= now]:
+            self._lasting.pop(key).undo()
         while self._schedule and self._schedule[0].time <= now:
             due = heappop(self._schedule)
             self._plan_next(due.entry, due.later)
             try:
-                self.order(due.entry.fault, now)
-            except Unfit:
+                self.make_now(due.entry.fault, now)
+            except NoTarget:
                 continue
-        waiting, self._armed = self._armed, []
-        for armed in waiting:
-            if armed.lapses is not None and now >= armed.lapses:
+        waiting, self._pending = self._pending, []
+        for pending in waiting:
+            if pending.lapses is not None and now >= pending.lapses:
                 continue
-            if not (_about_open_streams(armed.fault) and self._befall(armed.fault, now)):
-                self._armed.append(armed)
+            if not (_targets_open_stream(pending.fault) and self._apply_to_stream(pending.fault, now)):
+                self._pending.append(pending)
 
     def _plan_next(self, entry: Entry, moments: Any) -> None:
         time = next(moments, None)
         if time is not None:
-            heappush(self._schedule, Scheduled(time, next(self._numbers), entry, moments))
+            heappush(self._schedule, ScheduledFault(time, next(self._numbers), entry, moments))
 
     # -- requests --------------------------------------------------------------------------------------------
 
-    def strike(self, operation: str, mailboxes: Callable[[], Iterable[str]], now: float) -> Fault | None:
+    def match_request(
+        self, operation: str, mailboxes: Callable[[], Iterable[str]], now: float
+    ) -> Fault | None:
         """The fault that this request meets, if it meets one. `mailboxes` gives the addresses that it is about."""
-        if not self._armed:
+        if not self._pending:
             return None
-        for armed in self._armed:
-            fault = armed.fault
-            if _about_open_streams(fault) or (armed.lapses is not None and now >= armed.lapses):
+        for pending in self._pending:
+            fault = pending.fault
+            if _targets_open_stream(fault) or (pending.lapses is not None and now >= pending.lapses):
                 continue
             wanted = getattr(fault, "operation", "")
             if (wanted or operation) != operation or (not wanted and operation == "Autodiscover"):
                 continue
-            concerned = list(mailboxes())
-            if fault.mailbox and fault.mailbox.lower() not in concerned:
+            affected = list(mailboxes())
+            if fault.mailbox and fault.mailbox.lower() not in affected:
                 continue
-            armed.left -= 1
-            if not armed.left:
-                self._armed.remove(armed)
-            address = concerned[0] if len(concerned) == 1 else fault.mailbox.lower()
-            self._note(fault, now, mailbox=address, extra={"operation": operation})
+            pending.left -= 1
+            if not pending.left:
+                self._pending.remove(pending)
+            address = affected[0] if len(affected) == 1 else fault.mailbox.lower()
+            self._record(fault, now, mailbox=address, extra={"operation": operation})
             return fault
         return None
 
     # -- making ----------------------------------------------------------------------------------------------
 
-    def _disaster(self, fault: OrganisationFault, now: float) -> Line:
-        made = self._disasters.make(fault, now)
-        line = self._note(
-            fault, now, mailbox=made.mailbox, backend=made.backend, subscription=made.subscription
+    def _apply_organization_fault(self, fault: OrganizationFault, now: float) -> Line:
+        applied = self._disasters.make(fault, now)
+        line = self._record(
+            fault, now, mailbox=applied.mailbox, backend=applied.backend, subscription=applied.subscription
         )
         seconds = getattr(fault, "seconds", None)
-        if made.undo and seconds is not None:
-            self._hold((fault.kind, made.mailbox or made.backend or ""), now + seconds, made.undo, line)
+        if applied.undo and seconds is not None:
+            self._track(
+                (fault.kind, applied.mailbox or applied.backend or ""), now + seconds, applied.undo, line
+            )
         return line
 
-    def _hold(self, key: tuple[str, str], until: float, undo: Callable[[], None], line: Line) -> None:
+    def _track(self, key: tuple[str, str], until: float, undo: Callable[[], None], line: Line) -> None:
         """The same again while it lasts makes it last longer."""
-        before = self._held.get(key)
+        before = self._lasting.get(key)
         if before and before.until > until:
             until = before.until
-        self._held[key] = Held(until, undo, line)
+        self._lasting[key] = LastingFault(until, undo, line)
 
-    def _befall(self, fault: RequestFault | StreamFault, now: float) -> Line | None:
+    def _apply_to_stream(self, fault: RequestFault | StreamFault, now: float) -> Line | None:
         """Make it in an open stream, if there is one that fits."""
         assert isinstance(fault, StreamFault)
         mailbox, backend = fault.mailbox.lower(), self._directory.backend(fault.backend)
@@ -224,7 +228,7 @@ class Chaos:
             stream
             for stream in self._streams
             if not stream.ended
-            and stream.manner is None
+            and stream.fault is None
             and (not fault.backend or stream.backend == backend)
             and any(mailbox in ("", each.mailbox) for each in stream.subscriptions if not each.gone)
         ]
@@ -235,24 +239,24 @@ class Chaos:
         if mailbox or (isinstance(fault, StreamCode) and fault.ids == "one"):
             living = [each for each in stream.subscriptions if not each.gone]
             subscription = self._rng.choice([each for each in living if mailbox in ("", each.mailbox)])
-        line = self._note(
+        line = self._record(
             fault,
             now,
             mailbox=subscription.mailbox if subscription else "",
             backend=stream.backend,
             subscription=subscription.id if subscription else None,
         )
-        interfere(fault, stream, subscription, self._subscriptions, now)
+        apply_stream_fault(fault, stream, subscription, self._subscriptions, now)
         if isinstance(fault, Slow | SilentStream) and fault.seconds is not None:
 
             def recover() -> None:
-                if stream.manner is fault:
-                    stream.misbehave(None)
+                if stream.fault is fault:
+                    stream.set_fault(None)
 
-            self._hold((fault.kind, str(id(stream))), now + fault.seconds, recover, line)
+            self._track((fault.kind, str(id(stream))), now + fault.seconds, recover, line)
         return line
 
-    def _note(
+    def _record(
         self,
         fault: Fault,
         now: float,
@@ -263,7 +267,7 @@ class Chaos:
         extra: dict[str, Any] | None = None,
     ) -> Line:
         parameters = {**fault.parameters(), **(extra or {})}
-        line = self._ledger.enter_fault(
+        line = self._ledger.record_fault(
             fault.kind,
             now,
             mailbox=mailbox,
@@ -282,13 +286,13 @@ class Chaos:
         return {
             "made": dict(sorted(self.made.items())),
             "recent": list(self.recent),
-            "lasting": [{"until": held.until, "line": held.line} for held in self._held.values()],
-            "waiting": [{"kind": each.fault.kind, **each.fault.parameters()} for each in self._armed],
+            "lasting": [{"until": lasting.until, "line": lasting.line} for lasting in self._lasting.values()],
+            "waiting": [{"kind": each.fault.kind, **each.fault.parameters()} for each in self._pending],
             "next": self._schedule[0].time if self._schedule else None,
         }
 
 
-def _about_open_streams(fault: Fault) -> bool:
+def _targets_open_stream(fault: Fault) -> bool:
     return isinstance(fault, StreamFault) and not (isinstance(fault, Slow | Cut) and fault.operation)
 
 

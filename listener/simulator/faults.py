@@ -80,7 +80,7 @@ class StreamFault(Fault, frozen=True, kw_only=True):
     within: Seconds | None = None
 
 
-class OrganisationFault(Fault, frozen=True, kw_only=True):
+class OrganizationFault(Fault, frozen=True, kw_only=True):
     """It happens at once."""
 
 
@@ -203,7 +203,7 @@ class Doctype(StreamFault, frozen=True, kw_only=True):
 # -- the organisation ----------------------------------------------------------------------------------------
 
 
-class BackendRestart(OrganisationFault, frozen=True, kw_only=True):
+class BackendRestart(OrganizationFault, frozen=True, kw_only=True):
     """A back end starts anew: its streams are reset, its subscriptions are lost, their ids start again at 1. Its
     requests are answered 503 for `seconds`, if they are given."""
 
@@ -211,7 +211,7 @@ class BackendRestart(OrganisationFault, frozen=True, kw_only=True):
     seconds: Seconds | None = None
 
 
-class Failover(OrganisationFault, frozen=True, kw_only=True):
+class Failover(OrganizationFault, frozen=True, kw_only=True):
     """A back end dies for `seconds`: its mailboxes live on the others from now on, its streams are reset, its
     subscriptions are lost, cookies that lead there are worth nothing."""
 
@@ -219,7 +219,7 @@ class Failover(OrganisationFault, frozen=True, kw_only=True):
     seconds: Seconds = 10.0
 
 
-class MailboxMove(OrganisationFault, frozen=True, kw_only=True):
+class MailboxMove(OrganizationFault, frozen=True, kw_only=True):
     """A mailbox moves to another back end, which Autodiscover tells. Its subscriptions end with `code`; for
     `seconds`, if they are given, new ones are answered ErrorMailboxMoveInProgress."""
 
@@ -229,7 +229,7 @@ class MailboxMove(OrganisationFault, frozen=True, kw_only=True):
     seconds: Seconds | None = None
 
 
-class MailboxReplaced(OrganisationFault, frozen=True, kw_only=True):
+class MailboxReplaced(OrganizationFault, frozen=True, kw_only=True):
     """Another mailbox takes the place of this one under its address, as after a migration or a restore: the folders
     and items of the old one are copied into it and have new ids, and are created now, though they were received
     before. Its subscriptions end with `code`; if it is `quiet`, they stay and report nothing."""
@@ -239,7 +239,7 @@ class MailboxReplaced(OrganisationFault, frozen=True, kw_only=True):
     quiet: bool = False
 
 
-class Overflow(OrganisationFault, frozen=True, kw_only=True):
+class Overflow(OrganizationFault, frozen=True, kw_only=True):
     """The event queue of a subscription overflows: it ends with ErrorMissedNotificationEvents, or just loses what
     is queued."""
 
@@ -247,14 +247,14 @@ class Overflow(OrganisationFault, frozen=True, kw_only=True):
     quiet: bool = False
 
 
-class SilentSubscription(OrganisationFault, frozen=True, kw_only=True):
+class SilentSubscription(OrganizationFault, frozen=True, kw_only=True):
     """A mailbox's subscriptions deliver nothing for `seconds`, while heart-beats and all others go on."""
 
     mailbox: str = ""
     seconds: Seconds = 10.0
 
 
-class SyncStateLost(OrganisationFault, frozen=True, kw_only=True):
+class SyncStateLost(OrganizationFault, frozen=True, kw_only=True):
     """The SyncStates of a mailbox (`*`: of any) are worth nothing from now on: they are refused with
     ErrorInvalidSyncStateData, or, if it is `quiet`, all that is there is told anew as if there were none."""
 
@@ -262,7 +262,7 @@ class SyncStateLost(OrganisationFault, frozen=True, kw_only=True):
     quiet: bool = False
 
 
-class MailboxDisabled(OrganisationFault, frozen=True, kw_only=True):
+class MailboxDisabled(OrganizationFault, frozen=True, kw_only=True):
     """A mailbox is gone for `seconds`: its subscriptions end with `code`, which every request about it gets too."""
 
     mailbox: str = ""
@@ -270,7 +270,7 @@ class MailboxDisabled(OrganisationFault, frozen=True, kw_only=True):
     code: Code = "ErrorNonExistentMailbox"
 
 
-class ImpersonationWithdrawn(OrganisationFault, frozen=True, kw_only=True):
+class ImpersonationWithdrawn(OrganizationFault, frozen=True, kw_only=True):
     """The right to impersonate a mailbox (`*`: any) is withdrawn for `seconds`. Streams that are open stay so."""
 
     mailbox: str = ""
@@ -278,7 +278,7 @@ class ImpersonationWithdrawn(OrganisationFault, frozen=True, kw_only=True):
     code: Code = "ErrorImpersonateUserDenied"
 
 
-class Throttled(OrganisationFault, frozen=True, kw_only=True):
+class Throttled(OrganizationFault, frozen=True, kw_only=True):
     """For `seconds` the service account may have no more than `concurrency` requests under way, and `connections`
     streams, if they are given. What is too much gets ErrorServerBusy, to come back in `back_off_ms`."""
 
@@ -288,7 +288,7 @@ class Throttled(OrganisationFault, frozen=True, kw_only=True):
     back_off_ms: Annotated[int, msgspec.Meta(ge=0)] = 1000
 
 
-class Outage(OrganisationFault, frozen=True, kw_only=True):
+class Outage(OrganizationFault, frozen=True, kw_only=True):
     """For `seconds` nothing works: streams are reset, and connections refused, or reset upon a request, or each
     request is answered 503."""
 
@@ -296,14 +296,14 @@ class Outage(OrganisationFault, frozen=True, kw_only=True):
     how: Literal["refuse", "reset", "503"] = "refuse"
 
 
-class BufferedStreams(OrganisationFault, frozen=True, kw_only=True):
+class BufferedStreams(OrganizationFault, frozen=True, kw_only=True):
     """For `seconds` a reverse proxy in front holds streams back: streams are reset, and of new ones not one byte
     comes, headers included. All else works."""
 
     seconds: Seconds = 10.0
 
 
-class AutodiscoverFailure(OrganisationFault, frozen=True, kw_only=True):
+class AutodiscoverFailure(OrganizationFault, frozen=True, kw_only=True):
     """For `seconds` Autodiscover answers with this HTTP status; or, if `code` is given, with this ErrorCode for the
     whole request or for each user."""
 
@@ -313,7 +313,7 @@ class AutodiscoverFailure(OrganisationFault, frozen=True, kw_only=True):
     level: Literal["response", "user"] = "response"
 
 
-class BadCertificate(OrganisationFault, frozen=True, kw_only=True):
+class BadCertificate(OrganizationFault, frozen=True, kw_only=True):
     """For `seconds` new connections are shown a certificate that has expired, or is for another host, or comes from
     an authority that nobody knows. It needs TLS."""
 
@@ -321,7 +321,7 @@ class BadCertificate(OrganisationFault, frozen=True, kw_only=True):
     how: Literal["expired", "other_host", "other_authority"] = "expired"
 
 
-class AccessFault(OrganisationFault, frozen=True, kw_only=True):
+class AccessFault(OrganizationFault, frozen=True, kw_only=True):
     """It happens at once, to whoever wants to come in. What is open stays so."""
 
 

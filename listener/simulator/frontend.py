@@ -71,7 +71,7 @@ def _from_cookie(request: HttpRequest, directory: Directory) -> str | None:
 _SYNC_BACK_OFF = "500"
 
 
-class Budgets:
+class Throttle:
     """Counts what is charged to whom. Each method that takes something raises Failure when there is no more."""
 
     def __init__(self, limits: Limits) -> None:
@@ -80,21 +80,21 @@ class Budgets:
         self._syncing: Counter[str] = Counter()
         self._hanging: Counter[str] = Counter()
 
-    def enter(self, charged: str, *, syncs: bool = False) -> Callable[[], None]:
+    def start_request(self, budget_owner: str, *, is_sync: bool = False) -> Callable[[], None]:
         """One request more under way, which synchronises or does not; call what is returned when it is answered."""
-        if self._running[charged] >= self._limits.concurrency:
+        if self._running[budget_owner] >= self._limits.concurrency:
             raise Failure("ErrorExceededConnectionCount", fault=True, values={"BackOffMilliseconds": "0"})
-        if not syncs:
-            return _take(charged, self._running)
-        if self._syncing[charged] >= self._limits.sync_calls:
+        if not is_sync:
+            return _acquire(budget_owner, self._running)
+        if self._syncing[budget_owner] >= self._limits.sync_calls:
             raise Failure("ErrorServerBusy", fault=True, values={"BackOffMilliseconds": _SYNC_BACK_OFF})
-        return _take(charged, self._running, self._syncing)
+        return _acquire(budget_owner, self._running, self._syncing)
 
-    def hang(self, charged: str) -> Callable[[], None]:
+    def start_stream(self, budget_owner: str) -> Callable[[], None]:
         """One stream more; call what is returned when it has ended."""
-        if self._hanging[charged] >= self._limits.hanging_connections:
+        if self._hanging[budget_owner] >= self._limits.hanging_connections:
             raise Failure("ErrorExceededConnectionCount", fault=True, values={"BackOffMilliseconds": "0"})
-        return _take(charged, self._hanging)
+        return _acquire(budget_owner, self._hanging)
 
     @property
     def running(self) -> int:
@@ -106,19 +106,19 @@ class Budgets:
         """Streams under way."""
         return sum(self._hanging.values())
 
-    def charges(self) -> dict[str, int]:
+    def streams_by_account(self) -> dict[str, int]:
         """Open streams by whom they are charged to."""
         return dict(self._hanging)
 
 
-def _take(charged: str, *counters: Counter[str]) -> Callable[[], None]:
+def _acquire(budget_owner: str, *counters: Counter[str]) -> Callable[[], None]:
     for counter in counters:
-        counter[charged] += 1
+        counter[budget_owner] += 1
 
-    def give_back() -> None:
+    def release() -> None:
         for counter in counters:
-            counter[charged] -= 1
-            if not counter[charged]:
-                del counter[charged]
+            counter[budget_owner] -= 1
+            if not counter[budget_owner]:
+                del counter[budget_owner]
 
-    return give_back
+    return release

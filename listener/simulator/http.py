@@ -50,7 +50,7 @@ class Reply:
         self.headers = [("Cache-Control", "private"), ("Content-Type", content_type), *headers]
         self.delay = delay
         self.finish = finish
-        self.manner: Fault | None = None
+        self.fault: Fault | None = None
 
 
 def page(status: int, title: str, headers: Iterable[tuple[str, str]] = (), *, delay: float = 0.0) -> Reply:

@@ -51,7 +51,7 @@ class Ledger:
         if self._file:
             self._file.close()
 
-    def enter(self, event: Event) -> Line:
+    def record(self, event: Event) -> Line:
         """Write one change down."""
         self.count += 1
         line = Line(
@@ -69,7 +69,7 @@ class Ledger:
             self._file.write(self._encode(line) + b"\n")
         return line
 
-    def enter_fault(
+    def record_fault(
         self,
         kind: str,
         now: float,

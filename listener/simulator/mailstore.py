@@ -108,7 +108,7 @@ class Folder(msgspec.Struct, kw_only=True, eq=False):
     id: str
     counter: int
     changed: int
-    reshaped: int
+    properties_changed: int
     parent: "Folder | None"
     distinguished: str | None
     name: str
@@ -119,7 +119,7 @@ class Folder(msgspec.Struct, kw_only=True, eq=False):
     items: dict[str, Item] = {}
     deleted: dict[str, Tombstone] = {}
     deleted_total: int = 0
-    forgotten: int = 0
+    pruned_change: int = 0
 
 
 class Mailbox:
@@ -137,8 +137,8 @@ class Mailbox:
         self.guid = guid
         self.changes = 0
         self.sync_epoch = 0
-        self.resyncs_quietly = False
-        self._born = born
+        self.sync_loss_is_silent = False
+        self._created_at = born
         self._tombstones = tombstones
         self._counter = 0
         self._replica = b""
@@ -161,7 +161,7 @@ class Mailbox:
     def folders(self) -> dict[str, Folder]:
         """All folders by id, parents before children."""
         if not self._folders:
-            self._plant()
+            self._build_tree()
         return self._folders
 
     def distinguished(self, name: str) -> Folder:
@@ -186,8 +186,8 @@ class Mailbox:
 
     def own_folders(self) -> list[Folder]:
         """The folders that the user made, apart from what lies in Deleted Items."""
-        bin_ = self.distinguished("deleteditems")
-        return [f for f in self.folders.values() if f.distinguished is None and f.parent is not bin_]
+        deleted_items = self.distinguished("deleteditems")
+        return [f for f in self.folders.values() if f.distinguished is None and f.parent is not deleted_items]
 
     def item_count(self) -> int:
         return sum(len(folder.items) for folder in self.folders.values())
@@ -202,10 +202,10 @@ class Mailbox:
         entry = bytes(4) + self._replica + b"\x01\x00" + self._replica + counter.to_bytes(6, "big") + bytes(2)
         return b64encode(self._id_prefix + b"\x2e\x00" + entry).decode()
 
-    def change_key(self, thing: Item | Folder) -> str:
+    def change_key(self, obj: Item | Folder) -> str:
         """The key of its present state."""
-        lead = self._item_key if isinstance(thing, Item) else self._folder_key
-        return b2a_base64(lead + thing.changed.to_bytes(6, "big"), newline=False).decode()
+        lead = self._item_key if isinstance(obj, Item) else self._folder_key
+        return b2a_base64(lead + obj.changed.to_bytes(6, "big"), newline=False).decode()
 
     # -- items -----------------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class Mailbox:
         return [
             self._event("CreatedEvent", item, now),
             self._event("NewMailEvent", item, now),
-            self._touch(item.folder, now),
+            self._folder_modified(item.folder, now),
         ]
 
     def save(self, folder: Folder, item_class: str, subject: str, now: float) -> list[Event]:
@@ -224,7 +224,7 @@ class Mailbox:
         events = [self._event("CreatedEvent", item, now)]
         if folder.folder_class == "IPF.Appointment":
             events.append(self._event("FreeBusyChangedEvent", item, now))
-        return [*events, self._touch(folder, now)]
+        return [*events, self._folder_modified(folder, now)]
 
     def mark(self, item: Item, now: float, *, read: bool) -> list[Event]:
         """The read flag is set or taken away. Nothing happens if it stood so already."""
@@ -233,7 +233,7 @@ class Mailbox:
         self._changed_item(item, now, flag_only=True)
         item.read = read
         item.folder.unread += -1 if read else 1
-        return [self._event("ModifiedEvent", item, now), self._touch(item.folder, now)]
+        return [self._event("ModifiedEvent", item, now), self._folder_modified(item.folder, now)]
 
     def edit(self, item: Item, subject: str, now: float) -> list[Event]:
         """The item's content changes."""
@@ -250,52 +250,52 @@ class Mailbox:
         """The item goes to another folder, where it has a new id. A deletion by the user is a move to Deleted
         Items."""
         source, old_id, old_key = item.folder, item.id, self.change_key(item)
-        self._take(item)
-        self._put(item, target, now)
+        self._remove_item(item)
+        self._insert_item(item, target, now)
         return [
             self._event("MovedEvent", item, now, old_id=old_id, old_change_key=old_key, old_parent=source),
-            self._touch(source, now),
-            self._touch(target, now),
+            self._folder_modified(source, now),
+            self._folder_modified(target, now),
         ]
 
     def copy(self, item: Item, target: Folder, now: float) -> list[Event]:
         """A second item of the same content, in any folder."""
-        twin = self._create(target, item.item_class, item.subject, item.sender, now, read=item.read)
+        duplicate = self._create(target, item.item_class, item.subject, item.sender, now, read=item.read)
         old_key = self.change_key(item)
         return [
             self._event(
-                "CopiedEvent", twin, now, old_id=item.id, old_change_key=old_key, old_parent=item.folder
+                "CopiedEvent", duplicate, now, old_id=item.id, old_change_key=old_key, old_parent=item.folder
             ),
-            self._touch(target, now),
+            self._folder_modified(target, now),
         ]
 
     def purge(self, item: Item, now: float) -> list[Event]:
         """The item is deleted for good."""
-        self._take(item)
+        self._remove_item(item)
         self._changed(item, now)
         events = [self._event("DeletedEvent", item, now)]
         if item.folder.folder_class == "IPF.Appointment":
             events.append(self._event("FreeBusyChangedEvent", item, now))
-        return [*events, self._touch(item.folder, now)]
+        return [*events, self._folder_modified(item.folder, now)]
 
     # -- folders ---------------------------------------------------------------------------------------------
 
     def create_folder(self, name: str, parent: Folder, now: float) -> list[Event]:
         """A new folder of mail."""
         self.changes += 1
-        folder = self._plant_folder(name, "IPF.Note", parent, None, now)
-        return [self._event("CreatedEvent", folder, now), self._touch(parent, now)]
+        folder = self._add_folder(name, "IPF.Note", parent, None, now)
+        return [self._event("CreatedEvent", folder, now), self._folder_modified(parent, now)]
 
     def rename_folder(self, folder: Folder, name: str, now: float) -> list[Event]:
         """The folder is called something else."""
-        self._reshape(folder, now)
+        self._change_properties(folder, now)
         folder.name = name
         return [self._event("ModifiedEvent", folder, now)]
 
     def move_folder(self, folder: Folder, parent: Folder, now: float) -> list[Event]:
         """The folder, with all in it, goes below another one; its id stays."""
         source, old_key = self._parent(folder), self.change_key(folder)
-        self._reshape(folder, now)
+        self._change_properties(folder, now)
         folder.parent = parent
         # Parents stand before their children, see `folders`.
         for moved in (folder, *self.below(folder)):
@@ -304,8 +304,8 @@ class Mailbox:
             self._event(
                 "MovedEvent", folder, now, old_id=folder.id, old_change_key=old_key, old_parent=source
             ),
-            self._touch(source, now),
-            self._touch(parent, now),
+            self._folder_modified(source, now),
+            self._folder_modified(parent, now),
         ]
 
     def purge_folder(self, folder: Folder, now: float) -> list[Event]:
@@ -315,12 +315,12 @@ class Mailbox:
             self._changed(gone, now)
             del self._folders[gone.id]
             events.append(self._event("DeletedEvent", gone, now))
-        return [*events, self._touch(self._parent(folder), now)]
+        return [*events, self._folder_modified(self._parent(folder), now)]
 
     def lose_sync_states(self, *, quietly: bool) -> None:
         """What clients hold as SyncState is worth nothing from now on; `quietly` they are not told."""
         self.sync_epoch += 1
-        self.resyncs_quietly = quietly
+        self.sync_loss_is_silent = quietly
 
     def replace(self, store: UUID, now: float) -> None:
         """Another mailbox takes the place of this one, and is filled with copies of all that was in it. Exchange
@@ -329,25 +329,27 @@ class Mailbox:
         self._name_ids(store)
         self.changes += 1
         self.sync_epoch += 1
-        self.resyncs_quietly = False
+        self.sync_loss_is_silent = False
         self._folders, self._distinguished = {}, {}
         copies: dict[str, Folder] = {}
         for folder in old:  # parents come before their children
             above = None if folder.parent is None else copies[folder.parent.id]
-            copy = self._plant_folder(folder.name, folder.folder_class, above, folder.distinguished, now)
+            copy = self._add_folder(folder.name, folder.folder_class, above, folder.distinguished, now)
             copies[folder.id] = copy
             for item in folder.items.values():
-                twin = self._create(copy, item.item_class, item.subject, item.sender, now, read=item.read)
-                twin.received = item.received
+                duplicate = self._create(
+                    copy, item.item_class, item.subject, item.sender, now, read=item.read
+                )
+                duplicate.received = item.received
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _plant(self) -> None:
+    def _build_tree(self) -> None:
         for distinguished, name, folder_class, parent in _TREE:
             above = self._distinguished[parent] if parent else None
-            self._plant_folder(name, folder_class, above, distinguished, self._born)
+            self._add_folder(name, folder_class, above, distinguished, self._created_at)
 
-    def _plant_folder(
+    def _add_folder(
         self, name: str, folder_class: str, parent: Folder | None, distinguished: str | None, now: float
     ) -> Folder:
         self._counter += 1
@@ -355,7 +357,7 @@ class Mailbox:
             id=self.folder_id(self._counter),
             counter=self._counter,
             changed=self.changes,
-            reshaped=self.changes,
+            properties_changed=self.changes,
             parent=parent,
             distinguished=distinguished,
             name=name,
@@ -386,10 +388,10 @@ class Mailbox:
             modified=now,
             read=read,
         )
-        self._put(item, folder, now)
+        self._insert_item(item, folder, now)
         return item
 
-    def _put(self, item: Item, folder: Folder, now: float) -> None:
+    def _insert_item(self, item: Item, folder: Folder, now: float) -> None:
         self._counter += 1
         entry = bytes(4) + self._replica + b"\x07\x00" + self._replica + folder.counter.to_bytes(6, "big")
         entry += bytes(2) + self._replica + self._counter.to_bytes(6, "big") + bytes(2)
@@ -401,7 +403,7 @@ class Mailbox:
         folder.items[item.id] = item
         folder.unread += not item.read
 
-    def _take(self, item: Item) -> None:
+    def _remove_item(self, item: Item) -> None:
         folder = item.folder
         del folder.items[item.id]
         folder.unread -= not item.read
@@ -410,12 +412,12 @@ class Mailbox:
         folder.deleted[item.id] = Tombstone(self.changes, tuple(item.history))
         folder.deleted_total += 1
         if len(folder.deleted) > self._tombstones:
-            folder.forgotten = folder.deleted.pop(next(iter(folder.deleted))).changed
+            folder.pruned_change = folder.deleted.pop(next(iter(folder.deleted))).changed
 
-    def _changed(self, thing: Item | Folder, now: float) -> None:
+    def _changed(self, obj: Item | Folder, now: float) -> None:
         self.changes += 1
-        thing.changed = self.changes
-        thing.modified = now
+        obj.changed = self.changes
+        obj.modified = now
 
     def _changed_item(self, item: Item, now: float, *, flag_only: bool = False) -> None:
         self._changed(item, now)
@@ -424,11 +426,11 @@ class Mailbox:
         if not flag_only:
             item.edited = item.changed
 
-    def _reshape(self, folder: Folder, now: float) -> None:
+    def _change_properties(self, folder: Folder, now: float) -> None:
         self._changed(folder, now)
-        folder.reshaped = folder.changed
+        folder.properties_changed = folder.changed
 
-    def _touch(self, folder: Folder, now: float) -> Event:
+    def _folder_modified(self, folder: Folder, now: float) -> Event:
         """The event about a folder whose content changed."""
         self._changed(folder, now)
         return self._event("ModifiedEvent", folder, now, unread_count=folder.unread)
@@ -439,7 +441,7 @@ class Mailbox:
     def _event(
         self,
         kind: str,
-        thing: Item | Folder,
+        obj: Item | Folder,
         now: float,
         *,
         old_id: str | None = None,
@@ -447,15 +449,15 @@ class Mailbox:
         old_parent: Folder | None = None,
         unread_count: int | None = None,
     ) -> Event:
-        is_item = isinstance(thing, Item)
-        parent = thing.folder if isinstance(thing, Item) else self._parent(thing)
+        is_item = isinstance(obj, Item)
+        parent = obj.folder if isinstance(obj, Item) else self._parent(obj)
         return Event(
             kind=kind,
             mailbox=self.address,
             time=now,
-            item_id=thing.id if is_item else None,
-            folder_id=None if is_item else thing.id,
-            change_key=self.change_key(thing),
+            item_id=obj.id if is_item else None,
+            folder_id=None if is_item else obj.id,
+            change_key=self.change_key(obj),
             parent_folder_id=parent.id,
             parent_change_key=self.change_key(parent),
             old_id=old_id,

@@ -13,9 +13,9 @@ from xml.sax.saxutils import escape, quoteattr
 from lxml import etree
 
 from listener.simulator import sync
-from listener.simulator.directory import Member, kind_of
+from listener.simulator.directory import Member, member_type
 from listener.simulator.mailstore import Folder, Item, Mailbox
-from listener.simulator.requests import M, Session, T, decode_id, find_folder, find_item
+from listener.simulator.requests import M, RequestContext, T, decode_id, find_folder, find_item
 from listener.simulator.responses import (
     ERROR_CONTENT,
     Failure,
@@ -27,27 +27,27 @@ from listener.simulator.responses import (
     success,
 )
 
-MOST_CHANGES = 512
+MAX_CHANGES = 512
 
 
-def get_folder(session: Session) -> str:
-    shape = read_shape(session.call.element, "FolderShape")
+def get_folder(context: RequestContext) -> str:
+    shape = read_shape(context.call.element, "FolderShape")
 
     def one(element: etree._Element) -> str:
-        mailbox, folder = find_folder(element, session, looking=True)
+        mailbox, folder = find_folder(element, context, properties_only=True)
         return f"<m:Folders>{folder_element(mailbox, folder, shape)}</m:Folders>"
 
-    return response("GetFolder", _each("GetFolder", session.call.element.iterfind(f"{M}FolderIds/*"), one))
+    return response("GetFolder", _each("GetFolder", context.call.element.iterfind(f"{M}FolderIds/*"), one))
 
 
-def find_folders(session: Session) -> str:
+def find_folders(context: RequestContext) -> str:
     """FindFolder, Shallow or Deep; restrictions are not understood and refused."""
-    request = session.call.element
+    request = context.call.element
     shape = read_shape(request, "FolderShape")
     refuse_restriction(request)
 
     def one(element: etree._Element) -> str:
-        mailbox, folder = find_folder(element, session)
+        mailbox, folder = find_folder(element, context)
         deep = request.get("Traversal") == "Deep"
         found = mailbox.below(folder) if deep else mailbox.children(folder)
         part, paging = page(found, request.find(f"{M}IndexedPageFolderView"))
@@ -57,13 +57,13 @@ def find_folders(session: Session) -> str:
     return response("FindFolder", _each("FindFolder", request.iterfind(f"{M}ParentFolderIds/*"), one))
 
 
-def find_items(session: Session) -> str:
+def find_items(context: RequestContext) -> str:
     """FindItem; without SortOrder the latest to arrive come first."""
-    request = session.call.element
+    request = context.call.element
     shape = read_shape(request, "ItemShape")
 
     def one(element: etree._Element) -> str:
-        mailbox, folder = find_folder(element, session)
+        mailbox, folder = find_folder(element, context)
         found = ordered(restricted(mailbox.latest(folder, len(folder.items)), request), request)
         part, paging = page(found, request.find(f"{M}IndexedPageItemView"))
         items = "".join(item_element(mailbox, item, shape) for item in part)
@@ -72,20 +72,20 @@ def find_items(session: Session) -> str:
     return response("FindItem", _each("FindItem", request.iterfind(f"{M}ParentFolderIds/*"), one))
 
 
-def get_item(session: Session) -> str:
-    shape = read_shape(session.call.element, "ItemShape")
+def get_item(context: RequestContext) -> str:
+    shape = read_shape(context.call.element, "ItemShape")
 
     def one(element: etree._Element) -> str:
-        mailbox, item = find_item(element, session)
+        mailbox, item = find_item(element, context)
         return f"<m:Items>{item_element(mailbox, item, shape)}</m:Items>"
 
-    elements = session.call.element.iterfind(f"{M}ItemIds/*")
+    elements = context.call.element.iterfind(f"{M}ItemIds/*")
     return response("GetItem", _each("GetItem", elements, one))
 
 
-def convert_id(session: Session) -> str:
+def convert_id(context: RequestContext) -> str:
     """ConvertId from EwsId to EntryId, HexEntryId and EwsId."""
-    target = session.call.element.get("DestinationFormat", "")
+    target = context.call.element.get("DestinationFormat", "")
 
     def one(element: etree._Element) -> str:
         if element.get("Format") != "EwsId" or target not in ("EwsId", "EntryId", "HexEntryId"):
@@ -101,51 +101,51 @@ def convert_id(session: Session) -> str:
             f"Mailbox={quoteattr(element.get('Mailbox', ''))}/>"
         )
 
-    return response("ConvertId", _each("ConvertId", session.call.element.iterfind(f"{M}SourceIds/*"), one))
+    return response("ConvertId", _each("ConvertId", context.call.element.iterfind(f"{M}SourceIds/*"), one))
 
 
-def expand_dl(session: Session) -> str:
+def expand_dl(context: RequestContext) -> str:
     """ExpandDL of a distribution group, one level deep."""
-    address = session.call.element.findtext(f"{M}Mailbox/{T}EmailAddress", "").strip().lower()
-    found = session.directory.groups.get(address)
+    address = context.call.element.findtext(f"{M}Mailbox/{T}EmailAddress", "").strip().lower()
+    found = context.directory.groups.get(address)
     if found is None:
         raise Failure("ErrorNameResolutionNoResults", "No results were found.")
 
-    def written(member: Member) -> str:
-        directory = session.directory
+    def format_one(member: Member) -> str:
+        directory = context.directory
         mailbox = directory.find(member.address)
-        kind = kind_of(member, directory.groups, directory.mailboxes)
+        kind = member_type(member, directory.groups, directory.mailboxes)
         name = mailbox.name if mailbox else member.address.partition("@")[0]
         return (
             f"<t:Mailbox><t:Name>{escape(name)}</t:Name><t:EmailAddress>{escape(member.address)}</t:EmailAddress>"
             f"<t:RoutingType>SMTP</t:RoutingType><t:MailboxType>{kind}</t:MailboxType></t:Mailbox>"
         )
 
-    told = "".join(map(written, found))
+    elements = "".join(map(format_one, found))
     paging = f'TotalItemsInView="{len(found)}" IncludesLastItemInRange="true"'
-    content = f"<m:DLExpansion {paging}>{told}</m:DLExpansion>"
+    content = f"<m:DLExpansion {paging}>{elements}</m:DLExpansion>"
     return response("ExpandDL", [success("ExpandDL", content)])
 
 
 # -- synchronisation -----------------------------------------------------------------------------------------
 
 
-def sync_folder_items(session: Session) -> str:
-    request = session.call.element
+def sync_folder_items(context: RequestContext) -> str:
+    request = context.call.element
     shape = read_shape(request, "ItemShape")
     text = request.findtext(f"{M}MaxChangesReturned", "")
-    most = int(text) if text.isdecimal() else 0
-    if not 1 <= most <= MOST_CHANGES:
+    limit = int(text) if text.isdecimal() else 0
+    if not 1 <= limit <= MAX_CHANGES:
         raise Failure("ErrorSchemaValidation", "The 'MaxChangesReturned' element is invalid.", fault=True)
     named = request.find(f"{M}SyncFolderId/*")
     if named is None:
         raise Failure("ErrorSchemaValidation", "The 'SyncFolderId' element is missing.", fault=True)
-    mailbox, folder = _synced(named, session)
+    mailbox, folder = _sync_folder(named, context)
     state = _state(request, sync.ItemsState)
     ignored = {element.get("Id") or "" for element in request.iterfind(f"{M}Ignore/*")}
-    changes, after, last = sync.item_changes(mailbox, folder, state, most, ignored)
+    changes, after, last = sync.item_changes(mailbox, folder, state, limit, ignored)
 
-    def written(change: sync.ItemChange) -> str:
+    def format_one(change: sync.ItemChange) -> str:
         if change.item is None:
             return f'<t:ItemId Id="{change.item_id}"/>'
         if change.kind == "ReadFlagChange":
@@ -153,36 +153,36 @@ def sync_folder_items(session: Session) -> str:
             return f'<t:ItemId Id="{change.item_id}" ChangeKey="{key}"/><t:IsRead>{read}</t:IsRead>'
         return item_element(mailbox, change.item, shape)
 
-    told = [f"<t:{change.kind}>{written(change)}</t:{change.kind}>" for change in changes]
-    return _sync_response("SyncFolderItems", after, "IncludesLastItemInRange", last, told)
+    elements = [f"<t:{change.kind}>{format_one(change)}</t:{change.kind}>" for change in changes]
+    return _sync_response("SyncFolderItems", after, "IncludesLastItemInRange", last, elements)
 
 
-def sync_folder_hierarchy(session: Session) -> str:
+def sync_folder_hierarchy(context: RequestContext) -> str:
     """SyncFolderHierarchy, all at once. Without SyncFolderId it is about the whole mailbox."""
-    request = session.call.element
+    request = context.call.element
     shape = read_shape(request, "FolderShape")
     named = request.find(f"{M}SyncFolderId/*")
     root: Folder | None = None
     if named is not None:
-        mailbox, root = _synced(named, session)
-    elif session.actor is not None:
-        mailbox = session.actor
+        mailbox, root = _sync_folder(named, context)
+    elif context.actor is not None:
+        mailbox = context.actor
     else:
         raise Failure("ErrorMissingEmailAddress")
     changes, after = sync.folder_changes(mailbox, root, _state(request, sync.FoldersState))
 
-    def written(change: sync.FolderChange) -> str:
+    def format_one(change: sync.FolderChange) -> str:
         if change.folder is None:
             return f'<t:FolderId Id="{change.folder_id}"/>'
         return folder_element(mailbox, change.folder, shape)
 
-    told = [f"<t:{change.kind}>{written(change)}</t:{change.kind}>" for change in changes]
-    return _sync_response("SyncFolderHierarchy", after, "IncludesLastFolderInRange", True, told)
+    elements = [f"<t:{change.kind}>{format_one(change)}</t:{change.kind}>" for change in changes]
+    return _sync_response("SyncFolderHierarchy", after, "IncludesLastFolderInRange", True, elements)
 
 
-def _synced(element: etree._Element, session: Session) -> tuple[Mailbox, Folder]:
+def _sync_folder(element: etree._Element, context: RequestContext) -> tuple[Mailbox, Folder]:
     try:
-        return find_folder(element, session)
+        return find_folder(element, context)
     except Failure as failure:
         if failure.code in ("ErrorItemNotFound", "ErrorFolderNotFound"):
             # "ResponseCode" (learn.microsoft.com)
@@ -205,11 +205,11 @@ def _sync_response(
     return response(operation, [success(operation, content)])
 
 
-SYNC_OPERATIONS: Mapping[str, Callable[[Session], str]] = {
+SYNC_OPERATIONS: Mapping[str, Callable[[RequestContext], str]] = {
     "SyncFolderItems": sync_folder_items,
     "SyncFolderHierarchy": sync_folder_hierarchy,
 }
-OPERATIONS: Mapping[str, Callable[[Session], str]] = {
+OPERATIONS: Mapping[str, Callable[[RequestContext], str]] = {
     "GetFolder": get_folder,
     "FindFolder": find_folders,
     "FindItem": find_items,
@@ -237,7 +237,7 @@ def _each(
             yield success(operation, content)
 
 
-_Thing = TypeVar("_Thing", Item, Folder)
+_Object = TypeVar("_Object", Item, Folder)
 _TIMES: dict[str, Callable[[Item], float]] = {
     "item:LastModifiedTime": lambda item: item.modified,
     "item:DateTimeReceived": lambda item: item.received,
@@ -305,15 +305,15 @@ def _unsupported() -> Failure:
     return Failure("ErrorUnsupportedQueryFilter", "The search filter is not supported.")
 
 
-def page(things: list[_Thing], view: etree._Element | None) -> tuple[list[_Thing], str]:
+def page(objects: list[_Object], view: etree._Element | None) -> tuple[list[_Object], str]:
     """The part that is asked for, and the attributes that say where it stands (FindResponsePagingAttributes)."""
     offset, size = _number(view, "Offset", 0), _number(view, "MaxEntriesReturned", 1000)
     if view is not None and view.get("BasePoint") == "End":
-        offset = max(0, len(things) - offset - size)
-    page = things[offset : offset + min(size, 1000)]
-    last = offset + len(page) >= len(things)
+        offset = max(0, len(objects) - offset - size)
+    page = objects[offset : offset + min(size, 1000)]
+    last = offset + len(page) >= len(objects)
     return page, (
-        f'IndexedPagingOffset="{offset + len(page)}" TotalItemsInView="{len(things)}" '
+        f'IndexedPagingOffset="{offset + len(page)}" TotalItemsInView="{len(objects)}" '
         f'IncludesLastItemInRange="{str(last).lower()}"'
     )
 

@@ -20,7 +20,7 @@ STREAMING_VERSIONS = frozenset(
 VERSIONS = STREAMING_VERSIONS | {"Exchange2007", "Exchange2007_SP1", "Exchange2009", "Exchange2010"}
 
 
-class Malformed(Exception):  # noqa: N818
+class MalformedRequest(Exception):  # noqa: N818
     """The body is no SOAP request; the text says why."""
 
 
@@ -40,9 +40,9 @@ def parse_xml(body: bytes) -> etree._Element:
     try:
         root = etree.fromstring(body, parser)
     except etree.XMLSyntaxError as error:
-        raise Malformed(str(error)) from None
+        raise MalformedRequest(str(error)) from None
     if root.getroottree().docinfo.internalDTD is not None:
-        raise Malformed("DTD is prohibited in this XML document.")
+        raise MalformedRequest("DTD is prohibited in this XML document.")
     return root
 
 
@@ -51,20 +51,20 @@ def parse_call(body: bytes) -> Call:
     root = parse_xml(body)
     operation = next(root.iterfind(f"{SOAP}Body/*"), None)
     if root.tag != f"{SOAP}Envelope" or operation is None:
-        raise Malformed("The request has no SOAP body.")
+        raise MalformedRequest("The request has no SOAP body.")
     version = root.find(f"{SOAP}Header/{T}RequestServerVersion")
-    who = next(root.iterfind(f"{SOAP}Header/{T}ExchangeImpersonation/{T}ConnectingSID/*"), None)
+    sid = next(root.iterfind(f"{SOAP}Header/{T}ExchangeImpersonation/{T}ConnectingSID/*"), None)
     return Call(
         operation=etree.QName(operation).localname,
         element=operation,
         version=None if version is None else version.get("Version"),
-        impersonated=None if who is None else (who.text or ""),
+        impersonated=None if sid is None else (sid.text or ""),
     )
 
 
-class Session(NamedTuple):
+class RequestContext(NamedTuple):
     """One request being served. `actor` is the mailbox that it acts as: the impersonated one, or the account's
-    own; None when an account without a mailbox impersonates nobody."""
+    is_distinguished; None when an account without a mailbox impersonates nobody."""
 
     call: Call
     account: str
@@ -75,66 +75,70 @@ class Session(NamedTuple):
 
     @property
     def principal(self) -> str:
-        """Whose rights count: of whom the account impersonates, else its own."""
+        """Whose rights count: of whom the account impersonates, else its is_distinguished."""
         return self.actor.address if self.actor and self.call.impersonated is not None else self.account
 
 
-class NoRight(Failure):
+class AccessDenied(Failure):
     """A folder of a mailbox that whoever asks has no rights to."""
 
 
-def concerned(call: Call, actor: Mailbox | None, directory: Directory) -> Mailbox | None:
+def target_mailbox(call: Call, actor: Mailbox | None, directory: Directory) -> Mailbox | None:
     """The mailbox that a request is about: whose folder or item it names first, else that of whoever asks."""
     element = next(call.element.iter(f"{T}DistinguishedFolderId", f"{T}FolderId", f"{T}ItemId"), None)
     if element is None:
         return actor
     try:
-        own = element.tag == f"{T}DistinguishedFolderId"
-        named = element.findtext(f"{T}Mailbox/{T}EmailAddress") if own else _guid(element.get("Id", ""))
+        is_distinguished = element.tag == f"{T}DistinguishedFolderId"
+        named = (
+            element.findtext(f"{T}Mailbox/{T}EmailAddress")
+            if is_distinguished
+            else _guid(element.get("Id", ""))
+        )
     except Failure:
         named = None
     return directory.find(named or "") or actor
 
 
 def find_folder(
-    element: etree._Element, session: Session, *, looking: bool = False
+    element: etree._Element, context: RequestContext, *, properties_only: bool = False
 ) -> tuple[Mailbox, Folder]:
     """The folder of a `t:FolderId` or `t:DistinguishedFolderId`; `looking` is for its properties only, not for its
     items. Failure: there is none, or no right to it."""
     if element.tag == f"{T}DistinguishedFolderId":
         named = element.findtext(f"{T}Mailbox/{T}EmailAddress")
-        mailbox = session.directory.find(named) if named else session.actor
+        mailbox = context.directory.find(named) if named else context.actor
         if mailbox is None:
             raise Failure("ErrorNonExistentMailbox" if named else "ErrorMissingEmailAddress")
         # "Handling delegation-related errors in EWS in Exchange": without a right to it, the folder is not found.
         name = element.get("Id", "")
-        seen = session.directory.rights.may_see(session.principal, mailbox.address, name)
-        code = "ErrorAccessDenied" if seen else "ErrorFolderNotFound"
-        _check_access(mailbox, name, session, code, looking=looking)
+        visible = context.directory.rights.may_see(context.principal, mailbox.address, name)
+        code = "ErrorAccessDenied" if visible else "ErrorFolderNotFound"
+        _check_access(mailbox, name, context, code, properties_only=properties_only)
         try:
             return mailbox, mailbox.distinguished(name)
         except KeyError:
             raise Failure("ErrorFolderNotFound") from None
-    mailbox = _mailbox_of_id(element.get("Id", ""), session)
+    mailbox = _mailbox_of_id(element.get("Id", ""), context)
     folder = mailbox.folders.get(element.get("Id", ""))
-    _check_access(mailbox, folder.distinguished if folder else None, session, looking=looking)
+    _check_access(mailbox, folder.distinguished if folder else None, context, properties_only=properties_only)
     if folder is None:
         raise Failure("ErrorItemNotFound")
     return mailbox, folder
 
 
-def find_item(element: etree._Element, session: Session) -> tuple[Mailbox, Item]:
+def find_item(element: etree._Element, context: RequestContext) -> tuple[Mailbox, Item]:
     """The item of a `t:ItemId`. Failure: there is none, or no right to it."""
-    mailbox = _mailbox_of_id(element.get("Id", ""), session)
+    mailbox = _mailbox_of_id(element.get("Id", ""), context)
     item = mailbox.item(element.get("Id", ""))
-    _check_access(mailbox, item.folder.distinguished if item else None, session)
+    _check_access(mailbox, item.folder.distinguished if item else None, context)
     if item is None:
         raise Failure("ErrorItemNotFound")
     return mailbox, item
 
 
-def _mailbox_of_id(id_: str, session: Session) -> Mailbox:
-    mailbox = session.directory.find(_guid(id_))
+def _mailbox_of_id(id_: str, context: RequestContext) -> Mailbox:
+    mailbox = context.directory.find(_guid(id_))
     if mailbox is None:
         raise Failure("ErrorInvalidIdMalformed")
     return mailbox
@@ -155,12 +159,12 @@ def decode_id(id_: str) -> bytes:
 def _check_access(
     mailbox: Mailbox,
     folder: str | None,
-    session: Session,
+    context: RequestContext,
     code: str = "ErrorAccessDenied",
     *,
-    looking: bool = False,
+    properties_only: bool = False,
 ) -> None:
-    rights = session.directory.rights
-    may = rights.may_see if looking else rights.may_read
-    if mailbox is not session.actor and not may(session.principal, mailbox.address, folder):
-        raise NoRight(code)
+    rights = context.directory.rights
+    allowed = rights.may_see if properties_only else rights.may_read
+    if mailbox is not context.actor and not allowed(context.principal, mailbox.address, folder):
+        raise AccessDenied(code)

@@ -136,10 +136,10 @@ def response(operation: str, messages: Iterable[str], names: Prefixes = EXCHANGE
     )
 
 
-def success(operation: str, content: str = "", names: Prefixes = EXCHANGE, *, remark: str = "") -> str:
+def success(operation: str, content: str = "", names: Prefixes = EXCHANGE, *, message_text: str = "") -> str:
     """A response message without error; `remark` is written as its MessageText the way it is."""
     m = names.m
-    text = f"<{m}:MessageText>{remark}</{m}:MessageText>" if remark else ""
+    text = f"<{m}:MessageText>{message_text}</{m}:MessageText>" if message_text else ""
     return (
         f'<{m}:{operation}ResponseMessage ResponseClass="Success">{text}'
         f"<{m}:ResponseCode>NoError</{m}:ResponseCode>{content}</{m}:{operation}ResponseMessage>"

@@ -32,10 +32,10 @@ def main(
     try:
         trio.run(_run, settings, duration, write_config, until_stdin_closes)
     except ExceptionGroup as group:
-        raise _only(group) from None
+        raise _unwrap(group) from None
 
 
-def _only(error: Exception) -> Exception:
+def _unwrap(error: Exception) -> Exception:
     """What the nurseries have wrapped, if it is one error alone."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -59,8 +59,8 @@ async def _run(
                     "user": running.user,
                     "password": running.password,
                     "oauth": _oauth(running, settings, files),
-                    "ca_file": _written(files.ca),
-                    "mailboxes_file": _written(files.mailboxes),
+                    "ca_file": _path_text(files.ca),
+                    "mailboxes_file": _path_text(files.mailboxes),
                 }
                 sys.stdout.write(json.dumps(first) + "\n")
                 sys.stdout.flush()
@@ -86,7 +86,7 @@ class Files(NamedTuple):
     mailboxes: Path | None
 
 
-def _written(path: Path | None) -> str | None:
+def _path_text(path: Path | None) -> str | None:
     return str(path) if path else None
 
 
@@ -98,7 +98,7 @@ def _oauth(running: Running, settings: Settings, files: Files) -> dict[str, str 
         "tenant": settings.tenant,
         "client_id": settings.client_id,
         "client_secret": settings.client_secret,
-        "certificate_file": _written(files.application),
+        "certificate_file": _path_text(files.application),
     }
 
 
@@ -108,14 +108,14 @@ def _files(running: Running, settings: Settings, config: Path | None) -> Iterato
     with (
         nullcontext(config.resolve().parent)
         if config
-        else TemporaryDirectory(prefix="ews-simulator-") as place
+        else TemporaryDirectory(prefix="ews-simulator-") as directory
     ):
-        folder = Path(place)
+        folder = Path(directory)
         ca_file = application = mailboxes_file = None
         if running.ca_pem:
             ca_file = folder / "ca.pem"
             ca_file.write_bytes(running.ca_pem)
-        if entra := running.exchange.gate.entra:
+        if entra := running.exchange.authenticator.entra:
             application = folder / "application.pem"
             application.touch(mode=0o600)
             application.write_bytes(entra.registration.pem)
@@ -136,15 +136,15 @@ def configuration(running: Running, settings: Settings, *, tls: bool) -> str:
 
     ca_file = 'ca_file = "ca.pem"\n' if tls else ""
     if running.login_url:
-        who = {
+        credentials = {
             "kind": "oauth",
             "authority": f"{running.login_url}/{settings.tenant}",
             "client_id": settings.client_id,
             "client_secret": settings.client_secret,
         }
     else:
-        who = {"kind": settings.auth, "user": running.user, "password": running.password}
-    auth = "".join(f"{key} = {text(value)}\n" for key, value in who.items())
+        credentials = {"kind": settings.auth, "user": running.user, "password": running.password}
+    auth = "".join(f"{key} = {text(value)}\n" for key, value in credentials.items())
     return f"""\
 state_directory = "state"
 

@@ -89,16 +89,16 @@ CONTROL = "/control"
 def exchange_front(
     exchange: Exchange, control: Control, clock: Callable[[], float], certificate: bytes | None
 ) -> Answer:
-    """The answers to a new connection that has been shown this certificate (DER; None without TLS)."""
-    gate, conditions = exchange.gate, exchange.conditions
-    login = gate.scheme.login(certificate)
+    """The answers to a new connection that has been certificate this certificate (DER; None without TLS)."""
+    authenticator, conditions = exchange.authenticator, exchange.conditions
+    login = authenticator.scheme.login(certificate)
 
     def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         now = clock()
         if path.startswith(CONTROL):
             return control.handle(method, path.removeprefix(CONTROL), body, now)
-        outcome = login.check(headers.get("authorization"), conditions.told_time(now))
-        gate.note(outcome)
+        outcome = login.check(headers.get("authorization"), conditions.server_time(now))
+        authenticator.note(outcome)
         if isinstance(outcome, Denied):
             exchange.requests["-", 401] += 1
             return page(401, "Unauthorized", outcome.headers)
@@ -114,14 +114,14 @@ def entra_front(exchange: Exchange, entra: "Entra", clock: Callable[[], float]) 
     """The answers of Entra ID to anybody."""
 
     def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        return entra.handle(method, path, body, exchange.conditions.told_time(clock()))
+        return entra.handle(method, path, body, exchange.conditions.server_time(clock()))
 
     return answer
 
 
 _EXPIRY_CHECK = 5.0
 _STREAM_CHECK = 0.1
-_SHORTEST_PULSE = 0.001
+_MIN_PAUSE = 0.001
 
 
 class Running(NamedTuple):
@@ -164,7 +164,7 @@ async def serve(
         port = listeners[0].socket.getsockname()[1]
         control_listeners = await trio.open_tcp_listeners(0, host=settings.host)
         control_port = control_listeners[0].socket.getsockname()[1]
-        entra = exchange.gate.entra
+        entra = exchange.authenticator.entra
         login_listeners = await trio.open_tcp_listeners(0, host=settings.host) if entra else []
         certificates = None
         if settings.tls:
@@ -179,24 +179,28 @@ async def serve(
 
         async def handle(raw: trio.SocketStream) -> None:
             transport: Transport = raw
-            at, shown = raw.socket.getsockname()[1], None
+            at, certificate = raw.socket.getsockname()[1], None
             if certificates:
                 conditions = exchange.conditions
                 if at == port and conditions.offloaded:
-                    shown = certificates.offloaded()
+                    certificate = certificates.offloaded()
                 else:
-                    shown = certificates.present(conditions.certificate if at == port else None)
-                transport = trio.SSLStream(raw, shown.context, server_side=True, https_compatible=True)
+                    certificate = certificates.present(conditions.certificate if at == port else None)
+                transport = trio.SSLStream(raw, certificate.context, server_side=True, https_compatible=True)
             if entra and at not in (port, control_port):
                 answer = entra_front(exchange, entra, clock)
             else:
-                answer = exchange_front(exchange, control, clock, shown.certificate if shown else None)
+                answer = exchange_front(
+                    exchange, control, clock, certificate.certificate if certificate else None
+                )
             async with ignore_disconnect(transport):
                 await HttpConnection(transport, exchange.conditions, answer, clock, offset).run()
 
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_listeners, handle, [*control_listeners, *login_listeners])
-            nursery.start_soon(_pulse, exchange, traffic, clock, ListenerSocket(listeners, handle, nursery))
+            nursery.start_soon(
+                _run_clock, exchange, traffic, clock, ListenerSocket(listeners, handle, nursery)
+            )
             task_status.started(
                 Running(
                     ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
@@ -213,20 +217,20 @@ async def serve(
             )
 
 
-async def _pulse(
+async def _run_clock(
     exchange: Exchange, traffic: Traffic, clock: Callable[[], float], listener_socket: ListenerSocket
 ) -> None:
     """Let users do things, faults happen, and time pass."""
-    chaos = exchange.chaos
+    fault_scheduler = exchange.fault_scheduler
     with closing(listener_socket):
         while True:
             changed = trio.Event()
-            traffic.wake = chaos.wake = changed.set
+            traffic.wake = fault_scheduler.wake = changed.set
             now = clock()
             exchange.publish(traffic.due(now))
             exchange.advance(now)
             outage = exchange.conditions.outage
             await listener_socket.set_open(wanted=outage is None or outage.how != "refuse")
-            pause = min(traffic.interval, _EXPIRY_CHECK, max(chaos.deadline - now, _SHORTEST_PULSE))
-            with trio.move_on_after(min(pause, _STREAM_CHECK) if chaos.waiting else pause):
+            pause = min(traffic.interval, _EXPIRY_CHECK, max(fault_scheduler.deadline - now, _MIN_PAUSE))
+            with trio.move_on_after(min(pause, _STREAM_CHECK) if fault_scheduler.waits_for_stream else pause):
                 await changed.wait()

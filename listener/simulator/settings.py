@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ids_per_stream: int = 200
     queued_events: int = 5000
     """Events kept for a subscription that nobody reads; one more and the subscription is lost."""
-    patience_minutes: float = 30
+    idle_minutes: float = 30
     """How long a subscription lives without a reader."""
     users_per_discovery: int = 100
 
@@ -51,7 +51,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
     """What streams look like. The defaults are the form of Exchange Server; the shares are chances from 0 to 1,
     one throw an envelope."""
 
-    together: float = 0.2
+    combined: float = 0.2
     """How often the notifications of several subscriptions share one envelope."""
     declaration: float = 0.0
     """How often an envelope of a stream starts with an XML declaration."""

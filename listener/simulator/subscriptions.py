@@ -40,7 +40,7 @@ class Subscription:
         backend: str,
         mailbox: Mailbox,
         owner: str,
-        charged: str,
+        budget_owner: str,
         kinds: frozenset[str],
         folders: frozenset[str] | None,
         now: float,
@@ -49,7 +49,7 @@ class Subscription:
         self.backend = backend
         self.mailbox = mailbox.address
         self.owner = owner
-        self.charged = charged
+        self.budget_owner = budget_owner
         self.kinds = kinds
         self.folders = folders
         self.queue: deque[Event] = deque()
@@ -86,7 +86,7 @@ class Subscriptions:
         backend: str,
         mailbox: Mailbox,
         owner: str,
-        charged: str,
+        budget_owner: str,
         kinds: frozenset[str],
         folders: frozenset[str] | None,
         now: float,
@@ -97,7 +97,7 @@ class Subscriptions:
         self._issued[backend] += 1
         number = self._issued[backend]
         id_ = str(number) if self._counted_ids else _subscription_id(backend, mailbox, number)
-        subscription = Subscription(id_, backend, mailbox, owner, charged, kinds, folders, now)
+        subscription = Subscription(id_, backend, mailbox, owner, budget_owner, kinds, folders, now)
         self.tables[backend][id_] = subscription
         self._watchers.setdefault(mailbox.address, []).append(subscription)
         return subscription
@@ -115,11 +115,11 @@ class Subscriptions:
             raise Failure(subscription.failure)
         return subscription
 
-    def of(self, mailbox: str) -> list[Subscription]:
+    def for_mailbox(self, mailbox: str) -> list[Subscription]:
         """The subscriptions to a mailbox."""
         return list(self._watchers.get(mailbox, ()))
 
-    def forget(self, subscription: Subscription) -> None:
+    def drop(self, subscription: Subscription) -> None:
         """It is gone, and a stream that reads it is told nothing."""
         del self.tables[subscription.backend][subscription.id]
         self._watchers[subscription.mailbox].remove(subscription)
@@ -128,29 +128,29 @@ class Subscriptions:
     def restart(self, backend: str) -> None:
         """The back end has forgotten all, its numbers too."""
         for subscription in list(self.tables[backend].values()):
-            self.forget(subscription)
+            self.drop(subscription)
         self._issued[backend] = 0
 
-    def remove(self, subscription: Subscription, why: str) -> None:
+    def remove(self, subscription: Subscription, reason: str) -> None:
         """Forget it. A stream that reads it tells its client `why` (a response code)."""
-        self.forget(subscription)
-        subscription.failure = why
+        self.drop(subscription)
+        subscription.failure = reason
         if subscription.stream:
             subscription.stream.mark(subscription)
 
     def publish(self, event: Event) -> None:
         """Queue the event for everybody who wants it."""
-        overflown = []
+        overflowing = []
         for subscription in self._watchers.get(event.mailbox, ()):
             if subscription.failure or subscription.silent or not subscription.wants(event):
                 continue
             if len(subscription.queue) >= self._limits.queued_events:
-                overflown.append(subscription)
+                overflowing.append(subscription)
                 continue
             subscription.queue.append(event)
             if subscription.stream:
                 subscription.stream.mark(subscription)
-        for subscription in overflown:
+        for subscription in overflowing:
             self.overflow(subscription)
 
     def overflow(self, subscription: Subscription) -> None:
@@ -164,9 +164,9 @@ class Subscriptions:
 
     def expire(self, now: float) -> None:
         """Drop what nobody has read for too long."""
-        patience = self._limits.patience_minutes * 60
+        idle_limit = self._limits.idle_minutes * 60
         for subscription in list(self):
-            if subscription.stream is None and now - subscription.idle_since >= patience:
+            if subscription.stream is None and now - subscription.idle_since >= idle_limit:
                 self.remove(subscription, "ErrorSubscriptionNotFound")
 
     def queued(self) -> int:
@@ -199,16 +199,16 @@ class Stream:
         self.account = account
         self.subscriptions = list(subscriptions)
         self.ended = False
-        self.manner: Fault | None = None
+        self.fault: Fault | None = None
         self.wake: Callable[[], None] = lambda: None
         self._closes = now + window
-        self._beat = now
+        self._next_heartbeat = now
         self._heartbeat = heartbeat
         self._wire = wire
         self._rng = rng
         self._outbox: list[bytes] = []
-        self._mute = False
-        self._last_word = True
+        self._suppress_events = False
+        self._send_closed = True
         self._ready: dict[Subscription, None] = {}
         for subscription in self.subscriptions:
             if subscription.stream:
@@ -220,27 +220,27 @@ class Stream:
     @property
     def deadline(self) -> float:
         """When `take` will have something, at the latest."""
-        if self._outbox or (self._ready and not self._mute) or self.ended:
+        if self._outbox or (self._ready and not self._suppress_events) or self.ended:
             return 0.0
-        return min(self._beat, self._closes)
+        return min(self._next_heartbeat, self._closes)
 
     def mark(self, subscription: Subscription) -> None:
         """The subscription has events, or has failed."""
         self._ready[subscription] = None
-        if not self._mute:
+        if not self._suppress_events:
             self.wake()
 
     def take(self, now: float) -> bytes:
         """The bytes to be written now; a long queue comes in several goes."""
         pieces, self._outbox = self._outbox, []
         if not self.ended:
-            if now >= self._beat:
-                pieces.append(self._heart_beat())
-                self._beat = now + self._heartbeat
-            if not self._mute:
-                pieces += self._news(_CHUNK)
-            if now >= self._closes and not self.ended and (self._mute or not self._ready):
-                if self._last_word:
+            if now >= self._next_heartbeat:
+                pieces.append(self._heartbeat_envelope())
+                self._next_heartbeat = now + self._heartbeat
+            if not self._suppress_events:
+                pieces += self._pending_envelopes(_CHUNK)
+            if now >= self._closes and not self.ended and (self._suppress_events or not self._ready):
+                if self._send_closed:
                     pieces.append(self._status("Closed"))
                 self.ended = True
         return b"".join(pieces)
@@ -251,14 +251,14 @@ class Stream:
             self._outbox.append(self._failure(code, ids))
         if self._wire.ends_after_bad_id or not self.subscriptions:
             self.ended = True
-        self._mute = True
+        self._suppress_events = True
         self.wake()
 
     def supersede(self, now: float) -> None:
         """Another stream reads from now on: write what is queued, then end."""
         if not self.ended:
-            if not self._mute:
-                self._outbox += self._news(1 << 62)
+            if not self._suppress_events:
+                self._outbox += self._pending_envelopes(1 << 62)
             self._outbox.append(self._failure("ErrorNewEventStreamConnectionOpened", []))
             self.ended = True
         self.close(now)
@@ -276,9 +276,9 @@ class Stream:
 
     # -- faults ----------------------------------------------------------------------------------------------
 
-    def misbehave(self, manner: Fault | None) -> None:
+    def set_fault(self, fault: Fault | None) -> None:
         """From now on the connection treats the stream in this way."""
-        self.manner = manner
+        self.fault = fault
         self.wake()
 
     def inject(self, data: bytes) -> None:
@@ -289,32 +289,32 @@ class Stream:
     def fail(self, code: str, ids: list[str], *, ends: bool) -> None:
         """Tell of a failure. After it come heart-beats at most."""
         self.inject(self._failure(code, ids))
-        self._mute = True
+        self._suppress_events = True
         self.ended = self.ended or ends
 
     def close_early(self, now: float, then: str, seconds: float) -> None:
         """Say `Closed`; then end, say it again ("closed"), or go on with events for some seconds ("events")."""
-        if not self._mute:
-            self._outbox += self._news(1 << 62)
+        if not self._suppress_events:
+            self._outbox += self._pending_envelopes(1 << 62)
         self.inject(self._status("Closed"))
         if then == "events":
-            self._last_word = False
+            self._send_closed = False
             self._closes = now + seconds
             return
         if then == "closed":
             self._outbox.append(self._status("Closed"))
         self.ended = True
 
-    def remark(self, text: str = "") -> bytes:
+    def heartbeat_with_text(self, text: str = "") -> bytes:
         """A heart-beat with this MessageText, written the way it is."""
         return self._status("OK", text)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _news(self, limit: int) -> list[bytes]:
+    def _pending_envelopes(self, limit: int) -> list[bytes]:
         """Envelopes for what is queued, about `limit` bytes of them at most; then those for what has failed."""
         envelopes: list[bytes] = []
-        together: list[str] = []
+        combined: list[str] = []
         size = 0
         failed: dict[str, list[str]] = {}
         names, prefix, tag_in = self._prefixes()
@@ -323,27 +323,27 @@ class Stream:
             queue = subscription.queue
             if queue:
                 events = [queue.popleft() for _ in range(min(len(queue), EVENTS_PER_NOTIFICATION))]
-                together.append(
+                combined.append(
                     responses.notification(
                         subscription.id, events, more=bool(queue), names=names, tag_in=tag_in
                     )
                 )
-                size += len(together[-1])
-                if queue or not self._chance(self._wire.together):
-                    envelopes.append(self._notifications(together, names, prefix))
-                    together = []
+                size += len(combined[-1])
+                if queue or not self._chance(self._wire.combined):
+                    envelopes.append(self._notifications(combined, names, prefix))
+                    combined = []
             if not queue:
                 del self._ready[subscription]
                 if subscription.failure:
                     failed.setdefault(subscription.failure, []).append(subscription.id)
                     self.subscriptions.remove(subscription)
                     subscription.stream = None
-        if together:
-            envelopes.append(self._notifications(together, names, prefix))
+        if combined:
+            envelopes.append(self._notifications(combined, names, prefix))
         for code, ids in failed.items():
             envelopes.append(self._failure(code, ids))
             if code != "ErrorSubscriptionUnsubscribed":
-                self._mute = True
+                self._suppress_events = True
                 self.ended = self.ended or self._wire.ends_after_bad_id
         self.ended = self.ended or not self.subscriptions
         return envelopes
@@ -365,7 +365,7 @@ class Stream:
         content = f"<{m}:Notifications>{''.join(notifications)}</{m}:Notifications>"
         return self._envelope(responses.success("GetStreamingEvents", content, names), names, prefix)
 
-    def _heart_beat(self) -> bytes:
+    def _heartbeat_envelope(self) -> bytes:
         if self.subscriptions and self._chance(self._wire.status_events):
             names, prefix, tag_in = self._prefixes()
             beats = [
@@ -375,10 +375,10 @@ class Stream:
             return self._notifications(beats, names, prefix)
         return self._status("OK")
 
-    def _status(self, status: str, remark: str = "") -> bytes:
+    def _status(self, status: str, message_text: str = "") -> bytes:
         names, prefix, _ = self._prefixes()
         content = f"<{names.m}:ConnectionStatus>{status}</{names.m}:ConnectionStatus>"
-        message = responses.success("GetStreamingEvents", content, names, remark=remark)
+        message = responses.success("GetStreamingEvents", content, names, message_text=message_text)
         return self._envelope(message, names, prefix)
 
     def _failure(self, code: str, ids: list[str]) -> bytes:

@@ -1,9 +1,9 @@
 """What has changed since a client looked last: SyncStates, and the changes of items and of folders (MS-OXWSSYNC).
 
-A SyncState of items says which change numbers of a folder the client has been told of, as ranges: since the newest
+A SyncState of items says which change numbers of a folder the client has been reported of, as ranges: since the newest
 changes come first, a client that fetches page by page knows the new end before the old one. All changes of an item
-since then are told as one. What left a folder is known by its tombstones; when one is forgotten that a client was not
-told of, its SyncState is worth nothing.
+since then are reported as one. What left a folder is known by its tombstones; when one is forgotten that a client was not
+reported of, its SyncState is worth nothing.
 
 A SyncState of folders says which ones the client has. Changes of what is in a folder do not count, as
 "SyncFolderHierarchy operation" (learn.microsoft.com) has it.
@@ -83,30 +83,30 @@ def decode(text: str, kind: type[State]) -> State:
 
 
 def item_changes(
-    mailbox: Mailbox, folder: Folder, state: ItemsState | None, most: int, ignored: Collection[str] = ()
+    mailbox: Mailbox, folder: Folder, state: ItemsState | None, limit: int, ignored: Collection[str] = ()
 ) -> tuple[list[ItemChange], ItemsState, bool]:
-    """The changes in a folder since that state (None: since ever), the newest first and `most` of them; the state
-    after them; and whether there are no more. `ignored` are the ids of items that are not told of, as if the client
+    """The changes in a folder since that state (None: since ever), the newest first and `limit` of them; the state
+    after them; and whether there are no more. `ignored` are the ids of items that are not reported of, as if the client
     knew. Failure: the state is of another folder, or too old."""
     if state and state.folder != folder.id:
         raise _invalid()
     seen = state.seen if state and _up_to_date(mailbox, state) else ()
-    if seen and folder.forgotten > seen[0][1]:
+    if seen and folder.pruned_change > seen[0][1]:
         raise _invalid()
-    found = [*_living(folder, seen), *_gone(folder, seen)]
+    found = [*_present_changes(folder, seen), *_deletions(folder, seen)]
     found = [each for each in found if each[1].item_id not in ignored]
     found.sort(key=lambda each: each[0], reverse=True)
-    page = found[:most]
+    page = found[:limit]
     last = len(page) == len(found)
-    told = (0 if last else page[-1][0] - 1, mailbox.changes)
-    after = ItemsState(1, mailbox.sync_epoch, folder.id, _with(seen, told))
+    reported = (0 if last else page[-1][0] - 1, mailbox.changes)
+    after = ItemsState(1, mailbox.sync_epoch, folder.id, _add_range(seen, reported))
     return [change for _, change in page], after, last
 
 
-def _living(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
+def _present_changes(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
     found = []
     for item in folder.items.values():
-        if _holds(seen, item.changed):
+        if _contains(seen, item.changed):
             continue
         known = _known(seen, item.history)
         if known is None:
@@ -119,24 +119,24 @@ def _living(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChang
     return found
 
 
-def _gone(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
+def _deletions(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
     return [
-        (stone.changed, ItemChange("Delete", item_id, None))
-        for item_id, stone in folder.deleted.items()
-        if not _holds(seen, stone.changed) and _known(seen, stone.history) is not None
+        (tombstone.changed, ItemChange("Delete", item_id, None))
+        for item_id, tombstone in folder.deleted.items()
+        if not _contains(seen, tombstone.changed) and _known(seen, tombstone.history) is not None
     ]
 
 
 def _known(seen: Sequence[_Range], history: Sequence[int]) -> int | None:
     """The change up to which the client knows an item; None if it does not know it at all."""
-    return next((number for number in reversed(history) if _holds(seen, number)), None)
+    return next((number for number in reversed(history) if _contains(seen, number)), None)
 
 
-def _holds(ranges: Sequence[_Range], number: int) -> bool:
+def _contains(ranges: Sequence[_Range], number: int) -> bool:
     return any(after < number <= last for after, last in ranges)
 
 
-def _with(ranges: Sequence[_Range], new: _Range) -> tuple[_Range, ...]:
+def _add_range(ranges: Sequence[_Range], new: _Range) -> tuple[_Range, ...]:
     """The ranges and a new one, which ends above all of them."""
     apart = [each for each in ranges if each[1] < new[0]]
     touched = [each[0] for each in ranges if each[1] >= new[0]]
@@ -162,7 +162,7 @@ def folder_changes(
     for folder in present:
         if folder.counter not in given:
             changes.append(FolderChange("Create", folder.id, folder))
-        elif state and folder.reshaped > state.seen:
+        elif state and folder.properties_changed > state.seen:
             changes.append(FolderChange("Update", folder.id, folder))
     counters = tuple(folder.counter for folder in present)
     gone = sorted(given.difference(counters))
@@ -171,10 +171,10 @@ def folder_changes(
 
 
 def _up_to_date(mailbox: Mailbox, state: ItemsState | FoldersState) -> bool:
-    """Whether the state still says something. Failure: no, and the client is to be told."""
+    """Whether the state still says something. Failure: no, and the client is to be reported."""
     if state.epoch == mailbox.sync_epoch:
         return True
-    if mailbox.resyncs_quietly:
+    if mailbox.sync_loss_is_silent:
         return False
     raise _invalid()
 

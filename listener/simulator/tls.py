@@ -9,7 +9,7 @@ import trustme
 from listener.simulator.faults import BadCertificate
 
 
-class Presented(NamedTuple):
+class ServerCertificate(NamedTuple):
     """What a connection is shown. `certificate` (DER) is what credentials must be bound to: the server's own."""
 
     context: ssl.SSLContext
@@ -29,7 +29,7 @@ class Certificates:
     def ca_pem(self) -> bytes:
         return self._authority.cert_pem.bytes()
 
-    def present(self, fault: BadCertificate | None) -> Presented:
+    def present(self, fault: BadCertificate | None) -> ServerCertificate:
         """What the next connection is shown."""
         match fault.how if fault else None:
             case "expired":
@@ -40,17 +40,19 @@ class Certificates:
                 return self._issue(trustme.CA(), self._host)
         return self._good
 
-    def offloaded(self) -> Presented:
+    def offloaded(self) -> ServerCertificate:
         """What the next connection is shown where a load balancer ends TLS."""
-        return Presented(self._in_front.context, self._good.certificate)
+        return ServerCertificate(self._in_front.context, self._good.certificate)
 
     @staticmethod
     def _issue(
         authority: trustme.CA, host: str, not_after: datetime | None = None, *, alone: bool = False
-    ) -> Presented:
+    ) -> ServerCertificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         names = [host] if alone else ["localhost", "127.0.0.1", *{host} - {"localhost", "127.0.0.1"}]
         issued = authority.issue_cert(*names, not_after=not_after)
         issued.configure_cert(context)
-        return Presented(context, ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode()))
+        return ServerCertificate(
+            context, ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+        )

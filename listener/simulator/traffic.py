@@ -27,20 +27,20 @@ class Traffic:
         self.wake: Callable[[], None] = lambda: None
         self._mailboxes = mailboxes
         self._rng = rng
-        self._owed = 0.0
-        self._then: float | None = None
+        self._events_due = 0.0
+        self._last_call: float | None = None
         # A user's share of the traffic falls with its rank, as in most organisations.
         self._busy = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
 
     def due(self, now: float) -> list[Event]:
         """The events of all changes that happen between the last call and `now`, which is their time."""
-        if self._then is not None:
-            self._owed += self.rate * (now - self._then)
-        self._then = now
+        if self._last_call is not None:
+            self._events_due += self.rate * (now - self._last_call)
+        self._last_call = now
         events: list[Event] = []
-        while self._owed >= 1 and self._mailboxes:
+        while self._events_due >= 1 and self._mailboxes:
             made = self._change(self._pick(), now)
-            self._owed -= len(made)
+            self._events_due -= len(made)
             events += made
         return events
 
@@ -52,8 +52,8 @@ class Traffic:
     def set_rate(self, rate: float) -> None:
         """From now on so many events a second; what was owed before is forgotten."""
         self.rate = rate
-        self._owed = 0.0
-        self._then = None
+        self._events_due = 0.0
+        self._last_call = None
         self.wake()
 
     def _pick(self) -> Mailbox:
@@ -65,7 +65,7 @@ class Traffic:
             return self._retention(mailbox, now)
         action = _ACTIONS[bisect(_CHANCES, self._rng.random() * _CHANCES[-1])]
         # Whoever cannot do that, because there is nothing to do it with, gets a mail instead.
-        return action(mailbox, self._rng, now) or _arrive(mailbox, self._rng, now)
+        return action(mailbox, self._rng, now) or _receive_mail(mailbox, self._rng, now)
 
     def _retention(self, mailbox: Mailbox, now: float) -> list[Event]:
         fullest = max(mailbox.folders.values(), key=lambda folder: len(folder.items))
@@ -81,8 +81,8 @@ def make(mailbox: Mailbox, kind: str, rng: Random, now: float) -> list[Event]:
 # -- what users do -------------------------------------------------------------------------------------------
 
 
-def _arrive(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.deliver(random_subject(rng), _stranger(rng), now)
+def _receive_mail(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.deliver(random_subject(rng), _external_sender(rng), now)
 
 
 def _read(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
@@ -91,7 +91,7 @@ def _read(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _unread_again(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, rng)
+    item = _recent_inbox_item(mailbox, rng)
     return mailbox.mark(item, now, read=False) if item else []
 
 
@@ -103,50 +103,50 @@ def _draft(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", random_subject(rng), now)
 
 
-def _categorise(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, rng)
+def _edit_item(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item = _recent_inbox_item(mailbox, rng)
     return mailbox.edit(item, item.subject, now) if item else []
 
 
 def _file(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, folders = _recent(mailbox, rng), mailbox.own_folders()
+    item, folders = _recent_inbox_item(mailbox, rng), mailbox.own_folders()
     return mailbox.move(item, rng.choice(folders), now) if item and folders else []
 
 
 def _copy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, folders = _recent(mailbox, rng), mailbox.own_folders()
+    item, folders = _recent_inbox_item(mailbox, rng), mailbox.own_folders()
     return mailbox.copy(item, rng.choice(folders), now) if item and folders else []
 
 
 def _delete(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, rng)
+    item = _recent_inbox_item(mailbox, rng)
     return mailbox.move(item, mailbox.distinguished("deleteditems"), now) if item else []
 
 
 def _purge(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    bin_ = mailbox.distinguished("deleteditems")
-    return mailbox.purge(next(iter(bin_.items.values())), now) if bin_.items else []
+    deleted_items = mailbox.distinguished("deleteditems")
+    return mailbox.purge(next(iter(deleted_items.items.values())), now) if deleted_items.items else []
 
 
-def _appoint(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+def _new_appointment(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", random_subject(rng), now)
 
 
-def _invite(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+def _receive_meeting_request(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     """A meeting request: the mail, the tentative appointment, and what the calendar attendant adds to it."""
     topic = random_subject(rng)
-    mail = mailbox.deliver(topic, _stranger(rng), now)
+    mail = mailbox.deliver(topic, _external_sender(rng), now)
     calendar = mailbox.distinguished("calendar")
     entry = mailbox.save(calendar, "IPM.Appointment", topic, now)
     return [*mail, *entry, *mailbox.edit(mailbox.latest(calendar, 1)[0], topic, now)]
 
 
-def _postpone(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+def _reschedule(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     planned = mailbox.latest(mailbox.distinguished("calendar"), 5)
     return mailbox.reschedule(rng.choice(planned), now) if planned else []
 
 
-def _meet(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+def _new_contact(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", random_person(rng), now)
 
 
@@ -172,19 +172,19 @@ def _move_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _delete_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    bin_ = mailbox.distinguished("deleteditems")
-    binned = mailbox.children(bin_)
-    if binned:
-        return mailbox.purge_folder(binned[0], now)
+    deleted_items = mailbox.distinguished("deleteditems")
+    deleted_folders = mailbox.children(deleted_items)
+    if deleted_folders:
+        return mailbox.purge_folder(deleted_folders[0], now)
     folders = mailbox.own_folders()
-    return mailbox.move_folder(rng.choice(folders), bin_, now) if folders else []
+    return mailbox.move_folder(rng.choice(folders), deleted_items, now) if folders else []
 
 
-def _stranger(rng: Random) -> str:
+def _external_sender(rng: Random) -> str:
     return random_person(rng).lower().replace(" ", ".") + "@fabrikam.example"
 
 
-def _recent(mailbox: Mailbox, rng: Random) -> Item | None:
+def _recent_inbox_item(mailbox: Mailbox, rng: Random) -> Item | None:
     """A message that the user could have before their eyes."""
     items = mailbox.latest(mailbox.distinguished("inbox"), 8)
     return rng.choice(items) if items else None
@@ -192,20 +192,20 @@ def _recent(mailbox: Mailbox, rng: Random) -> Item | None:
 
 _Action = Callable[[Mailbox, Random, float], list[Event]]
 _MIX: tuple[tuple[float, _Action], ...] = (
-    (34, _arrive),
+    (34, _receive_mail),
     (22, _read),
     (2, _unread_again),
     (9, _send),
     (4, _draft),
-    (4, _categorise),
+    (4, _edit_item),
     (6, _file),
     (1, _copy),
     (8, _delete),
     (4, _purge),
-    (2, _appoint),
-    (1, _invite),
-    (1, _postpone),
-    (0.5, _meet),
+    (2, _new_appointment),
+    (1, _receive_meeting_request),
+    (1, _reschedule),
+    (0.5, _new_contact),
     (1, _new_folder),
     (0.3, _rename_folder),
     (0.2, _move_folder),
@@ -218,7 +218,7 @@ _ACTIONS = [action for _, action in _MIX]
 # -- changes on demand ---------------------------------------------------------------------------------------
 
 
-def _existing(
+def _existing_item(
     mailbox: Mailbox, folder: Folder, item_class: str, rng: Random, now: float
 ) -> tuple[Item, list[Event]]:
     """An item of the folder, made if there is none."""
@@ -227,24 +227,24 @@ def _existing(
 
 
 def _make_moved(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    drafts, bin_ = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
-    item, events = _existing(mailbox, drafts, "IPM.Note", rng, now)
-    return events + mailbox.move(item, bin_, now)
+    drafts, deleted_items = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
+    item, events = _existing_item(mailbox, drafts, "IPM.Note", rng, now)
+    return events + mailbox.move(item, deleted_items, now)
 
 
 def _make_copied(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     drafts, notes = mailbox.distinguished("drafts"), mailbox.distinguished("sentitems")
-    item, events = _existing(mailbox, drafts, "IPM.Note", rng, now)
+    item, events = _existing_item(mailbox, drafts, "IPM.Note", rng, now)
     return events + mailbox.copy(item, notes, now)
 
 
 def _make_deleted(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    item, events = _existing_item(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
     return events + mailbox.purge(item, now)
 
 
 def _make_modified(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    item, events = _existing_item(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
     return events + mailbox.edit(item, random_subject(rng), now)
 
 
@@ -259,6 +259,6 @@ _MAKERS: dict[str, _Action] = {
     "DeletedEvent": _make_deleted,
     "ModifiedEvent": _make_modified,
     "MovedEvent": _make_moved,
-    "NewMailEvent": _arrive,
+    "NewMailEvent": _receive_mail,
     "FreeBusyChangedEvent": _make_free_busy,
 }

@@ -173,7 +173,7 @@ async def test_a_certificate_that_is_not_trusted_is_told_with_its_issuer(
 
 
 def key_pair(folder: Path, running: Running) -> str:
-    entra = running.exchange.gate.entra
+    entra = running.exchange.authenticator.entra
     assert entra is not None
     (folder / "application.pem").write_bytes(entra.registration.pem)
     return "application.pem"
@@ -230,4 +230,4 @@ async def test_a_token_that_ended_is_renewed_in_time(tmp_path: Path) -> None:
         for _ in range(3):
             assert await asked(running, client) is None
             await trio.sleep(0.5)
-        assert running.exchange.gate.state()["refused"] == {}
+        assert running.exchange.authenticator.state()["refused"] == {}

@@ -104,7 +104,7 @@ class Client:
 
     def break_(self, kind: str, **given: object) -> list[Line]:
         """Make a fault now; the lines of the ledger, none if it waits."""
-        return self.exchange.chaos.order(parse({"kind": kind, **given}), self.now)
+        return self.exchange.fault_scheduler.make_now(parse({"kind": kind, **given}), self.now)
 
     def pass_(self, seconds: float) -> None:
         """Let time pass."""

@@ -7,7 +7,7 @@ import pytest
 from lxml import etree
 
 from listener.simulator.directory import grouping
-from listener.simulator.fault_effects import Unfit
+from listener.simulator.fault_effects import NoTarget
 from listener.simulator.faults import FaultError, HangUp
 from listener.simulator.http import HttpRequest, Reply
 from listener.simulator.settings import Network, Rules, Settings
@@ -36,8 +36,8 @@ def test_a_back_end_restarts() -> None:
     bob, other, elsewhere = subscribed(client, 1)
     (line,) = client.break_("backend_restart", backend="EX01")
     assert (line.backend, line.mailbox) == ("ex01.contoso.example", "")
-    assert reader.stream.manner == HangUp(reset=True)
-    assert elsewhere.stream.manner is None
+    assert reader.stream.fault == HangUp(reset=True)
+    assert elsewhere.stream.fault is None
     reader.hang_up()
     assert client.stream(client.on(0)[0], [first]).read()[0] == "ErrorSubscriptionNotFound 1"
     assert [each.id for each in client.exchange.subscriptions] == [other]
@@ -62,7 +62,7 @@ def test_a_fail_over() -> None:
     moved = client.on(0, count=20)
     _, old, reader = subscribed(client, 0)
     client.break_("failover", backend="ex01.contoso.example", seconds=5)
-    assert reader.stream.manner == HangUp(reset=True)
+    assert reader.stream.fault == HangUp(reset=True)
     assert {directory.home(mailbox) for mailbox in moved} <= set(directory.backends[1:])
     assert client.on(0) == []
     # The cookie of the dead one leads nowhere: the anchor decides, and there the subscription is unknown.
@@ -81,9 +81,9 @@ def test_a_fail_over() -> None:
 def test_the_last_back_end_cannot_fail_over() -> None:
     client = Client(Settings(rate=0, backends=2))
     client.break_("failover", backend="EX01")
-    with pytest.raises(Unfit):
+    with pytest.raises(NoTarget):
         client.break_("failover")
-    with pytest.raises(Unfit):
+    with pytest.raises(NoTarget):
         client.break_("backend_restart", backend="EX01")
     assert client.ledger.faults == 1
     assert client.break_("backend_restart")[0].backend == "ex02.contoso.example"
@@ -117,7 +117,7 @@ def test_a_mailbox_moves() -> None:
 
 def test_a_mailbox_that_has_nowhere_to_move_to() -> None:
     client = Client(Settings(rate=0, backends=1))
-    with pytest.raises(Unfit):
+    with pytest.raises(NoTarget):
         client.break_("mailbox_move")
 
 
@@ -139,7 +139,7 @@ def test_the_queue_overflows_in_front_of_a_reader() -> None:
     address, _, reader = subscribed(client, 0)
     client.break_("overflow")
     assert reader.read() == ["ErrorMissedNotificationEvents 1"]
-    with pytest.raises(Unfit):
+    with pytest.raises(NoTarget):
         client.break_("overflow", mailbox=address)
 
 
@@ -216,10 +216,10 @@ def test_an_outage(how: str) -> None:
     client = Client()
     address, _, reader = subscribed(client, 0)
     client.break_("outage", how=how, seconds=5)
-    assert reader.stream.manner == HangUp(reset=True)
+    assert reader.stream.fault == HangUp(reset=True)
     reply = client.post(subscribe_body(), impersonate=address)
     assert reply.status == 503
-    assert reply.manner == (None if how == "503" else HangUp(reset=True))
+    assert reply.fault == (None if how == "503" else HangUp(reset=True))
     client.pass_(5)
     assert ask(client, address) == "NoError"
     assert client.exchange.requests["-", 503] == 1
@@ -242,7 +242,7 @@ def test_autodiscover_fails() -> None:
 
 
 def test_a_certificate_needs_tls() -> None:
-    with pytest.raises(Unfit):
+    with pytest.raises(NoTarget):
         Client().break_("bad_certificate")
     client = Client(Settings(rate=0, tls=True))
     client.break_("bad_certificate", how="other_host", seconds=5)
@@ -280,10 +280,10 @@ def test_names_that_are_not_there(kind: str, given: dict[str, str], expected: st
 def test_an_organisation_without_mailboxes() -> None:
     client = Client(Settings(rate=0, mailboxes=0))
     for kind in ("mailbox_move", "overflow", "mailbox_disabled"):
-        with pytest.raises(Unfit):
+        with pytest.raises(NoTarget):
             client.break_(kind)
 
 
 def test_tls_cannot_end_elsewhere_where_there_is_none() -> None:
-    with pytest.raises(Unfit):
+    with pytest.raises(NoTarget):
         Client().break_("tls_offloaded")

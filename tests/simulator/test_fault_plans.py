@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from listener.simulator.fault_plans import PROFILES, Entry, load, parse_entry, parse_plan, to_toml
-from listener.simulator.faults import KINDS, AccessFault, FaultError, OrganisationFault, parse
+from listener.simulator.faults import KINDS, AccessFault, FaultError, OrganizationFault, parse
 
 RESTART = parse({"kind": "backend_restart"})
 
@@ -115,7 +115,7 @@ def test_a_client_can_be_back_within_a_minute(name: str) -> None:
         assert (given.get("back_off_ms") or 0) <= 5000
         assert (given.get("retry_after") or 0) <= 5
         assert (given.get("seconds") or 0) <= 5
-        if not isinstance(entry.fault, OrganisationFault) and "times" in given:
+        if not isinstance(entry.fault, OrganizationFault) and "times" in given:
             assert given["within"] is not None, "what waits for a request must lapse"
 
 

@@ -21,28 +21,28 @@ def lived(plan: tuple[Entry, ...], seconds: int = 60, seed: int = 1) -> tuple[Cl
             reply = client.post(subscribe_body(), impersonate=mailbox.address)
             reply.finish()
         for mailbox in client.mailboxes[second % 10 :: 10]:
-            ids = [each.id for each in client.exchange.subscriptions.of(mailbox.address)]
+            ids = [each.id for each in client.exchange.subscriptions.for_mailbox(mailbox.address)]
             if ids:
                 client.post(stream_body(ids), impersonate=mailbox.address)
         client.pass_(1)
-    return client, list(client.exchange.chaos.recent)
+    return client, list(client.exchange.fault_scheduler.recent)
 
 
 def test_the_plan_of_the_settings_starts_with_the_server() -> None:
     client = Client(Settings(rate=0, faults=(Entry(OUTAGE, at=(10, 30)),)))
     client.pass_(9)
     assert client.ledger.faults == 0
-    assert client.exchange.chaos.deadline == NOON + 10
+    assert client.exchange.fault_scheduler.deadline == NOON + 10
     client.pass_(1)
     assert client.exchange.conditions.outage
-    assert client.exchange.chaos.deadline == NOON + 15
+    assert client.exchange.fault_scheduler.deadline == NOON + 15
     client.pass_(5)
     assert client.exchange.conditions.outage is None
-    assert client.exchange.chaos.deadline == NOON + 30
+    assert client.exchange.fault_scheduler.deadline == NOON + 30
     client.pass_(15)
-    assert client.exchange.chaos.made == {"outage": 2}
+    assert client.exchange.fault_scheduler.made == {"outage": 2}
     client.pass_(5)
-    assert client.exchange.chaos.deadline == float("inf")
+    assert client.exchange.fault_scheduler.deadline == float("inf")
 
 
 def test_a_plan_that_names_what_is_not_there() -> None:
@@ -81,15 +81,15 @@ def test_stopping_ends_everything() -> None:
     client.break_("failover", backend=client.exchange.directory.alive[0].partition(".")[0])
     client.break_("impersonation_withdrawn", mailbox="*", seconds=100)
     client.break_("http", status=503)
-    client.exchange.chaos.stop()
+    client.exchange.fault_scheduler.stop()
     faults = client.ledger.faults
     conditions = client.exchange.conditions
     assert conditions == type(conditions)()
     assert client.exchange.directory.alive == client.exchange.directory.backends
     client.pass_(600)
     assert client.ledger.faults == faults
-    assert client.exchange.chaos.state()["waiting"] == []
-    assert client.exchange.chaos.deadline == float("inf")
+    assert client.exchange.fault_scheduler.state()["waiting"] == []
+    assert client.exchange.fault_scheduler.deadline == float("inf")
 
 
 def test_the_same_again_lasts_until_the_later_end() -> None:
@@ -107,8 +107,8 @@ def test_what_is_told() -> None:
     alice = client.mailboxes[0].address
     client.break_("mailbox_disabled", mailbox=alice, seconds=4)
     client.break_("http", status=503, within=9)
-    client.exchange.chaos.begin([Entry(OUTAGE, at=(7,))], client.now)
-    state = client.exchange.chaos.state()
+    client.exchange.fault_scheduler.start_plan([Entry(OUTAGE, at=(7,))], client.now)
+    state = client.exchange.fault_scheduler.state()
     assert state["made"] == {"mailbox_disabled": 1}
     assert [line.mailbox for line in state["recent"]] == [alice]
     assert [each["until"] for each in state["lasting"]] == [NOON + 4]
@@ -119,8 +119,8 @@ def test_what_is_told() -> None:
 def test_whoever_waits_for_the_deadline_is_woken() -> None:
     client = Client()
     woken: list[str] = []
-    client.exchange.chaos.wake = lambda: woken.append("x")
+    client.exchange.fault_scheduler.wake = lambda: woken.append("x")
     client.break_("outage")
-    client.exchange.chaos.begin([Entry(OUTAGE, at=(7,))], client.now)
-    client.exchange.chaos.stop()
+    client.exchange.fault_scheduler.start_plan([Entry(OUTAGE, at=(7,))], client.now)
+    client.exchange.fault_scheduler.stop()
     assert len(woken) == 3

@@ -119,8 +119,8 @@ def test_what_is_not_done(kind: str) -> None:
     client = Client()
     client.break_(kind)
     reply = ask(client)
-    assert reply.manner is not None
-    assert reply.manner.kind == kind
+    assert reply.fault is not None
+    assert reply.fault.kind == kind
     assert client.exchange.subscriptions.queued() == 0
     assert list(client.exchange.subscriptions) == []
 
@@ -133,8 +133,8 @@ def test_what_is_done_but_answered_badly(kind: str, given: dict[str, str]) -> No
     client = Client()
     client.break_(kind, **given)
     reply = ask(client)
-    assert reply.manner is not None
-    assert (reply.manner.kind, code(reply)) == (kind, "NoError")
+    assert reply.fault is not None
+    assert (reply.fault.kind, code(reply)) == (kind, "NoError")
     assert len(list(client.exchange.subscriptions)) == 1
 
 
@@ -155,7 +155,7 @@ def test_only_the_operation_and_the_mailbox_that_are_named() -> None:
     assert code(ask(client, "Subscribe", 0)) == "NoError"
     assert client.ledger.faults == 0
     assert code(ask(client, "Subscribe", 1)) == "ErrorTimeoutExpired"
-    (line,) = client.exchange.chaos.recent
+    (line,) = client.exchange.fault_scheduler.recent
     assert (line.kind, line.fault, line.mailbox) == ("fault", "response_code", bob)
     assert line.parameters is not None
     assert line.parameters["operation"] == "Subscribe"
@@ -184,7 +184,7 @@ def test_a_fault_that_finds_no_request_in_time_lapses() -> None:
     client.pass_(5)
     assert ask(client).status == 200
     assert client.ledger.faults == 0
-    assert client.exchange.chaos.state()["waiting"] == []
+    assert client.exchange.fault_scheduler.state()["waiting"] == []
 
 
 def discover(client: Client, address: str) -> Reply:
@@ -209,7 +209,7 @@ def test_a_gzipped_stream() -> None:
     id_ = client.subscribe(alice)
     client.break_("gzip", operation="GetStreamingEvents")
     reader = client.stream(alice, [id_])
-    assert isinstance(reader.reply.manner, faults.Gzip)
+    assert isinstance(reader.reply.fault, faults.Gzip)
 
 
 def test_the_html_is_no_xml_that_could_be_taken_for_soap() -> None:

@@ -158,19 +158,19 @@ def test_manners_that_end_by_themselves(kind: str) -> None:
     woken: list[float] = []
     office.reader.stream.wake = lambda: woken.append(office.client.now)
     office.client.break_(kind, seconds=5)
-    assert office.reader.stream.manner is not None
-    assert office.reader.stream.manner.kind == kind
+    assert office.reader.stream.fault is not None
+    assert office.reader.stream.fault.kind == kind
     office.client.pass_(4)
-    assert office.reader.stream.manner is not None
+    assert office.reader.stream.fault is not None
     office.client.pass_(1)
-    assert office.reader.stream.manner is None
+    assert office.reader.stream.fault is None
     assert len(woken) == 2
 
 
 def test_a_cut_is_made_by_the_connection() -> None:
     office = Office()
     office.client.break_("cut", how="close")
-    assert office.reader.stream.manner == faults.Cut(how="close")
+    assert office.reader.stream.fault == faults.Cut(how="close")
 
 
 def test_the_stream_of_a_mailbox_or_of_a_back_end() -> None:
@@ -190,19 +190,19 @@ def test_without_a_stream_it_waits_for_one() -> None:
     alice = client.mailboxes[0]
     id_ = client.subscribe(alice)
     assert client.break_("closed") == []
-    assert client.exchange.chaos.waiting
+    assert client.exchange.fault_scheduler.waits_for_stream
     client.pass_(1)
     reader = client.stream(alice, [id_])
     assert reader.read() == ["OK"]
     client.pass_(0.1)
     assert reader.read() == ["Closed"]
-    assert client.exchange.chaos.made == {"closed": 1}
-    assert not client.exchange.chaos.waiting
+    assert client.exchange.fault_scheduler.made == {"closed": 1}
+    assert not client.exchange.fault_scheduler.waits_for_stream
 
 
 def test_without_a_stream_in_time_it_lapses() -> None:
     client = Client()
     client.break_("closed", within=5)
     client.pass_(5)
-    assert not client.exchange.chaos.waiting
+    assert not client.exchange.fault_scheduler.waits_for_stream
     assert client.ledger.faults == 0

@@ -46,10 +46,10 @@ def test_reading_changes_the_count_once() -> None:
 def test_a_moved_item_has_a_new_id_and_tells_the_old_one() -> None:
     mailbox = new_mailbox()
     mailbox.deliver("Hello", "bob@fabrikam.example", 1001.0)
-    inbox, bin_ = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
+    inbox, deleted_items = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
     (item,) = mailbox.latest(inbox, 1)
     old_id = item.id
-    moved, source, target = mailbox.move(item, bin_, 1002.0)
+    moved, source, target = mailbox.move(item, deleted_items, 1002.0)
     assert told([moved, source, target]) == [
         "MovedEvent item",
         "ModifiedEvent folder",
@@ -57,9 +57,9 @@ def test_a_moved_item_has_a_new_id_and_tells_the_old_one() -> None:
     ]
     assert (moved.old_id, moved.old_parent_folder_id) == (old_id, inbox.id)
     assert moved.item_id != old_id
-    assert moved.parent_folder_id == bin_.id
+    assert moved.parent_folder_id == deleted_items.id
     assert (source.folder_id, source.unread_count) == (inbox.id, 0)
-    assert (target.folder_id, target.unread_count) == (bin_.id, 1)
+    assert (target.folder_id, target.unread_count) == (deleted_items.id, 1)
     assert mailbox.item(old_id) is None
     assert list(inbox.deleted) == [old_id]
 
@@ -90,7 +90,7 @@ def test_an_appointment_changes_free_and_busy() -> None:
 
 def test_the_life_of_a_folder() -> None:
     mailbox = new_mailbox()
-    inbox, bin_ = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
+    inbox, deleted_items = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
     created, _ = mailbox.create_folder("Projects", inbox, 1001.0)
     (folder,) = mailbox.own_folders()
     assert (created.kind, created.folder_id, created.parent_folder_id) == (
@@ -100,12 +100,12 @@ def test_the_life_of_a_folder() -> None:
     )
     mailbox.create_folder("Inner", folder, 1002.0)
     assert told(mailbox.rename_folder(folder, "Customers", 1003.0)) == ["ModifiedEvent folder"]
-    moved, _, _ = mailbox.move_folder(folder, bin_, 1004.0)
+    moved, _, _ = mailbox.move_folder(folder, deleted_items, 1004.0)
     assert (moved.folder_id, moved.old_id, moved.old_parent_folder_id) == (folder.id, folder.id, inbox.id)
-    assert [below.name for below in mailbox.below(bin_)] == ["Customers", "Inner"]
+    assert [below.name for below in mailbox.below(deleted_items)] == ["Customers", "Inner"]
     gone = mailbox.purge_folder(folder, 1005.0)
     assert told(gone) == ["DeletedEvent folder", "DeletedEvent folder", "ModifiedEvent folder"]
-    assert mailbox.below(bin_) == []
+    assert mailbox.below(deleted_items) == []
 
 
 def test_ids_look_like_those_of_exchange() -> None:

@@ -147,7 +147,7 @@ def test_ews_switched_off_for_a_mailbox() -> None:
 def test_other_accounts_log_in_and_impersonate_nobody() -> None:
     office = Office()
     password = office.client.settings.password
-    login = office.client.exchange.gate.scheme.login(None)
+    login = office.client.exchange.authenticator.scheme.login(None)
     assert login.check(basic(office.ben.address, password), NOON) == Admitted(office.ben.address, "basic")
     account = {"account": office.ben.address}
     assert code(office.get_folder("inbox", office.ben, **account)) == "NoError"

@@ -137,7 +137,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
             await second.until(b"</Envelope>")
             await streams_left(running, 1)
         await streams_left(running, 0)
-        assert running.exchange.budgets.charges() == {}
+        assert running.exchange.throttle.streams_by_account() == {}
         assert running.control.state()["mailboxes_streaming"] == 0
         # The subscription is still there for the next reader, on any connection.
         await first.open_stream(address, id_)

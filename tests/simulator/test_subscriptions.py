@@ -180,7 +180,7 @@ def test_a_reader_too_slow_loses_its_subscription() -> None:
 
 
 def test_patience_has_an_end_only_without_a_reader() -> None:
-    client = Client(Settings(rate=0, limits=Limits(patience_minutes=5)))
+    client = Client(Settings(rate=0, limits=Limits(idle_minutes=5)))
     alice, bob = client.mailboxes[:2]
     read, unread = client.subscribe(alice), client.subscribe(bob)
     reader = client.stream(alice, [read])
@@ -241,7 +241,7 @@ def test_a_group_lives_on_the_back_end_of_its_anchor() -> None:
 
 
 def test_several_subscriptions_share_an_envelope_now_and_then() -> None:
-    client = Client(Settings(rate=0, wire=Wire(together=0.5)))
+    client = Client(Settings(rate=0, wire=Wire(combined=0.5)))
     anchor = client.mailboxes[0]
     ids = [client.subscribe(m, anchor=anchor.address, affinity=True) for m in client.mailboxes]
     reader = client.stream(anchor, ids)
@@ -291,7 +291,7 @@ def test_whoever_reads_each_stream_to_its_end_gets_each_event_once_and_in_order(
 def test_every_envelope_is_valid(prefixes: bool) -> None:
     # On the wire Notification stands in the messages' namespace, in the schema in that of the types.
     wire = Wire(
-        notification_in_types=True, prefixes=prefixes, declaration=0.3, status_events=0.5, together=0.5
+        notification_in_types=True, prefixes=prefixes, declaration=0.3, status_events=0.5, combined=0.5
     )
     client = Client(Settings(rate=0, wire=wire, heartbeat=10))
     anchor = client.mailboxes[0]
@@ -322,8 +322,8 @@ def test_prefixes_and_declarations_vary_when_asked_to() -> None:
         client.now += 1
     assert {root.prefix for root in envelopes(data)} == {"s", "soap", "SOAP"}
     assert 10 < data.count(b"<?xml") < 50
-    genuine = Client()
-    reader = genuine.stream(genuine.mailboxes[0], [genuine.subscribe(genuine.mailboxes[0])])
+    respond = Client()
+    reader = respond.stream(respond.mailboxes[0], [respond.subscribe(respond.mailboxes[0])])
     assert reader.bytes().startswith(
         b'<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><soap11:Header'
     )

@@ -246,9 +246,9 @@ class Replica:
         self._folder = folder
 
     def fork(self) -> "Replica":
-        twin = Replica(self._mailbox, self._folder)
-        twin.state, twin.items = self.state, dict(self.items)
-        return twin
+        duplicate = Replica(self._mailbox, self._folder)
+        duplicate.state, duplicate.items = self.state, dict(self.items)
+        return duplicate
 
     def fetch(self, most: int) -> bool:
         """Fetch one page; whether it was the last. A state that is refused is given up."""
@@ -363,14 +363,14 @@ def test_folders_that_come_change_and_go() -> None:
 
 def test_a_folder_that_leaves_what_is_synchronised_is_deleted_there() -> None:
     mailbox = new_mailbox()
-    inbox, bin_ = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
+    inbox, deleted_items = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
     mailbox.create_folder("A", inbox, 1001.0)
     (folder,) = mailbox.own_folders()
     _, in_inbox = folder_kinds(mailbox, inbox, None)
-    _, in_bin = folder_kinds(mailbox, bin_, None)
-    mailbox.move_folder(folder, bin_, 1002.0)
+    _, in_bin = folder_kinds(mailbox, deleted_items, None)
+    mailbox.move_folder(folder, deleted_items, 1002.0)
     assert folder_kinds(mailbox, inbox, in_inbox)[0] == [("Delete", folder.id)]
-    assert folder_kinds(mailbox, bin_, in_bin)[0] == [("Create", folder.id)]
+    assert folder_kinds(mailbox, deleted_items, in_bin)[0] == [("Create", folder.id)]
 
 
 def test_a_state_is_for_one_root_only() -> None:

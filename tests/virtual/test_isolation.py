@@ -172,7 +172,7 @@ async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, whic
         (left,) = (runner for runner in runners.values() if members[1] in runner.group.mailboxes)
         assert mover not in {member.mailbox for member in left.state.members}
         assert left.state.anchor == (members[1] if which == "anchor" else members[0])
-        (sub,) = there.exchange.subscriptions.of(mover)
+        (sub,) = there.exchange.subscriptions.for_mailbox(mover)
         assert sub.backend == target
         assert there.subscribes(since=60.0) == 1, "only who moved is subscribed again"
         await trio.sleep(1800)  # the next window is opened in the name of an anchor that is there
@@ -203,6 +203,6 @@ async def test_a_move_that_nobody_tells_is_found_by_the_refresh(
         homes = there.exchange.directory.homes
         homes[mover] = next(each for each in there.exchange.directory.backends if each != homes[mover])
         await trio.sleep(3700)
-        backends = {each.backend for each in there.exchange.subscriptions.of(mover) if each.stream}
+        backends = {each.backend for each in there.exchange.subscriptions.for_mailbox(mover) if each.stream}
         assert backends == {homes[mover]}
         assert there.streaming == 30

@@ -116,7 +116,7 @@ class World:
 
     def order(self, kind: str, **parameters: Any) -> list[Line]:
         """A fault, now."""
-        return self.exchange.chaos.order(faults.parse({"kind": kind, **parameters}), clock())
+        return self.exchange.fault_scheduler.make_now(faults.parse({"kind": kind, **parameters}), clock())
 
     def books(self) -> Books:
         """What happened, held against what the handler was told."""
@@ -149,7 +149,7 @@ async def world(
     when the context is left."""
     exchange = Exchange(settings, Ledger(None), clock())
     exchange.base_url = URL
-    exchange.chaos.begin(plan, clock())
+    exchange.fault_scheduler.start_plan(plan, clock())
     wire = Wire(exchange)
     notes = Notes()
     original = listener.build.access
@@ -202,15 +202,17 @@ def noted_gaps(daemon: Daemon) -> dict[str, list[tuple[float, float]]]:
 
 async def pulse(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None:
     """Let users do things, faults happen, and time pass."""
-    chaos = exchange.chaos
+    fault_scheduler = exchange.fault_scheduler
     while True:
         changed = trio.Event()
-        traffic.wake = chaos.wake = changed.set
+        traffic.wake = fault_scheduler.wake = changed.set
         moment = clock()
         lines += exchange.publish(traffic.due(moment))
         exchange.advance(moment)
-        pause = min(1 / traffic.rate if traffic.rate else 30.0, 30.0, max(chaos.deadline - moment, 0.001))
-        with trio.move_on_after(min(pause, 0.1) if chaos.waiting else pause):
+        pause = min(
+            1 / traffic.rate if traffic.rate else 30.0, 30.0, max(fault_scheduler.deadline - moment, 0.001)
+        )
+        with trio.move_on_after(min(pause, 0.1) if fault_scheduler.waits_for_stream else pause):
             await changed.wait()
 
 

@@ -32,7 +32,7 @@ class Denied(NamedTuple):
 
     headers: Headers
     refused: str | None = None
-    why: str = ""
+    reason: str = ""
 
 
 class Login(Protocol):

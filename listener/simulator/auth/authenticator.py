@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from listener.simulator.auth.oauth import Entra
 
 
-class Gate:
+class Authenticator:
     """What stands between a connection and Exchange. `entra` is there with OAuth only."""
 
     def __init__(self, settings: Settings, passwords: Mapping[str, str], conditions: Conditions) -> None:
@@ -52,7 +52,7 @@ class Gate:
             self.mechanisms[outcome.mechanism] += outcome.proved
         elif outcome.refused is not None:
             self.refused[outcome.refused] += 1
-            self.reasons[outcome.why] += 1
+            self.reasons[outcome.reason] += 1
 
     def state(self) -> dict[str, Any]:
         """`proved` counts credentials that were good, by mechanism; `refused` those that were not, by account, and

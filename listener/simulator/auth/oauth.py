@@ -73,23 +73,25 @@ class Registration:
         """Whether a JWT's `x5t` or `x5t#S256` (RFC 7515) names the certificate."""
         der = self.certificate.public_bytes(serialization.Encoding.DER)
         if "x5t#S256" in header:
-            return _thumbprint(header["x5t#S256"]) == _text(hashlib.sha256(der).digest())
+            return _without_padding(header["x5t#S256"]) == _encode_digest(hashlib.sha256(der).digest())
         if "x5t" in header:
-            return _thumbprint(header["x5t"]) == _text(hashlib.sha1(der, usedforsecurity=False).digest())
+            return _without_padding(header["x5t"]) == _encode_digest(
+                hashlib.sha1(der, usedforsecurity=False).digest()
+            )
         return False
 
 
-def _text(digest: bytes) -> str:
+def _encode_digest(digest: bytes) -> str:
     return urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-def _thumbprint(value: object) -> str:
+def _without_padding(value: object) -> str:
     return str(value).rstrip("=")  # some write the padding, which RFC 7515 leaves out
 
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _EXCHANGE_RESOURCES = ("https://outlook.office365.com", "https://outlook.office.com")
-_OTHERS = ("https://graph.microsoft.com",)
+_OTHER_RESOURCES = ("https://graph.microsoft.com",)
 """Resources that Exchange takes no tokens for."""
 _ADFS = "adfs"
 _KEY_ID = "simulated"
@@ -98,7 +100,7 @@ _SKEW = 300.0
 _CLAIMS = msgspec.json.Decoder(dict[str, dict[str, dict[str, Any] | None]])
 
 
-class Trouble(NamedTuple):
+class EntraError(NamedTuple):
     """How an AADSTS code is told: HTTP status, OAuth error, text."""
 
     status: int
@@ -106,23 +108,29 @@ class Trouble(NamedTuple):
     text: str
 
 
-TROUBLES: Mapping[int, Trouble] = {
-    50027: Trouble(400, "invalid_request", "The assertion is malformed, or made out to somebody else."),
-    50053: Trouble(400, "invalid_grant", "The account is locked: too many attempts with wrong credentials."),
-    70003: Trouble(400, "unsupported_grant_type", "The application asked for a grant that is not offered."),
-    90002: Trouble(400, "invalid_request", "There is no such tenant. Check its id or domain, and the cloud."),
-    500011: Trouble(400, "invalid_resource", "The tenant has no such resource."),
-    700016: Trouble(400, "unauthorized_client", "The application was not found in the directory."),
-    700024: Trouble(401, "invalid_client", "The client assertion is not within its valid time range."),
-    700027: Trouble(401, "invalid_client", "The certificate is not registered for the application."),
-    1002012: Trouble(400, "invalid_scope", "The scope must be a resource with the suffix /.default."),
-    7000215: Trouble(401, "invalid_client", "Invalid client secret provided."),
-    7000218: Trouble(401, "invalid_client", "The request must have client_assertion or client_secret."),
-    7000222: Trouble(401, "invalid_client", "The provided client secret keys are expired."),
+ENTRA_ERRORS: Mapping[int, EntraError] = {
+    50027: EntraError(400, "invalid_request", "The assertion is malformed, or made out to somebody else."),
+    50053: EntraError(
+        400, "invalid_grant", "The account is locked: too many attempts with wrong credentials."
+    ),
+    70003: EntraError(
+        400, "unsupported_grant_type", "The application asked for a grant that is not offered."
+    ),
+    90002: EntraError(
+        400, "invalid_request", "There is no such tenant. Check its id or domain, and the cloud."
+    ),
+    500011: EntraError(400, "invalid_resource", "The tenant has no such resource."),
+    700016: EntraError(400, "unauthorized_client", "The application was not found in the directory."),
+    700024: EntraError(401, "invalid_client", "The client assertion is not within its valid time range."),
+    700027: EntraError(401, "invalid_client", "The certificate is not registered for the application."),
+    1002012: EntraError(400, "invalid_scope", "The scope must be a resource with the suffix /.default."),
+    7000215: EntraError(401, "invalid_client", "Invalid client secret provided."),
+    7000218: EntraError(401, "invalid_client", "The request must have client_assertion or client_secret."),
+    7000222: EntraError(401, "invalid_client", "The provided client secret keys are expired."),
 }
 
 
-class Refused(Exception):  # noqa: N818
+class TokenDenied(Exception):  # noqa: N818
     """No token; `code` is the number of the AADSTS error."""
 
     def __init__(self, code: int) -> None:
@@ -153,12 +161,12 @@ class Entra:
             case "GET", "common", "discovery/instance":
                 return _json(200, self._instance())
             case "GET", _, ".well-known/openid-configuration" | "v2.0/.well-known/openid-configuration":
-                return self._told(tenant, self._configuration, now)
+                return self._respond(tenant, self._configuration, now)
             case "GET", _, "discovery/keys" | "discovery/v2.0/keys":
-                return self._told(tenant, lambda tenant: self._keys(), now)
+                return self._respond(tenant, lambda tenant: self._keys(), now)
             case "POST", _, "oauth2/token" | "oauth2/v2.0/token":
                 form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
-                return self._told(tenant, lambda tenant: self._token(tenant, form, now), now)
+                return self._respond(tenant, lambda tenant: self._token(tenant, form, now), now)
         return _json(404, {"error": "not_found"})
 
     def read(self, token: str, now: float) -> dict[str, Any]:
@@ -179,12 +187,12 @@ class Entra:
     def _signing_key(self) -> rsa.RSAPrivateKey:
         return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
-    def _told(self, tenant: str, answer: Any, now: float) -> Reply:
+    def _respond(self, tenant: str, answer: Any, now: float) -> Reply:
         try:
             if tenant.lower() != _ADFS and not self.registration.is_tenant(tenant):
-                raise Refused(90002)
+                raise TokenDenied(90002)
             return _json(200, answer(tenant))
-        except Refused as refused:
+        except TokenDenied as refused:
             self.refused[refused.code] += 1
             return _error(refused.code, now)
 
@@ -226,7 +234,7 @@ class Entra:
     def _token(self, tenant: str, form: dict[str, str], now: float) -> dict[str, Any]:
         """A token for whoever has sent this form. Refused: see there."""
         if form.get("grant_type") != "client_credentials":
-            raise Refused(70003)
+            raise TokenDenied(70003)
         self._authenticate(tenant, form, now)
         audience = self._audience(form)
         claims = {
@@ -242,7 +250,7 @@ class Entra:
             "tid": self.registration.tenant,
             "uti": uuid4().hex,
             "ver": "1.0",
-            **_demanded(form.get("claims", "")),
+            **_requested_claims(form.get("claims", "")),
         }
         token = jwt.encode(claims, self._signing_key, algorithm="RS256", headers={"kid": _KEY_ID})
         self.issued += 1
@@ -258,19 +266,19 @@ class Entra:
         """Refused: the application is not who it says it is, or may not come in."""
         registration, accounts = self.registration, self._accounts
         if form.get("client_id") != registration.client_id:
-            raise Refused(700016)
+            raise TokenDenied(700016)
         if self._conditions.token_refused:
-            raise Refused(self._conditions.token_refused.code)
+            raise TokenDenied(self._conditions.token_refused.code)
         if accounts.is_locked(registration.client_id):
-            raise Refused(50053)
+            raise TokenDenied(50053)
         try:
             if "client_assertion" in form:
                 self._check_assertion(form, tenant, now)
             elif "client_secret" not in form:
-                raise Refused(7000218)
+                raise TokenDenied(7000218)
             elif not compare_digest(form["client_secret"].encode(), registration.secret.encode()):
-                raise Refused(7000215)
-        except Refused:
+                raise TokenDenied(7000215)
+        except TokenDenied:
             accounts.refuse(registration.client_id)
             raise
         accounts.admit(registration.client_id)
@@ -279,10 +287,10 @@ class Entra:
         """Refused: the JWT is not signed by the certificate, or not made out to this server, or not at this time."""
         registration, assertion = self.registration, form["client_assertion"]
         if form.get("client_assertion_type") != ASSERTION_TYPE:
-            raise Refused(7000218)
+            raise TokenDenied(7000218)
         try:
             if not registration.is_thumbprint(jwt.get_unverified_header(assertion)):
-                raise Refused(700027)
+                raise TokenDenied(700027)
             claims = jwt.decode(
                 assertion,
                 registration.certificate.public_key(),  # type: ignore[arg-type]  # it is RSA's
@@ -293,21 +301,21 @@ class Entra:
                 options=_OF_AN_ASSERTION,
             )
         except jwt.InvalidSignatureError:
-            raise Refused(700027) from None
+            raise TokenDenied(700027) from None
         except jwt.PyJWTError:
-            raise Refused(50027) from None
+            raise TokenDenied(50027) from None
         if not claims["iss"] == claims["sub"] == registration.client_id:
-            raise Refused(50027)
+            raise TokenDenied(50027)
         if not claims.get("nbf", claims.get("iat", now)) - _SKEW <= now <= claims["exp"] + _SKEW:
-            raise Refused(700024)
+            raise TokenDenied(700024)
 
     def _audience(self, form: dict[str, str]) -> str:
         resource, _, suffix = form.get("scope", "").split(" ")[0].rpartition("/")
         if suffix != ".default":
-            raise Refused(1002012)
+            raise TokenDenied(1002012)
         resource = resource.rstrip("/")
-        if resource not in (*self.exchange, *_OTHERS):
-            raise Refused(500011)
+        if resource not in (*self.exchange, *_OTHER_RESOURCES):
+            raise TokenDenied(500011)
         return resource
 
 
@@ -317,28 +325,28 @@ _OF_AN_ASSERTION: Any = {**_TIMES, "require": ["aud", "exp", "iss", "sub"]}
 _OF_A_TOKEN: Any = {**_TIMES, "verify_aud": False}
 
 
-def _demanded(text: str) -> dict[str, list[str]]:
+def _requested_claims(text: str) -> dict[str, list[str]]:
     """The claims that a claims request (OpenID Connect Core 5.5) wants in the access token: `acrs`, the
     authentication contexts. What else it wants is of no matter here."""
     try:
         wanted = _CLAIMS.decode(text or b"{}").get("access_token", {}).get("acrs") or {}
     except msgspec.DecodeError:
-        raise Refused(50027) from None
+        raise TokenDenied(50027) from None
     values = wanted.get("values") or ([wanted["value"]] if "value" in wanted else [])
     return {"acrs": [str(value) for value in values]} if values else {}
 
 
 def _error(code: int, now: float) -> Reply:
-    trouble = TROUBLES[code]
+    error = ENTRA_ERRORS[code]
     trace, correlation = str(uuid4()), str(uuid4())
     moment = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(now))
     description = (
-        f"AADSTS{code}: {trouble.text} Trace ID: {trace} Correlation ID: {correlation} Timestamp: {moment}"
+        f"AADSTS{code}: {error.text} Trace ID: {trace} Correlation ID: {correlation} Timestamp: {moment}"
     )
     return _json(
-        trouble.status,
+        error.status,
         {
-            "error": trouble.error,
+            "error": error.error,
             "error_description": description,
             "error_codes": [code],
             "timestamp": moment,
@@ -373,14 +381,14 @@ class Bearer:
         try:
             claims = self._entra.read(token, now)
         except ValueError as error:
-            return self._refused(f'error="invalid_token", error_description="{error}"', "token")
+            return self._deny(f'error="invalid_token", error_description="{error}"', "token")
         if claims["aud"] not in self._entra.exchange:
-            return self._refused('error="invalid_token", error_description="The audience is wrong."', "token")
+            return self._deny('error="invalid_token", error_description="The audience is wrong."', "token")
         challenge = self._conditions.claims
         if challenge and challenge.value not in claims.get("acrs", ()):
             wanted = {"access_token": {"acrs": {"essential": True, "value": challenge.value}}}
             encoded = b64encode(msgspec.json.encode(wanted)).decode()
-            return self._refused(f'error="insufficient_claims", claims="{encoded}"', "claims")
+            return self._deny(f'error="insufficient_claims", claims="{encoded}"', "claims")
         return Admitted(str(claims["appid"]), "oauth", app_only=True)
 
     def _challenge(self, error: str = "") -> str:
@@ -390,5 +398,5 @@ class Bearer:
             f'authorization_uri="{self._entra.base_url}/common/oauth2/authorize"{error and ", "}{error}'
         )
 
-    def _refused(self, error: str, why: str) -> Denied:
-        return Denied(challenges(self._challenge(error)), self._entra.registration.client_id, why)
+    def _deny(self, error: str, reason: str) -> Denied:
+        return Denied(challenges(self._challenge(error)), self._entra.registration.client_id, reason)

@@ -17,40 +17,40 @@ class Accounts:
         self.passwords = passwords
         self._lock_after = lock_after
         self._conditions = conditions
-        self._in_a_row: Counter[str] = Counter()
-        self._old_names = {_old_name(account): account for account in passwords}
+        self._consecutive_failures: Counter[str] = Counter()
+        self._down_level_names = {_down_level_name(account): account for account in passwords}
 
     @property
     def locked(self) -> list[str]:
         """Those that have locked themselves out."""
-        return sorted(filter(self._has_locked_itself, self._in_a_row))
+        return sorted(filter(self._has_too_many_failures, self._consecutive_failures))
 
     def find(self, name: str) -> str | None:
         """The account of a user principal name, or of DOMAIN\\name with the domain's first label, in any case."""
         lowered = name.strip().lower()
-        found = self._old_names.get(lowered, lowered)
+        found = self._down_level_names.get(lowered, lowered)
         return found if found in self.passwords else None
 
-    def knows(self, account: str, password: str) -> bool:
+    def password_matches(self, account: str, password: str) -> bool:
         """Whether this is its password; what the lock says is another matter."""
         return compare_digest(self.passwords[account].encode(), password.encode())
 
     def is_locked(self, account: str) -> bool:
-        return self._conditions.locked is not None or self._has_locked_itself(account)
+        return self._conditions.locked is not None or self._has_too_many_failures(account)
 
-    def _has_locked_itself(self, account: str) -> bool:
-        return 0 < self._lock_after <= self._in_a_row[account]
+    def _has_too_many_failures(self, account: str) -> bool:
+        return 0 < self._lock_after <= self._consecutive_failures[account]
 
     def admit(self, account: str) -> None:
         """Its credentials were good: what was refused before no longer counts."""
-        self._in_a_row.pop(account, None)
+        self._consecutive_failures.pop(account, None)
 
     def refuse(self, account: str) -> None:
         """Its credentials were refused."""
-        self._in_a_row[account] += 1
+        self._consecutive_failures[account] += 1
 
 
-def _old_name(account: str) -> str:
+def _down_level_name(account: str) -> str:
     local, _, domain = account.partition("@")
     return f"{domain.partition('.')[0]}\\{local}"
 
@@ -72,13 +72,13 @@ class Basic:
         try:
             user, _, password = b64decode(credentials, validate=True).decode().partition(":")
         except ValueError:
-            return Denied(self._challenges, refused="", why="password")
+            return Denied(self._challenges, refused="", reason="password")
         account = self._accounts.find(user)
         if account is None:
-            return Denied(self._challenges, refused=user, why="password")
-        if self._accounts.is_locked(account) or not self._accounts.knows(account, password):
-            why = "locked" if self._accounts.is_locked(account) else "password"
+            return Denied(self._challenges, refused=user, reason="password")
+        if self._accounts.is_locked(account) or not self._accounts.password_matches(account, password):
+            reason = "locked" if self._accounts.is_locked(account) else "password"
             self._accounts.refuse(account)
-            return Denied(self._challenges, refused=account, why=why)
+            return Denied(self._challenges, refused=account, reason=reason)
         self._accounts.admit(account)
         return Admitted(account, "basic")

@@ -27,13 +27,13 @@ from listener.simulator.auth import Admitted, Denied, Headers, challenges
 from listener.simulator.auth.passwords import Accounts
 
 
-class Refusal(Exception):  # noqa: N818
+class InvalidCredentials(Exception):  # noqa: N818
     """Credentials of `user` that do not hold; `why` as in Denied. `token` tells the client more, if there is one."""
 
-    def __init__(self, user: str, why: str, token: bytes | None = None) -> None:
-        super().__init__(why)
+    def __init__(self, user: str, reason: str, token: bytes | None = None) -> None:
+        super().__init__(reason)
         self.user = user
-        self.why = why
+        self.reason = reason
         self.token = token
 
 
@@ -56,7 +56,7 @@ class ConnectionLogin:
 
     def __init__(self, accounts: Accounts, schemes: Mapping[str, Callable[[], Acceptor]]) -> None:
         self._accounts = accounts
-        self._schemes = {name.lower(): (name, begin) for name, begin in schemes.items()}
+        self._schemes = {name.lower(): (name, new_acceptor) for name, new_acceptor in schemes.items()}
         self._offer = challenges(*schemes)
         self._handshake: tuple[str, Acceptor] | None = None
         self._admitted: Admitted | None = None
@@ -69,37 +69,39 @@ class ConnectionLogin:
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() not in self._schemes:
             return Denied(self._offer)
-        name, begin = self._schemes[scheme.lower()]
+        name, new_acceptor = self._schemes[scheme.lower()]
         try:
             token = b64decode(credentials, validate=True)
         except ValueError:
-            return Denied(self._offer, refused="", why="handshake")
-        acceptor = handshake[1] if handshake and handshake[0] == name else begin()
+            return Denied(self._offer, refused="", reason="handshake")
+        acceptor = handshake[1] if handshake and handshake[0] == name else new_acceptor()
         try:
             answer = acceptor.step(token)
-        except Refusal as refusal:
+        except InvalidCredentials as refusal:
             account = self._accounts.find(refusal.user)
-            if account and refusal.why == "password":
+            if account and refusal.reason == "password":
                 self._accounts.refuse(account)
-            return Denied(_spoken(name, refusal.token) or self._offer, account or refusal.user, refusal.why)
-        spoken = _spoken(name, answer)
+            return Denied(
+                _token_headers(name, refusal.token) or self._offer, account or refusal.user, refusal.reason
+            )
+        token_headers = _token_headers(name, answer)
         if acceptor.account is None:
             self._handshake = (name, acceptor)
-            return Denied(spoken)
-        return self._admit(acceptor.account, acceptor.mechanism, spoken)
+            return Denied(token_headers)
+        return self._admit(acceptor.account, acceptor.mechanism, token_headers)
 
-    def _admit(self, account: str, mechanism: str, spoken: Headers) -> Admitted | Denied:
+    def _admit(self, account: str, mechanism: str, token_headers: Headers) -> Admitted | Denied:
         if self._accounts.is_locked(account):
             self._accounts.refuse(account)
             return Denied(self._offer, account, "locked")
         self._accounts.admit(account)
         if mechanism == "ntlm":
             self._admitted = Admitted(account, mechanism, proved=False)
-            return Admitted(account, mechanism, (*spoken, ("Persistent-Auth", "true")))
-        return Admitted(account, mechanism, spoken)
+            return Admitted(account, mechanism, (*token_headers, ("Persistent-Auth", "true")))
+        return Admitted(account, mechanism, token_headers)
 
 
-def _spoken(scheme: str, token: bytes | None) -> Headers:
+def _token_headers(scheme: str, token: bytes | None) -> Headers:
     return challenges(f"{scheme} {b64encode(token).decode()}") if token else ()
 
 
@@ -108,7 +110,7 @@ _WEAK = (hashes.MD5, hashes.SHA1)
 _NONE = bytes(16)
 
 
-def end_point(certificate: bytes) -> bytes:
+def server_end_point(certificate: bytes) -> bytes:
     """What binds to the channel of a server with this certificate (DER)."""
     algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
     if algorithm is None or isinstance(algorithm, _WEAK):
@@ -116,15 +118,15 @@ def end_point(certificate: bytes) -> bytes:
     return b"tls-server-end-point:" + hashlib.new(algorithm.name, certificate).digest()
 
 
-class Binding:
+class ChannelBinding:
     """What a connection's credentials must be bound to. `data` is None without TLS."""
 
     def __init__(self, protection: Protection, certificate: bytes | None) -> None:
         self.required = protection == "require"
-        self.data = None if certificate is None or protection == "off" else end_point(certificate)
+        self.data = None if certificate is None or protection == "off" else server_end_point(certificate)
         self._checked = protection != "off"
 
-    def fits(self, given: bytes | None) -> bool:
+    def accepts(self, given: bytes | None) -> bool:
         """Whether NTLM credentials with this MD5 hash of the bindings may come in; none, or zeros, is no binding."""
         if not self._checked:
             return True
@@ -143,7 +145,7 @@ _START = SIGNATURE + struct.pack("<I", 3)
 _NT_RESPONSE, _DOMAIN, _USER, _FLAGS = 20, 28, 36, 60
 _UNICODE = 1
 _PAIRS = 44
-"""Where the AV pairs begin in an NTLMv2 response: behind the proof and the head of the client's challenge."""
+"""Where the AV pairs new_acceptor in an NTLMv2 response: behind the proof and the head of the client's challenge."""
 _END_OF_LIST, _CHANNEL_BINDINGS = 0, 10
 
 
@@ -197,7 +199,15 @@ def _binding(response: bytes) -> bytes | None:
     return None
 
 
-BROKEN = (SpnegoError, struct.error, ValueError, LookupError, TypeError, StopIteration, ArithmeticError)
+PYSPNEGO_ERRORS = (
+    SpnegoError,
+    struct.error,
+    ValueError,
+    LookupError,
+    TypeError,
+    StopIteration,
+    ArithmeticError,
+)
 """What pyspnego raises for a token that is malformed or proves nothing."""
 
 
@@ -209,7 +219,7 @@ class Ntlm:
         self._protection = protection
 
     def login(self, certificate: bytes | None) -> ConnectionLogin:
-        binding = Binding(self._protection, certificate)
+        binding = ChannelBinding(self._protection, certificate)
         return ConnectionLogin(self._accounts, {"NTLM": partial(NtlmAcceptor, self._accounts, binding)})
 
 
@@ -221,7 +231,7 @@ class NtlmAcceptor:
 
     mechanism = "ntlm"
 
-    def __init__(self, accounts: Accounts, binding: Binding, protocol: str = "ntlm") -> None:
+    def __init__(self, accounts: Accounts, binding: ChannelBinding, protocol: str = "ntlm") -> None:
         self._accounts = accounts
         self._binding = binding
         with _password_file({}):
@@ -233,20 +243,20 @@ class NtlmAcceptor:
         try:
             proof = find_authenticate(token)
         except ValueError:
-            raise Refusal("", "handshake") from None
+            raise InvalidCredentials("", "handshake") from None
         account = self._accounts.find(proof.name) if proof else None
         if proof and account is None:
-            raise Refusal(proof.name, "password")
+            raise InvalidCredentials(proof.name, "password")
         known = {proof.name: self._accounts.passwords[account]} if proof and account else {}
         try:
             with _password_file(known):
                 answer = self._context.step(token)
-        except BROKEN:
+        except PYSPNEGO_ERRORS:
             if account is None:
-                raise Refusal("", "handshake") from None
-            raise Refusal(account, "password") from None
-        if proof and not self._binding.fits(proof.binding):
-            raise Refusal(account or "", "binding")
+                raise InvalidCredentials("", "handshake") from None
+            raise InvalidCredentials(account, "password") from None
+        if proof and not self._binding.accepts(proof.binding):
+            raise InvalidCredentials(account or "", "binding")
         if self._context.complete:
             self.account = account
         return answer
@@ -293,7 +303,7 @@ class KerberosAcceptor:
 
     mechanism = "kerberos"
 
-    def __init__(self, accounts: Accounts, binding: Binding, key: Any) -> None:
+    def __init__(self, accounts: Accounts, binding: ChannelBinding, key: Any) -> None:
         import gssapi
 
         self._accounts = accounts
@@ -312,16 +322,16 @@ class KerberosAcceptor:
             answer = self._context.step(token)
             complete = self._context.complete  # an error that comes with a token is raised here, not by step
         except gssapi.exceptions.BadChannelBindingsError:
-            raise Refusal("", "binding", answer) from None
+            raise InvalidCredentials("", "binding", answer) from None
         except gssapi.exceptions.GSSError:
-            raise Refusal("", "ticket", answer) from None
+            raise InvalidCredentials("", "ticket", answer) from None
         if complete:
             name = str(self._context.initiator_name)
             account = self._accounts.find(name)
             if account is None:
-                raise Refusal(name, "ticket")
+                raise InvalidCredentials(name, "ticket")
             if self._bound and not int(self._context.actual_flags) & _CHANNEL_BOUND:
-                raise Refusal(account, "binding")
+                raise InvalidCredentials(account, "binding")
             self.account = account
         return answer
 
@@ -336,7 +346,7 @@ class Negotiate:
         self._key = None if keytab is None else load_key(keytab)
 
     def login(self, certificate: bytes | None) -> ConnectionLogin:
-        binding = Binding(self._protection, certificate)
+        binding = ChannelBinding(self._protection, certificate)
         offer: dict[str, Callable[[], Acceptor]] = {
             "Negotiate": partial(NegotiateAcceptor, self._accounts, binding, self._key),
             "NTLM": partial(NtlmAcceptor, self._accounts, binding),
@@ -347,7 +357,7 @@ class Negotiate:
 class NegotiateAcceptor:
     """One handshake. Without a `key` there is NTLM alone."""
 
-    def __init__(self, accounts: Accounts, binding: Binding, key: Any) -> None:
+    def __init__(self, accounts: Accounts, binding: ChannelBinding, key: Any) -> None:
         self._accounts = accounts
         self._binding = binding
         self._key = key

@@ -26,7 +26,7 @@ def test_too_many_refusals_in_a_row_lock_it() -> None:
     people.refuse(USER)
     assert people.is_locked(USER)
     assert people.locked == [USER]
-    assert people.knows(USER, PASSWORD)
+    assert people.password_matches(USER, PASSWORD)
 
 
 def test_the_lock_can_be_left_out() -> None:
@@ -41,5 +41,5 @@ def test_a_fault_locks_it_for_a_while() -> None:
     people = accounts(conditions)
     conditions.locked = fault = AccountLocked()
     assert people.is_locked(USER)
-    conditions.relieve(fault)
+    conditions.clear(fault)
     assert not people.is_locked(USER)

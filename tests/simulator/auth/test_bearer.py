@@ -45,7 +45,7 @@ def test_a_token_that_has_ended() -> None:
     outcome = scheme.check(f"Bearer {token}", NOON + 20)
     assert 'error="invalid_token"' in challenge(outcome)
     assert isinstance(outcome, Denied)
-    assert (outcome.refused, outcome.why) == (APPLICATION, "token")
+    assert (outcome.refused, outcome.reason) == (APPLICATION, "token")
 
 
 def test_a_token_for_somebody_else() -> None:
@@ -72,7 +72,7 @@ def test_a_claims_challenge_is_met_by_passing_it_on() -> None:
     told = challenge(outcome)
     assert 'error="insufficient_claims"' in told
     assert isinstance(outcome, Denied)
-    assert outcome.why == "claims"
+    assert outcome.reason == "claims"
     found = re.search(r'claims="([^"]+)"', told)
     assert found
     claims = b64decode(found[1]).decode()

@@ -11,7 +11,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
-from listener.simulator.auth.oauth import TROUBLES, Registration
+from listener.simulator.auth.oauth import ENTRA_ERRORS, Registration
 from listener.simulator.faults import AccountLocked, ClockOff, TokenRefused
 from listener.simulator.settings import Settings
 from tests.simulator.auth.cloud import HOST, REGISTRATION, SETTINGS, Cloud
@@ -25,7 +25,7 @@ def code(answer: dict[str, Any]) -> int:
     assert sorted(answer)[:3] == ["correlation_id", "error", "error_codes"]
     (number,) = answer["error_codes"]
     assert answer["error_description"].startswith(f"AADSTS{number}: ")
-    assert answer["error"] == TROUBLES[number].error
+    assert answer["error"] == ENTRA_ERRORS[number].error
     return int(number)
 
 
@@ -123,7 +123,7 @@ class TestCertificate:
     def test_a_clock_that_is_off(self, offset: float, refused: int | None) -> None:
         cloud = Cloud()
         cloud.conditions.clock = ClockOff(offset=offset)
-        cloud.now = cloud.conditions.told_time(time.time())
+        cloud.now = cloud.conditions.server_time(time.time())
         answer = cloud.token(credential=certificate())
         assert (code(answer) if "error" in answer else None) == refused
 
@@ -144,9 +144,9 @@ class TestCertificate:
         claims = {name: value for name, value in claims.items() if value is not None}
         from cryptography.hazmat.primitives.hashes import SHA256
 
-        from listener.simulator.auth.oauth import _text
+        from listener.simulator.auth.oauth import _encode_digest
 
-        header = {"x5t#S256": _text(REGISTRATION.certificate.fingerprint(SHA256()))}
+        header = {"x5t#S256": _encode_digest(REGISTRATION.certificate.fingerprint(SHA256()))}
         assertion = jwt.encode(claims, REGISTRATION.key, algorithm="RS256", headers=header)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # msal would rather have a function

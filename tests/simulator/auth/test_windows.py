@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from listener.simulator.auth import Admitted, Denied, Login, challenges
 from listener.simulator.auth.passwords import Accounts
-from listener.simulator.auth.windows import Negotiate, Ntlm, Protection, end_point
+from listener.simulator.auth.windows import Negotiate, Ntlm, Protection, server_end_point
 from listener.simulator.fault_effects import Conditions
 from listener.simulator.faults import AccountLocked
 from tests.simulator.auth.people import USER, USERS, Client, accounts
@@ -105,7 +105,11 @@ def test_extended_protection(
     scheme: str, protection: Protection, right: bool, wrong: bool, none: bool
 ) -> None:
     certificate = der()
-    for binding, expected in ((end_point(certificate), right), (end_point(der()), wrong), (None, none)):
+    for binding, expected in (
+        (server_end_point(certificate), right),
+        (server_end_point(der()), wrong),
+        (None, none),
+    ):
         login = connect(scheme, protection, certificate)
         outcome = Client(login, scheme=scheme, binding=binding).come_in()
         if expected:
