@@ -24,8 +24,10 @@ def soap(
     most_users: int,
     failing: AutodiscoverFailure | None = None,
 ) -> bytes:
-    """The answer to POST autodiscover.svc; `failing`, it holds that code. Malformed: the body is no GetUserSettings
-    request."""
+    """Return the response to POST autodiscover.svc. With `failing`, it reports that error code.
+
+    Raises MalformedRequest if the body is not a GetUserSettings request.
+    """
     root = parse_xml(body)
     request = root.find(f"{SOAP}Body/{{{_A}}}GetUserSettingsRequestMessage/{{{_A}}}Request")
     if request is None:
@@ -114,7 +116,10 @@ def _response(code: str, message: str, users: Iterable[str]) -> bytes:
 
 
 def pox(body: bytes, directory: Directory, ews_url: str) -> bytes:
-    """The answer to POST autodiscover.xml. Malformed: the body names no address."""
+    """Return the response to POST autodiscover.xml.
+
+    Raises MalformedRequest if the body has no address.
+    """
     root: etree._Element = parse_xml(body)
     address = root.findtext(f"{{{_REQUEST_POX}}}Request/{{{_REQUEST_POX}}}EMailAddress")
     if address is None:

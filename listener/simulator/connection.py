@@ -1,7 +1,7 @@
-"""The socket: HTTP/1.1 on trio, plain or TLS, around an Exchange that knows nothing of it.
+"""HTTP/1.1 connections on trio, including faults on the wire.
 
-Streams are written in ticks of a few milliseconds, so that many events go out in one write. trio switches Nagle's
-algorithm off.
+Streams are written in ticks of a few milliseconds, so that many events share one write. trio disables Nagle's
+algorithm.
 """
 
 import math
@@ -22,19 +22,19 @@ from listener.simulator.http import Reply, page
 from listener.simulator.subscriptions import Stream
 
 Answer = Callable[[str, str, Mapping[str, str], bytes], Reply]
-"""One connection's answers: (method, path, headers, body) -> reply. Headers have lower-case names."""
+"""Answers the requests of one connection: (method, path, headers, body) -> reply. Header names are lower case."""
 Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 TICK = 0.003
-"""How long a stream waits for further events before it writes, in seconds."""
+"""Seconds that a stream waits for more events before it writes."""
 _LARGEST_BODY = 4 << 20
 _RECEIVE = 1 << 16
 _CUT_BYTES = 40
-"""How many bytes a body lacks that is cut in an envelope: less than any envelope has behind its last element."""
+"""Bytes that are missing from a truncated body: fewer than follow the last element of any envelope."""
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 class ResponseWriter:
-    """Sends bytes over a transport. While `slow(interval)` is in force they go one at a time."""
+    """Writes bytes to a transport. After `slow(interval, …)` it writes one byte at a time."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -42,7 +42,7 @@ class ResponseWriter:
         self._still_slow: Callable[[], bool] = lambda: False
 
     def slow(self, interval: float, still: Callable[[], bool]) -> None:
-        """One byte every `interval` seconds, as long as `still()` says so."""
+        """Write one byte every `interval` seconds while `still()` is true."""
         self._interval = interval
         self._still_slow = still
 
@@ -56,7 +56,7 @@ class ResponseWriter:
             await self._transport.send_all(data[sent:] if sent else data)
 
     async def reset(self) -> None:
-        """End the connection with RST."""
+        """Close the connection with a TCP RST."""
         stream = self._transport
         raw = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
@@ -64,7 +64,7 @@ class ResponseWriter:
 
 
 class GzipEncoder:
-    """RFC 1952, so that each encode can be read as soon as it has come."""
+    """A gzip encoder (RFC 1952) that flushes after each piece, so that a client can decode it on arrival."""
 
     def __init__(self) -> None:
         self._deflate = zlib.compressobj(wbits=31)
@@ -78,7 +78,7 @@ class GzipEncoder:
 
 @asynccontextmanager
 async def ignore_disconnect(transport: Transport) -> AsyncIterator[None]:
-    """A peer that goes away at whatever moment, or does not speak HTTP, ends its own connection only."""
+    """Close the transport at the end. A disconnected or non-HTTP client ends its own connection only."""
     try:
         yield
     except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
@@ -99,7 +99,7 @@ class _TooLarge(Exception):  # noqa: N818
 
 
 class HttpConnection:
-    """One client's connection: requests one after another, each with its reply."""
+    """One client connection: requests in sequence, each with its reply."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class HttpConnection:
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def _receive(self) -> tuple[h11.Request, bytes] | None:
-        """The next request with its whole body; None at the end."""
+        """Return the next request with its complete body, or None at the end of the connection."""
         head: h11.Request | None = None
         body = bytearray()
         while True:
@@ -200,11 +200,14 @@ class HttpConnection:
             case faults.Gzip():
                 await self._send_gzipped(reply)
             case other:
-                raise AssertionError(f"{other} is no manner of answering")
+                raise AssertionError(f"{other} cannot be applied to a reply")
 
     def _headers(self, reply: Reply) -> list[tuple[str, str]]:
-        told = self._conditions.server_time(self._clock())
-        return [*reply.headers, ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(told)))]
+        server_time = self._conditions.server_time(self._clock())
+        return [
+            *reply.headers,
+            ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(server_time))),
+        ]
 
     async def _send_complete(self, reply: Reply, gzipped: GzipEncoder | None = None) -> None:
         headers = self._headers(reply)
@@ -239,7 +242,8 @@ class HttpConnection:
             await self._writer.reset()
 
     async def _send_stream(self, stream: Stream, encode: Callable[[bytes], bytes]) -> bool:
-        """Write the stream to its end; False if the client went away before that, or a fault has cut it."""
+        """Write the stream to its end. Return False if the client disconnected or a fault truncated the
+        stream."""
         complete = reset = False
         fault: faults.Fault | None = None
         async with trio.open_nursery() as nursery:
@@ -292,7 +296,7 @@ class HttpConnection:
             await changed.wait()
 
     async def _cancel_when_client_leaves(self, scope: trio.CancelScope) -> None:
-        """Notice that the client has gone, while nothing is to be written."""
+        """Cancel `scope` when the client disconnects. Without this, an idle stream would not notice."""
         await self._wait_for_client_close()
         scope.cancel()
 
@@ -302,7 +306,7 @@ class HttpConnection:
 
 
 def _text(value: bytes) -> str:
-    """A header's value, which ASP.NET reads as UTF-8."""
+    """Decode a header value as UTF-8, as ASP.NET does, else as Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:

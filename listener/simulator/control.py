@@ -1,15 +1,14 @@
-"""The doors for tests: events on demand, the state of everything, the rate of the traffic. No authentication.
+"""The control API for tests. It has no authentication.
 
 POST …/events   {"mailbox": address, "kind": EWS element name, "count": n}   -> {"events": [ledger lines]}
-POST …/traffic  {"rate": events a second}                                    -> {"rate": …}
-GET  …/state                                                                 -> see `state`
-POST …/rights   {"mailbox": address, …}          -> {"rights": …}; see RightsOrder
-POST …/groups   {"address": …, "members": [address, …]}, or null for no group  -> {"groups": {address: [member]}}
-POST …/faults   {"kind": …, its parameters}      one fault now       -> {"made": [ledger lines]}, empty if it waits
-                {"kind": …, "at" or "per_minute": …}  later          -> {"made": []}; times count from now
-                {"profile": name}                a profile from now  -> {"made": []}; none: no more faults, what
-                                                                        lasts ends at once
-GET  …/faults   what can be broken, and what was                     -> see `faults`
+POST …/traffic  {"rate": events per second}                                  -> {"rate": …}
+GET  …/state                                                                 -> see `Control.state`
+POST …/rights   {"mailbox": address, …}            -> {"rights": …}; see RightsRequest
+POST …/groups   {"address": …, "members": [address, …]}, null deletes the group -> {"groups": {address: [member]}}
+POST …/faults   {"kind": …, its parameters}        one fault now         -> {"made": [ledger lines]}, empty if pending
+                {"kind": …, "at" or "per_minute": …}  later              -> {"made": []}; times count from now
+                {"profile": name}                  starts a profile      -> {"made": []}; `none` cancels all faults
+GET  …/faults   kinds, profiles and what happened                        -> see `Control.faults`
 """
 
 from collections import Counter
@@ -39,18 +38,18 @@ class EventsRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TrafficRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST traffic. `rate` is in events a second."""
+    """The body of POST traffic. `rate` is in events per second."""
 
     rate: Annotated[float, msgspec.Meta(ge=0)]
 
 
 class RightsRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST rights. What is left out stays as it is.
+    """The body of POST rights. Omitted fields stay unchanged.
 
-    `folders` are those of the mailbox that `account` (the service account, if it is not given) may read without
-    impersonation, by their distinguished ids, "*" for all. `in_scope` says whether the service account may
-    impersonate the mailbox, `ews` whether its owner may use EWS at all, `free_busy` whether *Default* sees its
-    calendar and free/busy times.
+    `folders` are the folders (distinguished ids, "*" for all) that `account` (default: the service account)
+    may read without impersonation. `in_scope`: whether the service account may impersonate the mailbox.
+    `ews`: whether its owner may use EWS. `free_busy`: whether *Default* can see its calendar folder and
+    free/busy times.
     """
 
     mailbox: str
@@ -62,7 +61,7 @@ class RightsRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class GroupRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST groups."""
+    """The body of POST groups. `members` null deletes the group."""
 
     address: str
     members: list[str] | None
@@ -73,7 +72,7 @@ class _NotFound(Exception):  # noqa: N818
 
 
 class Control:
-    """Answers requests below the control URL; `path` is what follows it, `events` for one."""
+    """Answers requests below the control URL."""
 
     def __init__(self, exchange: Exchange, traffic: Traffic, rng: Random) -> None:
         self._exchange = exchange
@@ -81,7 +80,10 @@ class Control:
         self._rng = rng
 
     def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
-        """The reply, in JSON; 400, 404 and 409 say in `error` what is wrong."""
+        """Return the JSON reply. `path` is what follows the control URL, such as `events`.
+
+        Status 400, 404 and 409 have the reason in `error`.
+        """
         try:
             match method, path.strip("/"):
                 case "POST", "events":
@@ -113,26 +115,26 @@ class Control:
             return _json(400, {"error": str(error)})
         except _NotFound as error:
             return _json(404, {"error": str(error)})
-        return _json(404, {"error": f"{method} {path} is not known here"})
+        return _json(404, {"error": f"unknown request: {method} {path}"})
 
     def events(self, request: EventsRequest, now: float) -> list[Line]:
-        """Make genuine changes that hold `count` events of the kind; every event that they make is told."""
+        """Make changes that produce `count` events of the kind, and return every event that they produce."""
         mailbox = self._exchange.directory.find(request.mailbox)
         if mailbox is None:
-            raise _NotFound(f"no mailbox {request.mailbox!r}")
+            raise _NotFound(f"unknown mailbox {request.mailbox!r}")
         if request.kind not in KINDS:
-            raise _NotFound(f"no event kind {request.kind!r}; there are {', '.join(KINDS)}")
+            raise _NotFound(f"unknown event kind {request.kind!r}; known kinds: {', '.join(KINDS)}")
         lines: list[Line] = []
         for _ in range(request.count):
             lines += self._exchange.publish(make(mailbox, request.kind, self._rng, now))
         return lines
 
     def set_rights(self, request: RightsRequest) -> dict[str, Any]:
-        """Give rights or take them away; all rights afterwards."""
+        """Grant or withdraw rights. Return all rights."""
         directory = self._exchange.directory
         mailbox = directory.find(request.mailbox)
         if mailbox is None:
-            raise _NotFound(f"no mailbox {request.mailbox!r}")
+            raise _NotFound(f"unknown mailbox {request.mailbox!r}")
         rights = directory.rights
         if request.folders is not None:
             account = request.account or self._exchange.settings.user
@@ -147,7 +149,7 @@ class Control:
         return rights.state()
 
     def set_group(self, request: GroupRequest) -> dict[str, list[str]]:
-        """Make, change or delete a distribution group; all groups afterwards."""
+        """Create, change or delete a distribution group. Return all groups."""
         directory, address = self._exchange.directory, request.address.lower()
         if request.members is None:
             directory.groups.pop(address, None)
@@ -156,7 +158,7 @@ class Control:
         return {name: [member.address for member in found] for name, found in directory.groups.items()}
 
     def make_faults(self, request: dict[str, Any], now: float) -> list[Line]:
-        """One fault now, or a plan that starts now. FaultError: it makes no sense. Unfit: it befalls nothing."""
+        """Make one fault now, or start a plan. Raises FaultError (invalid request) or NoTarget."""
         fault_scheduler = self._exchange.fault_scheduler
         if "profile" in request:
             profile = str(request["profile"])
@@ -173,7 +175,7 @@ class Control:
         return []
 
     def faults(self) -> dict[str, Any]:
-        """The kinds of faults with their parameters, the profiles, and what Chaos.state tells."""
+        """Return the kinds of faults with their parameters, the profiles, and FaultScheduler.state."""
         kinds = [
             {"kind": name, "about": about(kind), "parameters": parameters(kind)}
             for name, kind in FAULTS.items()
@@ -181,9 +183,12 @@ class Control:
         return {"kinds": kinds, "profiles": list(PROFILES), **self._exchange.fault_scheduler.state()}
 
     def state(self) -> dict[str, Any]:
-        """What there is right now. `generated` counts the changes in the ledger, `faults` the faults, `queued` the
-        events that are not written to any stream yet; `mailboxes_subscribed` and `mailboxes_streaming` count
-        mailboxes, not subscriptions. `authentication` is what Gate.state tells."""
+        """Return the current state.
+
+        `generated` counts the changes in the ledger, `faults` the faults, `queued` the events that no stream
+        has written yet. `mailboxes_subscribed` and `mailboxes_streaming` count mailboxes, not subscriptions.
+        `authentication` is Authenticator.state.
+        """
         exchange = self._exchange
         requests: dict[str, dict[str, int]] = {}
         for (operation, status), count in sorted(exchange.requests.items()):

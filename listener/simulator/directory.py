@@ -1,4 +1,12 @@
-"""The organisation: people and their mailboxes, which back end each one lives on, and who may act for whom."""
+"""The simulated organization: mailboxes, accounts, back ends, access rights and distribution groups.
+
+An account that impersonates has the rights of the impersonated user instead of its own. A delegate and an account
+with a folder permission are the same here: both name the folder with its owner ("Delegate access and EWS in
+Exchange", learn.microsoft.com).
+
+Every mailbox grants *Default*, which is every account, the right AvailabilityOnly on its calendar
+("Get-MailboxFolderPermission", learn.microsoft.com): the folder and free/busy times are visible, its items are not.
+"""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from random import Random
@@ -32,7 +40,7 @@ _FOLDERS = "Projects Customers Suppliers Archive Travel Invoices Team Newsletter
 
 
 def random_people(count: int, rng: Random) -> list[tuple[str, str]]:
-    """`count` pairs (display name, local part of the address); no local part occurs twice."""
+    """Return `count` pairs (display name, local part of the address) with unique local parts."""
     pairs = [(given, family) for given in _GIVEN for family in _FAMILY]
     rng.shuffle(pairs)
     people = []
@@ -47,34 +55,36 @@ def random_people(count: int, rng: Random) -> list[tuple[str, str]]:
 
 
 def random_subject(rng: Random) -> str:
-    """A line that could stand over a mail."""
+    """Return a plausible subject of an email."""
     return rng.choice(_TOPICS)
 
 
 def random_folder_name(rng: Random) -> str:
-    """A name that a user could give to a folder."""
+    """Return a plausible name of a user folder."""
     return f"{rng.choice(_FOLDERS)} {rng.randrange(1, 1000)}"
 
 
 def random_person(rng: Random) -> str:
-    """A first name and a family name."""
+    """Return a given name and a family name."""
     return f"{rng.choice(_GIVEN).title()} {rng.choice(_FAMILY).title()}"
 
 
 class Member(NamedTuple):
-    """One member of a group; `kind` is its MailboxType, empty where that is to be looked up."""
+    """One member of a group. `kind` is its MailboxType; empty means that `member_type` looks it up."""
 
     address: str
     kind: str = ""
 
 
 Groups = dict[str, tuple[Member, ...]]
-"""Members by the group's address, lower case."""
+"""Members by the group's lower-case address."""
 
 
 def default_groups(domain: str, homes: Mapping[str, str], outsider: str) -> Groups:
-    """A group for each back end, of those who live there, and `everyone`, of these groups and of some who have no
-    mailbox here. The outsider is in none."""
+    """Return one group of all mailboxes for each back end, and `everyone`.
+
+    `everyone` contains these groups, a contact and a public folder. `outsider` is in no group.
+    """
     teams: dict[str, list[Member]] = {backend: [] for backend in homes.values()}
     for address, backend in homes.items():
         if address != outsider:
@@ -88,7 +98,7 @@ def default_groups(domain: str, homes: Mapping[str, str], outsider: str) -> Grou
 
 
 def member_type(member: Member, groups: Groups, mailboxes: Container[str]) -> str:
-    """The MailboxType of a member: who has no kind of its own is what the organisation knows of it now."""
+    """Return the MailboxType of a member. A member without its own kind is looked up in the organization."""
     if member.kind:
         return member.kind
     return "PublicDL" if member.address in groups else "Mailbox" if member.address in mailboxes else "Contact"
@@ -100,9 +110,12 @@ CALENDARS = frozenset({"calendar"})
 
 
 class Rights:
-    """`impersonators` may impersonate everybody but those `out_of_scope`; `without_ews` are mailboxes whose owner
-    has EWS switched off, `without_free_busy` those that give *Default* no right. All names are addresses in lower
-    case."""
+    """Access rights. All names are lower-case addresses.
+
+    `impersonators` may impersonate every mailbox that is not in `out_of_scope`. For the mailboxes in
+    `without_ews`, EWS is disabled for the owner. The mailboxes in `without_free_busy` grant *Default* no
+    right.
+    """
 
     def __init__(self, impersonators: Iterable[str], out_of_scope: Iterable[str]) -> None:
         self.impersonators = set(impersonators)
@@ -112,26 +125,25 @@ class Rights:
         self._folders: dict[tuple[str, str], frozenset[str]] = {}
 
     def may_impersonate(self, account: str, mailbox: str) -> bool:
-        """Whether the mailbox is in the account's management scope."""
+        """Return whether the mailbox is in the account's management scope."""
         return account in self.impersonators and mailbox not in self.out_of_scope
 
     def grant(self, account: str, mailbox: str, folders: Iterable[str]) -> None:
-        """From now on the account may read these folders of the mailbox, by their distinguished ids, and no others;
-        `*` is all of them."""
+        """Let the account read these folders of the mailbox (distinguished ids, `*` for all), and no others."""
         self._folders[account, mailbox] = frozenset(folders)
 
     def may_read(self, account: str, mailbox: str, folder: str | None) -> bool:
-        """Whether the account has a permission on a folder of another's mailbox, given its distinguished id."""
+        """Return whether the account has a permission on a folder (distinguished id) of another mailbox."""
         granted = self._folders.get((account, mailbox), frozenset())
         return EVERYTHING in granted or folder in granted
 
     def may_see(self, account: str, mailbox: str, folder: str | None) -> bool:
-        """Whether the account can see that the folder is there, and its properties."""
+        """Return whether the account can see the folder and its properties."""
         free_busy = folder in CALENDARS and mailbox not in self.without_free_busy
         return free_busy or self.may_read(account, mailbox, folder)
 
     def state(self) -> dict[str, object]:
-        """For the control interface."""
+        """Return all rights for the control API."""
         return {
             "impersonators": sorted(self.impersonators),
             "out_of_scope": sorted(self.out_of_scope),
@@ -146,12 +158,14 @@ class Rights:
 
 
 class Directory:
-    """`mailboxes` maps lower-case SMTP addresses to mailboxes, `homes` the same addresses to back ends. `alive` are
-    the back ends that work.
+    """The mailboxes and the back ends.
 
-    The service account has no mailbox. Its right to impersonate is limited by a management scope: all mailboxes
-    but `outsider`, which exists so that a refusal can be seen. Everybody else has a mailbox, an account of the same
-    name with the same password, and rights to nothing but that mailbox, until `rights` are given.
+    `mailboxes` maps lower-case SMTP addresses to mailboxes, `homes` maps them to back ends. `alive` are the
+    working back ends.
+
+    The service account has no mailbox. Its management scope contains every mailbox except `outsider`, which
+    exists to test refusals. Every other mailbox has an account of the same name and password that has no
+    other rights until `rights` grants some.
     """
 
     def __init__(self, settings: Settings, now: float) -> None:
@@ -171,7 +185,7 @@ class Directory:
             self.homes[address] = rng.choice(self.backends)
         self._names: dict[str, str] = {}
         for address, mailbox in self.mailboxes.items():
-            # The user principal name is the address here; the SID is derived, as good as any.
+            # The user principal name equals the address. The SID is derived from the GUID.
             self._names[self.sid(mailbox)] = address
             self._names[str(mailbox.guid)] = address
         self.accounts: Mapping[str, str] = dict.fromkeys([settings.user, *self.mailboxes], settings.password)
@@ -179,11 +193,11 @@ class Directory:
         self.groups = default_groups(domain, self.homes, self.outsider)
 
     def __iter__(self) -> Iterator[Mailbox]:
-        """All mailboxes but the outsider's."""
+        """Iterate over all mailboxes except `outsider`."""
         return (mailbox for address, mailbox in self.mailboxes.items() if address != self.outsider)
 
     def find(self, name: str) -> Mailbox | None:
-        """The mailbox of an SMTP address, UPN, SID or Exchange GUID."""
+        """Return the mailbox with this SMTP address, UPN, SID or Exchange GUID."""
         lowered = name.strip().lower()
         return self.mailboxes.get(self._names.get(lowered, lowered))
 
@@ -191,20 +205,20 @@ class Directory:
         return self.rights.may_impersonate(account, mailbox.address)
 
     def backend(self, name: str) -> str | None:
-        """The back end of that name, with or without its domain."""
+        """Return the back end with this name, with or without its domain."""
         lowered = name.strip().lower()
         return next((each for each in self.backends if lowered in (each, each.partition(".")[0])), None)
 
     def home(self, mailbox: Mailbox) -> str:
-        """The back end whose database holds the mailbox."""
+        """Return the back end whose database holds the mailbox."""
         return self.homes[mailbox.address]
 
     @staticmethod
     def sid(mailbox: Mailbox) -> str:
-        """The owner's security identifier, lower case."""
+        """Return the owner's security identifier in lower case."""
         return f"s-1-5-21-{mailbox.guid.time_low}-{mailbox.guid.time_mid}-1004-{mailbox.guid.node % 100000}"
 
 
 def grouping(backend: str) -> str:
-    """GroupingInformation of the mailboxes on a back end."""
+    """Return the GroupingInformation of the mailboxes on a back end."""
     return backend.partition(".")[0].upper() + "-SITE1"

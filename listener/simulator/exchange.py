@@ -1,7 +1,7 @@
-"""Exchange without its sockets: requests in, replies out, the time given.
+"""Exchange without sockets: request in, reply out; the time is a parameter.
 
-`handle(request, now)` answers one request; `publish(events)` tells of changes; `advance(now)` lets time pass. Now
-is in Unix seconds throughout. What a stream writes, and when, is in subscriptions.Stream.
+`handle(request, now)` answers one request, `publish(events)` reports changes, `advance(now)` runs timers. `now` is in
+Unix seconds. subscriptions.Stream defines what a stream writes, and when.
 """
 
 import re
@@ -47,9 +47,12 @@ _ABOUT_SUBSCRIPTIONS = ("GetStreamingEvents", "Unsubscribe")
 
 
 class Exchange:
-    """One organisation's servers. `requests` counts (operation, HTTP status); `base_url` is where clients reach
-    them, without a slash at the end, and must be set before Autodiscover can answer. `chaos` makes faults.
-    FaultError: `settings.faults` name what is not there."""
+    """The servers of one organization.
+
+    `requests` counts (operation, HTTP status). Set `base_url` (the URL for clients, without a trailing slash)
+    before Autodiscover is used. `fault_scheduler` makes faults. Raises FaultError if `settings.faults` name
+    an unknown mailbox or back end.
+    """
 
     def __init__(self, settings: Settings, ledger: Ledger, now: float) -> None:
         self.settings = settings
@@ -76,7 +79,7 @@ class Exchange:
         self.fault_scheduler.start_plan(settings.faults, now)
 
     def publish(self, events: Iterable[Event]) -> list[Line]:
-        """Write changes into the ledger and queue them for whoever has subscribed."""
+        """Write changes to the ledger and queue them for subscriptions. Return their ledger lines."""
         lines = []
         for event in events:
             lines.append(self.ledger.record(event))
@@ -86,14 +89,14 @@ class Exchange:
         return lines
 
     def advance(self, now: float) -> None:
-        """Let subscriptions die that nobody reads, and faults happen."""
+        """Make the faults that are due and expire subscriptions without a reader."""
         self.fault_scheduler.advance(now)
         if now >= self._expiry:
             self._expiry = now + _EXPIRY_INTERVAL
             self.subscriptions.expire(now)
 
     def handle(self, request: HttpRequest, now: float) -> Reply:
-        """Answer one request of an authenticated account."""
+        """Return the reply to one request of an authenticated account."""
         path = request.path.partition("?")[0].lower()
         if self.conditions.outage:
             name, reply = "-", self._outage()
@@ -178,7 +181,7 @@ class Exchange:
         return Reply(500, responses.fault(failure), headers, delay=self.settings.network.latency)
 
     def _affected_mailboxes(self, call: Call) -> list[str]:
-        """The addresses of the mailboxes that a request is about."""
+        """Return the addresses of the mailboxes that a request is about."""
         ids = set(_stream_ids(call))
         if ids:
             return sorted({each.mailbox for each in self.subscriptions if each.id in ids})
@@ -187,7 +190,7 @@ class Exchange:
         return [mailbox.address] if mailbox else []
 
     def _call(self, call: Call, request: HttpRequest, now: float) -> Reply:
-        """Answer in the right place. Failure: a fault."""
+        """Route the request and return its reply. Raises Failure for a SOAP fault."""
         if call.version is not None and call.version not in VERSIONS:
             raise Failure("ErrorInvalidServerVersion")
         actor = self._actor(call, request)
@@ -232,7 +235,7 @@ class Exchange:
         return Reply(200, responses.envelope(body), headers, delay=delay, finish=release)
 
     def _check_throttle(self, *, streaming: bool) -> None:
-        """Failure: the account has too much under target_route."""
+        """Raise Failure if the account has too many requests or streams in progress."""
         throttled = self.conditions.throttled
         if throttled is None:
             return
@@ -243,10 +246,10 @@ class Exchange:
             raise Failure("ErrorServerBusy", fault=True, values=values)
 
     def _actor(self, call: Call, request: HttpRequest) -> Mailbox | None:
-        """Whose mailbox it is about. Failure: the impersonation is refused, or missing."""
+        """Return the mailbox that the request acts as. Raises Failure if impersonation is denied or missing."""
         if call.impersonated is None:
             if request.app_only:
-                # An application has no mailbox: it can act as somebody, or not at all.
+                # An application has no mailbox of its own, so it must impersonate one.
                 text = "An application needs the ExchangeImpersonation header."
                 raise Failure("ErrorInvalidExchangeImpersonationHeaderData", text, fault=True)
             return self.directory.find(request.account)
@@ -309,7 +312,7 @@ class Exchange:
     def _stream(
         self, context: RequestContext, budget_owner: str, headers: list[tuple[str, str]], delay: float
     ) -> Reply:
-        """The long answer to GetStreamingEvents. Failure: a fault."""
+        """Return the streaming reply to GetStreamingEvents. Raises Failure for a SOAP fault."""
         _check_version(context.call)
         request = context.call.element
         ids = _stream_ids(context.call)
@@ -355,7 +358,7 @@ class Exchange:
     # -- headers ---------------------------------------------------------------------------------------------
 
     def _server_headers(self, backend: str, request: HttpRequest) -> list[tuple[str, str]]:
-        """What Exchange adds to every reply; `request` says what the client already has."""
+        """Return the headers that Exchange adds to every reply. `request` shows which cookies the client has."""
         machine = backend.partition(".")[0].upper()
         asked = request.headers.get("client-request-id")
         headers = [
@@ -389,7 +392,7 @@ def _check_version(call: Call) -> None:
 
 
 def _subscribed_folder(context: RequestContext, element: etree._Element) -> tuple[Mailbox, Folder]:
-    """A folder that is subscribed to."""
+    """Return a folder of a Subscribe request. Raises Failure."""
     try:
         return find_folder(element, context)
     except AccessDenied:

@@ -1,5 +1,4 @@
-"""What is the matter with the organisation right now; without faults, nothing. Set by disasters.py, obeyed by the
-server."""
+"""What faults do: to the response to a request, to an open stream, to a mailbox, a back end or the organization."""
 
 import time
 from collections.abc import Callable
@@ -35,8 +34,11 @@ from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
 
 class Conditions(msgspec.Struct):
-    """The keys of the dictionaries are addresses, their values response codes; `withdrawn` may have the key `*`.
-    Back ends that are `down` have their mailboxes and cannot serve them."""
+    """The lasting faults that are in effect. Empty without faults.
+
+    The keys of the dictionaries are addresses, their values response codes; `withdrawn` may have the key `*`.
+    The back ends in `down` keep their mailboxes but cannot serve them.
+    """
 
     disabled: dict[str, str] = msgspec.field(default_factory=dict)
     withdrawn: dict[str, str] = msgspec.field(default_factory=dict)
@@ -55,17 +57,17 @@ class Conditions(msgspec.Struct):
     clock: ClockOff | None = None
 
     def refusal(self, address: str) -> str | None:
-        """The code with which impersonating this mailbox is refused, if it is."""
+        """Return the response code that refuses impersonation of this mailbox, or None."""
         return self.disabled.get(address) or self.withdrawn.get(address) or self.withdrawn.get("*")
 
     def clear(self, fault: Fault) -> None:
-        """This fault is over, if it has not given way to another one."""
+        """End this fault, unless another one has replaced it."""
         for name in self.__struct_fields__:
             if getattr(self, name) is fault:
                 setattr(self, name, None)
 
     def server_time(self, now: float) -> float:
-        """What the servers take for the time when it is `now`."""
+        """Return the time on the servers' clocks when the real time is `now`."""
         return now + (self.clock.offset if self.clock else 0.0)
 
 
@@ -89,8 +91,11 @@ _TITLES = {
 def faulty_reply(
     fault: Fault, operation: str, ids: list[str], host: str, now: float, respond: Callable[[], Reply]
 ) -> Reply:
-    """The answer to a request that the fault has struck. `genuine` answers it in earnest, where that is to happen
-    at all; `ids` are the SubscriptionIds of the request."""
+    """Return the reply to a request that the fault applies to.
+
+    `ids` are the SubscriptionIds of the request. `respond` returns the normal reply, for faults that only
+    change how it is sent.
+    """
     match fault:
         case faults.ResponseCode():
             return _response_code(fault, operation, ids)
@@ -139,7 +144,7 @@ def _http_error(fault: faults.Http, host: str, now: float) -> Reply:
     return page(fault.status, _TITLES.get(fault.status, "Error"), headers)
 
 
-# The subscription is gone, says the code: "ResponseCode", learn.microsoft.com.
+# Codes that say that the subscription no longer exists: "ResponseCode", learn.microsoft.com.
 LOST = frozenset(
     (
         "ErrorSubscriptionNotFound",
@@ -159,7 +164,7 @@ _ENTITY_LEVELS = 9
 def apply_stream_fault(
     fault: StreamFault, stream: Stream, subscription: Subscription | None, table: Subscriptions, now: float
 ) -> None:
-    """Make the fault in this stream. `subscription` is the one that it is about, if it is about one."""
+    """Apply the fault to this stream. `subscription` is the one that it concerns, or None."""
     match fault:
         case faults.StreamCode():
             _send_stream_code(fault, stream, subscription, table)
@@ -208,11 +213,11 @@ def _add_doctype(envelope: bytes, *, bomb: bool) -> bytes:
 
 
 class NoTarget(Exception):  # noqa: N818
-    """There is nothing that this fault could befall now; the text says what it lacks."""
+    """Nothing exists now that the fault could be applied to. The text says what is missing."""
 
 
 class AppliedFault(NamedTuple):
-    """What a fault befell, and what ends it after its time."""
+    """What a fault was applied to. `undo` ends a lasting fault."""
 
     mailbox: str = ""
     backend: str | None = None
@@ -221,7 +226,7 @@ class AppliedFault(NamedTuple):
 
 
 class OrganizationFaultMaker:
-    """Makes OrganisationFaults."""
+    """Applies OrganizationFaults."""
 
     def __init__(
         self,
@@ -241,7 +246,7 @@ class OrganizationFaultMaker:
         self._tls = tls
 
     def make(self, fault: OrganizationFault, now: float) -> AppliedFault:
-        """Make it. Unfit: see there."""
+        """Apply the fault. Raises NoTarget."""
         match fault:
             case faults.BackendRestart():
                 return self._restart(fault)
@@ -273,7 +278,7 @@ class OrganizationFaultMaker:
                 self._conditions.discovery = fault
             case faults.BadCertificate():
                 if not self._tls:
-                    raise NoTarget("a server without TLS has no certificate")
+                    raise NoTarget("the server has no certificate without TLS")
                 self._conditions.certificate = fault
             case faults.AccountLocked():
                 self._conditions.locked = fault
@@ -285,7 +290,7 @@ class OrganizationFaultMaker:
                 self._conditions.ews_disabled = fault
             case faults.TlsOffloaded():
                 if not self._tls:
-                    raise NoTarget("there is no TLS that could end elsewhere")
+                    raise NoTarget("the server does not use TLS")
                 self._conditions.offloaded = fault
             case faults.ClockOff():
                 self._conditions.clock = fault
@@ -306,7 +311,7 @@ class OrganizationFaultMaker:
         backend = self._backend(fault.backend)
         others = [each for each in directory.alive if each != backend]
         if not others:
-            raise NoTarget("no other back end is alive")
+            raise NoTarget("no other back end is working")
         directory.alive = tuple(others)
         self._lose(backend)
         for address, home in directory.homes.items():
@@ -322,7 +327,7 @@ class OrganizationFaultMaker:
     def _backend(self, name: str) -> str:
         chosen = self._directory.backend(name) if name else self._rng.choice(self._directory.alive)
         if chosen not in self._directory.alive:
-            raise NoTarget(f"back end {name} is dead")
+            raise NoTarget(f"back end {name} has failed")
         return chosen
 
     def _lose(self, backend: str) -> None:
@@ -406,14 +411,14 @@ class OrganizationFaultMaker:
     def _mailbox(self, name: str) -> Mailbox:
         found = self._directory.find(name) if name else self._rng.choice(list(self._directory) or [None])
         if found is None:
-            raise NoTarget("there is no mailbox")
+            raise NoTarget("no mailbox exists")
         return found
 
     def _subscription(self, name: str) -> Subscription:
         table = self._subscriptions
         found = table.for_mailbox(self._mailbox(name).address) if name else list(table)
         if not found:
-            raise NoTarget("there is no subscription")
+            raise NoTarget("no subscription exists")
         return self._rng.choice(found)
 
     def _end(self, mailbox: Mailbox, code: str) -> None:

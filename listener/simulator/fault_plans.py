@@ -1,4 +1,4 @@
-"""When faults are made: plans, read from TOML, and those that come with the simulator.
+"""When faults happen: plans from TOML files, and the built-in profiles.
 
     [[faults]]
     kind = "backend_restart"
@@ -9,8 +9,8 @@
     kind = "http"
     status = 503
     retry_after = 2
-    per_minute = 6              # over the whole organisation: six in each minute, at moments that the dice choose
-    until = 120                 # seconds after the start; without it the faults go on
+    per_minute = 6              # in the whole organization; the moments are random
+    until = 120                 # seconds after the start; default: no end
 
 An entry has either `at` or `per_minute`.
 """
@@ -28,7 +28,7 @@ TIMING_KEYS = frozenset(("at", "per_minute", "until"))
 
 
 class Entry(NamedTuple):
-    """A fault and its moments: `at` these seconds after the start, or `per_minute`, up to `until`."""
+    """A fault and its times: `at` these seconds after the start, or `per_minute` up to `until`."""
 
     fault: Fault
     at: tuple[float, ...] = ()
@@ -36,9 +36,9 @@ class Entry(NamedTuple):
     until: float | None = None
 
     def moments(self, rng: Random) -> Iterator[float]:
-        """Seconds after the start, in order; perhaps without end.
+        """Yield seconds after the start, in order; possibly without end.
 
-        A rate is kept exactly: each of n equal parts of a minute has one moment, thrown anew in each of them.
+        A rate is exact: each of n equal parts of a minute has one random moment.
         """
         yield from sorted(self.at)
         if not self.per_minute:
@@ -56,7 +56,7 @@ Plan = tuple[Entry, ...]
 
 
 def parse_entry(value: Mapping[str, Any]) -> Entry:
-    """An entry of a plan, as TOML and JSON have it. FaultError: see there; it has no moments, or impossible ones."""
+    """Parse an entry of a plan. Raises FaultError if it is invalid or has no valid times."""
     fault = parse({name: given for name, given in value.items() if name not in TIMING_KEYS})
     at = value.get("at", [])
     times = [_seconds(fault, "at", each) for each in (at if isinstance(at, list) else [at])]
@@ -65,19 +65,21 @@ def parse_entry(value: Mapping[str, Any]) -> Entry:
     if bool(times) == bool(rate):
         raise FaultError(f"{fault.kind}: give either at (seconds after the start) or per_minute")
     if until is not None and times:
-        raise FaultError(f"{fault.kind}: until goes with per_minute only")
+        raise FaultError(f"{fault.kind}: until requires per_minute")
     return Entry(fault, tuple(times), rate, until)
 
 
 def _seconds(fault: Fault, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise FaultError(f"{fault.kind}: {name} must be a number from 0 on, not {value!r}")
+        raise FaultError(f"{fault.kind}: {name} must be a non-negative number, not {value!r}")
     return float(value)
 
 
 def load(name: str) -> Plan:
-    """The profile of that name, else the plan in the TOML file of that name. FaultError: there is neither, or the
-    file makes no sense."""
+    """Return the profile with this name, else the plan in the TOML file with this name.
+
+    Raises FaultError if neither exists or the file is invalid.
+    """
     if name in PROFILES:
         return PROFILES[name]
     path = Path(name)
@@ -92,7 +94,7 @@ def load(name: str) -> Plan:
 
 
 def parse_plan(text: str) -> Plan:
-    """The plan that is written so in TOML. FaultError: it makes no sense."""
+    """Parse a plan in TOML. Raises FaultError if it is invalid."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -102,7 +104,7 @@ def parse_plan(text: str) -> Plan:
             raise FaultError(f'unknown key "{key}"{did_you_mean(key, ["faults"])}')
     entries = document.get("faults", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise FaultError("faults are written as [[faults]], a table each")
+        raise FaultError("faults must be an array of tables: [[faults]]")
     plan = []
     for number, entry in enumerate(entries, 1):
         try:
@@ -113,7 +115,7 @@ def parse_plan(text: str) -> Plan:
 
 
 def to_toml(plan: Plan) -> str:
-    """The plan as `parse_plan` reads it."""
+    """Return the plan as TOML that `parse_plan` accepts."""
     tables = []
     for entry in plan:
         values: dict[str, Any] = {"kind": entry.fault.kind, **entry.fault.parameters()}
@@ -132,8 +134,8 @@ def _often(per_minute: float, kind: str, **given: Any) -> Entry:
     return Entry(parse({"kind": kind, **given}), per_minute=per_minute)
 
 
-# A client that has suspended a mailbox, or was told to wait, must be back within a minute of the last fault: nothing
-# here lasts longer than a few seconds. What spoils requests lapses soon when there is none.
+# A client that suspended a mailbox or must wait has to recover within a minute after the last fault. So no fault
+# here lasts longer than a few seconds, and request faults expire soon if no request arrives.
 _SOON = 15.0
 
 _LIGHT: Plan = (
@@ -184,7 +186,7 @@ _HEAVY: Plan = (
     _often(2, "http", status=504, within=_SOON),
     _often(1, "http", status=302, within=_SOON),
     _often(2, "login_page", within=_SOON),
-    # the wire
+    # connections
     _often(1, "no_answer", seconds=5, within=_SOON),
     _often(2, "hang_up", within=_SOON),
     _often(2, "hang_up", reset=True, within=_SOON),
@@ -202,7 +204,7 @@ _HEAVY: Plan = (
     *(_often(1, "invalid_characters", form=form) for form in ("reference", "control", "utf8")),
     _often(1, "doctype"),
     _often(1, "doctype", bomb=False),
-    # the organisation
+    # the organization
     _often(3, "backend_restart"),
     _often(1, "backend_restart", seconds=2),
     _often(2, "failover", seconds=5),

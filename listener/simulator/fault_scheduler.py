@@ -1,7 +1,7 @@
-"""Makes faults: when their time comes, or on demand.
+"""Makes faults at their time or on demand.
 
-`advance(now)` makes what is due and ends what has lasted long enough; `deadline` says when it wants to be called
-again. `strike` is asked about each request. Each fault that is made is a line in the ledger.
+`advance(now)` makes the faults that are due and ends those whose time has passed; `deadline` says when to call it
+next. `match_request` is called for each request. Each fault is recorded in the ledger.
 """
 
 from collections import Counter, deque
@@ -28,12 +28,12 @@ from listener.simulator.faults import (
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
-_PATIENCE = 0.2
 _RECENT_LINES = 1000
 
 
 class ScheduledFault(NamedTuple):
-    """The next moment of an entry; the number keeps equal moments in order. `until` in Unix seconds."""
+    """The next time (Unix seconds) of a plan entry. `number` keeps equal times in order, `later` yields the
+    following times."""
 
     time: float
     number: int
@@ -42,7 +42,7 @@ class ScheduledFault(NamedTuple):
 
 
 class PendingFault:
-    """A fault that waits for something to befall."""
+    """A fault that waits for a matching request or stream."""
 
     def __init__(self, fault: RequestFault | StreamFault, now: float) -> None:
         self.fault = fault
@@ -51,7 +51,7 @@ class PendingFault:
 
 
 class LastingFault(NamedTuple):
-    """A fault that lasts: what ends it, and when."""
+    """A fault that lasts until `until`; `undo` ends it."""
 
     until: float
     undo: Callable[[], None]
@@ -59,8 +59,11 @@ class LastingFault(NamedTuple):
 
 
 class FaultScheduler:
-    """Faults in one organisation. `wake` is called when `deadline` has changed; `made` counts by kind, `recent` are
-    the latest ledger lines."""
+    """The faults of one organization.
+
+    `wake` is called when `deadline` has changed. `made` counts faults by kind, `recent` has the latest ledger
+    lines.
+    """
 
     def __init__(
         self,
@@ -88,16 +91,16 @@ class FaultScheduler:
     # -- orders ----------------------------------------------------------------------------------------------
 
     def check(self, fault: Fault) -> None:
-        """FaultError: it names a mailbox or a back end that is not there."""
+        """Raise FaultError if the fault names an unknown mailbox or back end."""
         mailbox, backend = getattr(fault, "mailbox", ""), getattr(fault, "backend", "")
         if mailbox not in ("", "*") and self._directory.find(mailbox) is None:
-            raise FaultError(f'{fault.kind}: no mailbox "{mailbox}"')
+            raise FaultError(f'{fault.kind}: unknown mailbox "{mailbox}"')
         if backend and self._directory.backend(backend) is None:
             names = ", ".join(each.partition(".")[0] for each in self._directory.backends)
-            raise FaultError(f'{fault.kind}: no backend "{backend}"; there are {names}')
+            raise FaultError(f'{fault.kind}: unknown back end "{backend}"; known back ends: {names}')
 
     def start_plan(self, plan: Iterable[Entry], now: float) -> None:
-        """Make the faults of a plan that starts now, beside those of others. FaultError: see `check`."""
+        """Start a plan, in addition to running ones. Raises FaultError; see `check`."""
         plan = tuple(plan)
         for entry in plan:
             self.check(entry.fault)
@@ -107,8 +110,10 @@ class FaultScheduler:
         self.wake()
 
     def make_now(self, fault: Fault, now: float) -> list[Line]:
-        """Make one fault now; what is told is empty if it waits for something to befall. FaultError: see `check`.
-        Unfit: there is nothing that it could befall."""
+        """Make one fault now and return its ledger lines; none if it waits for a request or stream.
+
+        Raises FaultError (see `check`), or NoTarget if nothing exists that it could be applied to.
+        """
         self.check(fault)
         lines: list[Line] = []
         if isinstance(fault, OrganizationFault):
@@ -124,7 +129,7 @@ class FaultScheduler:
         return lines
 
     def stop(self) -> None:
-        """Nothing more is to come, and what lasts ends now."""
+        """Cancel all future faults and end those that last."""
         self._schedule.clear()
         self._pending.clear()
         lasting, self._lasting = self._lasting, {}
@@ -136,7 +141,7 @@ class FaultScheduler:
 
     @property
     def deadline(self) -> float:
-        """When `advance` has something to do, at the latest."""
+        """The latest time to call `advance` again, in Unix seconds."""
         times = [each.until for each in self._lasting.values()]
         times += [each.lapses for each in self._pending if each.lapses is not None]
         if self._schedule:
@@ -145,11 +150,11 @@ class FaultScheduler:
 
     @property
     def waits_for_stream(self) -> bool:
-        """Whether a fault waits for a stream, so that `advance` is worth calling every few moments."""
+        """Whether a fault waits for a stream. Then `advance` must be called frequently."""
         return any(_targets_open_stream(each.fault) for each in self._pending)
 
     def advance(self, now: float) -> None:
-        """Make what is due, end what is over."""
+        """Make the faults that are due and end those whose time has passed."""
         if now < self.deadline and not self.waits_for_stream:
             return
         for key in [key for key, lasting in self._lasting.items() if lasting.until <= now]:
@@ -178,7 +183,10 @@ class FaultScheduler:
     def match_request(
         self, operation: str, mailboxes: Callable[[], Iterable[str]], now: float
     ) -> Fault | None:
-        """The fault that this request meets, if it meets one. `mailboxes` gives the addresses that it is about."""
+        """Return the fault that applies to this request, or None.
+
+        `mailboxes` returns the addresses of the mailboxes that the request is about.
+        """
         if not self._pending:
             return None
         for pending in self._pending:
@@ -214,14 +222,14 @@ class FaultScheduler:
         return line
 
     def _track(self, key: tuple[str, str], until: float, undo: Callable[[], None], line: Line) -> None:
-        """The same again while it lasts makes it last longer."""
+        """Track a lasting fault. Making the same fault again extends it."""
         before = self._lasting.get(key)
         if before and before.until > until:
             until = before.until
         self._lasting[key] = LastingFault(until, undo, line)
 
     def _apply_to_stream(self, fault: RequestFault | StreamFault, now: float) -> Line | None:
-        """Make it in an open stream, if there is one that fits."""
+        """Apply the fault to a matching open stream. Return None if there is none."""
         assert isinstance(fault, StreamFault)
         mailbox, backend = fault.mailbox.lower(), self._directory.backend(fault.backend)
         found = [
@@ -282,7 +290,8 @@ class FaultScheduler:
     # -- telling ---------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What was made, what lasts (with its end in Unix seconds), what waits, and when the next one is due."""
+        """Return the faults that were made, last (`until` in Unix seconds) or are pending, and when the next
+        one is due."""
         return {
             "made": dict(sorted(self.made.items())),
             "recent": list(self.recent),

@@ -1,17 +1,21 @@
-"""Which back end answers ("How to: Maintain affinity between a group of subscriptions and the Mailbox server").
+"""The front end: which back end answers a request, and throttling.
 
-The front end sends a request
+Routing ("How to: Maintain affinity between a group of subscriptions and the Mailbox server"). The front end sends a
+request
 
-1. where the cookie X-BackEndOverrideCookie points, if `X-PreferServerAffinity: true` comes with it;
+1. to the back end in the cookie X-BackEndOverrideCookie, if the request has `X-PreferServerAffinity: true`;
 2. else to the home of the mailbox in X-AnchorMailbox;
 3. else to any back end.
 
-Back ends that are dead take no part: a cookie that leads to one is not obeyed.
+Failed back ends are skipped: a cookie that selects one is ignored.
 
-A request about a mailbox should arrive at that mailbox's home. With `X-PreferServerAffinity: true` and a cookie or
-an anchor it stays where it arrived: that is how one back end comes to hold the subscriptions of a group. Without,
-the back end that got it by chance or by a wrong anchor proxies it to the right one, which is slow and sometimes
-fails (settings.Network). A stream or an Unsubscribe is never proxied: subscriptions of another back end are unknown.
+A request about a mailbox should arrive at that mailbox's home. With `X-PreferServerAffinity: true` and a cookie or an
+anchor it stays where it arrived: so one back end holds the subscriptions of a group. Otherwise the back end that got
+it by chance or by a wrong anchor proxies it to the right one, which is slow and sometimes fails (settings.Network). A
+stream or an Unsubscribe is never proxied: the subscriptions of another back end are unknown.
+
+Throttling ("EWS throttling in Exchange", learn.microsoft.com). A request is charged to the budget of the impersonated
+mailbox, or to that of the account without impersonation.
 """
 
 from base64 import b64decode, b64encode
@@ -29,8 +33,11 @@ COOKIE = "X-BackEndOverrideCookie"
 
 
 class Route(NamedTuple):
-    """`backend` answers; `proxied` says that another one got the request first. `affinity` is the client's wish
-    to stay with one back end."""
+    """The back end that answers.
+
+    `proxied`: another back end received the request first. `affinity`: the client asked to stay with one back
+    end.
+    """
 
     backend: str
     proxied: bool
@@ -38,8 +45,10 @@ class Route(NamedTuple):
 
 
 def route(request: HttpRequest, home: str | None, directory: Directory, rng: Random) -> Route:
-    """Where the request goes. `home` is the back end of the mailbox that it is about, None if it is about
-    subscriptions."""
+    """Return where the request goes.
+
+    `home` is the back end of the mailbox that the request is about, None if it is about subscriptions.
+    """
     affinity = request.headers.get("x-preferserveraffinity", "").strip().lower() == "true"
     arrived = _from_cookie(request, directory) if affinity else None
     if arrived is None:
@@ -53,7 +62,7 @@ def route(request: HttpRequest, home: str | None, directory: Directory, rng: Ran
 
 
 def override_cookie(backend: str) -> str:
-    """The value of X-BackEndOverrideCookie that leads to this back end."""
+    """Return the value of X-BackEndOverrideCookie that selects this back end."""
     return b64encode(f"{backend}~1943999999~2049-12-31T23:59:59".encode()).decode().rstrip("=")
 
 
@@ -72,7 +81,7 @@ _SYNC_BACK_OFF = "500"
 
 
 class Throttle:
-    """Counts what is charged to whom. Each method that takes something raises Failure when there is no more."""
+    """Counts the requests and streams of each budget owner."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -81,7 +90,10 @@ class Throttle:
         self._hanging: Counter[str] = Counter()
 
     def start_request(self, budget_owner: str, *, is_sync: bool = False) -> Callable[[], None]:
-        """One request more under way, which synchronises or does not; call what is returned when it is answered."""
+        """Count one more request in progress; `is_sync` if it synchronizes. Call the result at its end.
+
+        Raises Failure if the budget is exhausted.
+        """
         if self._running[budget_owner] >= self._limits.concurrency:
             raise Failure("ErrorExceededConnectionCount", fault=True, values={"BackOffMilliseconds": "0"})
         if not is_sync:
@@ -91,23 +103,23 @@ class Throttle:
         return _acquire(budget_owner, self._running, self._syncing)
 
     def start_stream(self, budget_owner: str) -> Callable[[], None]:
-        """One stream more; call what is returned when it has ended."""
+        """Count one more stream. Call the result at its end. Raises Failure if the budget is exhausted."""
         if self._hanging[budget_owner] >= self._limits.hanging_connections:
             raise Failure("ErrorExceededConnectionCount", fault=True, values={"BackOffMilliseconds": "0"})
         return _acquire(budget_owner, self._hanging)
 
     @property
     def running(self) -> int:
-        """Requests under way, streams apart."""
+        """Requests in progress, without streams."""
         return sum(self._running.values())
 
     @property
     def hanging(self) -> int:
-        """Streams under way."""
+        """Streams in progress."""
         return sum(self._hanging.values())
 
     def streams_by_account(self) -> dict[str, int]:
-        """Open streams by whom they are charged to."""
+        """Return the number of open streams of each budget owner."""
         return dict(self._hanging)
 
 

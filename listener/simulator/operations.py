@@ -1,4 +1,4 @@
-"""Operations on folders and items, on the mailboxes' real state.
+"""The EWS operations on folders and items.
 
 Sources: MS-OXWSFOLD, MS-OXWSCORE, MS-OXWSSRCH, MS-OXWSCVTID, MS-OXWSSYNC, MS-OXWSDLIST.
 """
@@ -41,7 +41,7 @@ def get_folder(context: RequestContext) -> str:
 
 
 def find_folders(context: RequestContext) -> str:
-    """FindFolder, Shallow or Deep; restrictions are not understood and refused."""
+    """FindFolder, Shallow or Deep. Restrictions are refused."""
     request = context.call.element
     shape = read_shape(request, "FolderShape")
     refuse_restriction(request)
@@ -58,7 +58,7 @@ def find_folders(context: RequestContext) -> str:
 
 
 def find_items(context: RequestContext) -> str:
-    """FindItem; without SortOrder the latest to arrive come first."""
+    """FindItem. Without SortOrder the newest items come first."""
     request = context.call.element
     shape = read_shape(request, "ItemShape")
 
@@ -158,7 +158,7 @@ def sync_folder_items(context: RequestContext) -> str:
 
 
 def sync_folder_hierarchy(context: RequestContext) -> str:
-    """SyncFolderHierarchy, all at once. Without SyncFolderId it is about the whole mailbox."""
+    """SyncFolderHierarchy, all changes in one response. Without SyncFolderId it covers the whole mailbox."""
     request = context.call.element
     shape = read_shape(request, "FolderShape")
     named = request.find(f"{M}SyncFolderId/*")
@@ -225,7 +225,8 @@ def _each(
     elements: Iterator[etree._Element],
     one: Callable[[etree._Element], str],
 ) -> Iterator[str]:
-    """One response message for each element; a failure stays with its own. Failure: a fault ends it all."""
+    """Yield one response message per element. A failure affects only its own element, except a SOAP fault
+    (raised)."""
     for element in elements:
         try:
             content = one(element)
@@ -252,14 +253,17 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 def refuse_restriction(request: etree._Element) -> None:
-    """Failure: the request has one."""
+    """Raise Failure if the request has a Restriction."""
     if request.find(f"{M}Restriction") is not None:
         raise _unsupported()
 
 
 def restricted(items: Iterable[Item], request: etree._Element) -> list[Item]:
-    """Those that meet the request's Restriction: comparisons of an item's times, and `And` of such ones. Failure: it
-    says something else."""
+    """Return the items that match the request's Restriction: comparisons of an item's times, and `And` of
+    them.
+
+    Raises Failure for other expressions.
+    """
     expressions = request.findall(f"{M}Restriction/*")
     tests = [test for expression in expressions for test in _tests(expression)]
     return [item for item in items if all(test(item) for test in tests)]
@@ -278,7 +282,7 @@ def _tests(expression: etree._Element) -> list[Callable[[Item], bool]]:
 
 
 def ordered(items: list[Item], request: etree._Element) -> list[Item]:
-    """As the request's SortOrder wants them; without one as they are. Failure: not by that property."""
+    """Return the items in the request's SortOrder. Raises Failure for an unsupported property."""
     for order in reversed(request.findall(f"{M}SortOrder/{T}FieldOrder")):
         time = _time_of(order, "ErrorUnsupportedPathForSortGroup")
         items = sorted(items, key=time, reverse=order.get("Order") == "Descending")
@@ -306,7 +310,7 @@ def _unsupported() -> Failure:
 
 
 def page(objects: list[_Object], view: etree._Element | None) -> tuple[list[_Object], str]:
-    """The part that is asked for, and the attributes that say where it stands (FindResponsePagingAttributes)."""
+    """Return the requested page, and its paging attributes (FindResponsePagingAttributes)."""
     offset, size = _number(view, "Offset", 0), _number(view, "MaxEntriesReturned", 1000)
     if view is not None and view.get("BasePoint") == "End":
         offset = max(0, len(objects) - offset - size)

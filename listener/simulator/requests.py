@@ -1,4 +1,4 @@
-"""The bytes of a request as values."""
+"""EWS requests: parse them, resolve their ids and check access."""
 
 from base64 import b64decode
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from listener.simulator.responses import MESSAGES_NS, SOAP_NS, TYPES_NS, Failure
 SOAP, M, T = f"{{{SOAP_NS}}}", f"{{{MESSAGES_NS}}}", f"{{{TYPES_NS}}}"
 
 # ruff: noqa: SIM905
-# EWS versions that know streaming; older ones get a fault, see "RequestServerVersion" (learn.microsoft.com).
+# EWS versions with streaming; older ones get a fault, see "RequestServerVersion" (learn.microsoft.com).
 STREAMING_VERSIONS = frozenset(
     "Exchange2010_SP1 Exchange2010_SP2 Exchange2012 Exchange2013 Exchange2013_SP1 Exchange2015 Exchange2016 "
     "V2015_10_05 V2016_01_06 V2016_04_13 V2016_07_13 V2016_10_10 V2017_01_07 V2017_04_14 V2017_07_11".split()
@@ -21,12 +21,14 @@ VERSIONS = STREAMING_VERSIONS | {"Exchange2007", "Exchange2007_SP1", "Exchange20
 
 
 class MalformedRequest(Exception):  # noqa: N818
-    """The body is no SOAP request; the text says why."""
+    """The body is not a valid SOAP request. The text is the reason."""
 
 
 class Call(NamedTuple):
-    """One SOAP request: `operation` is the local name of the body's element. `impersonated` is what stands in
-    ConnectingSID, None without ExchangeImpersonation."""
+    """One SOAP request. `operation` is the local name of the body's element.
+
+    `impersonated` is the value in ConnectingSID, None without ExchangeImpersonation.
+    """
 
     operation: str
     element: etree._Element
@@ -35,7 +37,8 @@ class Call(NamedTuple):
 
 
 def parse_xml(body: bytes) -> etree._Element:
-    """The root element. Malformed: not well-formed, or it has a document type definition."""
+    """Return the root element. Raises MalformedRequest if the XML is invalid or has a document type
+    definition."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
     try:
         root = etree.fromstring(body, parser)
@@ -47,7 +50,7 @@ def parse_xml(body: bytes) -> etree._Element:
 
 
 def parse_call(body: bytes) -> Call:
-    """A request to Exchange.asmx. Malformed: see there."""
+    """Parse a request to Exchange.asmx. Raises MalformedRequest."""
     root = parse_xml(body)
     operation = next(root.iterfind(f"{SOAP}Body/*"), None)
     if root.tag != f"{SOAP}Envelope" or operation is None:
@@ -63,8 +66,11 @@ def parse_call(body: bytes) -> Call:
 
 
 class RequestContext(NamedTuple):
-    """One request being served. `actor` is the mailbox that it acts as: the impersonated one, or the account's
-    is_distinguished; None when an account without a mailbox impersonates nobody."""
+    """One request in progress.
+
+    `actor` is the mailbox that it acts as: the impersonated one, or the account's own. It is None if an
+    account without a mailbox does not impersonate.
+    """
 
     call: Call
     account: str
@@ -75,16 +81,16 @@ class RequestContext(NamedTuple):
 
     @property
     def principal(self) -> str:
-        """Whose rights count: of whom the account impersonates, else its is_distinguished."""
+        """The address whose rights apply: that of the impersonated mailbox, else the account."""
         return self.actor.address if self.actor and self.call.impersonated is not None else self.account
 
 
 class AccessDenied(Failure):
-    """A folder of a mailbox that whoever asks has no rights to."""
+    """The requester has no rights to the folder."""
 
 
 def target_mailbox(call: Call, actor: Mailbox | None, directory: Directory) -> Mailbox | None:
-    """The mailbox that a request is about: whose folder or item it names first, else that of whoever asks."""
+    """Return the mailbox that a request is about: that of the first folder or item in it, else `actor`."""
     element = next(call.element.iter(f"{T}DistinguishedFolderId", f"{T}FolderId", f"{T}ItemId"), None)
     if element is None:
         return actor
@@ -103,8 +109,11 @@ def target_mailbox(call: Call, actor: Mailbox | None, directory: Directory) -> M
 def find_folder(
     element: etree._Element, context: RequestContext, *, properties_only: bool = False
 ) -> tuple[Mailbox, Folder]:
-    """The folder of a `t:FolderId` or `t:DistinguishedFolderId`; `looking` is for its properties only, not for its
-    items. Failure: there is none, or no right to it."""
+    """Return the folder of a `t:FolderId` or `t:DistinguishedFolderId`.
+
+    `properties_only`: the request reads the folder's properties, not its items. Raises Failure if there is no
+    such folder or no right to it.
+    """
     if element.tag == f"{T}DistinguishedFolderId":
         named = element.findtext(f"{T}Mailbox/{T}EmailAddress")
         mailbox = context.directory.find(named) if named else context.actor
@@ -128,7 +137,7 @@ def find_folder(
 
 
 def find_item(element: etree._Element, context: RequestContext) -> tuple[Mailbox, Item]:
-    """The item of a `t:ItemId`. Failure: there is none, or no right to it."""
+    """Return the item of a `t:ItemId`. Raises Failure if there is no such item or no right to it."""
     mailbox = _mailbox_of_id(element.get("Id", ""), context)
     item = mailbox.item(element.get("Id", ""))
     _check_access(mailbox, item.folder.distinguished if item else None, context)
@@ -149,7 +158,7 @@ def _guid(id_: str) -> str:
 
 
 def decode_id(id_: str) -> bytes:
-    """What an id is made of. Failure: it is no base64."""
+    """Decode an id. Raises Failure if it is not base64."""
     try:
         return b64decode(id_, validate=True)
     except ValueError:

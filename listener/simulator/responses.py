@@ -1,6 +1,6 @@
-"""Values as the bytes of a reply: envelopes, response messages and faults, in the form that Exchange writes them.
+"""Format responses as Exchange does: envelopes, response messages, faults, notifications, folders and items.
 
-Texts are those of Exchange where its documentation prints them ("ResponseCode", learn.microsoft.com; MS-OXWSCDATA).
+Texts are those of Exchange where its documentation has them ("ResponseCode", learn.microsoft.com; MS-OXWSCDATA).
 """
 
 from collections.abc import Iterable, Sequence
@@ -53,7 +53,7 @@ ERROR_CONTENT = {
     "SyncFolderItems": "<m:SyncState/><m:IncludesLastItemInRange>true</m:IncludesLastItemInRange>",
     "SyncFolderHierarchy": "<m:SyncState/><m:IncludesLastFolderInRange>true</m:IncludesLastFolderInRange>",
 }
-"""What a response message holds beside its error, by operation."""
+"""Content of an error response message in addition to the error, by operation."""
 
 
 class Prefixes(NamedTuple):
@@ -67,8 +67,10 @@ EXCHANGE = Prefixes()
 
 
 class Failure(Exception):  # noqa: N818
-    """An operation ends with this code. `fault` is a SOAP fault on HTTP 500; otherwise the code stands in the
-    response message. `values` go to MessageXml."""
+    """An operation ends with this response code.
+
+    `fault`: send a SOAP fault with HTTP 500 instead of a response message. `values` go to MessageXml.
+    """
 
     def __init__(
         self, code: str, text: str | None = None, *, fault: bool = False, values: dict[str, str] | None = None
@@ -81,7 +83,7 @@ class Failure(Exception):  # noqa: N818
 
 
 def timestamp(seconds: float) -> str:
-    """xs:dateTime in whole seconds, as event time stamps have it."""
+    """Return an xs:dateTime in whole seconds, like the time stamps of events."""
     return _second(int(seconds))
 
 
@@ -98,7 +100,7 @@ _VERSION = (
 
 
 def envelope(content: str) -> bytes:
-    """The reply to one request."""
+    """Return the envelope of a response."""
     return (
         f'{DECLARATION}<s:Envelope xmlns:s="{SOAP_NS}"><s:Header>'
         f'<h:ServerVersionInfo {_VERSION} xmlns:h="{TYPES_NS}" xmlns="{TYPES_NS}" '
@@ -110,8 +112,11 @@ def envelope(content: str) -> bytes:
 
 
 def stream_envelope(content: str, *, prefix: str = "", declaration: bool = False) -> bytes:
-    """One envelope of a stream. Exchange writes it with default namespaces; with `prefix` it is written the way
-    that proxies and other servers do."""
+    """Return one envelope of a stream.
+
+    Exchange writes default namespaces. With `prefix` the envelope has the form that proxies and other servers
+    write.
+    """
     xml = DECLARATION if declaration else ""
     if prefix:
         return (
@@ -128,7 +133,7 @@ def stream_envelope(content: str, *, prefix: str = "", declaration: bool = False
 
 
 def response(operation: str, messages: Iterable[str], names: Prefixes = EXCHANGE) -> str:
-    """`m:{operation}Response` around its response messages."""
+    """Return `m:{operation}Response` with its response messages."""
     m, t = names.m, names.t
     return (
         f'<{m}:{operation}Response xmlns:{m}="{MESSAGES_NS}" xmlns:{t}="{TYPES_NS}"><{m}:ResponseMessages>'
@@ -137,7 +142,7 @@ def response(operation: str, messages: Iterable[str], names: Prefixes = EXCHANGE
 
 
 def success(operation: str, content: str = "", names: Prefixes = EXCHANGE, *, message_text: str = "") -> str:
-    """A response message without error; `remark` is written as its MessageText the way it is."""
+    """Return a response message without error. `message_text` becomes its MessageText, unescaped."""
     m = names.m
     text = f"<{m}:MessageText>{message_text}</{m}:MessageText>" if message_text else ""
     return (
@@ -147,7 +152,7 @@ def success(operation: str, content: str = "", names: Prefixes = EXCHANGE, *, me
 
 
 def error(operation: str, failure: Failure, content: str = "", names: Prefixes = EXCHANGE) -> str:
-    """A response message that tells of a failure."""
+    """Return a response message for a failure."""
     m, t = names.m, names.t
     values = "".join(
         f"<{t}:Value Name={quoteattr(name)}>{escape(value)}</{t}:Value>"
@@ -163,15 +168,17 @@ def error(operation: str, failure: Failure, content: str = "", names: Prefixes =
 
 
 def error_subscription_ids(ids: Iterable[str], names: Prefixes = EXCHANGE) -> str:
-    """Which subscriptions an error is about; nothing if there are none."""
+    """Return the ErrorSubscriptionIds element, or "" without ids."""
     m, t = names.m, names.t
     listed = "".join(f"<{t}:SubscriptionId>{escape(id_)}</{t}:SubscriptionId>" for id_ in ids)
     return f"<{m}:ErrorSubscriptionIds>{listed}</{m}:ErrorSubscriptionIds>" if listed else ""
 
 
 def fault(failure: Failure, *, detail: bool = True) -> bytes:
-    """A SOAP fault, which Exchange sends with HTTP 500 and without a SOAP header. Without `detail` the code stands in
-    faultcode alone."""
+    """Return a SOAP fault, which Exchange sends with HTTP 500 and without a SOAP header.
+
+    Without `detail` the code is only in faultcode.
+    """
     values = "".join(
         f"<t:Value Name={quoteattr(name)}>{escape(value)}</t:Value>" for name, value in failure.values.items()
     )
@@ -197,7 +204,7 @@ def _detail(failure: Failure, values: str) -> str:
 
 
 def event(change: Event, t: str = "t") -> str:
-    """One event element of a notification."""
+    """Return one event element of a notification."""
     tag = "ItemId" if change.item_id else "FolderId"
     old = ""
     if change.old_id:
@@ -219,9 +226,12 @@ def event(change: Event, t: str = "t") -> str:
 def notification(
     subscription_id: str, events: Sequence[Event], *, more: bool, names: Prefixes = EXCHANGE, tag_in: str = ""
 ) -> str:
-    """`m:Notification` with at most 50 events; `more` is MoreEvents, written only when true, as a server does
-    that has no watermarks to tell of. The schema puts the element in the types' namespace; servers write it in
-    that of the messages, which is the default of `tag_in` (a prefix)."""
+    """Return `m:Notification` with at most 50 events.
+
+    `more` is MoreEvents, written only if true, like a server without watermarks. The schema puts the element
+    into the types' namespace; servers write it in the messages' namespace, the default of `tag_in` (a
+    prefix).
+    """
     t, tag = names.t, f"{tag_in or names.m}:Notification"
     return (
         f"<{tag}><{t}:SubscriptionId>{subscription_id}</{t}:SubscriptionId>"
@@ -232,13 +242,13 @@ def notification(
 
 
 def status_notification(subscription_id: str, *, names: Prefixes = EXCHANGE, tag_in: str = "") -> str:
-    """`m:Notification` with nothing but a StatusEvent."""
+    """Return `m:Notification` with only a StatusEvent."""
     t, tag = names.t, f"{tag_in or names.m}:Notification"
     return f"<{tag}><{t}:SubscriptionId>{subscription_id}</{t}:SubscriptionId><{t}:StatusEvent/></{tag}>"
 
 
 class Shape(NamedTuple):
-    """Which properties are wanted: FieldURIs (None means all that there are) and MAPI property tags."""
+    """The requested properties: FieldURIs (None means all) and MAPI property tags."""
 
     fields: frozenset[str] | None
     tags: tuple[tuple[str, str], ...]
@@ -254,7 +264,7 @@ _ITEM_DEFAULT = frozenset(("item:Subject", "message:IsRead", "item:DateTimeRecei
 
 
 def read_shape(request: etree._Element, name: str) -> Shape:
-    """The shape in the request's child of that name. Failure: there is none."""
+    """Return the response shape in the request's child element `name`. Raises Failure if there is none."""
     element = request.find(f"{_M}{name}")
     base = request.findtext(f"{_M}{name}/{_T}BaseShape")
     if element is None or base is None:
@@ -280,7 +290,7 @@ _FOLDER_ELEMENTS = {
 
 
 def folder_element(mailbox: Mailbox, folder: Folder, shape: Shape) -> str:
-    """`t:Folder` or the like."""
+    """Return `t:Folder`, or the element of a more specific folder class."""
     tag = _FOLDER_ELEMENTS.get(folder.folder_class, "Folder")
     parent = folder.parent or folder
     key = mailbox.change_key
@@ -296,10 +306,10 @@ def folder_element(mailbox: Mailbox, folder: Folder, shape: Shape) -> str:
     if shape.wants("folder:ChildFolderCount"):
         properties.append(f"<t:ChildFolderCount>{len(mailbox.children(folder))}</t:ChildFolderCount>")
     values = {
-        # PR_LAST_MODIFICATION_TIME: when the folder itself changed.
+        # PR_LAST_MODIFICATION_TIME: the last change of the folder itself.
         "0x3008": timestamp(folder.modified),
-        # PR_LOCAL_COMMIT_TIME_MAX and PR_DELETED_COUNT_TOTAL (MS-OXPROPS): whether anything changed in the folder.
-        # The first does not move when an item goes, and like all times here it is in whole seconds.
+        # PR_LOCAL_COMMIT_TIME_MAX and PR_DELETED_COUNT_TOTAL (MS-OXPROPS) show whether the content changed.
+        # The first does not change when an item is removed. Like all times here, it is in whole seconds.
         "0x670a": timestamp(folder.committed),
         "0x670b": str(folder.deleted_total),
     }
@@ -320,7 +330,7 @@ _ITEM_ELEMENTS = {"IPM.Note": "Message", "IPM.Appointment": "CalendarItem", "IPM
 
 
 def item_element(mailbox: Mailbox, item: Item, shape: Shape) -> str:
-    """`t:Message` or the like."""
+    """Return `t:Message`, or the element of another item class."""
     tag = _ITEM_ELEMENTS.get(item.item_class, "Item")
     key = mailbox.change_key
     properties = [f'<t:ItemId Id="{item.id}" ChangeKey="{key(item)}"/>']

@@ -1,4 +1,4 @@
-"""The process: serve, say where, and end when asked to."""
+"""The simulator process: start the server, print its addresses, stop on request."""
 
 import json
 import os
@@ -23,11 +23,11 @@ def main(
     write_config: Path | None = None,
     until_stdin_closes: bool = False,
 ) -> None:
-    """Run until SIGINT, SIGTERM or the end of `duration` (seconds), or of standard input if that is wanted.
+    """Run until SIGINT, SIGTERM, the end of `duration` (seconds) or, if requested, the end of standard input.
 
-    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `auth`,
-    `user`, `password`, `oauth`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened.
-    FaultError: the faults name what is not there.
+    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`,
+    `auth`, `user`, `password`, `oauth`, `ca_file` and `mailboxes_file`. Raises OSError if a port or a file
+    cannot be opened, FaultError if the faults name an unknown mailbox or back end.
     """
     try:
         trio.run(_run, settings, duration, write_config, until_stdin_closes)
@@ -36,7 +36,7 @@ def main(
 
 
 def _unwrap(error: Exception) -> Exception:
-    """What the nurseries have wrapped, if it is one error alone."""
+    """Return the error inside nested exception groups that hold exactly one."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
@@ -71,15 +71,16 @@ async def _run(
 
 
 async def _cancel_when_stdin_closes(scope: trio.CancelScope) -> None:
-    """Whoever has started this process holds the other end; it closes however that one ends."""
-    # os.read, since a thread that is left behind in sys.stdin would hold its lock when Python ends.
+    """Cancel when standard input closes. The parent holds the other end, so this also covers a crash of the
+    parent."""
+    # os.read: a thread that is abandoned in sys.stdin would hold its lock when Python exits.
     while await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), 1 << 16, abandon_on_cancel=True):
         pass
     scope.cancel()
 
 
 class Files(NamedTuple):
-    """What goes with a run: the authority's certificate, an application's key and certificate, the mailboxes."""
+    """The files of a run: CA certificate, the application's key and certificate, list of mailboxes."""
 
     ca: Path | None
     application: Path | None
@@ -104,7 +105,7 @@ def _oauth(running: Running, settings: Settings, files: Files) -> dict[str, str 
 
 @contextmanager
 def _files(running: Running, settings: Settings, config: Path | None) -> Iterator[Files]:
-    """Those beside a configuration stay."""
+    """Write the files. Those next to a configuration are kept; without one, they are temporary."""
     with (
         nullcontext(config.resolve().parent)
         if config
@@ -123,13 +124,14 @@ def _files(running: Running, settings: Settings, config: Path | None) -> Iterato
             mailboxes_file = folder / "mailboxes.txt"
             addresses = sorted(mailbox.address for mailbox in running.exchange.directory)
             mailboxes_file.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
-            config.touch(mode=0o600)  # it has the password in it
+            config.touch(mode=0o600)  # contains the password
             config.write_text(configuration(running, settings, tls=ca_file is not None), encoding="utf-8")
         yield Files(ca_file, application, mailboxes_file)
 
 
 def configuration(running: Running, settings: Settings, *, tls: bool) -> str:
-    """A configuration for `ews-listener run` against this simulator, TOML. The files that it names lie beside it."""
+    """Return a configuration (TOML) for `ews-listener run` against this simulator. Its files are in the same
+    directory."""
 
     def text(value: str) -> str:
         return json.dumps(value, ensure_ascii=False)

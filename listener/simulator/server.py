@@ -1,8 +1,4 @@
-"""The socket: HTTP/1.1 on trio, plain or TLS, around an Exchange that knows nothing of it.
-
-Streams are written in ticks of a few milliseconds, so that many events go out in one write. trio switches Nagle's
-algorithm off.
-"""
+"""The listener sockets and the main loop."""
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,7 +25,8 @@ from listener.simulator.traffic import Traffic
 
 
 class ListenerSocket:
-    """While it is shut connections are refused, yet the port stays ours."""
+    """A listener socket that can be closed temporarily. Connections are then refused, but the port stays
+    reserved."""
 
     def __init__(
         self,
@@ -45,7 +42,7 @@ class ListenerSocket:
         self._serve(listeners)
 
     async def set_open(self, *, wanted: bool) -> None:
-        """Open it, or shut it. OSError: somebody else has taken the port in the moment between."""
+        """Open or close it. Raises OSError if another process took the port in between."""
         if wanted == (not self._kept):
             return
         if wanted:
@@ -58,7 +55,7 @@ class ListenerSocket:
         self._accepting.cancel()
         await self._closed.wait()
         for family, address in self._addresses:
-            # Bound, but not listening: whoever connects is refused.
+            # Bound, but not listening: connections are refused.
             kept = trio.socket.socket(family, socket.SOCK_STREAM)
             kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -89,7 +86,7 @@ CONTROL = "/control"
 def exchange_front(
     exchange: Exchange, control: Control, clock: Callable[[], float], certificate: bytes | None
 ) -> Answer:
-    """The answers to a new connection that has been certificate this certificate (DER; None without TLS)."""
+    """Return the answers to a new connection that was shown this certificate (DER; None without TLS)."""
     authenticator, conditions = exchange.authenticator, exchange.conditions
     login = authenticator.scheme.login(certificate)
 
@@ -111,7 +108,7 @@ def exchange_front(
 
 
 def entra_front(exchange: Exchange, entra: "Entra", clock: Callable[[], float]) -> Answer:
-    """The answers of Entra ID to anybody."""
+    """Return the answers of Entra ID, without authentication."""
 
     def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         return entra.handle(method, path, body, exchange.conditions.server_time(clock()))
@@ -125,10 +122,12 @@ _MIN_PAUSE = 0.001
 
 
 class Running(NamedTuple):
-    """A server that accepts connections. `control_url` has a port of its own, which no fault touches; the doors for
-    tests are below the other port, too. `login_url` is Entra ID, with a port of its own as well; None without OAuth.
-    `ca_pem` is the certificate of its authority, None without TLS; the rest are the live parts, for tests in the same
-    process."""
+    """A running server.
+
+    `control_url` has its own port, which faults do not affect; the control API is also available on the main
+    port. `login_url` is Entra ID on its own port, None without OAuth. `ca_pem` is the CA certificate, None
+    without TLS. The other fields are the live objects, for tests in the same process.
+    """
 
     ews_url: str
     autodiscover_url: str
@@ -145,11 +144,11 @@ class Running(NamedTuple):
 async def serve(
     settings: Settings, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve until cancelled; the `Running` is handed over when connections are accepted.
+    """Serve until cancelled. Reports a `Running` when connections are accepted.
 
-    Its clock is the system's at the start, and trio's from there on: it runs under trio.testing.MockClock and
-    takes no notice when somebody sets the system's clock. OSError: the port or the ledger cannot be opened.
-    FaultError: the faults name what is not there.
+    The clock starts at the system time and advances with trio's clock. So it works with
+    trio.testing.MockClock and ignores changes of the system time. Raises OSError if the port or the ledger
+    cannot be opened, FaultError if the faults name an unknown mailbox or back end.
     """
     offset = time.time() - trio.current_time()
 
@@ -168,7 +167,7 @@ async def serve(
         login_listeners = await trio.open_tcp_listeners(0, host=settings.host) if entra else []
         certificates = None
         if settings.tls:
-            from listener.simulator.tls import Certificates  # takes long to import
+            from listener.simulator.tls import Certificates  # slow to import
 
             certificates = Certificates(settings.hostname)
         scheme = "https" if certificates else "http"
@@ -220,7 +219,7 @@ async def serve(
 async def _run_clock(
     exchange: Exchange, traffic: Traffic, clock: Callable[[], float], listener_socket: ListenerSocket
 ) -> None:
-    """Let users do things, faults happen, and time pass."""
+    """Run the traffic, the faults and the timers."""
     fault_scheduler = exchange.fault_scheduler
     with closing(listener_socket):
         while True:

@@ -1,14 +1,14 @@
-"""Streaming subscriptions, one table a back end, and the streams that read them (MS-OXWSNTIF).
+"""Streaming subscriptions, one table per back end, and the streams that read them (MS-OXWSNTIF).
 
-Rules that clients trip over:
+Rules that clients must know:
 
 - A subscription belongs to the account that made it, and to the back end that answered.
-- Events are queued while nobody reads, up to a limit; one more, and the subscription is lost
-  (ErrorMissedNotificationEvents). Without a reader it lives for some minutes only.
-- The newest stream wins: it ends the one that read the same subscription, after that one has written all that was
-  queued until then (ErrorNewEventStreamConnectionOpened).
-- Beside a subscription that fails the good ones of the same stream are delivered nothing more.
-- Ids start again at 1 when a back end restarts, so an id may come to mean another subscription.
+- Events are queued while there is no stream, up to a limit. One more, and the subscription is lost
+  (ErrorMissedNotificationEvents). Without a stream it expires after some minutes.
+- The newest stream wins. It ends an older stream with the same subscription, after that one has written all events
+  that were queued until then (ErrorNewEventStreamConnectionOpened).
+- If one subscription of a stream fails, the others on the same stream get no more events.
+- Ids restart at 1 when a back end restarts, so an old id may name another subscription.
 """
 
 from base64 import b64encode
@@ -32,7 +32,7 @@ _PREFIXES = (
 
 
 class Subscription:
-    """One mailbox watched for one account. `folders` None means all folders of the mailbox."""
+    """A subscription of one account to one mailbox. `folders` None means all folders."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Subscription:
         self.idle_since = now
 
     def wants(self, event: Event) -> bool:
-        """Whether the event is of a kind and in a folder that was asked for."""
+        """Return whether the subscription includes the event's kind and folder."""
         if event.kind not in self.kinds:
             return False
         return self.folders is None or not self.folders.isdisjoint(
@@ -91,7 +91,7 @@ class Subscriptions:
         folders: frozenset[str] | None,
         now: float,
     ) -> Subscription:
-        """A new subscription on that back end. Failure: the mailbox has as many as it may have."""
+        """Create a subscription on that back end. Raises Failure if the mailbox has reached its limit."""
         if len(self._watchers.get(mailbox.address, ())) >= self._limits.subscriptions:
             raise Failure("ErrorExceededSubscriptionCount")
         self._issued[backend] += 1
@@ -103,8 +103,11 @@ class Subscriptions:
         return subscription
 
     def find(self, backend: str, id_: str, account: str) -> Subscription:
-        """The subscription of that id, for its owner. Failure: ErrorSubscriptionNotFound,
-        ErrorSubscriptionAccessDenied, or what befell the subscription."""
+        """Return the subscription with that id for its owner.
+
+        Raises Failure: ErrorSubscriptionNotFound, ErrorSubscriptionAccessDenied, or the subscription's own
+        failure.
+        """
         subscription = self.tables[backend].get(id_)
         if subscription is None:
             raise Failure("ErrorSubscriptionNotFound")
@@ -116,30 +119,30 @@ class Subscriptions:
         return subscription
 
     def for_mailbox(self, mailbox: str) -> list[Subscription]:
-        """The subscriptions to a mailbox."""
+        """Return the subscriptions to a mailbox."""
         return list(self._watchers.get(mailbox, ()))
 
     def drop(self, subscription: Subscription) -> None:
-        """It is gone, and a stream that reads it is told nothing."""
+        """Remove it without a message on its stream."""
         del self.tables[subscription.backend][subscription.id]
         self._watchers[subscription.mailbox].remove(subscription)
         subscription.gone = True
 
     def restart(self, backend: str) -> None:
-        """The back end has forgotten all, its numbers too."""
+        """Drop all subscriptions of the back end and restart its ids at 1."""
         for subscription in list(self.tables[backend].values()):
             self.drop(subscription)
         self._issued[backend] = 0
 
     def remove(self, subscription: Subscription, reason: str) -> None:
-        """Forget it. A stream that reads it tells its client `why` (a response code)."""
+        """Remove it. Its stream sends `reason`, a response code."""
         self.drop(subscription)
         subscription.failure = reason
         if subscription.stream:
             subscription.stream.mark(subscription)
 
     def publish(self, event: Event) -> None:
-        """Queue the event for everybody who wants it."""
+        """Queue the event for every subscription that includes it."""
         overflowing = []
         for subscription in self._watchers.get(event.mailbox, ()):
             if subscription.failure or subscription.silent or not subscription.wants(event):
@@ -154,33 +157,33 @@ class Subscriptions:
             self.overflow(subscription)
 
     def overflow(self, subscription: Subscription) -> None:
-        """Its queue has been too short: what is in it is lost, and so is the subscription."""
+        """Discard its queue and end the subscription."""
         subscription.queue.clear()
         if subscription.stream:
             self.remove(subscription, "ErrorMissedNotificationEvents")
         else:
-            # It stays in its table until somebody asks, who must be told.
+            # It stays in its table until the next request for it, which must get the error.
             subscription.failure = "ErrorMissedNotificationEvents"
 
     def expire(self, now: float) -> None:
-        """Drop what nobody has read for too long."""
+        """Remove the subscriptions that had no stream for too long."""
         idle_limit = self._limits.idle_minutes * 60
         for subscription in list(self):
             if subscription.stream is None and now - subscription.idle_since >= idle_limit:
                 self.remove(subscription, "ErrorSubscriptionNotFound")
 
     def queued(self) -> int:
-        """Events that no stream has written yet."""
+        """Return the number of events that no stream has written yet."""
         return sum(len(subscription.queue) for subscription in self)
 
 
 class Stream:
     """One open GetStreamingEvents response.
 
-    `take(now)` gives the bytes to be written now; `deadline` says when it has something to say even without a new
-    event; `wake` is called when there is something to take at once. When `ended` is true and all is taken the body
-    is at its end. `close(now)` must follow, also when the client has gone away. `manner` is a fault that the
-    connection makes of it from now on (faults.py).
+    `take(now)` returns the bytes to write now. `deadline` is when it has data even without a new event;
+    `wake` is called when there is data at once. When `ended` is true and all data is taken, the body is
+    complete. Call `close(now)` at the end, also after a disconnect. `fault` is a fault that the connection
+    applies to it (faults.py).
     """
 
     def __init__(
@@ -219,19 +222,19 @@ class Stream:
 
     @property
     def deadline(self) -> float:
-        """When `take` will have something, at the latest."""
+        """The latest time at which `take` has data."""
         if self._outbox or (self._ready and not self._suppress_events) or self.ended:
             return 0.0
         return min(self._next_heartbeat, self._closes)
 
     def mark(self, subscription: Subscription) -> None:
-        """The subscription has events, or has failed."""
+        """Note that the subscription has events or has failed."""
         self._ready[subscription] = None
         if not self._suppress_events:
             self.wake()
 
     def take(self, now: float) -> bytes:
-        """The bytes to be written now; a long queue comes in several goes."""
+        """Return the bytes to write now. A long queue needs several calls."""
         pieces, self._outbox = self._outbox, []
         if not self.ended:
             if now >= self._next_heartbeat:
@@ -246,7 +249,7 @@ class Stream:
         return b"".join(pieces)
 
     def refuse(self, failed: dict[str, list[str]]) -> None:
-        """Tell of ids that cannot be read (response code -> ids). The good ones get nothing from now on."""
+        """Report ids that cannot be read (response code -> ids). The other subscriptions get no more events."""
         for code, ids in failed.items():
             self._outbox.append(self._failure(code, ids))
         if self._wire.ends_after_bad_id or not self.subscriptions:
@@ -255,7 +258,7 @@ class Stream:
         self.wake()
 
     def supersede(self, now: float) -> None:
-        """Another stream reads from now on: write what is queued, then end."""
+        """Write what is queued, then end: another stream reads the subscription now."""
         if not self.ended:
             if not self._suppress_events:
                 self._outbox += self._pending_envelopes(1 << 62)
@@ -265,7 +268,7 @@ class Stream:
         self.wake()
 
     def close(self, now: float) -> None:
-        """Nobody reads here any more."""
+        """Detach the subscriptions."""
         for subscription in self.subscriptions:
             if subscription.stream is self:
                 subscription.stream = None
@@ -277,23 +280,24 @@ class Stream:
     # -- faults ----------------------------------------------------------------------------------------------
 
     def set_fault(self, fault: Fault | None) -> None:
-        """From now on the connection treats the stream in this way."""
+        """Let the connection apply this fault from now on; None ends it."""
         self.fault = fault
         self.wake()
 
     def inject(self, data: bytes) -> None:
-        """Write this next."""
+        """Queue these bytes."""
         self._outbox.append(data)
         self.wake()
 
     def fail(self, code: str, ids: list[str], *, ends: bool) -> None:
-        """Tell of a failure. After it come heart-beats at most."""
+        """Send a failure. After it only heartbeats follow."""
         self.inject(self._failure(code, ids))
         self._suppress_events = True
         self.ended = self.ended or ends
 
     def close_early(self, now: float, then: str, seconds: float) -> None:
-        """Say `Closed`; then end, say it again ("closed"), or go on with events for some seconds ("events")."""
+        """Send `Closed`, then end, send it again ("closed"), or continue with events for some seconds
+        ("events")."""
         if not self._suppress_events:
             self._outbox += self._pending_envelopes(1 << 62)
         self.inject(self._status("Closed"))
@@ -306,13 +310,14 @@ class Stream:
         self.ended = True
 
     def heartbeat_with_text(self, text: str = "") -> bytes:
-        """A heart-beat with this MessageText, written the way it is."""
+        """Return a heartbeat with this MessageText, unescaped."""
         return self._status("OK", text)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _pending_envelopes(self, limit: int) -> list[bytes]:
-        """Envelopes for what is queued, about `limit` bytes of them at most; then those for what has failed."""
+        """Return envelopes for the queued events, at most about `limit` bytes, followed by those for
+        failures."""
         envelopes: list[bytes] = []
         combined: list[str] = []
         size = 0
@@ -389,7 +394,7 @@ class Stream:
 
 
 def _subscription_id(backend: str, mailbox: Mailbox, number: int) -> str:
-    """Length and name of the server, length and GUID of the mailbox, the number: base64 of all that."""
+    """Return base64 of: length and name of the server, length and GUID of the mailbox, the number."""
     name = backend.encode()
     raw = len(name).to_bytes(2, "little") + name + (16).to_bytes(4, "little") + mailbox.guid.bytes_le
     return b64encode(raw + number.to_bytes(8, "little")).decode()

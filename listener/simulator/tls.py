@@ -1,4 +1,4 @@
-"""Certificates, good and bad, of an authority that is made anew for each run."""
+"""Valid and invalid certificates, from a certificate authority that is created for each run."""
 
 import ssl
 from datetime import UTC, datetime
@@ -10,14 +10,15 @@ from listener.simulator.faults import BadCertificate
 
 
 class ServerCertificate(NamedTuple):
-    """What a connection is shown. `certificate` (DER) is what credentials must be bound to: the server's own."""
+    """What a connection presents. `certificate` (DER) is the one that credentials must be bound to: the
+    server's own."""
 
     context: ssl.SSLContext
     certificate: bytes
 
 
 class Certificates:
-    """`ca_pem` is the authority that clients must trust."""
+    """Creates certificates. `ca_pem` is the authority that clients must trust."""
 
     def __init__(self, host: str) -> None:
         self._host = host
@@ -30,7 +31,7 @@ class Certificates:
         return self._authority.cert_pem.bytes()
 
     def present(self, fault: BadCertificate | None) -> ServerCertificate:
-        """What the next connection is shown."""
+        """Return what the next connection presents."""
         match fault.how if fault else None:
             case "expired":
                 return self._issue(self._authority, self._host, datetime(2020, 1, 1, tzinfo=UTC))
@@ -41,7 +42,7 @@ class Certificates:
         return self._good
 
     def offloaded(self) -> ServerCertificate:
-        """What the next connection is shown where a load balancer ends TLS."""
+        """Return what the next connection presents while a load balancer terminates TLS."""
         return ServerCertificate(self._in_front.context, self._good.certificate)
 
     @staticmethod

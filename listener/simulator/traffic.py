@@ -1,8 +1,8 @@
-"""Seeded users: what happens in an organisation's mailboxes, at a given rate.
+"""Simulated users: seeded random changes in the mailboxes, at a given rate.
 
-The mix is that of an office: most is mail that arrives and is read, then filing and deleting, now and then an
-appointment or a new folder. Some mailboxes are much busier than others. The clock and the dice are given, so the
-same seed and the same times make the same changes.
+The mix is that of an office: mostly email that arrives and is read, then filing and deleting, sometimes an
+appointment or a new folder. Some mailboxes are much busier than others. The time and the random generator are
+parameters, so the same seed and times make the same changes.
 """
 
 from bisect import bisect
@@ -14,13 +14,15 @@ from listener.simulator.directory import random_folder_name, random_person, rand
 from listener.simulator.mailstore import Event, Folder, Item, Mailbox
 
 ITEMS_KEPT = 60
-"""Above so many items, a mailbox's oldest are deleted, as a retention policy would."""
+"""A mailbox with more items deletes its oldest, like a retention policy."""
 _FOLDERS_KEPT = 6
 
 
 class Traffic:
-    """Makes changes in `mailboxes`, about `rate` events a second over all of them. `wake` is called when the rate
-    is set."""
+    """Makes changes in `mailboxes` at about `rate` events per second in total.
+
+    `wake` is called when the rate is set.
+    """
 
     def __init__(self, mailboxes: Sequence[Mailbox], rate: float, rng: Random) -> None:
         self.rate = rate
@@ -29,11 +31,11 @@ class Traffic:
         self._rng = rng
         self._events_due = 0.0
         self._last_call: float | None = None
-        # A user's share of the traffic falls with its rank, as in most organisations.
+        # A user's share of the traffic falls with its rank, as in most organizations.
         self._busy = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
 
     def due(self, now: float) -> list[Event]:
-        """The events of all changes that happen between the last call and `now`, which is their time."""
+        """Make the changes since the last call, with time `now`, and return their events."""
         if self._last_call is not None:
             self._events_due += self.rate * (now - self._last_call)
         self._last_call = now
@@ -46,11 +48,11 @@ class Traffic:
 
     @property
     def interval(self) -> float:
-        """How long to wait between two calls of `due`, in seconds."""
+        """Seconds to wait between two calls of `due`."""
         return min(max(1 / self.rate, 0.005), 1.0) if self.rate else 60.0
 
     def set_rate(self, rate: float) -> None:
-        """From now on so many events a second; what was owed before is forgotten."""
+        """Set the rate in events per second. Changes that were due are dropped."""
         self.rate = rate
         self._events_due = 0.0
         self._last_call = None
@@ -64,7 +66,7 @@ class Traffic:
         if mailbox.item_count() > ITEMS_KEPT:
             return self._retention(mailbox, now)
         action = _ACTIONS[bisect(_CHANCES, self._rng.random() * _CHANCES[-1])]
-        # Whoever cannot do that, because there is nothing to do it with, gets a mail instead.
+        # An action without a suitable object becomes a new email.
         return action(mailbox, self._rng, now) or _receive_mail(mailbox, self._rng, now)
 
     def _retention(self, mailbox: Mailbox, now: float) -> list[Event]:
@@ -73,8 +75,10 @@ class Traffic:
 
 
 def make(mailbox: Mailbox, kind: str, rng: Random, now: float) -> list[Event]:
-    """One genuine change whose events hold exactly one of `kind` about an item; what has to exist for it is
-    made first, and its events come first. KeyError: no such kind."""
+    """Make one change whose events include exactly one of `kind` about an item.
+
+    Objects that it needs are created first, and their events come first. Raises KeyError for an unknown kind.
+    """
     return _MAKERS[kind](mailbox, rng, now)
 
 
@@ -133,7 +137,7 @@ def _new_appointment(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _receive_meeting_request(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    """A meeting request: the mail, the tentative appointment, and what the calendar attendant adds to it."""
+    """A meeting request: the email, the tentative appointment, and the server's automatic update of it."""
     topic = random_subject(rng)
     mail = mailbox.deliver(topic, _external_sender(rng), now)
     calendar = mailbox.distinguished("calendar")
@@ -185,7 +189,7 @@ def _external_sender(rng: Random) -> str:
 
 
 def _recent_inbox_item(mailbox: Mailbox, rng: Random) -> Item | None:
-    """A message that the user could have before their eyes."""
+    """Return one of the newest messages in the inbox, or None."""
     items = mailbox.latest(mailbox.distinguished("inbox"), 8)
     return rng.choice(items) if items else None
 
@@ -221,7 +225,7 @@ _ACTIONS = [action for _, action in _MIX]
 def _existing_item(
     mailbox: Mailbox, folder: Folder, item_class: str, rng: Random, now: float
 ) -> tuple[Item, list[Event]]:
-    """An item of the folder, made if there is none."""
+    """Return an item of the folder and the events of its creation, if it was created."""
     events = [] if folder.items else mailbox.save(folder, item_class, random_subject(rng), now)
     return mailbox.latest(folder, 1)[0], events
 

@@ -266,9 +266,9 @@ def test_servers_that_allow_one_user_a_stream() -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "expected"),
     [
-        ("mailbox_move", {"mailbox": "nobody@contoso.example"}, 'no mailbox "nobody@contoso.example"'),
-        ("failover", {"backend": "EX09"}, 'no backend "EX09"; there are ex01, ex02, ex03'),
-        ("closed", {"backend": "EX09"}, 'no backend "EX09"'),
+        ("mailbox_move", {"mailbox": "nobody@contoso.example"}, 'unknown mailbox "nobody@contoso.example"'),
+        ("failover", {"backend": "EX09"}, 'unknown back end "EX09"; known back ends: ex01, ex02, ex03'),
+        ("closed", {"backend": "EX09"}, 'unknown back end "EX09"'),
     ],
 )
 def test_names_that_are_not_there(kind: str, given: dict[str, str], expected: str) -> None:

@@ -49,15 +49,15 @@ def test_a_plan_in_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[faults]\n", "faults are written as [[faults]]"),
+        ("[faults]\n", "faults must be an array of tables: [[faults]]"),
         ("[[fault]]\n", 'unknown key "fault", did you mean "faults"?'),
         ("[[faults]\n", "line 1"),
         ('[[faults]]\nkind = "outage"\n', "faults[1]: outage: give either at"),
         ('[[faults]]\nkind = "outage"\nat = 1\nper_minute = 1\n', "faults[1]: outage: give either at"),
-        ('[[faults]]\nkind = "outage"\nat = 1\nuntil = 2\n', "until goes with per_minute"),
-        ('[[faults]]\nkind = "outage"\nat = -1\n', "at must be a number from 0 on, not -1"),
-        ('[[faults]]\nkind = "outage"\nat = [1, "x"]\n', "at must be a number from 0 on, not 'x'"),
-        ('[[faults]]\nkind = "outage"\nper_minute = true\n', "per_minute must be a number"),
+        ('[[faults]]\nkind = "outage"\nat = 1\nuntil = 2\n', "until requires per_minute"),
+        ('[[faults]]\nkind = "outage"\nat = -1\n', "at must be a non-negative number, not -1"),
+        ('[[faults]]\nkind = "outage"\nat = [1, "x"]\n', "at must be a non-negative number, not 'x'"),
+        ('[[faults]]\nkind = "outage"\nper_minute = true\n', "per_minute must be a non-negative number"),
         ('[[faults]]\nkind = "outage"\nat = 1\n[[faults]]\nkind = "outrage"\n', "faults[2]: unknown kind"),
     ],
 )

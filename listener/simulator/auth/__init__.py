@@ -1,7 +1,7 @@
-"""Who is asking: one class a scheme, without sockets.
+"""Authentication schemes, without sockets.
 
-A `Scheme` makes a `Login` for each connection, since some schemes authenticate a connection and not a request. A
-login is asked about every request, in order, and answers `Admitted` or `Denied`.
+A `Scheme` makes a `Login` for each connection, because some schemes authenticate a connection instead of a request. A
+login checks every request in order and returns `Admitted` or `Denied`.
 
     passwords.py      accounts, lockout, Basic
     windows.py        NTLM, Negotiate, Kerberos, channel binding
@@ -15,9 +15,12 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class Admitted(NamedTuple):
-    """The account that a request is made by. `mechanism` is what proved it: `basic`, `ntlm`, `kerberos` or `oauth`;
-    `headers` go with the reply. An `app_only` account is an application, which can do nothing as itself. `proved`
-    is false if an earlier request on this connection has brought the proof."""
+    """The authenticated account of a request.
+
+    `mechanism` is `basic`, `ntlm`, `kerberos` or `oauth`; `headers` go with the reply. An `app_only` account
+    is an application without a user. `proved` is false if an earlier request on this connection had the
+    credentials.
+    """
 
     account: str
     mechanism: str
@@ -27,8 +30,12 @@ class Admitted(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """401 with these headers. `refused` is whose credentials were refused, None if none came, or not all of them
-    yet; `why` is for the statistics: `password`, `locked`, `binding`, `handshake`, `ticket`, `token` or `claims`."""
+    """A 401 with these headers.
+
+    `refused` is the account whose credentials were refused, None if there were none or the handshake is
+    incomplete. `reason` is for statistics: `password`, `locked`, `binding`, `handshake`, `ticket`, `token` or
+    `claims`.
+    """
 
     headers: Headers
     refused: str | None = None
@@ -36,21 +43,22 @@ class Denied(NamedTuple):
 
 
 class Login(Protocol):
-    """The state of authentication of one connection."""
+    """The authentication state of one connection."""
 
     def check(self, authorization: str | None, now: float) -> Admitted | Denied:
-        """Who makes a request with this Authorization header; `now` in Unix seconds."""
+        """Authenticate a request with this Authorization header. `now` is in Unix seconds."""
         ...
 
 
 class Scheme(Protocol):
-    """A way to authenticate, for all connections."""
+    """An authentication scheme, for all connections."""
 
     def login(self, certificate: bytes | None) -> Login:
-        """A new connection's login. `certificate` (DER) is the one that it has been shown, None without TLS."""
+        """Return the login of a new connection. `certificate` (DER) is the one that it was shown, None
+        without TLS."""
         ...
 
 
 def challenges(*values: str) -> Headers:
-    """One WWW-Authenticate header for each."""
+    """Return one WWW-Authenticate header per value."""
     return tuple(("WWW-Authenticate", value) for value in values)

@@ -1,4 +1,4 @@
-"""The scheme that the settings ask for, and statistics."""
+"""The authentication scheme that the settings select, and statistics."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Authenticator:
-    """What stands between a connection and Exchange. `entra` is there with OAuth only."""
+    """Authenticates connections to Exchange. `entra` is None without OAuth."""
 
     def __init__(self, settings: Settings, passwords: Mapping[str, str], conditions: Conditions) -> None:
         self.accounts = Accounts(passwords, settings.lock_after, conditions)
@@ -25,7 +25,7 @@ class Authenticator:
         self.scheme = self._scheme(settings, conditions)
 
     def _scheme(self, settings: Settings, conditions: Conditions) -> Scheme:
-        # pyspnego, PyJWT and what they bring are imported by those alone who need them.
+        # pyspnego and PyJWT are slow to import, so each scheme is imported only if it is used.
         match settings.auth:
             case "basic":
                 from listener.simulator.auth.passwords import Basic
@@ -47,7 +47,7 @@ class Authenticator:
                 return Bearer(self.entra, conditions)
 
     def note(self, outcome: Admitted | Denied) -> None:
-        """Count an outcome of the scheme's logins."""
+        """Count the result of a login."""
         if isinstance(outcome, Admitted):
             self.mechanisms[outcome.mechanism] += outcome.proved
         elif outcome.refused is not None:
@@ -55,9 +55,12 @@ class Authenticator:
             self.reasons[outcome.reason] += 1
 
     def state(self) -> dict[str, Any]:
-        """`proved` counts credentials that were good, by mechanism; `refused` those that were not, by account, and
-        `reasons` the same by reason; `locked` are the accounts that have locked themselves out. `tokens` are those
-        that were issued, `token_errors` the AADSTS codes of those that were not."""
+        """Return statistics for the control API.
+
+        `proved` counts accepted credentials by mechanism, `refused` refused ones by account, `reasons` the
+        same by reason. `locked` are the accounts with too many refusals. `tokens` counts issued tokens,
+        `token_errors` AADSTS codes.
+        """
         entra = self.entra
         return {
             "proved": dict(self.mechanisms),

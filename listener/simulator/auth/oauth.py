@@ -1,6 +1,16 @@
-"""OAuth: tokens at Exchange's door ("Authenticate an EWS application by using OAuth", learn.microsoft.com; RFC 6750).
+"""OAuth: Entra ID for applications without a user, AD FS, and bearer tokens at Exchange.
 
-A token is looked at when a request comes. A stream that is open when its token ends goes on to its window's end.
+GET  /common/discovery/instance                     known clouds
+GET  /TENANT/v2.0/.well-known/openid-configuration  endpoints (AD FS: /adfs/.well-known/…)
+GET  /TENANT/discovery/v2.0/keys                    the keys that sign tokens
+POST /TENANT/oauth2/v2.0/token                      client_credentials, by secret or by assertion
+    (AD FS: /adfs/oauth2/token)
+
+"Microsoft identity platform and the OAuth 2.0 client credentials flow", "… application authentication certificate
+credentials", "Microsoft Entra authentication and authorization error codes", "Authenticate an EWS application by
+using OAuth" (learn.microsoft.com); RFC 6750, RFC 7523.
+
+A token is checked when a request arrives. A stream that is open when its token expires stays open to its end.
 """
 
 import hashlib
@@ -31,7 +41,10 @@ from listener.simulator.settings import Settings
 
 
 class Registration:
-    """One application in one tenant. The certificate is made when it is first asked for, which takes a moment."""
+    """The registration of one application in one tenant.
+
+    The certificate is created on first use, because that takes time.
+    """
 
     roles = ("full_access_as_app",)
 
@@ -42,7 +55,7 @@ class Registration:
         self.secret = settings.client_secret
 
     def is_tenant(self, name: str) -> bool:
-        """Whether this names the tenant: its id, or one of its domains."""
+        """Return whether this is the tenant's id or one of its domains."""
         return name.lower() in (self.tenant, self.domain)
 
     @cached_property
@@ -63,14 +76,14 @@ class Registration:
 
     @property
     def pem(self) -> bytes:
-        """Key and certificate in one file."""
+        """Key and certificate in one PEM file."""
         key = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         return key + self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def is_thumbprint(self, header: dict[str, object]) -> bool:
-        """Whether a JWT's `x5t` or `x5t#S256` (RFC 7515) names the certificate."""
+        """Return whether a JWT's `x5t` or `x5t#S256` (RFC 7515) matches the certificate."""
         der = self.certificate.public_bytes(serialization.Encoding.DER)
         if "x5t#S256" in header:
             return _without_padding(header["x5t#S256"]) == _encode_digest(hashlib.sha256(der).digest())
@@ -86,22 +99,22 @@ def _encode_digest(digest: bytes) -> str:
 
 
 def _without_padding(value: object) -> str:
-    return str(value).rstrip("=")  # some write the padding, which RFC 7515 leaves out
+    return str(value).rstrip("=")  # some clients send the padding, which RFC 7515 omits
 
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _EXCHANGE_RESOURCES = ("https://outlook.office365.com", "https://outlook.office.com")
 _OTHER_RESOURCES = ("https://graph.microsoft.com",)
-"""Resources that Exchange takes no tokens for."""
+"""Resources whose tokens Exchange refuses."""
 _ADFS = "adfs"
 _KEY_ID = "simulated"
 _SKEW = 300.0
-"""By how many seconds a clock may be off before an assertion of it is refused."""
+"""Accepted clock difference of an assertion, in seconds."""
 _CLAIMS = msgspec.json.Decoder(dict[str, dict[str, dict[str, Any] | None]])
 
 
 class EntraError(NamedTuple):
-    """How an AADSTS code is told: HTTP status, OAuth error, text."""
+    """How an AADSTS code is reported: HTTP status, OAuth error, text."""
 
     status: int
     error: str
@@ -109,16 +122,14 @@ class EntraError(NamedTuple):
 
 
 ENTRA_ERRORS: Mapping[int, EntraError] = {
-    50027: EntraError(400, "invalid_request", "The assertion is malformed, or made out to somebody else."),
+    50027: EntraError(400, "invalid_request", "The assertion is malformed, or its audience is wrong."),
     50053: EntraError(
         400, "invalid_grant", "The account is locked: too many attempts with wrong credentials."
     ),
     70003: EntraError(
         400, "unsupported_grant_type", "The application asked for a grant that is not offered."
     ),
-    90002: EntraError(
-        400, "invalid_request", "There is no such tenant. Check its id or domain, and the cloud."
-    ),
+    90002: EntraError(400, "invalid_request", "Tenant not found. Check its id or domain, and the cloud."),
     500011: EntraError(400, "invalid_resource", "The tenant has no such resource."),
     700016: EntraError(400, "unauthorized_client", "The application was not found in the directory."),
     700024: EntraError(401, "invalid_client", "The client assertion is not within its valid time range."),
@@ -131,7 +142,7 @@ ENTRA_ERRORS: Mapping[int, EntraError] = {
 
 
 class TokenDenied(Exception):  # noqa: N818
-    """No token; `code` is the number of the AADSTS error."""
+    """No token is issued. `code` is the number of the AADSTS error."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -139,8 +150,10 @@ class TokenDenied(Exception):  # noqa: N818
 
 
 class Entra:
-    """`base_url`, without a slash at the end, must be set before it can answer. `lifetime` of tokens in seconds.
-    `exchange` are the resources that are Exchange; `issued` counts tokens, `refused` AADSTS codes."""
+    """Entra ID. Set `base_url`, without a trailing slash, before use. `lifetime` of tokens is in seconds.
+
+    `exchange` are the resources of Exchange; `issued` counts tokens, `refused` AADSTS codes.
+    """
 
     def __init__(
         self, registration: Registration, accounts: Accounts, conditions: Conditions, lifetime: float
@@ -155,7 +168,7 @@ class Entra:
         self._lifetime = lifetime
 
     def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
-        """Answer one request; `now`, in Unix seconds, is what this server takes for the time."""
+        """Return the reply to one request. `now`, in Unix seconds, is the time on this server's clock."""
         tenant, _, rest = path.partition("?")[0].strip("/").partition("/")
         match method, tenant, rest.lower():
             case "GET", "common", "discovery/instance":
@@ -170,7 +183,8 @@ class Entra:
         return _json(404, {"error": "not_found"})
 
     def read(self, token: str, now: float) -> dict[str, Any]:
-        """The claims of a token that was issued here and is still good. ValueError: it is not; the text says why."""
+        """Return the claims of a valid token that was issued here. Raises ValueError with the reason if it is
+        invalid."""
         try:
             claims: dict[str, Any] = jwt.decode(
                 token, self._signing_key.public_key(), algorithms=["RS256"], options=_OF_A_TOKEN
@@ -232,7 +246,7 @@ class Entra:
     # -- tokens ----------------------------------------------------------------------------------------------
 
     def _token(self, tenant: str, form: dict[str, str], now: float) -> dict[str, Any]:
-        """A token for whoever has sent this form. Refused: see there."""
+        """Return a token response to this form. Raises TokenDenied."""
         if form.get("grant_type") != "client_credentials":
             raise TokenDenied(70003)
         self._authenticate(tenant, form, now)
@@ -263,7 +277,7 @@ class Entra:
         }
 
     def _authenticate(self, tenant: str, form: dict[str, str], now: float) -> None:
-        """Refused: the application is not who it says it is, or may not come in."""
+        """Raise TokenDenied if the application's credentials are wrong or it is locked."""
         registration, accounts = self.registration, self._accounts
         if form.get("client_id") != registration.client_id:
             raise TokenDenied(700016)
@@ -284,7 +298,7 @@ class Entra:
         accounts.admit(registration.client_id)
 
     def _check_assertion(self, form: dict[str, str], tenant: str, now: float) -> None:
-        """Refused: the JWT is not signed by the certificate, or not made out to this server, or not at this time."""
+        """Raise TokenDenied if the JWT has a wrong signature, audience, issuer or time."""
         registration, assertion = self.registration, form["client_assertion"]
         if form.get("client_assertion_type") != ASSERTION_TYPE:
             raise TokenDenied(7000218)
@@ -319,15 +333,18 @@ class Entra:
         return resource
 
 
-# Times are compared here, since PyJWT asks the system's clock.
+# Entra compares the times itself, because PyJWT uses the system clock.
 _TIMES: dict[str, Any] = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
 _OF_AN_ASSERTION: Any = {**_TIMES, "require": ["aud", "exp", "iss", "sub"]}
 _OF_A_TOKEN: Any = {**_TIMES, "verify_aud": False}
 
 
 def _requested_claims(text: str) -> dict[str, list[str]]:
-    """The claims that a claims request (OpenID Connect Core 5.5) wants in the access token: `acrs`, the
-    authentication contexts. What else it wants is of no matter here."""
+    """Return the `acrs` (authentication contexts) that a claims request (OpenID Connect Core 5.5) wants in
+    the access token.
+
+    Other requested claims are ignored.
+    """
     try:
         wanted = _CLAIMS.decode(text or b"{}").get("access_token", {}).get("acrs") or {}
     except msgspec.DecodeError:
@@ -365,7 +382,7 @@ _EXCHANGE_APP_ID = "00000002-0000-0ff1-ce00-000000000000"
 
 
 class Bearer:
-    """The scheme, and the login of every connection: it keeps no state."""
+    """Bearer tokens. It has no state, so it is also the login of every connection."""
 
     def __init__(self, entra: Entra, conditions: Conditions) -> None:
         self._entra = entra

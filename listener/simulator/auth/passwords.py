@@ -1,4 +1,4 @@
-"""Who may come in by password, and who is locked out."""
+"""Accounts with passwords, account lockout, and Basic authentication."""
 
 from base64 import b64decode
 from collections import Counter
@@ -10,8 +10,11 @@ from listener.simulator.fault_effects import Conditions
 
 
 class Accounts:
-    """`passwords` maps user principal names in lower case to passwords. An account is locked after `lock_after`
-    refusals in a row (0: never), and stays so; or while the fault `account_locked` lasts."""
+    """Password accounts. `passwords` maps lower-case user principal names to passwords.
+
+    An account is locked permanently after `lock_after` consecutive refusals (0: never), and temporarily by
+    the fault `account_locked`.
+    """
 
     def __init__(self, passwords: Mapping[str, str], lock_after: int, conditions: Conditions) -> None:
         self.passwords = passwords
@@ -22,17 +25,20 @@ class Accounts:
 
     @property
     def locked(self) -> list[str]:
-        """Those that have locked themselves out."""
+        """Accounts with too many refusals."""
         return sorted(filter(self._has_too_many_failures, self._consecutive_failures))
 
     def find(self, name: str) -> str | None:
-        """The account of a user principal name, or of DOMAIN\\name with the domain's first label, in any case."""
+        """Return the account with this user principal name or down-level name (DOMAIN\\name), in any case.
+
+        DOMAIN is the first label of the domain.
+        """
         lowered = name.strip().lower()
         found = self._down_level_names.get(lowered, lowered)
         return found if found in self.passwords else None
 
     def password_matches(self, account: str, password: str) -> bool:
-        """Whether this is its password; what the lock says is another matter."""
+        """Return whether this is the account's password. Ignores lockout."""
         return compare_digest(self.passwords[account].encode(), password.encode())
 
     def is_locked(self, account: str) -> bool:
@@ -42,11 +48,11 @@ class Accounts:
         return 0 < self._lock_after <= self._consecutive_failures[account]
 
     def admit(self, account: str) -> None:
-        """Its credentials were good: what was refused before no longer counts."""
+        """Note accepted credentials. Resets the refusals."""
         self._consecutive_failures.pop(account, None)
 
     def refuse(self, account: str) -> None:
-        """Its credentials were refused."""
+        """Note refused credentials."""
         self._consecutive_failures[account] += 1
 
 
@@ -56,7 +62,7 @@ def _down_level_name(account: str) -> str:
 
 
 class Basic:
-    """The scheme, and the login of every connection: it keeps no state."""
+    """Basic authentication (RFC 7617). It has no state, so it is also the login of every connection."""
 
     def __init__(self, accounts: Accounts, realm: str) -> None:
         self._accounts = accounts

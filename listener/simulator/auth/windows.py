@@ -1,11 +1,14 @@
-"""NTLM and Negotiate: a handshake of several requests that belongs to its connection, as IIS has it.
+"""Windows authentication: NTLM, Negotiate and Kerberos, bound to a connection as in IIS.
 
-- Each leg is a request of its own, and each but the last is answered 401. A request without the next leg, whatever
-  else it is, breaks the handshake: the leg that comes after it is refused.
-- Who has come in by NTLM has done so for the whole connection; requests need no header any more. A new handshake
-  forgets it.
-- Kerberos proves each request anew ("Windows Authentication <windowsAuthentication>", learn.microsoft.com:
+- Each leg of a handshake is a request, and each but the last gets 401. A request without the next leg breaks the
+  handshake: a leg that follows it is refused.
+- NTLM authenticates the connection; later requests need no header. A new handshake ends that.
+- Kerberos authenticates each request ("Windows Authentication <windowsAuthentication>", learn.microsoft.com:
   authPersistNonNTLM is false by default).
+
+Extended Protection binds credentials to one TLS channel: RFC 5929 section 4 (`tls-server-end-point`), RFC 2744
+section 3.11 and MS-NLMP 2.2.2.1 (MsvAvChannelBindings). "Configure Windows Extended Protection in Exchange Server"
+(learn.microsoft.com) says who must send a binding.
 """
 
 import hashlib
@@ -28,7 +31,8 @@ from listener.simulator.auth.passwords import Accounts
 
 
 class InvalidCredentials(Exception):  # noqa: N818
-    """Credentials of `user` that do not hold; `why` as in Denied. `token` tells the client more, if there is one."""
+    """The credentials of `user` are invalid. `reason` as in Denied. `token` is an error token for the client,
+    or None."""
 
     def __init__(self, user: str, reason: str, token: bytes | None = None) -> None:
         super().__init__(reason)
@@ -38,7 +42,7 @@ class InvalidCredentials(Exception):  # noqa: N818
 
 
 class Acceptor(Protocol):
-    """The server's end of one handshake. `account` is None until the proof is there."""
+    """The server side of one handshake. `account` is None until it is authenticated."""
 
     @property
     def account(self) -> str | None: ...
@@ -47,12 +51,12 @@ class Acceptor(Protocol):
     def mechanism(self) -> str: ...
 
     def step(self, token: bytes) -> bytes | None:
-        """The answer to the client's next token. Refusal: it proves nothing."""
+        """Return the answer to the client's next token. Raises InvalidCredentials."""
         ...
 
 
 class ConnectionLogin:
-    """`schemes` are those on offer, by name, in their order."""
+    """The login of one connection. `schemes` are the offered ones by name, in order."""
 
     def __init__(self, accounts: Accounts, schemes: Mapping[str, Callable[[], Acceptor]]) -> None:
         self._accounts = accounts
@@ -111,7 +115,7 @@ _NONE = bytes(16)
 
 
 def server_end_point(certificate: bytes) -> bytes:
-    """What binds to the channel of a server with this certificate (DER)."""
+    """Return the channel binding of a server with this certificate (DER)."""
     algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
     if algorithm is None or isinstance(algorithm, _WEAK):
         algorithm = hashes.SHA256()
@@ -119,7 +123,7 @@ def server_end_point(certificate: bytes) -> bytes:
 
 
 class ChannelBinding:
-    """What a connection's credentials must be bound to. `data` is None without TLS."""
+    """The channel binding that a connection's credentials must have. `data` is None without TLS."""
 
     def __init__(self, protection: Protection, certificate: bytes | None) -> None:
         self.required = protection == "require"
@@ -127,7 +131,8 @@ class ChannelBinding:
         self._checked = protection != "off"
 
     def accepts(self, given: bytes | None) -> bool:
-        """Whether NTLM credentials with this MD5 hash of the bindings may come in; none, or zeros, is no binding."""
+        """Return whether NTLM credentials with this MD5 hash of the binding are accepted. None or zeros mean
+        no binding."""
         if not self._checked:
             return True
         if given in (None, _NONE):
@@ -136,7 +141,7 @@ class ChannelBinding:
 
 
 def ntlm_hash(data: bytes) -> bytes:
-    """The hash of a gss_channel_bindings_struct that has no addresses."""
+    """Return the hash of a gss_channel_bindings_struct without addresses."""
     return hashlib.md5(struct.pack("<5I", 0, 0, 0, 0, len(data)) + data, usedforsecurity=False).digest()
 
 
@@ -145,12 +150,13 @@ _START = SIGNATURE + struct.pack("<I", 3)
 _NT_RESPONSE, _DOMAIN, _USER, _FLAGS = 20, 28, 36, 60
 _UNICODE = 1
 _PAIRS = 44
-"""Where the AV pairs new_acceptor in an NTLMv2 response: behind the proof and the head of the client's challenge."""
+"""Offset of the AV pairs in an NTLMv2 response: after the proof and the header of the client challenge."""
 _END_OF_LIST, _CHANNEL_BINDINGS = 0, 10
 
 
 class Authenticate(NamedTuple):
-    """`binding` is the MD5 hash of the channel bindings, None if there is none."""
+    """An NTLM AUTHENTICATE message (MS-NLMP 2.2.1.3). `binding` is the MD5 hash of the channel binding, or
+    None."""
 
     user: str
     domain: str
@@ -162,10 +168,8 @@ class Authenticate(NamedTuple):
 
 
 def find_authenticate(token: bytes) -> Authenticate | None:
-    """The AUTHENTICATE message in a token, bare or wrapped in SPNEGO; None if it holds none.
-
-    ValueError: it is malformed.
-    """
+    """Return the AUTHENTICATE message in a token, bare or wrapped in SPNEGO, or None. Raises ValueError if it
+    is malformed."""
     at = token.find(_START)
     if at < 0:
         return None
@@ -183,7 +187,7 @@ def find_authenticate(token: bytes) -> Authenticate | None:
 def _field(message: bytes, place: int) -> bytes:
     length, _, offset = struct.unpack_from("<HHI", message, place)
     if offset + length > len(message):
-        raise ValueError("a field reaches beyond the message")
+        raise ValueError("a field exceeds the message")
     return message[offset : offset + length]
 
 
@@ -208,11 +212,11 @@ PYSPNEGO_ERRORS = (
     StopIteration,
     ArithmeticError,
 )
-"""What pyspnego raises for a token that is malformed or proves nothing."""
+"""What pyspnego raises for a malformed or invalid token."""
 
 
 class Ntlm:
-    """The scheme."""
+    """The NTLM scheme."""
 
     def __init__(self, accounts: Accounts, protection: Protection) -> None:
         self._accounts = accounts
@@ -224,9 +228,9 @@ class Ntlm:
 
 
 class NtlmAcceptor:
-    """One handshake. pyspnego judges the proof; whom to ask for it, the lock and the channel binding are ours.
+    """One NTLM handshake, by pyspnego. Account lookup, lockout and channel binding are checked here.
 
-    pyspnego's own check of channel bindings takes zeros for a match, and knows no "allow".
+    pyspnego's own check of channel bindings accepts zeros and has no "allow" mode.
     """
 
     mechanism = "ntlm"
@@ -239,7 +243,7 @@ class NtlmAcceptor:
         self.account: str | None = None
 
     def step(self, token: bytes) -> bytes | None:
-        """The answer to the client's next token. Refusal: it proves nothing."""
+        """Return the answer to the client's next token. Raises InvalidCredentials."""
         try:
             proof = find_authenticate(token)
         except ValueError:
@@ -264,8 +268,10 @@ class NtlmAcceptor:
 
 @contextmanager
 def _password_file(passwords: dict[str, str]) -> Iterator[None]:
-    """pyspnego's acceptor takes passwords from the file that NTLM_USER_FILE names, and from nowhere else. The file
-    and the variable are there while this lasts; the file is never on a disk."""
+    """Give pyspnego's acceptor these passwords while the context is open.
+
+    It accepts them only in the file that NTLM_USER_FILE names. The file is in memory and never on a disk.
+    """
     with os.fdopen(os.memfd_create("ntlm-users"), "w", encoding="utf-8") as file:
         for name, password in passwords.items():
             domain, _, user = name.rpartition("\\")
@@ -283,11 +289,12 @@ def _password_file(passwords: dict[str, str]) -> Iterator[None]:
 
 
 _CHANNEL_BOUND = 2048
-"""GSS_C_CHANNEL_BOUND_FLAG: the client has sent bindings, and they are ours."""
+"""GSS_C_CHANNEL_BOUND_FLAG: the client sent a channel binding and it matches."""
 
 
 def load_key(keytab: Path) -> Any:
-    """What accepts tickets: gssapi.Credentials. OSError: the file has no keys, or Kerberos is not installed."""
+    """Return the gssapi.Credentials that accept tickets. Raises OSError if the file has no keys or Kerberos
+    is not installed."""
     try:
         import gssapi
     except ImportError:
@@ -299,7 +306,8 @@ def load_key(keytab: Path) -> Any:
 
 
 class KerberosAcceptor:
-    """One handshake; it takes one leg."""
+    """One Kerberos handshake of one leg, by libkrb5 with its own SPNEGO, so that client and server do not
+    share pyspnego."""
 
     mechanism = "kerberos"
 
@@ -320,7 +328,7 @@ class KerberosAcceptor:
         answer: bytes | None = None
         try:
             answer = self._context.step(token)
-            complete = self._context.complete  # an error that comes with a token is raised here, not by step
+            complete = self._context.complete  # raises an error that has a token; step does not
         except gssapi.exceptions.BadChannelBindingsError:
             raise InvalidCredentials("", "binding", answer) from None
         except gssapi.exceptions.GSSError:
@@ -337,8 +345,11 @@ class KerberosAcceptor:
 
 
 class Negotiate:
-    """The scheme; it offers bare NTLM too, as Exchange does. `keytab` has the key of HTTP/host. OSError: see
-    `kerberos.load_key`."""
+    """The Negotiate scheme (SPNEGO, RFC 4178): Kerberos with a keytab, else NTLM. It also offers bare NTLM,
+    like Exchange.
+
+    `keytab` has the key of HTTP/host. Raises OSError; see `load_key`.
+    """
 
     def __init__(self, accounts: Accounts, protection: Protection, keytab: Path | None) -> None:
         self._accounts = accounts
@@ -355,7 +366,7 @@ class Negotiate:
 
 
 class NegotiateAcceptor:
-    """One handshake. Without a `key` there is NTLM alone."""
+    """One Negotiate handshake. Without a `key` it accepts only NTLM."""
 
     def __init__(self, accounts: Accounts, binding: ChannelBinding, key: Any) -> None:
         self._accounts = accounts
