@@ -9,7 +9,7 @@ from listener.simulator.requests import Call, MalformedRequest, parse_call, pars
 from tests.simulator.client import envelope, stream_body
 
 
-def test_what_stands_in_a_request() -> None:
+def test_parse_call() -> None:
     call = parse_call(envelope(stream_body(["a", "b"]), impersonate="alice@contoso.example"))
     assert call.operation == "GetStreamingEvents"
     assert call.version == "Exchange2013_SP1"
@@ -26,19 +26,19 @@ def test_what_stands_in_a_request() -> None:
         b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
     ],
 )
-def test_what_is_no_request(body: bytes) -> None:
+def test_malformed_requests(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         parse_call(body)
 
 
-def test_document_types_are_refused() -> None:
+def test_document_type_definitions_are_refused() -> None:
     with pytest.raises(MalformedRequest, match="DTD"):
         parse_xml(b'<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><a/>')
 
 
 @given(st.binary())
 @example(envelope("<m:Subscribe/>")[:-5])
-def test_any_bytes_are_a_call_or_malformed(body: bytes) -> None:
+def test_any_bytes_are_parsed_or_malformed(body: bytes) -> None:
     with suppress(MalformedRequest):
         assert isinstance(parse_call(body), Call)
 

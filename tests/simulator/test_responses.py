@@ -13,10 +13,10 @@ from tests.xsd import validate, xsd_available
 
 
 def events_of(kind: str) -> list[etree._Element]:
-    """A valid stream message with the events that one change of this kind makes."""
+    """Return a valid stream message with the events of one change of this kind."""
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=5), 0.0)
     events = make(mailbox, kind, Random(1), 1700000000.9)
-    # Servers write m:Notification; the schema has it in the types' namespace, so that is what can be validated.
+    # Servers write m:Notification. The schema has it in the types' namespace, so only that form can be validated.
     content = responses.notification("c3Vi", events, more=True, tag_in="t")
     message = responses.success("GetStreamingEvents", f"<m:Notifications>{content}</m:Notifications>")
     data = responses.stream_envelope(responses.response("GetStreamingEvents", [message]))
@@ -34,7 +34,7 @@ def test_events_are_valid(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["MovedEvent", "CopiedEvent"])
-def test_what_moves_and_copies_tell(kind: str) -> None:
+def test_moves_and_copies_report_old_ids(kind: str) -> None:
     (body,) = events_of(kind)
     event = body.find(f".//t:{kind}", NAMES)
     assert event is not None
@@ -44,7 +44,7 @@ def test_what_moves_and_copies_tell(kind: str) -> None:
     assert event.findtext("t:TimeStamp", namespaces=NAMES) == "2023-11-14T22:13:20Z"
 
 
-def test_notification_stands_in_the_messages_namespace_as_servers_write_it() -> None:
+def test_notification_is_in_the_messages_namespace() -> None:
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=5), 0.0)
     events = mailbox.deliver("Hello", "bob@fabrikam.example", 1.0)
     assert responses.notification("c3Vi", events, more=False).startswith(
@@ -75,7 +75,7 @@ def test_the_server_version_is_valid() -> None:
         validate(version)
 
 
-def test_a_fault_says_its_code_in_both_places() -> None:
+def test_soap_fault_has_the_code_in_faultcode_and_detail() -> None:
     data = responses.fault(Failure("ErrorServerBusy", "Too <busy>", values={"BackOffMilliseconds": "1500"}))
     fault = etree.fromstring(data).find("s:Body/s:Fault", NAMES)
     assert fault is not None

@@ -5,7 +5,7 @@ from listener.simulator.responses import Failure
 from listener.simulator.settings import Limits
 
 
-def test_each_has_a_budget_of_its_own() -> None:
+def test_each_owner_has_its_own_budget() -> None:
     throttle = Throttle(Limits(concurrency=2, hanging_connections=1))
     leave = throttle.start_request("alice")
     throttle.start_request("alice")
@@ -18,7 +18,7 @@ def test_each_has_a_budget_of_its_own() -> None:
     throttle.start_request("alice")
 
 
-def test_streams_are_counted_apart_from_requests() -> None:
+def test_streams_are_counted_separately_from_requests() -> None:
     throttle = Throttle(Limits(concurrency=1, hanging_connections=1))
     throttle.start_request("alice")
     end = throttle.start_stream("alice")
@@ -30,7 +30,7 @@ def test_streams_are_counted_apart_from_requests() -> None:
     throttle.start_stream("alice")
 
 
-def test_synchronising_is_counted_among_the_requests_and_apart() -> None:
+def test_sync_requests_have_an_additional_limit() -> None:
     throttle = Throttle(Limits(concurrency=3, sync_calls=1))
     leave = throttle.start_request("alice", is_sync=True)
     with pytest.raises(Failure) as refused:

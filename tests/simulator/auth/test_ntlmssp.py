@@ -27,25 +27,25 @@ def message(user: str, binding: bytes | None = None, protocol: str = "ntlm") -> 
 
 
 @pytest.mark.parametrize("protocol", ["ntlm", "negotiate"])
-def test_who_it_is_and_on_which_channel(protocol: str) -> None:
+def test_user_and_channel_binding(protocol: str) -> None:
     assert find_authenticate(message("CONTOSO\\jürgen", b"channel", protocol)) == Authenticate(
         "jürgen", "CONTOSO", ntlm_hash(b"channel")
     )
 
 
-def test_names_are_told_as_accounts_know_them() -> None:
+def test_account_name_forms() -> None:
     found = [find_authenticate(message(user)) for user in ("CONTOSO\\svc", "svc@contoso.example")]
     assert [each.name for each in found if each] == ["CONTOSO\\svc", "svc@contoso.example"]
     assert [each.binding for each in found if each] == [None, None]
 
 
-def test_other_tokens_have_none() -> None:
+def test_tokens_without_authenticate_message() -> None:
     assert find_authenticate(b"") is None
     assert find_authenticate(SIGNATURE + b"\x01\0\0\0") is None
 
 
 @given(st.binary(max_size=200))
-def test_what_is_malformed_is_said_to_be(data: bytes) -> None:
+def test_malformed_messages(data: bytes) -> None:
     try:
         found = find_authenticate(SIGNATURE + b"\x03\0\0\0" + data)
     except ValueError:
@@ -54,7 +54,7 @@ def test_what_is_malformed_is_said_to_be(data: bytes) -> None:
 
 
 @given(st.data())
-def test_a_damaged_message_is_read_or_refused(data: st.DataObject) -> None:
+def test_any_damaged_message_is_parsed_or_refused(data: st.DataObject) -> None:
     damaged = bytearray(GOOD)
     for place in data.draw(st.lists(st.integers(12, len(GOOD) - 1), max_size=4)):
         damaged[place] = data.draw(st.integers(0, 255))
