@@ -102,7 +102,7 @@ def simulate(
         port=port,
         name=hostname,
         mailboxes=mailboxes,
-        people=tuple(person or ()),
+        extra_mailboxes=tuple(person or ()),
         backends=backends,
         rate=rate,
         seed=seed,

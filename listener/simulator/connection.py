@@ -26,7 +26,7 @@ Answer = Callable[[str, str, Mapping[str, str], bytes], Reply]
 Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 TICK = 0.003
 """Seconds that a stream waits for more events before it writes."""
-_LARGEST_BODY = 4 << 20
+_MAX_BODY = 4 << 20
 _RECEIVE = 1 << 16
 _CUT_BYTES = 40
 """Bytes that are missing from a truncated body: fewer than follow the last element of any envelope."""
@@ -41,10 +41,10 @@ class ResponseWriter:
         self._interval = 0.0
         self._still_slow: Callable[[], bool] = lambda: False
 
-    def slow(self, interval: float, still: Callable[[], bool]) -> None:
+    def slow(self, interval: float, active: Callable[[], bool]) -> None:
         """Write one byte every `interval` seconds while `still()` is true."""
         self._interval = interval
-        self._still_slow = still
+        self._still_slow = active
 
     async def send(self, data: bytes) -> None:
         sent = 0
@@ -142,7 +142,7 @@ class HttpConnection:
     def _reply(self, head: h11.Request, body: bytes) -> Reply:
         headers: dict[str, str] = {}
         for raw_name, raw_value in head.headers:
-            name, value = raw_name.decode("latin-1"), _text(raw_value)
+            name, value = raw_name.decode("latin-1"), _decode_header(raw_value)
             headers[name] = f"{headers[name]}; {value}" if name in headers else value
         return self._answer(head.method.decode("latin-1"), head.target.decode("latin-1"), headers, body)
 
@@ -162,7 +162,7 @@ class HttpConnection:
                 head = event
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > _LARGEST_BODY:
+                if len(body) > _MAX_BODY:
                     raise _TooLarge
             elif isinstance(event, h11.EndOfMessage) and head is not None:
                 return head, bytes(body)
@@ -179,8 +179,8 @@ class HttpConnection:
         match reply.fault:
             case None:
                 await self._send_complete(reply)
-            case faults.NoAnswer() as silence:
-                with trio.move_on_after(math.inf if silence.seconds is None else silence.seconds):
+            case faults.NoAnswer() as no_answer:
+                with trio.move_on_after(math.inf if no_answer.seconds is None else no_answer.seconds):
                     await self._wait_for_client_close()
             case faults.HangUp() as hang_up:
                 if hang_up.reset:
@@ -266,7 +266,7 @@ class HttpConnection:
                         reset = True
                         break
                     case faults.Slow() as slow:
-                        self._writer.slow(slow.interval, partial(_is, stream, slow))
+                        self._writer.slow(slow.interval, partial(_has_fault, stream, slow))
                     case faults.Cut() as cut:
                         data = stream.take(self._clock()) or stream.heartbeat_with_text()
                         await self._send(
@@ -305,7 +305,7 @@ class HttpConnection:
             self._http.receive_data(bytes(data))
 
 
-def _text(value: bytes) -> str:
+def _decode_header(value: bytes) -> str:
     """Decode a header value as UTF-8, as ASP.NET does, else as Latin-1."""
     try:
         return value.decode()
@@ -313,5 +313,5 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _is(stream: Stream, fault: faults.Fault) -> bool:
+def _has_fault(stream: Stream, fault: faults.Fault) -> bool:
     return stream.fault is fault

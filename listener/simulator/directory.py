@@ -176,7 +176,7 @@ class Directory:
         self.outsider = f"ceo@{domain}"
         self.mailboxes: dict[str, Mailbox] = {}
         self.homes: dict[str, str] = {}
-        extra = [(local.title(), local.lower()) for local in settings.people]
+        extra = [(local.title(), local.lower()) for local in settings.extra_mailboxes]
         people = [*random_people(settings.mailboxes, rng), *extra, ("Chief Executive", "ceo")]
         for name, local in people:
             address = f"{local}@{domain}"

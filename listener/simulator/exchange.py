@@ -70,11 +70,11 @@ class Exchange:
         self.conditions = Conditions()
         self.authenticator = Authenticator(settings, self.directory.accounts, self.conditions)
         rng = Random(f"faults {settings.seed}")
-        disasters = OrganizationFaultMaker(
+        fault_maker = OrganizationFaultMaker(
             self.directory, self.subscriptions, self.streams, self.conditions, rng, tls=settings.tls
         )
         self.fault_scheduler = FaultScheduler(
-            self.directory, self.subscriptions, self.streams, disasters, ledger, rng
+            self.directory, self.subscriptions, self.streams, fault_maker, ledger, rng
         )
         self.fault_scheduler.start_plan(settings.faults, now)
 
@@ -334,7 +334,9 @@ class Exchange:
                 readable_by_id[id_] = found
             except Failure as failure:
                 failed.setdefault(failure.code, []).append(id_)
-        readable = () if failed and self.settings.wire.ends_after_bad_id else tuple(readable_by_id.values())
+        readable = (
+            () if failed and self.settings.stream_format.ends_after_bad_id else tuple(readable_by_id.values())
+        )
         stream = Stream(
             context.backend,
             context.account,
@@ -342,11 +344,11 @@ class Exchange:
             context.now,
             window=int(minutes) * 60.0,
             heartbeat=self.settings.heartbeat,
-            wire=self.settings.wire,
+            stream_format=self.settings.stream_format,
             rng=self._rng,
         )
         if failed:
-            stream.refuse(failed)
+            stream.report_failed_ids(failed)
         self.streams[stream] = None
 
         def finish() -> None:
@@ -360,11 +362,11 @@ class Exchange:
     def _server_headers(self, backend: str, request: HttpRequest) -> list[tuple[str, str]]:
         """Return the headers that Exchange adds to every reply. `request` shows which cookies the client has."""
         machine = backend.partition(".")[0].upper()
-        asked = request.headers.get("client-request-id")
+        client_request_id = request.headers.get("client-request-id")
         headers = [
             ("Server", "Microsoft-IIS/10.0"),
             ("request-id", str(UUID(int=self._rng.getrandbits(128), version=4))),
-            *([("client-request-id", asked)] if asked else []),
+            *([("client-request-id", client_request_id)] if client_request_id else []),
             ("X-CalculatedBETarget", backend),
             ("X-DiagInfo", machine),
             ("X-BEServer", machine),

@@ -171,15 +171,15 @@ def apply_stream_fault(
         case faults.Closed():
             stream.close_early(now, fault.then, fault.seconds)
         case faults.Padding():
-            stream.inject(stream.heartbeat_with_text("x" * round(fault.megabytes * 1_000_000)))
+            stream.enqueue(stream.heartbeat_with_text("x" * round(fault.megabytes * 1_000_000)))
         case faults.InvalidCharacters(form="reference"):
-            stream.inject(stream.heartbeat_with_text("here&#x0;and&#x1F;there"))
+            stream.enqueue(stream.heartbeat_with_text("here&#x0;and&#x1F;there"))
         case faults.InvalidCharacters(form="control"):
-            stream.inject(stream.heartbeat_with_text("here\x00and\x1fthere"))
+            stream.enqueue(stream.heartbeat_with_text("here\x00and\x1fthere"))
         case faults.InvalidCharacters():
-            stream.inject(stream.heartbeat_with_text("here@there").replace(b"@", b"\xc3\x28\xff"))
+            stream.enqueue(stream.heartbeat_with_text("here@there").replace(b"@", b"\xc3\x28\xff"))
         case faults.Doctype():
-            stream.inject(
+            stream.enqueue(
                 _add_doctype(
                     stream.heartbeat_with_text("&laugh;" if fault.bomb else "&word;"), bomb=fault.bomb
                 )
@@ -300,7 +300,7 @@ class OrganizationFaultMaker:
 
     def _restart(self, fault: faults.BackendRestart) -> AppliedFault:
         backend = self._backend(fault.backend)
-        self._lose(backend)
+        self._drop_subscriptions(backend)
         if fault.seconds is None:
             return AppliedFault(backend=backend)
         self._conditions.down.add(backend)
@@ -313,16 +313,16 @@ class OrganizationFaultMaker:
         if not others:
             raise NoTarget("no other back end is working")
         directory.alive = tuple(others)
-        self._lose(backend)
+        self._drop_subscriptions(backend)
         for address, home in directory.homes.items():
             if home == backend:
                 directory.homes[address] = self._rng.choice(others)
 
-        def come_back() -> None:
+        def recover() -> None:
             alive = {*directory.alive, backend}
             directory.alive = tuple(each for each in directory.backends if each in alive)
 
-        return AppliedFault(backend=backend, undo=come_back)
+        return AppliedFault(backend=backend, undo=recover)
 
     def _backend(self, name: str) -> str:
         chosen = self._directory.backend(name) if name else self._rng.choice(self._directory.alive)
@@ -330,7 +330,7 @@ class OrganizationFaultMaker:
             raise NoTarget(f"back end {name} has failed")
         return chosen
 
-    def _lose(self, backend: str) -> None:
+    def _drop_subscriptions(self, backend: str) -> None:
         self._break_streams(backend)
         self._subscriptions.restart(backend)
 
@@ -351,7 +351,7 @@ class OrganizationFaultMaker:
         if target not in others:
             raise NoTarget(f"{mailbox.address} has no other back end to move to")
         self._directory.homes[mailbox.address] = target
-        self._end(mailbox, fault.code)
+        self._end_subscriptions(mailbox, fault.code)
         if fault.seconds is None:
             return AppliedFault(mailbox.address, target)
         self._conditions.moving[mailbox.address] = "ErrorMailboxMoveInProgress"
@@ -366,7 +366,7 @@ class OrganizationFaultMaker:
             for subscription in self._subscriptions.for_mailbox(mailbox.address):
                 subscription.silent = True
         else:
-            self._end(mailbox, fault.code)
+            self._end_subscriptions(mailbox, fault.code)
         return AppliedFault(mailbox.address)
 
     def _overflow(self, fault: faults.Overflow) -> AppliedFault:
@@ -383,11 +383,11 @@ class OrganizationFaultMaker:
         for subscription in silent:
             subscription.silent = True
 
-        def speak() -> None:
+        def end_silence() -> None:
             for subscription in silent:
                 subscription.silent = False
 
-        return AppliedFault(chosen.mailbox, chosen.backend, chosen.id, undo=speak)
+        return AppliedFault(chosen.mailbox, chosen.backend, chosen.id, undo=end_silence)
 
     def _lose_sync_states(self, fault: faults.SyncStateLost) -> AppliedFault:
         chosen = list(self._directory) if fault.mailbox == "*" else [self._mailbox(fault.mailbox)]
@@ -398,7 +398,7 @@ class OrganizationFaultMaker:
     def _disable(self, fault: faults.MailboxDisabled) -> AppliedFault:
         mailbox = self._mailbox(fault.mailbox)
         self._conditions.disabled[mailbox.address] = fault.code
-        self._end(mailbox, fault.code)
+        self._end_subscriptions(mailbox, fault.code)
         return AppliedFault(
             mailbox.address, undo=lambda: _remove_code(self._conditions.disabled, mailbox.address)
         )
@@ -421,7 +421,7 @@ class OrganizationFaultMaker:
             raise NoTarget("no subscription exists")
         return self._rng.choice(found)
 
-    def _end(self, mailbox: Mailbox, code: str) -> None:
+    def _end_subscriptions(self, mailbox: Mailbox, code: str) -> None:
         for subscription in self._subscriptions.for_mailbox(mailbox.address):
             self._subscriptions.remove(subscription, code)
 

@@ -130,32 +130,32 @@ def to_toml(plan: Plan) -> str:
     return "\n".join(tables)
 
 
-def _often(per_minute: float, kind: str, **given: Any) -> Entry:
+def _rate(per_minute: float, kind: str, **given: Any) -> Entry:
     return Entry(parse({"kind": kind, **given}), per_minute=per_minute)
 
 
 # A client that suspended a mailbox or must wait has to recover within a minute after the last fault. So no fault
 # here lasts longer than a few seconds, and request faults expire soon if no request arrives.
-_SOON = 15.0
+_WITHIN = 15.0
 
 _LIGHT: Plan = (
-    _often(2, "response_code", code="ErrorServerBusy", place="fault", back_off_ms=1000, within=_SOON),
-    _often(2, "response_code", code="ErrorInternalServerTransientError", within=_SOON),
-    _often(2, "http", status=503, retry_after=1, within=_SOON),
-    _often(1, "http", status=500, within=_SOON),
-    _often(2, "closed"),
-    _often(1, "cut", where="end", how="close"),
-    _often(1, "cut"),
-    _often(1, "stream_code", code="ErrorInternalServerTransientError", ids="none"),
-    _often(1, "stream_code", code="ErrorSubscriptionNotFound"),
-    _often(0.5, "backend_restart"),
-    _often(1, "mailbox_move"),
+    _rate(2, "response_code", code="ErrorServerBusy", place="fault", back_off_ms=1000, within=_WITHIN),
+    _rate(2, "response_code", code="ErrorInternalServerTransientError", within=_WITHIN),
+    _rate(2, "http", status=503, retry_after=1, within=_WITHIN),
+    _rate(1, "http", status=500, within=_WITHIN),
+    _rate(2, "closed"),
+    _rate(1, "cut", where="end", how="close"),
+    _rate(1, "cut"),
+    _rate(1, "stream_code", code="ErrorInternalServerTransientError", ids="none"),
+    _rate(1, "stream_code", code="ErrorSubscriptionNotFound"),
+    _rate(0.5, "backend_restart"),
+    _rate(1, "mailbox_move"),
 )
 
 _HEAVY: Plan = (
     # codes
     *(
-        _often(1, "response_code", code=code, place=place, within=_SOON)
+        _rate(1, "response_code", code=code, place=place, within=_WITHIN)
         for place, codes in (
             ("message", ("ErrorInternalServerError", "ErrorMailboxFailover", "ErrorTimeoutExpired")),
             ("fault", ("ErrorADUnavailable", "ErrorInsufficientResources", "ErrorTooManyObjectsOpened")),
@@ -164,67 +164,67 @@ _HEAVY: Plan = (
         for code in codes
     ),
     *(
-        _often(2, "response_code", code="ErrorServerBusy", back_off_ms=wait, place=place, within=_SOON)
+        _rate(2, "response_code", code="ErrorServerBusy", back_off_ms=wait, place=place, within=_WITHIN)
         for place, wait in (("message", 1000), ("fault", 2000))
     ),
-    _often(1, "response_code", code="ErrorInternalServerTransientError", place="fault", status=200, within=_SOON),
-    _often(2, "response_code", code="ErrorMailboxStoreUnavailable", operation="Subscribe", within=_SOON),
-    _often(1, "response_code", code="ErrorProxyRequestNotAllowed", operation="Subscribe", within=_SOON),
-    _often(1, "response_code", code="ErrorCrossSiteRequest", operation="GetStreamingEvents", within=_SOON),
-    _often(1, "response_code", code="ErrorNobodyKnowsThisOne", within=_SOON),
-    _often(2, "stream_code", code="ErrorSubscriptionNotFound"),
-    _often(1, "stream_code", code="ErrorExpiredSubscription", ends=False),
-    _often(1, "stream_code", code="ErrorProxiedSubscriptionCallFailure", ids="all"),
-    _often(1, "stream_code", code="ErrorInternalServerTransientError", ids="none"),
-    _often(1, "stream_code", code="ErrorMailboxMoveInProgress", ids="none", ends=False),
+    _rate(1, "response_code", code="ErrorInternalServerTransientError", place="fault", status=200, within=_WITHIN),
+    _rate(2, "response_code", code="ErrorMailboxStoreUnavailable", operation="Subscribe", within=_WITHIN),
+    _rate(1, "response_code", code="ErrorProxyRequestNotAllowed", operation="Subscribe", within=_WITHIN),
+    _rate(1, "response_code", code="ErrorCrossSiteRequest", operation="GetStreamingEvents", within=_WITHIN),
+    _rate(1, "response_code", code="ErrorUndocumentedCode", within=_WITHIN),
+    _rate(2, "stream_code", code="ErrorSubscriptionNotFound"),
+    _rate(1, "stream_code", code="ErrorExpiredSubscription", ends=False),
+    _rate(1, "stream_code", code="ErrorProxiedSubscriptionCallFailure", ids="all"),
+    _rate(1, "stream_code", code="ErrorInternalServerTransientError", ids="none"),
+    _rate(1, "stream_code", code="ErrorMailboxMoveInProgress", ids="none", ends=False),
     # HTTP
-    _often(1, "http", status=401, within=_SOON),
-    _often(1, "http", status=429, retry_after=2, within=_SOON),
-    _often(2, "http", status=503, retry_after=2, retry_after_date=True, within=_SOON),
-    _often(2, "http", status=500, within=_SOON),
-    _often(2, "http", status=502, within=_SOON),
-    _often(2, "http", status=504, within=_SOON),
-    _often(1, "http", status=302, within=_SOON),
-    _often(2, "login_page", within=_SOON),
+    _rate(1, "http", status=401, within=_WITHIN),
+    _rate(1, "http", status=429, retry_after=2, within=_WITHIN),
+    _rate(2, "http", status=503, retry_after=2, retry_after_date=True, within=_WITHIN),
+    _rate(2, "http", status=500, within=_WITHIN),
+    _rate(2, "http", status=502, within=_WITHIN),
+    _rate(2, "http", status=504, within=_WITHIN),
+    _rate(1, "http", status=302, within=_WITHIN),
+    _rate(2, "login_page", within=_WITHIN),
     # connections
-    _often(1, "no_answer", seconds=5, within=_SOON),
-    _often(2, "hang_up", within=_SOON),
-    _often(2, "hang_up", reset=True, within=_SOON),
-    _often(2, "gzip", within=_SOON),
-    _often(1, "gzip", operation="GetStreamingEvents", within=_SOON),
-    _often(2, "stray_response", within=_SOON),
-    _often(1, "slow", seconds=3),
-    _often(1, "slow", seconds=2, operation="Subscribe", within=_SOON),
-    _often(1, "cut", operation="Subscribe", within=_SOON),
-    *(_often(1, "cut", where=where, how=how) for where, how in (
+    _rate(1, "no_answer", seconds=5, within=_WITHIN),
+    _rate(2, "hang_up", within=_WITHIN),
+    _rate(2, "hang_up", reset=True, within=_WITHIN),
+    _rate(2, "gzip", within=_WITHIN),
+    _rate(1, "gzip", operation="GetStreamingEvents", within=_WITHIN),
+    _rate(2, "stray_response", within=_WITHIN),
+    _rate(1, "slow", seconds=3),
+    _rate(1, "slow", seconds=2, operation="Subscribe", within=_WITHIN),
+    _rate(1, "cut", operation="Subscribe", within=_WITHIN),
+    *(_rate(1, "cut", where=where, how=how) for where, how in (
         ("end", "close"), ("envelope", "close"), ("envelope", "reset"), ("envelope", "order"))),
-    _often(2, "silent_stream"),
-    *(_often(2, "closed", then=then) for then in ("end", "events", "closed")),
-    _often(1, "padding"),
-    *(_often(1, "invalid_characters", form=form) for form in ("reference", "control", "utf8")),
-    _often(1, "doctype"),
-    _often(1, "doctype", bomb=False),
+    _rate(2, "silent_stream"),
+    *(_rate(2, "closed", then=then) for then in ("end", "events", "closed")),
+    _rate(1, "padding"),
+    *(_rate(1, "invalid_characters", form=form) for form in ("reference", "control", "utf8")),
+    _rate(1, "doctype"),
+    _rate(1, "doctype", bomb=False),
     # the organization
-    _often(3, "backend_restart"),
-    _often(1, "backend_restart", seconds=2),
-    _often(2, "failover", seconds=5),
-    _often(6, "mailbox_move"),
-    _often(2, "mailbox_move", seconds=3, code="ErrorMailboxMoveInProgress"),
-    _often(2, "overflow"),
-    _often(2, "overflow", quiet=True),
-    _often(2, "silent_subscription", seconds=5),
-    _often(2, "sync_state_lost"),
-    _often(1, "sync_state_lost", quiet=True),
-    _often(2, "mailbox_disabled", seconds=3),
-    _often(1, "mailbox_disabled", seconds=3, code="ErrorAccountDisabled"),
-    _often(2, "impersonation_withdrawn", seconds=3),
-    _often(2, "throttled", seconds=3),
-    _often(1, "outage", seconds=2),
-    _often(1, "outage", seconds=2, how="reset"),
-    _often(1, "outage", seconds=2, how="503"),
-    _often(2, "autodiscover_failure", seconds=3),
-    _often(1, "autodiscover_failure", seconds=3, code="ServerBusy"),
-    _often(1, "autodiscover_failure", seconds=3, code="InternalServerError", level="user"),
+    _rate(3, "backend_restart"),
+    _rate(1, "backend_restart", seconds=2),
+    _rate(2, "failover", seconds=5),
+    _rate(6, "mailbox_move"),
+    _rate(2, "mailbox_move", seconds=3, code="ErrorMailboxMoveInProgress"),
+    _rate(2, "overflow"),
+    _rate(2, "overflow", quiet=True),
+    _rate(2, "silent_subscription", seconds=5),
+    _rate(2, "sync_state_lost"),
+    _rate(1, "sync_state_lost", quiet=True),
+    _rate(2, "mailbox_disabled", seconds=3),
+    _rate(1, "mailbox_disabled", seconds=3, code="ErrorAccountDisabled"),
+    _rate(2, "impersonation_withdrawn", seconds=3),
+    _rate(2, "throttled", seconds=3),
+    _rate(1, "outage", seconds=2),
+    _rate(1, "outage", seconds=2, how="reset"),
+    _rate(1, "outage", seconds=2, how="503"),
+    _rate(2, "autodiscover_failure", seconds=3),
+    _rate(1, "autodiscover_failure", seconds=3, code="ServerBusy"),
+    _rate(1, "autodiscover_failure", seconds=3, code="InternalServerError", level="user"),
 )  # fmt: skip
 
 PROFILES: dict[str, Plan] = {"none": (), "light": _LIGHT, "heavy": _HEAVY}

@@ -46,8 +46,8 @@ class PendingFault:
 
     def __init__(self, fault: RequestFault | StreamFault, now: float) -> None:
         self.fault = fault
-        self.left = fault.times if isinstance(fault, RequestFault) else 1
-        self.lapses = None if fault.within is None else now + fault.within
+        self.remaining = fault.times if isinstance(fault, RequestFault) else 1
+        self.expires_at = None if fault.within is None else now + fault.within
 
 
 class LastingFault(NamedTuple):
@@ -70,7 +70,7 @@ class FaultScheduler:
         directory: Directory,
         subscriptions: Subscriptions,
         streams: Iterable[Stream],
-        disasters: OrganizationFaultMaker,
+        fault_maker: OrganizationFaultMaker,
         ledger: Ledger,
         rng: Random,
     ) -> None:
@@ -80,7 +80,7 @@ class FaultScheduler:
         self._directory = directory
         self._subscriptions = subscriptions
         self._streams = streams
-        self._disasters = disasters
+        self._fault_maker = fault_maker
         self._ledger = ledger
         self._rng = rng
         self._numbers = count()
@@ -106,7 +106,7 @@ class FaultScheduler:
             self.check(entry.fault)
         for entry in plan:
             rng = Random(self._rng.getrandbits(64))
-            self._plan_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, rng)))
+            self._schedule_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, rng)))
         self.wake()
 
     def make_now(self, fault: Fault, now: float) -> list[Line]:
@@ -143,7 +143,7 @@ class FaultScheduler:
     def deadline(self) -> float:
         """The latest time to call `advance` again, in Unix seconds."""
         times = [each.until for each in self._lasting.values()]
-        times += [each.lapses for each in self._pending if each.lapses is not None]
+        times += [each.expires_at for each in self._pending if each.expires_at is not None]
         if self._schedule:
             times.append(self._schedule[0].time)
         return min(times, default=float("inf"))
@@ -161,19 +161,19 @@ class FaultScheduler:
             self._lasting.pop(key).undo()
         while self._schedule and self._schedule[0].time <= now:
             due = heappop(self._schedule)
-            self._plan_next(due.entry, due.later)
+            self._schedule_next(due.entry, due.later)
             try:
                 self.make_now(due.entry.fault, now)
             except NoTarget:
                 continue
         waiting, self._pending = self._pending, []
         for pending in waiting:
-            if pending.lapses is not None and now >= pending.lapses:
+            if pending.expires_at is not None and now >= pending.expires_at:
                 continue
             if not (_targets_open_stream(pending.fault) and self._apply_to_stream(pending.fault, now)):
                 self._pending.append(pending)
 
-    def _plan_next(self, entry: Entry, moments: Any) -> None:
+    def _schedule_next(self, entry: Entry, moments: Any) -> None:
         time = next(moments, None)
         if time is not None:
             heappush(self._schedule, ScheduledFault(time, next(self._numbers), entry, moments))
@@ -191,7 +191,7 @@ class FaultScheduler:
             return None
         for pending in self._pending:
             fault = pending.fault
-            if _targets_open_stream(fault) or (pending.lapses is not None and now >= pending.lapses):
+            if _targets_open_stream(fault) or (pending.expires_at is not None and now >= pending.expires_at):
                 continue
             wanted = getattr(fault, "operation", "")
             if (wanted or operation) != operation or (not wanted and operation == "Autodiscover"):
@@ -199,8 +199,8 @@ class FaultScheduler:
             affected = list(mailboxes())
             if fault.mailbox and fault.mailbox.lower() not in affected:
                 continue
-            pending.left -= 1
-            if not pending.left:
+            pending.remaining -= 1
+            if not pending.remaining:
                 self._pending.remove(pending)
             address = affected[0] if len(affected) == 1 else fault.mailbox.lower()
             self._record(fault, now, mailbox=address, extra={"operation": operation})
@@ -210,7 +210,7 @@ class FaultScheduler:
     # -- making ----------------------------------------------------------------------------------------------
 
     def _apply_organization_fault(self, fault: OrganizationFault, now: float) -> Line:
-        applied = self._disasters.make(fault, now)
+        applied = self._fault_maker.make(fault, now)
         line = self._record(
             fault, now, mailbox=applied.mailbox, backend=applied.backend, subscription=applied.subscription
         )
@@ -245,8 +245,8 @@ class FaultScheduler:
         stream = self._rng.choice(found)
         subscription: Subscription | None = None
         if mailbox or (isinstance(fault, StreamCode) and fault.ids == "one"):
-            living = [each for each in stream.subscriptions if not each.gone]
-            subscription = self._rng.choice([each for each in living if mailbox in ("", each.mailbox)])
+            active = [each for each in stream.subscriptions if not each.gone]
+            subscription = self._rng.choice([each for each in active if mailbox in ("", each.mailbox)])
         line = self._record(
             fault,
             now,

@@ -362,15 +362,15 @@ class ClockOff(AccessFault, frozen=True, kw_only=True):
     offset: float = 600.0
 
 
-def _leaves(root: type[Fault]) -> Iterator[type[Fault]]:
+def _concrete_kinds(root: type[Fault]) -> Iterator[type[Fault]]:
     for branch in root.__subclasses__():
         if branch.__subclasses__():
-            yield from _leaves(branch)
+            yield from _concrete_kinds(branch)
         else:
             yield branch
 
 
-KINDS: dict[str, type[Fault]] = {_kind(leaf.__name__): leaf for leaf in _leaves(Fault)}
+KINDS: dict[str, type[Fault]] = {_kind(leaf.__name__): leaf for leaf in _concrete_kinds(Fault)}
 
 
 # -- reading and describing ----------------------------------------------------------------------------------

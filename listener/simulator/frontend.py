@@ -50,14 +50,14 @@ def route(request: HttpRequest, home: str | None, directory: Directory, rng: Ran
     `home` is the back end of the mailbox that the request is about, None if it is about subscriptions.
     """
     affinity = request.headers.get("x-preferserveraffinity", "").strip().lower() == "true"
-    arrived = _from_cookie(request, directory) if affinity else None
-    if arrived is None:
+    received_by = _from_cookie(request, directory) if affinity else None
+    if received_by is None:
         anchor = directory.find(request.headers.get("x-anchormailbox", ""))
-        arrived = directory.home(anchor) if anchor else None
-    known = arrived is not None
-    arrived = arrived or rng.choice(directory.alive)
-    if home is None or home == arrived or (affinity and known):
-        return Route(arrived, proxied=False, affinity=affinity)
+        received_by = directory.home(anchor) if anchor else None
+    known = received_by is not None
+    received_by = received_by or rng.choice(directory.alive)
+    if home is None or home == received_by or (affinity and known):
+        return Route(received_by, proxied=False, affinity=affinity)
     return Route(home, proxied=True, affinity=affinity)
 
 

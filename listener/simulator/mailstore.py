@@ -140,7 +140,7 @@ class Mailbox:
     """
 
     def __init__(
-        self, address: str, name: str, guid: UUID, born: float, *, tombstones: int = TOMBSTONES
+        self, address: str, name: str, guid: UUID, created_at: float, *, tombstones: int = TOMBSTONES
     ) -> None:
         self.address = address
         self.name = name
@@ -148,18 +148,18 @@ class Mailbox:
         self.changes = 0
         self.sync_epoch = 0
         self.sync_loss_is_silent = False
-        self._created_at = born
+        self._created_at = created_at
         self._tombstones = tombstones
         self._counter = 0
         self._replica = b""
         self._item_key = b""
         self._folder_key = b""
         self._id_prefix = b"\x00\x03\x24\x00" + str(guid).encode() + b"\x00"
-        self._name_ids(guid)
+        self._set_id_store(guid)
         self._folders: dict[str, Folder] = {}
         self._distinguished: dict[str, Folder] = {}
 
-    def _name_ids(self, store: UUID) -> None:
+    def _set_id_store(self, store: UUID) -> None:
         """Use this store GUID in new ids and change keys. The ids still name this mailbox."""
         self._replica = UUID(int=store.int ^ 0x5A5A5A5A).bytes_le
         self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
@@ -214,8 +214,8 @@ class Mailbox:
 
     def change_key(self, obj: Item | Folder) -> str:
         """Return the change key of the current state."""
-        lead = self._item_key if isinstance(obj, Item) else self._folder_key
-        return b2a_base64(lead + obj.changed.to_bytes(6, "big"), newline=False).decode()
+        key_prefix = self._item_key if isinstance(obj, Item) else self._folder_key
+        return b2a_base64(key_prefix + obj.changed.to_bytes(6, "big"), newline=False).decode()
 
     # -- items -----------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Mailbox:
         Exchange reports no events for that: a subscription is bound to a mailbox, not to an address.
         """
         old = list(self.folders.values())
-        self._name_ids(store)
+        self._set_id_store(store)
         self.changes += 1
         self.sync_epoch += 1
         self.sync_loss_is_silent = False

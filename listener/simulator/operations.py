@@ -265,13 +265,13 @@ def restricted(items: Iterable[Item], request: etree._Element) -> list[Item]:
     Raises Failure for other expressions.
     """
     expressions = request.findall(f"{M}Restriction/*")
-    tests = [test for expression in expressions for test in _tests(expression)]
-    return [item for item in items if all(test(item) for test in tests)]
+    predicates = [predicate for expression in expressions for predicate in _predicates(expression)]
+    return [item for item in items if all(predicate(item) for predicate in predicates)]
 
 
-def _tests(expression: etree._Element) -> list[Callable[[Item], bool]]:
+def _predicates(expression: etree._Element) -> list[Callable[[Item], bool]]:
     if expression.tag == f"{T}And":
-        return [test for part in expression for test in _tests(part)]
+        return [predicate for part in expression for predicate in _predicates(part)]
     compare = _COMPARISONS.get(str(expression.tag))
     constant = expression.find(f"{T}FieldURIOrConstant/{T}Constant")
     if compare is None or constant is None:

@@ -37,35 +37,35 @@ class ListenerSocket:
         self._nursery = nursery
         self._handle = handle
         self._addresses = [(each.socket.family, each.socket.getsockname()) for each in listeners]
-        self._kept: list[trio.socket.SocketType] = []
+        self._reserved: list[trio.socket.SocketType] = []
         self._accepting = trio.CancelScope()
         self._serve(listeners)
 
     async def set_open(self, *, wanted: bool) -> None:
         """Open or close it. Raises OSError if another process took the port in between."""
-        if wanted == (not self._kept):
+        if wanted == (not self._reserved):
             return
         if wanted:
-            for kept in self._kept:
-                kept.listen(1024)
-            listeners = [trio.SocketListener(kept) for kept in self._kept]
-            self._kept = []
+            for reserved in self._reserved:
+                reserved.listen(1024)
+            listeners = [trio.SocketListener(reserved) for reserved in self._reserved]
+            self._reserved = []
             self._serve(listeners)
             return
         self._accepting.cancel()
         await self._closed.wait()
         for family, address in self._addresses:
             # Bound, but not listening: connections are refused.
-            kept = trio.socket.socket(family, socket.SOCK_STREAM)
-            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved = trio.socket.socket(family, socket.SOCK_STREAM)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                kept.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            await kept.bind(address)
-            self._kept.append(kept)
+                reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            await reserved.bind(address)
+            self._reserved.append(reserved)
 
     def close(self) -> None:
-        for kept in self._kept:
-            kept.close()
+        for reserved in self._reserved:
+            reserved.close()
 
     def _serve(self, listeners: list[trio.SocketListener]) -> None:
         self._accepting = trio.CancelScope()

@@ -50,7 +50,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     proxied_503: float = 0.03
 
 
-class Wire(msgspec.Struct, frozen=True, kw_only=True):
+class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     """The format of streams. The defaults are the format of Exchange Server.
 
     The shares are probabilities per envelope, from 0 to 1.
@@ -101,11 +101,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     heartbeat: float = 45.0
     domain: str = "contoso.example"
-    people: tuple[str, ...] = ()
+    extra_mailboxes: tuple[str, ...] = ()
     """Local parts of additional mailboxes, which may contain non-ASCII letters."""
     limits: Limits = Limits()
     network: Network = Network()
-    wire: Wire = Wire()
+    stream_format: StreamFormat = StreamFormat()
     rules: Rules = Rules()
     auth: Literal["basic", "ntlm", "negotiate", "oauth"] = "basic"
     extended_protection: Literal["off", "allow", "require"] = "off"

@@ -20,7 +20,7 @@ from listener.simulator import responses
 from listener.simulator.faults import Fault
 from listener.simulator.mailstore import Event, Mailbox
 from listener.simulator.responses import Failure
-from listener.simulator.settings import Limits, Wire
+from listener.simulator.settings import Limits, StreamFormat
 
 EVENTS_PER_NOTIFICATION = 50
 _CHUNK = 1 << 18
@@ -76,7 +76,7 @@ class Subscriptions:
         self._limits = limits
         self._counted_ids = counted_ids
         self._issued = dict.fromkeys(self.tables, 0)
-        self._watchers: dict[str, list[Subscription]] = {}
+        self._by_mailbox: dict[str, list[Subscription]] = {}
 
     def __iter__(self) -> Iterator[Subscription]:
         return (subscription for table in self.tables.values() for subscription in table.values())
@@ -92,14 +92,14 @@ class Subscriptions:
         now: float,
     ) -> Subscription:
         """Create a subscription on that back end. Raises Failure if the mailbox has reached its limit."""
-        if len(self._watchers.get(mailbox.address, ())) >= self._limits.subscriptions:
+        if len(self._by_mailbox.get(mailbox.address, ())) >= self._limits.subscriptions:
             raise Failure("ErrorExceededSubscriptionCount")
         self._issued[backend] += 1
         number = self._issued[backend]
         id_ = str(number) if self._counted_ids else _subscription_id(backend, mailbox, number)
         subscription = Subscription(id_, backend, mailbox, owner, budget_owner, kinds, folders, now)
         self.tables[backend][id_] = subscription
-        self._watchers.setdefault(mailbox.address, []).append(subscription)
+        self._by_mailbox.setdefault(mailbox.address, []).append(subscription)
         return subscription
 
     def find(self, backend: str, id_: str, account: str) -> Subscription:
@@ -120,12 +120,12 @@ class Subscriptions:
 
     def for_mailbox(self, mailbox: str) -> list[Subscription]:
         """Return the subscriptions to a mailbox."""
-        return list(self._watchers.get(mailbox, ()))
+        return list(self._by_mailbox.get(mailbox, ()))
 
     def drop(self, subscription: Subscription) -> None:
         """Remove it without a message on its stream."""
         del self.tables[subscription.backend][subscription.id]
-        self._watchers[subscription.mailbox].remove(subscription)
+        self._by_mailbox[subscription.mailbox].remove(subscription)
         subscription.gone = True
 
     def restart(self, backend: str) -> None:
@@ -139,12 +139,12 @@ class Subscriptions:
         self.drop(subscription)
         subscription.failure = reason
         if subscription.stream:
-            subscription.stream.mark(subscription)
+            subscription.stream.mark_ready(subscription)
 
     def publish(self, event: Event) -> None:
         """Queue the event for every subscription that includes it."""
         overflowing = []
-        for subscription in self._watchers.get(event.mailbox, ()):
+        for subscription in self._by_mailbox.get(event.mailbox, ()):
             if subscription.failure or subscription.silent or not subscription.wants(event):
                 continue
             if len(subscription.queue) >= self._limits.queued_events:
@@ -152,7 +152,7 @@ class Subscriptions:
                 continue
             subscription.queue.append(event)
             if subscription.stream:
-                subscription.stream.mark(subscription)
+                subscription.stream.mark_ready(subscription)
         for subscription in overflowing:
             self.overflow(subscription)
 
@@ -195,7 +195,7 @@ class Stream:
         *,
         window: float,
         heartbeat: float,
-        wire: Wire,
+        stream_format: StreamFormat,
         rng: Random,
     ) -> None:
         self.backend = backend
@@ -207,7 +207,7 @@ class Stream:
         self._closes = now + window
         self._next_heartbeat = now
         self._heartbeat = heartbeat
-        self._wire = wire
+        self._format = stream_format
         self._rng = rng
         self._outbox: list[bytes] = []
         self._suppress_events = False
@@ -227,7 +227,7 @@ class Stream:
             return 0.0
         return min(self._next_heartbeat, self._closes)
 
-    def mark(self, subscription: Subscription) -> None:
+    def mark_ready(self, subscription: Subscription) -> None:
         """Note that the subscription has events or has failed."""
         self._ready[subscription] = None
         if not self._suppress_events:
@@ -248,11 +248,11 @@ class Stream:
                 self.ended = True
         return b"".join(pieces)
 
-    def refuse(self, failed: dict[str, list[str]]) -> None:
+    def report_failed_ids(self, failed: dict[str, list[str]]) -> None:
         """Report ids that cannot be read (response code -> ids). The other subscriptions get no more events."""
         for code, ids in failed.items():
             self._outbox.append(self._failure(code, ids))
-        if self._wire.ends_after_bad_id or not self.subscriptions:
+        if self._format.ends_after_bad_id or not self.subscriptions:
             self.ended = True
         self._suppress_events = True
         self.wake()
@@ -284,14 +284,14 @@ class Stream:
         self.fault = fault
         self.wake()
 
-    def inject(self, data: bytes) -> None:
+    def enqueue(self, data: bytes) -> None:
         """Queue these bytes."""
         self._outbox.append(data)
         self.wake()
 
     def fail(self, code: str, ids: list[str], *, ends: bool) -> None:
         """Send a failure. After it only heartbeats follow."""
-        self.inject(self._failure(code, ids))
+        self.enqueue(self._failure(code, ids))
         self._suppress_events = True
         self.ended = self.ended or ends
 
@@ -300,7 +300,7 @@ class Stream:
         ("events")."""
         if not self._suppress_events:
             self._outbox += self._pending_envelopes(1 << 62)
-        self.inject(self._status("Closed"))
+        self.enqueue(self._status("Closed"))
         if then == "events":
             self._send_closed = False
             self._closes = now + seconds
@@ -334,7 +334,7 @@ class Stream:
                     )
                 )
                 size += len(combined[-1])
-                if queue or not self._chance(self._wire.combined):
+                if queue or not self._chance(self._format.combined):
                     envelopes.append(self._notifications(combined, names, prefix))
                     combined = []
             if not queue:
@@ -349,20 +349,20 @@ class Stream:
             envelopes.append(self._failure(code, ids))
             if code != "ErrorSubscriptionUnsubscribed":
                 self._suppress_events = True
-                self.ended = self.ended or self._wire.ends_after_bad_id
+                self.ended = self.ended or self._format.ends_after_bad_id
         self.ended = self.ended or not self.subscriptions
         return envelopes
 
     def _prefixes(self) -> tuple[responses.Prefixes, str, str]:
-        prefix, names = self._rng.choice(_PREFIXES) if self._wire.prefixes else ("", responses.EXCHANGE)
-        return names, prefix, names.t if self._wire.notification_in_types else ""
+        prefix, names = self._rng.choice(_PREFIXES) if self._format.prefixes else ("", responses.EXCHANGE)
+        return names, prefix, names.t if self._format.notification_in_types else ""
 
     def _chance(self, share: float) -> bool:
         return share > 0 and self._rng.random() < share
 
     def _envelope(self, message: str, names: responses.Prefixes, prefix: str) -> bytes:
         content = responses.response("GetStreamingEvents", [message], names)
-        declaration = self._chance(self._wire.declaration)
+        declaration = self._chance(self._format.declaration)
         return responses.stream_envelope(content, prefix=prefix, declaration=declaration)
 
     def _notifications(self, notifications: list[str], names: responses.Prefixes, prefix: str) -> bytes:
@@ -371,7 +371,7 @@ class Stream:
         return self._envelope(responses.success("GetStreamingEvents", content, names), names, prefix)
 
     def _heartbeat_envelope(self) -> bytes:
-        if self.subscriptions and self._chance(self._wire.status_events):
+        if self.subscriptions and self._chance(self._format.status_events):
             names, prefix, tag_in = self._prefixes()
             beats = [
                 responses.status_notification(subscription.id, names=names, tag_in=tag_in)

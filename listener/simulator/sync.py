@@ -97,7 +97,7 @@ def item_changes(
     """
     if state and state.folder != folder.id:
         raise _invalid()
-    seen = state.seen if state and _up_to_date(mailbox, state) else ()
+    seen = state.seen if state and _is_valid(mailbox, state) else ()
     if seen and folder.pruned_change > seen[0][1]:
         raise _invalid()
     found = [*_present_changes(folder, seen), *_deletions(folder, seen)]
@@ -145,9 +145,9 @@ def _contains(ranges: Sequence[_Range], number: int) -> bool:
 
 def _add_range(ranges: Sequence[_Range], new: _Range) -> tuple[_Range, ...]:
     """Return the ranges with a new one, which ends above all of them."""
-    apart = [each for each in ranges if each[1] < new[0]]
-    touched = [each[0] for each in ranges if each[1] >= new[0]]
-    return (*apart, (min([new[0], *touched]), new[1]))
+    disjoint = [each for each in ranges if each[1] < new[0]]
+    overlapping = [each[0] for each in ranges if each[1] >= new[0]]
+    return (*disjoint, (min([new[0], *overlapping]), new[1]))
 
 
 # -- folders -------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def folder_changes(
     root_id = root.id if root else str(mailbox.guid)
     if state and state.root != root_id:
         raise _invalid()
-    if state and not _up_to_date(mailbox, state):
+    if state and not _is_valid(mailbox, state):
         state = None
     present = mailbox.below(root or mailbox.distinguished("root"))
     given = frozenset(state.folders if state else ())
@@ -179,7 +179,7 @@ def folder_changes(
     return changes, FoldersState(1, mailbox.sync_epoch, root_id, mailbox.changes, counters)
 
 
-def _up_to_date(mailbox: Mailbox, state: ItemsState | FoldersState) -> bool:
+def _is_valid(mailbox: Mailbox, state: ItemsState | FoldersState) -> bool:
     """Return whether the state is still valid. Raises Failure if it is not and the client must get an error."""
     if state.epoch == mailbox.sync_epoch:
         return True

@@ -24,7 +24,7 @@ class Certificates:
         self._host = host
         self._authority = trustme.CA()
         self._good = self._issue(self._authority, host)
-        self._in_front = self._issue(self._authority, host)
+        self._offloaded = self._issue(self._authority, host)
 
     @property
     def ca_pem(self) -> bytes:
@@ -36,22 +36,22 @@ class Certificates:
             case "expired":
                 return self._issue(self._authority, self._host, datetime(2020, 1, 1, tzinfo=UTC))
             case "other_host":
-                return self._issue(self._authority, "mail.fabrikam.example", alone=True)
+                return self._issue(self._authority, "mail.fabrikam.example", only_host=True)
             case "other_authority":
                 return self._issue(trustme.CA(), self._host)
         return self._good
 
     def offloaded(self) -> ServerCertificate:
         """Return what the next connection presents while a load balancer terminates TLS."""
-        return ServerCertificate(self._in_front.context, self._good.certificate)
+        return ServerCertificate(self._offloaded.context, self._good.certificate)
 
     @staticmethod
     def _issue(
-        authority: trustme.CA, host: str, not_after: datetime | None = None, *, alone: bool = False
+        authority: trustme.CA, host: str, not_after: datetime | None = None, *, only_host: bool = False
     ) -> ServerCertificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        names = [host] if alone else ["localhost", "127.0.0.1", *{host} - {"localhost", "127.0.0.1"}]
+        names = [host] if only_host else ["localhost", "127.0.0.1", *{host} - {"localhost", "127.0.0.1"}]
         issued = authority.issue_cert(*names, not_after=not_after)
         issued.configure_cert(context)
         return ServerCertificate(

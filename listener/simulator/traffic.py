@@ -32,7 +32,7 @@ class Traffic:
         self._events_due = 0.0
         self._last_call: float | None = None
         # A user's share of the traffic falls with its rank, as in most organizations.
-        self._busy = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
+        self._weights = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
 
     def due(self, now: float) -> list[Event]:
         """Make the changes since the last call, with time `now`, and return their events."""
@@ -59,7 +59,7 @@ class Traffic:
         self.wake()
 
     def _pick(self) -> Mailbox:
-        index = bisect(self._busy, self._rng.random() * self._busy[-1])
+        index = bisect(self._weights, self._rng.random() * self._weights[-1])
         return self._mailboxes[min(index, len(self._mailboxes) - 1)]
 
     def _change(self, mailbox: Mailbox, now: float) -> list[Event]:
@@ -112,7 +112,7 @@ def _edit_item(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     return mailbox.edit(item, item.subject, now) if item else []
 
 
-def _file(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+def _move_to_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     item, folders = _recent_inbox_item(mailbox, rng), mailbox.own_folders()
     return mailbox.move(item, rng.choice(folders), now) if item and folders else []
 
@@ -202,7 +202,7 @@ _MIX: tuple[tuple[float, _Action], ...] = (
     (9, _send),
     (4, _draft),
     (4, _edit_item),
-    (6, _file),
+    (6, _move_to_folder),
     (1, _copy),
     (8, _delete),
     (4, _purge),

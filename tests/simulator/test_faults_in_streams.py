@@ -4,7 +4,7 @@ import pytest
 from lxml import etree
 
 from listener.simulator import faults
-from listener.simulator.settings import Settings, Wire
+from listener.simulator.settings import Settings, StreamFormat
 from tests.simulator.client import NAMES, Client, Reader, envelopes
 from tests.simulator.codes import CODES
 from tests.xsd import validate, xsd_available
@@ -143,7 +143,7 @@ def test_invalid_characters(form: str) -> None:
 
 @pytest.mark.parametrize("declaration", [0.0, 1.0])
 def test_doctype(declaration: float) -> None:
-    setup = StreamSetup(Settings(rate=0, wire=Wire(declaration=declaration)))
+    setup = StreamSetup(Settings(rate=0, stream_format=StreamFormat(declaration=declaration)))
     setup.client.make_fault("doctype", bomb=False)
     root = etree.fromstring(setup.reader.bytes())
     assert root.findtext(".//m:MessageText", namespaces=NAMES) == "a word"

@@ -118,15 +118,15 @@ async def streams_left(running: Running, count: int) -> None:
 
 
 async def test_several_requests_on_one_connection() -> None:
-    async with simulator() as running, connected(running) as wire:
-        address, id_ = await wire.subscribe()
-        await wire.open_stream(address, id_)
-        assert b"<m:ConnectionStatus>OK</m:ConnectionStatus>" in await wire.until(b"</Envelope>")
+    async with simulator() as running, connected(running) as client:
+        address, id_ = await client.subscribe()
+        await client.open_stream(address, id_)
+        assert b"<m:ConnectionStatus>OK</m:ConnectionStatus>" in await client.until(b"</Envelope>")
         async with connected(running) as other:
             order = {"mailbox": address, "kind": "NewMailEvent", "count": 2}
             await other.ask(json.dumps(order).encode(), "/control/events", authorization="")
             assert len(json.loads(await other.body())["events"]) == 6
-        assert (await wire.until(b"</Envelope>")).count(b"<t:NewMailEvent>") == 2
+        assert (await client.until(b"</Envelope>")).count(b"<t:NewMailEvent>") == 2
 
 
 async def test_disconnected_client_releases_its_stream() -> None:
@@ -145,41 +145,41 @@ async def test_disconnected_client_releases_its_stream() -> None:
 
 
 async def test_request_after_the_end_of_a_stream() -> None:
-    async with simulator() as running, connected(running) as wire:
-        address, id_ = await wire.subscribe()
+    async with simulator() as running, connected(running) as client:
+        address, id_ = await client.subscribe()
         body = envelope(stream_body([id_, "bm9uc2Vuc2U="]), impersonate=address)
-        await wire.ask(body, X_AnchorMailbox=address)
-        assert b"ErrorSubscriptionNotFound" in await wire.body()
-        await wire.subscribe()
+        await client.ask(body, X_AnchorMailbox=address)
+        assert b"ErrorSubscriptionNotFound" in await client.body()
+        await client.subscribe()
 
 
 async def test_wrong_password() -> None:
-    async with simulator() as running, connected(running) as wire:
+    async with simulator() as running, connected(running) as client:
         for authorization in ("Basic bm9ib2R5Om5vdGhpbmc=", ""):
-            response = await wire.ask(b"", authorization=authorization)
+            response = await client.ask(b"", authorization=authorization)
             assert response.status_code == 401
             assert (b"www-authenticate", b'Basic realm="127.0.0.1"') in list(response.headers)
-            await wire.body()
+            await client.body()
         assert running.exchange.requests == {("-", 401): 2}
 
 
 async def test_expect_100_continue() -> None:
-    async with simulator() as running, connected(running) as wire:
-        response = await wire.ask(envelope("<m:PlayOnPhone/>"), Expect="100-continue")
+    async with simulator() as running, connected(running) as client:
+        response = await client.ask(envelope("<m:PlayOnPhone/>"), Expect="100-continue")
         assert response.status_code == 500
 
 
 async def test_connection_close() -> None:
-    async with simulator() as running, connected(running) as wire:
-        await wire.ask(envelope("<m:PlayOnPhone/>"), Connection="close")
-        while not isinstance(await wire.event(), h11.EndOfMessage):
+    async with simulator() as running, connected(running) as client:
+        await client.ask(envelope("<m:PlayOnPhone/>"), Connection="close")
+        while not isinstance(await client.event(), h11.EndOfMessage):
             pass
-        assert await wire.stream.receive_some(1) == b""
+        assert await client.stream.receive_some(1) == b""
 
 
 async def test_too_large_body_is_refused() -> None:
-    async with simulator() as running, connected(running) as wire:
-        response = await wire.ask(b" " * ((4 << 20) + 1))
+    async with simulator() as running, connected(running) as client:
+        response = await client.ask(b" " * ((4 << 20) + 1))
         assert response.status_code == 413
 
 
@@ -188,8 +188,8 @@ async def test_non_http_client_ends_only_its_own_connection() -> None:
         async with connected(running) as rude:
             await rude.stream.send_all(b"\x16\x03\x01 hello\r\n\r\n")
             assert await rude.stream.receive_some(100) == b""
-        async with connected(running) as wire:
-            await wire.subscribe()
+        async with connected(running) as client:
+            await client.subscribe()
 
 
 async def test_tls() -> None:
@@ -201,10 +201,10 @@ async def test_tls() -> None:
             async with connected(running) as plain:
                 assert isinstance(plain.stream, trio.SocketStream)
                 secure = trio.SSLStream(plain.stream, context, server_hostname=name, https_compatible=True)
-                wire = HttpClient(secure, running)
-                address, id_ = await wire.subscribe()
-                await wire.open_stream(address, id_)
-                await wire.until(b"</Envelope>")
+                client = HttpClient(secure, running)
+                address, id_ = await client.subscribe()
+                await client.open_stream(address, id_)
+                await client.until(b"</Envelope>")
         async with connected(running) as plain:
             # Plain HTTP on the TLS port fails, and the server continues.
             await plain.stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
@@ -213,10 +213,13 @@ async def test_tls() -> None:
 
 async def test_traffic_is_written_to_the_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    async with simulator(Settings(rate=500, mailboxes=5, ledger=path)) as running, connected(running) as wire:
-        address, id_ = await wire.subscribe()
-        await wire.open_stream(address, id_)
-        data = await wire.until(b"NewMailEvent")
+    async with (
+        simulator(Settings(rate=500, mailboxes=5, ledger=path)) as running,
+        connected(running) as client,
+    ):
+        address, id_ = await client.subscribe()
+        await client.open_stream(address, id_)
+        data = await client.until(b"NewMailEvent")
         assert b"CreatedEvent" in data
         running.traffic.set_rate(0)
         lines = [json.loads(line) for line in path.read_text().splitlines()]

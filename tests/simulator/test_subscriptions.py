@@ -10,7 +10,7 @@ from lxml import etree
 
 from listener.simulator.mailstore import Mailbox
 from listener.simulator.responses import Failure
-from listener.simulator.settings import Limits, Settings, Wire
+from listener.simulator.settings import Limits, Settings, StreamFormat
 from tests.simulator.client import NAMES, Client, M, T, code, envelopes, stream_body, subscribe_body
 from tests.xsd import validate, xsd_available
 
@@ -145,7 +145,7 @@ def test_bad_id_stops_the_other_subscriptions() -> None:
 
 
 def test_stream_can_stay_open_after_a_bad_id() -> None:
-    client = Client(Settings(rate=0, wire=Wire(ends_after_bad_id=False)))
+    client = Client(Settings(rate=0, stream_format=StreamFormat(ends_after_bad_id=False)))
     alice = client.mailboxes[0]
     id_ = client.subscribe(alice)
     reader = client.stream(alice, [id_, "bm9uc2Vuc2U="], minutes=1)
@@ -241,7 +241,7 @@ def test_group_stays_on_the_back_end_of_its_anchor() -> None:
 
 
 def test_subscriptions_sometimes_share_an_envelope() -> None:
-    client = Client(Settings(rate=0, wire=Wire(combined=0.5)))
+    client = Client(Settings(rate=0, stream_format=StreamFormat(combined=0.5)))
     anchor = client.mailboxes[0]
     ids = [client.subscribe(m, anchor=anchor.address, affinity=True) for m in client.mailboxes]
     reader = client.stream(anchor, ids)
@@ -290,10 +290,10 @@ def test_each_event_is_delivered_once_and_in_order(actions: list[str]) -> None:
 @pytest.mark.parametrize("prefixes", [False, True])
 def test_every_envelope_is_valid(prefixes: bool) -> None:
     # Servers write Notification in the messages' namespace; the schema has it in the types' namespace.
-    wire = Wire(
+    stream_format = StreamFormat(
         notification_in_types=True, prefixes=prefixes, declaration=0.3, status_events=0.5, combined=0.5
     )
-    client = Client(Settings(rate=0, wire=wire, heartbeat=10))
+    client = Client(Settings(rate=0, stream_format=stream_format, heartbeat=10))
     anchor = client.mailboxes[0]
     ids = [client.subscribe(m, anchor=anchor.address, affinity=True) for m in client.mailboxes]
     data = client.stream(anchor, [*ids, "bm9uc2Vuc2U="]).bytes()
@@ -313,7 +313,7 @@ def test_every_envelope_is_valid(prefixes: bool) -> None:
 
 
 def test_prefixes_and_declarations_vary_if_configured() -> None:
-    client = Client(Settings(rate=0, wire=Wire(prefixes=True, declaration=0.5), heartbeat=1))
+    client = Client(Settings(rate=0, stream_format=StreamFormat(prefixes=True, declaration=0.5), heartbeat=1))
     alice = client.mailboxes[0]
     reader = client.stream(alice, [client.subscribe(alice)], minutes=1)
     data = b""

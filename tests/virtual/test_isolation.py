@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.simulator.settings import Network, Rules, Settings, Wire
+from listener.simulator.settings import Network, Rules, Settings, StreamFormat
 from tests.virtual.world import World, world
 
 SECONDS = 30.0
@@ -147,10 +147,12 @@ async def test_a_server_that_wants_one_user_a_connection_gets_groups_of_one(
 # --- moves
 
 
-@pytest.mark.parametrize("wire", [Wire(), Wire(ends_after_bad_id=False)])
+@pytest.mark.parametrize("stream_format", [StreamFormat(), StreamFormat(ends_after_bad_id=False)])
 @pytest.mark.parametrize("which", ["anchor", "other"])
-async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, which: str, wire: Wire) -> None:
-    async with world(Settings(mailboxes=60, backends=3, wire=wire)) as there:
+async def test_a_mailbox_that_moves(
+    autojump_clock: trio.testing.MockClock, which: str, stream_format: StreamFormat
+) -> None:
+    async with world(Settings(mailboxes=60, backends=3, stream_format=stream_format)) as there:
         await there.until_streaming()
         await trio.sleep(60)
         homes = there.exchange.directory.homes

@@ -187,7 +187,7 @@ class Entra:
         invalid."""
         try:
             claims: dict[str, Any] = jwt.decode(
-                token, self._signing_key.public_key(), algorithms=["RS256"], options=_OF_A_TOKEN
+                token, self._signing_key.public_key(), algorithms=["RS256"], options=_TOKEN_OPTIONS
             )
         except jwt.PyJWTError as error:
             raise ValueError(str(error)) from None
@@ -312,7 +312,7 @@ class Entra:
                 audience=[
                     self._configuration(each)["token_endpoint"] for each in (tenant, registration.tenant)
                 ],
-                options=_OF_AN_ASSERTION,
+                options=_ASSERTION_OPTIONS,
             )
         except jwt.InvalidSignatureError:
             raise TokenDenied(700027) from None
@@ -335,8 +335,8 @@ class Entra:
 
 # Entra compares the times itself, because PyJWT uses the system clock.
 _TIMES: dict[str, Any] = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
-_OF_AN_ASSERTION: Any = {**_TIMES, "require": ["aud", "exp", "iss", "sub"]}
-_OF_A_TOKEN: Any = {**_TIMES, "verify_aud": False}
+_ASSERTION_OPTIONS: Any = {**_TIMES, "require": ["aud", "exp", "iss", "sub"]}
+_TOKEN_OPTIONS: Any = {**_TIMES, "verify_aud": False}
 
 
 def _requested_claims(text: str) -> dict[str, list[str]]:
