@@ -88,7 +88,7 @@ class FaultScheduler:
         self._pending: list[PendingFault] = []
         self._lasting: dict[tuple[str, str], LastingFault] = {}
 
-    # -- orders ----------------------------------------------------------------------------------------------
+    # -- start and stop --------------------------------------------------------------------------------------
 
     def check(self, fault: Fault) -> None:
         """Raise FaultError if the fault names an unknown mailbox or back end."""
@@ -207,7 +207,7 @@ class FaultScheduler:
             return fault
         return None
 
-    # -- making ----------------------------------------------------------------------------------------------
+    # -- apply faults ----------------------------------------------------------------------------------------
 
     def _apply_organization_fault(self, fault: OrganizationFault, now: float) -> Line:
         applied = self._fault_maker.make(fault, now)
@@ -287,7 +287,7 @@ class FaultScheduler:
         self.recent.append(line)
         return line
 
-    # -- telling ---------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Return the faults that were made, last (`until` in Unix seconds) or are pending, and when the next

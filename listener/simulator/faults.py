@@ -85,7 +85,7 @@ class OrganizationFault(Fault, frozen=True, kw_only=True):
     """Happens immediately. If it has `seconds`, it lasts so long."""
 
 
-# -- answers -------------------------------------------------------------------------------------------------
+# -- faults of responses -------------------------------------------------------------------------------------
 
 
 class ResponseCode(RequestFault, frozen=True, kw_only=True):
@@ -137,7 +137,7 @@ class StrayResponse(RequestFault, frozen=True, kw_only=True):
     code: Code = "ErrorInternalServerError"
 
 
-# -- streams, and answers where an operation is named --------------------------------------------------------
+# -- faults of streams, or of responses to a named operation -------------------------------------------------
 
 
 class Slow(StreamFault, frozen=True, kw_only=True):
@@ -199,7 +199,7 @@ class Doctype(StreamFault, frozen=True, kw_only=True):
     bomb: bool = True
 
 
-# -- the organisation ----------------------------------------------------------------------------------------
+# -- faults of the organization ------------------------------------------------------------------------------
 
 
 class BackendRestart(OrganizationFault, frozen=True, kw_only=True):
@@ -373,7 +373,7 @@ def _concrete_kinds(root: type[Fault]) -> Iterator[type[Fault]]:
 KINDS: dict[str, type[Fault]] = {_kind(leaf.__name__): leaf for leaf in _concrete_kinds(Fault)}
 
 
-# -- reading and describing ----------------------------------------------------------------------------------
+# -- parsing and describing ----------------------------------------------------------------------------------
 
 
 def parse(value: Mapping[str, Any]) -> Fault:

@@ -165,7 +165,7 @@ class Mailbox:
         self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
         self._folder_key = b"\x01\0\0\0\x16\0\0\0" + self._replica
 
-    # -- looking ---------------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------
 
     @property
     def folders(self) -> dict[str, Folder]:
@@ -354,7 +354,7 @@ class Mailbox:
                 )
                 duplicate.received = item.received
 
-    # -- inside ----------------------------------------------------------------------------------------------
+    # -- internal --------------------------------------------------------------------------------------------
 
     def _build_tree(self) -> None:
         for distinguished, name, folder_class, parent in _TREE:

@@ -127,7 +127,7 @@ def expand_dl(context: RequestContext) -> str:
     return response("ExpandDL", [success("ExpandDL", content)])
 
 
-# -- synchronisation -----------------------------------------------------------------------------------------
+# -- synchronization -----------------------------------------------------------------------------------------
 
 
 def sync_folder_items(context: RequestContext) -> str:

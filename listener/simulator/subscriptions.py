@@ -313,7 +313,7 @@ class Stream:
         """Return a heartbeat with this MessageText, unescaped."""
         return self._status("OK", text)
 
-    # -- inside ----------------------------------------------------------------------------------------------
+    # -- internal --------------------------------------------------------------------------------------------
 
     def _pending_envelopes(self, limit: int) -> list[bytes]:
         """Return envelopes for the queued events, at most about `limit` bytes, followed by those for

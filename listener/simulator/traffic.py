@@ -82,7 +82,7 @@ def make(mailbox: Mailbox, kind: str, rng: Random, now: float) -> list[Event]:
     return _MAKERS[kind](mailbox, rng, now)
 
 
-# -- what users do -------------------------------------------------------------------------------------------
+# -- user actions --------------------------------------------------------------------------------------------
 
 
 def _receive_mail(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
