@@ -61,7 +61,7 @@ class Anna:
     def deliver(self, count: int, *, apart: float = 1) -> None:
         for number in range(count):
             self.mailbox.deliver(f"Mail <{number}>", "ben@example.org", self.client.now)
-            self.client.pass_(apart)
+            self.client.advance_time(apart)
 
     def folder(self, ref: FolderRef) -> Folder | Failure:
         content = self.post(get_folder([ref], version=VERSION, impersonate=self.impersonation))
@@ -127,7 +127,7 @@ def test_folder_with_all_requested_properties(anna: Anna) -> None:
 
 def test_change_properties_follow_changes(anna: Anna) -> None:
     def now() -> tuple[str | None, int | None]:
-        anna.client.pass_(1)
+        anna.client.advance_time(1)
         folder = anna.folder(INBOX)
         assert isinstance(folder, Folder)
         return folder.commit_time_max, folder.deleted_count_total
@@ -241,7 +241,7 @@ def test_pages_of_a_folder_that_changes(anna: Anna) -> None:
             one, other = list(inbox.items.values())[:2]
             anna.mailbox.purge(one, anna.client.now)
             anna.mailbox.edit(other, "Changed", anna.client.now)
-            anna.client.pass_(1)
+            anna.client.advance_time(1)
     assert seen >= set(inbox.items)
 
 
@@ -315,7 +315,7 @@ def test_invalid_sync_state(anna: Anna) -> None:
 def test_sync_state_that_the_server_silently_lost(anna: Anna) -> None:
     anna.deliver(3)
     state, _ = anna.sync()
-    anna.client.break_("sync_state_lost", mailbox=anna.mailbox.address, quiet=True)
+    anna.client.make_fault("sync_state_lost", mailbox=anna.mailbox.address, quiet=True)
     _, changes = anna.sync(state)
     items = anna.mailbox.distinguished("inbox").items
     assert kinds(changes) == dict.fromkeys(items, ChangeKind.CREATE)

@@ -34,7 +34,7 @@ async def test_ad_fs_issues_tokens_for_its_own_resources(tmp_path: Path) -> None
 
     async with organization(tmp_path, change, auth="oauth") as (running, client):
         assert await subscribe(running, client) is None
-        assert running.exchange.gate.state()["tokens"] == 1
+        assert running.exchange.authenticator.state()["tokens"] == 1
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.http import http_failure
 from listener.exchange.client import ExchangeClient
-from listener.simulator.conditions import Conditions
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.faults import (
     AccountLocked,
     BadCertificate,
@@ -172,7 +172,7 @@ async def test_an_untrusted_certificate_is_reported_with_its_issuer(
 
 
 def key_pair(folder: Path, running: Running) -> str:
-    entra = running.exchange.gate.entra
+    entra = running.exchange.authenticator.entra
     assert entra is not None
     (folder / "application.pem").write_bytes(entra.registration.pem)
     return "application.pem"
@@ -233,4 +233,4 @@ async def test_an_expiring_token_is_renewed_in_time(tmp_path: Path) -> None:
         for _ in range(3):
             assert await subscribe(running, client) is None
             await trio.sleep(0.5)
-        assert running.exchange.gate.state()["refused"] == {}
+        assert running.exchange.authenticator.state()["refused"] == {}

@@ -1,4 +1,4 @@
-"""Who wants to come in, in these tests."""
+"""Accounts and client logins for these tests."""
 
 from base64 import b64decode, b64encode
 
@@ -6,8 +6,8 @@ import spnego
 from spnego.channel_bindings import GssChannelBindings
 
 from listener.simulator.auth import Admitted, Denied, Login
-from listener.simulator.auth.accounts import Accounts
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.passwords import Accounts
+from listener.simulator.fault_effects import Conditions
 from tests.simulator.client import NOON
 
 USER, PASSWORD = "svc@contoso.example", "pass-word"
@@ -20,7 +20,8 @@ def accounts(conditions: Conditions | None = None, lock_after: int = 3) -> Accou
 
 
 class Client:
-    """The client's end of a handshake over one connection. `binding` is the application data of the channel."""
+    """The client side of a handshake over one connection. `binding` is the application data of the channel
+    binding."""
 
     def __init__(
         self,
@@ -40,20 +41,20 @@ class Client:
             protocol=scheme.lower(),
             channel_bindings=GssChannelBindings(application_data=binding) if binding else None,
         )
-        self._heard: bytes | None = None
+        self._challenge: bytes | None = None
 
-    def leg(self) -> Admitted | Denied:
-        """One request with the next token."""
-        token = self._context.step(self._heard)
+    def next_leg(self) -> Admitted | Denied:
+        """Send one request with the next token."""
+        token = self._context.step(self._challenge)
         assert token is not None
         outcome = self.login.check(f"{self.scheme} {b64encode(token).decode()}", NOON)
         answers = [value.partition(" ")[2] for name, value in outcome.headers if name == "WWW-Authenticate"]
-        self._heard = b64decode(answers[0]) if answers and answers[0] else None
+        self._challenge = b64decode(answers[0]) if answers and answers[0] else None
         return outcome
 
-    def come_in(self) -> Admitted | Denied:
-        """The whole handshake."""
-        outcome = self.leg()
-        while isinstance(outcome, Denied) and self._heard:
-            outcome = self.leg()
+    def authenticate(self) -> Admitted | Denied:
+        """Do the complete handshake."""
+        outcome = self.next_leg()
+        while isinstance(outcome, Denied) and self._challenge:
+            outcome = self.next_leg()
         return outcome

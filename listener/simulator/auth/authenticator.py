@@ -1,20 +1,20 @@
-"""The scheme that the settings ask for, and statistics."""
+"""The authentication scheme that the settings select, and statistics."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from listener.simulator.auth import Admitted, Denied, Scheme
-from listener.simulator.auth.accounts import Accounts
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.passwords import Accounts
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
 
 if TYPE_CHECKING:
-    from listener.simulator.auth.entra import Entra
+    from listener.simulator.auth.oauth import Entra
 
 
-class Gate:
-    """What stands between a connection and Exchange. `entra` is there with OAuth only."""
+class Authenticator:
+    """Authenticates connections to Exchange. `entra` is None without OAuth."""
 
     def __init__(self, settings: Settings, passwords: Mapping[str, str], conditions: Conditions) -> None:
         self.accounts = Accounts(passwords, settings.lock_after, conditions)
@@ -25,41 +25,42 @@ class Gate:
         self.scheme = self._scheme(settings, conditions)
 
     def _scheme(self, settings: Settings, conditions: Conditions) -> Scheme:
-        # pyspnego, PyJWT and what they bring are imported by those alone who need them.
+        # pyspnego and PyJWT are slow to import, so each scheme is imported only if it is used.
         match settings.auth:
             case "basic":
-                from listener.simulator.auth.basic import Basic
+                from listener.simulator.auth.passwords import Basic
 
                 return Basic(self.accounts, settings.host)
             case "ntlm":
-                from listener.simulator.auth.ntlm import Ntlm
+                from listener.simulator.auth.windows import Ntlm
 
                 return Ntlm(self.accounts, settings.extended_protection)
             case "negotiate":
-                from listener.simulator.auth.negotiate import Negotiate
+                from listener.simulator.auth.windows import Negotiate
 
                 return Negotiate(self.accounts, settings.extended_protection, settings.keytab)
             case "oauth":
-                from listener.simulator.auth.bearer import Bearer
-                from listener.simulator.auth.entra import Entra
-                from listener.simulator.auth.registration import Registration
+                from listener.simulator.auth.oauth import Bearer, Entra, Registration
 
                 lifetime = settings.token_lifetime
                 self.entra = Entra(Registration(settings), self.accounts, conditions, lifetime)
                 return Bearer(self.entra, conditions)
 
     def note(self, outcome: Admitted | Denied) -> None:
-        """Count an outcome of the scheme's logins."""
+        """Count the result of a login."""
         if isinstance(outcome, Admitted):
             self.mechanisms[outcome.mechanism] += outcome.proved
         elif outcome.refused is not None:
             self.refused[outcome.refused] += 1
-            self.reasons[outcome.why] += 1
+            self.reasons[outcome.reason] += 1
 
     def state(self) -> dict[str, Any]:
-        """`proved` counts credentials that were good, by mechanism; `refused` those that were not, by account, and
-        `reasons` the same by reason; `locked` are the accounts that have locked themselves out. `tokens` are those
-        that were issued, `token_errors` the AADSTS codes of those that were not."""
+        """Return statistics for the control API.
+
+        `proved` counts accepted credentials by mechanism, `refused` refused ones by account, `reasons` the
+        same by reason. `locked` are the accounts with too many refusals. `tokens` counts issued tokens,
+        `token_errors` AADSTS codes.
+        """
         entra = self.entra
         return {
             "proved": dict(self.mechanisms),

@@ -1,26 +1,26 @@
 from listener.simulator.auth import Admitted, Denied
-from listener.simulator.auth.gate import Gate
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.authenticator import Authenticator
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
-from tests.simulator.auth.people import PASSWORD, USER, Client
+from tests.simulator.auth.accounts import PASSWORD, USER, Client
 from tests.simulator.client import NOON, basic
 
 
-def gate(**settings: object) -> Gate:
-    return Gate(Settings(**settings), {USER: PASSWORD}, Conditions())  # type: ignore[arg-type]
+def authenticator(**settings: object) -> Authenticator:
+    return Authenticator(Settings(**settings), {USER: PASSWORD}, Conditions())  # type: ignore[arg-type]
 
 
-def test_each_kind_has_its_scheme() -> None:
+def test_each_setting_has_its_scheme() -> None:
     offers = {
-        kind: gate(auth=kind).scheme.login(None).check(None, NOON).headers[0][1].partition(" ")[0]
+        kind: authenticator(auth=kind).scheme.login(None).check(None, NOON).headers[0][1].partition(" ")[0]
         for kind in ("basic", "ntlm", "negotiate", "oauth")
     }
     assert offers == {"basic": "Basic", "ntlm": "NTLM", "negotiate": "Negotiate", "oauth": "Bearer"}
-    assert gate().entra is None
+    assert authenticator().entra is None
 
 
-def test_credentials_are_counted_and_requests_are_not() -> None:
-    here = gate(auth="ntlm", lock_after=2)
+def test_credentials_are_counted_but_not_requests() -> None:
+    here = authenticator(auth="ntlm", lock_after=2)
     login = here.scheme.login(None)
 
     class Counted:
@@ -30,11 +30,11 @@ def test_credentials_are_counted_and_requests_are_not() -> None:
             return outcome
 
     for _ in range(2):
-        Client(Counted()).come_in()
+        Client(Counted()).authenticate()
         Counted().check(None, NOON)
     for _ in range(2):
-        Client(Counted(), password="wrong").come_in()
-    Client(Counted()).come_in()
+        Client(Counted(), password="wrong").authenticate()
+    Client(Counted()).authenticate()
     assert here.state() == {
         "proved": {"ntlm": 2},
         "refused": {USER: 3},
@@ -45,10 +45,10 @@ def test_credentials_are_counted_and_requests_are_not() -> None:
     }
 
 
-def test_what_entra_did_is_told_too() -> None:
-    here = gate(auth="oauth")
+def test_state_has_entra_statistics() -> None:
+    here = authenticator(auth="oauth")
     assert here.entra
-    here.entra.handle("POST", "/nowhere/oauth2/v2.0/token", b"", NOON)
+    here.entra.handle("POST", "/missing/oauth2/v2.0/token", b"", NOON)
     here.note(here.scheme.login(None).check(basic(USER, PASSWORD), NOON))
     assert here.state() | {"proved": {}} == {
         "proved": {},
