@@ -1,4 +1,4 @@
-"""Writes the table of docs/SIMULATOR.md from the kinds of faults: `python docs/faults.py`."""
+"""Write the tables of docs/SIMULATOR.md from the kinds of faults: `python docs/faults.py`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from listener.simulator.faults import (
     KINDS,
     AccessFault,
     Fault,
-    OrganisationFault,
+    OrganizationFault,
     RequestFault,
     StreamFault,
     about,
@@ -18,13 +18,13 @@ BEGIN, END = "<!-- the tables: made by docs/faults.py -->\n", "<!-- end of the t
 SORTS = {
     RequestFault: "Answers to requests",
     StreamFault: "Open streams",
-    OrganisationFault: "The organisation",
+    OrganizationFault: "The organization",
     AccessFault: "Authentication and access",
 }
 
 
 def page(text: str) -> str:
-    """The page with its tables made anew."""
+    """Return the page with new tables."""
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + tables() + END + rest.partition(END)[2]
 
@@ -36,23 +36,26 @@ def tables() -> str:
         for name, kind in KINDS.items():
             if kind.__base__ is sort:
                 own = [
-                    written(each.name, kind) for each in parameters(kind) if each.name in kind.__annotations__
+                    parameter_text(each.name, kind)
+                    for each in parameters(kind)
+                    if each.name in kind.__annotations__
                 ]
                 parts.append(f"| `{name}` | {'; '.join(own)} | {about(kind)} |\n")
     return "".join(parts)
 
 
-def written(name: str, kind: type[Fault]) -> str:
-    """A parameter: what it may be, and its default in bold if it has one."""
+def parameter_text(name: str, kind: type[Fault]) -> str:
+    """Return a parameter with its choices or its type, and its default in bold."""
     (found,) = (each for each in parameters(kind) if each.name == name)
     if found.required:
         return f"`{name}` {found.type}, required"
     default = "" if found.default is None else str(found.default).removesuffix(".0")
     if isinstance(found.default, bool):
         default = default.lower()
-    choices = [f"**{choice}**" if choice == default else choice for choice in found.type.split(" | ")]
-    told = f"`{name}` {' / '.join(choices)}"
-    return told if default in ("", *found.type.split(" | ")) else f"{told}, **{default}**"
+    choices = found.type.split(" | ")
+    if len(choices) == 1:
+        return f"`{name}` **{default}**" if default else f"`{name}` {found.type}"
+    return f"`{name}` {'/'.join(f'**{choice}**' if choice == default else choice for choice in choices)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a handler plugin imports, and nothing else: see docs/HANDLERS.md."""
+"""The public interface for handler plugins; everything else is private. See docs/HANDLERS.md."""
 
 from listener._version import __version__
 from listener.event import MailboxEvent

@@ -10,7 +10,7 @@ import httpx
 from listener.access import AccessRule, AccessRules
 from listener.backoff import Backoff
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
-from listener.config.files import MailboxReader
+from listener.config.mailbox_file import MailboxReader
 from listener.delivery.delivery import DeliveryLimits
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
@@ -21,12 +21,12 @@ from listener.exchange.discovery import Autodiscover
 from listener.exchange.distribution_groups import Expander
 from listener.exchange.network import Network
 from listener.exchange.throttle import Throttles
-from listener.groups.affinity import Placement
 from listener.groups.member import Policy
 from listener.groups.settings import ManagerSettings
 from listener.groups.subscription_spec import SubscriptionSpec
 from listener.journal import Retention
 from listener.mailboxes import MailboxSource, Sources
+from listener.placement import Placement
 from listener.preflight.scope import Scope
 
 

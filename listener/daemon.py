@@ -39,10 +39,10 @@ from listener.config import Config
 from listener.config.warnings import warnings
 from listener.delivery.delivery import Delivery, Source, Worker
 from listener.errors import ConfigError, Problem
-from listener.exchange.auth.refusals import REFUSALS
+from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
-from listener.groups.affinity import Group, Placement
+from listener.groups.affinity import Group
 from listener.groups.checkpoint import GroupCheckpoint, LastSeen, RestoredGroup, last_seen, restored
 from listener.groups.checkpointer import Checkpointer
 from listener.groups.group import GroupState
@@ -53,6 +53,7 @@ from listener.ingest import Ingest
 from listener.journal import Journal, sqlite
 from listener.log import open_audit, tell_repeated
 from listener.mailboxes import MailboxSource
+from listener.placement import Placement
 from listener.preflight.scope import Attempt, Finding
 from listener.tracing import Home
 
@@ -95,7 +96,7 @@ async def open_daemon(
         _log_warnings(config)
         async with systemd.at_hand(), open_journal() as journal:
             systemd.heart = journal
-            requests.auth.remember(config.state_directory / REFUSALS)
+            requests.auth.persist_refusals(config.state_directory / REFUSALS)
             await mailboxes.recall(journal)
             checkpointer = Checkpointer(journal)
             saved, seen = await checkpointer.load()

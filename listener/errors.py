@@ -1,13 +1,13 @@
-"""The error tree.
+"""The exceptions of the listener.
 
-    ListenerError                   everything the listener itself raises
-    ├── ConfigError                 the configuration: every problem at once, each with its place  (exit code 2)
-    │   └── OpeningError            what it names cannot be opened now; a later start may succeed       (exit code 1)
-    ├── ExchangeError               a request to Exchange came to nothing; `failure` says why
-    └── JournalError                the journal cannot do what is asked of it (listener/journal)
+    ListenerError                   base class
+    ├── ConfigError                 the configuration has problems; lists all, each with its location  (exit code 2)
+    │   └── OpeningError            something it names cannot be opened now; a later start may succeed (exit code 1)
+    ├── ExchangeError               a request to Exchange failed; `failure` has the reason
+    └── JournalError                the journal cannot do what was requested (listener/journal)
 
-Which of them leads to which exit code stands in listener/cli and docs/CLI.md. What to do about a failure of
-Exchange is no class of its own but data: see listener/ews/codes.py.
+listener/cli maps them to exit codes, and docs/CLI.md documents those. How the daemon reacts to a failure of Exchange
+is data, not a class: see listener/ews/codes.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 
 class ListenerError(Exception):
-    """The root of what the listener raises on purpose."""
+    """Base class of the exceptions that the listener raises."""
 
 
 class Problem(NamedTuple):
-    """One thing wrong with the configuration: `where` is a dotted key (or a file and line), `what` says the
-    trouble and what to do about it."""
+    """One problem of the configuration.
+
+    `where` is a dotted key, or a file and line. `what` describes the problem and what to do.
+    """
 
     where: str
     what: str
@@ -36,7 +38,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ListenerError):
-    """The configuration cannot be used. `problems` holds all that is wrong with it, in the file's order."""
+    """The configuration cannot be used. `problems` has all its problems, in the order of the file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -44,11 +46,11 @@ class ConfigError(ListenerError):
 
 
 class OpeningError(ConfigError):
-    """The configuration is in order, but what it names could not be opened; a database that is late, say."""
+    """The configuration is valid, but but something it names cannot be opened now, such as a starting database."""
 
 
 class ExchangeError(ListenerError):
-    """A request to Exchange came to nothing. `failure` is what is known of the reason."""
+    """A request to Exchange failed. `failure` has the reason."""
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure

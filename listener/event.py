@@ -1,4 +1,4 @@
-"""The event that reaches a handler, and its CloudEvents 1.0 form."""
+"""The event that a handler receives, and its CloudEvents 1.0 form."""
 
 from hashlib import blake2b
 from urllib.parse import quote
@@ -7,14 +7,13 @@ import msgspec
 
 
 class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """One change that Exchange reported in one mailbox.
+    """One change that Exchange reported in one mailbox. Fields without a value are None.
 
     `type` is the CloudEvents type: `exchange.item.created`, `exchange.folder.modified`, … (docs/EVENTS.md lists
-    all). `time` is the server's time stamp, RFC 3339 in UTC, with as many fractional digits as the server sent, at
-    most nine; or when the event arrived, if the server sent no valid time.
-    Ids are Exchange's own opaque, case-sensitive ids. `reason` is for the listener's own events
-    (`exchange.listener.suspended`, …). `recovered`: no stream told of it, it was found by comparing with the mailbox,
-    and `time` is when. A field that there is nothing to say in is None.
+    all). `time` is the server's timestamp, RFC 3339 in UTC, with as many fractional digits as the server sent, at
+    most nine. If the server sent no valid time, it is the time of arrival. Ids are Exchange's opaque, case-sensitive
+    ids. `reason` is for events about the listener (`exchange.listener.suspended`, …). `recovered`: catch-up found the
+    change, no stream reported it, and `time` is when it was found.
     """
 
     type: str
@@ -35,25 +34,25 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
     def id(self) -> str:
         """32 hexadecimal digits, the same for every report of the same change, in every run and release.
 
-        A thing is created, deleted, moved or copied to its id only once: of these, type, mailbox and the thing's id
-        make the event's id. A folder keeps its id when it is moved, and so do items on some servers: there, its new
-        place and its change key do too, or the time if the server sent no change key, since it can come back.
-        Everything else can happen to a thing again: there, all fields do, the time among them.
+        Created, deleted, moved, copied and new mail can happen only once to an id: their event id is a digest of
+        type, mailbox and subject. A move that keeps the id (folders, and items on some servers) can happen again, so
+        the digest also has the new parent and the change key, or the time if the server sent no change key. For all
+        other types the digest has all fields, including the time.
         """
-        word = self.type.rpartition(".")[2]
-        what: object = self
-        if word in _ONCE and self.subject is not None:
-            again: tuple[str | None, ...] = ()
-            if word == "moved" and self.item_id in (None, self.old_item_id):
-                again = self.parent_folder_id, self.change_key
+        name = self.type.rpartition(".")[2]
+        digested: object = self
+        if name in _ONCE and self.subject is not None:
+            more: tuple[str | None, ...] = ()
+            if name == "moved" and self.item_id in (None, self.old_item_id):
+                more = self.parent_folder_id, self.change_key
                 if not self.change_key:
-                    again = *again, self.time
-            what = (self.type, self.mailbox, self.subject, *again)
-        return blake2b(_ENCODE(what), digest_size=16).hexdigest()
+                    more = *more, self.time
+            digested = (self.type, self.mailbox, self.subject, *more)
+        return blake2b(_ENCODE(digested), digest_size=16).hexdigest()
 
     @property
     def source(self) -> str:
-        """The mailbox as a `mailto:` URI (RFC 6068), which CloudEvents wants for `source`."""
+        """The mailbox as a `mailto:` URI (RFC 6068), because CloudEvents requires a URI reference."""
         return "mailto:" + quote(self.mailbox, safe="@!$&'*+/=?^_`{|}~.-")
 
     @property
@@ -62,11 +61,11 @@ class MailboxEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_def
         return self.item_id or self.folder_id
 
     def to_json(self) -> str:
-        """One line of JSON, without the line end: CloudEvents 1.0, JSON format, structured mode."""
+        """Return one line of JSON without the line end: CloudEvents 1.0, JSON format, structured mode."""
         return _ENCODE(self.to_cloudevent()).decode()
 
     def to_cloudevent(self) -> dict[str, object]:
-        """The CloudEvents attributes and `data`; fields that are None are left out."""
+        """Return the CloudEvents attributes and `data`, without fields that are None."""
         attributes: dict[str, object] = {
             "specversion": "1.0",
             "id": self.id,

@@ -1,4 +1,4 @@
-"""Opens files that are the daemon's own, in a directory where somebody else may have placed something."""
+"""Open the daemon's own files safely in a directory where another user may have placed links or FIFOs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a regular file that belongs to us or to the owner of its directory, and return the descriptor.
+    """Open a regular file that belongs to this user or to the owner of its directory. Return the descriptor.
 
-    A symbolic link at `path` is not followed, and nothing here waits, as opening a FIFO does. The directory itself
-    may be reached by links. Raises OSError, whose strerror says what is there instead.
+    Does not follow a symbolic link at `path`, and does not block, as opening a FIFO would. The directory may be
+    reached through links. Raises OSError, whose strerror says what is at `path` instead.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
@@ -29,7 +29,7 @@ def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
 
 
 def require_own(path: Path) -> None:
-    """Raise OSError as open_own() does. A file that is not there is no error."""
+    """Raise OSError as open_own() does. A missing file is not an error."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def _require_own(path: Path, status: os.stat_result) -> None:
 
 
 def open_log(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file that the operator named. A symbolic link is followed only if it is root's or ours."""
+    """Open a file that the operator configured. Follow a symbolic link only if root or this user owns it."""
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         return os.open(path, flags | os.O_NOFOLLOW, mode)

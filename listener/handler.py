@@ -1,9 +1,9 @@
 """The contract between the listener and a handler plugin.
 
-A plugin is a *factory*: a function that returns an async context manager, mostly one written with
-`contextlib.asynccontextmanager`. Its keyword arguments are the options of `[handlers.NAME]` in the
-configuration, and they are bound to its signature, and checked against its annotations, before any socket
-opens. Entering the context opens what the handler needs and yields the handler; leaving it closes that again.
+A plugin is a *factory*: a function that returns an async context manager, usually one written with
+`contextlib.asynccontextmanager`. Its keyword arguments are the options of `[handlers.NAME]` in the configuration.
+They are bound to its signature, and checked against its annotations, before any socket opens. Entering the context
+opens what the handler needs and yields the handler; leaving it closes everything.
 
     @asynccontextmanager
     async def open_audit(*, path: str) -> AsyncIterator[Handler]:
@@ -14,8 +14,9 @@ opens. Entering the context opens what the handler needs and yields the handler;
 
             yield handle
 
-Returning acknowledges the event. Raising `Retry` asks for it again, raising `Reject` gives it up, and any other
-exception counts as a failure of the handler: it is logged under the handler's name and the event is tried again.
+Returning acknowledges the event. Raising `Retry` requests a retry, raising `Reject` moves the event to the
+dead-letter queue. Any other exception is a failure of the handler: it is logged with the handler's name, and the
+event is retried.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,10 +30,10 @@ Handler: TypeAlias = Callable[[MailboxEvent], Awaitable[None]]
 
 @runtime_checkable
 class BatchHandler(Protocol):
-    """A handler that takes many events at a time, `max_batch` at most, of any mailboxes, each mailbox's in order.
+    """A handler that receives up to `max_batch` events per call, of any mailboxes, those of each mailbox in order.
 
-    It may also have `max_wait`: the seconds to wait for a batch to fill (else it gets what is there). Returning
-    acknowledges all of them; raising brings all of them again.
+    It may also have `max_wait`, the seconds to wait for a batch to fill; without it, a batch has the events that are
+    available. Returning acknowledges all events of the batch; raising retries all of them.
     """
 
     max_batch: int
@@ -45,10 +46,10 @@ HandlerFactory: TypeAlias = Callable[..., HandlerContext]
 
 
 class Retry(Exception):  # noqa: N818  (it is a request, not an error)
-    """Raised by a handler: bring me this event again.
+    """Raised by a handler to request a retry of the event.
 
-    `after` is in seconds; None leaves the wait to the configured back-off. With `counts` False it is not the event's
-    fault (what the handler needs is not there just now), and this was none of the tries that the event has.
+    `after` is in seconds; None means the configured backoff. With `counts=False` the call does not count as one of
+    the event's attempts: use it when something that the handler needs is unavailable.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None, counts: bool = True) -> None:
@@ -58,4 +59,4 @@ class Retry(Exception):  # noqa: N818  (it is a request, not an error)
 
 
 class Reject(Exception):  # noqa: N818
-    """Raised by a handler: this event can never be handled, do not bring it again. The reason is logged."""
+    """Raised by a handler to move the event to the dead-letter queue without a retry. The reason is logged."""

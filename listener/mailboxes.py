@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from listener.backoff import Backoff
-from listener.config.files import MailboxReader
+from listener.config.mailbox_file import MailboxReader
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.directory import GROUPS, MAILBOXES, Expansion

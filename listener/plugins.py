@@ -1,4 +1,4 @@
-"""Finds the handlers that the configuration names, and binds their options, before any socket opens."""
+"""Load the configured handlers and bind their options, before any socket opens."""
 
 import importlib
 import inspect
@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from listener.config.load import examine
+from listener.config.load import validate
 from listener.config.model import Config, HandlerConfig
 from listener.config.problems import Loc, describe, dotted
 from listener.errors import ConfigError, Problem
@@ -31,9 +31,9 @@ ENTRY_POINT_GROUP = "listener.handlers"
 
 @dataclass(frozen=True)
 class LoadedHandler:
-    """A handler that is ready to be opened. `accepts.matches(event)` is its filter.
+    """A handler that is ready to be opened. `accepts` is its filter.
 
-    `open()` calls the factory with its options and returns the context manager, whatever the factory may raise.
+    `open()` calls the factory with its options and returns the context manager. It raises what the factory raises.
     """
 
     name: str
@@ -43,8 +43,8 @@ class LoadedHandler:
 
 
 def load_all(path: Path) -> tuple[Config, list[LoadedHandler]]:
-    """The configuration in the file, and its handlers. Raises ConfigError with the problems of both together."""
-    config, handlers, problems = examine(path)
+    """Return the configuration in the file and its handlers. Raises ConfigError with the problems of both."""
+    config, handlers, problems = validate(path)
     loaded: list[LoadedHandler] = []
     try:
         loaded = load_handlers(handlers)
@@ -56,20 +56,20 @@ def load_all(path: Path) -> tuple[Config, list[LoadedHandler]]:
 
 
 def load_handlers(handlers: Mapping[str, HandlerConfig]) -> list[LoadedHandler]:
-    """All handlers in the order of the configuration.
+    """Return all handlers in the order of the configuration.
 
-    Raises ConfigError with every problem: a handler or module that is not there or cannot be imported, an option
-    that the factory does not know, lacks, or wants to be of another type.
+    Raises ConfigError with every problem: a handler or module that does not exist or cannot be imported; an option
+    that is unknown, missing or of the wrong type.
     """
     loaded, problems = [], []
     for name, config in handlers.items():
         found: list[Problem] = []
         try:
-            with _foreign_code():
+            with _plugin_code():
                 factory = _resolve(name, config.use, found)
                 options = _bind(name, factory, config, found) if factory is not None else {}
         except _Failed as failed:
-            # Not only an import raises: so may an attribute, an annotation, a validator or a signature.
+            # Not only an import can raise, but also an attribute, an annotation, a validator or a signature.
             text = f"{failed.what or f'cannot load {config.use}'}: {describe_error(failed.error)}"
             problems.append(Problem(dotted(("handlers", name, "use")), text))
             continue
@@ -83,7 +83,7 @@ def load_handlers(handlers: Mapping[str, HandlerConfig]) -> list[LoadedHandler]:
 
 
 class _Failed(Exception):  # noqa: N818
-    """Code of a plugin raised `error`; `what` could not be done, if that is known."""
+    """A plugin's code raised `error`; `what` is the step that failed, if known."""
 
     def __init__(self, error: BaseException, what: str = "") -> None:
         super().__init__()
@@ -92,10 +92,10 @@ class _Failed(Exception):  # noqa: N818
 
 
 @contextmanager
-def _foreign_code() -> Iterator[None]:
-    """Raise _Failed for whatever a plugin's code raises: SystemExit, a KeyboardInterrupt of its own, anything.
+def _plugin_code() -> Iterator[None]:
+    """Convert any exception of a plugin's code to _Failed, including SystemExit and KeyboardInterrupt.
 
-    The KeyboardInterrupt of a real SIGINT is not the plugin's and goes on as it is.
+    The KeyboardInterrupt of a real SIGINT is raised unchanged.
     """
     interrupted = False
 
@@ -104,11 +104,11 @@ def _foreign_code() -> Iterator[None]:
         interrupted = True
         signal.default_int_handler(number, frame)
 
-    mine = (
+    handles_sigint = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
-    if mine:
+    if handles_sigint:
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
@@ -119,7 +119,7 @@ def _foreign_code() -> Iterator[None]:
             raise
         raise _Failed(error) from error
     finally:
-        if mine and signal.getsignal(signal.SIGINT) is interrupt:
+        if handles_sigint and signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -131,12 +131,12 @@ def _resolve(name: str, use: str, problems: list[Problem]) -> HandlerFactory | N
         for point in entry_points(group=ENTRY_POINT_GROUP):
             targets[point.name].add(point.value)
         if use not in targets:
-            problems.append(Problem(where, f'there is no handler "{use}"{did_you_mean(use, targets)}'))
+            problems.append(Problem(where, f'unknown handler "{use}"{did_you_mean(use, targets)}'))
             return None
         if len(targets[use]) > 1:
-            several = ", ".join(sorted(targets[use]))
+            choices = ", ".join(sorted(targets[use]))
             problems.append(
-                Problem(where, f'several handlers are installed as "{use}"; name one of {several}')
+                Problem(where, f'several handlers are installed as "{use}"; use one of {choices}')
             )
             return None
         (target,) = targets[use]
@@ -157,7 +157,7 @@ def _resolve(name: str, use: str, problems: list[Problem]) -> HandlerFactory | N
         factory = getattr(factory, part)
     if not callable(factory):
         problems.append(
-            Problem(where, f"{target} cannot be called: it must be a factory, see docs/HANDLERS.md")
+            Problem(where, f"{target} is not callable; it must be a factory, see docs/HANDLERS.md")
         )
         return None
     return factory  # type: ignore[no-any-return]
@@ -166,12 +166,12 @@ def _resolve(name: str, use: str, problems: list[Problem]) -> HandlerFactory | N
 def _bind(
     name: str, factory: HandlerFactory, config: HandlerConfig, problems: list[Problem]
 ) -> dict[str, object]:
-    """The options as the factory's arguments, converted to what its annotations say."""
+    """Return the options as the factory's arguments, converted to the types of its annotations."""
     where = dotted(("handlers", name, "use"))
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        problems.append(Problem(where, f"cannot tell what arguments {config.use} takes"))
+        problems.append(Problem(where, f"cannot determine the arguments of {config.use}"))
         return {}
     named = {
         parameter.name: parameter
@@ -188,11 +188,11 @@ def _bind(
         else:
             hint = did_you_mean(key, [*named, *HandlerConfig.model_fields])
             problems.append(
-                Problem(dotted(("handlers", name, key)), f'"{config.use}" has no such option{hint}')
+                Problem(dotted(("handlers", name, key)), f'unknown option of "{config.use}"{hint}')
             )
     for parameter in parameters:
         if parameter.name in HandlerConfig.model_fields and parameter.name in named:
-            what = f'"{config.use}" must not have an option "{parameter.name}": the listener takes that key'
+            what = f'"{config.use}" must not have an option "{parameter.name}": the listener uses that key'
             problems.append(Problem(where, what))
         elif parameter.default is not parameter.empty or parameter.name in bound:
             continue
@@ -200,13 +200,13 @@ def _bind(
             key = dotted(("handlers", name, parameter.name))
             problems.append(Problem(key, f'is required by "{config.use}"'))
         elif parameter.kind is parameter.POSITIONAL_ONLY:
-            what = f'"{config.use}" takes "{parameter.name}" by position only, but options go by name'
+            what = f'parameter "{parameter.name}" of "{config.use}" is positional-only; options are passed by name'
             problems.append(Problem(where, what))
     return bound
 
 
 def _annotation(factory: HandlerFactory, parameter: inspect.Parameter) -> Any:
-    """The parameter's annotation; alone, so that a return annotation nobody can evaluate does no harm."""
+    """Return the evaluated annotation of one parameter. Other annotations may be impossible to evaluate."""
     if parameter.annotation is parameter.empty:
         return Any
     if not isinstance(parameter.annotation, str):
@@ -224,7 +224,8 @@ def _convert(
     problems: list[Problem],
 ) -> object:
     value = config.options[parameter.name]
-    # By way of JSON, strict mode still makes a Path from a text and a tuple from a list, but no number from a text.
+    # Validated as JSON, because strict mode then accepts a string for a Path and a list for a tuple, but not a string
+    # for a number.
     try:
         annotation = _annotation(factory, parameter)
         converted: object = TypeAdapter(annotation).validate_json(to_json(value), strict=True)

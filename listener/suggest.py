@@ -1,4 +1,4 @@
-"""Answers to words that are not known."""
+"""Suggestions for unknown names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ _FEW = 12
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the nearest of `known`, else all of them if they are few."""
+    """Return a suffix for an error about an unknown `word`: the closest of `known`, or all of them if at most 12."""
     names = sorted(known)
     by_lower = {name.lower(): name for name in names}
     near = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)

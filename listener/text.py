@@ -1,7 +1,7 @@
-"""Text from servers, plugins and child processes: bounded, storable, and safe to show on a terminal (pure).
+"""Make text from servers, plugins and child processes bounded, storable and safe to print on a terminal (pure).
 
-Such text can be of any size and can contain anything: control sequences, lone surrogates, or an exception whose
-`__str__` raises. Functions that take an exception never raise because of it.
+Such text can have any size and content: control sequences, lone surrogates, or an exception whose `__str__` raises.
+Functions that take an exception never raise because of it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import traceback
 from typing import Final
 
 LONGEST_REASON: Final = 4096
-"""Characters of one reason or message in the log and in a dead letter."""
+"""Most characters of a reason or message in the log and in a dead letter."""
 LONGEST_TRACEBACK: Final = 16384
-"""Characters of one traceback in the log and in a dead letter."""
+"""Most characters of a traceback in the log and in a dead letter."""
 
-# C0 (without tab and newline), DEL, C1, marks and overrides of the writing direction, line separators, surrogates.
+# C0 (without tab and newline), DEL, C1, bidirectional marks and overrides, line separators, surrogates.
 _CONTROL: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str, *, multiline: bool = False) -> str:
-    """Return the text with every character escaped that a terminal would obey, as `\\x1b` or `\\u202e`.
+    """Return the text with every character escaped that a terminal would interpret, as `\\x1b` or `\\u202e`.
 
-    A newline is escaped too unless `multiline` is set: text of others must not begin a line of its own.
+    A newline is escaped too unless `multiline` is set: foreign text must not be able to start a new line.
     """
     text = _CONTROL.sub(_escaped, text)
     return text if multiline else text.replace("\n", "\\n")
@@ -36,16 +36,16 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return at most `most` characters of the text, and then how many were left out."""
+    """Return the first `most` characters of the text, followed by the number of omitted characters."""
     if len(text) <= most:
         return text
     return f"{text[:most]}… ({len(text) - most} characters left out)"
 
 
 def shortened_inside(text: str, most: int) -> str:
-    """Return the beginning and the end of the text, `most` characters in all, and how many were left out between.
+    """Return the start and the end of the text, `most` characters in all, and the number of omitted characters.
 
-    For a traceback: its end says what was raised, its beginning where the call came from.
+    For tracebacks: the end has the exception, the start has the origin of the call.
     """
     if len(text) <= most:
         return text
@@ -62,12 +62,12 @@ def represent(value: object) -> str:
     """Return `repr(value)`, or a placeholder if that raises."""
     try:
         return repr(value)
-    except BaseException as error:  # noqa: BLE001  (foreign code; a signal does not raise while the daemon runs)
+    except BaseException as error:  # noqa: BLE001  (a plugin's code; signals do not raise in the daemon)
         return f"<{type(value).__name__} whose repr() raises {type(error).__name__}>"
 
 
 def describe(error: BaseException, most: int = LONGEST_REASON) -> str:
-    """Return `ValueError: text`. A group of exactly one exception stands for that exception."""
+    """Return `ValueError: text`. A group of exactly one exception is replaced by that exception."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     text, name = message(error, most), type(error).__name__
@@ -84,7 +84,7 @@ def message(error: BaseException, most: int = LONGEST_REASON) -> str:
 
 
 def format_traceback(error: BaseException, most: int = LONGEST_TRACEBACK) -> str:
-    """Return the traceback as text. If it cannot be rendered, return the type of the exception."""
+    """Return the traceback as text, or only the exception's type and message if it cannot be rendered."""
     try:
         text = "".join(traceback.format_exception(error))
     except BaseException as failure:  # noqa: BLE001  (attributes of a foreign exception may raise)
@@ -93,9 +93,9 @@ def format_traceback(error: BaseException, most: int = LONGEST_TRACEBACK) -> str
 
 
 def printable_json(line: bytes) -> bytes:
-    """Return the JSON text, in UTF-8, with those characters escaped in its strings that a terminal would obey.
+    """Return UTF-8 JSON with every character escaped that a terminal would interpret.
 
-    It is the same JSON: JSON itself escapes C0 only, and such characters cannot stand outside of strings.
+    The JSON value stays the same: JSON itself escapes only C0, and these characters can occur only in strings.
     """
     if line.isascii() and b"\x7f" not in line:
         return line

@@ -1,4 +1,4 @@
-"""Where the tests run, something else may run too: how long a thing took is no reason to fail."""
+"""Configuration of all tests. No test fails because of its duration, since the machine may be busy."""
 
 import gc
 import logging
@@ -17,35 +17,35 @@ pytest_plugins = ["tests.leaks"]
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
-# Configurations and keys of tests are secret, as those of users must be.
+# Files of tests are private, because the daemon requires that of configurations and keys.
 os.umask(0o077)
 
-# Where Kerberos is installed, a client of Negotiate looks for a ticket first. No test asks the network for one, or
-# the realm of this machine; tests/system/kdc.py has a realm of its own.
+# A Negotiate client looks for a Kerberos ticket first if Kerberos is installed. No test may contact the network or
+# this machine's realm for one; tests/system/kdc.py has its own realm.
 os.environ["KRB5_CONFIG"] = str(Path(__file__).parent / "krb5.conf")
 
 
 LONG = ("install", "deb", "kills", "demo", "outage", "loss", "day", "chaos", "hostile_servers", "log_volume")
 
 
-@pytest.hookimpl(trylast=True)  # when the order has been made a random one
+@pytest.hookimpl(trylast=True)  # after a plugin that randomizes the order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules that take longest: at the end no worker is to be busy with one alone."""
+    """Start with the slowest modules, so that no worker is left with one of them at the end."""
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def pytest_collection_finish() -> None:
-    """Spare each full garbage collection the look at all that was imported: a fifteenth of the time of the suite."""
+    """Exclude imported objects from garbage collection, which saves a fifteenth of the suite's time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _isolated_logging() -> Iterator[None]:
-    """Give each test a logging configuration of its own, whatever ran before it in this process.
+    """Give each test its own logging configuration, independent of earlier tests in this process.
 
-    Lines go to the `sys.stdout` of the moment. Tracebacks are plain: structlog's default renders them with rich,
-    which took most of the time of tests that make handlers fail.
+    Lines go to the current `sys.stdout`. Tracebacks are plain: structlog's default renders them with rich, which took
+    most of the time of tests with failing handlers.
     """
     manager = logging.Logger.manager.loggerDict
     loggers = [logging.getLogger(), *(each for each in manager.values() if isinstance(each, logging.Logger))]

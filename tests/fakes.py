@@ -1,4 +1,4 @@
-"""A journal in memory, for tests of what is built on one. It keeps the rules of listener/journal/__init__.py."""
+"""A journal in memory, for tests of its callers. It keeps the rules of listener/journal/__init__.py."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,15 +15,15 @@ class FakeReader:
         self.wants = wants
         self.next = 0
         self.acknowledged: set[int] = set()
-        self.held = 0
+        self.unacknowledged = 0
 
     @property
     def unfinished(self) -> int:
-        return self.held
+        return self.unacknowledged
 
     @property
     def lag(self) -> int:
-        return len(self.journal.entries) - self.next + self.held
+        return len(self.journal.entries) - self.next + self.unacknowledged
 
     async def read(self, limit: int) -> list[Entry]:
         await trio.lowlevel.checkpoint()
@@ -32,7 +32,7 @@ class FakeReader:
             self.next += len(entries)
             if entries:
                 wanted = [entry for entry in entries if self.wants(entry.event)]
-                self.held += len(wanted)
+                self.unacknowledged += len(wanted)
                 return wanted
             await self.journal.more.wait()
 
@@ -40,7 +40,7 @@ class FakeReader:
         for position in positions:
             assert position not in self.acknowledged
             self.acknowledged.add(position)
-            self.held -= 1
+            self.unacknowledged -= 1
 
     async def dead_letter(
         self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.config.endpoints import doubt_autodiscover_url, doubt_ews_url
-from listener.config.warnings import warnings
+from listener.config.warnings import check_autodiscover_url, check_ews_url, warnings
 from tests.test_config import good, problems
 
 GOOD = "https://mail.example.com/EWS/Exchange.asmx"
@@ -16,30 +15,30 @@ GOOD = "https://mail.example.com/EWS/Exchange.asmx"
     [
         ("https://mail.example.com/owa", "/owa is Outlook on the web, not the EWS endpoint", GOOD),
         ("https://mail.example.com/owa/auth/logon.aspx?x=1", "/owa/auth/logon.aspx is Outlook on the web", GOOD),
-        ("https://mail.example.com", "the URL has only a host: this is the start page of the server", GOOD),
-        ("https://mail.example.com/", "the URL has only a host", GOOD),
+        ("https://mail.example.com", "the URL has no path: it is the start page of the server", GOOD),
+        ("https://mail.example.com/", "the URL has no path", GOOD),
         (
             "https://mail.example.com/ews/services.wsdl",
             "/ews/services.wsdl is the description of the service (WSDL)",
             GOOD,
         ),
-        (f"{GOOD}?wsdl", "the path ends with a slash or the URL with a query", GOOD),
+        (f"{GOOD}?wsdl", "the path ends with a slash, or the URL has a query", GOOD),
         (f"{GOOD}/", "the path ends with a slash", GOOD),
         ("https://mail.example.com/EWS", "the path is /EWS, not the EWS endpoint", GOOD),
         ("https://mail.example.com/EWS/Exchange.asm", "the path is /EWS/Exchange.asm", GOOD),
         ("https://mail.example.com/autodiscover/autodiscover.svc", "is Autodiscover, not the EWS endpoint", GOOD),
         ("https://mail.example.com:444/ecp/", "is the Exchange admin center", GOOD.replace("com/", "com:444/")),
-        ("http://mail.example.com:443/EWS/Exchange.asmx", "port 443 is mostly for https", GOOD.replace("com/", "com:443/")),  # noqa: E501
-        ("https://mail.example.com:80/EWS/Exchange.asmx", "port 80 is mostly for http", "http://mail.example.com:80/EWS/Exchange.asmx"),
+        ("http://mail.example.com:443/EWS/Exchange.asmx", "port 443 is usually for https", GOOD.replace("com/", "com:443/")),  # noqa: E501
+        ("https://mail.example.com:80/EWS/Exchange.asmx", "port 80 is usually for http", "http://mail.example.com:80/EWS/Exchange.asmx"),
     ],
 )  # fmt: skip
 def test_a_url_that_is_not_ews_is_named_for_what_it_is(url: str, reason: str, instead: str) -> None:
-    doubt = doubt_ews_url(url)
+    doubt = check_ews_url(url)
     assert doubt is not None
     assert reason in doubt.reason
     assert doubt.instead == instead
     assert str(doubt).endswith(f". Use {instead}")
-    assert doubt_ews_url(instead) is None
+    assert check_ews_url(instead) is None
 
 
 @pytest.mark.parametrize(
@@ -52,13 +51,13 @@ def test_a_url_that_is_not_ews_is_named_for_what_it_is(url: str, reason: str, in
     ],
 )
 def test_a_good_url_is_not_doubted(url: str) -> None:
-    assert doubt_ews_url(url) is None
+    assert check_ews_url(url) is None
 
 
 def test_autodiscover() -> None:
-    assert doubt_autodiscover_url("https://a.example/Autodiscover/Autodiscover.svc") is None
-    assert doubt_autodiscover_url("https://a.example/autodiscover/autodiscover.xml") is None
-    assert str(doubt_autodiscover_url("https://a.example/EWS/Exchange.asmx")) == (
+    assert check_autodiscover_url("https://a.example/Autodiscover/Autodiscover.svc") is None
+    assert check_autodiscover_url("https://a.example/autodiscover/autodiscover.xml") is None
+    assert str(check_autodiscover_url("https://a.example/EWS/Exchange.asmx")) == (
         "the path is /EWS/Exchange.asmx, not an Autodiscover endpoint. Use "
         "https://a.example/autodiscover/autodiscover.svc"
     )
@@ -67,8 +66,8 @@ def test_autodiscover() -> None:
 @given(st.text(max_size=60))
 def test_any_text_has_an_answer(text: str) -> None:
     for url in (text, f"https://{text}", f"https://h/{text}"):
-        doubt_ews_url(url)
-        doubt_autodiscover_url(url)
+        check_ews_url(url)
+        check_autodiscover_url(url)
 
 
 def test_warnings_of_a_configuration() -> None:

@@ -49,12 +49,12 @@ def test_json_is_one_line() -> None:
     assert "\n" not in MailboxEvent(**FIELDS | {"mailbox": "a\nb@example.com"}).to_json()
 
 
-def test_a_folder_can_be_moved_again() -> None:
+def test_repeated_folder_moves_have_different_ids() -> None:
     fields = FIELDS | {"type": "exchange.folder.moved", "item_id": None, "folder_id": "AAA="}
     moved = MailboxEvent(**fields)
     again = [{"change_key": "CQAAAB=="}, {"parent_folder_id": "HHH="}]
     assert len({moved.id, *(MailboxEvent(**fields | change).id for change in again)}) == 3
-    # What is found of it by comparing is the same event.
+    # The same move found by catch-up is the same event.
     found = {"time": "2026-03-01T12:30:00Z", "recovered": True, "old_folder_id": "AAA="}
     assert MailboxEvent(**fields | found).id == moved.id
 
@@ -70,8 +70,8 @@ SAME_ITEM = FIELDS | {"type": "exchange.item.moved", "old_item_id": "AAA="}
 
 @pytest.mark.parametrize("key", [None, ""])
 @pytest.mark.parametrize("fields", [FOLDER, SAME_ITEM])
-def test_a_move_without_a_change_key_has_an_id_of_its_time(fields: dict[str, Any], key: str | None) -> None:
-    """There and back, and there again: three moves, of which the third is like the first but for its time."""
+def test_id_of_a_move_without_change_key_depends_on_its_time(fields: dict[str, Any], key: str | None) -> None:
+    """Of three moves, there, back and there again, the third differs from the first only by its time."""
     there, back, again = (
         MailboxEvent(**fields | {"change_key": key, "parent_folder_id": to, "time": time})
         for to, time in (
@@ -88,13 +88,13 @@ def test_a_move_without_a_change_key_has_an_id_of_its_time(fields: dict[str, Any
 
 
 @pytest.mark.parametrize("fields", [FOLDER, SAME_ITEM])
-def test_a_move_with_a_change_key_has_an_id_without_its_time(fields: dict[str, Any]) -> None:
+def test_id_of_a_move_with_change_key_ignores_its_time(fields: dict[str, Any]) -> None:
     moved = MailboxEvent(**fields)
     assert MailboxEvent(**fields | {"time": "2027-01-01T00:00:00Z", "recovered": True}).id == moved.id
     assert MailboxEvent(**fields | {"change_key": "other"}).id != moved.id
 
 
-def test_the_id_of_a_moved_folder_with_a_change_key_is_that_of_earlier_releases() -> None:
+def test_id_of_a_folder_move_with_change_key_is_stable() -> None:
     what = (
         "exchange.folder.moved",
         FIELDS["mailbox"],
@@ -106,13 +106,13 @@ def test_the_id_of_a_moved_folder_with_a_change_key_is_that_of_earlier_releases(
 
 
 @pytest.mark.parametrize("what", ["item", "folder"])
-def test_free_busy_can_change_again(what: str) -> None:
+def test_repeated_free_busy_changes_have_different_ids(what: str) -> None:
     fields = {"type": f"exchange.{what}.free_busy_changed", "mailbox": "a@b.c", f"{what}_id": "A"}
     times = ("2026-03-01T12:00:00Z", "2026-03-01T12:00:01Z")
     assert len({MailboxEvent(**fields, time=time).id for time in times}) == 2  # type: ignore[arg-type]
 
 
-def test_what_can_happen_again_has_an_id_of_all_its_fields() -> None:
+def test_id_of_a_repeatable_change_depends_on_all_fields() -> None:
     fields = FIELDS | {"type": "exchange.item.modified"}
     event = MailboxEvent(**fields)
     assert MailboxEvent(**fields).id == event.id
@@ -125,7 +125,7 @@ def test_what_can_happen_again_has_an_id_of_all_its_fields() -> None:
 
 
 @pytest.mark.parametrize("kind", ["created", "deleted", "moved", "copied", "new_mail"])
-def test_what_happens_once_has_an_id_of_the_thing_however_it_was_learned(kind: str) -> None:
+def test_id_of_a_unique_change_is_the_same_for_stream_and_catch_up(kind: str) -> None:
     fields = FIELDS | {"type": f"exchange.item.{kind}"}
     event = MailboxEvent(**fields)
     assert MailboxEvent(**fields | {"time": "2027-01-01T00:00:00Z", "change_key": None}).id == event.id
@@ -133,14 +133,14 @@ def test_what_happens_once_has_an_id_of_the_thing_however_it_was_learned(kind: s
         assert MailboxEvent(**fields | other).id != event.id
 
 
-def test_the_id_does_not_change_from_release_to_release() -> None:
-    """Receivers keep ids to recognise repeats, over restarts and upgrades of the listener."""
+def test_ids_are_stable_across_releases() -> None:
+    """Receivers store ids to recognize repeats, across restarts and upgrades of the listener."""
     assert EVENT.id == "c7377a5c92176299599f3e9cb9945db1"
     modified = MailboxEvent(**FIELDS | {"type": "exchange.item.modified"})
     assert modified.id == "9b090c9d483708e545b733027e7e3bee"
 
 
-def test_the_subject_is_the_item_or_the_folder() -> None:
+def test_subject_is_the_item_or_folder_id() -> None:
     assert EVENT.subject == "AAA="
     folder = MailboxEvent(
         type="exchange.folder.modified", mailbox="a@b.c", time="t", folder_id="F", unread_count=0
@@ -156,27 +156,27 @@ def test_the_subject_is_the_item_or_the_folder() -> None:
     [("o'neil+x@example.com", "mailto:o'neil+x@example.com"), ("a?b#c%@example.com", "mailto:a?b%23c%25@example.com"),
      ("jürgen@example.com", "mailto:j%C3%BCrgen@example.com")],
 )  # fmt: skip
-def test_the_source_is_a_uri(mailbox: str, source: str) -> None:
+def test_source_is_a_uri(mailbox: str, source: str) -> None:
     assert MailboxEvent(**FIELDS | {"mailbox": mailbox}).source == source
 
 
-def test_it_cannot_be_changed() -> None:
+def test_event_is_immutable() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         EVENT.type = "x"  # type: ignore[misc]
 
 
 @given(st.builds(MailboxEvent))
-def test_any_event_makes_json_that_says_all_of_it(event: MailboxEvent) -> None:
-    told = json.loads(event.to_json())
+def test_json_has_every_field(event: MailboxEvent) -> None:
+    document = json.loads(event.to_json())
     fields = msgspec.structs.asdict(event)
     fields = {name: value for name, value in fields.items() if value is not None and value is not False}
-    assert {"type": told["type"], "time": told["time"]} | told["data"] == fields
+    assert {"type": document["type"], "time": document["time"]} | document["data"] == fields
 
 
-def test_docs_list_every_type() -> None:
+def test_documentation_lists_every_type() -> None:
     text = (Path(__file__).parent.parent / "docs/EVENTS.md").read_text()
     assert not [name for name in EVENT_TYPES if f"`{name}`" not in text]
     (example,) = (line for line in text.splitlines() if line.startswith('{"specversion"'))
-    told = json.loads(example)
-    event = MailboxEvent(type=told["type"], time=told["time"], **told["data"])
+    document = json.loads(example)
+    event = MailboxEvent(type=document["type"], time=document["time"], **document["data"])
     assert event.to_json() == example

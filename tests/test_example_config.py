@@ -1,4 +1,4 @@
-"""config.example.toml and docs/CONFIGURATION.md say what the model says."""
+"""config.example.toml and docs/CONFIGURATION.md match the model."""
 
 import inspect
 import re
@@ -31,7 +31,7 @@ from listener.config import (
     parse,
 )
 from listener.config.auth import KINDS
-from listener.config.secrets import SOURCES, is_secret
+from listener.config.secrets import KEY_SUFFIXES, is_secret
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config.example.toml"
@@ -64,24 +64,26 @@ WITHOUT_DEFAULT = {
 
 @pytest.fixture
 def everything() -> dict[str, Any]:
-    """The example with all its options in force."""
+    """Return the example with all options set."""
     return tomllib.loads(OPTION.sub("", EXAMPLE.read_text()).replace("{version}", __version__))
 
 
-def folded(shown: dict[str, Any]) -> dict[str, Any]:
-    """The table with the first of the ways to tell each secret, under its plain name."""
-    way = re.compile("(.+?)(?:" + "|".join(SOURCES[1:]) + ")")
-    names = {key: found[1] for key in shown if (found := way.fullmatch(key)) and is_secret(found[1])}
+def plain_names(shown: dict[str, Any]) -> dict[str, Any]:
+    """Return the table with the keys of each secret replaced by the plain name."""
+    key_of_secret = re.compile("(.+?)(?:" + "|".join(KEY_SUFFIXES[1:]) + ")")
+    names = {
+        key: found[1] for key in shown if (found := key_of_secret.fullmatch(key)) and is_secret(found[1])
+    }
     return dict.fromkeys(names.values(), "x") | {key: shown[key] for key in shown if key not in names}
 
 
-def test_it_is_good_as_it_is() -> None:
+def test_example_is_valid() -> None:
     config = load(EXAMPLE, ENVIRON)
     assert config.handlers["log"].use == "log"
     assert config.mailboxes.addresses == ("alice@example.com", "bob@example.com")
 
 
-def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_path: Path) -> None:
+def test_example_with_every_option_is_valid(everything: dict[str, Any], tmp_path: Path) -> None:
     authority = trustme.CA()
     own = authority.issue_cert("listener.example.com")
     for name, content in (
@@ -104,13 +106,13 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
     ):
         (tmp_path / name).write_bytes(content)
         (tmp_path / name).chmod(0o600)
-    everything["auth"] = folded(everything["auth"])
+    everything["auth"] = plain_names(everything["auth"])
     application = everything["servers"][-1]["auth"]
     for key in (
         "client_secret_file",
         "federated_token_file",
         "certificate_password_file",
-    ):  # one proof is enough
+    ):  # only one credential is allowed
         del application[key]
     config = parse(everything, tmp_path, ENVIRON)
     plain = parse(tomllib.loads(EXAMPLE.read_text()), tmp_path, ENVIRON)
@@ -129,24 +131,24 @@ def test_it_is_good_with_every_option_in_force(everything: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_option_stands_with_its_default(everything: dict[str, Any], section: str) -> None:
-    model, shown = SECTIONS[section], folded(everything[section])
+def test_every_option_is_shown_with_its_default(everything: dict[str, Any], section: str) -> None:
+    model, shown = SECTIONS[section], plain_names(everything[section])
     assert set(shown) == set(model.model_fields)
-    free = WITHOUT_DEFAULT.get(model, set())
+    optional = WITHOUT_DEFAULT.get(model, set())
     fields = model.model_fields
-    assert not [key for key in free if not fields[key].is_required() and fields[key].default]
-    given = {key: value for key, value in shown.items() if key not in free}
+    assert not [key for key in optional if not fields[key].is_required() and fields[key].default]
+    given = {key: value for key, value in shown.items() if key not in optional}
     assert model.model_validate(given) == model.model_validate({})
 
 
-def test_every_option_of_every_kind_of_authentication_stands(everything: dict[str, Any]) -> None:
-    told: defaultdict[str, set[str]] = defaultdict(set)
+def test_every_option_of_every_authentication_method_is_shown(everything: dict[str, Any]) -> None:
+    found: defaultdict[str, set[str]] = defaultdict(set)
     for table in (everything["auth"], *(server["auth"] for server in everything["servers"])):
-        told[table["kind"]] |= set(folded(table))
-    assert told == {kind: set(model.model_fields) for kind, model in KINDS.items()}
+        found[table["kind"]] |= set(plain_names(table))
+    assert found == {kind: set(model.model_fields) for kind, model in KINDS.items()}
 
 
-def test_every_option_of_groups_and_of_handlers_stands(everything: dict[str, Any]) -> None:
+def test_every_option_of_groups_and_handlers_is_shown(everything: dict[str, Any]) -> None:
     assert {key for group in everything["groups"] for key in group} == set(StaticGroup.model_fields)
     assert {key for server in everything["servers"] for key in server} == set(Server.model_fields)
     overrides = everything["mailboxes"]["overrides"]
@@ -162,7 +164,7 @@ def test_every_option_of_groups_and_of_handlers_stands(everything: dict[str, Any
     assert handler.delivery(common) == common
 
 
-def test_no_section_is_missing_and_none_is_unknown(everything: dict[str, Any]) -> None:
+def test_example_has_exactly_the_sections_of_the_model(everything: dict[str, Any]) -> None:
     assert set(everything) == set(Config.model_fields)
 
 
@@ -180,7 +182,7 @@ FACTORIES = {name: EntryPoint(name, target, "").load() for name, target in BUILT
         for parameter in inspect.signature(factory).parameters.values()
     ],
 )
-def test_every_option_of_a_built_in_handler_stands(
+def test_every_option_of_a_built_in_handler_is_shown(
     everything: dict[str, Any], name: str, parameter: inspect.Parameter
 ) -> None:
     (section,) = (section for section in everything["handlers"].values() if section["use"] == name)
@@ -194,7 +196,7 @@ def test_every_option_of_a_built_in_handler_stands(
     assert row.search((ROOT / "docs/CONFIGURATION.md").read_text()), "docs/CONFIGURATION.md lacks this option"
 
 
-def test_the_reference_is_current() -> None:
+def test_reference_page_is_current() -> None:
     reference = runpy.run_path(str(ROOT / "docs/reference.py"))
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
     assert text == reference["page"](text), "run: python docs/reference.py"
@@ -203,12 +205,12 @@ def test_the_reference_is_current() -> None:
         assert all(field.description for field in model.model_fields.values()), model
 
 
-def test_the_smallest_example_of_the_page_is_good(tmp_path: Path) -> None:
+def test_minimal_example_of_the_page_is_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
-    (smallest,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (minimal,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "password.txt").write_text("x")
     (tmp_path / "password.txt").chmod(0o600)
-    assert parse(tomllib.loads(smallest), tmp_path).all_mailboxes == ("alice@example.com",)
+    assert parse(tomllib.loads(minimal), tmp_path).all_mailboxes == ("alice@example.com",)
 
 
 def test_each_built_in_handler_has_an_entry_point() -> None:

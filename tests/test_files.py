@@ -1,4 +1,4 @@
-"""Files of the daemon's own, in a directory where somebody else has placed something."""
+"""The daemon's own files, in a directory where another user has placed links or FIFOs."""
 
 import os
 import socket
@@ -9,10 +9,10 @@ import pytest
 from listener import log
 from listener.admin.server import unix_socket
 from listener.errors import ConfigError
-from listener.exchange.auth.refusals import Refusals, RefusalStore
+from listener.exchange.auth.lockout import Refusals, RefusalStore
 from listener.files import open_own
-from listener.journal.lock import locked
-from listener.journal.schema import open_beside, open_database
+from listener.journal.lock import lock_directory
+from listener.journal.schema import open_database, open_existing
 
 OTHER = 12345
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -20,7 +20,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files aw
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file of the daemon's user that somebody would like to have overwritten."""
+    """A file of the daemon's user, which an attacker wants the daemon to overwrite."""
     path = tmp_path / "victim"
     path.write_text("precious")
     return path
@@ -34,68 +34,68 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dangling", [False, True])
-def test_the_lock_follows_no_link(state: Path, victim: Path, dangling: bool) -> None:
+def test_lock_does_not_follow_links(state: Path, victim: Path, dangling: bool) -> None:
     target = state.parent / "new" if dangling else victim
     (state / "lock").symlink_to(target)
-    with pytest.raises(ConfigError, match=r"lock: .*symbolic link"), locked(state):
+    with pytest.raises(ConfigError, match=r"lock: .*symbolic link"), lock_directory(state):
         pass
     assert victim.read_text() == "precious"
     assert not (state.parent / "new").exists()
 
 
-def test_the_lock_is_a_regular_file(state: Path) -> None:
+def test_lock_must_be_a_regular_file(state: Path) -> None:
     os.mkfifo(state / "lock")
-    with pytest.raises(ConfigError, match="not a regular file"), locked(state):
+    with pytest.raises(ConfigError, match="not a regular file"), lock_directory(state):
         pass
 
 
 @root
-def test_the_lock_is_ours(state: Path) -> None:
+def test_lock_must_not_belong_to_another_user(state: Path) -> None:
     (state / "lock").touch()
     os.chown(state / "lock", OTHER, OTHER)
-    with pytest.raises(ConfigError, match=f"another user .uid {OTHER}"), locked(state):
+    with pytest.raises(ConfigError, match=f"another user .uid {OTHER}"), lock_directory(state):
         pass
-    os.chown(state, OTHER, OTHER)  # a command of root's in the service's directory
-    with locked(state):
+    os.chown(state, OTHER, OTHER)  # root runs a command on the service's directory
+    with lock_directory(state):
         pass
 
 
 @pytest.mark.parametrize("name", ["journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal"])
-def test_the_journal_follows_no_link(state: Path, victim: Path, name: str) -> None:
+def test_journal_does_not_follow_links(state: Path, victim: Path, name: str) -> None:
     if name != "journal.db":
         open_database(state).close()
         (state / name).unlink(missing_ok=True)
     (state / name).symlink_to(victim)
-    for opening in (open_database, open_beside):
+    for opening in (open_database, open_existing):
         with pytest.raises(ConfigError, match=r"symbolic link"):
             opening(state)
     assert victim.read_text() == "precious"
 
 
-def test_a_state_directory_may_be_a_link(state: Path) -> None:
+def test_state_directory_may_be_a_link(state: Path) -> None:
     link = state.parent / "link"
     link.symlink_to(state)
-    with locked(link):
+    with lock_directory(link):
         open_database(link).close()
 
 
 @pytest.mark.parametrize("name", ["refusals.json", "refusals.new"])
-def test_refusals_follow_no_link(state: Path, victim: Path, name: str) -> None:
+def test_refusals_do_not_follow_links(state: Path, victim: Path, name: str) -> None:
     (state / name).symlink_to(victim)
     memory = RefusalStore(state / "refusals.json")
     refusals = Refusals(1, 1, 1.0, "c", "t")
-    memory.note("a", "secret", refusals)
+    memory.save("a", "secret", refusals)
     assert victim.read_text() == "precious"
-    assert RefusalStore(state / "refusals.json").recall("a", "secret") == refusals
+    assert RefusalStore(state / "refusals.json").load("a", "secret") == refusals
     assert (state / "refusals.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_refusals_that_are_a_fifo_hold_nothing_up(state: Path) -> None:
+def test_refusals_fifo_does_not_block(state: Path) -> None:
     os.mkfifo(state / "refusals.json")
-    assert RefusalStore(state / "refusals.json").recall("a", "secret") is None
+    assert RefusalStore(state / "refusals.json").load("a", "secret") is None
 
 
-def test_the_socket_replaces_a_link_and_is_private(state: Path, victim: Path) -> None:
+def test_socket_replaces_a_link_and_is_private(state: Path, victim: Path) -> None:
     for name in ("s.sock", "s.sock.new"):
         (state / name).symlink_to(victim)
     before = os.umask(0)
@@ -111,7 +111,7 @@ def test_the_socket_replaces_a_link_and_is_private(state: Path, victim: Path) ->
     assert victim.stat().st_mode & 0o777 != 0o000
 
 
-def test_the_audit_follows_a_link_of_its_own(state: Path) -> None:
+def test_audit_log_follows_a_link_of_the_same_user(state: Path) -> None:
     (state / "audit").symlink_to(state.parent / "elsewhere")
     with log.open_audit(state / "audit") as logger:
         logger.info("audit.identity_used")
@@ -119,7 +119,7 @@ def test_the_audit_follows_a_link_of_its_own(state: Path) -> None:
 
 
 @root
-def test_the_audit_follows_no_link_of_another_user(state: Path, victim: Path) -> None:
+def test_audit_log_does_not_follow_links_of_another_user(state: Path, victim: Path) -> None:
     (state / "audit").symlink_to(victim)
     os.lchown(state / "audit", OTHER, OTHER)
     with pytest.raises(ConfigError, match="symbolic link of another user"), log.open_audit(state / "audit"):
@@ -127,6 +127,6 @@ def test_the_audit_follows_no_link_of_another_user(state: Path, victim: Path) ->
     assert victim.read_text() == "precious"
 
 
-def test_a_missing_file_is_what_it_is(state: Path) -> None:
+def test_missing_file_raises_file_not_found(state: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_own(state / "no", os.O_RDONLY)

@@ -17,7 +17,7 @@ def passed(*types: str) -> set[str]:
     return {name.removeprefix("exchange.") for name in EVENT_TYPES if chosen.matches(event(name))}
 
 
-def test_without_a_filter_every_change_passes_but_nothing_about_the_listener_itself() -> None:
+def test_default_filter_matches_every_change_but_no_listener_event() -> None:
     everything = EventFilter()
     assert [name for name in EVENT_TYPES if not everything.matches(event(name))] == [
         "exchange.listener.gap",
@@ -28,7 +28,7 @@ def test_without_a_filter_every_change_passes_but_nothing_about_the_listener_its
     ]
 
 
-def test_types_by_name_by_glob_and_by_short_name() -> None:
+def test_types_match_by_name_glob_and_short_name() -> None:
     assert passed("exchange.item.moved") == {"item.moved"}
     assert passed("created") == {"item.created", "folder.created"}
     assert passed("exchange.listener.*") == {
@@ -54,31 +54,31 @@ def test_types_by_name_by_glob_and_by_short_name() -> None:
         ("bob@example.com", False),
     ],
 )
-def test_mailboxes_whatever_their_case(mailbox: str, pattern: str, matches: bool) -> None:
+def test_mailboxes_match_case_insensitively(mailbox: str, pattern: str, matches: bool) -> None:
     chosen = EventFilter(mailboxes=[pattern])
     assert [chosen.matches(event(mailbox=mailbox)) for _ in range(2)] == [matches, matches]
 
 
 @pytest.mark.parametrize("field", ["folder_id", "parent_folder_id", "old_parent_folder_id"])
-def test_folders_are_held_against_each_folder_of_the_event(field: str) -> None:
+def test_folders_match_any_folder_of_the_event(field: str) -> None:
     chosen = EventFilter(folders=["AAA=", "BBB="])
     assert chosen.matches(event(**{field: "AAA="}))
     assert not chosen.matches(event(**{field: "aaa="}))
     assert not chosen.matches(event())
 
 
-def test_all_parts_must_agree() -> None:
+def test_all_lists_must_match() -> None:
     chosen = EventFilter(mailboxes=["a@b.c"], types=["created"], folders=["F"])
     assert chosen.matches(event(mailbox="a@b.c", parent_folder_id="F"))
     assert not chosen.matches(event(mailbox="x@b.c", parent_folder_id="F"))
     assert not chosen.matches(event("exchange.item.moved", mailbox="a@b.c", parent_folder_id="F"))
 
 
-def test_a_pattern_that_matches_nothing_is_told() -> None:
+def test_pattern_that_matches_no_type_is_an_error() -> None:
     assert check_type("created") is None
     assert check_type("exchange.*.gap") is None
-    assert check_type("creatd") == 'no type of event matches "creatd", did you mean "created"?'
+    assert check_type("creatd") == 'no event type matches "creatd", did you mean "created"?'
     assert (
         check_type("exchange.items.created")
-        == 'no type of event matches "exchange.items.created", did you mean "exchange.item.created"?'
+        == 'no event type matches "exchange.items.created", did you mean "exchange.item.created"?'
     )

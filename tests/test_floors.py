@@ -11,7 +11,7 @@ FLOORS = {
     "listener": 0, "listener._version": 0, "listener.event": 0, "listener.handler": 0, "listener.errors": 0,
     "listener.files": 0, "listener.suggest": 0, "listener.text": 0, "listener.ews": 0, "listener.simulator": 0,
     "listener.access": 1, "listener.backoff": 1, "listener.config": 1, "listener.filters": 1, "listener.log": 1,
-    "listener.tracing": 1,
+    "listener.placement": 1, "listener.tracing": 1,
     "listener.groups.actions": 1, "listener.groups.affinity": 1, "listener.groups.gaps": 1,
     "listener.groups.group": 1, "listener.groups.member": 1,
     "listener.catchup.delay_queue": 1, "listener.catchup.history": 1, "listener.catchup.differences": 1,

@@ -1,4 +1,4 @@
-"""The watch for secrets can fail: tests that leak one are run under it."""
+"""The plugin that searches for secrets: run tests that leak one, and check that it finds each."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from tests import leaks
 ROOT = Path(__file__).parent.parent
 SECRET = Settings().password
 CHILD = "subprocess.run([sys.executable, '-c', 'import sys; print(sys.argv[1][::-1])', secret[::-1]], {})"
-WAYS = {
+LEAKS = {
     "print": "print('password:', secret)",
     "log": "structlog.get_logger().info('x', user='svc', text=f'user:{secret}')",
     "warning": "sys.stderr.write(b64encode(f'svc:{secret}'.encode()).decode())",
@@ -25,7 +25,7 @@ WAYS = {
 }
 
 
-def test_each_way_of_a_secret_is_seen(tmp_path: Path) -> None:
+def test_secrets_are_found_in_every_output(tmp_path: Path) -> None:
     folder = tmp_path / "system"
     folder.mkdir()
     imports = (
@@ -34,9 +34,9 @@ def test_each_way_of_a_secret_is_seen(tmp_path: Path) -> None:
     )
     body = "".join(
         f"def test_{name}(tmp_path):\n    secret = Settings().password\n    {code}\n"
-        for name, code in WAYS.items()
+        for name, code in LEAKS.items()
     )
-    (folder / "test_ways.py").write_text(imports + body)
+    (folder / "test_leaking.py").write_text(imports + body)
     command = [
         sys.executable,
         "-m",
@@ -57,12 +57,12 @@ def test_each_way_of_a_secret_is_seen(tmp_path: Path) -> None:
         check=False,
     )
     errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR ")]
-    seen = {name for name in WAYS if any(f"::test_{name}" in line for line in errors)}
-    assert seen == set(WAYS) - {"none"}
-    leaks._found.clear()  # what they leaked has come to this test's own ears
+    seen = {name for name in LEAKS if any(f"::test_{name}" in line for line in errors)}
+    assert seen == set(LEAKS) - {"none"}
+    leaks._found.clear()  # this process captured the output of the leaking tests too
 
 
 @pytest.mark.parametrize("user", ["a", "ab", "abc", "svc-listener@contoso.example"])
-def test_headers_of_basic_are_seen(user: str) -> None:
+def test_basic_auth_headers_are_found(user: str) -> None:
     assert leaks.leaks(b64encode(f"{user}:{SECRET}".encode()))
     assert not leaks.leaks(b64encode(f"{user}:something-else".encode()))

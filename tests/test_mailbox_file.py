@@ -1,4 +1,4 @@
-"""Files of mailboxes, as people write them and as Exchange and spreadsheets export them."""
+"""Mailbox files: one address per line, and tables exported from Exchange and spreadsheets."""
 
 import csv
 import io
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.config.files import MailboxReader
-from listener.config.mailbox_file import ADDRESS_COLUMNS, FileError
+from listener.config.mailbox_file import ADDRESS_COLUMNS, FileError, MailboxReader
 from listener.config.values import parse_address
 from listener.errors import ConfigError
 from tests.test_config import good, problems
@@ -52,7 +51,7 @@ def test_exports_are_read(export: str, encoding: str) -> None:
     assert READER.addresses(content) == PEOPLE
 
 
-def test_the_file_of_the_configuration_is_read_by_the_same_code(tmp_path: Path) -> None:
+def test_configured_files_use_the_same_parser(tmp_path: Path) -> None:
     content = b"\xff\xfe" + EXPORTS["semicolons"].encode("utf-16-le")
     (tmp_path / "m.csv").write_bytes(content)
     config = good(tmp_path, mailboxes={"file": "m.csv"})
@@ -79,7 +78,7 @@ NAMES = st.sampled_from(ADDRESS_COLUMNS)
     st.sampled_from(["\n", "\r\n", "\r"]),
     st.sampled_from(sorted(ENCODINGS)),
 )
-def test_whatever_the_csv_module_writes_is_read_back(
+def test_any_table_of_the_csv_module_is_read(
     rows: list[tuple[str, str, str]], name: str, delimiter: str, quoting: int, end: str, encoding: str
 ) -> None:
     if quoting == csv.QUOTE_MINIMAL:  # the writer leaves some ends of lines without quotes
@@ -105,12 +104,12 @@ def test_any_bytes_give_addresses_or_errors(content: bytes) -> None:
     ("content", "error"),
     [
         ("Name;E-Mail\nJürgen;j@b.c\n".encode("cp1252"), "is not UTF-8 text (byte 0xfc in line 2); if it is Windows-1252 (ANSI), save the file as UTF-8"),  # noqa: E501
-        ("alice@example.com\n".encode("utf-16-le"), "has NUL bytes: UTF-16 without a byte order mark, or not text"),
-        (b"\xff\xfea", "is damaged UTF-16-LE text"),
-        (b'Name,Mail\nA,a@b.c\n"B,b@b.c\nC,c@b.c\n', "line 3: is no row of a table with quotes: unexpected end of data"),  # noqa: E501
+        ("alice@example.com\n".encode("utf-16-le"), "contains NUL bytes: UTF-16 without a byte order mark, or not text"),  # noqa: E501
+        (b"\xff\xfea", "is not valid UTF-16-LE text"),
+        (b'Name,Mail\nA,a@b.c\n"B,b@b.c\nC,c@b.c\n', "line 3: invalid quotes: unexpected end of data"),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, content: bytes, error: str) -> None:
+def test_unreadable_file_is_rejected_as_a_whole(tmp_path: Path, content: bytes, error: str) -> None:
     with pytest.raises(FileError) as caught:
         READER.file(content)
     assert str(caught.value).startswith(error)
@@ -125,8 +124,8 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
         (
             "Name,Mail\nA,a@b.c\nB,\nC\nD,nobody\n",
             [
-                'm.txt:3: nothing in column "Mail"',
-                'm.txt:4: nothing in column "Mail"',
+                'm.txt:3: column "Mail" is empty',
+                'm.txt:4: column "Mail" is empty',
                 'm.txt:5: "nobody" is not a valid email address',
             ],
         ),
@@ -134,8 +133,8 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
             "alice@example.com,Alice\n",
             [
                 (
-                    'm.txt:1: "alice@example.com,Alice" is not a valid email address; several values a line need '
-                    "a first line that names the columns, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"  # noqa: E501
+                    'm.txt:1: "alice@example.com,Alice" is not a valid email address; a table needs '
+                    "a first line with column names, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
                 )
             ],
         ),
@@ -143,19 +142,21 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path: Path, conten
             "Alias;Office\n",
             [
                 (
-                    'm.txt:1: "Alias;Office" is not a valid email address; the first line names no column that is '
-                    "known to hold the address, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
+                    'm.txt:1: "Alias;Office" is not a valid email address; the first line has no known '
+                    "address column, such as PrimarySmtpAddress, WindowsEmailAddress, EmailAddress"
                 )
             ],
         ),
     ],
 )
-def test_each_bad_line_says_what_is_wrong(tmp_path: Path, content: str, errors: list[str]) -> None:
+def test_each_invalid_line_is_reported_with_its_reason(
+    tmp_path: Path, content: str, errors: list[str]
+) -> None:
     (tmp_path / "m.txt").write_text(content)
     assert problems(tmp_path, mailboxes={"file": "m.txt"}) == errors
 
 
-def test_at_most_ten_errors_and_a_count(tmp_path: Path) -> None:
+def test_at_most_ten_errors_and_a_count_are_reported(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("".join(f"no. {n}\n" for n in range(3000)))
     found = problems(tmp_path, mailboxes={"file": "m.txt", "addresses": [f"no. {n}" for n in range(11)]})
     in_list = [problem for problem in found if problem.startswith("mailboxes.")]
@@ -168,7 +169,7 @@ def test_at_most_ten_errors_and_a_count(tmp_path: Path) -> None:
     assert str(caught.value).count("; line ") == 9
 
 
-def test_the_name_of_the_owner_decides_which_column_counts() -> None:
+def test_impersonate_by_selects_the_column() -> None:
     table = b"PrimarySmtpAddress,UserPrincipalName,Sid\na@b.c,u@b.c,S-1-5-21-1-2-3-500\n"
     assert MailboxReader("PrincipalName").addresses(table) == ("u@b.c",)
     assert MailboxReader("SmtpAddress").addresses(table) == ("a@b.c",)
@@ -186,7 +187,7 @@ def test_the_name_of_the_owner_decides_which_column_counts() -> None:
         ("svc@domain_x.local", "svc@domain_x.local"),
     ],
 )
-def test_an_address_of_any_script_is_an_address(given: str, address: str) -> None:
+def test_addresses_of_any_script_are_valid(given: str, address: str) -> None:
     assert parse_address(given) == address
 
 
@@ -195,14 +196,14 @@ def test_an_address_of_any_script_is_an_address(given: str, address: str) -> Non
     ["a\u200b@b.c", "a\x07@b.c", "a\u00a0b@b.c", "a@b..c", "a@.c", "a@b.c.", "a@", "@b", "a b@c.d", "a@b@c",
      "a\ud800@b.c", "a@b.c\u202e", f"{'a' * 600}@b.c"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused(wrong: str) -> None:
+def test_invalid_addresses_are_rejected(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"invisible character U|is not a valid email") as caught:
         parse_address(wrong)
     assert len(str(caught.value)) < 200
 
 
 @given(st.text(max_size=40))
-def test_an_address_is_parsed_to_itself(text: str) -> None:
+def test_parsed_address_is_parsed_to_itself(text: str) -> None:
     try:
         address = parse_address(text)
     except ValueError:
@@ -210,14 +211,14 @@ def test_an_address_is_parsed_to_itself(text: str) -> None:
     assert parse_address(address) == address
 
 
-def test_invisible_characters_of_a_configuration_are_shown_by_number(tmp_path: Path) -> None:
+def test_invisible_characters_are_reported_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("a\u200bb@example.com\n", encoding="utf-8")
     assert problems(tmp_path, mailboxes={"file": "m.txt"}) == [
         'm.txt:1: "a\\u200bb@example.com" has the invisible character U+200B (ZERO WIDTH SPACE): remove it'
     ]
 
 
-def test_a_configuration_error_has_the_problems(tmp_path: Path) -> None:
+def test_invalid_address_raises_config_error(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("nobody\n")
     with pytest.raises(ConfigError):
         good(tmp_path, mailboxes={"file": "m.txt"})

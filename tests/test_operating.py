@@ -52,14 +52,14 @@ def is_said(span: str) -> bool:
 def test_there_are_twenty_each_with_what_is_said_its_cause_and_its_remedy() -> None:
     assert [int(write_error.partition(".")[0]) for write_error in TROUBLES] == list(range(1, 21))
     for write_error in TROUBLES:
-        assert re.findall(r"^- \*\*(\w+):\*\*", write_error, re.MULTILINE) == ["Said", "Cause", "Remedy"], (
+        assert re.findall(r"^- \*\*(\w+):\*\*", write_error, re.MULTILINE) == ["Message", "Cause", "Fix"], (
             write_error
         )
 
 
 @pytest.mark.parametrize("write_error", TROUBLES, ids=lambda write_error: write_error.partition("\n")[0])
 def test_what_is_said_can_be_said(write_error: str) -> None:
-    said = write_error.partition("- **Said:**")[2].partition("- **Cause:**")[0]
+    said = write_error.partition("- **Message:**")[2].partition("- **Cause:**")[0]
     spans = re.findall(r"`([^`]+)`", said)
     assert spans
     assert [span for span in spans if not is_said(" ".join(span.split()))] == []

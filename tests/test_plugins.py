@@ -59,7 +59,7 @@ OUTER = SimpleNamespace(inner=open_audit)
 
 @pytest.fixture(autouse=True)
 def _acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This module as a plugin named acme, and entry points that need no installed distribution."""
+    """Provide this module as a plugin named acme, and entry points without an installed distribution."""
     monkeypatch.setitem(sys.modules, "acme", sys.modules[__name__])
     points = [
         EntryPoint("file", "listener.handlers.file:open_file", plugins.ENTRY_POINT_GROUP),
@@ -89,7 +89,7 @@ def problems(**handlers: dict[str, Any]) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-async def test_options_arrive_as_the_annotations_say() -> None:
+async def test_options_are_converted_to_the_annotations() -> None:
     options = {
         "path": "audit.jsonl", "lines": 3, "ratio": 2, "strict": True, "words": ["a"],
         "paths": ["x", "/y"], "mode": "replace",
@@ -104,13 +104,13 @@ async def test_options_arrive_as_the_annotations_say() -> None:
     assert (handler.name, handler.use) == ("audit", "acme:open_audit")
 
 
-def test_the_filter_is_compiled() -> None:
+def test_filter_is_compiled() -> None:
     (handler,) = load(a={"use": "acme:open_anything", "filter": {"types": ["deleted"]}, "x": 1})
     assert not handler.accepts.matches(EVENT)
     assert handler.open() == {"x": 1}
 
 
-def test_by_the_name_of_an_entry_point() -> None:
+def test_handler_is_found_by_entry_point() -> None:
     (handler,) = load(a={"use": "file", "path": "x"})
     assert handler.name == "a"
 
@@ -118,62 +118,65 @@ def test_by_the_name_of_an_entry_point() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"pth": "x"}, 'handlers.a.pth: "acme:open_audit" has no such option, did you mean "path"?'),
+        ({"pth": "x"}, 'handlers.a.pth: unknown option of "acme:open_audit", did you mean "path"?'),
         (
             {"path": "x", "tiemout": 5},
-            'handlers.a.tiemout: "acme:open_audit" has no such option, did you mean "timeout"?',
+            'handlers.a.tiemout: unknown option of "acme:open_audit", did you mean "timeout"?',
         ),
         ({}, 'handlers.a.path: is required by "acme:open_audit"'),
-        ({"path": 5}, "handlers.a.path: must be a text in quotes"),
-        ({"path": "x", "lines": "3"}, "handlers.a.lines: must be a whole number"),
-        ({"path": "x", "lines": True}, "handlers.a.lines: must be a whole number"),
+        ({"path": 5}, "handlers.a.path: must be a string"),
+        ({"path": "x", "lines": "3"}, "handlers.a.lines: must be an integer"),
+        ({"path": "x", "lines": True}, "handlers.a.lines: must be an integer"),
         ({"path": "x", "ratio": "3"}, "handlers.a.ratio: must be a number"),
         ({"path": "x", "strict": 1}, "handlers.a.strict: must be true or false"),
-        ({"path": "x", "words": "ab"}, "handlers.a.words: must be a list"),
-        ({"path": "x", "words": ["a", 1]}, "handlers.a.words[1]: must be a text in quotes"),
+        ({"path": "x", "words": "ab"}, "handlers.a.words: must be an array"),
+        ({"path": "x", "words": ["a", 1]}, "handlers.a.words[1]: must be a string"),
         (
             {"path": "x", "mode": "apend"},
             'handlers.a.mode: must be "append" or "replace", did you mean "append"?',
         ),
     ],
 )
-def test_a_wrong_option_names_its_key(options: dict[str, Any], problem: str) -> None:
+def test_error_for_a_wrong_option_has_its_key(options: dict[str, Any], problem: str) -> None:
     assert problem in problems(a={"use": "acme:open_audit", **options})
 
 
 @pytest.mark.parametrize(
     ("use", "problem"),
     [
-        ("fil", 'there is no handler "fil", did you mean "file"?'),
-        ("zzz", 'there is no handler "zzz"; known: file, twice'),
+        ("fil", 'unknown handler "fil", did you mean "file"?'),
+        ("zzz", 'unknown handler "zzz"; known: file, twice'),
         (
             "twice",
-            'several handlers are installed as "twice"; name one of acme:open_audit, acme:open_late',
+            'several handlers are installed as "twice"; use one of acme:open_audit, acme:open_late',
         ),
         ("acme:open_adit", 'acme has no "open_adit", did you mean "open_audit"?'),
         ("acme:", 'acme has no ""'),
         (
             "acme:NOT_A_FACTORY",
-            "acme:NOT_A_FACTORY cannot be called: it must be a factory, see docs/HANDLERS.md",
+            "acme:NOT_A_FACTORY is not callable; it must be a factory, see docs/HANDLERS.md",
         ),
-        ("nowhere.at_all:x", "cannot import nowhere.at_all: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "no_such_module.x:x",
+            "cannot import no_such_module.x: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         (":x", "cannot import : ValueError: Empty module name"),
         (
             "acme:open_by_position",
-            '"acme:open_by_position" takes "path" by position only, but options go by name',
+            'parameter "path" of "acme:open_by_position" is positional-only; options are passed by name',
         ),
         (
             "acme:open_grasping",
-            '"acme:open_grasping" must not have an option "timeout": the listener takes that key',
+            '"acme:open_grasping" must not have an option "timeout": the listener uses that key',
         ),
-        ("builtins:dict", "cannot tell what arguments builtins:dict takes"),
+        ("builtins:dict", "cannot determine the arguments of builtins:dict"),
     ],
 )
-def test_a_handler_that_cannot_be_had(use: str, problem: str) -> None:
+def test_handler_that_cannot_be_loaded(use: str, problem: str) -> None:
     assert problems(a={"use": use}) == [f"handlers.a.use: {problem}"]
 
 
-def test_a_module_that_fails_is_named_with_its_exception(
+def test_error_for_a_failing_module_has_its_exception(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "acme_broken.py").write_text("raise RuntimeError('no licence')\n")
@@ -183,7 +186,7 @@ def test_a_module_that_fails_is_named_with_its_exception(
     ]
 
 
-def test_a_factory_may_lie_deeper_and_have_no_annotations() -> None:
+def test_nested_factory_without_annotations() -> None:
     deep, unannotated = load(
         a={"use": "acme:OUTER.inner", "path": "x"}, b={"use": "acme:open_unannotated", "what": [1]}
     )
@@ -191,15 +194,15 @@ def test_a_factory_may_lie_deeper_and_have_no_annotations() -> None:
     assert unannotated.name == "b"
 
 
-def test_annotations_as_texts_are_evaluated_one_by_one() -> None:
+def test_string_annotations_are_evaluated_separately() -> None:
     assert len(load(a={"use": "acme:open_late", "size": 5})) == 1
     assert problems(a={"use": "acme:open_late", "size": "5", "other": 1}) == [
-        "handlers.a.size: must be a whole number",
+        "handlers.a.size: must be an integer",
         "handlers.a.other: the type Missing of this option cannot be checked",
     ]
 
 
-def test_an_option_of_a_type_that_no_toml_value_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_of_a_type_that_toml_cannot_express(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_odd(*, thing: ModuleType) -> None: ...
 
     monkeypatch.setattr(sys.modules[__name__], "open_odd", open_odd, raising=False)
@@ -208,20 +211,20 @@ def test_an_option_of_a_type_that_no_toml_value_can_be(monkeypatch: pytest.Monke
     ]
 
 
-def test_all_problems_of_all_handlers_come_at_once() -> None:
+def test_problems_of_all_handlers_are_reported_together() -> None:
     assert problems(
         a={"use": "acme:open_audit", "pth": "x", "lines": "1"},
         b={"use": "acme:open_anything"},
-        c={"use": "nowhere:x"},
+        c={"use": "no_such_module:x"},
     ) == [
-        'handlers.a.pth: "acme:open_audit" has no such option, did you mean "path"?',
-        "handlers.a.lines: must be a whole number",
+        'handlers.a.pth: unknown option of "acme:open_audit", did you mean "path"?',
+        "handlers.a.lines: must be an integer",
         'handlers.a.path: is required by "acme:open_audit"',
-        "handlers.c.use: cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'",
+        "handlers.c.use: cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'",
     ]
 
 
-def test_the_file_and_the_handlers_are_reported_together(tmp_path: Path) -> None:
+def test_problems_of_file_and_handlers_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         'mailboxes.addresses = ["a@b.c"]\nstate_dir = "x"\n[auth]\nuser = "u"\npassword = "p"\n'
         '[handlers.a]\nuse = "acme:open_audit"\nqueue = 0\n'
@@ -235,7 +238,7 @@ def test_the_file_and_the_handlers_are_reported_together(tmp_path: Path) -> None
     ]
 
 
-def test_a_good_file_gives_both(tmp_path: Path) -> None:
+def test_valid_file_returns_configuration_and_handlers(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         'mailboxes.addresses = ["a@b.c"]\n[auth]\nuser = "u"\npassword = "p"\n'
         '[handlers.a]\nuse = "acme:open_anything"\npath = "x"\n'

@@ -1,9 +1,8 @@
-"""The table of what to do about a failure, walked row by row: from the bytes of an answer to what a group does.
+"""End-to-end tests of the verdict table: from the bytes of a reply to the actions of a group.
 
-Each row comes in all places where it can stand, in the answer to a Subscribe and in a stream, with the ids of one
-subscription and without. What is to be done is written here a second time, in words, from the documentation of the
-response codes ("ResponseCode", MS-OXWSCDATA; "EWS throttling in Exchange", learn.microsoft.com), so that a slip in
-the table shows.
+Each code is tested in all positions of a reply to Subscribe and of a stream, with the ids of one subscription and
+without. The expected reactions are listed here independently, from the documentation of the response codes
+("ResponseCode", MS-OXWSCDATA; "EWS throttling in Exchange", learn.microsoft.com), to detect mistakes in the table.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from listener.groups.actions import (
 from listener.groups.group import GroupState, advance
 from listener.groups.member import Policy
 
-# What is to be done, and about which codes.
+# Expected reactions, with their codes.
 AGAIN = """
     ErrorInternalServerTransientError ErrorTimeoutExpired ErrorTooManyObjectsOpened ErrorInsufficientResources
     ErrorADUnavailable ErrorMailboxFailover ErrorInternalServerError ErrorConnectionFailed
@@ -77,7 +76,7 @@ WORD_OF = {
 UNKNOWN = "ErrorOfAnotherDay"
 
 # ruff: noqa: SIM905
-# Codes that only Autodiscover says, in its own form.
+# Codes that only Autodiscover returns, in its own format.
 AUTODISCOVER = """
     InvalidUser InvalidDomain NotFederated SettingIsNotAvailable ServerBusy InternalServerError InvalidRequest
     InvalidSetting Pox500 Pox600 Pox601 InsecureRedirect TooManyRedirects UntrustedRedirect
@@ -97,7 +96,7 @@ UNREADABLE = [
     "EnvelopeTooLarge",
     "StreamIncomplete",
 ]
-# Names of our own for what happens before a byte comes, or between two: made by the client and by the scheme.
+# Codes of ews-listener for failures of a connection, from the client and the authentication method.
 BY_THE_CLIENT = sorted(set(VERDICTS) - {*OF_EWS, *OF_HTTP, *UNREADABLE, *AUTODISCOVER})
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -106,7 +105,7 @@ T = "http://schemas.microsoft.com/exchange/services/2006/types"
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
 ERRORS = "http://schemas.microsoft.com/exchange/services/2006/errors"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-TOLD = 5.0  # seconds that the server asks for
+SERVER_WAIT = 5.0  # seconds, requested by the server
 
 
 def envelope(body: str) -> bytes:
@@ -115,27 +114,27 @@ def envelope(body: str) -> bytes:
     ).encode()
 
 
-def busy(code: str) -> str:
-    """MessageXml of a server that says how long it wants to be left alone."""
+def back_off(code: str) -> str:
+    """Return MessageXml with BackOffMilliseconds if the code means a pause."""
     if WORD_OF[Failure(code=code).verdict] != "pause":
         return ""
-    return f'<t:Value Name="BackOffMilliseconds">{TOLD * 1000:.0f}</t:Value>'
+    return f'<t:Value Name="BackOffMilliseconds">{SERVER_WAIT * 1000:.0f}</t:Value>'
 
 
 def message(operation: str, code: str, ids: tuple[str, ...] = ()) -> bytes:
     listed = "".join(f"<t:SubscriptionId>{id_}</t:SubscriptionId>" for id_ in ids)
-    xml = f"<m:MessageXml>{busy(code)}</m:MessageXml>" if busy(code) else ""
-    failing = f"<m:ErrorSubscriptionIds>{listed}</m:ErrorSubscriptionIds>" if ids else ""
+    xml = f"<m:MessageXml>{back_off(code)}</m:MessageXml>" if back_off(code) else ""
+    failed_ids = f"<m:ErrorSubscriptionIds>{listed}</m:ErrorSubscriptionIds>" if ids else ""
     return envelope(
         f"<m:{operation}Response><m:ResponseMessages><m:{operation}ResponseMessage ResponseClass='Error'>"
         f"<m:MessageText>It is so.</m:MessageText><m:ResponseCode>{code}</m:ResponseCode>"
-        f"<m:DescriptiveLinkKey>0</m:DescriptiveLinkKey>{xml}{failing}"
+        f"<m:DescriptiveLinkKey>0</m:DescriptiveLinkKey>{xml}{failed_ids}"
         f"</m:{operation}ResponseMessage></m:ResponseMessages></m:{operation}Response>"
     )
 
 
 def fault_with_detail(code: str) -> bytes:
-    xml = f"<t:MessageXml>{busy(code)}</t:MessageXml>" if busy(code) else ""
+    xml = f"<t:MessageXml>{back_off(code)}</t:MessageXml>" if back_off(code) else ""
     return envelope(
         "<s:Fault><faultcode>s:Client</faultcode><faultstring>It is so.</faultstring><detail>"
         f'<e:ResponseCode xmlns:e="{ERRORS}">{code}</e:ResponseCode>{xml}</detail></s:Fault>'
@@ -146,16 +145,16 @@ def fault_of(faultcode: str) -> bytes:
     return envelope(f"<s:Fault>{faultcode}<faultstring>It is so.</faultstring></s:Fault>")
 
 
-def refused(content: bytes) -> Failure:
-    """What a Subscribe comes to when HTTP 200 brings this."""
+def subscribe_failure(content: bytes) -> Failure:
+    """Return the failure of a Subscribe with this reply and HTTP 200."""
     with pytest.raises(ExchangeError) as raised:
         read_subscribe(content)
     return raised.value.failure
 
 
-def heard(content: bytes, *, end: bool = False, largest: int = 1 << 20) -> Failure:
-    """What a stream comes to when it brings this."""
-    parser = StreamParser(max_envelope=largest)
+def stream_failure(content: bytes, *, end: bool = False, max_envelope: int = 1 << 20) -> Failure:
+    """Return the failure of a stream with this content."""
+    parser = StreamParser(max_envelope=max_envelope)
     signals = parser.feed(content) + (parser.end() if end else [])
     (failure,) = (signal for signal in signals if isinstance(signal, Failure))
     return failure
@@ -173,7 +172,7 @@ def faults(code: str) -> Iterator[tuple[str, bytes]]:
 
 def pages(code: str) -> Iterator[tuple[str, Failure]]:
     html = b"<!DOCTYPE html><html><head><title>Trouble</title></head><body></body></html>"
-    headers = {"Retry-After": f"{TOLD:.0f}"} if code == "Http429" else {}
+    headers = {"Retry-After": f"{SERVER_WAIT:.0f}"} if code == "Http429" else {}
     if code == "EwsDisabled":
         yield "page", http_failure(403, {"X-EWS-Policy-Reason": "Disabled"}, html, NOW)
         return
@@ -182,8 +181,8 @@ def pages(code: str) -> Iterator[tuple[str, Failure]]:
 
 
 def places(code: str, operation: str, ids: tuple[str, ...] = ()) -> list[tuple[str, Failure]]:
-    """All ways in which this code can come as the answer to this operation; in a stream, with these ids."""
-    read = heard if operation == "GetStreamingEvents" else refused
+    """Return the failures of all positions of this code in a reply to this operation; in a stream, with these ids."""
+    read = stream_failure if operation == "GetStreamingEvents" else subscribe_failure
     found: list[tuple[str, Failure]] = []
     if code.startswith("Error"):
         found.append(("message", read(message(operation, code, ids))))
@@ -198,7 +197,7 @@ def places(code: str, operation: str, ids: tuple[str, ...] = ()) -> list[tuple[s
         if code in OF_HTTP:
             found += pages(code)
         if code in BY_THE_CLIENT:
-            found.append(("the way", Failure(code=code)))
+            found.append(("connection", Failure(code=code)))
         match code:
             case "NotSoap":
                 found.append(("login page", read(b"<!DOCTYPE html><html><body>Sign in</body></html>")))
@@ -208,34 +207,34 @@ def places(code: str, operation: str, ids: tuple[str, ...] = ()) -> list[tuple[s
                 found.append(("doctype", read(b"<!DOCTYPE Envelope [<!ENTITY a 'b'>]>" + envelope("<m:R/>"))))
             case "UnexpectedReply":
                 found.append(("nothing", read(envelope(f"<m:{operation}Response/>"))))
-            case "EnvelopeTooLarge" if read is heard:
-                found.append(("large", heard(envelope("<m:R/>" + "x" * 5000), largest=2000)))
-            case "StreamIncomplete" if read is heard:
-                found.append(("cut", heard(envelope("<m:R/>")[:-9], end=True)))
+            case "EnvelopeTooLarge" if read is stream_failure:
+                found.append(("large", stream_failure(envelope("<m:R/>" + "x" * 5000), max_envelope=2000)))
+            case "StreamIncomplete" if read is stream_failure:
+                found.append(("cut", stream_failure(envelope("<m:R/>")[:-9], end=True)))
     for place, failure in found:
         assert failure.code == code, place
     return found
 
 
-# --- the group that it befalls
+# --- the affected group
 
 POLICY = Policy(
     backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), flapping=Backoff(2, 2, 15), stable_after=30
 )
-EVERYBODY = (("ann", "1"), ("bob", "2"), ("cat", "3"))
+ALL_MEMBERS = (("ann", "1"), ("bob", "2"), ("cat", "3"))
 OTHERS = (("ann", "1"), ("cat", "3"))
 
 
 def streaming() -> GroupState:
-    return advance(GroupState.start(("ann", "bob", "cat"), POLICY), Subscribed(EVERYBODY), now=0)
+    return advance(GroupState.start(("ann", "bob", "cat"), POLICY), Subscribed(ALL_MEMBERS), now=0)
 
 
 def word(code: str) -> str:
     return DOCUMENTED.get(code) or WORD_OF[Failure(code=code).verdict]
 
 
-def told(failure: Failure) -> float:
-    """Only a fault's detail, a response message and Retry-After say how long."""
+def server_wait(failure: Failure) -> float:
+    """Return the wait from a fault's detail, a response message or Retry-After; 0 without one."""
     return failure.wait or 0.0
 
 
@@ -247,33 +246,34 @@ def after_the_wait(state: GroupState) -> GroupState:
 ALL = sorted({*VERDICTS, UNKNOWN} - set(AUTODISCOVER))
 
 
-def test_every_code_that_is_documented_has_its_row() -> None:
+def test_every_documented_code_has_its_verdict() -> None:
     assert {code: WORD_OF[VERDICTS[code]] for code in DOCUMENTED} == DOCUMENTED
 
 
-def test_every_row_is_walked() -> None:
-    ways = {code: places(code, "Subscribe") + places(code, "GetStreamingEvents") for code in ALL}
-    assert not [code for code, found in ways.items() if not found]
+def test_every_code_is_tested_in_every_position() -> None:
+    found_by_code = {code: places(code, "Subscribe") + places(code, "GetStreamingEvents") for code in ALL}
+    assert not [code for code, found in found_by_code.items() if not found]
     for code in ALL:
         if code.startswith("Error"):
-            assert [place for place, _ in ways[code]] == 2 * [
+            assert [place for place, _ in found_by_code[code]] == 2 * [
                 "message", "faultcode on 200", "detail on 200", "faultcode on 500", "detail on 500",
                 "message on 500",
             ]  # fmt: skip
 
 
-def test_the_wait_is_read_wherever_a_server_writes_it() -> None:
+def test_wait_is_read_in_every_position() -> None:
     for operation in ("Subscribe", "GetStreamingEvents"):
         waits = {place: failure.wait for place, failure in places("ErrorServerBusy", operation)}
         assert waits == {
-            "message": TOLD, "message on 500": TOLD, "detail on 200": TOLD, "detail on 500": TOLD,
+            "message": SERVER_WAIT, "message on 500": SERVER_WAIT,
+            "detail on 200": SERVER_WAIT, "detail on 500": SERVER_WAIT,
             "faultcode on 200": None, "faultcode on 500": None,
         }  # fmt: skip
 
 
 @pytest.mark.parametrize("code", ALL)
-def test_a_mailbox_whose_subscribe_is_answered_so(code: str) -> None:
-    """Its neighbours are subscribed: they stream, unless the server wants to be left alone."""
+def test_failed_subscribe_of_a_member(code: str) -> None:
+    """The other members are subscribed. They stream, unless the server requests a pause."""
     for place, failure in places(code, "Subscribe"):
         state = advance(
             GroupState.start(("ann", "bob", "cat"), POLICY), Subscribed(OTHERS, (("bob", failure),)), now=0
@@ -283,7 +283,7 @@ def test_a_mailbox_whose_subscribe_is_answered_so(code: str) -> None:
         stream = Stream(OTHERS, "ann")
         match word(code):
             case "pause":
-                assert state.actions == (Wait(told(failure) + 1),), place
+                assert state.actions == (Wait(server_wait(failure) + 1),), place
                 assert set(after_the_wait(state).actions) == {stream, again}, place
             case "suspend" | "loud":
                 assert (bob.suspended, bob.failure) == (True, failure), place
@@ -297,24 +297,24 @@ def test_a_mailbox_whose_subscribe_is_answered_so(code: str) -> None:
                 state = after_the_wait(state)
                 assert state.actions == (stream, again), place
                 state = advance(state, Subscribed(refused=(("bob", failure),)), now=1)
-                assert state.members[1].suspended, "a second try with fresh credentials is the last for now"
+                assert state.members[1].suspended, "only one retry with new credentials"
                 assert state.actions == (stream, Wait(61)), place
-            case _:  # there is no subscription yet: to subscribe is the same again, and the new one too
+            case _:  # no subscription yet, so subscribing again is both a retry and a re-subscription
                 assert not bob.suspended
                 assert state.actions == (stream, Wait(1)), place
                 assert after_the_wait(state).actions == (stream, again), place
 
 
 @pytest.mark.parametrize("code", ALL)
-def test_an_anchor_whose_subscribe_is_answered_so(code: str) -> None:
-    """Nobody is subscribed yet: whatever is about the server makes all wait, whatever is about it alone nobody."""
+def test_failed_subscribe_of_the_anchor(code: str) -> None:
+    """No member is subscribed: a failure of the server delays all members, one of the anchor only the anchor."""
     for place, failure in places(code, "Subscribe"):
         start = GroupState.start(("ann", "bob", "cat"), POLICY)
         state = advance(start, Subscribed(refused=(("ann", failure),)), now=0)
         eager = failure.verdict is Verdict.RETRY and failure.wait is None
         match word(code):
             case "pause":
-                assert state.actions == (Wait(told(failure) + 1),), place
+                assert state.actions == (Wait(server_wait(failure) + 1),), place
                 assert after_the_wait(state).actions == start.actions, place
             case "suspend":
                 assert state.actions == (Subscribe(("bob", "cat"), "bob", from_anchor=True),), place
@@ -331,103 +331,109 @@ def test_an_anchor_whose_subscribe_is_answered_so(code: str) -> None:
                 assert state.actions == start.actions, place
                 state = advance(state, Subscribed(refused=(("ann", failure),)), now=1)
                 assert state.members[0].suspended
-                assert state.actions == (Wait(1 + 120),), "no password is tried over and over"
+                assert state.actions == (Wait(1 + 120),), "a rejected password is not retried continuously"
             case _:
                 assert state.actions == (Wait(1, eager),), place
                 assert after_the_wait(state).actions == start.actions, place
 
 
-def asked(state: GroupState) -> tuple[Action, ...]:
-    """What the group wants to be going on, besides unsubscribing what it has given up."""
+def main_actions(state: GroupState) -> tuple[Action, ...]:
+    """Return the actions of the group without Unsubscribe."""
     return tuple(action for action in state.actions if not isinstance(action, Unsubscribe))
 
 
 @pytest.mark.parametrize("code", [code for code in ALL if code.startswith("Error")])
-def test_a_stream_that_says_so_of_one_subscription(code: str) -> None:
-    """The stream is opened again at once without the bad one; Exchange may deliver nothing beside it."""
+def test_stream_failure_of_one_subscription(code: str) -> None:
+    """The stream is reopened immediately without the failed subscription, which may block events of the others."""
     for place, failure in places(code, "GetStreamingEvents", ("2",)):
         state = advance(streaming(), StreamEnded(20, (failure,)), now=20)
         bob = state.members[1]
         stream = Stream(OTHERS, "ann")
         dead_lettered = word(code) in ("full sync", "regroup", "suspend", "loud")
-        assert state.abandoned == ((("bob", "2"),) if dead_lettered else ()), "who forgot it need not be told"
+        assert state.abandoned == ((("bob", "2"),) if dead_lettered else ()), (
+            "a subscription that the server lost is not unsubscribed"
+        )
         match word(code):
             case "again":
-                assert asked(state) == (Stream(EVERYBODY, "ann"),), place
-                for _ in range(2):  # but not again and again in company
+                assert main_actions(state) == (Stream(ALL_MEMBERS, "ann"),), place
+                for _ in range(2):  # but not repeatedly with the other members
                     state = advance(state, StreamEnded(0.1, (failure,)), now=20)
-                assert stream in asked(state), place
+                assert stream in main_actions(state), place
                 assert state.members[1].leaving, place
             case "pause":
-                assert asked(state) == (Wait(20 + TOLD + 2),), place
-                assert asked(after_the_wait(state)) == (Stream(EVERYBODY, "ann"),), place
+                assert main_actions(state) == (Wait(20 + SERVER_WAIT + 2),), place
+                assert main_actions(after_the_wait(state)) == (Stream(ALL_MEMBERS, "ann"),), place
             case "resubscribe" | "full sync":
-                assert asked(state) == (stream, Subscribe(("bob",), "ann", from_anchor=False)), place
+                assert main_actions(state) == (stream, Subscribe(("bob",), "ann", from_anchor=False)), place
             case "regroup":
-                assert asked(state) == (stream, Discover(("bob",))), place
-            case "suspend":  # whether it is the mailbox or only its company that is denied, a Subscribe tells
-                assert asked(state) == (stream, Subscribe(("bob",), "ann", from_anchor=False)), place
+                assert main_actions(state) == (stream, Discover(("bob",))), place
+            case "suspend":  # Subscribe shows whether access is denied to the mailbox or only in this group
+                assert main_actions(state) == (stream, Subscribe(("bob",), "ann", from_anchor=False)), place
                 suspended = advance(state, Subscribed(refused=(("bob", failure),)), now=20)
                 assert suspended.members[1].suspended, place
-                assert asked(suspended) == (stream, Wait(20 + 60)), place
+                assert main_actions(suspended) == (stream, Wait(20 + 60)), place
                 joined = advance(state, Subscribed((("bob", "2"),)), now=20)
                 alone = advance(joined, StreamEnded(0.1, (failure,)), now=20)
-                assert (stream in asked(alone), alone.members[1].leaving) == (True, True), place
+                assert (stream in main_actions(alone), alone.members[1].leaving) == (True, True), place
             case "loud":
                 assert (bob.suspended, bob.subscription) == (True, None), place
-                assert asked(state) == (stream, Wait(20 + 60)), place
+                assert main_actions(state) == (stream, Wait(20 + 60)), place
             case other:
                 raise AssertionError(other)
 
 
 @pytest.mark.parametrize("code", ALL)
-def test_a_stream_that_says_so_of_itself(code: str) -> None:
-    """Refused, or broken off before anything was heard on it."""
+def test_failure_of_the_whole_stream(code: str) -> None:
+    """The stream is rejected, or ends before any data arrives."""
     for place, failure in places(code, "GetStreamingEvents"):
         state = advance(streaming(), StreamEnded(0.1, (failure,), alive=False), now=20)
-        all_of_them = Stream(EVERYBODY, "ann")
+        all_of_them = Stream(ALL_MEMBERS, "ann")
         eager = failure.verdict is Verdict.RETRY and failure.wait is None
         match word(code):
             case "pause":
-                assert asked(state) == (Wait(20 + told(failure) + 1),), place
-                assert asked(after_the_wait(state)) == (all_of_them,), place
+                assert main_actions(state) == (Wait(20 + server_wait(failure) + 1),), place
+                assert main_actions(after_the_wait(state)) == (all_of_them,), place
             case "resubscribe":
-                assert asked(state) == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),), place
+                assert main_actions(state) == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),), (
+                    place
+                )
             case "regroup":
-                assert asked(state) == (Discover(("ann", "bob", "cat")),), place
+                assert main_actions(state) == (Discover(("ann", "bob", "cat")),), place
             case "suspend":
-                assert asked(state) == (Stream(EVERYBODY, "bob"),), "it was asked for in the anchor's name"
+                assert main_actions(state) == (Stream(ALL_MEMBERS, "bob"),), (
+                    "the stream impersonated the anchor"
+                )
             case "loud":
-                assert asked(state) == (Wait(20 + 60),), place
+                assert main_actions(state) == (Wait(20 + 60),), place
             case "login":
-                assert asked(state) == (Wait(21),), place
+                assert main_actions(state) == (Wait(21),), place
                 state = after_the_wait(state)
-                assert asked(state) == (all_of_them,), place
+                assert main_actions(state) == (all_of_them,), place
                 state = advance(state, StreamEnded(0.1, (failure,), alive=False), now=21)
-                assert asked(state) == (Wait(21 + 120),), place
+                assert main_actions(state) == (Wait(21 + 120),), place
             case _:
-                assert asked(state) == (Wait(21, eager),), place
-                assert asked(after_the_wait(state)) == (all_of_them,), place
+                assert main_actions(state) == (Wait(21, eager),), place
+                assert main_actions(after_the_wait(state)) == (all_of_them,), place
 
 
 @pytest.mark.parametrize("code", ALL)
-def test_a_lonely_stream_that_says_so(code: str) -> None:
-    """A group of one: what is said of the connection is said of the mailbox."""
+def test_failure_of_the_stream_of_a_single_mailbox(code: str) -> None:
+    """In a group with one member, a failure of the connection is a failure of the mailbox."""
     for place, failure in places(code, "GetStreamingEvents"):
         state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), now=0)
         state = advance(state, StreamEnded(0.1, (failure,), alive=False), now=20)
         if word(code) == "suspend":
             assert state.members[0].suspended
-            assert asked(state) == (Wait(20 + 60),), place
+            assert main_actions(state) == (Wait(20 + 60),), place
         else:
             assert not state.members[0].suspended
-        assert asked(state), "nothing is given up for good"
+        assert main_actions(state), "the group always continues"
 
 
 # --- Autodiscover
 
 
-def discovered(code: str) -> Failure:
+def autodiscover_failure(code: str) -> Failure:
     if code.startswith("Pox"):
         page = (
             '<Autodiscover xmlns="http://schemas.microsoft.com/exchange/autodiscover/responseschema/2006">'
@@ -454,23 +460,25 @@ def discovered(code: str) -> Failure:
 
 
 @pytest.mark.parametrize("code", AUTODISCOVER)
-def test_a_mailbox_that_autodiscover_says_so_of(code: str) -> None:
-    failure = discovered(code)
+def test_autodiscover_failure_of_a_member(code: str) -> None:
+    failure = autodiscover_failure(code)
     assert failure.code == code
     state = advance(streaming(), StreamEnded(20, (_about_bob("ErrorReadEventsFailed"),)), now=20)
-    assert Discover(("bob",)) in asked(state)
+    assert Discover(("bob",)) in main_actions(state)
     state = advance(state, Discovered(unknown=(("bob", failure),)), now=21)
     bob = state.members[1]
     suspended = word(code) in ("suspend", "loud")
     assert bob.suspended == suspended
-    assert asked(state) == (Stream(OTHERS, "ann"), Wait(21 + (60 if suspended else 2))), "it harms no other"
-    assert asked(after_the_wait(state)) == (Stream(OTHERS, "ann"), Discover(("bob",)))
+    assert main_actions(state) == (Stream(OTHERS, "ann"), Wait(21 + (60 if suspended else 2))), (
+        "other members are not affected"
+    )
+    assert main_actions(after_the_wait(state)) == (Stream(OTHERS, "ann"), Discover(("bob",)))
 
 
-# --- codes that nobody knows
+# --- unknown codes
 
 
-async def test_an_unknown_code_is_transient_and_is_logged_once_by_name() -> None:
+async def test_unknown_code_is_transient_and_is_logged_once() -> None:
     throttle = Throttle(10)
     with structlog.testing.capture_logs() as lines:
         for operation in ("Subscribe", "GetStreamingEvents"):
@@ -487,16 +495,16 @@ async def test_an_unknown_code_is_transient_and_is_logged_once_by_name() -> None
     assert all(line["log_level"] == "warning" for line in lines)
 
 
-def test_a_pause_that_is_told_is_kept_whatever_the_code() -> None:
+def test_requested_wait_is_observed_for_every_code() -> None:
     for code in ALL:
         failure = Failure(code=code, wait=7)
         state = advance(streaming(), StreamEnded(0.1, (failure,), alive=False), now=20, jitter=0)
         if word(code) in ("again", "pause", "login", "loud", "full sync"):
-            assert asked(state) == (Wait(27),), code
+            assert main_actions(state) == (Wait(27),), code
 
 
-def test_a_subscription_may_live_on_after_any_code_but_is_never_listed_twice() -> None:
-    """Two messages about the same subscription in one envelope are one trouble."""
+def test_repeated_failure_of_a_subscription_counts_once() -> None:
+    """Two messages about the same subscription in one envelope are one failure."""
     for code in OF_EWS:
         failure = _about_bob(code)
         state = advance(streaming(), StreamEnded(20, (failure, failure)), now=20)
@@ -504,8 +512,8 @@ def test_a_subscription_may_live_on_after_any_code_but_is_never_listed_twice() -
         assert state.members[1].failures <= 1
 
 
-def test_a_suspended_mailbox_stays_suspended_whatever_else_comes_between() -> None:
-    """Else the operator would be told again each time."""
+def test_suspended_mailbox_stays_suspended_after_any_other_failure() -> None:
+    """Otherwise the suspension would be logged again each time."""
     suspended = Failure(code="ErrorNonExistentMailbox")
     for code in ALL:
         start = GroupState.start(("ann", "bob", "cat"), POLICY)
@@ -520,18 +528,18 @@ def _about_bob(code: str) -> Failure:
     return Failure(code=code, subscription_ids=("2",))
 
 
-# --- waits beyond reason
+# --- limits of the wait
 
 
-@pytest.mark.parametrize(("header", "expected"), [("30", 30.0), ("86400", 3600.0), ("99999999", 3600.0)])
-def test_a_wait_beyond_reason_is_limited(header: str, expected: float) -> None:
-    assert http_failure(503, {"Retry-After": header}, b"", NOW).wait == expected
-    body = message("Subscribe", "ErrorServerBusy").replace(b">5000<", f">{header}000<".encode())
-    assert refused(body).wait == http_failure(500, {}, body, NOW).wait == expected
+@pytest.mark.parametrize(("requested", "wait"), [("30", 30.0), ("86400", 3600.0), ("99999999", 3600.0)])
+def test_wait_is_limited(requested: str, wait: float) -> None:
+    assert http_failure(503, {"Retry-After": requested}, b"", NOW).wait == wait
+    body = message("Subscribe", "ErrorServerBusy").replace(b">5000<", f">{requested}000<".encode())
+    assert subscribe_failure(body).wait == http_failure(500, {}, body, NOW).wait == wait
 
 
-def test_a_date_is_measured_by_the_clock_of_who_says_it() -> None:
-    """That of the server may be a year ahead, and ours may jump."""
+def test_retry_after_date_is_relative_to_the_date_header() -> None:
+    """The server's clock may be a year ahead, and our clock may jump."""
     headers = {"Date": "Fri, 01 Jan 2027 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 2027 00:00:07 GMT"}
     assert http_failure(503, headers, b"", NOW).wait == 7
     assert http_failure(503, headers | {"Date": "rubbish"}, b"", NOW).wait == 3600

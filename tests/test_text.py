@@ -15,7 +15,7 @@ from listener.text import (
     shortened_inside,
 )
 
-# Hypothesis leaves surrogates out unless they are asked for.
+# Hypothesis generates no surrogates unless requested.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 
@@ -33,7 +33,7 @@ class HugeError(Exception):
 
 
 @given(ANY_TEXT)
-def test_nothing_printable_is_obeyed_by_a_terminal(text: str) -> None:
+def test_control_characters_are_escaped(text: str) -> None:
     shown = printable(text)
     bad = [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c != "\t"]
     assert not bad
@@ -56,28 +56,28 @@ def test_text_can_be_encoded(text: str) -> None:
 
 
 @given(ANY_TEXT, st.integers(8, 100))
-def test_a_short_text_is_short(text: str, most: int) -> None:
+def test_short_text_is_unchanged(text: str, most: int) -> None:
     for short in (shortened(text, most), shortened_inside(text, most)):
         assert len(short) <= most + 40
     if len(text) <= most:
         assert shortened(text, most) == shortened_inside(text, most) == text
 
 
-def test_an_exception_whose_methods_raise_is_described() -> None:
+def test_exception_whose_methods_raise_is_described() -> None:
     assert describe(EvilError()) == "EvilError: <str() raises SystemExit>"
     assert "EvilError" in format_traceback(EvilError())
     assert represent(EvilError()) == "<EvilError whose repr() raises KeyboardInterrupt>"
 
 
-def test_a_huge_exception_is_bounded() -> None:
+def test_huge_exception_is_shortened() -> None:
     assert len(describe(HugeError())) < 5000
     assert len(format_traceback(HugeError())) < 17000
 
 
-def test_a_lone_surrogate_is_escaped() -> None:
+def test_lone_surrogate_is_escaped() -> None:
     assert describe(ValueError("\udc80")) == "ValueError: \\udc80"
     format_traceback(ValueError("\udc80")).encode()
 
 
-def test_a_group_of_one_stands_for_its_exception() -> None:
+def test_group_of_one_is_described_by_its_exception() -> None:
     assert describe(BaseExceptionGroup("g", [ExceptionGroup("h", [ValueError("x")])])) == "ValueError: x"

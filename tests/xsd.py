@@ -1,7 +1,8 @@
-"""The published EWS schemas, when they are at hand: request and reply bodies are held against them.
+"""Validate request and response bodies against the published EWS schemas, if they are available.
 
-They are Microsoft's and no part of this distribution. The environment variable EWS_SCHEMA_DIR names the folder that
-holds `messages.xsd` and `types.xsd`. Without it, tests marked `@xsd_available` are skipped, and the summary says so.
+They belong to Microsoft and are not distributed with this project. Set the environment variable EWS_SCHEMA_DIR to the
+folder with `messages.xsd` and `types.xsd`. Without it, tests marked `@xsd_available` are skipped, and the summary
+says so.
 """
 
 import os
@@ -15,18 +16,17 @@ FOLDER = Path(os.environ.get("EWS_SCHEMA_DIR", ""))
 
 xsd_available = pytest.mark.skipif(
     not os.environ.get("EWS_SCHEMA_DIR") or not (FOLDER / "messages.xsd").is_file(),
-    reason="no EWS schemas: set EWS_SCHEMA_DIR to the folder that holds messages.xsd",
+    reason="no EWS schemas: set EWS_SCHEMA_DIR to the folder with messages.xsd",
 )
 
 
 def validate(element: etree._Element) -> None:
-    """Hold a child of soap:Body (or of soap:Header) against the schemas.
+    """Validate a child of soap:Body (or of soap:Header). Raises AssertionError with all violations.
 
-    AssertionError names all that is wrong. Only global elements can be held so: `m:Subscribe`,
-    `m:SubscribeResponse`, `t:RequestServerVersion`, …
+    Only global elements can be validated: `m:Subscribe`, `m:SubscribeResponse`, `t:RequestServerVersion`, …
     """
     schema = _schema()
-    # A document of its own: what stands around the element is none of the schema's business.
+    # In a separate document, because the schemas do not describe the surrounding elements.
     alone = etree.fromstring(etree.tostring(element, with_tail=False))
     if not schema.validate(alone):
         raise AssertionError(f"{schema.error_log}\n{etree.tostring(alone, pretty_print=True).decode()}")

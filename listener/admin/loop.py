@@ -19,7 +19,7 @@ from types import FrameType
 import structlog
 import trio
 
-from listener.delivery.fence import HANDLER
+from listener.delivery.isolation import HANDLER
 from listener.delivery.worker import Worker
 
 log = structlog.get_logger()
@@ -85,7 +85,7 @@ class _Watch:
 def _handler_in(frame: FrameType | None) -> str | None:
     """The handler whose code is running in this stack, called by its worker or in a task of its own."""
     while frame is not None:
-        if frame.f_code is Worker._attempt.__code__ or frame.f_code is Worker._live.__code__:
+        if frame.f_code is Worker._attempt.__code__ or frame.f_code is Worker._run_until_stopped.__code__:
             worker = frame.f_locals.get("self")
             return worker.name if isinstance(worker, Worker) else None
         # trio's loop has the task whose step this is.

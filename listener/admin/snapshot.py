@@ -214,7 +214,7 @@ def server_statuses(throttles: Throttles) -> tuple[ServerStatus, ...]:
         ServerStatus(
             host=host,
             concurrency=throttle.limit,
-            most=throttle.most,
+            most=throttle.maximum,
             pause=round(throttle.pause, 1),
             answers=dict(throttle.answers),
         )

@@ -17,7 +17,7 @@ from rich.text import Text
 from listener.config.values import format_duration
 from listener.ews.codes import Failure, Verdict
 from listener.ews.xml import excerpt
-from listener.exchange.auth.refusals import REFUSALS
+from listener.exchange.auth.lockout import REFUSALS
 from listener.preflight.check import STAGES, MailboxCheck, Report, ServerCheck
 from listener.preflight.remedies import Remedy, remedy
 from listener.preflight.scope import Attempt, Finding

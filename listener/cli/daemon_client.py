@@ -23,11 +23,11 @@ def daemon_of(config: Path) -> Iterator["httpx.Client"]:
     import httpx
 
     from listener.cli.exits import reported
-    from listener.config.load import load_whereabouts
+    from listener.config.load import load_paths
     from listener.text import printable
 
     with reported():
-        socket = load_whereabouts(config).status_socket
+        socket = load_paths(config).status_socket
         way = httpx.HTTPTransport(uds=str(socket))
         with httpx.Client(transport=way, base_url="http://ews-listener", timeout=PATIENCE) as client:
             try:

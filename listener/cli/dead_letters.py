@@ -67,7 +67,7 @@ def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Jso
 @app.command()
 def retry(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Give dead letters back to their handlers."""
-    tell_count(at_offline(config, lambda offline: offline.retry(numbers)), "given back", json)
+    tell_count(at_offline(config, lambda offline: offline.requeue(numbers)), "given back", json)
 
 
 @app.command()

@@ -20,10 +20,10 @@ def at_offline(config: Path, work: "Callable[[OfflineJournal], T]") -> T:
     The daemon's secrets are no affair of the journal: they need not be there.
     """
     from listener.cli.exits import reported
-    from listener.config.load import load_whereabouts
+    from listener.config.load import load_paths
     from listener.journal.offline import open_offline
 
-    with reported(), open_offline(load_whereabouts(config).state_directory) as offline:
+    with reported(), open_offline(load_paths(config).state_directory) as offline:
         return work(offline)
     raise AssertionError("errors end the command")
 

@@ -1,15 +1,14 @@
 """The configuration: a typed, frozen model of one TOML file.
 
-`load(path)` is the door: it reads the file and those it names (mailboxes, a password), and either returns a
-`Config` or raises `ConfigError` with every problem at once. What the options mean stands beside them in
-`model.py`, from which docs/CONFIGURATION.md is made. The options of handlers belong to their factories: see
-listener/plugins.py.
+`load(path)` is the entry point. It reads the file and the files that it names (mailboxes, secrets), and returns a
+`Config` or raises `ConfigError` with all problems. `model.py` describes the options, and docs/CONFIGURATION.md is
+generated from it. The factories of handlers validate the options of handlers: see listener/plugins.py.
 """
 
 from listener.config.auth import AnyAuth, BasicAuth, NegotiateAuth, NtlmAuth, OAuthAuth
-from listener.config.load import examine, load, parse
-from listener.config.mailboxes import AccessOverride, Impersonation, Mailboxes
+from listener.config.load import load, parse, validate
 from listener.config.model import (
+    AccessOverride,
     Affinity,
     Backoff,
     CatchUp,
@@ -18,8 +17,10 @@ from listener.config.model import (
     Exchange,
     HandlerConfig,
     HandlerFilter,
+    Impersonation,
     Journal,
     Log,
+    Mailboxes,
     Server,
     Shutdown,
     StaticGroup,
@@ -53,7 +54,7 @@ __all__ = [
     "Status",
     "Stream",
     "Subscription",
-    "examine",
     "load",
     "parse",
+    "validate",
 ]

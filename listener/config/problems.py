@@ -1,4 +1,4 @@
-"""Problems and their places, from pydantic's errors and from our own checks, in the order of the file."""
+"""Problems of a configuration and their locations, from pydantic and from the rules, in the order of the file."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from listener.config.auth import KINDS, kind_of
-from listener.config.secrets import is_secret, listed, sources
+from listener.config.secrets import is_secret, list_keys, secret_keys
 from listener.errors import Problem
 from listener.suggest import did_you_mean
 
@@ -24,58 +24,62 @@ _WORDING = {
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",
     "dict_type": "must be a table",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
+    "tuple_type": "must be an array",
+    "list_type": "must be an array",
     "bool_type": "must be true or false",
-    "string_type": "must be a text in quotes",
-    "path_type": "must be a path in quotes",
-    "int_type": "must be a whole number",
+    "string_type": "must be a string",
+    "path_type": "must be a path (string)",
+    "int_type": "must be an integer",
     "float_type": "must be a number",
 }
 
 
 class Problems:
-    """Collects what is wrong with one document."""
+    """Collects the problems of one document."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
         self._layout = deepcopy(document)
         self._found: list[tuple[Loc, Problem]] = []
-        self.broken: set[str] = set()
-        """The top-level keys whose values cannot be relied on."""
+        self.invalid_sections: set[str] = set()
+        """The top-level keys with invalid values."""
 
     def __len__(self) -> int:
         return len(self._found)
 
     def add(self, loc: Loc, what: str, where: str | None = None) -> None:
-        """`where` is told instead of the dotted key, when the trouble lies in another file."""
+        """Add a problem. `where` replaces the dotted key if the problem is in another file."""
         self._found.append((loc, Problem(where or dotted(loc), what)))
-        self.broken.add(str(loc[0]))
+        self.invalid_sections.add(str(loc[0]))
 
     def add_errors(self, errors: Sequence[ErrorDetails], model: type[BaseModel]) -> dict[str, Any]:
-        """Add pydantic's errors. Returns what is sound of the document: without unknown keys, without sections
-        in which anything else is wrong; of a handler only the concerned key is missing, if it can be."""
-        sound = deepcopy({key: value for key, value in self._document.items() if key not in self.broken})
+        """Add pydantic's errors, and return the valid part of the document.
+
+        It lacks unknown keys, and sections with other problems. A handler lacks only the invalid key, if possible.
+        """
+        valid = deepcopy(
+            {key: value for key, value in self._document.items() if key not in self.invalid_sections}
+        )
         for error in errors:
-            loc = self._real(error["loc"])
+            loc = self._document_location(error["loc"])
             if error["type"] == "union_tag_invalid":
                 loc += ("kind",)
             if error["type"] == "too_short" and any(
                 other["loc"][: len(error["loc"])] == error["loc"] != other["loc"] for other in errors
             ):
-                continue  # it is empty because its members are wrong
+                continue  # it is empty only because its members are invalid
             problem = Problem(dotted(loc), describe(error, known_keys(model, loc[:-1], self._document)))
             self._found.append((loc, problem))
             if error["type"] == "extra_forbidden":
-                _drop(sound, loc)
+                _drop(valid, loc)
             else:
                 handler = loc[0] == "handlers"
-                _drop(sound, loc[: 1 if not handler else 2 if loc[-1] == "use" else 3])
-                self.broken.add(str(loc[0]))
-        return sound
+                _drop(valid, loc[: 1 if not handler else 2 if loc[-1] == "use" else 3])
+                self.invalid_sections.add(str(loc[0]))
+        return valid
 
-    def in_order(self) -> list[Problem]:
-        """Each problem once, as the file has them; what is missing stands at the end of its table."""
+    def in_file_order(self) -> list[Problem]:
+        """Return the distinct problems in the order of the file. Missing keys come last in their table."""
         return list(dict.fromkeys(problem for _, problem in sorted(self._found, key=self._position)))
 
     def _position(self, found: tuple[Loc, Problem]) -> tuple[int, ...]:
@@ -90,20 +94,20 @@ class Problems:
             value = _at(value, (part,))
         return tuple(position)
 
-    def _real(self, loc: Loc) -> Loc:
-        """`loc` without the names that pydantic puts in for the members of a union."""
-        real: list[int | str] = []
+    def _document_location(self, loc: Loc) -> Loc:
+        """Return `loc` without the names that pydantic inserts for the members of a union."""
+        found: list[int | str] = []
         value: Any = self._document
-        for place, part in enumerate(loc, 1):
-            last = place == len(loc)
+        for depth, part in enumerate(loc, 1):
+            last = depth == len(loc)
             if isinstance(part, int) or (isinstance(value, dict) and (part in value or last)):
-                real.append(part)
+                found.append(part)
                 value = _at(value, (part,))
-        return tuple(real)
+        return tuple(found)
 
 
 def _at(value: Any, loc: Loc) -> Any:
-    """What stands at `loc` in a document, None if nothing does."""
+    """Return the value at `loc` in a document, None if there is none."""
     for part in loc:
         try:
             value = value[part]
@@ -119,7 +123,7 @@ def _drop(document: dict[str, Any], loc: Loc) -> None:
 
 
 def dotted(loc: Loc) -> str:
-    """`("mailboxes", "addresses", 3)` as `mailboxes.addresses[3]`; keys that TOML would quote are quoted."""
+    """Return `mailboxes.addresses[3]` for `("mailboxes", "addresses", 3)`. Keys are quoted as in TOML."""
     text = ""
     for part in loc:
         if isinstance(part, int):
@@ -136,18 +140,18 @@ RENAMED = {
     "parked_first": "suspended_first",
     "parked_cap": "suspended_cap",
 }
-"""Keys of configurations that were written for versions before 0.1.0."""
+"""Keys of versions before 0.1.0, with their new names."""
 
 
 def describe(error: ErrorDetails, known: list[str]) -> str:
-    """Our own words for one of pydantic's errors. A value is shown only where it is one of a few fixed words."""
+    """Return the text for a pydantic error. It contains the value only if a few fixed words are allowed."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden" and (new := RENAMED.get(str(error["loc"][-1]))) in known:
         return f"was renamed to {new}"
     if kind == "extra_forbidden":
         return "unknown key" + did_you_mean(str(error["loc"][-1]), known)
     if kind == "missing" and is_secret(str(error["loc"][-1])):
-        return f"is required: one of {listed(str(error['loc'][-1]))}"
+        return f"is required: one of {list_keys(str(error['loc'][-1]))}"
     if kind == "literal_error":
         expected = str(context["expected"]).replace("'", '"')
         hint = did_you_mean(str(error["input"]), re.findall(r'"([^"]+)"', expected))
@@ -166,8 +170,7 @@ def describe(error: ErrorDetails, known: list[str]) -> str:
 
 
 def known_keys(model: type[BaseModel], loc: Loc, document: Any = None) -> list[str]:
-    """The keys of the table at `loc` in a document of this model. Where one of several models is meant, the
-    document tells which."""
+    """Return the keys of the table at `loc`. The document selects the model where there are several."""
     here: type[BaseModel] | None = model
     parts = iter(loc)
     for part in parts:
@@ -179,10 +182,10 @@ def known_keys(model: type[BaseModel], loc: Loc, document: Any = None) -> list[s
         annotation = here.model_fields[part].annotation
         here = KINDS.get(kind_of(document)) if part == "auth" else _model_in(annotation)
         if get_origin(annotation) is dict:
-            document = _at(document, (next(parts, ""),))  # the key of the dict is the user's own
+            document = _at(document, (next(parts, ""),))  # a key of the dict is chosen by the user
     if here is None:
         return []
-    return [key for name in here.model_fields for key in (sources(name) if is_secret(name) else [name])]
+    return [key for name in here.model_fields for key in (secret_keys(name) if is_secret(name) else [name])]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

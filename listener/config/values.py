@@ -1,4 +1,4 @@
-"""The types of single values: durations, addresses, URLs, paths, folder names."""
+"""Base class of the sections, and the types of single values: durations, addresses, URLs, paths, folder names."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 
 from listener.ews import urls
 from listener.ews.addresses import fold_address as fold_address
@@ -37,30 +37,37 @@ DISTINGUISHED_FOLDERS: Final = frozenset(
     important starred archive
     """.split()  # noqa: SIM905
 )
-"""`DistinguishedFolderIdNameType` of the EWS schema's types.xsd (one of the names is misspelt there)."""
+"""`DistinguishedFolderIdNameType` of the EWS schema's types.xsd (the schema misspells one of the names)."""
+
+
+class Section(BaseModel):
+    """A frozen model that rejects unknown keys and keeps values out of its errors, because they may be secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What validation needs to know of the world: relative paths count from `directory`, which is absolute; `in_file`
-    are the mailboxes that stand in the file of [mailboxes]."""
+    """Input of the validation: the absolute `directory` for relative paths, and the mailboxes of [mailboxes] file."""
 
     directory: Path
     in_file: tuple[str, ...] = ()
 
 
 def parse_duration(value: object) -> float:
-    """Seconds from a number or from a text such as `45s`, `30m`, `2h`, `1d`. Raises ValueError."""
+    """Return seconds for a number or a string such as `45s`, `30m`, `2h`, `1d`. Raises ValueError."""
     if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
         return float(match[1]) * _UNITS[match[2]]
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
         return float(value)
-    raise ValueError('must be a number of seconds, or a text such as "45s", "30m", "2h", "1d"')
+    raise ValueError('must be a number of seconds or a string such as "45s", "30m", "2h", "1d"')
 
 
 def parse_initial(value: object) -> float | datetime | None:
-    """The start of a backfill: None for `none`, seconds for a duration, a moment for a date or a date-time (in UTC
-    if it has no offset). Raises ValueError."""
+    """Return the start of a backfill: None for `none`, seconds for a duration, a datetime for a date or date-time.
+
+    A date or date-time without an offset is UTC. Raises ValueError.
+    """
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
     if isinstance(value, str):
@@ -79,7 +86,7 @@ def parse_initial(value: object) -> float | datetime | None:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads as these seconds."""
+    """Return the shortest text that `parse_duration` reads as these seconds."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % _UNITS[unit] == 0:
             return f"{seconds / _UNITS[unit]:.15g}{unit}"
@@ -87,15 +94,15 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_sid(value: str) -> str:
-    """A security identifier (MS-DTYP, `S-1-5-21-…`). Raises ValueError."""
+    """Return a security identifier (MS-DTYP, `S-1-5-21-…`) in upper case. Raises ValueError."""
     sid = value.strip().upper()
     if not _SID.fullmatch(sid):
-        raise ValueError(f'"{value}" is no security identifier of the form S-1-5-21-…')
+        raise ValueError(f'"{value}" is not a valid security identifier (S-1-5-21-…)')
     return sid
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the host of a URL, or of //HOST:PORT, is this machine."""
+    """Return whether the host of a URL, or of //HOST:PORT, is a loopback address."""
     return urls.is_loopback(urls.host_of(f"http:{url}" if url.startswith("//") else url))
 
 
@@ -107,7 +114,7 @@ def _positive(seconds: float) -> float:
 
 def _window(seconds: float) -> float:
     if seconds % 60 or not 60 <= seconds <= 1800:
-        raise ValueError("must be whole minutes from 1m to 30m: Exchange takes no others")
+        raise ValueError("must be whole minutes from 1m to 30m, as Exchange requires")
     return seconds
 
 
@@ -119,11 +126,11 @@ def _url(value: str) -> str:
             parse_proxy_url(value)
         except UrlError:
             raise ValueError(f"must be a URL of the form https://host/path{_with_scheme(value)}") from None
-        raise ValueError("must not hold a user or a password: they belong in [auth]") from None
+        raise ValueError("must not contain a user or a password; set them in [auth]") from None
 
 
 def _with_scheme(value: str) -> str:
-    """What a URL without a scheme probably is meant to be."""
+    """Return a suggestion for a URL without a scheme, else an empty text."""
     if "@" in value or not re.fullmatch(r"(/{0,2})[\w.-]+\.[\w-]+(:\d+)?/\S+", value):
         return ""
     return f', did you mean "https://{value.lstrip("/")}"?'
@@ -139,7 +146,7 @@ def _https(value: str) -> str:
 def _proxy(value: SecretStr) -> SecretStr:
     try:
         parse_proxy_url(value.get_secret_value())
-    except UrlError:  # its text may show the password
+    except UrlError:  # not chained: its text may contain the password
         raise ValueError("must be a URL of the form http://host:port") from None
     return value
 
@@ -147,7 +154,7 @@ def _proxy(value: SecretStr) -> SecretStr:
 def _host_pattern(value: str) -> str:
     pattern = value.strip().lower()
     if not re.fullmatch(r"[a-z0-9*?.:-]+", pattern):
-        raise ValueError('must be a host, without https:// and path, or a glob such as "*.outlook.com"')
+        raise ValueError('must be a hostname without https:// and path, or a glob such as "*.outlook.com"')
     return pattern
 
 
@@ -157,7 +164,7 @@ def _host_port(value: str) -> str:
     except UrlError:
         parts = None
     if parts is None or parts.path or not re.search(r":[0-9]+$", value):
-        raise ValueError("must be of the form HOST:PORT, such as 127.0.0.1:9817")
+        raise ValueError("must have the form HOST:PORT, such as 127.0.0.1:9817")
     return value
 
 
@@ -174,7 +181,7 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(f"file not found: {path}")
     return path
 
 
@@ -182,21 +189,21 @@ def _folder_name(value: str) -> str:
     name = value.lower()
     if name not in DISTINGUISHED_FOLDERS:
         hint = did_you_mean(value.replace(" ", ""), DISTINGUISHED_FOLDERS)
-        accepted = "; accepted are distinguished folder names, such as inbox, calendar and sentitems"
+        accepted = "; use a distinguished folder name, such as inbox, calendar or sentitems"
         if _is_folder_id(value.strip()):
             raise ValueError(f'"{value[:80]}" is a folder id{accepted}')
         if re.search(r"[/\\*?]", value):
             raise ValueError(f'"{value[:80]}" is a folder path{accepted}')
-        raise ValueError(f'there is no folder "{value[:80]}"{hint or accepted}')
+        raise ValueError(f'unknown folder "{value[:80]}"{hint or accepted}')
     return name
 
 
-SHORTEST_FOLDER_ID: Final = 16
-"""Characters. Exchange's ids have 120: base64 of an entry id (MS-OXCDATA section 2.2) behind a mailbox's GUID."""
+MIN_FOLDER_ID_LENGTH: Final = 16
+"""Characters. Exchange's ids have 120: base64 of a mailbox GUID and an entry id (MS-OXCDATA section 2.2)."""
 
 
 def parse_folder_id(value: str) -> str:
-    """Return a folder id as EWS has it, or `*` for any. Raises ValueError for a name or a path."""
+    """Return an EWS folder id, or `*` for any folder. Raises ValueError for a name or a path."""
     text = value.strip()
     name = text.lower().replace(" ", "")
     if text == "*" or (name not in DISTINGUISHED_FOLDERS and _is_folder_id(text)):
@@ -204,41 +211,41 @@ def parse_folder_id(value: str) -> str:
     if name in DISTINGUISHED_FOLDERS:
         what = f'is a folder name; to receive events of this folder only, use [subscription] folders = ["{name}"]'
     elif any(sign in text for sign in "*?["):
-        what = 'is a pattern; only "*" alone is one here'
+        what = 'is a pattern; the only supported pattern is "*"'
     elif re.search(r"\s", text):
-        what = "is a folder name or path, or an id with blanks or line breaks in it"
+        what = "is a folder name, a path, or an id with blanks or line breaks"
     elif text.startswith("/") or "\\" in text:
         what = "is a folder path"
-    elif len(text) >= SHORTEST_FOLDER_ID and _is_folder_id(text.replace("-", "/").replace("_", "+")):
-        what = 'is an id of Microsoft Graph; in that of EWS each "-" is a "/", and each "_" a "+"'
+    elif len(text) >= MIN_FOLDER_ID_LENGTH and _is_folder_id(text.replace("-", "/").replace("_", "+")):
+        what = 'is a Microsoft Graph id; for EWS, replace each "-" by "/" and each "_" by "+"'
     else:
         what = f"cannot be a folder id{did_you_mean(text, DISTINGUISHED_FOLDERS)}"
     raise ValueError(
-        f'"{text[:80]}" {what}. Accepted are folder ids of EWS, which differ in each mailbox: copy '
+        f'"{text[:80]}" {what}. Use an EWS folder id, which differs in each mailbox: copy '
         "data.parent_folder_id from an event that a file handler wrote"
     )
 
 
 def _is_folder_id(text: str) -> bool:
-    word = text.isalpha() and len(text) < 2 * SHORTEST_FOLDER_ID
-    if len(text) < SHORTEST_FOLDER_ID or word or text.startswith("/"):
+    word = text.isalpha() and len(text) < 2 * MIN_FOLDER_ID_LENGTH
+    if len(text) < MIN_FOLDER_ID_LENGTH or word or text.startswith("/"):
         return False
     try:
         b64decode(text, validate=True)
-    except ValueError:  # binascii.Error too
+    except ValueError:  # includes binascii.Error
         return False
     return True
 
 
 def _event_name(value: str) -> str:
     if value not in EVENT_NAMES:
-        raise ValueError(f'there is no event "{value}"{did_you_mean(value, EVENT_NAMES)}')
+        raise ValueError(f'unknown event "{value}"{did_you_mean(value, EVENT_NAMES)}')
     return value
 
 
 def _no_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("must not name anything twice")
+        raise ValueError("must not contain duplicates")
     return names
 
 

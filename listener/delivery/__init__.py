@@ -1,1 +1,1 @@
-"""From the journal to the handlers."""
+"""Delivery of journaled events to handlers."""

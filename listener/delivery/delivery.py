@@ -1,9 +1,9 @@
-"""Hands what is in the journal to the handlers. One that raises, hangs or lags harms no other.
+"""Deliver the events of the journal to all handlers. A handler that raises, hangs or lags does not affect others.
 
-Each handler has a way of its own through the journal and is fed from it: events of one mailbox in their order, those
-of different mailboxes independently. An event is done with when the handler has returned; when it failed as often as
-the configuration allows, or was rejected, it goes to the dead letters. Until then it stays in the journal, whatever
-happens to this process. Only so many events as `DeliveryLimits.queue` says are in memory for a handler.
+Each handler has its own offset in the journal. Events of one mailbox are delivered in order, those of different
+mailboxes independently. An event is finished when the handler has returned, or when it was moved to the dead-letter
+queue. Until then it stays in the journal, so that a crash loses nothing. At most `DeliveryLimits.queue` events per
+handler are in memory.
 """
 
 from __future__ import annotations
@@ -23,108 +23,108 @@ __all__ = ["Accepts", "Delivery", "DeliveryLimits", "Source", "Worker"]
 
 @dataclass(slots=True)
 class Delivery:
-    """All handlers together, and the journal that they are fed from while run() runs."""
+    """All handlers, and the journal that feeds them while run() runs."""
 
     workers: tuple[Worker, ...]
     _journal: Journal | None = None
     _nursery: trio.Nursery | None = None
-    _over: trio.Event = field(default_factory=trio.Event)
-    _changing: trio.Lock = field(default_factory=trio.Lock)
+    _drained: trio.Event = field(default_factory=trio.Event)
+    _change_lock: trio.Lock = field(default_factory=trio.Lock)
 
     async def publish(self, batch: Sequence[MailboxEvent]) -> None:
-        """Writes a batch to the journal; returns when it is safe there. Waits for no handler."""
+        """Write a batch to the journal and return when it is durable. Does not wait for handlers."""
         assert self._journal is not None, "nothing is published before run() has started"
         await self._journal.append(batch)
 
     async def run(
         self, journal: Journal, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Opens all handlers, in order, then feeds them until drain(). Raises OpeningError as Worker.run() does."""
+        """Open all handlers in order, then deliver events until drain(). Raises OpeningError as Worker.run() does."""
         self._journal = journal
         async with trio.open_nursery() as self._nursery:
             for worker in self.workers:
                 await self._nursery.start(worker.run, journal)
             task_status.started()
-            await self._over.wait()
+            await self._drained.wait()
 
     async def change(self, workers: Sequence[Worker]) -> None:
-        """From now on these are the handlers; one of them that is a worker of ours goes on undisturbed.
+        """Replace the handlers. A worker that is already in `self.workers` continues without interruption.
 
-        A handler that comes in place of one of its name takes up where that one stood. Raises OpeningError if one
-        cannot be opened; then all is as it was, and those that had to make way are opened anew.
+        A new worker continues at the offset of the worker of the same name. Raises OpeningError if a handler cannot
+        be opened; then the previous handlers stay, and those that were stopped are reopened.
         """
-        async with self._changing:
+        async with self._change_lock:
             await self._change(workers)
 
     async def _change(self, workers: Sequence[Worker]) -> None:
         before = {worker.name: worker for worker in self.workers}
         new = [worker for worker in workers if before.get(worker.name) is not worker]
-        # Those that are altogether new come first: if one of them cannot be opened, nobody was disturbed.
+        # Open handlers with new names first: if one of them fails, no running handler was interrupted.
         new.sort(key=lambda worker: worker.name in before)
         opened: list[Worker] = []
         try:
             for worker in new:
                 if (old := before.get(worker.name)) is not None:
-                    await self._leave(old)
-                    worker.count_on(old)
+                    await self._stop(old)
+                    worker.inherit_counters(old)
                 opened.append(worker)
                 await self._open(worker)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._take_back(opened, before)
+                await self._roll_back(opened, before)
             raise
         self.workers = tuple(workers)
         for old in before.values():
             if old.name not in {worker.name for worker in workers}:
-                await self._leave(old)
+                await self._stop(old)
 
-    async def _take_back(self, opened: Sequence[Worker], before: Mapping[str, Worker]) -> None:
-        """The last of those that were opened could not be."""
+    async def _roll_back(self, opened: Sequence[Worker], before: Mapping[str, Worker]) -> None:
+        """Restore the previous handlers. The last worker of `opened` is the one that failed to open."""
         for worker in opened[:-1]:
-            await self._leave(worker)
-        if self._over.is_set():
+            await self._stop(worker)
+        if self._drained.is_set():
             return
-        again = {worker.name: before[worker.name].again() for worker in opened if worker.name in before}
-        self.workers = tuple(again.get(worker.name, worker) for worker in self.workers)
+        reopened = {worker.name: before[worker.name].reopened() for worker in opened if worker.name in before}
+        self.workers = tuple(reopened.get(worker.name, worker) for worker in self.workers)
         assert self._nursery is not None
         assert self._journal is not None
-        for worker in again.values():
+        for worker in reopened.values():
             self._nursery.start_soon(worker.run, self._journal)
 
     async def _open(self, worker: Worker) -> None:
         assert self._nursery is not None, "handlers are changed while run() runs"
         assert self._journal is not None
         try:
-            with trio.move_on_after(OPENING) as patience:
+            with trio.move_on_after(OPEN_TIMEOUT) as scope:
                 await self._nursery.start(worker.run, self._journal)
-            if patience.cancelled_caught:
-                raise OpeningError([Problem(f"handlers.{worker.name}", f"is not open after {OPENING:g} s")])
+            if scope.cancelled_caught:
+                raise OpeningError([Problem(f"handlers.{worker.name}", f"not open after {OPEN_TIMEOUT:g} s")])
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._journal.release(worker.name)
             raise
 
-    async def _leave(self, worker: Worker) -> None:
+    async def _stop(self, worker: Worker) -> None:
         assert self._journal is not None
-        # Nobody leaves by half: a worker that has been told to leave is of no use any more.
+        # Shielded, because a worker cannot be resumed once it was asked to stop.
         with trio.CancelScope(shield=True):
-            await worker.leave()
+            await worker.stop()
             await self._journal.release(worker.name)
-        worker.tell_end()
+        worker.log_stopped()
 
     async def drain(self, grace: float) -> None:
-        """Waits until the handlers have finished what is in the journal and are closed, `grace` seconds at most.
+        """Wait until the handlers have finished what is in the journal and are closed, `grace` seconds at most.
 
-        What is left then stays in the journal for the next time.
+        Events that are unfinished then stay in the journal for the next start.
         """
         with trio.move_on_after(grace):
-            async with self._changing, trio.open_nursery() as nursery:
+            async with self._change_lock, trio.open_nursery() as nursery:
                 for worker in self.workers:
-                    nursery.start_soon(worker.finish)
+                    nursery.start_soon(worker.drain)
         for worker in self.workers:
-            worker.tell_end()
-        self._over.set()
+            worker.log_stopped()
+        self._drained.set()
 
 
 # Seconds that a handler may take to open while the daemon runs.
-OPENING = 30.0
+OPEN_TIMEOUT = 30.0

@@ -1,7 +1,7 @@
-"""Whose turn it is: events in the order of their mailbox, mailboxes independent of each other. Pure.
+"""Per-mailbox queues: events of one mailbox in order, mailboxes independent of each other (pure).
 
-Each mailbox has a line of events. Of a line only the first is worked on; while it is, or while it waits to be tried
-again, the others behind it wait too, and the other mailboxes have their turns.
+Only the first event of a queue is delivered. While its call is in progress, or while it waits for a retry, the rest
+of its queue waits too. Other mailboxes continue.
 """
 
 from collections import deque
@@ -12,92 +12,92 @@ from listener.journal import Entry
 
 
 class MailboxQueues:
-    """The lines of one handler. Moments are seconds on any one clock."""
+    """The queues of one handler. Times are seconds on any one clock."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[Entry]] = {}
+        self._queues: dict[str, deque[Entry]] = {}
         self._ready: deque[str] = deque()
-        self._later: list[tuple[float, str]] = []
+        self._delayed: list[tuple[float, str]] = []
         self._attempts: dict[str, int] = {}
         self._count = 0
 
     def __len__(self) -> int:
-        """Events that are not done with."""
+        """Return the number of unfinished events."""
         return self._count
 
     @property
     def next_due(self) -> float | None:
-        """When the next of those that wait is to be tried again."""
-        return self._later[0][0] if self._later else None
+        """The time of the next retry, or None if no event waits for one."""
+        return self._delayed[0][0] if self._delayed else None
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """New events, at the ends of their lines."""
+        """Append new events to the queues of their mailboxes."""
         for entry in entries:
             self._count += 1
-            line = self._lines.get(entry.event.mailbox)
-            if line is None:
-                self._lines[entry.event.mailbox] = deque([entry])
+            queue = self._queues.get(entry.event.mailbox)
+            if queue is None:
+                self._queues[entry.event.mailbox] = deque([entry])
                 self._ready.append(entry.event.mailbox)
             else:
-                line.append(entry)
+                queue.append(entry)
 
     def take(self) -> tuple[Entry, int] | None:
-        """The next event to be worked on, and how often it has been tried before; None if there is none now."""
+        """Return the next event to deliver and its number of failed attempts, or None if no queue is ready."""
         if not self._ready:
             return None
         mailbox = self._ready.popleft()
-        return self._lines[mailbox][0], self._attempts.get(mailbox, 0)
+        return self._queues[mailbox][0], self._attempts.get(mailbox, 0)
 
     def take_batch(self, most: int) -> list[Entry]:
-        """The next events to be worked on together, a line at a time. Each of them needs a done(), in this order."""
+        """Return the next `most` events to deliver together, queue by queue. Call finish() for each in this order."""
         batch: list[Entry] = []
         while self._ready and len(batch) < most:
-            batch += list(self._lines[self._ready.popleft()])[: most - len(batch)]
+            batch += list(self._queues[self._ready.popleft()])[: most - len(batch)]
         return batch
 
-    def done(self, entry: Entry) -> None:
-        """This event, the first of its line, is done with."""
+    def finish(self, entry: Entry) -> None:
+        """Remove an event, which must be the first of its queue."""
         mailbox = entry.event.mailbox
-        line = self._lines[mailbox]
-        assert line[0].position == entry.position
-        line.popleft()
+        queue = self._queues[mailbox]
+        assert queue[0].position == entry.position
+        queue.popleft()
         self._count -= 1
         self._attempts.pop(mailbox, None)
 
-    def next_in(self, mailbox: str) -> None:
-        """What was taken of this line has been dealt with: the next in it has its turn, if there is one."""
-        if self._lines[mailbox]:
+    def release(self, mailbox: str) -> None:
+        """Make the queue ready again, or remove it if it is empty. Call it when all taken events are finished."""
+        if self._queues[mailbox]:
             self._ready.append(mailbox)
         else:
-            del self._lines[mailbox]
+            del self._queues[mailbox]
 
-    def wait(self, entry: Entry, until: float, *, tried: bool = True) -> None:
-        """This event was tried in vain, if it was `tried` at all, and its line waits until then."""
+    def delay(self, entry: Entry, until: float, *, counts: bool = True) -> None:
+        """Let the queue of a failed event wait. `counts`: the failure counts as one of the event's attempts."""
         mailbox = entry.event.mailbox
-        self._attempts[mailbox] = self._attempts.get(mailbox, 0) + tried
-        heappush(self._later, (until, mailbox))
+        self._attempts[mailbox] = self._attempts.get(mailbox, 0) + counts
+        heappush(self._delayed, (until, mailbox))
 
-    def tried(self, entry: Entry) -> int:
-        """How often this event, the first of its line, was tried in vain."""
+    def attempts(self, entry: Entry) -> int:
+        """Return the failed attempts of an event. Only the first event of a queue can have any."""
         mailbox = entry.event.mailbox
-        first = self._lines[mailbox][0].position == entry.position
+        first = self._queues[mailbox][0].position == entry.position
         return self._attempts.get(mailbox, 0) if first else 0
 
-    def count(self, entries: Iterable[Entry]) -> None:
-        """These, the first of their lines, were tried in vain, and are ready again with start_over()."""
+    def count_attempt(self, entries: Iterable[Entry]) -> None:
+        """Count a failed attempt for the first event of each of these mailboxes. reset() makes them ready again."""
         for mailbox in dict.fromkeys(entry.event.mailbox for entry in entries):
             self._attempts[mailbox] = self._attempts.get(mailbox, 0) + 1
 
-    def wake(self, now: float) -> int:
-        """Those whose waiting is over have their turn. Returns how many they are."""
+    def wake_due(self, now: float) -> int:
+        """Make the queues ready whose retry is due. Return their number."""
         woken = 0
-        while self._later and self._later[0][0] <= now:
-            self._ready.append(heappop(self._later)[1])
+        while self._delayed and self._delayed[0][0] <= now:
+            self._ready.append(heappop(self._delayed)[1])
             woken += 1
         return woken
 
-    def start_over(self) -> None:
-        """What was taken is nobody's any more: everything that does not wait is ready again."""
-        waiting = {mailbox for _until, mailbox in self._later}
-        self._lines = {mailbox: line for mailbox, line in self._lines.items() if line}
-        self._ready = deque(mailbox for mailbox in self._lines if mailbox not in waiting)
+    def reset(self) -> None:
+        """Make every queue ready that does not wait for a retry. Events that were taken can be taken again."""
+        delayed = {mailbox for _until, mailbox in self._delayed}
+        self._queues = {mailbox: queue for mailbox, queue in self._queues.items() if queue}
+        self._ready = deque(mailbox for mailbox in self._queues if mailbox not in delayed)

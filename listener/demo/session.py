@@ -27,7 +27,7 @@ from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
 from listener.plugins import load_all
-from listener.simulator import plans
+from listener.simulator import fault_plans
 from listener.simulator.faults import FaultError
 
 log = structlog.get_logger()
@@ -273,10 +273,10 @@ def orders(faults: str) -> list[dict[str, object]]:
     Raises ConfigError if it is neither, or the file makes no sense.
     """
     try:
-        plans.load(faults)
+        fault_plans.load(faults)
     except FaultError as error:
         raise ConfigError([Problem("--faults", str(error))]) from None
-    if faults in plans.PROFILES:
+    if faults in fault_plans.PROFILES:
         return [{"profile": faults}]
     entries: list[dict[str, object]] = tomllib.loads(Path(faults).read_text(encoding="utf-8")).get(
         "faults", []

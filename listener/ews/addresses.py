@@ -1,7 +1,7 @@
-"""Email addresses of outside origin: one parser, which returns a value or raises AddressError.
+"""Parse and validate untrusted email addresses.
 
-An address may hold letters outside of ASCII on both sides (RFC 6531). EWS requests and headers carry it as it is, in
-UTF-8. DNS names that are made of its domain are in IDNA's ASCII form.
+An address may have letters outside of ASCII in both parts (RFC 6531). EWS requests and headers contain it as UTF-8.
+DNS names from its domain use IDNA's ASCII form.
 """
 
 import re
@@ -9,7 +9,7 @@ import unicodedata
 
 from listener.ews.urls import UrlError, parse_host
 
-LONGEST = 571
+MAX_LENGTH = 571
 """Characters that Exchange allows in an SMTP address ("Recipient attributes", learn.microsoft.com)."""
 
 
@@ -33,16 +33,16 @@ def parse_address(text: str) -> str:
 
 
 def fold_address(text: str) -> str:
-    """Return the form in which addresses, and patterns of them, are compared."""
+    """Return the normalized form for comparing addresses and patterns of addresses."""
     return unicodedata.normalize("NFC", text.strip().lower())
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:40]}…"
+    return text if len(text) <= MAX_LENGTH else f"{text[:40]}…"
 
 
 def mail_domain(address: str) -> str:
-    """The domain of an address as a DNS name: in lower case, IDNA's ASCII form. Raises AddressError."""
+    """Return the domain of an address as a DNS name in lower case and IDNA's ASCII form. Raises AddressError."""
     try:
         return parse_host(address.rpartition("@")[2])
     except UrlError as error:
@@ -50,18 +50,17 @@ def mail_domain(address: str) -> str:
 
 
 def header_value(text: str) -> bytes:
-    """The text as the value of an HTTP header.
+    """Return the text as the value of an HTTP header, without characters that a header cannot contain.
 
-    X-AnchorMailbox holds the address as UTF-8: HTTP leaves the encoding of octets above 127 open (RFC 9110
-    section 5.5), and ASP.NET, which Exchange's front end is written in, reads headers as UTF-8. What a header cannot
-    hold is left out.
+    X-AnchorMailbox contains the address as UTF-8: HTTP does not define the encoding of octets above 127 (RFC 9110
+    section 5.5), and ASP.NET, on which Exchange's front end runs, decodes headers as UTF-8.
     """
     return "".join(filter(str.isprintable, text)).strip().encode("utf-8", "ignore")
 
 
 def _is_address(address: str) -> bool:
     if (
-        len(address) > LONGEST
+        len(address) > MAX_LENGTH
         or not address.isprintable()
         or not _FORM.fullmatch(address)
         or address.endswith(".")

@@ -1,7 +1,7 @@
-"""Autodiscover: where a mailbox lives, and with which others it can share a stream.
+"""Autodiscover: the EWS URL of a mailbox, and the mailboxes with which it can share a stream.
 
-SOAP (MS-OXWSADISC, GetUserSettings) asks for many mailboxes at once; POX (MS-OXDSCLI) is older and asks for one.
-A mailbox without GroupingInformation is no error: it is grouped by its URL alone.
+SOAP (MS-OXWSADISC, GetUserSettings) queries many mailboxes at once; the older POX (MS-OXDSCLI) queries one.
+A mailbox without GroupingInformation is valid: it is grouped by its URL alone.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
-from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.soap import build, child, child_text, parse, serialize, text
+from listener.ews.values import URL_LENGTH, response_code
 from listener.ews.xml import excerpt, local_name, read
 
 SETTINGS = ("ExternalEwsUrl", "InternalEwsUrl", "GroupingInformation")
@@ -25,7 +25,7 @@ POX_RESPONSE = "http://schemas.microsoft.com/exchange/autodiscover/outlook/respo
 
 
 class UserSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a mailbox lives; what was not told is None, but never both URLs."""
+    """The settings of a mailbox. Missing values are None, but at least one URL is set."""
 
     external_ews_url: str | None = None
     internal_ews_url: str | None = None
@@ -33,7 +33,7 @@ class UserSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Redirect(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask again: for this `address` instead, or at this `url`, which is https. One of them is given."""
+    """Query again for this `address`, or at this https `url`. Exactly one is set."""
 
     address: str | None = None
     url: str | None = None
@@ -43,7 +43,7 @@ Answer: TypeAlias = UserSettings | Redirect | Failure
 
 
 def candidate_urls(mailbox_domain: str, path: str = SOAP_PATH) -> list[str]:
-    """Where to ask for mailboxes of this domain, in this order; always https."""
+    """Return the https URLs to query for mailboxes of this domain, in this order."""
     domain = mailbox_domain.strip().rstrip(".").lower()
     return [f"https://{host}{path}" for host in (domain, f"autodiscover.{domain}")]
 
@@ -52,9 +52,9 @@ def candidate_urls(mailbox_domain: str, path: str = SOAP_PATH) -> list[str]:
 
 
 def get_user_settings(mailboxes: Sequence[str], *, version: str, to_url: str) -> bytes:
-    """A GetUserSettings request for these addresses, to be posted to `to_url`. ValueError if there are none."""
+    """Return a GetUserSettings request for these addresses, to post to `to_url`. Raises ValueError without any."""
     if not mailboxes:
-        raise ValueError("GetUserSettings for no mailboxes")
+        raise ValueError("GetUserSettings requires a mailbox")
     header = build(
         "soap:Header",
         build("a:RequestedServerVersion", version),
@@ -71,9 +71,9 @@ def get_user_settings(mailboxes: Sequence[str], *, version: str, to_url: str) ->
 
 
 def read_user_settings(content: bytes, mailboxes: Sequence[str]) -> dict[str, Answer]:
-    """What is told of each of the `mailboxes` of the request, in their order.
+    """Return the answer for each of the `mailboxes` of the request, in their order.
 
-    Raises ExchangeError if the request as a whole came to nothing.
+    Raises ExchangeError if the request as a whole failed.
     """
     reply = parse(content)
     response = child(reply, "Response")
@@ -82,17 +82,17 @@ def read_user_settings(content: bytes, mailboxes: Sequence[str]) -> dict[str, An
     if failure := _failure(response):
         raise ExchangeError(failure)
     users = child(response, "UserResponses")
-    told = [] if users is None else [_read_user(user) for user in users]
-    if len(told) != len(mailboxes):
-        # They are matched by nothing but their order.
-        raise _unexpected(f"{len(told)} answers for {len(mailboxes)} mailboxes")
-    return dict(zip(mailboxes, told, strict=True))
+    answers = [] if users is None else [_read_user(user) for user in users]
+    if len(answers) != len(mailboxes):
+        # Only the order relates the answers to the mailboxes.
+        raise _unexpected(f"{len(answers)} answers for {len(mailboxes)} mailboxes")
+    return dict(zip(mailboxes, answers, strict=True))
 
 
 def _read_user(user: etree._Element) -> Answer:
     code = child_text(user, "ErrorCode")
     target = child_text(user, "RedirectTarget")
-    if code in ("RedirectAddress", "RedirectUrl") and len(target) > texts.URL_LENGTH:
+    if code in ("RedirectAddress", "RedirectUrl") and len(target) > URL_LENGTH:
         return Failure(code="UnexpectedReply", text=f"{code} of {len(target)} characters")
     if code == "RedirectAddress" and target:
         return Redirect(address=target)
@@ -115,8 +115,8 @@ def _read_user(user: etree._Element) -> Answer:
 
 
 def _failure(element: etree._Element) -> Failure | None:
-    """The ErrorCode and ErrorMessage, which stand at all three levels."""
-    code = texts.code(child_text(element, "ErrorCode"))
+    """Return the ErrorCode and ErrorMessage, which occur at three levels, as a failure; None if there is no error."""
+    code = response_code(child_text(element, "ErrorCode"))
     if code in ("", "NoError"):
         return None
     return Failure(code=code, text=excerpt(child_text(element, "ErrorMessage")))
@@ -125,15 +125,17 @@ def _failure(element: etree._Element) -> Failure | None:
 def _settings(
     external: str | None, internal: str | None, grouping: str | None, failures: Sequence[Failure] = ()
 ) -> UserSettings | Failure:
-    if len(external or "") > texts.URL_LENGTH or len(internal or "") > texts.URL_LENGTH:
-        return Failure(code="UnexpectedReply", text=f"a URL of EWS of over {texts.URL_LENGTH} characters")
+    if len(external or "") > URL_LENGTH or len(internal or "") > URL_LENGTH:
+        return Failure(code="UnexpectedReply", text=f"an EWS URL of more than {URL_LENGTH} characters")
     if external or internal:
         return UserSettings(
             external_ews_url=external or None,
             internal_ews_url=internal or None,
-            grouping_information=excerpt(grouping or "") or None,  # it becomes the name of a group
+            grouping_information=excerpt(grouping or "") or None,  # used as the name of a group
         )
-    return next(iter(failures), Failure(code="SettingIsNotAvailable", text="Autodiscover told no URL of EWS"))
+    return next(
+        iter(failures), Failure(code="SettingIsNotAvailable", text="Autodiscover returned no EWS URL")
+    )
 
 
 def _redirect_to(url: str) -> Redirect | Failure:
@@ -150,7 +152,7 @@ def _unexpected(what: str) -> ExchangeError:
 
 
 def pox_request(mailbox: str) -> bytes:
-    """A request for one address, to be posted as `text/xml`."""
+    """Return a POX request for one address, to post as `text/xml`."""
     root = etree.Element(f"{{{POX_REQUEST}}}Autodiscover", nsmap={None: POX_REQUEST})  # type: ignore[dict-item]  # stubs
     request = etree.SubElement(root, f"{{{POX_REQUEST}}}Request")
     etree.SubElement(request, f"{{{POX_REQUEST}}}EMailAddress").text = mailbox
@@ -159,15 +161,20 @@ def pox_request(mailbox: str) -> bytes:
 
 
 def read_pox(content: bytes) -> UserSettings | Redirect:
-    """What is told of the mailbox. Raises ExchangeError: an Error of the reply is `Pox` and its number."""
+    """Return the answer for the mailbox.
+
+    Raises ExchangeError. For an Error element, the code is `Pox` and its number.
+    """
     root = read(content)
     response = child(root, "Response") if local_name(root) == "Autodiscover" else None
     if response is None:
-        raise _unexpected(f"an XML document of root {local_name(root)} instead of an Autodiscover response")
+        raise _unexpected(
+            f"an XML document with root element {local_name(root)} instead of an Autodiscover response"
+        )
     for error in response.iter("{*}Error"):
-        said = child_text(error, "Message") or child_text(error, "DebugData")
+        message = child_text(error, "Message") or child_text(error, "DebugData")
         raise ExchangeError(
-            Failure(code=texts.code(f"Pox{child_text(error, 'ErrorCode')}"), text=excerpt(said))
+            Failure(code=response_code(f"Pox{child_text(error, 'ErrorCode')}"), text=excerpt(message))
         )
     account = child(response, "Account")
     if account is None:
@@ -180,20 +187,20 @@ def read_pox(content: bytes) -> UserSettings | Redirect:
 
 def _read_account(account: etree._Element) -> Answer:
     for name in ("RedirectAddr", "RedirectUrl"):
-        if len(target := child_text(account, name)) > texts.URL_LENGTH:
+        if len(target := child_text(account, name)) > URL_LENGTH:
             return Failure(code="UnexpectedReply", text=f"{name} of {len(target)} characters")
     if address := child_text(account, "RedirectAddr"):
         return Redirect(address=address)
     if url := child_text(account, "RedirectUrl"):
         return _redirect_to(url)
     urls: dict[str, str] = {}
-    # EwsUrl is the place itself; ASUrl, that of the availability service, is the same in practice and older.
+    # EwsUrl is the EWS URL. ASUrl, of the availability service, is older and in practice the same.
     for name in ("EwsUrl", "ASUrl"):
-        # The protocols inside those of type WEB are met here too, with types of their own: EXPR and EXCH.
+        # This includes the protocols nested in those of type WEB, which have their own types EXPR and EXCH.
         for protocol in account.iter("{*}Protocol"):
             if url := child_text(protocol, name):
                 urls.setdefault(child_text(protocol, "Type"), url)
     grouping = next(filter(None, map(text, account.iter("{*}GroupingInformation"))), None)
-    # EXPR is for those outside, EXCH for those inside; EXHTTP serves both.
+    # EXPR is for external clients, EXCH for internal ones, EXHTTP for both.
     external = next((urls[kind] for kind in ("EXPR", "EXHTTP", "WEB") if kind in urls), None)
     return _settings(external, urls.get("EXCH"), grouping)

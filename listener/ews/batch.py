@@ -1,4 +1,4 @@
-"""Several things in one request, and what comes back: an answer for each, or a page of what was found.
+"""Requests for several items or folders, and their results: one answer for each, or a page of a search.
 
 Sources: MS-OXWSCDATA (response messages, shapes), MS-OXWSSRCH (FindResponsePagingAttributes), "Paged search"
 (learn.microsoft.com).
@@ -11,7 +11,6 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
-from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.soap import (
     back_off,
@@ -24,21 +23,21 @@ from listener.ews.soap import (
     response_messages,
     text,
 )
-from listener.ews.values import integer, utc
+from listener.ews.values import identifier, integer, response_code, utc
 from listener.ews.xml import excerpt, local_name
 
 _Key = TypeVar("_Key")
 _T = TypeVar("_T")
 
 MAX_PAGE = 1000
-"""The most that one FindItem or FindFolder returns ("EWS throttling in Exchange", EWSFindCountLimit)."""
+"""Maximum results of one FindItem or FindFolder ("EWS throttling in Exchange", EWSFindCountLimit)."""
 
 
 class Page(msgspec.Struct, Generic[_T], frozen=True):
-    """A part of what a search found, in the server's order.
+    """A page of search results, in the server's order.
 
-    `next_offset` is where the next page begins; it is None after the last. `total` is how many the whole search
-    found, if the server said so.
+    `next_offset` is the offset of the next page, None after the last. `total` is the number of all results, if the
+    server returned it.
     """
 
     found: tuple[_T, ...]
@@ -50,11 +49,11 @@ class Page(msgspec.Struct, Generic[_T], frozen=True):
         return self.next_offset is None
 
 
-# --- out
+# --- requests
 
 
 def shape(name: str, properties: Iterable[etree._Element]) -> etree._Element:
-    """An ItemShape or FolderShape: ids, and these properties beside them."""
+    """Return an ItemShape or FolderShape with the id and these properties."""
     element = build(name, build("t:BaseShape", "IdOnly"))
     if paths := list(properties):
         element.append(build("t:AdditionalProperties", *paths))
@@ -62,31 +61,31 @@ def shape(name: str, properties: Iterable[etree._Element]) -> etree._Element:
 
 
 def field(uri: str) -> etree._Element:
-    """The path to a property, such as `item:Subject`."""
+    """Return the path of a property, such as `item:Subject`."""
     return build("t:FieldURI", FieldURI=uri)
 
 
 def page_view(name: str, offset: int, size: int) -> etree._Element:
-    """An IndexedPageItemView or IndexedPageFolderView. ValueError: no such page."""
+    """Return an IndexedPageItemView or IndexedPageFolderView. Raises ValueError for an invalid offset or size."""
     if offset < 0 or not 1 <= size <= MAX_PAGE:
-        raise ValueError(f"a page holds 1 to {MAX_PAGE} and begins at 0 or later, not {size} at {offset}")
+        raise ValueError(f"page size {size} is not 1 to {MAX_PAGE}, or offset {offset} is negative")
     return build(name, MaxEntriesReturned=str(size), Offset=str(offset), BasePoint="Beginning")
 
 
-# --- in
+# --- responses
 
 
 def read_each(
     content: bytes, requested: Sequence[_Key], read: Callable[[etree._Element], _T | None]
 ) -> dict[_Key, _T | Failure]:
-    """What is said of each thing that the request named, in that order.
+    """Return the answer for each requested key, in the order of the request.
 
-    `read` makes a value of a response message; None means that there is none in it. Raises ExchangeError if the
-    request as a whole came to nothing, and so did one that is answered by another number of messages.
+    `read` converts a response message to a value, None if it has none. Raises ExchangeError if the request as a whole
+    failed, or if the number of messages differs.
     """
     messages = response_messages(parse(content))
     if len(messages) != len(requested):
-        # They are matched by nothing but their order.
+        # Only the order relates the messages to the keys.
         failures = filter(None, map(message_failure, messages))
         raise next(map(ExchangeError, failures), unexpected(f"{len(messages)} answers for {len(requested)}"))
     return {
@@ -96,8 +95,8 @@ def read_each(
 
 
 def _no_value(message: etree._Element) -> Failure:
-    """Where a batch is stopped, what was not looked at any more is a Warning without a value."""
-    code = texts.code(child_text(message, "ResponseCode"))
+    """Return the failure for a message without a value. A stopped batch has such Warnings for its remaining keys."""
+    code = response_code(child_text(message, "ResponseCode"))
     return Failure(
         code="UnexpectedReply" if code in ("", "NoError") else code,
         text=excerpt(child_text(message, "MessageText")) or f"{local_name(message)} without a value",
@@ -108,10 +107,11 @@ def _no_value(message: etree._Element) -> Failure:
 def read_page(
     content: bytes, container: str, read: Callable[[etree._Element], _T | None], offset: int
 ) -> Page[_T]:
-    """The page in the one RootFolder of a reply, in its `container`: Items or Folders.
+    """Return the page in the RootFolder of a reply. `container` is Items or Folders.
 
-    `offset` is that of the request. A server that says neither that more follows nor where has told all; one
-    that says that more follows, but not where, goes on after what it sent.
+    `offset` is that of the request. Without IncludesLastItemInRange and IndexedPagingOffset, the page is the last
+    one. If more results follow but IndexedPagingOffset is missing, the next page begins after the results of this
+    one.
     """
     root = child(only_message(content), "RootFolder")
     if root is None:
@@ -133,7 +133,7 @@ def read_page(
 def read_all(
     elements: Iterable[etree._Element], read: Callable[[etree._Element], _T | None]
 ) -> tuple[_T, ...]:
-    """A value of each. ExchangeError: one of them has no id."""
+    """Return the value of each element. Raises ExchangeError if one has no id."""
     values = []
     for part in elements:
         value = read(part)
@@ -144,20 +144,20 @@ def read_all(
 
 
 Property: TypeAlias = tuple[str, Callable[[etree._Element], Any]]
-"""The field of a struct, and what makes a value for it of an element."""
+"""The field of a struct, and the function that converts an element to its value."""
 
 
 def read_properties(
     element: etree._Element, own_id: str, properties: Mapping[str, Property]
 ) -> dict[str, Any] | None:
-    """The fields of an item or folder; None if it has no id, which stands in its child `own_id`.
+    """Return the fields of an item or folder; None if it has no id. `own_id` is the element of the id.
 
-    `properties` are by the local names of their elements; others are passed over.
+    The keys of `properties` are local names of elements. Other elements are ignored.
     """
     own = child(element, own_id)
     if own is None or read_id(own) is None:
         return None
-    change_key = texts.identifier(own.get("ChangeKey"))
+    change_key = identifier(own.get("ChangeKey"))
     fields: dict[str, Any] = {"element": local_name(element), "change_key": change_key}
     for part in element:
         known = properties.get(local_name(part))
@@ -167,11 +167,11 @@ def read_properties(
 
 
 def read_id(element: etree._Element) -> str | None:
-    return texts.identifier(element.get("Id"))
+    return identifier(element.get("Id"))
 
 
 def read_text(element: etree._Element) -> str | None:
-    """At most TEXT_LENGTH characters."""
+    """Return at most TEXT_LENGTH characters."""
     return None if element.text is None else element.text[:TEXT_LENGTH]
 
 
@@ -180,7 +180,7 @@ def read_integer(element: etree._Element) -> int | None:
 
 
 def read_time(element: etree._Element) -> str | None:
-    """RFC 3339 in UTC, with as many fractional digits as were sent."""
+    """Return RFC 3339 in UTC, with the fractional digits of the server."""
     return utc(text(element)) or None
 
 
@@ -188,9 +188,9 @@ def read_flag(element: etree._Element) -> bool | None:
     return flag(text(element))
 
 
-def flag(said: str | None) -> bool | None:
-    """An xs:boolean; None if it is none. Some servers write it with a capital letter."""
-    return _FLAGS.get(said.strip().lower()) if said else None
+def flag(text: str | None) -> bool | None:
+    """Return an xs:boolean; None if it is invalid. Some servers write it with a capital letter."""
+    return _FLAGS.get(text.strip().lower()) if text else None
 
 
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}

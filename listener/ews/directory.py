@@ -1,28 +1,28 @@
 """ExpandDL (MS-OXWSDLIST): the members of a distribution group, one level deep.
 
-A group within a group is a member like any other: whoever wants its members asks again. A dynamic distribution group
-is expanded too; one that is hidden from the address lists is not found ("ExpandDL operation", learn.microsoft.com).
+A nested group is returned as a member; expand it with another request. Dynamic distribution groups are expanded too.
+Groups that are hidden from the address lists are not found ("ExpandDL operation", learn.microsoft.com).
 """
 
 import msgspec
 
-from listener.ews import texts
 from listener.ews.addresses import AddressError, parse_address
 from listener.ews.batch import TEXT_LENGTH, flag, unexpected
 from listener.ews.soap import Impersonation, build, child, child_text, envelope, only_message
+from listener.ews.values import response_code
 from listener.ews.xml import local_name
 
 GROUPS = frozenset(("PublicDL", "PrivateDL"))
-"""The MailboxTypes that have members of their own."""
+"""The MailboxTypes of nested groups."""
 MAILBOXES = frozenset(("Mailbox", "GroupMailbox"))
-"""The MailboxTypes that somebody can listen to."""
+"""The MailboxTypes that can be subscribed to."""
 
 
 class GroupMember(msgspec.Struct, frozen=True, kw_only=True):
     """A member: its SMTP `address` in lower case, and its MailboxType.
 
-    A server that tells no type means a mailbox (MS-OXWSCDATA, EmailAddressType). An address that is not of routing
-    type SMTP, such as EX, or that is not valid, is empty here.
+    Without a MailboxType, the member is a mailbox (MS-OXWSCDATA, EmailAddressType). `address` is empty if the routing
+    type is not SMTP, such as EX, or the address is not valid.
     """
 
     address: str
@@ -31,22 +31,22 @@ class GroupMember(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expansion(msgspec.Struct, frozen=True):
-    """What is told of a group; not `complete` if the server left members out."""
+    """The members of a group. `complete` is false if the server omitted members."""
 
     members: tuple[GroupMember, ...]
     complete: bool = True
 
 
 def expand_dl(group: str, *, version: str, impersonate: Impersonation | None = None) -> bytes:
-    """An ExpandDL for the group of this SMTP address. ValueError if there is none."""
+    """Return an ExpandDL request for the group with this SMTP address. Raises ValueError if it is empty."""
     if not group:
-        raise ValueError("an ExpandDL of no group")
+        raise ValueError("ExpandDL requires a group")
     request = build("m:ExpandDL", build("m:Mailbox", build("t:EmailAddress", group)))
     return envelope(request, version=version, impersonate=impersonate)
 
 
 def read_expand_dl(content: bytes) -> Expansion:
-    """The members of the group. Raises ExchangeError: ErrorNameResolutionNoResults, there is no such group."""
+    """Return the members. Raises ExchangeError: ErrorNameResolutionNoResults if the group does not exist."""
     expansion = child(only_message(content), "DLExpansion")
     if expansion is None:
         raise unexpected("an ExpandDL without a DLExpansion")
@@ -55,7 +55,7 @@ def read_expand_dl(content: bytes) -> Expansion:
         if local_name(part) == "Mailbox":
             smtp = child_text(part, "RoutingType").upper() in ("", "SMTP")
             address = _address(child_text(part, "EmailAddress")) if smtp else ""
-            type_ = texts.code(child_text(part, "MailboxType")) or "Mailbox"
+            type_ = response_code(child_text(part, "MailboxType")) or "Mailbox"
             members.append(
                 GroupMember(address=address, type=type_, name=child_text(part, "Name")[:TEXT_LENGTH])
             )

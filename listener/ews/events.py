@@ -1,4 +1,4 @@
-"""Notifications and their events, as values (MS-OXWSNTIF 2.2.4, MS-OXWSCDATA NotificationType)."""
+"""Notifications and their events (MS-OXWSNTIF 2.2.4, MS-OXWSCDATA NotificationType)."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -9,14 +9,13 @@ from lxml import etree
 
 from listener.event import MailboxEvent
 from listener.ews.soap import MESSAGES, TYPES, text
-from listener.ews.texts import identifier
-from listener.ews.values import integer, utc
+from listener.ews.values import identifier, integer, utc
 
 _T = TypeVar("_T")
 
 
 class EventKind(StrEnum):
-    """The event types of a subscription, under their wire names."""
+    """The event types of a subscription, with their names in EWS."""
 
     COPIED = "CopiedEvent"
     CREATED = "CreatedEvent"
@@ -30,9 +29,8 @@ class EventKind(StrEnum):
 class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One event of a notification.
 
-    It has an `item_id` or a `folder_id`, and `change_key` is that of this item or folder. `timestamp` is RFC 3339
-    in UTC with as many fractional digits (0 to 9) as were sent; it is empty if the server sent no valid time. What
-    was not sent is None.
+    It has an `item_id` or a `folder_id`. `change_key` is that of this item or folder. `timestamp` is RFC 3339 in UTC
+    with the fractional digits (0 to 9) of the server, empty without a valid time. Missing values are None.
     """
 
     kind: EventKind
@@ -48,10 +46,10 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Notification(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Events of one subscription, in the order of the server; `more_events`: the next follow at once.
+    """Events of one subscription, in the order of the server. With `more_events`, more follow immediately.
 
-    `dropped` counts events without a valid id, of which nobody can say what they are about. An id that is blank or
-    too long (texts.ID_LENGTH) is no valid one. An empty `subscription_id` means that the server sent none.
+    `dropped` counts events without a valid id, whose item or folder is unknown. An id that is blank or longer than
+    ID_LENGTH is not valid. `subscription_id` is empty if the server sent none.
     """
 
     subscription_id: str
@@ -62,7 +60,7 @@ class Notification(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 def read_notification(element: etree._Element) -> Notification:
-    """A Notification element as a value. Elements that are unknown are passed over, StatusEvent too."""
+    """Return a Notification for its element. Unknown elements and StatusEvent are ignored."""
     subscription_id = ""
     watermark = None
     more = False
@@ -91,10 +89,10 @@ def read_notification(element: etree._Element) -> Notification:
 
 
 def _read_event(kind: EventKind, element: etree._Element) -> Event | None:
-    """The event; None if it has no valid id.
+    """Return the event; None if it has no valid id.
 
-    The schema has an ItemId or a FolderId. Where both came, it is an event of the item: an item must not turn into a
-    folder because its own id is blank.
+    The schema allows an ItemId or a FolderId. With both, the event is about the item: a blank item id must not turn
+    an item event into a folder event.
     """
     fields: dict[str, Any] = {"kind": kind}
     own: dict[str, tuple[str | None, str | None]] = {}
@@ -112,17 +110,17 @@ def _read_event(kind: EventKind, element: etree._Element) -> Event | None:
     id_, change_key = own.get(which, (None, None))
     if id_ is None:
         return None
-    return Event(**fields, **{which: id_}, change_key=change_key)  # type: ignore[arg-type]  # mypy: of one type
+    return Event(**fields, **{which: id_}, change_key=change_key)  # type: ignore[arg-type]  # mypy: all of one type
 
 
-def _time(said: str) -> str:
-    """A time stamp; empty if it is none, or stands for none: the zero of .NET and that of Windows."""
-    time = utc(said)
+def _time(text: str) -> str:
+    """Return a timestamp; empty if it is invalid or the zero value of .NET (0001) or Windows (1601)."""
+    time = utc(text)
     return "" if time.startswith(("0001-", "1601-")) else time
 
 
 def _by_tag(names: Mapping[str, _T]) -> dict[str, _T]:
-    """One look-up tells the element, in whichever namespace it came: cheaper than cutting each tag."""
+    """Return a lookup table by full tag, for all namespaces. This is faster than splitting each tag."""
     return {
         prefix + name: of for name, of in names.items() for prefix in (f"{{{TYPES}}}", f"{{{MESSAGES}}}", "")
     }
@@ -145,11 +143,11 @@ _FIELDS = _by_tag(
     }
 )
 
-# --- for handlers
+# --- events for handlers
 
 
 def mailbox_event(mailbox: str, event: Event, arrived: str = "") -> MailboxEvent:
-    """The event as handlers get it, of this mailbox. `arrived` takes the place of a time that was not sent."""
+    """Return the event for handlers. `arrived` is its time if the server sent none."""
     return MailboxEvent(
         type=(_FOLDER_TYPES if event.item_id is None else _ITEM_TYPES)[event.kind],
         mailbox=mailbox,

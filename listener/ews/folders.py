@@ -1,7 +1,7 @@
-"""GetFolder and FindFolder (MS-OXWSFOLD, MS-OXWSSRCH): which folders there are, and whether anything changed in them.
+"""GetFolder and FindFolder (MS-OXWSFOLD, MS-OXWSSRCH): the folders of a mailbox, and signs of changes in them.
 
-Two properties tell that without looking at a single item (MS-OXPROPS): PidTagLocalCommitTimeMax, the time of the
-last change in the folder, and PidTagDeletedCountTotal, how many items have been deleted from it. A third one,
+Two properties (MS-OXPROPS) reveal a change without reading items: PidTagLocalCommitTimeMax is the time of the last
+change in the folder, and PidTagDeletedCountTotal is the number of items deleted from it. A third property,
 PidTagLastModificationTime, is the time of the last change of the folder itself.
 """
 
@@ -43,11 +43,11 @@ _DELETED_COUNT_TOTAL = 0x670B
 
 
 class Folder(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A folder as it is at this moment; what was not told is None.
+    """The current state of a folder. Missing values are None.
 
-    `element` is how the server calls it: Folder, CalendarFolder, ContactsFolder, TasksFolder, or SearchFolder, which
-    shows items of other folders. `commit_time_max` (RFC 3339) and `deleted_count_total` are there to be compared
-    with what they were: if neither moved, nothing in the folder did.
+    `element` is the server's element: Folder, CalendarFolder, ContactsFolder, TasksFolder, or SearchFolder, which
+    shows items of other folders. If `commit_time_max` (RFC 3339) and `deleted_count_total` are unchanged since the
+    last time, the items in the folder are unchanged.
     """
 
     folder_id: str
@@ -70,19 +70,21 @@ def get_folder(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A GetFolder for these folders, `id_only` where it is enough to know that they can be read. ValueError if there
-    are none."""
+    """Return a GetFolder request. Use `id_only` to test whether the folders are readable.
+
+    Raises ValueError without folders.
+    """
     if not folders:
-        raise ValueError("a GetFolder of no folders")
-    asked = shape("m:FolderShape", ()) if id_only else folder_shape()
+        raise ValueError("GetFolder requires a folder")
+    requested = shape("m:FolderShape", ()) if id_only else folder_shape()
     ids = build("m:FolderIds", *(folder.to_element() for folder in folders))
-    return envelope(build("m:GetFolder", asked, ids), version=version, impersonate=impersonate)
+    return envelope(build("m:GetFolder", requested, ids), version=version, impersonate=impersonate)
 
 
 def read_get_folder(content: bytes, folders: Sequence[FolderRef]) -> dict[FolderRef, Folder | Failure]:
-    """What is told of each of the `folders` of the request, in their order.
+    """Return the answer for each of the `folders` of the request, in their order.
 
-    Raises ExchangeError if the request as a whole came to nothing.
+    Raises ExchangeError if the request as a whole failed.
     """
     return read_each(content, folders, _first_folder)
 
@@ -100,9 +102,9 @@ def find_folder(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A FindFolder for a page of the folders at any depth below `parent`, which is not itself among them.
+    """Return a FindFolder request for a page of the folders at any depth below `parent`, without `parent`.
 
-    ValueError: a page holds 1 to 1000.
+    Raises ValueError if `page_size` is not 1 to 1000.
     """
     request = build(
         "m:FindFolder",
@@ -115,15 +117,15 @@ def find_folder(
 
 
 def read_find_folder(content: bytes, offset: int = 0) -> Page[Folder]:
-    """A page of folders; `offset` is that of the request. Raises ExchangeError."""
+    """Return a page of folders. `offset` is that of the request. Raises ExchangeError."""
     return read_page(content, "Folders", read_folder, offset)
 
 
-# --- for these operations and for SyncFolderHierarchy
+# --- shared with SyncFolderHierarchy
 
 
 def folder_shape() -> etree._Element:
-    """All that a Folder holds."""
+    """Return the FolderShape with all fields of a Folder."""
     extended = (
         build("t:ExtendedFieldURI", PropertyTag=hex(tag), PropertyType=kind)
         for tag, kind in (
@@ -136,13 +138,13 @@ def folder_shape() -> etree._Element:
 
 
 def read_folder(element: etree._Element) -> Folder | None:
-    """A `t:Folder`, `t:CalendarFolder`, … as a value; None if it has no FolderId."""
+    """Return the Folder for a `t:Folder`, `t:CalendarFolder`, …; None if it has no FolderId."""
     fields = folder_fields(element)
     return None if fields is None else Folder(**fields)
 
 
 def folder_fields(element: etree._Element) -> dict[str, Any] | None:
-    """The fields of a Folder; None if it has no FolderId."""
+    """Return the fields of a Folder; None if it has no FolderId."""
     fields = read_properties(element, "FolderId", _PROPERTIES)
     if fields is not None:
         for each in element.iterchildren("{*}ExtendedProperty"):
@@ -162,7 +164,7 @@ _PROPERTIES: dict[str, Property] = {
     "TotalCount": ("total_count", read_integer),
     "UnreadCount": ("unread_count", read_integer),
 }
-# The schema knows a tag as a hexadecimal and as a decimal number.
+# The schema allows hexadecimal and decimal tags.
 _EXTENDED: dict[str, Property] = {
     written: read
     for tag, read in (

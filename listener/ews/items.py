@@ -1,4 +1,4 @@
-"""FindItem and GetItem (MS-OXWSSRCH, MS-OXWSCORE): what was changed since a moment, and what an item is like now."""
+"""FindItem and GetItem (MS-OXWSSRCH, MS-OXWSCORE): items changed since a given time, and properties of items."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from listener.ews.values import moment
 
 
 class ItemProperty(StrEnum):
-    """What can be asked for beside the id, under its FieldURI. An item of a kind that lacks it comes without."""
+    """Optional properties by their FieldURI. Items of a kind without the property are returned without it."""
 
     PARENT_FOLDER_ID = "item:ParentFolderId"
     ITEM_CLASS = "item:ItemClass"
@@ -42,10 +42,10 @@ class ItemProperty(StrEnum):
 
 
 class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """An item as it is at this moment; what was not asked for or not told is None.
+    """The current state of an item. Values that were not requested or not returned are None.
 
-    `element` is how the server calls it: Message, CalendarItem, Contact, MeetingRequest, … or Item. Times are RFC
-    3339 in UTC with as many fractional digits as were sent, which is none in Exchange.
+    `element` is the server's element: Message, CalendarItem, Contact, MeetingRequest, … or Item. Times are RFC 3339
+    in UTC with the fractional digits of the server; Exchange sends none.
     """
 
     item_id: str
@@ -73,11 +73,10 @@ def find_item(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A FindItem for a page of the items in this folder that were last modified at `since` or later (None: of all
-    of them), those modified first to come first.
+    """Return a FindItem request for a page of the items that were modified at `since` or later (None: of all items).
 
-    `since` must be aware; its fraction of a second is cut off. LastModifiedTime is always among the properties.
-    ValueError: a page holds 1 to 1000, or `since` is naive.
+    The order is by LastModifiedTime, oldest first. This property is always requested. `since` must be aware; its
+    fraction of a second is dropped. Raises ValueError if `page_size` is not 1 to 1000, or `since` is naive.
     """
     wanted = dict.fromkeys((ItemProperty.LAST_MODIFIED_TIME, *map(ItemProperty, properties)))
     request = build(
@@ -94,25 +93,26 @@ def find_item(
     return envelope(request, version=version, impersonate=impersonate)
 
 
-def _modified_since(moment: datetime) -> etree._Element:
-    if moment.tzinfo is None:
-        raise ValueError("a moment without a time zone")
-    time = f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+def _modified_since(since: datetime) -> etree._Element:
+    if since.tzinfo is None:
+        raise ValueError("`since` has no time zone")
+    time = f"{since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     constant = build("t:FieldURIOrConstant", build("t:Constant", Value=time))
     return build("t:IsGreaterThanOrEqualTo", field(ItemProperty.LAST_MODIFIED_TIME), constant)
 
 
 def read_find_item(content: bytes, offset: int = 0) -> Page[Item]:
-    """A page of items; `offset` is that of the request. Raises ExchangeError."""
+    """Return a page of items. `offset` is that of the request. Raises ExchangeError."""
     return read_page(content, "Items", read_item, offset)
 
 
 def next_page(page: Page[Item], since: datetime | None) -> tuple[datetime | None, int] | None:
-    """The `since` and `offset` to ask with for what follows this page, got with this `since`; None after the last.
+    """Return `since` and `offset` for the next page; None after the last. `since` is that of this page.
 
-    Where it can, it goes on from the time of the last item: that brings some items twice, but an item that leaves
-    the folder meanwhile, or is modified and so goes to the end, moves others past an offset, where nobody would
-    see them. It cannot where a whole page is of one second, or the server does not sort.
+    If possible, the next page begins at the time of the last item. This returns some items twice. With an offset,
+    items would be missed: if an item leaves the folder, or is modified and moves to the end, later items move up to
+    an offset that was already read. An offset is used only if all items of the page are of one second, or the
+    server does not sort.
     """
     if page.next_offset is None:
         return None
@@ -135,21 +135,21 @@ def get_item(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A GetItem for these items, of one mailbox. ValueError if there are none.
+    """Return a GetItem request for items of one mailbox. Raises ValueError without items.
 
-    Not more than ten a request are recommended ("Best practices for EWS batch requests", learn.microsoft.com).
+    At most ten items per request are recommended ("Best practices for EWS batch requests", learn.microsoft.com).
     """
     if not item_ids:
-        raise ValueError("a GetItem of no items")
+        raise ValueError("GetItem requires an item")
     ids = build("m:ItemIds", *(build("t:ItemId", Id=item_id) for item_id in item_ids))
     request = build("m:GetItem", item_shape(map(ItemProperty, properties)), ids)
     return envelope(request, version=version, impersonate=impersonate)
 
 
 def read_get_item(content: bytes, item_ids: Sequence[str]) -> dict[str, Item | Failure]:
-    """What is told of each of the `item_ids` of the request, in their order. ErrorItemNotFound: it is gone.
+    """Return the answer for each of the `item_ids` of the request, in their order. ErrorItemNotFound: it is deleted.
 
-    Raises ExchangeError if the request as a whole came to nothing.
+    Raises ExchangeError if the request as a whole failed.
     """
     return read_each(content, item_ids, _first_item)
 
@@ -159,22 +159,22 @@ def _first_item(message: etree._Element) -> Item | None:
     return None if items is None or not len(items) else read_item(items[0])
 
 
-# --- for these operations and for SyncFolderItems
+# --- shared with SyncFolderItems
 
 
 def item_shape(properties: Iterable[ItemProperty]) -> etree._Element:
-    """Ids, and these properties."""
+    """Return an ItemShape with the id and these properties."""
     return shape("m:ItemShape", map(field, properties))
 
 
 def read_item(element: etree._Element) -> Item | None:
-    """A `t:Message`, `t:CalendarItem`, … as a value; None if it has no ItemId."""
+    """Return the Item for a `t:Message`, `t:CalendarItem`, …; None if it has no ItemId."""
     fields = item_fields(element)
     return None if fields is None else Item(**fields)
 
 
 def item_fields(element: etree._Element) -> dict[str, Any] | None:
-    """The fields of an Item; None if it has no ItemId."""
+    """Return the fields of an Item; None if it has no ItemId."""
     return read_properties(element, "ItemId", _PROPERTIES)
 
 

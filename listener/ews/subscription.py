@@ -1,7 +1,7 @@
-"""The requests of streaming subscriptions and their replies (MS-OXWSNTIF 3.1.4).
+"""Requests and replies of streaming subscriptions (MS-OXWSNTIF 3.1.4).
 
-All requests are bytes to be posted. The read functions raise ExchangeError with what the server, or whatever
-answered in its stead, had to say.
+Requests are bytes to post. The read functions raise ExchangeError with the failure that the server, or a proxy
+instead of it, returned.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,16 @@ import msgspec
 from lxml import etree
 
 from listener.errors import ExchangeError
-from listener.ews import texts
 from listener.ews.codes import Failure
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation, build, child_text, envelope, only_message
+from listener.ews.values import identifier
 
 
 class FolderRef(msgspec.Struct, frozen=True):
     """A folder: a distinguished `name` such as `inbox`, or a `folder_id`.
 
-    `mailbox` goes with a name: the owner's address, if the folder is not in the mailbox that asks (delegate access).
+    `mailbox` is the owner's address if the folder is in another mailbox (delegate access). It requires a name.
     """
 
     name: str | None = None
@@ -28,12 +28,12 @@ class FolderRef(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.folder_id is None):
-            raise ValueError("a folder is given by its distinguished name or by its id")
+            raise ValueError("set either the distinguished name or the id of a folder")
         if self.mailbox is not None and self.name is None:
-            raise ValueError("a folder id already tells the mailbox")
+            raise ValueError("a folder id already identifies the mailbox")
 
     def to_element(self) -> etree._Element:
-        """`t:DistinguishedFolderId` or `t:FolderId`."""
+        """Return a `t:DistinguishedFolderId` or `t:FolderId`."""
         if self.folder_id is not None:
             return build("t:FolderId", Id=self.folder_id)
         element = build("t:DistinguishedFolderId", Id=self.name or "")
@@ -49,36 +49,36 @@ def subscribe(
     events: Iterable[EventKind],
     folders: Sequence[FolderRef] | None = None,
 ) -> bytes:
-    """A Subscribe for a streaming subscription to these folders of one mailbox, or to all of them (None).
+    """Return a Subscribe request for a streaming subscription to these folders of one mailbox (None: all folders).
 
-    The schema wants at least one event, and one folder if it is not all: ValueError otherwise.
+    Raises ValueError without an event, or with an empty list of folders, which the schema forbids.
     """
     kinds = tuple(EventKind(event) for event in events)
     if not kinds:
-        raise ValueError("a subscription to no events")
+        raise ValueError("Subscribe requires an event")
     request = build("m:StreamingSubscriptionRequest")
     if folders is None:
         request.set("SubscribeToAllFolders", "true")
     elif folders:
         request.append(build("t:FolderIds", *(folder.to_element() for folder in folders)))
     else:
-        raise ValueError("a subscription to no folders")
+        raise ValueError("Subscribe requires a folder")
     request.append(build("t:EventTypes", *(build("t:EventType", kind) for kind in kinds)))
     return envelope(build("m:Subscribe", request), version=version, impersonate=impersonate)
 
 
 def read_subscribe(content: bytes) -> str:
-    """The SubscriptionId of a SubscribeResponse."""
+    """Return the SubscriptionId of a SubscribeResponse. Raises ExchangeError."""
     message = only_message(content)
     subscription_id = child_text(message, "SubscriptionId")
-    if texts.identifier(subscription_id) is None:
+    if identifier(subscription_id) is None:
         text = f"a SubscriptionId of {len(subscription_id)} characters"
         raise ExchangeError(Failure(code="UnexpectedReply", text=text))
     return subscription_id
 
 
 def unsubscribe(subscription_id: str, *, version: str, impersonate: Impersonation | None = None) -> bytes:
-    """An Unsubscribe; it must come from the account that subscribed."""
+    """Return an Unsubscribe request. Exchange accepts it only from the account that subscribed."""
     return envelope(
         build("m:Unsubscribe", build("m:SubscriptionId", subscription_id)),
         version=version,
@@ -87,7 +87,7 @@ def unsubscribe(subscription_id: str, *, version: str, impersonate: Impersonatio
 
 
 def read_unsubscribe(content: bytes) -> None:
-    """Returns if the subscription has ended."""
+    """Return if the subscription has ended, else raise ExchangeError."""
     only_message(content)
 
 
@@ -98,16 +98,16 @@ def get_streaming_events(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A GetStreamingEvents: one connection for all these subscriptions.
+    """Return a GetStreamingEvents request: one connection for all these subscriptions.
 
-    The server closes it after `minutes`, 1 to 30. ValueError for another number, or without a subscription. The
-    reply is for listener.ews.stream.StreamParser.
+    The server closes the connection after `minutes`, 1 to 30. Raises ValueError for another number, or without a
+    subscription. listener.ews.stream.StreamParser reads the reply.
     """
     if not 1 <= minutes <= 30:
-        raise ValueError(f"ConnectionTimeout is 1 to 30 minutes, not {minutes}")
+        raise ValueError(f"ConnectionTimeout must be 1 to 30 minutes, not {minutes}")
     ids = [build("t:SubscriptionId", subscription_id) for subscription_id in subscription_ids]
     if not ids:
-        raise ValueError("a stream of no subscriptions")
+        raise ValueError("GetStreamingEvents requires a subscription")
     request = build(
         "m:GetStreamingEvents", build("m:SubscriptionIds", *ids), build("m:ConnectionTimeout", str(minutes))
     )

@@ -1,8 +1,8 @@
-"""SyncFolderItems and SyncFolderHierarchy (MS-OXWSSYNC): what changed since a state that the server gave before.
+"""SyncFolderItems and SyncFolderHierarchy (MS-OXWSSYNC): changes since a sync state of the server.
 
-A state is opaque, belongs to one folder (or to the hierarchy below one), and may be large. Without a state the server
-tells all that there is, as created. It may come to know a state no longer: then it says `ErrorInvalidSyncStateData`,
-whose verdict is RESYNC, or silently tells all that there is.
+A sync state is opaque, belongs to one folder (or to the hierarchy below one), and may be large. Without a state, the
+server returns everything as created. If the server no longer knows a state, it returns `ErrorInvalidSyncStateData`,
+whose verdict is RESYNC, or silently returns everything.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,18 +22,18 @@ from listener.ews.xml import local_name
 _T = TypeVar("_T")
 
 MAX_CHANGES = 512
-"""The most that one SyncFolderItems returns (MaxSyncChangesReturnedType)."""
+"""Maximum changes of one SyncFolderItems (MaxSyncChangesReturnedType)."""
 
 
 class SyncScope(StrEnum):
-    """Whether associated items, which hold settings and the like, are items too."""
+    """Selects normal items, or also associated items, which contain settings and similar data."""
 
     NORMAL = "NormalItems"
     NORMAL_AND_ASSOCIATED = "NormalAndAssociatedItems"
 
 
 class ChangeKind(StrEnum):
-    """What happened, under its wire name. READ_FLAG is of items alone."""
+    """The kind of change, with its name in EWS. READ_FLAG applies only to items."""
 
     CREATE = "Create"
     UPDATE = "Update"
@@ -42,25 +42,29 @@ class ChangeKind(StrEnum):
 
 
 class Change(Item, frozen=True, gc=False, kw_only=True):
-    """An item of the folder as it is now, and what happened to it since the state that was sent.
+    """The current state of an item in the folder, and its change since the sync state of the request.
 
-    Of one that was deleted there is only the id, of a changed read flag the id and `is_read`. An item that was
-    moved away is deleted here, and created in the other folder under another id.
+    A deleted item has only its id. A changed read flag has the id and `is_read`. An item that was moved to another
+    folder is deleted here, and created there with another id.
     """
 
     kind: ChangeKind
 
 
 class FolderChange(Folder, frozen=True, gc=False, kw_only=True):
-    """A folder as it is now, and what happened to it since the state that was sent. Of one that was deleted there
-    is only the id."""
+    """The current state of a folder, and its change since the sync state of the request.
+
+    A deleted folder has only its id.
+    """
 
     kind: ChangeKind
 
 
 class ItemChanges(msgspec.Struct, frozen=True):
-    """Changes of a folder's items, in the server's order. The rest is told for `sync_state`, unless
-    `includes_last`."""
+    """Changes of a folder's items, in the server's order.
+
+    Unless `includes_last` is true, request further changes with `sync_state`.
+    """
 
     sync_state: str
     includes_last: bool
@@ -68,7 +72,7 @@ class ItemChanges(msgspec.Struct, frozen=True):
 
 
 class FolderChanges(msgspec.Struct, frozen=True):
-    """Changes of the folders below one, as in ItemChanges."""
+    """Changes of the folders below a folder, as in ItemChanges."""
 
     sync_state: str
     includes_last: bool
@@ -89,13 +93,13 @@ def sync_folder_items(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A SyncFolderItems for the next changes of the items in this folder, at most `max_changes`.
+    """Return a SyncFolderItems request for the next changes of the items in this folder, at most `max_changes`.
 
-    The ids come, and those `properties`. Items whose ids are in `ignore` are left out. `scope` None means normal
-    items. ValueError: `max_changes` is not 1 to 512.
+    The reply has the ids and the `properties`, without items whose ids are in `ignore`. `scope` None means normal
+    items. Raises ValueError if `max_changes` is not 1 to 512.
     """
     if not 1 <= max_changes <= MAX_CHANGES:
-        raise ValueError(f"MaxChangesReturned is 1 to {MAX_CHANGES}, not {max_changes}")
+        raise ValueError(f"MaxChangesReturned must be 1 to {MAX_CHANGES}, not {max_changes}")
     request = _request(
         "m:SyncFolderItems", item_shape(map(ItemProperty, properties)), folder=folder, sync_state=sync_state
     )
@@ -108,7 +112,7 @@ def sync_folder_items(
 
 
 def read_sync_folder_items(content: bytes) -> ItemChanges:
-    """The changes that are told. Raises ExchangeError."""
+    """Return the changes. Raises ExchangeError."""
     return ItemChanges(*_read(content, "IncludesLastItemInRange", _read_change))
 
 
@@ -127,14 +131,16 @@ def sync_folder_hierarchy(
     version: str,
     impersonate: Impersonation | None = None,
 ) -> bytes:
-    """A SyncFolderHierarchy for the next changes of the folders at any depth below this one (None: in the whole
-    mailbox that asks)."""
+    """Return a SyncFolderHierarchy request for the next changes of the folders at any depth below this folder.
+
+    None means all folders of the mailbox.
+    """
     request = _request("m:SyncFolderHierarchy", folder_shape(), folder=folder, sync_state=sync_state)
     return envelope(request, version=version, impersonate=impersonate)
 
 
 def read_sync_folder_hierarchy(content: bytes) -> FolderChanges:
-    """The changes that are told. Raises ExchangeError."""
+    """Return the changes. Raises ExchangeError."""
     return FolderChanges(*_read(content, "IncludesLastFolderInRange", _read_folder_change))
 
 
@@ -143,7 +149,7 @@ def _read_folder_change(element: etree._Element) -> FolderChange | None:
     return None if fields is None else FolderChange(kind=kind, **fields)
 
 
-# --- both
+# --- shared
 
 
 def _request(
@@ -160,16 +166,16 @@ def _request(
 def _read(
     content: bytes, last: str, read: Callable[[etree._Element], _T | None]
 ) -> tuple[str, bool, tuple[_T, ...]]:
-    """State, whether all is told, and the changes; kinds that are unknown are passed over.
+    """Return the sync state, whether this is the last part, and the changes. Unknown kinds are ignored.
 
-    Whether all is told may stand nowhere: then only a reply without changes is the last.
+    `last` is the element for the last part. If it is missing, only a reply without changes is the last part.
     """
     message = only_message(content)
     sync_state = child_text(message, "SyncState")
     if not sync_state:
         raise unexpected(f"{local_name(message)} without a SyncState")
-    told = child(message, "Changes")
-    changes = read_all((() if told is None else filter(_is_known, told)), read)
+    container = child(message, "Changes")
+    changes = read_all((() if container is None else filter(_is_known, container)), read)
     includes_last = flag(child_text(message, last))
     return sync_state, not changes if includes_last is None else includes_last, changes
 
@@ -184,9 +190,9 @@ _KINDS = frozenset(ChangeKind)
 def _read_kind(
     change: etree._Element, fields_of: Callable[[etree._Element], dict[str, Any] | None]
 ) -> tuple[ChangeKind, dict[str, Any] | None]:
-    """The kind, and the fields of what changed; None if it has no id.
+    """Return the kind of change, and the fields of the item or folder; None if it has no id.
 
-    The id stands in the change itself, or in an element that is named for the kind of item or folder.
+    The id is in the change element itself, or in an element that is named after the kind of item or folder.
     """
     kind = ChangeKind(local_name(change))
     if fields := fields_of(change):

@@ -1,8 +1,8 @@
-"""URLs and hostnames of outside origin: one parser, which returns a value or raises UrlError.
+"""Parse and validate untrusted URLs and hostnames.
 
-Everything that a configuration, an Autodiscover answer, a redirect or a DNS record names goes through here before it
-reaches an HTTP client. What passes is safe to hand on: the text is ASCII, the host is a DNS name or an IP address,
-and the HTTP client parses it to the same host.
+URLs from a configuration, an Autodiscover response, a redirect or a DNS record pass this parser before they reach
+an HTTP client. A valid result is ASCII, its host is a DNS name or an IP address, and the HTTP client parses it to
+the same host.
 """
 
 import ipaddress
@@ -12,18 +12,20 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import idna
 
-LONGEST = 4096
-"""Characters that a URL may have."""
+MAX_LENGTH = 4096
+"""Characters of a URL."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class UrlError(ValueError):
-    """The text is not an absolute http or https URL, or not a hostname. The message says why."""
+    """The text is not an absolute http or https URL, or not a hostname. The message gives the reason."""
 
 
 class Url(NamedTuple):
-    """An absolute URL. `host` is in lower case, in IDNA's ASCII form and without a trailing dot; `path` includes the
-    query. A fragment is dropped."""
+    """An absolute URL without its fragment.
+
+    `host` is in lower case, in IDNA's ASCII form and without a trailing dot. `path` includes the query.
+    """
 
     scheme: str
     host: str
@@ -37,31 +39,31 @@ class Url(NamedTuple):
 
     @property
     def netloc(self) -> str:
-        """Host and port as they stand in a URL; the default port is left out."""
+        """Host and port as in a URL, without the default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def text(self) -> str:
-        """The URL in its normal form."""
+        """The URL in its normalized form."""
         return f"{self.scheme}://{self.netloc}{self.path}"
 
 
 def parse_url(text: str) -> Url:
-    """The parts of an absolute http or https URL without user information. Raises UrlError."""
+    """Return the parts of an absolute http or https URL without user information. Raises UrlError."""
     url, credentials = _parse(text)
     if credentials:
-        raise UrlError("it holds a user or a password")
+        raise UrlError("it contains a user or a password")
     return url
 
 
 def parse_proxy_url(text: str) -> Url:
-    """As parse_url(), for a URL that may hold a user and a password; they are not part of the result."""
+    """Parse a URL that may contain a user and a password. They are not part of the result. Raises UrlError."""
     return _parse(text)[0]
 
 
 def join_url(base: str, reference: str) -> Url:
-    """The target of a reference such as a Location header (RFC 3986 section 5). Raises UrlError."""
+    """Return the target of a reference such as a Location header (RFC 3986 section 5). Raises UrlError."""
     _printable(reference)
     try:
         target = urljoin(base, reference)
@@ -71,14 +73,17 @@ def join_url(base: str, reference: str) -> Url:
 
 
 def parse_host(text: str) -> str:
-    """A hostname in lower case, in IDNA's ASCII form and without a trailing dot, or an IP address. UrlError."""
+    """Return a hostname in lower case and IDNA's ASCII form, or an IP address. Raises UrlError.
+
+    A trailing dot is removed.
+    """
     if "[" in text or "]" in text or ":" in text:
         return _ip_6(text)
     host = text.lower()
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii").lower()
-        except UnicodeError as error:  # idna.IDNAError too
+        except UnicodeError as error:  # includes idna.IDNAError
             raise UrlError(f"not a hostname: {error}") from None
     host = host.removesuffix(".")
     if len(host) > 253 or not all(map(_LABEL.fullmatch, host.split("."))):
@@ -101,7 +106,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_ip_address(host: str) -> bool:
-    """Whether the host, as parse_host() returns it, is an IP address."""
+    """Return whether the host, as parse_host() returns it, is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -110,7 +115,7 @@ def is_ip_address(host: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL; empty if it is not one that parse_url() accepts."""
+    """Return the host of a URL; empty if the URL is not valid."""
     try:
         return parse_url(url).host
     except UrlError:
@@ -118,7 +123,7 @@ def host_of(url: str) -> str:
 
 
 def server_of(url: str) -> str:
-    """Host and port of a URL, which name a server; the text itself if it is not one that parse_url() accepts."""
+    """Return host and port of a URL, which identify a server; the text itself if the URL is not valid."""
     try:
         return parse_url(url).netloc
     except UrlError:
@@ -126,8 +131,8 @@ def server_of(url: str) -> str:
 
 
 def _parse(text: str) -> tuple[Url, bool]:
-    if len(text) > LONGEST:
-        raise UrlError(f"it is longer than {LONGEST} characters")
+    if len(text) > MAX_LENGTH:
+        raise UrlError(f"it is longer than {MAX_LENGTH} characters")
     _printable(text)
     try:
         parts = urlsplit(text)
@@ -141,7 +146,7 @@ def _parse(text: str) -> tuple[Url, bool]:
         raise UrlError("port 0 is not a port")
     name = place if place.endswith("]") else place.rpartition(":")[0] if ":" in place else place
     if not name:
-        raise UrlError("it names no host")
+        raise UrlError("it has no host")
     host = parse_host(name)
     path = quote(parts.path, safe=_PATH)
     if path and not path.startswith("/"):
@@ -153,9 +158,9 @@ def _parse(text: str) -> tuple[Url, bool]:
 
 
 def _printable(text: str) -> None:
-    # urlsplit() drops some of these silently, and clients differ about backslashes.
+    # urlsplit() drops some of these silently, and HTTP clients interpret backslashes differently.
     if not text.isprintable() or " " in text or "\\" in text:
-        raise UrlError("it holds a blank, a backslash or a control character")
+        raise UrlError("it contains a blank, a backslash or a control character")
 
 
 def _ip_6(text: str) -> str:
@@ -171,5 +176,5 @@ def _ip_6(text: str) -> str:
 
 
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-# What may stand in a path or a query as it is (RFC 3986 section 3.3); % begins what is encoded already.
+# Characters that need no encoding in a path or query (RFC 3986 section 3.3), and % of existing encodings.
 _PATH = "/?:@!$&'()*+,;=%-._~"

@@ -1,4 +1,9 @@
-"""Numbers and times as servers write them. Each parser returns None for what is not one, and never raises."""
+"""Parse numbers, times and texts from servers. For an invalid value they return None or an empty text.
+
+Codes, ids, labels and URLs from a server are logged, displayed, stored and compared. The parsers limit their
+length, so that other code need not check it. Free text goes through `listener.ews.xml.excerpt`: 200 printable
+characters on one line.
+"""
 
 import json
 import re
@@ -6,17 +11,24 @@ from datetime import MAXYEAR, UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+CODE_LENGTH = 100
+"""Characters of a response code. The longest code in the schema has 56."""
+ID_LENGTH = 4096
+"""Characters of the id of an item, folder or subscription. Those of Exchange have a few hundred."""
+URL_LENGTH = 2048
+"""Characters of a URL."""
+
 
 def integer(digits: str) -> int | None:
-    """An xs:int; None if it is none."""
+    """Return an xs:int; None if it is invalid."""
     return int(digits) if _INTEGER.fullmatch(digits) else None
 
 
 def utc(time: str) -> str:
-    """An xs:dateTime as RFC 3339 in UTC, with as many fractional digits as it has, at most nine.
+    """Return an xs:dateTime as RFC 3339 in UTC, with its fractional digits, at most nine.
 
-    Empty if it is no time: not of this form, not in the calendar, or outside of the years 1 to 9998 in UTC. A time
-    without an offset is taken as UTC.
+    Empty if the format or the date is invalid, or the time is outside of the years 1 to 9998 in UTC. A time without
+    an offset is UTC.
     """
     match = _TIME.fullmatch(time)
     if match is None:
@@ -32,39 +44,34 @@ def utc(time: str) -> str:
 
 
 def moment(time: str | None) -> datetime | None:
-    """RFC 3339 as an aware datetime; None if it is none."""
+    """Return an aware datetime for RFC 3339; None if it is invalid."""
     try:
         found = datetime.fromisoformat(time or "")
-        # Near the years 1 and 9999 an offset leads outside of the calendar: it would raise wherever it is converted.
+        # Near the years 1 and 9999, an offset leads outside of the calendar, and later conversions would raise.
         found.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-    return found if found.tzinfo and found.year < MAXYEAR else None  # a later moment can be reckoned with
+    return found if found.tzinfo and found.year < MAXYEAR else None  # leaves room for adding durations
 
 
 def http_date(text: str) -> datetime | None:
-    """An HTTP date (RFC 9110 section 5.6.7) in UTC; a date without a zone is UTC. None if it is none."""
-    if len(text) > _LONGEST_DATE:
+    """Return an HTTP date (RFC 9110 section 5.6.7) in UTC; None if it is invalid. A date without a zone is UTC."""
+    if len(text) > _MAX_DATE_LENGTH:
         return None
     try:
         date = parsedate_to_datetime(text)
         return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
-    except (
-        ValueError,
-        OverflowError,
-        TypeError,
-        LookupError,
-    ):  # the parser of the standard library raises all these
+    except (ValueError, OverflowError, TypeError, LookupError):  # the standard library raises all of these
         return None
 
 
-def amount(digits: str, most: float) -> float | None:
-    """A whole number of up to 18 ASCII digits without a sign, `most` at most; None if it is none."""
-    return min(float(digits), most) if _AMOUNT.fullmatch(digits) else None
+def amount(digits: str, maximum: float) -> float | None:
+    """Return an unsigned integer of up to 18 ASCII digits, limited to `maximum`; None if it is invalid."""
+    return min(float(digits), maximum) if _AMOUNT.fullmatch(digits) else None
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:
-    """A JSON object; None if it is none."""
+    """Return a JSON object; None if the text is not one."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -72,7 +79,23 @@ def json_object(text: str | bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-_LONGEST_DATE = 100
+def response_code(text: str) -> str:
+    """Return a response code of at most CODE_LENGTH characters: A-Z, a-z, 0-9, `_`, `.`.
+
+    A run of other characters becomes one `_`.
+    """
+    return _OTHER.sub("_", text[:CODE_LENGTH])
+
+
+def identifier(text: str | None) -> str | None:
+    """Return an id unchanged; None if it is missing, blank or longer than ID_LENGTH."""
+    if not text or len(text) > ID_LENGTH or text.isspace():
+        return None
+    return text
+
+
+_MAX_DATE_LENGTH = 100
 _AMOUNT = re.compile(r"[0-9]{1,18}")
 _INTEGER = re.compile(r"-?[0-9]{1,10}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-](?:0\d|1[0-4]):[0-5]\d)?", re.ASCII)
+_OTHER = re.compile(r"[^A-Za-z0-9_.]+")

@@ -1,13 +1,13 @@
-"""From bytes to an element tree, for bytes that nobody vouches for.
+"""Parse untrusted bytes into an element tree.
 
-- A document type declaration is refused, whatever it holds (SOAP 1.1 section 3): no entity is ever declared, so
-  none is expanded, and nothing is fetched.
-- Depth and text length are held by libxml2's own limits (`huge_tree` stays off), the size by who reads the body.
-- A document of over MOST_MARKUP tags and attributes is refused before it is parsed: its tree takes many times the
-  memory of the document, and parsing it holds up everybody else. So that this can be counted in the bytes, only
-  encodings are read in which `<` and `=` are what they are in ASCII, and UTF-16.
-- Exchange passes on control characters that mails hold, as characters and as references (`&#x0;`), and so writes
-  documents that are not XML. Such a document is read once more without them.
+- A document type declaration is rejected (SOAP 1.1 section 3). So no entity is declared or expanded, and nothing is
+  fetched.
+- libxml2 limits depth and text length (`huge_tree` stays off). The caller limits the size of the document.
+- A document with more than MAX_MARKUP tags and attributes is rejected before it is parsed: its tree needs many times
+  the memory of the document, and parsing it blocks all other tasks. To count them in the bytes, only encodings are
+  accepted in which `<` and `=` are coded as in ASCII, and UTF-16.
+- Exchange copies control characters from mails, as characters and as references (`&#x0;`). The result is not valid
+  XML. Such a document is parsed a second time without them.
 - Comments and processing instructions are dropped, so that all children are elements.
 """
 
@@ -21,12 +21,12 @@ from listener.ews.codes import Failure
 _PARSER = etree.XMLParser(
     resolve_entities=False, no_network=True, collect_ids=False, remove_comments=True, remove_pis=True
 )
-MOST_MARKUP = 300_000
+MAX_MARKUP = 300_000
 """Tags and attributes of a document, counted as `<` and `=`. An envelope of 200 full notifications has 210,000."""
-MOST_REPLACED = 100_000
-"""Character references and control characters that are looked at in a document that cannot be read as it is."""
-LONGEST_PROLOG = 65_536
-"""Bytes before the root element."""
+MAX_REPLACED = 100_000
+"""Character references and control characters that are examined in a document that is not valid XML."""
+MAX_PROLOG_BYTES = 65_536
+"""Maximum number of bytes before the root element."""
 
 _ENCODING = re.compile(
     rb"(?:\xef\xbb\xbf)?<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']([^\"'>]{0,100})", re.DOTALL
@@ -46,50 +46,50 @@ _EXCERPT_LENGTH = 200
 
 
 def read(content: bytes) -> etree._Element:
-    """The root of the document.
+    """Return the root element of the document.
 
-    Raises ExchangeError: `NotSoap` for an HTML page or no markup at all, `ForbiddenXml` for a document type
-    declaration, `MalformedXml` for all else that cannot be read.
+    Raises ExchangeError: `NotSoap` for an HTML page or without markup, `ForbiddenXml` for a document type
+    declaration, `EnvelopeTooLarge` for too many tags, `MalformedXml` for other invalid content.
     """
-    if not _HARMLESS.match(content, 0, LONGEST_PROLOG):
-        if _DOCTYPE.match(content, 0, LONGEST_PROLOG) and not is_html(content):
+    if not _HARMLESS.match(content, 0, MAX_PROLOG_BYTES):
+        if _DOCTYPE.match(content, 0, MAX_PROLOG_BYTES) and not is_html(content):
             raise ExchangeError(forbidden())
-        if is_html(content) or not _MARKUP.match(content, 0, LONGEST_PROLOG):
+        if is_html(content) or not _MARKUP.match(content, 0, MAX_PROLOG_BYTES):
             raise ExchangeError(not_soap(content))
     _check_markup(content)
     try:
         root = etree.fromstring(content, _PARSER)
     except etree.XMLSyntaxError as error:
         root = _read_scrubbed(content, error)
-    # In an encoding like UTF-16 the declaration escapes the look at the bytes.
+    # In an encoding such as UTF-16, the search in the bytes does not find the declaration.
     if root.getroottree().docinfo.internalDTD is not None:
         raise ExchangeError(forbidden())
     return root
 
 
 def _check_markup(content: bytes) -> None:
-    """Raises ExchangeError if the tree of this document would be too large, or its size cannot be told."""
+    """Raise ExchangeError if the tree of this document would be too large, or if its size cannot be determined."""
     declared = _ENCODING.match(content)
     if declared is not None and not _KNOWN_ENCODING.fullmatch(declared[1]):
         text = f"an XML document in the encoding {excerpt(declared[1])}"
         raise ExchangeError(Failure(code="MalformedXml", text=text))
-    # In UTF-16 zero bytes are part of characters. Elsewhere libxml2 goes on after them, and takes long.
+    # In UTF-16, zero bytes are part of characters. In other encodings, libxml2 continues after each one and is slow.
     is_wide = 0 in content[:2] or content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if len(content) > MOST_REPLACED and not is_wide and content.count(0) > MOST_REPLACED:
-        raise ExchangeError(Failure(code="MalformedXml", text=f"over {MOST_REPLACED} zero bytes"))
-    if len(content) > MOST_MARKUP and content.count(b"<") + content.count(b"=") > MOST_MARKUP:
-        text = f"a document of over {MOST_MARKUP} tags and attributes"
+    if len(content) > MAX_REPLACED and not is_wide and content.count(0) > MAX_REPLACED:
+        raise ExchangeError(Failure(code="MalformedXml", text=f"more than {MAX_REPLACED} zero bytes"))
+    if len(content) > MAX_MARKUP and content.count(b"<") + content.count(b"=") > MAX_MARKUP:
+        text = f"a document with more than {MAX_MARKUP} tags and attributes"
         raise ExchangeError(Failure(code="EnvelopeTooLarge", text=text))
 
 
 def _read_scrubbed(content: bytes, error: etree.XMLSyntaxError) -> etree._Element:
-    scrubbed, count = _CONTROL.subn(_scrub, content, MOST_REPLACED)
-    if scrubbed != content and count < MOST_REPLACED:
+    scrubbed, count = _CONTROL.subn(_scrub, content, MAX_REPLACED)
+    if scrubbed != content and count < MAX_REPLACED:
         try:
             return etree.fromstring(scrubbed, _PARSER)
         except etree.XMLSyntaxError as again:
             error = again
-    raise ExchangeError(Failure(code="MalformedXml", text=excerpt(error.msg or "no XML"))) from None
+    raise ExchangeError(Failure(code="MalformedXml", text=excerpt(error.msg or "not XML"))) from None
 
 
 def _scrub(match: re.Match[bytes]) -> bytes:
@@ -101,7 +101,7 @@ def _scrub(match: re.Match[bytes]) -> bytes:
 
 
 def _is_character(code: int) -> bool:
-    """XML 1.0, production 2."""
+    """Return whether XML allows this code point (XML 1.0, production 2)."""
     return (
         code in (9, 10, 13)
         or 0x20 <= code <= 0xD7FF
@@ -111,11 +111,11 @@ def _is_character(code: int) -> bool:
 
 
 def is_html(content: bytes) -> bool:
-    return _HTML.match(content, 0, LONGEST_PROLOG) is not None
+    return _HTML.match(content, 0, MAX_PROLOG_BYTES) is not None
 
 
 def not_soap(content: bytes) -> Failure:
-    """The `NotSoap` failure for this content, which names the page by its title, or shows how it begins."""
+    """Return the `NotSoap` failure for this content, with the title of the page or the beginning of the text."""
     if title := html_title(content):
         return Failure(code="NotSoap", text=f"an HTML page: {title}")
     if is_html(content):
@@ -128,14 +128,14 @@ def forbidden() -> Failure:
 
 
 def html_title(content: bytes) -> str | None:
-    """The title of an HTML page, made short and printable; None if the content is no HTML or has none."""
+    """Return the title of an HTML page as an excerpt; None if the content is not HTML or has no title."""
     if is_html(content) and (match := _TITLE.search(content, 0, 16_384)):
         return excerpt(match[1]) or None
     return None
 
 
 def excerpt(content: bytes | str) -> str:
-    """How the content begins: at most 200 printable characters on one line."""
+    """Return the beginning of the content: at most 200 printable characters on one line."""
     if isinstance(content, bytes):
         content = content[: 4 * _EXCERPT_LENGTH].decode(errors="replace")
     line = " ".join(content[: 4 * _EXCERPT_LENGTH].split())
@@ -146,6 +146,6 @@ def excerpt(content: bytes | str) -> str:
 
 
 def local_name(element: etree._Element) -> str:
-    """The name without its namespace."""
+    """Return the name without its namespace."""
     tag = element.tag
     return tag[tag.rfind("}") + 1 :]

@@ -1,16 +1,16 @@
-"""Read the body of an HTTP response with bounds on its size, its decompression and the time between two checkpoints.
+"""Response bodies: reads them with bounds on size, decompression and the time between two checkpoints of trio.
 
-All HTTP bodies of servers are read here. The rules:
+All bodies of HTTP responses are read here. The rules:
 
 1. A body comes in pieces of at most `PIECE` bytes, after decompression. Before each piece other tasks may run.
 2. Each kind of response has its own limit (`SOAP_LIMIT` and so on). A longer body is an error, except for an error
-   page, of which only the beginning is wanted.
+   page, of which only the beginning is read.
 3. `Content-Encoding` may be `gzip`, `x-gzip` or `deflate` (zlib or raw), in any case; some proxies compress although
-   the request asks for `identity`. Two encodings, one after another, are refused.
+   the request asks for `identity`. A combination of two encodings is refused.
 4. The members of a gzip body follow each other (RFC 1952 section 2.2). Zero bytes after a member are padding, up to
    `PADDING_LIMIT`. Anything else there is an error, because on a stream it may be an event.
 5. A body that ends inside compressed data is incomplete (`StreamIncomplete`).
-6. A body that grows by more than `MOST_EXPANSION` times is refused once it has passed `EXPANSION_FREE` bytes.
+6. A body that grows by more than `MAX_EXPANSION` times is refused once it has passed `EXPANSION_FREE` bytes.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from listener.exchange.transport_errors import mapped_errors
 PIECE = 64 * 1024
 """Bytes that are decompressed at a time."""
 SOAP_LIMIT = 8 * 1024 * 1024
-"""Bytes of the answer to one SOAP request that is not a stream."""
+"""Bytes of the response to one SOAP request that is not a stream."""
 AUTODISCOVER_LIMIT = 2 * 1024 * 1024
-"""Bytes of an Autodiscover answer, which has at most 100 mailboxes."""
+"""Bytes of an Autodiscover response, which has at most 100 mailboxes."""
 TOKEN_LIMIT = 256 * 1024
-"""Bytes of an answer of a token endpoint."""
+"""Bytes of a response of a token endpoint."""
 ERROR_PAGE_LIMIT = 256 * 1024
 """Bytes that are read of the body of an HTTP error."""
 PADDING_LIMIT = 64 * 1024
 """Zero bytes that may follow a gzip member."""
-MOST_EXPANSION = 500
-"""How much longer a decompressed body may be. Repeated heartbeats reach 130, a bomb over 1000."""
+MAX_EXPANSION = 500
+"""The largest ratio of decompressed to received bytes. Repeated heartbeats reach 130, a gzip bomb over 1000."""
 EXPANSION_FREE = 16 * 1024 * 1024
-"""Bytes for which MOST_EXPANSION is not looked at."""
+"""Decompressed bytes up to which MAX_EXPANSION is not enforced."""
 
 
 class Decoder:
-    """Undo a Content-Encoding, in pieces; no I/O. ExchangeError: the encoding is not supported.
+    """Decoder of a Content-Encoding, in pieces and without I/O. ExchangeError: the encoding is not supported.
 
     Call take() after each feed() until it returns nothing, and close() at the end of the body.
     """
@@ -60,9 +60,9 @@ class Decoder:
             raise ExchangeError(Failure(code="NotSoap", text=text))
         self._coding = codings[0] if codings else ""
         self._pending = b""
-        self._offset = 0  # of `_pending` that has been taken; without a coding only
-        self._inflate: Any = None  # zlib's object for the member that is being read
-        self._full = False  # zlib may hold more output of the bytes that it has
+        self._offset = 0  # bytes of `_pending` that have been taken; used only without an encoding
+        self._inflate: Any = None  # zlib's decompressor of the current member
+        self._full = False  # zlib may hold more output for the bytes that it has received
         self._members = 0
         self._padding = 0
         self._received = self._given = 0
@@ -89,13 +89,13 @@ class Decoder:
         except zlib.error as error:
             raise self._broken(str(error)) from error
         self._given += len(piece)
-        if self._given > max(EXPANSION_FREE, MOST_EXPANSION * self._received):
+        if self._given > max(EXPANSION_FREE, MAX_EXPANSION * self._received):
             text = f"{self._received} bytes of {self._coding} data became over {self._given} bytes"
             raise ExchangeError(Failure(code="EnvelopeTooLarge", text=text))
         return piece
 
     def close(self) -> None:
-        """The body has ended. ExchangeError: it did so inside compressed data."""
+        """Finish the body. ExchangeError: it ended inside compressed data."""
         if self._coding and (self._inflate is not None or self._pending):
             text = f"the body ended inside {self._coding} data, after {self._received} bytes"
             raise ExchangeError(Failure(code="StreamIncomplete", text=text))
@@ -111,7 +111,7 @@ class Decoder:
         return piece
 
     def _begin_member(self) -> bool:
-        """Whether the pending bytes begin a member; False if there are too few to tell."""
+        """Return whether the pending bytes begin a member; False if there are too few bytes to decide."""
         if self._members:
             padded = len(self._pending)
             self._pending = self._pending.lstrip(b"\0")
@@ -128,9 +128,11 @@ class Decoder:
         ):  # RFC 1950 section 2.2
             bits = zlib.MAX_WBITS
         elif self._coding == "deflate" and not self._members:
-            bits = -zlib.MAX_WBITS  # what some servers send as deflate, against RFC 9110 section 8.4.1.2
+            bits = -zlib.MAX_WBITS  # raw deflate: some servers send it, against RFC 9110 section 8.4.1.2
         else:
-            raise self._broken("other bytes after the data" if self._members else "the data begins otherwise")
+            raise self._broken(
+                "unexpected bytes after the data" if self._members else "unexpected bytes at the start"
+            )
         self._inflate = zlib.decompressobj(wbits=bits)
         return True
 
@@ -159,7 +161,7 @@ class Body:
         if self._decoder is None:
             self._decoder = Decoder(self._response.headers.get("content-encoding", ""))
         while True:
-            # What has been received already comes without waiting: tiny chunks, or a little that expands to much.
+            # Received bytes are returned without waiting. Tiny chunks, or a high expansion, would block other tasks.
             await trio.lowlevel.checkpoint()
             if piece := self._decoder.take():
                 return piece
@@ -176,7 +178,7 @@ class Body:
         while piece := await self.receive():
             if len(content) + len(piece) > limit:
                 raise ExchangeError(
-                    Failure(code="EnvelopeTooLarge", text=f"a response of over {limit} bytes")
+                    Failure(code="EnvelopeTooLarge", text=f"the response is longer than {limit} bytes")
                 )
             content += piece
         return bytes(content)
@@ -189,11 +191,10 @@ class Body:
         return bytes(content[:limit])
 
     async def aclose(self) -> None:
-        """Close the connection if the body has not been received whole. Takes at most a second."""
+        """Close the connection unless the whole body has been received. Takes at most one second."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await self._response.aclose()
-            # httpx nests generators: each runs into the closed connection here, and so none is left to the
-            # garbage collector.
+            # Exhaust httpx's nested generators here, so that none is left to the garbage collector.
             with suppress(httpx.HTTPError, httpx.StreamError):
                 async for _ in self._chunks:
                     pass

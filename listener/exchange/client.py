@@ -1,6 +1,6 @@
-"""One group's way to Exchange: an httpx client with a cookie jar of its own.
+"""HTTP client of one group: sends SOAP requests with the group's own cookie jar, and audits identities.
 
-Errors leave as `ExchangeError`; trouble.py knows those of httpx.
+Failures are raised as `ExchangeError`; transport_errors.py maps those of httpx.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx
+import structlog
 import trio
 from msgspec.structs import replace
 
@@ -26,36 +27,88 @@ from listener.ews.folders import get_folder
 from listener.ews.http import http_failure
 from listener.ews.soap import acting_as, owner_of_folders
 from listener.ews.subscription import FolderRef
+from listener.ews.urls import server_of
 from listener.ews.values import http_date
-from listener.exchange.audit import Audit
 from listener.exchange.auth import Accounts
 from listener.exchange.auth.lockout import Identity
 from listener.exchange.body import ERROR_PAGE_LIMIT, SOAP_LIMIT, Body
-from listener.exchange.cookies import Cookie, bound, cookies_in, put_into
-from listener.exchange.issuer import with_issuer
-from listener.exchange.network import Network, hide_location, location_of
+from listener.exchange.cookies import Cookie, add_cookies, limit_cookies, read_cookies
+from listener.exchange.network import Network, add_issuer, hide_location, location_of
 from listener.exchange.throttle import Throttle, Throttles
 from listener.exchange.transport_errors import mapped_errors
 from listener.tracing import Tracing
 
 T = TypeVar("T")
 
-# What a request asks for: the first element in its body.
+log = structlog.get_logger()
+
+# The operation of a request: the first element in its body.
 OPERATION = re.compile(rb"Body>\s*<(?:\w+:)?(\w+)")
 
-# The version that a request to EWS names; one to Autodiscover names it in another way.
+# The version in an EWS request. Autodiscover requests name their version in another element, and so do not match.
 VERSION = re.compile(rb'<t:RequestServerVersion Version="(\w+)"')
 
-# Seconds that an answer may be on its way. What is more means that the server's clock was set back.
+# Seconds that a response may take to arrive. A larger difference means that the server's clock was set back.
 CLOCK_STEP = 60.0
+
+
+class Logger(Protocol):
+    """The destination of audit lines."""
+
+    def info(self, event: str, **fields: object) -> object: ...
+
+
+class Audit:
+    """Logs the first use of each identity at each server since the process started.
+
+    An identity is the mailbox that the account impersonates, the mailbox whose folders it names as a delegate, or the
+    account itself. It is read from the bytes that are sent, so that no request bypasses the audit. `logger` may be
+    replaced at any time.
+    """
+
+    def __init__(self, logger: Logger | None = None) -> None:
+        self.logger: Logger = logger or structlog.get_logger()
+        self._seen: set[tuple[str, str, str, str]] = set()
+
+    def record(self, request: bytes, url: str, account: str) -> None:
+        """Record a request that is about to be sent.
+
+        If the line cannot be written, the request is sent nevertheless. The failure is logged, and the next use of
+        the identity counts as the first.
+        """
+        access, identity, named_by = "own", account, "account"
+        if (impersonation := acting_as(request)) is not None:
+            access, identity, named_by = "impersonation", impersonation.value, impersonation.kind
+        elif (owner := owner_of_folders(request)) is not None:
+            access, identity, named_by = "delegate", owner, "PrimarySmtpAddress"
+        server = server_of(url)
+        use = (server, account, access, identity)
+        if use in self._seen:
+            return
+        try:
+            self.logger.info(
+                "audit.identity_used",
+                account=account,
+                server=server,
+                access=access,
+                identity=identity,
+                named_by=named_by,
+            )
+        except OSError as error:
+            log.error("audit.not_written", path=error.filename, reason=error.strerror, fix=AUDIT_FIX)
+        else:
+            self._seen.add(use)
+
+
+AUDIT_FIX = "free disk space, or allow the daemon to write to the file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What all groups of one account have in common. Times are in seconds.
+    """What all groups of the daemon share for their requests. Times are in seconds.
 
-    `auth` has the account for each server. `budgets` hold back what would be too much for a server; a stream counts
-    until it is open. `audit` and `watching` are told of every request. `transport` takes the place of the network.
+    `auth` has the account for each server. `throttles` limit the requests to each server; a stream counts until it is
+    open. `audit` and `tracing` see every request. Tests pass a `transport` in place of the network.
     """
 
     auth: Accounts
@@ -71,7 +124,7 @@ class Access:
 
     @property
     def network(self) -> Network:
-        """The way out of this machine."""
+        """How to open connections."""
         return Network(tls=self.tls, proxy=self.proxy, transport=self.transport)
 
 
@@ -83,7 +136,7 @@ class ExchangeClient:
         self._access = access
         self._account = access.auth.of(url)
         self._http = httpx.AsyncClient(
-            transport=self._account.scheme.over(access.network),
+            transport=self._account.scheme.transport(access.network),
             trust_env=False,
             follow_redirects=False,
             event_hooks={"response": [hide_location]},
@@ -92,14 +145,14 @@ class ExchangeClient:
                 "User-Agent": access.user_agent,
                 "Content-Type": "text/xml; charset=utf-8",
                 "Accept": "text/xml",
-                # A compressed stream would be held back until the compressor has enough.
+                # A compressor would hold a stream back until its buffer is full.
                 "Accept-Encoding": "identity",
             },
         )
-        put_into(self._http.cookies.jar, cookies)
-        # From trio's clock to the server's, in seconds, as far as its answers tell (Date).
+        add_cookies(self._http.cookies.jar, cookies)
+        # Seconds to add to trio's clock for the server's, from the Date of its responses; None: there was none yet.
         self.server_offset: float | None = None
-        # The code of the latest request if it failed, else empty.
+        # The failure code of the latest request; empty if it succeeded.
         self.last_failure = ""
 
     async def __aenter__(self) -> ExchangeClient:
@@ -112,21 +165,21 @@ class ExchangeClient:
         await self._http.__aexit__(kind, error, trace)
 
     def clone(self) -> ExchangeClient:
-        """Another client with the cookies that this one has now. What either gets from here on is its own."""
+        """Return another client with a copy of this client's cookies. Later changes are not shared."""
         return ExchangeClient(self.url, self._access, self.cookies)
 
     @property
     def cookies(self) -> tuple[Cookie, ...]:
-        """What the next request would carry."""
-        return tuple(cookies_in(self._http.cookies.jar))
+        """The cookies of the next request."""
+        return tuple(read_cookies(self._http.cookies.jar))
 
     @property
     def account(self) -> str:
-        """Who makes the requests, as far as logs may know."""
+        """The name of the account, for logs."""
         return self._account.scheme.account
 
     def forget_cookies(self) -> None:
-        """The next request is routed by its anchor alone, and may be given a new back end."""
+        """Delete the cookies. The next request is routed by its anchor alone, and may reach another back end."""
         self._http.cookies.clear()
 
     async def call(
@@ -137,27 +190,27 @@ class ExchangeClient:
         *,
         limit: int = SOAP_LIMIT,
     ) -> T:
-        """Posts one SOAP request and returns what `read` makes of a 200 answer of at most `limit` bytes.
+        """Post one SOAP request and return `read` of the body of a 200 response, which has at most `limit` bytes.
 
-        Raises ExchangeError for every other status, for trouble on the way, and as `read` does.
+        Raises ExchangeError for every other status, for transport errors, and as `read` does.
         """
-        return await self._asked(body, headers, lambda answer: _read_whole(answer, read, limit))
+        return await self._send(body, headers, lambda response: _read_whole(response, read, limit))
 
-    async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Posts GetStreamingEvents and returns its answer, to be received as it comes and closed by the caller.
+    async def open_stream(self, body: bytes, headers: Mapping[str, str]) -> Response:
+        """Post GetStreamingEvents and return its response unread. The caller must close it.
 
-        How long to wait for each chunk is the caller's own affair: no read time-out is set. Raises ExchangeError
-        when the answer is not a 200.
+        The caller also sets the deadline for each chunk: there is no read timeout. Raises ExchangeError unless the
+        status is 200.
         """
-        return await self._asked(body, headers, _as_it_is)
+        return await self._send(body, headers, _return_unread)
 
     @property
     def throttle(self) -> Throttle:
-        """What all groups of the account that speak to this server share."""
+        """The throttle that all groups share for this server."""
         return self._access.throttles.of(self.url)
 
-    async def _asked(
-        self, body: bytes, headers: Mapping[str, str], take: Callable[[Answer], Awaitable[T]]
+    async def _send(
+        self, body: bytes, headers: Mapping[str, str], consume: Callable[[Response], Awaitable[T]]
     ) -> T:
         throttle, seconds = self.throttle, self._access.request_timeout
         started_at = trio.current_time()
@@ -165,40 +218,40 @@ class ExchangeClient:
         identity = None if version is None else _identity(body, headers)
         confirm = None if version is None else partial(self._confirm, version[1].decode())
         try:
-            # The budget first: who has waited for it must know what became of the credentials meanwhile.
-            async with throttle, self._account.lockout.asking(self.url, identity, confirm):
-                self._access.audit.note(body, self.url, self._account.scheme.account)
+            # Throttle first: lockout protection must decide after the wait, on the current state of the credentials.
+            async with throttle, self._account.lockout.request(self.url, identity, confirm):
+                self._access.audit.record(body, self.url, self._account.scheme.account)
                 with trio.move_on_after(seconds):
-                    taken = await take(await self._post(body, headers))
-                    throttle.went_well()
+                    result = await consume(await self._post(body, headers))
+                    throttle.succeeded()
                     self.last_failure = ""
-                    self._show(body, headers, "ok", started_at)
-                    return taken
-            raise ExchangeError(Failure(code="ReadTimeout", text=f"no answer in {seconds:g} s"))
+                    self._trace(body, headers, "ok", started_at)
+                    return result
+            raise ExchangeError(Failure(code="ReadTimeout", text=f"no response in {seconds:g} s"))
         except ExchangeError as error:
             throttle.failed(error.failure)
             self.last_failure = error.failure.code
-            self._show(body, headers, error.failure.code, started_at)
+            self._trace(body, headers, error.failure.code, started_at)
             if error.failure.code != "TlsFailed":
                 raise
-            told = await with_issuer(error.failure, self.url, self._access.network)
-            raise ExchangeError(told) from error
+            failure = await add_issuer(error.failure, self.url, self._access.network)
+            raise ExchangeError(failure) from error
 
     async def _confirm(self, version: str, identity: Identity) -> None:
-        """Asks for the inbox of a mailbox that the server has accepted the account for. Raises ExchangeError."""
+        """Request the inbox of a mailbox for which the server has accepted the account. Raises ExchangeError."""
         folders = [FolderRef("inbox", mailbox=identity.owner)]
         body = get_folder(folders, version=version, impersonate=identity.impersonate, id_only=True)
-        self._access.audit.note(body, self.url, self._account.scheme.account)
+        self._access.audit.record(body, self.url, self._account.scheme.account)
         with trio.move_on_after(self._access.request_timeout):
-            # No cookies: they lead to the back end of another mailbox.
+            # Without cookies: they route to the back end of another mailbox.
             async with ExchangeClient(self.url, self._access) as other:
-                answer = await other._post(body, {"X-AnchorMailbox": identity.anchor})
-                await _read_whole(answer, bytes, SOAP_LIMIT)
+                response = await other._post(body, {"X-AnchorMailbox": identity.anchor})
+                await _read_whole(response, bytes, SOAP_LIMIT)
             return
-        raise ExchangeError(Failure(code="ReadTimeout", text="no answer"))
+        raise ExchangeError(Failure(code="ReadTimeout", text="no response"))
 
-    def _show(self, body: bytes, headers: Mapping[str, str], code: str, started_at: float) -> None:
-        """Tells whoever watches a mailbox what became of a request about it."""
+    def _trace(self, body: bytes, headers: Mapping[str, str], code: str, started_at: float) -> None:
+        """Report the result of a request to the commands that trace its mailbox."""
         tracing = self._access.tracing
         if tracing.on:
             found = OPERATION.search(body)
@@ -206,31 +259,34 @@ class ExchangeClient:
             anchor, seconds = headers.get("X-AnchorMailbox", ""), trio.current_time() - started_at
             tracing.trace_request(operation, body, anchor, code=code, seconds=seconds)
 
-    async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         raw = [(name.encode(), header_value(value)) for name, value in headers.items()]
         with mapped_errors(proxy=self._access.proxy):
             request = self._http.build_request("POST", self.url, content=body, headers=raw)
-            response = await self._http.send(request, stream=True)
-        bound(self._http.cookies.jar)
-        self._note_date(response.headers.get("date", ""))
-        answer = Answer(response)
-        if answer.status == httpx.codes.OK:
-            return answer
-        async with aclosing(answer):
-            content = await answer.beginning(ERROR_PAGE_LIMIT)
-            # Some servers write a second, stray answer after a fault: this connection is not used again.
-            answer.hang_up()
-        failure = http_failure(answer.status, answer.headers, content, datetime.now(UTC))
+            http_response = await self._http.send(request, stream=True)
+        limit_cookies(self._http.cookies.jar)
+        self._update_server_offset(http_response.headers.get("date", ""))
+        response = Response(http_response)
+        if response.status == httpx.codes.OK:
+            return response
+        async with aclosing(response):
+            content = await response.beginning(ERROR_PAGE_LIMIT)
+            # Some servers send a second, stray response after a fault, so this connection must not be used again.
+            response.shut_down()
+        failure = http_failure(response.status, response.headers, content, datetime.now(UTC))
         if failure.code in ("Http401", "Http440"):
             failure = replace(
                 failure, text="; ".join(filter(None, [self._account.scheme.refusal, failure.text]))
             )
         raise ExchangeError(failure)
 
-    def _note_date(self, written: str) -> None:
-        """Take the server's time from an answer. It is cut off to the second and was on its way for a while, so that
-        the server's clock is this far at least; a clock that was set back shows after CLOCK_STEP."""
-        date = http_date(written)
+    def _update_server_offset(self, date_header: str) -> None:
+        """Update `server_offset` from the Date of a response.
+
+        Date is truncated to the second and arrives late, so each one gives a lower bound and the highest is used. If
+        the bound falls by more than CLOCK_STEP, the server's clock was set back.
+        """
+        date = http_date(date_header)
         if date is None:
             return
         offset = date.timestamp() - trio.current_time()
@@ -239,8 +295,8 @@ class ExchangeClient:
             self.server_offset = offset
 
 
-class Answer(Body):
-    """An answer: its status and headers, and its body, received piece by piece."""
+class Response(Body):
+    """A response: its status and headers, and its body, which is received in pieces."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(response)
@@ -249,11 +305,11 @@ class Answer(Body):
         if (location := location_of(response)) is not None:
             self.headers = {**response.headers, "location": location}
 
-    def hang_up(self) -> None:
-        """Makes sure that the connection serves no further request."""
+    def shut_down(self) -> None:
+        """Shut the connection down, so that it serves no further request."""
         connection = self._response.extensions["network_stream"].get_extra_info("socket")
-        # The pool finds it at its end and closes it; closing it here would pull it from under the pool's feet.
-        with suppress(OSError):  # the peer was faster
+        # Not closed: the pool still owns the socket. It finds the connection at its end, and closes it.
+        with suppress(OSError):  # the server has closed it already
             connection.shutdown(trio.socket.SHUT_RDWR)
 
 
@@ -265,10 +321,10 @@ def _identity(body: bytes, headers: Mapping[str, str]) -> Identity:
     )
 
 
-async def _as_it_is(answer: Answer) -> Answer:
-    return answer
+async def _return_unread(response: Response) -> Response:
+    return response
 
 
-async def _read_whole(answer: Answer, read: Callable[[bytes], T], limit: int) -> T:
-    async with aclosing(answer):
-        return read(await answer.whole(limit))
+async def _read_whole(response: Response, read: Callable[[bytes], T], limit: int) -> T:
+    async with aclosing(response):
+        return read(await response.whole(limit))

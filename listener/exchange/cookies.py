@@ -1,4 +1,4 @@
-"""Cookies as values, which can be kept: they lead to the back end that has the subscriptions."""
+"""Cookies as values, for the checkpoint: they route requests to the back end that holds the subscriptions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from http.cookiejar import CookieJar
 
 import msgspec
 
+MAX_COOKIES = 50
+"""Cookies of one group: as many as browsers keep at least for a host (RFC 6265 section 6.1)."""
+MAX_LENGTH = 16 * 1024
+"""Characters of all cookies of one group. Most servers refuse longer headers."""
+MAX_EXPIRES = 1 << 40
+"""Unix time: the latest expiry of a cookie. A server can send one that no float and no journal can hold."""
+
 
 class Cookie(msgspec.Struct, frozen=True, kw_only=True):
-    """One cookie. `expires` is Unix time; None: at the end of the session, which outlives this process."""
+    """One cookie. `expires` is Unix time; None means a session cookie. The session outlives this process."""
 
     name: str
     value: str
@@ -20,18 +27,12 @@ class Cookie(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
 
     def __repr__(self) -> str:
-        """Without the value, which is a secret."""
+        """Return a text without the value, which is a secret."""
         return f"Cookie({self.name}, {self.domain}{self.path})"
 
 
-MOST = 50
-"""Cookies that one jar keeps (RFC 6265 section 6.1)."""
-LONGEST = 4096
-"""Characters that a cookie's name and value may have together."""
-
-
-def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
-    """What a jar holds, sorted, so that equal jars give equal cookies."""
+def read_cookies(jar: CookieJar) -> Iterator[Cookie]:
+    """Yield the cookies of a jar. They are sorted, so that equal jars give equal cookies."""
     for cookie in sorted(jar, key=lambda c: (c.domain, c.path, c.name)):
         yield Cookie(
             name=cookie.name,
@@ -39,17 +40,12 @@ def cookies_in(jar: CookieJar) -> Iterator[Cookie]:
             domain=cookie.domain,
             path=cookie.path,
             secure=cookie.secure,
-            # A server can name a time that no float and no journal holds.
-            expires=None if cookie.expires is None else float(min(cookie.expires, FOREVER)),
+            expires=None if cookie.expires is None else float(min(cookie.expires, MAX_EXPIRES)),
         )
 
 
-FOREVER = 1 << 40
-"""Unix time that no cookie outlives."""
-
-
-def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
-    """Adds cookies to a jar, which drops those that have expired when it is next used."""
+def add_cookies(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
+    """Add cookies to a jar. The jar drops expired ones when it is next used."""
     for cookie in cookies:
         jar.set_cookie(
             JarCookie(
@@ -73,21 +69,15 @@ def put_into(jar: CookieJar, cookies: Iterable[Cookie]) -> None:
         )
 
 
-def bound(jar: CookieJar) -> None:
-    """Remove cookies beyond MOST_COOKIES and COOKIES_LENGTH: a server could set others with each answer.
+def limit_cookies(jar: CookieJar) -> None:
+    """Remove cookies beyond MAX_COOKIES and MAX_LENGTH: a server could set new ones with each response.
 
-    Those that were added first stay, since a server that needs more than a browser would keep is not Exchange.
+    The cookies that were added first stay, since a server that needs more than a browser would keep is not Exchange.
     """
     count = length = 0
     for cookie in list(jar):
         own = len(cookie.name) + len(cookie.value or "") + len(cookie.path)
-        if count >= MOST_COOKIES or length + own > COOKIES_LENGTH:
+        if count >= MAX_COOKIES or length + own > MAX_LENGTH:
             jar.clear(cookie.domain, cookie.path, cookie.name)
         else:
             count, length = count + 1, length + own
-
-
-MOST_COOKIES = 50
-"""Cookies of one group, as many as browsers keep for a host at least (RFC 6265 section 6.1)."""
-COOKIES_LENGTH = 16 * 1024
-"""Characters of all cookies of one group. Longer headers are refused by most servers."""

@@ -1,4 +1,4 @@
-"""Asks Exchange for the members of distribution groups."""
+"""Read the members of distribution groups from Exchange (ExpandDL)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from listener.ews.directory import Expansion, expand_dl, read_expand_dl
 from listener.ews.soap import Impersonation
 from listener.exchange.client import Access, ExchangeClient
 from listener.exchange.discovery import Autodiscover
-from listener.groups.affinity import Placement
+from listener.placement import Placement
 
 
 class Expander:
-    """Expands groups at `ews_url`, else where `expand_as` lives, in the name of that mailbox or in the account's."""
+    """Expands distribution groups at `ews_url`, or at the server of `expand_as` if there is no `ews_url`.
+
+    Requests impersonate `expand_as`; without it, they use the account itself.
+    """
 
     def __init__(
         self,
@@ -30,15 +33,15 @@ class Expander:
         self._expand_as = expand_as
 
     async def expand(self, group: str) -> Expansion:
-        """The members of a group, one level deep. Raises ExchangeError."""
-        url = self._ews_url or await self._home()
+        """Return the members of a group, one level deep. Raises ExchangeError."""
+        url = self._ews_url or await self._discover_url()
         body = expand_dl(group, version=self._version, impersonate=self._expand_as)
         headers = {} if self._expand_as is None else {"X-AnchorMailbox": self._expand_as.value}
         async with ExchangeClient(url, self._access) as client:
             return await client.call(body, headers, read_expand_dl)
 
-    async def _home(self) -> str:
-        assert self._expand_as is not None, "the configuration asks for one of them"
+    async def _discover_url(self) -> str:
+        assert self._expand_as is not None, "the configuration requires ews_url or expand_as"
         found = (await self._discovery.discover([self._expand_as.value]))[self._expand_as.value]
         if isinstance(found, Placement):
             return found.ews_url

@@ -1,8 +1,8 @@
-"""How much one account may ask of one server: requests side by side, and pauses that all of them keep.
+"""Throttle: limits the concurrent requests of one account to one server, and pauses them when the server is busy.
 
-The limits that a server sets its clients (EWSMaxConcurrency, CAS budgets) can't be asked for. So the listener starts
-with the configured number, halves it when the server says that it is busy, and adds one for every ten
-quiet seconds. Source: "EWS throttling in Exchange", learn.microsoft.com.
+A client cannot query the limits of a server (EWSMaxConcurrency, CAS budgets). So the throttle starts with the
+configured limit, halves it when the server reports that it is busy, and raises it by one for every 10 seconds without
+such a report. Source: "EWS throttling in Exchange", learn.microsoft.com.
 """
 
 from __future__ import annotations
@@ -19,79 +19,82 @@ from listener.ews.urls import server_of
 
 log = structlog.get_logger()
 
-QUIET = 10.0
-FEWEST = 2
-MOST_UNKNOWN = 100
+RAISE_INTERVAL = 10.0
+"""Seconds without a busy response after which the limit is raised by one."""
+MIN_LIMIT = 2
+"""The lowest limit, unless the configured one is lower."""
+MAX_UNKNOWN_CODES = 100
 """Unknown codes of one server that are logged and remembered."""
-OWN_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
+DEFAULT_PAUSE = Backoff(first=1.0, factor=2.0, cap=60.0)
+"""The pause after a busy response that names none."""
 
 
 class Throttles:
-    """The budgets of one account: one for each server, by the host of its URL."""
+    """The throttles of one account: one for each server, by the host of its URL."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
         self.by_host: dict[str, Throttle] = {}
 
     def of(self, url: str) -> Throttle:
-        """The budget for requests to this URL."""
+        """Return the throttle for requests to this URL."""
         host = server_of(url)
-        return self.by_host.setdefault(host, Throttle(self.most))
+        return self.by_host.setdefault(host, Throttle(self.maximum))
 
-    def change(self, most: int) -> None:
-        """From now on so many requests side by side are admitted for each server."""
-        self.most = most
+    def change(self, maximum: int) -> None:
+        """Set the configured limit of all servers."""
+        self.maximum = maximum
         for throttle in self.by_host.values():
-            throttle.change(most)
+            throttle.change(maximum)
 
     @property
     def limit(self) -> int:
-        """The fewest requests side by side that any server is asked now."""
-        return min((throttle.limit for throttle in self.by_host.values()), default=self.most)
+        """The lowest current limit of any server."""
+        return min((throttle.limit for throttle in self.by_host.values()), default=self.maximum)
 
     @property
     def pause(self) -> float:
-        """How many seconds any of the servers wants to be left alone still."""
+        """Seconds that remain of the longest pause of any server."""
         return max((throttle.pause for throttle in self.by_host.values()), default=0.0)
 
 
 class Throttle:
-    """Admits `most` requests at a time, fewer while the server is busy, and none while it asked for a pause.
+    """Admits at most `maximum` requests at the same time, fewer while the server is busy, and none during a pause.
 
-    Use it as an async context manager around each request; tell it how the request went. `answers` counts what came
-    of them: "ok", a known code, or "other".
+    Use it as an async context manager around each request, and report the result with succeeded() or failed().
+    `answers` counts the results: "ok", a known code, or "other".
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
         self.answers: Counter[str] = Counter()
-        self._limiter = trio.CapacityLimiter(most)
+        self._limiter = trio.CapacityLimiter(maximum)
         self._paused_until = -float("inf")
         self._raised_at = -float("inf")
-        self._busy = 0
-        self._unknown: set[str] = set()
-        self._heard = trio.Event()
+        self._busy_in_a_row = 0
+        self._unknown_codes: set[str] = set()
+        self._stream_answered = trio.Event()
 
     @property
     def limit(self) -> int:
-        """How many requests are admitted at a time now."""
+        """The number of requests that are admitted at the same time now."""
         return int(self._limiter.total_tokens)
 
-    def change(self, most: int) -> None:
-        """From now on so many are admitted at most; fewer still while the server is busy."""
-        unhindered = self.limit == self.most
-        self.most = most
-        self._limiter.total_tokens = most if unhindered else min(self.limit, most)
+    def change(self, maximum: int) -> None:
+        """Set the configured limit. A limit that is lowered because the server is busy is not raised at once."""
+        at_maximum = self.limit == self.maximum
+        self.maximum = maximum
+        self._limiter.total_tokens = maximum if at_maximum else min(self.limit, maximum)
 
     @property
     def pause(self) -> float:
-        """How many seconds the server wants to be left alone still."""
+        """Seconds that remain of the pause which the server asked for."""
         return max(0.0, self._paused_until - trio.current_time())
 
     async def __aenter__(self) -> None:
         await self._limiter.acquire()
         try:
-            while self.pause:  # noqa: ASYNC110  (it may have been prolonged meanwhile)
+            while self.pause:  # noqa: ASYNC110  (the pause may have been extended meanwhile)
                 await trio.sleep_until(self._paused_until)
         except BaseException:
             self._limiter.release()
@@ -102,42 +105,42 @@ class Throttle:
     ) -> None:
         self._limiter.release()
 
-    def went_well(self) -> None:
-        """A request was answered as it should be."""
-        self._busy = 0
+    def succeeded(self) -> None:
+        """Record a request that succeeded."""
+        self._busy_in_a_row = 0
         self.answers["ok"] += 1
         now = trio.current_time()
-        if self.limit < self.most and now - self._raised_at >= QUIET:
+        if self.limit < self.maximum and now - self._raised_at >= RAISE_INTERVAL:
             self._raised_at = now
             self._limiter.total_tokens = self.limit + 1
 
     def server_answered(self) -> None:
-        """A stream has been opened, and the server says something on it."""
-        self._heard.set()
-        self._heard = trio.Event()
+        """Record that a newly opened stream has delivered data."""
+        self._stream_answered.set()
+        self._stream_answered = trio.Event()
 
     async def wait_until_answered(self) -> None:
-        """Returns when the server is heard on a stream that has just been opened."""
-        await self._heard.wait()
+        """Return when the next newly opened stream has delivered data."""
+        await self._stream_answered.wait()
 
     def failed(self, failure: Failure) -> None:
-        """A request came to nothing."""
+        """Record a request that failed."""
         self.answers[failure.code if failure.code in VERDICTS else "other"] += 1
-        known = failure.code in VERDICTS or failure.code in self._unknown
-        if not known and len(self._unknown) < MOST_UNKNOWN:
-            self._unknown.add(failure.code)
+        known = failure.code in VERDICTS or failure.code in self._unknown_codes
+        if not known and len(self._unknown_codes) < MAX_UNKNOWN_CODES:
+            self._unknown_codes.add(failure.code)
             log.warning("exchange.unknown_code", code=failure.code, text=failure.text)
         if failure.verdict is Verdict.WAIT:
             self._back_off(failure)
 
     def _back_off(self, failure: Failure) -> None:
         now = trio.current_time()
-        if self.pause:  # one of those that were under way when the server first said so
+        if self.pause:  # this request was in flight when the pause began: do not halve the limit again
             self._paused_until = max(self._paused_until, now + (failure.wait or 0.0))
             return
-        self._busy += 1
-        seconds = failure.wait or OWN_PAUSE.longest(self._busy)
+        self._busy_in_a_row += 1
+        seconds = failure.wait or DEFAULT_PAUSE.longest(self._busy_in_a_row)
         self._paused_until = now + seconds
         self._raised_at = self._paused_until
-        self._limiter.total_tokens = max(min(FEWEST, self.most), self.limit // 2)
+        self._limiter.total_tokens = max(min(MIN_LIMIT, self.maximum), self.limit // 2)
         log.warning("exchange.busy", code=failure.code, seconds=round(seconds, 3), concurrency=self.limit)

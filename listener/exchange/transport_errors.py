@@ -1,4 +1,4 @@
-"""Map the errors of httpx, and of what it is built on, to failures with codes of our own (docs/TROUBLE.md)."""
+"""Map the errors of httpx and of the libraries below it to failures with the codes of docs/TROUBLE.md."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from listener.ews.xml import excerpt
 
 @contextmanager
 def mapped_errors(what: str = "", proxy: httpx.Proxy | None = None) -> Iterator[None]:
-    """Turns what httpx raises into ExchangeError. `what` was being done stands before its text, which names the host
-    and the port, or those of the `proxy`."""
+    """Raise ExchangeError in place of what httpx raises.
+
+    `what` is put before the text, which names the host and port of the server, or of the `proxy` if that failed.
+    """
     try:
         yield
-    except FOREIGN as error:
+    except LIBRARY_ERRORS as error:
         raise ExchangeError(Failure(code=_code(error), text=what + excerpt(_text(error, proxy)))) from error
 
 
-FOREIGN: tuple[type[Exception], ...] = (
+LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     httpx.HTTPError,
     httpx.InvalidURL,  # not an HTTPError
     httpx.StreamError,
@@ -40,8 +42,8 @@ FOREIGN: tuple[type[Exception], ...] = (
     ArithmeticError,
     OSError,  # ssl.SSLError too
 )
-"""What libraries raise for URLs, headers, certificates and bodies of outside origin. Mistakes of our own, such as
-TypeError and AssertionError, are not among them."""
+"""What libraries raise for URLs, headers, certificates and bodies that they receive. Errors that indicate a bug, such
+as TypeError and AssertionError, are not among them."""
 
 
 def _code(error: Exception) -> str:
@@ -54,7 +56,7 @@ def _code(error: Exception) -> str:
             return "NameNotResolved"
         case httpx.ConnectError() if _caused_by(error, ssl.SSLError):
             return "TlsFailed"
-        case httpx.ProxyError() if str(error).startswith("407"):  # httpcore's word for the answer to CONNECT
+        case httpx.ProxyError() if str(error).startswith("407"):  # httpcore's text for a response to CONNECT
             return "Http407"
         case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return "ConnectFailed"
@@ -64,7 +66,7 @@ def _code(error: Exception) -> str:
             return "TlsFailed"
         case ValueError() | ArithmeticError():
             return "UnexpectedReply"
-        case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's word for it
+        case httpx.RemoteProtocolError() if "incomplete" in str(error):  # h11's text
             return "StreamIncomplete"
         case _:
             return "ConnectionReset"
@@ -77,19 +79,19 @@ def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
 _NOT_TLS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 )
-"""What OpenSSL says of bytes that are no TLS record; the name depends on its version."""
-_NOT_TEXT = "illegal request line"
-"""What h11 says of an answer that begins with a control character, as a TLS alert does (RFC 8446 section 6)."""
+"""OpenSSL's reasons for bytes that are not a TLS record; the name depends on its version."""
+_NOT_HTTP = "illegal request line"
+"""h11's text for a response that begins with a control character, as a TLS alert does (RFC 8446 section 6)."""
 
 
 def _text(error: BaseException, proxy: httpx.Proxy | None = None) -> str:
-    """What went wrong and where. Of a chain of causes, it is the first that says anything: httpx often does not."""
-    target, named = _server(error), "the hostname "
-    said = next(filter(None, map(str, _causes(error))), type(error).__name__)
+    """Return what failed and where. The first cause with a text is used: httpx's own text is often empty."""
+    server, hostname = _server(error), "the hostname "
+    text = next(filter(None, map(str, _causes(error))), type(error).__name__)
     if isinstance(error, httpx.ProxyError):
-        return f"the proxy{'' if proxy is None else f' {_host_port(proxy.url)}'} says: {said}"
+        return f"the proxy{'' if proxy is None else f' {_host_port(proxy.url)}'} says: {text}"
     if proxy is not None and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        target, named = f"the proxy {_host_port(proxy.url)}", "the hostname of "
+        server, hostname = f"the proxy {_host_port(proxy.url)}", "the hostname of "
     for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
@@ -97,23 +99,23 @@ def _text(error: BaseException, proxy: httpx.Proxy | None = None) -> str:
             case ssl.SSLError() if cause.reason in _NOT_TLS:
                 return f"TLS with {_server(error)} fails: {NO_TLS} ({cause.reason})"
             case ssl.SSLError():
-                return f"TLS with {_server(error)} fails: {said}"
+                return f"TLS with {_server(error)} fails: {text}"
             case socket.gaierror():
-                name, _, _ = target.rpartition(":")
-                return f"{named}{name} cannot be resolved: {said}"
+                name, _, _ = server.rpartition(":")
+                return f"{hostname}{name} cannot be resolved: {text}"
     if isinstance(error, httpx.ConnectTimeout):
-        return f"{target} does not accept a connection in time"
+        return f"{server} does not accept a connection in time"
     if isinstance(error, httpx.ConnectError):
         reasons = dict.fromkeys(filter(None, map(_errno_text, _leaves(error))))
-        return f"{target} does not accept a connection: {', '.join(reasons) or said}"
-    if _NOT_TEXT in said:
-        return f"{target} does not answer in HTTP: {ONLY_TLS}"
-    return said
+        return f"{server} does not accept a connection: {', '.join(reasons) or text}"
+    if _NOT_HTTP in text:
+        return f"{server} does not answer in HTTP: {ONLY_TLS}"
+    return text
 
 
 def _server(error: BaseException) -> str:
-    """The host and port that a request was for."""
-    request = getattr(error, "_request", None)  # `request` raises where there is none
+    """Return the host and port of the request that failed."""
+    request = getattr(error, "_request", None)  # the property `request` raises if there is none
     return "the server" if request is None else _host_port(request.url)
 
 
@@ -123,7 +125,7 @@ def _host_port(url: httpx.URL) -> str:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The causes, with those that a group of exceptions holds: a host may have several addresses."""
+    """Yield the causes, with the members of exception groups: a host may have several addresses."""
     for cause in _causes(error):
         if isinstance(cause, BaseExceptionGroup):
             yield from cause.exceptions
@@ -132,7 +134,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _errno_text(error: BaseException) -> str | None:
-    """The plain words of the operating system: those of trio name the address once more."""
+    """Return the text of the operating system. The texts of trio repeat the address."""
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else None
 
 

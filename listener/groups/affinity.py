@@ -12,29 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple, TypeAlias
 
 from listener.access import AccessKind
 from listener.ews.urls import host_of
+from listener.placement import AffinityKey, Placement
 
 MAX_GROUP_SIZE = 200
-
-AffinityKey: TypeAlias = tuple[str, str, AccessKind]
-"""What all mailboxes of a group have in common: EWS URL, GroupingInformation, access type."""
-
-
-class Placement(NamedTuple):
-    """The servers of one mailbox, as Autodiscover or the configuration names them."""
-
-    ews_url: str
-    grouping_information: str
-    mailbox: str
-    access: AccessKind = "impersonation"
-
-    @property
-    def affinity_key(self) -> AffinityKey:
-        """What all mailboxes of a group have in common."""
-        return self.ews_url, self.grouping_information, self.access
 
 
 @dataclass(frozen=True, slots=True)

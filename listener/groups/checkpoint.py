@@ -20,9 +20,10 @@ import msgspec
 
 from listener.access import AccessKind
 from listener.exchange.cookies import Cookie
-from listener.groups.affinity import AffinityKey, Group, Placement
+from listener.groups.affinity import Group
 from listener.groups.group import SavedSubscriptions
 from listener.groups.ownership import server_of
+from listener.placement import AffinityKey, Placement
 
 
 class SubscriptionCheckpoint(msgspec.Struct, frozen=True, array_like=True):

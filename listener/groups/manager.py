@@ -17,9 +17,7 @@ import trio
 from listener.ews.codes import Failure
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Stop
 from listener.groups.affinity import (
-    AffinityKey,
     Group,
-    Placement,
     deduplicated,
     duplicates,
     groups,
@@ -34,6 +32,7 @@ from listener.groups.placement_search import Discovery, PlacementSearch
 from listener.groups.runner import GroupRunner
 from listener.groups.runners import Runners
 from listener.groups.settings import ManagerSettings
+from listener.placement import AffinityKey, Placement
 
 log = structlog.get_logger()
 

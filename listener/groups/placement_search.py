@@ -12,9 +12,9 @@ import trio
 
 from listener.ews.codes import Failure, Verdict, crash
 from listener.groups.actions import Doubted
-from listener.groups.affinity import Placement
 from listener.groups.runners import Runners
 from listener.groups.settings import ManagerSettings
+from listener.placement import Placement
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict, crash
 from listener.ews.folders import get_folder, read_get_folder
 from listener.ews.subscription import read_subscribe, read_unsubscribe, subscribe, unsubscribe
-from listener.exchange.auth.lockout import OF_MAILBOX
+from listener.exchange.auth.lockout import MAILBOX_REFUSAL_CODES
 from listener.exchange.client import ExchangeClient
 from listener.groups.actions import Denied, Subscribe, Subscribed, Unsubscribe
 from listener.groups.group_context import GroupContext
@@ -67,7 +67,7 @@ class Subscriber:
             context.client.forget_cookies()
             # The response for the anchor sets the cookie that sends the others to the same back end.
             await try_one(todo.pop())
-            if todo and refused and refused[0][1].code in OF_MAILBOX and not refused[0][1].wait:
+            if todo and refused and refused[0][1].code in MAILBOX_REFUSAL_CODES and not refused[0][1].wait:
                 # The refusal may concern the anchor only: another mailbox shows whether the account is accepted.
                 await try_one(todo[-1], todo.pop())
                 if ids:

@@ -1,7 +1,7 @@
-"""The environment of programs that handlers run: a short list of the daemon's own variables, and what is configured.
+"""The environment of programs that handlers run: a few of the daemon's variables, and the configured ones.
 
-The daemon's environment can hold secrets (the variable of `password_env`, CREDENTIALS_DIRECTORY) and what belongs to
-the daemon alone (NOTIFY_SOCKET, LISTEN_FDS, WATCHDOG_PID). A list of what is passed on cannot miss one of them.
+The daemon's environment can contain secrets (the variable of `password_env`, CREDENTIALS_DIRECTORY) and variables for
+the daemon only (NOTIFY_SOCKET, LISTEN_FDS, WATCHDOG_PID). An allow-list cannot miss one of them.
 """
 
 import os
@@ -21,7 +21,7 @@ PASSED_ON: Final = frozenset(
         "TZ",
         "LANG",
         "LANGUAGE",
-        # By name: a pattern would also pass on a secret that is called LC_SOMETHING. glibc's categories, locale(7).
+        # glibc's categories, locale(7), by name: a pattern would also pass a secret named LC_SOMETHING.
         "LC_ADDRESS",
         "LC_ALL",
         "LC_COLLATE",
@@ -37,14 +37,16 @@ PASSED_ON: Final = frozenset(
         "LC_TIME",
     }
 )
-"""Variables that programs get as the daemon has them; docs/HANDLERS.md lists them too."""
-
+"""The daemon's variables that programs get; docs/HANDLERS.md lists them too."""
 
 NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def environment_of(own: Mapping[str, str]) -> dict[str, str]:
-    """Return what a program gets: PASSED_ON, and `own` above it. Raises ValueError if `own` has no possible names."""
+    """Return the environment of a program: PASSED_ON, overridden by `own`.
+
+    Raises ValueError if a name in `own` is not valid, or if a value contains NUL.
+    """
     for name, value in own.items():
         if not name or "=" in name or "\0" in name or "\0" in value:
             raise ValueError(
@@ -54,6 +56,8 @@ def environment_of(own: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_program(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Raises FileNotFoundError if there is no such program on the PATH that it would be looked for on."""
-    if not command or shutil.which(command[0], path=environment.get("PATH", os.defpath)) is None:
-        raise FileNotFoundError(f"there is no program {command[0] if command else 'in an empty command'}")
+    """Raise FileNotFoundError if the program does not exist on the PATH of `environment`."""
+    if not command:
+        raise FileNotFoundError("command is empty")
+    if shutil.which(command[0], path=environment.get("PATH", os.defpath)) is None:
+        raise FileNotFoundError(f"program not found: {command[0]}")

@@ -1,4 +1,4 @@
-"""`use = "exec"`: one process an event, with the event on its standard input."""
+"""`use = "exec"`: one process per event, with the event on its standard input."""
 
 import subprocess
 from collections.abc import AsyncIterator, Mapping
@@ -11,25 +11,25 @@ from listener import Handler, MailboxEvent, Reject
 from listener.handlers._environment import NONE, environment_of, require_program
 
 EX_DATAERR = 65
-"""Of sysexits.h: the input is at fault, so trying again is of no use."""
+"""From sysexits.h: the input is invalid, so a retry is useless."""
 
-_TAIL = 2000  # bytes of the command's standard error that are kept
+_TAIL = 2000  # last bytes of the command's standard error that are reported
 _AFTER_EXIT = 1.0  # seconds that a grandchild may keep standard error open
 
 
 class CommandError(Exception):
-    """The command ended with another status than 0."""
+    """The command ended with a status other than 0."""
 
 
 @asynccontextmanager
 async def open_exec(*, command: list[str], environment: Mapping[str, str] = NONE) -> AsyncIterator[Handler]:
     """Run `command`, a program and its arguments (no shell), for each event.
 
-    The event's JSON comes on standard input, EWS_EVENT_ID, EWS_EVENT_TYPE and EWS_MAILBOX in the environment, with
-    what `environment` sets and a few of the daemon's variables (docs/HANDLERS.md lists them). Standard output is
-    dropped. Exit status 0 acknowledges the event, 65 rejects it, any other is a failure, which
-    is logged with the end of standard error. A call that takes longer than the handler's timeout is ended
-    (SIGTERM, after 5 s SIGKILL). Raises FileNotFoundError if there is no such program.
+    The event's JSON is on standard input. The environment has EWS_EVENT_ID, EWS_EVENT_TYPE, EWS_MAILBOX, what
+    `environment` sets and a few of the daemon's variables (docs/HANDLERS.md lists them). Standard output is dropped.
+    Exit status 0 acknowledges the event and 65 rejects it. Any other status is a failure, which is logged with the
+    end of standard error. A process that exceeds the handler's timeout is terminated (SIGTERM, after 5 s SIGKILL).
+    Raises FileNotFoundError if the program does not exist.
     """
     variables = environment_of(environment)
     require_program(command, variables)
@@ -47,7 +47,7 @@ async def open_exec(*, command: list[str], environment: Mapping[str, str] = NONE
 
 
 async def _run(command: list[str], event: MailboxEvent, variables: Mapping[str, str]) -> tuple[int, str]:
-    """The exit status and the end of standard error."""
+    """Run the command for one event. Return its exit status and the end of its standard error."""
     about = {"EWS_EVENT_ID": event.id, "EWS_EVENT_TYPE": event.type, "EWS_MAILBOX": event.mailbox}
     start = partial(
         trio.run_process,

@@ -1,4 +1,4 @@
-"""`use = "exec-stream"`: one long-lived process, which is fed a line of JSON an event."""
+"""`use = "exec-stream"`: one long-lived process, which reads one line of JSON per event."""
 
 import subprocess
 from collections.abc import AsyncIterator, Mapping
@@ -10,11 +10,11 @@ import trio
 from listener import Handler, MailboxEvent, Reject, Retry
 from listener.handlers._environment import NONE, environment_of, require_program
 
-_GRACE = 5.0  # seconds after the end of its input, and again after SIGTERM
+_GRACE = 5.0  # seconds to wait after closing its input, and again after SIGTERM
 _MAX_ANSWER = 65536
-_MAX_LINE = 4096  # bytes of a line of its standard error that are logged
-_LINES_A_SECOND = 20  # of them, on average; a burst may be ten times as many
-_DRAIN = 0.5  # seconds that a process which has ended may have left something on standard error
+_MAX_LINE = 4096  # logged bytes per line of its standard error
+_LINES_PER_SECOND = 20  # logged lines, on average; a burst may have ten times as many
+_DRAIN = 0.5  # seconds to read the rest of standard error after the process has ended
 
 
 @asynccontextmanager
@@ -28,23 +28,23 @@ async def open_exec_stream(
 ) -> AsyncIterator[Handler]:
     """Start `command`, a program and its arguments (no shell), and write each event's JSON to its standard input.
 
-    With `acknowledge`, the process answers each line by a line on standard output, as soon as it has dealt with
-    it: `ok`, `retry` or `reject`, and after the latter two a reason if it likes. Without, an event counts as
-    handled once it is in the pipe, so that those which a process leaves unread when it dies are lost; standard
-    output is dropped. Lines on standard error are logged (`handler.process_stderr`), some each second. The process
-    gets what `environment` sets and a few of the daemon's variables (docs/HANDLERS.md lists them).
+    With `acknowledge`, the process answers each line with a line on standard output when it has handled the event:
+    `ok`, `retry` or `reject`, the latter two with an optional reason. Otherwise an event counts as handled once it is
+    in the pipe, so events that the process has not read when it dies are lost; standard output is dropped. Lines on
+    standard error are logged (`handler.process_stderr`) at a limited rate. The environment has what `environment`
+    sets and a few of the daemon's variables (docs/HANDLERS.md lists them).
 
-    The process starts with the first event. When it ends, the event in hand is tried again with a new one, which
-    is started `restart_first` seconds later; the wait doubles up to `restart_cap` while the processes do not live
-    that long. At the end, the process gets the end of its input, 5 s later SIGTERM, 5 s later SIGKILL.
-    Raises FileNotFoundError if there is no such program.
+    The process starts with the first event. When it ends, a new one starts `restart_first` seconds later and gets the
+    current event again. The delay doubles up to `restart_cap` until a process runs for that long. On shutdown, its
+    input is closed, and it gets SIGTERM after 5 s and SIGKILL after another 5 s. Raises FileNotFoundError if the
+    program does not exist.
     """
     variables = environment_of(environment)
     require_program(command, variables)
-    one_at_a_time = trio.Lock()
+    lock = trio.Lock()  # one event at a time: the answers have no ids
 
     async def handle(event: MailboxEvent) -> None:
-        async with one_at_a_time:
+        async with lock:
             answer = await child.ask(event.to_json().encode() + b"\n")
         verdict, _, reason = answer.partition(" ")
         if verdict == "retry":
@@ -88,21 +88,22 @@ class _Child:
         self._log = structlog.get_logger()
 
     async def ask(self, line: bytes) -> str:
-        """Write a line and return the answer, `ok` if none is asked for. Raises Retry when the process has ended.
+        """Write a line and return the answer, or `ok` without `acknowledge`. Raises Retry if the process has ended.
 
-        A call that is cancelled leaves the process with half a line, or us with an answer to come: it is killed.
+        A cancelled call kills the process: half a line may be in the pipe, or the answer would arrive late and be
+        taken for the answer to the next event.
         """
         process = await self._running()
-        whole = False
+        complete = False
         try:
             assert process.stdin is not None
             await process.stdin.send_all(line)
             answer = await self._answer(process) if self._acknowledge else "ok"
-            whole = True
+            complete = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise Retry("the process has ended") from None
         finally:
-            if not whole:
+            if not complete:
                 self._broken = True
                 process.kill()
         return answer
@@ -114,11 +115,11 @@ class _Child:
         with trio.CancelScope(shield=True):
             assert process.stdin is not None
             await process.stdin.aclose()
-            for urge in (process.terminate, process.kill):
+            for stop in (process.terminate, process.kill):
                 with trio.move_on_after(_GRACE):
                     await process.wait()
                     break
-                urge()
+                stop()
             await process.wait()
             if process.stdout is not None:
                 await process.stdout.aclose()
@@ -127,11 +128,11 @@ class _Child:
         process = self._process
         if process is not None and (self._broken or process.poll() is not None):
             await self.close()
-            self._ended(process)
+            self._note_end(process)
         if self._process is None:
             pause = self._not_before - trio.current_time()
             if pause > 0:
-                # Nobody has tried this event: it is not its fault that there is no process to take it.
+                # This does not count as an attempt: no process has received the event.
                 raise Retry("the process has ended", after=pause, counts=False)
             self._process = await trio.lowlevel.open_process(
                 self._command,
@@ -148,15 +149,17 @@ class _Child:
         return self._process
 
     async def _log_errors(self, stream: trio.abc.ReceiveStream) -> None:
-        """Logs what the process writes on standard error, line by line, until it closes that. What comes too fast is
-        read all the same, so that the process does not block, and counted."""
+        """Log the lines that the process writes on standard error, until it closes it.
+
+        Lines beyond the rate limit are read too, so that the process does not block, and counted.
+        """
         rest, left_out = bytearray(), 0
-        credit, since = 10.0 * _LINES_A_SECOND, trio.current_time()
+        credit, since = 10.0 * _LINES_PER_SECOND, trio.current_time()
 
         def note(line: bytes | bytearray) -> None:
             nonlocal credit, since, left_out
             now = trio.current_time()
-            credit, since = min(10.0 * _LINES_A_SECOND, credit + (now - since) * _LINES_A_SECOND), now
+            credit, since = min(10.0 * _LINES_PER_SECOND, credit + (now - since) * _LINES_PER_SECOND), now
             if credit < 1:
                 left_out += 1
                 return
@@ -174,12 +177,12 @@ class _Child:
                 rest = bytearray(last)
                 for line in lines:
                     note(line)
-                if len(rest) > _MAX_LINE:  # a line without end
+                if len(rest) > _MAX_LINE:  # bounds the memory for a line that never ends
                     note(rest)
                     rest.clear()
             note(rest)
 
-    def _ended(self, process: trio.Process) -> None:
+    def _note_end(self, process: trio.Process) -> None:
         lived = trio.current_time() - self._started
         self._wait = self._first if lived >= self._cap else min(self._wait, self._cap)
         self._not_before = trio.current_time() + self._wait
@@ -199,7 +202,7 @@ class _Child:
                 raise trio.BrokenResourceError
             self._answers += chunk
             if len(self._answers) > _MAX_ANSWER:
-                raise ValueError("the process answered without end")
+                raise ValueError(f"the process sent more than {_MAX_ANSWER} bytes without a line end")
         answer, _, rest = self._answers.partition(b"\n")
         self._answers = bytearray(rest)
         return answer.decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""`use = "file"`: one line of JSON an event, appended to a file."""
+"""`use = "file"`: append one line of JSON per event to a file."""
 
 import errno
 import os
@@ -13,11 +13,10 @@ from listener import BatchHandler, MailboxEvent
 
 @asynccontextmanager
 async def open_file(*, path: Path, sync: bool = True) -> AsyncIterator[BatchHandler]:
-    """Append each event to the file at `path`, which is made (mode 0640) if it is not there.
+    """Append each event to the file at `path`. Create it (mode 0640) if it does not exist.
 
-    A line is on the disk when its event is acknowledged; without `sync`, only as far as a crash of the machine does
-    not matter. A file that was renamed or removed, as by logrotate, is left, and a new one made at `path`. Raises
-    OSError.
+    With `sync`, a line is on the disk before its event is acknowledged; without, a crash of the machine may lose it.
+    If the file was renamed or removed, as by logrotate, a new one is created at `path`. Raises OSError.
     """
     file = _LineFile(path)
     try:
@@ -27,14 +26,14 @@ async def open_file(*, path: Path, sync: bool = True) -> AsyncIterator[BatchHand
 
 
 class _Writer:
-    max_batch = 500  # what comes while the disk is busy goes with the next
+    max_batch = 500  # events that arrive during a sync share the next one
 
     def __init__(self, file: "_LineFile", *, sync: bool) -> None:
         self._file = file
         self._sync = sync
 
     async def handle_batch(self, events: Sequence[MailboxEvent]) -> None:
-        # A write to a regular file takes microseconds; what waits for the disk goes to a thread.
+        # A write to a regular file takes microseconds. Only the sync waits for the disk, so it runs in a thread.
         self._file.append("".join([event.to_json() + "\n" for event in events]).encode())
         if self._sync:
             await trio.to_thread.run_sync(self._file.sync, abandon_on_cancel=True)
@@ -46,19 +45,21 @@ class _LineFile:
         self._descriptor, self._identity, self._torn, self._new = self._open()
 
     def append(self, lines: bytes) -> None:
-        """Adds whole lines. Raises OSError."""
+        """Append complete lines. Raises OSError."""
         if self._was_rotated():
             old = self._descriptor
             self._descriptor, self._identity, self._torn, self._new = self._open()
             os.close(old)
         data = memoryview((b"\n" if self._torn else b"") + lines)
-        self._torn = True  # until all of it is written: after an error, the next line starts on its own
+        self._torn = (
+            True  # until everything is written: after an error, the next append starts with a line end
+        )
         while data:
             data = data[os.write(self._descriptor, data) :]
         self._torn = False
 
     def sync(self) -> None:
-        """Returns when all is on the disk, and the file's name too. Raises OSError."""
+        """Return when the lines and the file's directory entry are on the disk. Raises OSError."""
         _flush(os.fdatasync, self._descriptor)
         if self._new:
             directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,8 +73,10 @@ class _LineFile:
         os.close(self._descriptor)
 
     def _open(self) -> tuple[int, tuple[int, int], bool, bool]:
-        """A descriptor, which file it is, whether a crash cut off its last line, which none may continue, and whether
-        it may be new."""
+        """Return a descriptor, the file's identity, whether its last line is incomplete, and whether it may be new.
+
+        A crash may have cut off the last line; the next line must not continue it.
+        """
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         status = os.fstat(descriptor)
         torn = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
@@ -91,5 +94,5 @@ def _flush(flush: Callable[[int], None], descriptor: int) -> None:
     try:
         flush(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # there is no disk behind a terminal
+        if error.errno != errno.EINVAL:  # terminals and pipes cannot be synced
             raise

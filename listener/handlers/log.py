@@ -1,4 +1,4 @@
-"""`use = "log"`: one log line an event."""
+"""`use = "log"`: one log line per event."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 @asynccontextmanager
 async def open_log(*, level: Literal["debug", "info", "warning"] = "info") -> AsyncIterator[Handler]:
-    """Log each event as `mailbox.event`, at this level, with the fields that the server sent."""
+    """Log each event as `mailbox.event` at `level`, with the fields that the server sent."""
     log = structlog.get_logger()
 
     async def handle(event: MailboxEvent) -> None:

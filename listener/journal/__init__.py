@@ -1,26 +1,26 @@
-"""The durable log between the streams and the handlers, and the state that must agree with it.
+"""The journal: a durable log between the streams and the handlers, and state that must be consistent with it.
 
     async with open_journal(directory) as journal:                  # listener/journal/sqlite.py
-        await journal.append(events, [Put("sync", key, state)])     # returns when both are on the disk
+        await journal.append(events, [Put("sync", key, state)])     # returns when both are durable
         reader = await journal.reader("audit")
         for position, event in await reader.read(500):
             ...
             reader.acknowledge([position])
 
-Rules, which every implementation keeps:
+Every implementation keeps these rules:
 
-1. An event has a position, from 1, that only grows. Events of one mailbox lie in the order in which they were
-   appended. Positions may have holes.
-2. What `append` has returned for survives a crash at any instruction. Events and changes of one call are kept
-   together or not at all.
-3. A reader hands out every event that its handler wants, in order of position, until it is acknowledged. After a
-   crash some that were acknowledged may come again; none that was not is left out.
-4. Acknowledgements may come in any order: what is kept of a handler is how far it has read and which of those
-   events it has not finished.
-5. Nothing is deleted that a handler has not finished. A journal that is full, or whose disk is, lets appends wait.
-6. A handler that the journal has never seen starts at the end: it gets what comes from now on. `replay` gives it
-   the past. A handler that is no longer opened keeps its place until that is older than `Retention.age`, or
-   until the journal is full and only absent handlers hold it.
+1. An event has a position, from 1, that only grows. Events of one mailbox have the order in which they were
+   appended. Positions may have gaps.
+2. After `append` has returned, its data survives a crash at any instruction. The events and changes of one call are
+   stored together or not at all.
+3. A reader returns every event that its handler wants, in order of position, until the event is acknowledged. After a
+   crash some acknowledged events may be returned again; no unacknowledged event is skipped.
+4. Acknowledgements may come in any order. The stored offset of a handler is the position it has read to, and the
+   unfinished events up to there.
+5. An event that a handler has not finished is never deleted. While the journal or its disk is full, appends wait.
+6. A new handler starts at the end: it gets the events that are appended from then on. `replay` redelivers older ones.
+   A handler that is no longer opened keeps its offset until that is older than `Retention.age`, or until the journal
+   is full and only absent handlers prevent deletion.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from listener.event import MailboxEvent
 
 
 class JournalError(ListenerError):
-    """The journal cannot go on: it is damaged, or was asked for something that it does not have."""
+    """The journal cannot continue because it is damaged, or the caller asked for something that does not exist."""
 
 
 class JournalDamagedError(JournalError):
-    """The database file is damaged: another start ends in the same way, until somebody has seen to it."""
+    """The database file is damaged. A restart fails in the same way until an operator has repaired or moved it."""
 
 
 class Entry(NamedTuple):
-    """An event and its place in the journal."""
+    """An event and its position in the journal."""
 
     position: int
     event: MailboxEvent
 
 
 OWNED = "\x1f"
-"""Stands in a key of the saved state behind whom the value is about, if that is a mailbox."""
+"""Separates the owner (usually a mailbox) from the rest of a key of the stored state."""
 
 
 class Put(NamedTuple):
-    """Sets a value of the saved state. Keys sort by their code points; `value` is the caller's own encoding."""
+    """Set a value of the stored state. Keys sort by code point; the caller encodes `value`."""
 
     namespace: str
     key: str
@@ -63,7 +63,7 @@ class Put(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """Removes a value of the saved state; one that is not there is no error."""
+    """Remove a value of the stored state. A missing value is not an error."""
 
     namespace: str
     key: str
@@ -73,7 +73,7 @@ Change: TypeAlias = Put | Drop
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that a handler could not handle. `time` is Unix time; `traceback` is empty if nothing was raised."""
+    """An event that a handler did not accept. `time` is Unix time; `traceback` is empty if nothing was raised."""
 
     number: int
     handler: str
@@ -87,11 +87,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """How much is kept.
+    """How long events are stored, and how much space they may take.
 
-    Events that all handlers have finished are kept for `age` seconds, for replay, but go sooner, oldest first, when
-    the journal comes near `size` bytes. At `size` appends wait. The write-ahead log, 16 to 64 MiB beside the
-    database, is not counted.
+    Events that all handlers have finished are stored for `age` seconds, for replay. They are deleted sooner, oldest
+    first, when the journal approaches `size` bytes. At `size`, appends wait. The write-ahead log, an extra 16 to
+    64 MiB, is not counted.
     """
 
     age: float = 3 * 86400.0
@@ -100,9 +100,9 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """How the journal stands. `lag`: for each open handler, the events that it has not finished with, at most.
+    """Status of the journal. `lag`: for each open handler, an upper bound of its unfinished events.
 
-    `write_error` is what the disk says while it refuses, `full` whether appends wait for room.
+    `write_error`: the disk's error message while writes fail. `full`: whether appends wait for space.
     """
 
     end: int
@@ -115,95 +115,97 @@ class Figures:
 
 
 class Reader(Protocol):
-    """One handler's way through the journal. It belongs to one task; acknowledgements may come from any."""
+    """One handler's reader. One task reads; any task may acknowledge."""
 
     @property
     def handler(self) -> str: ...
 
     @property
     def unfinished(self) -> int:
-        """How many events were read and not acknowledged."""
+        """The number of events that were read and not acknowledged."""
 
     @property
     def lag(self) -> int:
-        """How many events the handler has not finished with, at most: its filter may pass some of them over."""
+        """Upper bound of the events that the handler has not finished; its filter may exclude some of them."""
 
     async def read(self, limit: int) -> list[Entry]:
-        """The next events, `limit` at most, none of them twice. Waits until there is one in the journal.
+        """Return the next events, at most `limit`, each only once. Wait until the journal has one.
 
-        Returns nothing when what was there has been passed over: then `lag` has changed.
-        From memory while the handler keeps up, else from the disk. Raises JournalError if the journal is damaged.
+        Returns an empty list if the filter excluded all new events: then `lag` has changed. Reads from memory while
+        the handler keeps up, otherwise from the disk. Raises JournalError if the journal is damaged.
         """
 
     def acknowledge(self, positions: Iterable[int]) -> None:
-        """The handler has finished with these. Durable within a fraction of a second; never waits."""
+        """Mark events as finished. Durable within a fraction of a second; never waits."""
 
     async def dead_letter(
         self, entries: Sequence[Entry], *, reason: str, traceback: str = "", attempts: int = 1
     ) -> None:
-        """Puts events among the dead letters together, and acknowledges them. Returns when that is durable."""
+        """Move events to the dead-letter queue together, and acknowledge them. Return when that is durable."""
 
 
 class Journal(Protocol):
-    """The journal. Every call that writes returns when that is durable; none blocks the loop."""
+    """The journal. Every call that writes returns when the data is durable; none blocks the event loop."""
 
     @property
     def figures(self) -> Figures: ...
 
     @property
     def idle(self) -> float:
-        """Seconds since the disk last answered, be it that it refused: a few at most, unless something hangs."""
+        """Seconds since the disk last answered, even with an error. More than a few mean that something hangs."""
 
     async def append(self, events: Sequence[MailboxEvent], changes: Sequence[Change] = ()) -> None:
-        """Writes events and state together. Waits while the journal is full or its disk refuses.
+        """Write events and state together. Wait while the journal is full or its disk refuses writes.
 
-        Without events it does not wait for room. If it is cancelled, it is not said whether it was written.
+        Without events it does not wait for space. After a cancellation it is unknown whether the data was written.
         """
 
     async def reader(self, handler: str, wants: Callable[[MailboxEvent], bool] | None = None) -> Reader:
-        """Opens the handler's way through the journal, where it stood. One reader a handler.
+        """Open a reader at the handler's offset. A handler can have one reader.
 
-        What `wants` refuses is passed over and counts as acknowledged.
+        Events for which `wants` returns False are skipped and count as acknowledged.
         """
 
     async def release(self, handler: str) -> None:
-        """Ends the handler's way through the journal; another reader may then go on from where it stood.
+        """Close the handler's reader; another reader may then continue at its offset.
 
-        Waits for no disk. Its own reader must not be used any more. A handler without a reader is no error.
+        Does not wait for the disk. Do not use the reader afterwards. A handler without a reader is not an error.
         """
 
     async def load(self, namespace: str, prefix: str = "") -> dict[str, bytes]:
-        """The saved state in a namespace whose keys begin so, in the order of the keys."""
+        """Return the stored state of a namespace whose keys start with `prefix`, sorted by key."""
 
     async def forget(self, namespace: str, others: Collection[str], before: float) -> list[str]:
-        """Removes the saved state of all owners but these, if nothing of theirs was written since a Unix time.
+        """Remove the stored state of owners that are not in `others` and have no value written since `before`.
 
-        An owner is what stands in keys in front of OWNED. Returns who was forgotten.
+        An owner is the part of a key before OWNED. `before` is Unix time. Returns the removed owners.
         """
 
     def recent(self, since: float, most: int) -> AsyncGenerator[Sequence[MailboxEvent], None]:
-        """What was journaled since a Unix time and before this call, in its order, some at a time: the last `most`
-        events or a few more, each once, whatever its handlers did with it."""
+        """Yield the events that were journaled since a Unix time and before this call, in order, in batches.
+
+        Yields the last `most` events or a few more, each once, whether or not its handlers have finished it.
+        """
 
     async def dead_letters(
         self, handler: str | None = None, *, after: int = 0, limit: int = 100
     ) -> list[DeadLetter]:
-        """Dead letters with higher numbers than `after`, oldest first."""
+        """Return dead letters with numbers above `after`, oldest first."""
 
     async def dead_letter(self, number: int) -> DeadLetter | None: ...
 
-    async def retry(self, numbers: Sequence[int]) -> int:
-        """Gives dead letters back to their handlers, as new entries at the end. Returns how many there were."""
+    async def requeue(self, numbers: Sequence[int]) -> int:
+        """Requeue dead letters for their handlers, as new entries at the end. Return how many were found."""
 
     async def discard(self, numbers: Sequence[int]) -> int:
-        """Deletes dead letters. Returns how many there were."""
+        """Delete dead letters. Return how many were found."""
 
     async def replay(self, handler: str, since: float, mailbox: str | None = None) -> int:
-        """Gives a handler again what was journaled since a Unix time, as new entries at the end, in their order.
+        """Redeliver to a handler what was journaled since a Unix time, as new entries at the end, in order.
 
-        Returns how many events that are (before the handler's filter). Raises JournalError if no handler of this
-        name was ever opened. `mailbox` is an address, whatever its case.
+        Returns the number of events, before the handler's filter. Raises JournalError if no handler of this name was
+        ever opened. `mailbox` is an address; its case does not matter.
         """
 
     async def flush(self) -> None:
-        """Returns when every acknowledgement up to now is durable."""
+        """Return when every acknowledgement up to now is durable."""

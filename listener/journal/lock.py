@@ -1,4 +1,4 @@
-"""One process a state directory."""
+"""A lock file: one process per state directory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE_NAME: Final = "lock"
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Makes the directory if need be and holds its lock; the system frees it if we are killed.
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Create the directory if necessary and hold its lock. The kernel releases the lock when the process dies.
 
-    Raises ConfigError if it cannot be made, or if another process has it, whose id is then named.
+    Raises ConfigError if the lock file cannot be created, or if another process holds it; the text has its id.
     """
     path = directory / FILE_NAME
     try:
@@ -29,20 +29,21 @@ def locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename == str(path) and error.errno in (errno.ELOOP, errno.EINVAL, errno.EPERM):
             raise unusable(path, f"is not used: {error.strerror}", "remove it") from error
-        what = f"cannot be made: {error.strerror}"
-        raise unusable(path, what, "let the daemon's user write there, or choose another") from error
+        what = f"cannot be created: {error.strerror}"
+        remedy = "give the daemon's user write permission, or choose another state directory"
+        raise unusable(path, what, remedy) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             what = f"is held by process {holder}"
-            raise unusable(path, what, "a state directory serves one daemon at a time") from None
+            raise unusable(path, what, "only one daemon can use a state directory") from None
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         except OSError:
-            pass  # a full disk: the lock holds all the same, only the id is not told
+            pass  # A full disk: the lock holds nevertheless, only the process id is not recorded.
         yield
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""How far a handler has come: what it was handed, and which of that it has not finished (pure).
+"""A handler's offset: what it has read, and which of those events it has not finished (pure).
 
-Kept as `upto`, the position it has read to, and the unfinished ones up to there. However the acknowledgements come,
-and where a filter passes most events over, that is never more than what the handler has in hand.
+Stored as `upto`, the position it has read to, and the unfinished positions up to there. Whatever the order of the
+acknowledgements, and however many events a filter excludes, the stored size depends only on the events in progress.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _decode = msgspec.msgpack.Decoder(list[int]).decode
 
 
 class Progress:
-    """Mutable; positions are handed out in rising order."""
+    """Mutable. Positions are handed out in ascending order."""
 
     __slots__ = ("_unfinished", "upto")
 
@@ -32,21 +32,21 @@ class Progress:
 
     @property
     def cursor(self) -> int:
-        """The highest position up to which all is finished."""
+        """The highest position up to which everything is finished."""
         return next(iter(self._unfinished), self.upto + 1) - 1
 
     def hand_out(self, positions: Iterable[int], upto: int) -> None:
-        """These are in the handler's hand; whatever else lies up to `upto` is nothing for it."""
+        """Record that the handler has these events in progress, and that it skips all others up to `upto`."""
         self._unfinished.update(dict.fromkeys(positions))
         self.upto = max(self.upto, upto)
 
     def finish(self, positions: Iterable[int]) -> None:
-        """What was finished before, or never handed out, is no error."""
+        """Mark positions as finished. Positions that are already finished or were not handed out are ignored."""
         for position in positions:
             self._unfinished.pop(position, None)
 
     def pack(self) -> bytes:
-        """The unfinished ones as runs: how far from the end of the last run, how many, and so on."""
+        """Encode the unfinished positions as runs: distance from the end of the previous run, length, and so on."""
         runs: list[int] = []
         end = 0
         for position in self._unfinished:
@@ -59,12 +59,12 @@ class Progress:
 
     @classmethod
     def unpack(cls, upto: int, packed: bytes) -> Progress:
-        """Raises ValueError or TypeError if it was not made by pack() at this `upto`."""
+        """Decode what pack() returned at this `upto`. Raises ValueError or TypeError for anything else."""
         runs = _decode(packed)
         unfinished: list[int] = []
         end = 0
         for gap, count in zip(runs[::2], runs[1::2], strict=True):
-            # Before a range is made of them: damaged numbers may be of any size.
+            # Check before the range is built: damaged numbers may be arbitrarily large.
             if gap < (0 if end else 1) or count < 1 or end + gap + count - 1 > upto:
                 raise ValueError("unfinished positions that were never handed out")
             unfinished += range(end + gap, end + gap + count)

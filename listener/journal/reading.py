@@ -1,4 +1,4 @@
-"""One handler's way through the journal: from memory while it keeps up, else from the disk."""
+"""One handler's reader of the journal: from memory while the handler keeps up, otherwise from the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 from listener.event import MailboxEvent
 from listener.journal import Entry, records
 from listener.journal.progress import Progress
-from listener.journal.store import Standing, Write
+from listener.journal.store import OffsetRow, Write
 from listener.journal.writer import Writer
 
 log = structlog.get_logger()
@@ -22,7 +22,7 @@ _FETCH: Final = 1024
 
 
 class Source(Protocol):
-    """Where entries come from."""
+    """The parts of the journal that a reader uses."""
 
     @property
     def writer(self) -> Writer: ...
@@ -30,11 +30,11 @@ class Source(Protocol):
     def now(self) -> Callable[[], float]: ...
 
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What the function makes of the reading connection and these arguments."""
+        """Call the function with the reading connection and these arguments. Return its result."""
 
 
 class SqliteReader:
-    """See listener.journal.Reader. Made by SqliteJournal.reader()."""
+    """See listener.journal.Reader. Created by SqliteJournal.reader()."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class SqliteReader:
         self._source = source
         self._wants = wants
         self._progress = progress
-        self._again = deque(progress.unfinished)  # what was in hand when we last stopped
+        self._unfinished = deque(progress.unfinished)  # in progress when the previous reader was closed
         self._fetched = progress.upto
-        self._ahead: deque[Entry] = deque()
+        self._buffer: deque[Entry] = deque()
 
     @property
     def unfinished(self) -> int:
@@ -61,15 +61,15 @@ class SqliteReader:
 
     async def read(self, limit: int) -> list[Entry]:
         await trio.lowlevel.checkpoint()
-        if not self._ahead:
-            if self._again:
-                await self._fetch_again()
+        if not self._buffer:
+            if self._unfinished:
+                await self._fetch_unfinished()
             else:
                 await self._fetch(limit)
-        if not self._ahead:
+        if not self._buffer:
             return []
-        taken = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
-        upto = taken[-1].position if self._ahead else max(self._fetched, taken[-1].position)
+        taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+        upto = taken[-1].position if self._buffer else max(self._fetched, taken[-1].position)
         if taken[-1].position > self._progress.upto:
             self._progress.hand_out([entry.position for entry in taken], upto)
         return taken
@@ -89,9 +89,9 @@ class SqliteReader:
         await self._source.writer.write(Write(work=write))
         self.acknowledge([entry.position for entry in entries])
 
-    def standing(self) -> Standing:
+    def offset(self) -> OffsetRow:
         progress = self._progress
-        return Standing(self.handler, progress.cursor, progress.upto, progress.pack())
+        return OffsetRow(self.handler, progress.cursor, progress.upto, progress.pack())
 
     async def _fetch(self, limit: int) -> None:
         tail, after = self._source.writer.tail, self._fetched
@@ -105,39 +105,39 @@ class SqliteReader:
             entries, self._fetched = await self._source.read(
                 records.read_events, self.handler, after, min(max(limit, 1), _FETCH), end, damaged
             )
-            note_damage(damaged, self.handler)
-        self._keep_wanted(entries)
-        if not self._ahead:
-            self._pass_over()
+            log_damage(damaged, self.handler)
+        self._buffer_wanted(entries)
+        if not self._buffer:
+            self._skip_fetched()
 
-    async def _fetch_again(self) -> None:
-        wanted = frozenset(self._again)
+    async def _fetch_unfinished(self) -> None:
+        wanted = frozenset(self._unfinished)
         damaged: list[records.Damage] = []
         entries, reached = await self._source.read(
-            records.find_again, self.handler, wanted, self._again[0], damaged
+            records.read_unfinished, self.handler, wanted, self._unfinished[0], damaged
         )
-        note_damage(damaged, self.handler)
+        log_damage(damaged, self.handler)
         looked_for = set[int]()
-        while self._again and (reached is None or self._again[0] <= reached):
-            looked_for.add(self._again.popleft())
-        self._keep_wanted(entries)
+        while self._unfinished and (reached is None or self._unfinished[0] <= reached):
+            looked_for.add(self._unfinished.popleft())
+        self._buffer_wanted(entries)
         if missing := looked_for - {entry.position for entry in entries}:
             log.error("journal.events_missing", handler=self.handler, first=min(missing), count=len(missing))
-        if done := looked_for - {entry.position for entry in self._ahead}:
+        if done := looked_for - {entry.position for entry in self._buffer}:
             self.acknowledge(done)
 
-    def _keep_wanted(self, entries: list[Entry]) -> None:
+    def _buffer_wanted(self, entries: list[Entry]) -> None:
         wants = self._wants
-        self._ahead.extend(entries if wants is None else [entry for entry in entries if wants(entry.event)])
+        self._buffer.extend(entries if wants is None else [entry for entry in entries if wants(entry.event)])
 
-    def _pass_over(self) -> None:
-        """Nothing of that was for this handler: let the cursor move, so that retention can."""
+    def _skip_fetched(self) -> None:
+        """Move the offset past events that the filter excluded, so that retention can delete them."""
         self._progress.hand_out((), self._fetched)
         self._source.writer.note_change(self)
 
 
-def note_damage(damaged: Iterable[records.Damage], handler: str | None) -> None:
-    """Tells of events that could not be read, and are passed over."""
+def log_damage(damaged: Iterable[records.Damage], handler: str | None) -> None:
+    """Log events that cannot be read and are skipped."""
     for each in damaged:
         positions = {"first": each.first, "last": each.last, "count": each.events}
         log.error("journal.events_unreadable", handler=handler, **positions)

@@ -1,6 +1,6 @@
-"""Events and dead letters as rows: what is read and written on a connection, inside the caller's transaction.
+"""Read and write events and dead letters as rows, on a connection, inside the caller's transaction.
 
-The daemon's journal and the command line beside it do the same things through these functions.
+The daemon's journal and the command line's offline access both use these functions.
 """
 
 from __future__ import annotations
@@ -16,22 +16,19 @@ from listener.journal import OWNED, DeadLetter, Entry, JournalDamagedError, Jour
 from listener.journal.progress import Progress
 
 CHUNK: Final = 256
-"""The most events in one row. A reader that wants one of them decodes them all."""
+"""The most events in one row. A reader that wants one of them decodes all of them."""
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_event = msgspec.msgpack.Decoder(MailboxEvent).decode
 _decode_events = msgspec.msgpack.Decoder(list[MailboxEvent]).decode
-
-
 _decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 UNREADABLE: Final = (ValueError, TypeError, RecursionError, MemoryError, OverflowError)
-"""What decoding damaged bytes raises."""
+"""The exceptions that decoding damaged bytes can raise."""
 
 
 class Damage(NamedTuple):
-    """Events that are in the journal and cannot be read: the positions from `first` to `last` hold so many
-    such events."""
+    """Unreadable events: their number between the positions `first` and `last`, both included."""
 
     first: int
     last: int
@@ -39,8 +36,10 @@ class Damage(NamedTuple):
 
 
 def events_in(body: object) -> list[MailboxEvent | None]:
-    """The events in the body of a chunk, as far as they can be read; None stands for one that cannot. Raises one of
-    UNREADABLE if nothing can be read of it."""
+    """Decode the events of a chunk's body, with None for each event that cannot be decoded.
+
+    Raises one of UNREADABLE if the body as a whole cannot be decoded.
+    """
     try:
         return list(_decode_events(body))  # type: ignore[arg-type]
     except UNREADABLE:
@@ -57,7 +56,7 @@ def _event_in(packed: object) -> MailboxEvent | None:
 def _readable(
     body: object, last: int, count: object, damaged: list[Damage]
 ) -> list[tuple[int, MailboxEvent]]:
-    """The events of a chunk with their positions. What is damaged is noted."""
+    """Return the events of a chunk with their positions. Append unreadable events to `damaged`."""
     expected = count if isinstance(count, int) and 1 <= count <= CHUNK else 1
     try:
         events = events_in(body)
@@ -71,7 +70,7 @@ def _readable(
 
 
 def end(connection: sqlite3.Connection) -> int:
-    """The position of the newest event. (Retention always leaves the newest chunk, so it never goes back.)"""
+    """Return the position of the newest event. It never decreases, because retention keeps the newest chunk."""
     return int(connection.execute("SELECT coalesce(max(last), 0) FROM chunks").fetchone()[0])
 
 
@@ -82,7 +81,7 @@ def write_events(
     now: float,
     handler: str | None = None,
 ) -> int:
-    """Writes encoded events behind position `after`; returns the new end."""
+    """Write encoded events after position `after`. Return the new end."""
     for start in range(0, len(packed), CHUNK):
         part = packed[start : start + CHUNK]
         after += len(part)
@@ -97,9 +96,9 @@ def write_events(
 def read_events(
     connection: sqlite3.Connection, handler: str, after: int, limit: int, until: int, damaged: list[Damage]
 ) -> tuple[list[Entry], int]:
-    """Entries for a handler behind `after`: `limit` of them or a few more, and the position that they reach to.
+    """Return `limit` entries or a few more for a handler after position `after`, and the position they reach to.
 
-    What cannot be read is passed over, and stands in `damaged` afterwards.
+    Unreadable events are skipped and listed in `damaged`.
     """
     damaged.clear()
     found: list[Entry] = []
@@ -118,11 +117,11 @@ def read_events(
                 return found, last
         return found, until
     finally:
-        cursor.close()  # an open statement would keep the write-ahead log from being emptied
+        cursor.close()  # an open statement would prevent SQLite from truncating the write-ahead log
 
 
 def find_recent(connection: sqlite3.Connection, since: float, most: int) -> int:
-    """The position behind which the events since that time lie, or `most` of them."""
+    """Return the position after which the events since that time start, or after which `most` events follow."""
     here = end(connection)
     (first,) = connection.execute("SELECT min(last) FROM chunks WHERE time >= ?", (since,)).fetchone()
     return here if first is None else max(first - 1, here - most)
@@ -131,9 +130,9 @@ def find_recent(connection: sqlite3.Connection, since: float, most: int) -> int:
 def read_recent(
     connection: sqlite3.Connection, after: int, until: int, damaged: list[Damage]
 ) -> tuple[list[MailboxEvent], int]:
-    """Some events behind `after`, up to `until`, and the position that they reach to.
+    """Return some events after position `after`, up to `until`, and the position they reach to.
 
-    What is addressed to one handler only was told before, and is left out; so is what cannot be read.
+    Skips unreadable events, and those for one handler only: they repeat earlier events.
     """
     damaged.clear()
     rows = connection.execute(
@@ -145,12 +144,12 @@ def read_recent(
     return events, rows[-1][0] if rows else until
 
 
-def find_again(
+def read_unfinished(
     connection: sqlite3.Connection, handler: str, wanted: Container[int], lowest: int, damaged: list[Damage]
 ) -> tuple[list[Entry], int | None]:
-    """Those of the wanted positions that lie in the same chunk as the lowest of them, and where that chunk ends.
+    """Return the wanted entries in the chunk of the lowest wanted position, and the end of that chunk.
 
-    None stands for the end if there is no such chunk, nor one behind it.
+    The end is None if neither that chunk nor a later one exists.
     """
     row = connection.execute(
         "SELECT last FROM chunks WHERE last >= ? AND (handler IS NULL OR handler = ?) ORDER BY last LIMIT 1",
@@ -171,7 +170,7 @@ def write_dead_letters(
     attempts: int,
     now: float,
 ) -> None:
-    """One letter a handler and position: a repeat after a crash takes the place of the first."""
+    """Write one dead letter per handler and position: a repeat after a crash replaces the first one."""
     connection.executemany(
         """INSERT INTO dead_letters (handler, position, event, reason, traceback, attempts, time)
         VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -204,7 +203,7 @@ _LETTER: Final = "number, handler, position, event, reason, traceback, attempts,
 
 
 def _letter(row: tuple[Any, ...]) -> DeadLetter:
-    """A letter whose event cannot be read has UNREADABLE_EVENT in its place: it can be looked at and deleted."""
+    """Decode a row. An unreadable event becomes UNREADABLE_EVENT: the dead letter can still be shown and deleted."""
     number, handler, position, event, reason, traceback, attempts, time = row
     return DeadLetter(
         number=number,
@@ -228,14 +227,14 @@ def discard(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
     )
 
 
-def retry(connection: sqlite3.Connection, numbers: Iterable[int], now: float) -> int:
-    """Moves letters to the end of the journal, addressed to their handlers, which need not be there now."""
+def requeue(connection: sqlite3.Connection, numbers: Iterable[int], now: float) -> int:
+    """Move dead letters to the end of the journal, for their handlers only. The handlers need not exist now."""
     count = 0
     for number in sorted(set(numbers)):
         row = connection.execute(
             "SELECT handler, event FROM dead_letters WHERE number = ?", (number,)
         ).fetchone()
-        if row is not None and _event_in(row[1]) is not None:  # what cannot be read is of no use to a handler
+        if row is not None and _event_in(row[1]) is not None:  # an unreadable event stays a dead letter
             handler, event = row
             connection.execute("DELETE FROM dead_letters WHERE number = ?", (number,))
             add_handler(connection, handler, now)
@@ -245,7 +244,7 @@ def retry(connection: sqlite3.Connection, numbers: Iterable[int], now: float) ->
 
 
 def add_handler(connection: sqlite3.Connection, handler: str, now: float) -> None:
-    """A handler that is not known yet starts behind the newest event."""
+    """Add a handler unless it is known. Its offset is the end of the journal."""
     here = end(connection)
     connection.execute(
         "INSERT OR IGNORE INTO handlers (name, cursor, upto, unfinished, seen) VALUES (?, ?, ?, ?, ?)",
@@ -254,23 +253,21 @@ def add_handler(connection: sqlite3.Connection, handler: str, now: float) -> Non
 
 
 class Repaired(NamedTuple):
-    """A handler whose progress could not be read: it goes on behind this position."""
+    """A handler whose offset could not be read. It continues after this position."""
 
     handler: str
     position: int
 
 
 def repair_progress(connection: sqlite3.Connection, now: float) -> list[Repaired]:
-    """Sets handlers whose progress cannot be right back to where they certainly had been. Some events come again
-    then, none is left out.
+    """Reset the damaged offsets of handlers to a position that they had certainly finished. Return those handlers.
 
-    `cursor` and the rest of a row say the same twice, so most damage shows.
-
-    Raises JournalDamagedError if the end of the journal is no possible position.
+    Some events are delivered again then, none is skipped. `cursor` is redundant with `upto` and `unfinished`, so
+    most damage is detected. Raises JournalDamagedError if the end of the journal is not a possible position.
     """
     here = end(connection)
     if not 0 <= here < HIGHEST:
-        raise JournalDamagedError(f"the newest event has the position {here}, which is none")
+        raise JournalDamagedError(f"the newest event has the invalid position {here}")
     repaired = []
     rows = connection.execute(
         "SELECT name, cursor, upto, unfinished, seen FROM handlers ORDER BY name"
@@ -280,7 +277,7 @@ def repair_progress(connection: sqlite3.Connection, now: float) -> list[Repaired
         safe = cursor if sound else 0
         try:
             if not (isinstance(upto, int) and 0 <= upto <= here):
-                raise ValueError("no position")
+                raise ValueError("invalid position")
             safe = min(safe, Progress.unpack(upto, unfinished).cursor)
             good = sound and safe == cursor and Progress.unpack(upto, unfinished).cursor == cursor
         except UNREADABLE:
@@ -297,24 +294,25 @@ def repair_progress(connection: sqlite3.Connection, now: float) -> list[Repaired
 
 
 HIGHEST: Final = 1 << 62
-"""Positions stay below: SQLite's row numbers end at 2^63."""
+"""Upper bound of positions: SQLite's row numbers end at 2^63."""
 
 
 def find_chunks(
     connection: sqlite3.Connection, handler: str, since: float, mailbox: str | None
 ) -> list[tuple[int, int]]:
-    """What a replay reads again: the chunks from the first one of that time on, and how many events of each.
+    """Return the chunks that a replay redelivers, each with its number of events.
 
-    All that lies behind that one counts, whatever its time: a clock that was set back must not hide events.
+    These are the first chunk at or after `since` and all later ones, whatever their time: events must not be missed
+    because a clock was set back. Raises JournalError for an unknown handler.
     """
     known = [name for (name,) in connection.execute("SELECT name FROM handlers ORDER BY name")]
     if handler not in known:
-        raise JournalError(f"no handler {handler} was ever here; known are: {', '.join(known) or 'none'}")
+        raise JournalError(f'unknown handler "{handler}"; known handlers: {", ".join(known) or "none"}')
     (first,) = connection.execute("SELECT min(last) FROM chunks WHERE time >= ?", (since,)).fetchone()
     if first is None:
         return []
     after, found = first - 1, list[tuple[int, int]]()
-    while True:  # a page at a time, so that no long reading keeps the write-ahead log from being emptied
+    while True:  # in pages: a long read would prevent SQLite from truncating the write-ahead log
         rows = connection.execute(
             f"""SELECT last, count, {"body" if mailbox else "NULL"} FROM chunks
             WHERE last > ? AND handler IS NULL ORDER BY last LIMIT 64""",  # noqa: S608
@@ -338,7 +336,7 @@ def replay(
     mailbox: str | None,
     now: float,
 ) -> int:
-    """Puts second readings of chunks at the end. Those deleted meanwhile are left out. Returns the events' number."""
+    """Append references to chunks, for one handler. Skip chunks deleted meanwhile. Return the number of events."""
     here, total = end(connection), 0
     for source, events in chunks:
         written = connection.execute(
@@ -352,7 +350,7 @@ def replay(
 
 
 def owners(connection: sqlite3.Connection, namespace: str, before: float) -> list[str]:
-    """Those whose saved state has no value that was written since then."""
+    """Return the owners of stored state whose values were all written before a Unix time."""
     rows = connection.execute(
         """SELECT substr(key, 1, instr(key, ?) - 1) AS owner FROM state WHERE namespace = ? AND instr(key, ?) > 0
         GROUP BY owner HAVING max(CAST(time AS REAL)) < ? ORDER BY owner""",
@@ -362,13 +360,13 @@ def owners(connection: sqlite3.Connection, namespace: str, before: float) -> lis
 
 
 def forget_owner(connection: sqlite3.Connection, namespace: str, owner: str, before: float) -> bool:
-    """Removes the saved state of an owner, unless something of it was written since then."""
+    """Remove the stored state of an owner, unless a value was written since `before`. Return whether it did."""
     prefix = owner + OWNED
-    mine = (namespace, prefix, prefix + "\U0010ffff")
+    key_range = (namespace, prefix, prefix + "\U0010ffff")
     (written,) = connection.execute(
-        "SELECT max(CAST(time AS REAL)) FROM state WHERE namespace = ? AND key >= ? AND key < ?", mine
+        "SELECT max(CAST(time AS REAL)) FROM state WHERE namespace = ? AND key >= ? AND key < ?", key_range
     ).fetchone()
     if written is None or written >= before:
         return False
-    connection.execute("DELETE FROM state WHERE namespace = ? AND key >= ? AND key < ?", mine)
+    connection.execute("DELETE FROM state WHERE namespace = ? AND key >= ? AND key < ?", key_range)
     return True

@@ -1,4 +1,4 @@
-"""What is deleted, and when: short transactions, oldest first, never what a handler has not finished."""
+"""Retention: delete old events in short transactions, oldest first, never one that a handler has not finished."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 
 from listener.journal import Retention
 
-STEP: Final = 200  # chunks a transaction
+STEP: Final = 200  # chunks per transaction
 HIGH_WATER: Final = 0.9
 
 
 def used(connection: sqlite3.Connection) -> int:
-    """Bytes of the database that hold something."""
+    """Return the bytes of the database that are in use."""
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (size,) = connection.execute("PRAGMA page_size").fetchone()
@@ -23,20 +23,20 @@ def used(connection: sqlite3.Connection) -> int:
 
 @dataclass(slots=True)
 class Sweeper:
-    """Deletes what is due, a step at a time."""
+    """Deletes events and handlers that exceed the retention, step by step."""
 
     retention: Retention
 
     def step(
         self, connection: sqlite3.Connection, now: float, present: Container[str] | None
     ) -> tuple[bool, list[str]]:
-        """One step, inside a transaction: whether there may be more to do, and which handlers were forgotten.
+        """Delete one step's worth, inside a transaction. Return whether more may be due, and the removed handlers.
 
-        `present` are the handlers that are open: only others can be forgotten, and nobody while it is None.
+        `present` are the open handlers: only other handlers can be removed, and none while it is None.
         """
         forgotten = [] if present is None else self._forget_by_age(connection, now, present)
         crowded = used(connection) > self.retention.size * HIGH_WATER
-        deleted = self._finished_readings(connection) + self._oldest(connection, now, crowded)
+        deleted = self._delete_redelivered(connection) + self._delete_oldest(connection, now, crowded)
         if not deleted and present is not None and used(connection) >= self.retention.size:
             forgotten += self._forget_for_room(connection, present)
         more = deleted >= STEP or bool(forgotten) or (bool(deleted) and crowded)
@@ -54,15 +54,15 @@ class Sweeper:
         return absent
 
     def _forget_for_room(self, connection: sqlite3.Connection, present: Container[str]) -> list[str]:
-        """The absent handler that holds the oldest event, if it is the one that keeps us from deleting."""
+        """Remove the handler with the lowest offset if it is absent: it is the one that prevents deletion."""
         row = connection.execute("SELECT name FROM handlers ORDER BY cursor LIMIT 1").fetchone()
         if row is None or row[0] in present:
             return []
         _forget(connection, row[0])
         return [row[0]]
 
-    def _finished_readings(self, connection: sqlite3.Connection) -> int:
-        """Chunks that were addressed to a handler are of no use when it has finished them, or is forgotten."""
+    def _delete_redelivered(self, connection: sqlite3.Connection) -> int:
+        """Delete chunks for one handler only that it has finished, or whose handler was removed."""
         return connection.execute(
             """DELETE FROM chunks WHERE last IN (
                 SELECT c.last FROM chunks c LEFT JOIN handlers h ON h.name = c.handler
@@ -71,8 +71,8 @@ class Sweeper:
             (STEP,),
         ).rowcount
 
-    def _oldest(self, connection: sqlite3.Connection, now: float, crowded: bool) -> int:
-        """Positions are the order: what lies before an old event is old, whatever a clock once said."""
+    def _delete_oldest(self, connection: sqlite3.Connection, now: float, crowded: bool) -> int:
+        """Delete old chunks. Everything before an old event is old, whatever its time: the clock may have jumped."""
         if crowded:
             (old,) = connection.execute("SELECT max(last) FROM chunks").fetchone()
         else:
@@ -95,11 +95,10 @@ def _forget(connection: sqlite3.Connection, name: str) -> None:
     connection.execute("DELETE FROM handlers WHERE name = ?", (name,))
 
 
-def give_back(connection: sqlite3.Connection) -> None:
-    """Returns free pages to the file system, some at a time, where they are many. Outside a transaction."""
+def release_pages(connection: sqlite3.Connection) -> None:
+    """Return some free pages to the file system if there are many. Must be called outside of a transaction."""
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     if free > max(pages // 4, 4096):
-        connection.executescript(
-            "PRAGMA incremental_vacuum(512)"
-        )  # execute() would take one step only: one page
+        # Not execute(), which makes one step only: that frees one page.
+        connection.executescript("PRAGMA incremental_vacuum(512)")

@@ -1,11 +1,11 @@
-"""The database file: its tables, their versions, how it is opened, and what is wrong with one that cannot be.
+"""The database file: its tables and migrations, how to open it, and error messages for a file that cannot be opened.
 
-Events lie in chunks: one row holds what one commit brought, up to a few hundred events, because every row costs a
-release and a fight for the interpreter's lock beside its own price. A chunk's `last` is the position of its last
-event, so that `last > ? ORDER BY last` is the way on from any position.
+Events are stored in chunks: one row has the events of one commit, up to a few hundred. Each row costs its statement
+plus a release and re-acquisition of the interpreter lock, so few large rows are faster. A chunk's `last` is the
+position of its last event, so that `last > ? ORDER BY last` continues from any position.
 
-`handler` addresses a chunk to one handler only; `source` makes it a second reading of another chunk (for replay),
-of one `mailbox` or of all. `time` is never relied on to grow: positions are the order.
+`handler` restricts a chunk to one handler. `source` makes a chunk a reference to another chunk (for replay), to the
+events of one `mailbox` or of all. `time` may decrease when the clock is set back: only positions give the order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from listener.errors import ConfigError, Problem
 from listener.files import open_own, require_own
 
 FILE_NAME: Final = "journal.db"
-APPLICATION_ID: Final = (
-    0x4557534C  # "EWSL"; it stands in the file's header, sqlite.org "Database File Format" 1.3.17
-)
+APPLICATION_ID: Final = 0x4557534C
+""""EWSL", stored in the file's header: sqlite.org, "Database File Format", 1.3.17."""
 FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
-"""What Python's sqlite3 raises: a message about a damaged schema quotes it, and may not be UTF-8."""
+"""What Python's sqlite3 raises. UnicodeDecodeError: an error message may quote a damaged schema that is not UTF-8."""
 _CHECK_SECONDS: Final = 2.0
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -50,11 +49,11 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (namespace, key)) WITHOUT ROWID""",
     ),
 )
-"""What leads from each version of the schema to the next. Only ever appended to."""
+"""The statements that migrate each version of the schema to the next. Append only."""
 
 
 def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
-    """A connection that commits only when told to. Raises sqlite3.Error."""
+    """Return a connection in autocommit mode; callers begin transactions explicitly. Raises sqlite3.Error."""
     mode = "rwc" if create else "rw"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
@@ -63,10 +62,10 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=10,
     )
-    # A damaged row can hold anything, and must not make reading it raise.
+    # A damaged row can have any bytes as text, and reading it must not raise.
     connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     try:
-        # What is deleted need not be wiped; some systems build SQLite so that it is, at twice the price.
+        # Deleted data need not be overwritten. Some systems build SQLite to do so by default, at twice the cost.
         connection.execute("PRAGMA secure_delete = FAST")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
@@ -78,24 +77,24 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
 
 
 def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> sqlite3.Connection:
-    """Opens the journal of a state directory, makes it if there is none, and brings it to the newest schema.
+    """Open the journal of a state directory. Create it if necessary, and migrate it to the newest schema.
 
-    Raises ConfigError with one problem, which names the file and says what to do. A file that is not a journal, is
-    damaged or is newer than this program is left as it is.
+    Raises ConfigError with one problem, which has the file and what to do. A file that is not a journal, is damaged
+    or is newer than this program is not changed.
     """
     path = directory / FILE_NAME
     _require_own_files(path)
     try:
         fresh = not path.exists() or path.stat().st_size == 0
         if fresh:
-            _make(path)
+            _create(path)
         connection = connect(path)
     except OSError as error:
         raise unusable(
-            path, f"cannot be made: {error.strerror}", "let the daemon's user write there"
+            path, f"cannot be created: {error.strerror}", "give the daemon's user write permission"
         ) from error
     except FAILURES as error:
-        raise explained(path, error) from error
+        raise as_config_error(path, error) from error
     try:
         if not fresh:
             _check(connection, path, len(migrations))
@@ -105,18 +104,18 @@ def open_database(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATI
         migrate(connection, migrations)
         if migrations is MIGRATIONS:
             _require_tables(connection)
-        # A file without write permission opens all the same: only a write tells.
+        # A file without write permission opens without an error: only a write fails.
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
     except BaseException as error:
         connection.close()
         if isinstance(error, FAILURES):
-            raise explained(path, error) from error
+            raise as_config_error(path, error) from error
         raise
     return connection
 
 
 def _require_own_files(path: Path) -> None:
-    """SQLite would follow a symbolic link, and write where it leads. Raises ConfigError."""
+    """Reject symbolic links, because SQLite would follow them and write to their target. Raises ConfigError."""
     for suffix in ("", "-wal", "-shm", "-journal"):
         file = path.with_name(path.name + suffix)
         try:
@@ -126,8 +125,8 @@ def _require_own_files(path: Path) -> None:
             raise unusable(file, f"is not used: {error.strerror}", remedy) from error
 
 
-def _make(path: Path) -> None:
-    """An empty file whose name survives a loss of power."""
+def _create(path: Path) -> None:
+    """Create an empty file, and sync the directory so that its name survives a power failure."""
     os.close(open_own(path, os.O_CREAT | os.O_WRONLY))
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -136,30 +135,30 @@ def _make(path: Path) -> None:
         os.close(directory)
 
 
-def open_beside(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> sqlite3.Connection:
-    """Opens a journal that exists, while its daemon may be at work. Raises ConfigError."""
+def open_existing(directory: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> sqlite3.Connection:
+    """Open an existing journal for offline access, while its daemon may be running. Raises ConfigError."""
     path = directory / FILE_NAME
     if not path.exists():
-        raise unusable(path, "is not there", "start the daemon once, or name its state directory")
+        raise unusable(path, "does not exist", "start the daemon once, or correct state_directory")
     _require_own_files(path)
     try:
         connection = connect(path)
     except FAILURES as error:
-        raise explained(path, error) from error
+        raise as_config_error(path, error) from error
     try:
         _check(connection, path, len(migrations), thorough=False)
         if version(connection) < len(migrations):
-            raise unusable(path, "was made by an older version of this program", "start the daemon once")
+            raise unusable(path, "was created by an older version of this program", "start the daemon once")
     except BaseException as error:
         connection.close()
         if isinstance(error, FAILURES):
-            raise explained(path, error) from error
+            raise as_config_error(path, error) from error
         raise
     return connection
 
 
 def _require_tables(connection: sqlite3.Connection) -> None:
-    """Raises sqlite3.Error if a table or column is missing: its definition is damaged."""
+    """Raise sqlite3.Error if a table or column is missing, which means that the schema is damaged."""
     for table, columns in (
         ("chunks", "last, count, time, handler, mailbox, source, body"),
         ("handlers", "name, cursor, upto, unfinished, seen"),
@@ -174,7 +173,7 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
-    """Applies what is missing, each step in a transaction of its own with its number."""
+    """Apply the missing migrations, each in its own transaction together with its number."""
     for number in range(version(connection), len(migrations)):
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -198,8 +197,8 @@ def _check(connection: sqlite3.Connection, path: Path, newest: int, *, thorough:
     if found > newest:
         raise unusable(
             path,
-            f"was made by a newer version of this program (schema {found}; this one knows {newest})",
-            "run that version, or move the file away and begin anew",
+            f"was created by a newer version of this program (schema {found}; this version supports {newest})",
+            "run that version, or move the file away to start with an empty journal",
         )
     if not thorough:
         return
@@ -207,41 +206,45 @@ def _check(connection: sqlite3.Connection, path: Path, newest: int, *, thorough:
     connection.set_progress_handler(lambda: int(time.monotonic() > until), 10_000)
     try:
         with closing(connection.execute("PRAGMA quick_check(1)")) as cursor:
-            said = cursor.fetchone()[0]
+            result = cursor.fetchone()[0]
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
             raise
-        said = (
-            "ok"  # a large file is not read to its end: it may take minutes, and nothing has been found yet
-        )
+        # The check of a large file may take minutes. It stops after _CHECK_SECONDS if it has found nothing.
+        result = "ok"
     finally:
         connection.set_progress_handler(None, 0)
-    if said != "ok":
-        raise unusable(path, f"is damaged: {said.splitlines()[-1]}", UNCHANGED)
+    if result != "ok":
+        raise unusable(path, f"is damaged: {result.splitlines()[-1]}", UNCHANGED)
 
 
 RESCUE: Final = (
-    "copy it, try `sqlite3 journal.db .recover`, or move it and its -wal and -shm files away to begin anew"
+    "copy it, try `sqlite3 journal.db .recover`, or move it and its -wal and -shm files away "
+    "to start with an empty journal"
 )
 UNCHANGED: Final = f"nothing was changed; {RESCUE}"
 
 
 def unusable(path: Path, what: str, remedy: str) -> ConfigError:
+    """Return the error for a file that cannot be used: `PATH: what (remedy)`."""
     return ConfigError([Problem(str(path), f"{what} ({remedy})")])
 
 
-def explained(path: Path, error: Exception) -> ConfigError:
+def as_config_error(path: Path, error: Exception) -> ConfigError:
+    """Return the ConfigError for a failure of SQLite, one of FAILURES."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if isinstance(error, UnicodeDecodeError):
-        return unusable(path, "is damaged: its schema is no text", UNCHANGED)
+        return unusable(path, "is damaged: its schema is not text", UNCHANGED)
     if code == sqlite3.SQLITE_NOTADB:
-        return unusable(path, "is not an SQLite database, or its beginning is damaged", UNCHANGED)
+        return unusable(path, "is not an SQLite database, or its header is damaged", UNCHANGED)
     if code == sqlite3.SQLITE_CORRUPT:
         return unusable(path, f"is damaged: {error}", UNCHANGED)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return unusable(
-            path, f"cannot be written: {error}", "let the daemon's user write the file and its directory"
+            path,
+            f"cannot be written: {error}",
+            "give the daemon's user write permission for the file and its directory",
         )
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return unusable(path, f"cannot be used: {error}", "is the disk full, or broken?")
+        return unusable(path, f"cannot be used: {error}", "check whether the disk is full or failing")
     return unusable(path, f"is damaged, or was changed by another program: {error}", UNCHANGED)

@@ -1,6 +1,6 @@
-"""The journal on SQLite: what callers see of it. writer.py writes, reading.py is a handler's way through it.
+"""The journal on SQLite: its public interface. writer.py writes, reading.py reads for one handler.
 
-A cancelled task ends only when its call in the thread has: a connection never serves two threads.
+A cancelled task ends only when its call in the thread has ended, so that two threads never share a connection.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from listener.journal import (
     records,
     retention,
 )
-from listener.journal.lock import locked
+from listener.journal.lock import lock_directory
 from listener.journal.progress import Progress
-from listener.journal.reading import SqliteReader, note_damage
+from listener.journal.reading import SqliteReader, log_damage
 from listener.journal.schema import (
     FAILURES,
     FILE_NAME,
     RESCUE,
+    as_config_error,
     connect,
-    explained,
     migrate,
     open_database,
     unusable,
 )
-from listener.journal.store import DiskError, Store, Write, sorted_out
+from listener.journal.store import DiskError, Store, Write, classify
 from listener.journal.tail import Tail
 from listener.journal.writer import RETRY, RunSync, Writer
 
@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 
 async def inline(function: Callable[..., Any], *args: Any) -> Any:
-    """A RunSync that uses no thread, for tests with a virtual clock."""
+    """Call the function without a thread: a RunSync for the journal in memory, and for tests with a virtual clock."""
     await trio.lowlevel.checkpoint()
     return function(*args)
 
@@ -62,11 +62,11 @@ async def open_journal(
     now: Callable[[], float] = time.time,
     run_sync: RunSync | None = None,
 ) -> AsyncIterator[SqliteJournal]:
-    """Opens the journal of a state directory, which it makes; when it is left, all is written and closed.
+    """Open the journal of a state directory, and create both if necessary. On exit, write everything and close.
 
-    With None the journal lives in memory only and ends with the context. `memory` is how many of the newest events
-    are held for handlers that keep up. Raises ConfigError if the directory is in use or its database cannot be;
-    JournalError cancels the context if the database turns out to be damaged later.
+    With None, the journal is in memory only and ends with the context. `memory` is the number of newest events to
+    cache for handlers that keep up. Raises ConfigError if another process uses the directory, or if the database
+    cannot be opened. If the database proves to be damaged later, JournalError cancels the context.
     """
     keep = keep or Retention()
     if run_sync is None:
@@ -79,7 +79,7 @@ async def open_journal(
             migrate(writing)
         else:
             path = directory / FILE_NAME
-            stack.enter_context(locked(directory))
+            stack.enter_context(lock_directory(directory))
             writing = await run_sync(open_database, directory)
             stack.callback(writing.close)
             try:
@@ -89,7 +89,7 @@ async def open_journal(
                 reading.execute("PRAGMA query_only = TRUE")
                 records.end(reading)
             except FAILURES as error:
-                raise explained(path, error) from error
+                raise as_config_error(path, error) from error
             except JournalDamagedError as error:
                 raise unusable(path, f"is damaged: {error}", RESCUE) from error
         store = Store(writing, path, keep)
@@ -105,7 +105,7 @@ async def open_journal(
 
 
 class SqliteJournal:
-    """See listener.journal.Journal. Made by open_journal()."""
+    """See listener.journal.Journal. Created by open_journal()."""
 
     def __init__(
         self,
@@ -124,10 +124,10 @@ class SqliteJournal:
         self._reading = reading
         self._limit = keep.size
         self._run_sync = run_sync
-        self._one_reads = trio.Lock()
+        self._read_lock = trio.Lock()
         self._readers: dict[str, SqliteReader] = {}
 
-    # what callers see
+    # --- public interface
 
     @property
     def figures(self) -> Figures:
@@ -150,7 +150,7 @@ class SqliteJournal:
 
     async def reader(self, handler: str, wants: Callable[[MailboxEvent], bool] | None = None) -> SqliteReader:
         if handler in self._readers:
-            raise JournalError(f"handler {handler} reads the journal already")
+            raise JournalError(f'handler "{handler}" already has a reader')
         now = self.now()
 
         def find(connection: sqlite3.Connection) -> tuple[int, bytes]:
@@ -165,7 +165,7 @@ class SqliteJournal:
         try:
             progress = Progress.unpack(upto, unfinished)
         except records.UNREADABLE as error:
-            what = f"the progress of handler {handler} cannot be read: {error}"
+            what = f'the offset of handler "{handler}" cannot be read: {error}'
             raise JournalDamagedError(f"{self._store.file} is damaged: {what} ({RESCUE})") from error
         reader = SqliteReader(self, handler, wants, progress)
         self._readers[handler] = self.writer.readers[handler] = reader
@@ -206,11 +206,11 @@ class SqliteJournal:
     async def _recent(
         self, since: float, most: int, until: int
     ) -> AsyncGenerator[Sequence[MailboxEvent], None]:
-        at = await self.read(records.find_recent, since, most)
-        while at < until:
+        position = await self.read(records.find_recent, since, most)
+        while position < until:
             damaged: list[records.Damage] = []
-            events, at = await self.read(records.read_recent, at, until, damaged)
-            note_damage(damaged, None)
+            events, position = await self.read(records.read_recent, position, until, damaged)
+            log_damage(damaged, None)
             if events:
                 yield events
 
@@ -224,9 +224,9 @@ class SqliteJournal:
         found: DeadLetter | None = await self.read(records.dead_letter, number)
         return found
 
-    async def retry(self, numbers: Sequence[int]) -> int:
+    async def requeue(self, numbers: Sequence[int]) -> int:
         now = self.now()
-        count: int = await self.writer.write(Write(work=lambda c: records.retry(c, numbers, now)))
+        count: int = await self.writer.write(Write(work=lambda c: records.requeue(c, numbers, now)))
         return count
 
     async def discard(self, numbers: Sequence[int]) -> int:
@@ -244,16 +244,20 @@ class SqliteJournal:
     async def flush(self) -> None:
         await self.writer.flush()
 
-    # reading
+    # --- reading
 
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the function with the reading connection and these arguments. Retry while the disk fails.
+
+        Raises JournalDamagedError, or what the function raises.
+        """
         failures = 0
         while True:
-            async with self._one_reads:
+            async with self._read_lock:
                 try:
                     return await self._run_sync(function, self._reading, *args)
                 except FAILURES as error:
-                    kind = sorted_out(error, self._store.file)
+                    kind = classify(error, self._store.file)
                     if not isinstance(kind, DiskError):
                         raise kind from error
             failures += 1
@@ -267,7 +271,7 @@ def _forget(namespace: str, owner: str, before: float, connection: sqlite3.Conne
 
 
 def _repair(connection: sqlite3.Connection, now: float) -> None:
-    """Raises JournalDamagedError and sqlite3.Error."""
+    """Repair damaged offsets of handlers, and log them. Raises JournalDamagedError and sqlite3.Error."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         repaired = records.repair_progress(connection, now)

@@ -1,7 +1,8 @@
-"""The writing side of the database, one thread at a time: many callers' writes in one transaction.
+"""The writing connection: many callers' writes in one transaction. Used by one thread at a time.
 
-A failure is one of three: a *trouble* of the disk, which may pass (all is tried again later), a *damage*, which does
-not, or one write's own fault, which is told to that caller while the others are written.
+There are three kinds of failures. A DiskError may be temporary, so the writer retries everything. A
+JournalDamagedError is permanent. Refused is the fault of one write: its caller gets the error, and the others are
+written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from listener.event import MailboxEvent
 from listener.journal import Change, JournalDamagedError, JournalError, Put, Retention, records, retention
 from listener.journal.schema import FAILURES, FILE_NAME, RESCUE, connect
 
-_PASSING: Final = frozenset(
+_TEMPORARY: Final = frozenset(
     {
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_IOERR,
@@ -30,9 +31,9 @@ _PASSING: Final = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
-# Beside what SQLite itself calls damage: a table or column that is missing, a rule of the schema that is broken, a
-# row number that is no number. No statement of ours can cause them in a sound database.
-_DAMAGES: Final = frozenset(
+# More than what SQLite itself calls corrupt: a missing table or column, a violated constraint, a row number that is
+# not a number. In an intact database none of the statements here can cause these.
+_DAMAGE: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_NOTADB,
@@ -45,23 +46,23 @@ _DAMAGES: Final = frozenset(
 )
 
 
-# Each statement releases the interpreter's lock, and beside a busy loop waits for it again: few are fast.
+# One statement instead of three: each releases the interpreter lock, and waits for it again while the loop is busy.
 _MEASURE: Final = """SELECT coalesce((SELECT max(last) FROM chunks), 0), page_count - freelist_count
     FROM pragma_page_count, pragma_freelist_count"""
-_SAVE_STANDING: Final = "UPDATE handlers SET cursor = ?, upto = ?, unfinished = ?, seen = ? WHERE name = ?"
+_SAVE_OFFSET: Final = "UPDATE handlers SET cursor = ?, upto = ?, unfinished = ?, seen = ? WHERE name = ?"
 
 
 class DiskError(Exception):
-    """The disk refuses. It may pass; nothing was written. The text says what SQLite said."""
+    """The disk failed, perhaps temporarily. Nothing was written. The text is SQLite's message."""
 
 
 class Refused(Exception):  # noqa: N818
-    """A write failed by its own fault, which is the `__cause__`; nothing was written."""
+    """A write is invalid; the reason is the `__cause__`. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What one caller wants written; `work` is anything else than events and state."""
+    """One caller's write. `work` does anything other than writing events and state."""
 
     events: Sequence[MailboxEvent] = ()
     changes: Sequence[Change] = ()
@@ -69,8 +70,8 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a handler is: a row to be saved."""
+class OffsetRow:
+    """A handler's offset as it is stored."""
 
     handler: str
     cursor: int
@@ -80,7 +81,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of a transaction: the events have the positions from `first` on, in order; `used` is from before."""
+    """Result of a transaction. Its events have the positions from `first` on; `used` is the size before it."""
 
     first: int
     end: int
@@ -88,23 +89,23 @@ class Written:
     results: Sequence[Any]
 
 
-def sorted_out(error: Exception, path: Path) -> Exception:
-    """What a failure of SQLite is for the caller: Trouble, JournalDamagedError, or itself."""
+def classify(error: Exception, path: Path) -> Exception:
+    """Convert a failure of SQLite to DiskError or JournalDamagedError, or return it unchanged."""
     if isinstance(error, UnicodeDecodeError):
-        return JournalDamagedError(f"{path} is damaged: its schema is no text ({RESCUE})")
+        return JournalDamagedError(f"{path} is damaged: its schema is not text ({RESCUE})")
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # Python's module itself refused the arguments
+    if code is None:  # Python's module itself rejected the arguments
         return error
     text = f"{error} ({getattr(error, 'sqlite_errorname', type(error).__name__)})"
-    if code & 0xFF in _PASSING:
+    if code & 0xFF in _TEMPORARY:
         return DiskError(text)
-    if code & 0xFF in _DAMAGES:
+    if code & 0xFF in _DAMAGE:
         return JournalDamagedError(f"{path} is damaged: {text} ({RESCUE})")
     return error
 
 
 class Store:
-    """Owns the writing connection. Its methods may be called from any thread, never from two at once."""
+    """Owner of the writing connection. Any thread may call its methods, but not two at the same time."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None, keep: Retention) -> None:
         self.path = path
@@ -116,63 +117,66 @@ class Store:
         if self._connection is not None:
             self._connection.close()
 
-    def transact(self, writes: Sequence[Write], standings: Sequence[Standing], now: float) -> Written:
-        """Writes all of it, durably, or nothing. Raises Trouble, Refused or JournalError."""
+    def transact(self, writes: Sequence[Write], offsets: Sequence[OffsetRow], now: float) -> Written:
+        """Write everything durably, or nothing. Raises DiskError, Refused or JournalError."""
         try:
             connection = self._begin()
             start, used = connection.execute(_MEASURE).fetchone()
-            if standings:  # first: who opens a handler in this transaction goes on from there
+            # Offsets first: a write of the same transaction may open a reader, which must see the newest offset.
+            if offsets:
                 connection.executemany(
-                    _SAVE_STANDING, [(s.cursor, s.upto, s.unfinished, now, s.handler) for s in standings]
+                    _SAVE_OFFSET, [(o.cursor, o.upto, o.unfinished, now, o.handler) for o in offsets]
                 )
             try:
                 results = _write(connection, start, writes, now)
             except FAILURES as error:
-                if sorted_out(error, self.file) is error:
+                if classify(error, self.file) is error:
                     raise Refused from error
                 raise
             except (ValueError, TypeError, JournalError) as error:
                 raise Refused from error
-            alone = all(write.work is None for write in writes)
-            end = start + sum(len(write.events) for write in writes) if alone else records.end(connection)
+            only_events = all(write.work is None for write in writes)
+            end = (
+                start + sum(len(write.events) for write in writes) if only_events else records.end(connection)
+            )
             connection.execute("COMMIT")
         except FAILURES as error:
             self._roll_back(error)
-            raise sorted_out(error, self.file) from error
+            raise classify(error, self.file) from error
         except BaseException:
             self._roll_back(None)
             raise
         return Written(start + 1, end, used * self._page, results)
 
     def sweep(self, now: float, present: Collection[str] | None) -> tuple[bool, list[str], int]:
-        """One short step of retention: whether there is more to do, who was forgotten, the bytes in use.
+        """Run one short step of retention. Return whether more is due, the removed handlers and the bytes in use.
 
-        Raises Trouble or JournalError.
+        Raises DiskError or JournalError.
         """
         try:
             connection = self._begin()
             more, forgotten = self._sweeper.step(connection, now, present)
             connection.execute("COMMIT")
-            retention.give_back(connection)
+            retention.release_pages(connection)
             return more, forgotten, retention.used(connection)
         except FAILURES as error:
             self._roll_back(error)
-            raise sorted_out(error, self.file) from error
+            raise classify(error, self.file) from error
 
-    def look(self) -> int:
-        """The journal's end, which another process may have moved. Raises Trouble or JournalError."""
+    def read_end(self) -> int:
+        """Return the journal's end, which another process may have moved. Raises DiskError or JournalError."""
         try:
             return records.end(self._open())
         except FAILURES as error:
             self._roll_back(error)
-            raise sorted_out(error, self.file) from error
+            raise classify(error, self.file) from error
 
     @property
     def file(self) -> Path:
         return self.path or Path(FILE_NAME)
 
     def free(self) -> int | None:
-        """Bytes that are free on the disk."""
+        """Return the free bytes of the disk, or None if that is unknown."""
         if self.path is None:
             return None
         try:
@@ -203,9 +207,8 @@ class Store:
             )
         except sqlite3.Error:
             broken = True
-        if (
-            broken and self.path is not None
-        ):  # after a failed fsync nothing that SQLite has in memory is trusted
+        # After a failed fsync, SQLite's cache in memory cannot be trusted: reopen the database.
+        if broken and self.path is not None:
             self._connection = None
             connection.close()
 

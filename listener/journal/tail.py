@@ -10,7 +10,7 @@ from listener.journal import Entry
 
 
 class Tail:
-    """The last `capacity` events or a few more; without holes, so that what it gives is all there is."""
+    """The last `capacity` events or a few more, without gaps, so that a reader can rely on it being complete."""
 
     def __init__(self, capacity: int, end: int) -> None:
         self.capacity = capacity
@@ -20,9 +20,9 @@ class Tail:
         self._count = 0
 
     def extend(self, first: int, events: Sequence[MailboxEvent], end: int) -> None:
-        """Events from `first` on were committed, and the journal now ends at `end`.
+        """Add committed events, which start at position `first`. The journal now ends at `end`.
 
-        What was written by others, before or behind them, is on the disk only: the tail begins anew after it.
+        Events of other processes, before or after these, are on the disk only: the tail restarts after them.
         """
         if first != self.end + 1:
             self._clear()
@@ -40,7 +40,7 @@ class Tail:
             self._trim()
 
     def after(self, position: int, limit: int) -> list[Entry] | None:
-        """The entries behind a position; about `limit`. None if they are no longer here."""
+        """Return about `limit` entries after a position, or None if they are no longer in memory."""
         found: list[Entry] = []
         if position >= self.end:
             return found

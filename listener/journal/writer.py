@@ -1,8 +1,8 @@
-"""The journal's writer: one task gathers what everybody wants written and commits it, in a thread, at once.
+"""The journal's writer: one task collects the writes of all callers and commits them together, in a thread.
 
-Whoever calls while a commit is under way joins the next one: that is the group commit, without any delay of its own.
-Acknowledgements go along with a commit, or make one when they have waited for LINGER seconds. While the disk refuses,
-all is tried again; while the journal is full, events wait.
+This is a group commit without an artificial delay: calls made during a commit join the next one. Acknowledgements
+are written with a commit, or cause one after LINGER seconds. While the disk fails, the writer retries everything.
+While the journal is full, events wait.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ import trio
 from listener.backoff import Backoff
 from listener.event import MailboxEvent
 from listener.journal import JournalError, Retention, retention
-from listener.journal.store import DiskError, Refused, Standing, Store, Write, Written
+from listener.journal.store import DiskError, OffsetRow, Refused, Store, Write, Written
 from listener.journal.tail import Tail
 
 log = structlog.get_logger()
 
 RunSync: TypeAlias = Callable[..., Awaitable[Any]]
-"""Runs a function with arguments where it may block; `trio.to_thread.run_sync` is one."""
+"""Runs a function with arguments where it may block, such as `trio.to_thread.run_sync`."""
 
 RETRY: Final = Backoff(first=0.1, factor=2.0, cap=10.0)
 LINGER: Final = 0.05
-_TICK: Final = 1.0
-_SWEEP: Final = 30.0
-_SWEEP_CROWDED: Final = 0.1
-_SEEN: Final = 3600.0
-_ABSENT_GRACE: Final = 600.0  # so long after the start no handler is taken for gone
-_MOST_EVENTS: Final = 5000  # a commit
+"""The most seconds that an acknowledgement waits for a commit."""
+_POLL: Final = 1.0  # seconds between checks whether another process has appended events
+_SWEEP: Final = 30.0  # seconds between steps of retention
+_SWEEP_CROWDED: Final = 0.1  # the same, while the journal is nearly full
+_SEEN: Final = 3600.0  # seconds between updates of the time at which each open handler was last seen
+_ABSENT_GRACE: Final = 600.0  # seconds after the start in which no handler counts as absent
+_MOST_EVENTS: Final = 5000  # per commit
 
 
-class Standee(Protocol):
-    """A handler's way through the journal, as far as it is to be saved."""
+class TrackedReader(Protocol):
+    """A handler's reader whose offset the writer stores."""
 
     @property
     def handler(self) -> str: ...
     @property
     def lag(self) -> int: ...
-    def standing(self) -> Standing: ...
+    def offset(self) -> OffsetRow: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -57,9 +58,12 @@ class _Job:
 
 
 class Writer:
-    """Owns the store while run() runs. `readers` are the open handlers by name; `tail` has the newest events, and
-    `arrivals` those who wait for more. The rest is for whoever watches: bytes that are `used`, whether it is `full`,
-    what the disk says while it refuses (`write_error`), and the calls that are `waiting`."""
+    """Owner of the store while run() runs.
+
+    `readers` are the open handlers by name. `tail` has the newest events; readers wait for more at `arrivals`. The
+    other attributes are for monitoring: `used` bytes, whether the journal is `full`, the disk's `write_error` while
+    it fails, and the number of `waiting` appends.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class Writer:
         now: Callable[[], float],
         run_sync: RunSync,
     ) -> None:
-        self.readers: dict[str, Standee] = {}
+        self.readers: dict[str, TrackedReader] = {}
         self.tail = tail
         self.arrivals = trio.lowlevel.ParkingLot()
         self.used = used
@@ -82,15 +86,15 @@ class Writer:
         self._run_sync = run_sync
         self._appends: deque[_Job] = deque()
         self._others: deque[_Job] = deque()
-        self._changed: dict[Standee, None] = {}
+        self._changed: dict[TrackedReader, None] = {}
         self._save_at = 0.0
         self._wake = trio.Event()
         self._closing = trio.Event()
         self._failures = 0
         self._failing_since = 0.0
-        # What lives in memory is nobody else's: there is no need to look whether it has grown.
-        self._tick = _TICK if store.path else math.inf
-        self._opened_at = self._looked_at = self._seen_at = self._turned_at = trio.current_time()
+        # No other process can append to a journal in memory.
+        self._poll = _POLL if store.path else math.inf
+        self._opened_at = self._polled_at = self._seen_at = self._cycled_at = trio.current_time()
         self._sweep_at = self._opened_at + _SWEEP_CROWDED
 
     @property
@@ -99,11 +103,11 @@ class Writer:
 
     @property
     def idle(self) -> float:
-        """Seconds since it last finished a turn."""
-        return trio.current_time() - self._turned_at
+        """Seconds since the last cycle ended."""
+        return trio.current_time() - self._cycled_at
 
     async def write(self, write: Write) -> Any:
-        """Returns what the write's own work returned, when it is durable. Raises what is wrong with the write."""
+        """Return the result of the write's `work` when it is durable. Raises the error of an invalid write."""
         if self._closing.is_set():
             raise JournalError("the journal is closed")
         job = _Job(write)
@@ -118,12 +122,12 @@ class Writer:
         return job.result
 
     async def flush(self) -> None:
-        """Returns when every change up to now is durable."""
+        """Return when every change up to now is durable."""
         self._save_at = trio.current_time()
         await self.write(Write())
 
-    def note_change(self, reader: Standee, *, at_once: bool = False) -> None:
-        """The reader's standing is to be saved: soon, or with the next commit. Never waits."""
+    def note_change(self, reader: TrackedReader, *, at_once: bool = False) -> None:
+        """Schedule the reader's offset to be stored within LINGER seconds, or `at_once`. Never waits."""
         if at_once:
             self._save_at = trio.current_time()
             self._wake.set()
@@ -137,12 +141,12 @@ class Writer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Writes until it is closed, and what is left then; once, if the disk refuses."""
+        """Write until close(), then write what is left. If the disk fails then, do not retry."""
         try:
             with trio.CancelScope(shield=True):
                 while not self._closing.is_set():
                     await self._pause()
-                    await self._turn()
+                    await self._cycle()
                 await self._finish()
         finally:
             self._closing.set()
@@ -153,52 +157,52 @@ class Writer:
     async def _finish(self) -> None:
         while self._others or self._changed or (self._appends and not self.full):
             self._save_at = trio.current_time()
-            await self._turn()
+            await self._cycle()
             if self._failures:
                 log.warning("journal.unwritten", handlers=[reader.handler for reader in self._changed])
                 return
 
     async def _pause(self) -> None:
-        """Waits until there is something to do, or it is time to look around."""
+        """Wait until there is something to write, or until the next poll or sweep is due."""
         if self._failures:
             with trio.move_on_after(RETRY.longest(self._failures)):
                 await self._closing.wait()
             return
         if self._others or (self._appends and not self.full):
             return
-        due = min(trio.current_time() + self._tick, self._sweep_at)
+        due = min(trio.current_time() + self._poll, self._sweep_at)
         if self._changed:
             due = min(due, self._save_at)
         self._wake = trio.Event()
         with trio.move_on_at(due):
             await self._wake.wait()
 
-    async def _turn(self) -> None:
-        jobs = self._take()
+    async def _cycle(self) -> None:
+        jobs = self._take_jobs()
         changed = list(self._changed) if trio.current_time() >= self._save_at else []
         try:
             if jobs or changed:
                 await self._transact(jobs, changed)
-            elif trio.current_time() >= self._looked_at + self._tick:
-                self._reach(self.tail.end + 1, (), await self._run_sync(self._store.look))
+            elif trio.current_time() >= self._polled_at + self._poll:
+                self._publish_end(self.tail.end + 1, (), await self._run_sync(self._store.read_end))
             if trio.current_time() >= self._sweep_at:
                 await self._sweep()
         except DiskError as write_error:
             self._put_back(jobs)
             self._changed |= dict.fromkeys(changed)
-            self._failed(str(write_error))
+            self._note_failure(str(write_error))
         except BaseException:
-            self._put_back(jobs)  # run() tells those who wait
+            self._put_back(jobs)  # run() ends the callers that wait for them
             raise
         else:
-            self._works()
-        self._turned_at = trio.current_time()
+            self._note_success()
+        self._cycled_at = trio.current_time()
 
     def _put_back(self, jobs: Sequence[_Job]) -> None:
-        self._appends.extendleft(job for job in reversed(jobs) if job.write.events and _waits(job))
-        self._others.extendleft(job for job in reversed(jobs) if not job.write.events and _waits(job))
+        self._appends.extendleft(job for job in reversed(jobs) if job.write.events and _is_pending(job))
+        self._others.extendleft(job for job in reversed(jobs) if not job.write.events and _is_pending(job))
 
-    def _take(self) -> list[_Job]:
+    def _take_jobs(self) -> list[_Job]:
         jobs = [job for job in self._others if not job.abandoned]
         self._others.clear()
         events = 0
@@ -209,35 +213,37 @@ class Writer:
                 events += len(job.write.events)
         return jobs
 
-    async def _transact(self, jobs: list[_Job], changed: list[Standee]) -> None:
-        standings = [reader.standing() for reader in changed]
+    async def _transact(self, jobs: list[_Job], changed: list[TrackedReader]) -> None:
+        offsets = [reader.offset() for reader in changed]
         for reader in changed:
             self._changed.pop(reader)
         if changed:
             self._save_at = trio.current_time() + LINGER
         try:
-            await self._write(jobs, standings)
+            await self._write(jobs, offsets)
         except Refused:
-            self._changed |= dict.fromkeys(changed)  # perhaps none of them can be written
+            # Write each job alone, to find the invalid one. If all are invalid, the offsets are still unwritten.
+            self._changed |= dict.fromkeys(changed)
             for job in jobs:
                 try:
-                    await self._write([job], standings)
+                    await self._write([job], offsets)
                 except Refused as refused:
                     job.error = refused.__cause__
                     job.done.set()
 
-    async def _write(self, jobs: list[_Job], standings: list[Standing]) -> None:
+    async def _write(self, jobs: list[_Job], offsets: list[OffsetRow]) -> None:
         writes = [job.write for job in jobs]
-        written: Written = await self._run_sync(self._store.transact, writes, standings, self._now())
+        written: Written = await self._run_sync(self._store.transact, writes, offsets, self._now())
         events = [event for write in writes for event in write.events]
         for job, result in zip(jobs, written.results, strict=True):
             job.result = result
             job.done.set()
-        self._reach(written.first, events, written.end)
+        self._publish_end(written.first, events, written.end)
         self._measure(written.used)
 
-    def _reach(self, first: int, events: Sequence[MailboxEvent], end: int) -> None:
-        self._looked_at = trio.current_time()
+    def _publish_end(self, first: int, events: Sequence[MailboxEvent], end: int) -> None:
+        """Extend the tail to the new end of the journal, and wake the readers."""
+        self._polled_at = trio.current_time()
         if end != self.tail.end:
             self.tail.extend(first, events, end)
             self.arrivals.unpark_all()
@@ -276,7 +282,7 @@ class Writer:
         else:
             log.info("journal.room", path=str(self._store.file), size=used)
 
-    def _failed(self, reason: str) -> None:
+    def _note_failure(self, reason: str) -> None:
         self._failures += 1
         if self.write_error is None:
             self._failing_since = trio.current_time()
@@ -285,7 +291,7 @@ class Writer:
             path = str(self._store.file)
             log.error("journal.write_failed", path=path, reason=reason, free=self._store.free())
 
-    def _works(self) -> None:
+    def _note_success(self) -> None:
         self._failures = 0
         if self.write_error is not None:
             self.write_error = None
@@ -293,5 +299,5 @@ class Writer:
             log.info("journal.recovered", path=str(self._store.file), duration=duration)
 
 
-def _waits(job: _Job) -> bool:
+def _is_pending(job: _Job) -> bool:
     return not job.done.is_set() and not job.abandoned

@@ -18,11 +18,12 @@ from listener.build import access, access_rules, configured_placements, discover
 from listener.config import Config
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure, Verdict
-from listener.exchange.auth.refusals import REFUSALS
+from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import Access
-from listener.groups.affinity import Group, Placement, groups
+from listener.groups.affinity import Group, groups
 from listener.log import open_audit
 from listener.mailboxes import members_of
+from listener.placement import Placement
 from listener.preflight.probe import Probe, open_probe
 from listener.preflight.scope import Attempt, Finding
 
@@ -91,7 +92,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
     """
     report = Report(autodiscover_url=config.exchange.autodiscover_url or "")
     account = access(config)
-    account.auth.remember(config.state_directory / REFUSALS)
+    account.auth.persist_refusals(config.state_directory / REFUSALS)
     with open_audit(config.log.audit_file) as account.audit.logger:
         rules = access_rules(config)
         mailboxes = only or await _expand(config, account, report)

@@ -13,7 +13,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from listener.config.endpoints import doubt_autodiscover_url, doubt_ews_url
+from listener.config.warnings import check_autodiscover_url, check_ews_url
 from listener.ews.codes import NO_TLS, ONLY_TLS, UNKNOWN_TO_FRONT_END, VERDICTS, Failure, Verdict
 from listener.ews.xml import excerpt
 
@@ -643,7 +643,7 @@ def _from_url(failure: Failure, url: str, *, autodiscover: bool) -> Remedy | Non
     """Return the remedy for a URL that is not the endpoint or has the wrong scheme, else None."""
     if not url or not (failure.code in _NOT_EWS_CODES or failure.code not in VERDICTS):
         return None
-    doubt = (doubt_autodiscover_url if autodiscover else doubt_ews_url)(url)
+    doubt = (check_autodiscover_url if autodiscover else check_ews_url)(url)
     if doubt is not None:
         key = "autodiscover_url" if autodiscover else "ews_url"
         return Remedy(f"The URL is probably wrong: {doubt.reason}.", f"set {key} to {doubt.instead}")

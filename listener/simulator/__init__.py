@@ -1,44 +1,33 @@
-"""An Exchange server to run the listener against, with its own reading of the published protocol.
+"""A simulated Exchange organization to run the listener against.
 
-It imports nothing of `listener.ews`, so that a misunderstanding cannot stand on both sides. Sources: MS-OXWSNTIF,
-MS-OXWSCDATA, MS-OXWSADISC, and on learn.microsoft.com "Notification subscriptions, mailbox events, and EWS in
-Exchange", "Handling notification-related errors in EWS in Exchange", "How to: Maintain affinity between a group of
-subscriptions and the Mailbox server in Exchange" and "EWS throttling in Exchange".
+It is written from the published protocol alone and imports nothing from `listener.ews`, so that a misread
+specification cannot be wrong in the same way on both sides. Sources: MS-OXWSNTIF, MS-OXWSCDATA, MS-OXWSADISC, and on
+learn.microsoft.com "Notification subscriptions, mailbox events, and EWS in Exchange", "Handling notification-related
+errors in EWS in Exchange", "How to: Maintain affinity between a group of subscriptions and the Mailbox server in
+Exchange" and "EWS throttling in Exchange".
 
-    settings.py       what a simulated organisation is made of
-    names.py          plausible people
-    mailstore.py      mailboxes, folders and items, and the events that each change of them makes
-    faults.py         what can be broken, as values
-    plans.py          when: profiles, TOML
-    directory.py      the organisation: accounts, rights, which mailbox lives on which back end
-    rights.py         the scope of impersonation, delegates, EWS switched off
-    groups.py         distribution groups
-    traffic.py        seeded users who read, write, move and delete
-    ledger.py         the truth: one line a change
-    http.py           one HTTP request and its reply
-    requests.py       bytes of a request -> values
-    replies.py        values -> bytes of a reply
-    routing.py        which back end answers
-    budgets.py        throttling
-    subscriptions.py  subscription tables and streams
-    session.py        one request being served, and what the ids in it mean
-    shapes.py         folders and items as elements
-    search.py         restriction, order and page
-    sync.py           what has changed since a client looked last
-    operations.py     the operations on folders and items
-    chaos.py          makes faults, on time or on demand
-    answers.py        faults in the answer to a request
-    interference.py   faults in an open stream
-    disasters.py      faults of back ends, mailboxes, the organisation
-    conditions.py     what is the matter right now
-    exchange.py       the server without its sockets: requests in, replies out, the time given
-    autodiscover.py   SOAP and POX
-    auth/             who is asking: one class a scheme
-    front.py          the front end: who is asking, and whom
-    control.py        the doors for tests: events on demand, state, rate, faults
-    server.py         the sockets
-    outlet.py         the sending side of a connection, with good manners and bad ones
-    door.py           the listening socket, open or shut
-    tls.py            certificates, good and bad
-    run.py            the process
+    settings.py         options of a simulated organization
+    directory.py        mailboxes, accounts, back ends, access rights, distribution groups
+    mailstore.py        folders and items of a mailbox, and the events that each change makes
+    traffic.py          simulated users that read, write, move and delete
+    ledger.py           a log of all changes and faults, to compare deliveries with
+    faults.py           the kinds of faults and their parameters
+    fault_plans.py      when faults happen: profiles and TOML files
+    fault_scheduler.py  makes faults on time or on demand
+    fault_effects.py    what a fault does to a response, a stream, a mailbox, a back end
+    requests.py         parses requests; resolves their ids and checks access
+    responses.py        formats responses, notifications, folders and items
+    http.py             one HTTP request and its reply
+    frontend.py         routing to back ends, throttling
+    subscriptions.py    subscriptions and the streams that read them
+    operations.py       the EWS operations on folders and items
+    sync.py             SyncStates and the changes since one
+    autodiscover.py     Autodiscover over SOAP and POX
+    auth/               authentication schemes
+    exchange.py         the server without sockets: request in, reply out, the time is a parameter
+    control.py          the control API for tests
+    connection.py       one HTTP connection, including faults on the wire
+    server.py           listener sockets and the main loop
+    tls.py              valid and invalid certificates
+    run.py              the process
 """

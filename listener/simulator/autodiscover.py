@@ -8,7 +8,7 @@ from lxml import etree
 from listener.simulator.directory import Directory, grouping
 from listener.simulator.faults import AutodiscoverFailure
 from listener.simulator.mailstore import Mailbox
-from listener.simulator.requests import SOAP, Malformed, parse_xml
+from listener.simulator.requests import SOAP, MalformedRequest, parse_xml
 
 _A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
 _WSA = "http://www.w3.org/2005/08/addressing"
@@ -24,12 +24,14 @@ def soap(
     most_users: int,
     failing: AutodiscoverFailure | None = None,
 ) -> bytes:
-    """The answer to POST autodiscover.svc; `failing`, it holds that code. Malformed: the body is no GetUserSettings
-    request."""
+    """Return the response to POST autodiscover.svc. With `failing`, it reports that error code.
+
+    Raises MalformedRequest if the body is not a GetUserSettings request.
+    """
     root = parse_xml(body)
     request = root.find(f"{SOAP}Body/{{{_A}}}GetUserSettingsRequestMessage/{{{_A}}}Request")
     if request is None:
-        raise Malformed("The request has no GetUserSettingsRequestMessage.")
+        raise MalformedRequest("The request has no GetUserSettingsRequestMessage.")
     action = root.findtext(f"{SOAP}Header/{{{_WSA}}}Action", "").strip()
     users = [
         element.text or "" for element in request.iterfind(f"{{{_A}}}Users/{{{_A}}}User/{{{_A}}}Mailbox")
@@ -114,11 +116,14 @@ def _response(code: str, message: str, users: Iterable[str]) -> bytes:
 
 
 def pox(body: bytes, directory: Directory, ews_url: str) -> bytes:
-    """The answer to POST autodiscover.xml. Malformed: the body names no address."""
+    """Return the response to POST autodiscover.xml.
+
+    Raises MalformedRequest if the body has no address.
+    """
     root: etree._Element = parse_xml(body)
     address = root.findtext(f"{{{_REQUEST_POX}}}Request/{{{_REQUEST_POX}}}EMailAddress")
     if address is None:
-        raise Malformed("The request has no EMailAddress.")
+        raise MalformedRequest("The request has no EMailAddress.")
     mailbox = directory.find(address)
     head = (
         '<?xml version="1.0" encoding="utf-8"?>'

@@ -1,15 +1,14 @@
-"""The doors for tests: events on demand, the state of everything, the rate of the traffic. No authentication.
+"""The control API for tests. It has no authentication.
 
 POST …/events   {"mailbox": address, "kind": EWS element name, "count": n}   -> {"events": [ledger lines]}
-POST …/traffic  {"rate": events a second}                                    -> {"rate": …}
-GET  …/state                                                                 -> see `state`
-POST …/rights   {"mailbox": address, …}          -> {"rights": …}; see RightsOrder
-POST …/groups   {"address": …, "members": [address, …]}, or null for no group  -> {"groups": {address: [member]}}
-POST …/faults   {"kind": …, its parameters}      one fault now       -> {"made": [ledger lines]}, empty if it waits
-                {"kind": …, "at" or "per_minute": …}  later          -> {"made": []}; times count from now
-                {"profile": name}                a profile from now  -> {"made": []}; none: no more faults, what
-                                                                        lasts ends at once
-GET  …/faults   what can be broken, and what was                     -> see `faults`
+POST …/traffic  {"rate": events per second}                                  -> {"rate": …}
+GET  …/state                                                                 -> see `Control.state`
+POST …/rights   {"mailbox": address, …}            -> {"rights": …}; see RightsRequest
+POST …/groups   {"address": …, "members": [address, …]}, null deletes the group -> {"groups": {address: [member]}}
+POST …/faults   {"kind": …, its parameters}        one fault now         -> {"made": [ledger lines]}, empty if pending
+                {"kind": …, "at" or "per_minute": …}  later              -> {"made": []}; times count from now
+                {"profile": name}                  starts a profile      -> {"made": []}; `none` cancels all faults
+GET  …/faults   kinds, profiles and what happened                        -> see `Control.faults`
 """
 
 from collections import Counter
@@ -18,19 +17,19 @@ from typing import Annotated, Any
 
 import msgspec
 
-from listener.simulator.disasters import Unfit
+from listener.simulator.directory import Member
 from listener.simulator.exchange import Exchange
+from listener.simulator.fault_effects import NoTarget
+from listener.simulator.fault_plans import PROFILES, TIMING_KEYS, parse_entry
 from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
-from listener.simulator.groups import Member
 from listener.simulator.http import Reply
 from listener.simulator.ledger import Line
 from listener.simulator.mailstore import KINDS
-from listener.simulator.plans import MOMENTS, PROFILES, parse_entry
 from listener.simulator.traffic import Traffic, make
 
 
-class EventsOrder(msgspec.Struct, forbid_unknown_fields=True):
+class EventsRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST events."""
 
     mailbox: str
@@ -38,19 +37,19 @@ class EventsOrder(msgspec.Struct, forbid_unknown_fields=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
 
 
-class TrafficOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST traffic. `rate` is in events a second."""
+class TrafficRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST traffic. `rate` is in events per second."""
 
     rate: Annotated[float, msgspec.Meta(ge=0)]
 
 
-class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST rights. What is left out stays as it is.
+class RightsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST rights. Omitted fields stay unchanged.
 
-    `folders` are those of the mailbox that `account` (the service account, if it is not given) may read without
-    impersonation, by their distinguished ids, "*" for all. `in_scope` says whether the service account may
-    impersonate the mailbox, `ews` whether its owner may use EWS at all, `free_busy` whether *Default* sees its
-    calendar and free/busy times.
+    `folders` are the folders (distinguished ids, "*" for all) that `account` (default: the service account)
+    may read without impersonation. `in_scope`: whether the service account may impersonate the mailbox.
+    `ews`: whether its owner may use EWS. `free_busy`: whether *Default* can see its calendar folder and
+    free/busy times.
     """
 
     mailbox: str
@@ -61,8 +60,8 @@ class RightsOrder(msgspec.Struct, forbid_unknown_fields=True):
     free_busy: bool | None = None
 
 
-class GroupOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST groups."""
+class GroupRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST groups. `members` null deletes the group."""
 
     address: str
     members: list[str] | None
@@ -73,7 +72,7 @@ class _NotFound(Exception):  # noqa: N818
 
 
 class Control:
-    """Answers requests below the control URL; `path` is what follows it, `events` for one."""
+    """Answers requests below the control URL."""
 
     def __init__(self, exchange: Exchange, traffic: Traffic, rng: Random) -> None:
         self._exchange = exchange
@@ -81,19 +80,26 @@ class Control:
         self._rng = rng
 
     def handle(self, method: str, path: str, body: bytes, now: float) -> Reply:
-        """The reply, in JSON; 400, 404 and 409 say in `error` what is wrong."""
+        """Return the JSON reply. `path` is what follows the control URL, such as `events`.
+
+        Status 400, 404 and 409 have the reason in `error`.
+        """
         try:
             match method, path.strip("/"):
                 case "POST", "events":
-                    order = msgspec.json.decode(body, type=EventsOrder)
-                    return _json(200, {"events": self.events(order, now)})
+                    request = msgspec.json.decode(body, type=EventsRequest)
+                    return _json(200, {"events": self.events(request, now)})
                 case "POST", "traffic":
-                    self._traffic.set_rate(msgspec.json.decode(body, type=TrafficOrder).rate)
+                    self._traffic.set_rate(msgspec.json.decode(body, type=TrafficRequest).rate)
                     return _json(200, {"rate": self._traffic.rate})
                 case "POST", "rights":
-                    return _json(200, {"rights": self.give(msgspec.json.decode(body, type=RightsOrder))})
+                    return _json(
+                        200, {"rights": self.set_rights(msgspec.json.decode(body, type=RightsRequest))}
+                    )
                 case "POST", "groups":
-                    return _json(200, {"groups": self.gather(msgspec.json.decode(body, type=GroupOrder))})
+                    return _json(
+                        200, {"groups": self.set_group(msgspec.json.decode(body, type=GroupRequest))}
+                    )
                 case "GET", "state":
                     return _json(200, self.state())
                 case "POST", "faults":
@@ -103,83 +109,86 @@ class Control:
                     return _json(200, self.faults())
         except FaultError as error:
             return _json(400, {"error": str(error)})
-        except Unfit as error:
+        except NoTarget as error:
             return _json(409, {"error": str(error)})
         except msgspec.DecodeError as error:
             return _json(400, {"error": str(error)})
         except _NotFound as error:
             return _json(404, {"error": str(error)})
-        return _json(404, {"error": f"{method} {path} is not known here"})
+        return _json(404, {"error": f"unknown request: {method} {path}"})
 
-    def events(self, order: EventsOrder, now: float) -> list[Line]:
-        """Make genuine changes that hold `count` events of the kind; every event that they make is told."""
-        mailbox = self._exchange.directory.find(order.mailbox)
+    def events(self, request: EventsRequest, now: float) -> list[Line]:
+        """Make changes that produce `count` events of the kind, and return every event that they produce."""
+        mailbox = self._exchange.directory.find(request.mailbox)
         if mailbox is None:
-            raise _NotFound(f"no mailbox {order.mailbox!r}")
-        if order.kind not in KINDS:
-            raise _NotFound(f"no event kind {order.kind!r}; there are {', '.join(KINDS)}")
+            raise _NotFound(f"unknown mailbox {request.mailbox!r}")
+        if request.kind not in KINDS:
+            raise _NotFound(f"unknown event kind {request.kind!r}; known kinds: {', '.join(KINDS)}")
         lines: list[Line] = []
-        for _ in range(order.count):
-            lines += self._exchange.publish(make(mailbox, order.kind, self._rng, now))
+        for _ in range(request.count):
+            lines += self._exchange.publish(make(mailbox, request.kind, self._rng, now))
         return lines
 
-    def give(self, order: RightsOrder) -> dict[str, Any]:
-        """Give rights or take them away; all rights afterwards."""
+    def set_rights(self, request: RightsRequest) -> dict[str, Any]:
+        """Grant or withdraw rights. Return all rights."""
         directory = self._exchange.directory
-        mailbox = directory.find(order.mailbox)
+        mailbox = directory.find(request.mailbox)
         if mailbox is None:
-            raise _NotFound(f"no mailbox {order.mailbox!r}")
+            raise _NotFound(f"unknown mailbox {request.mailbox!r}")
         rights = directory.rights
-        if order.folders is not None:
-            account = order.account or self._exchange.settings.user
-            rights.grant(account.lower(), mailbox.address, order.folders)
+        if request.folders is not None:
+            account = request.account or self._exchange.settings.user
+            rights.grant(account.lower(), mailbox.address, request.folders)
         for wanted, refused in (
-            (order.in_scope, rights.out_of_scope),
-            (order.ews, rights.without_ews),
-            (order.free_busy, rights.without_free_busy),
+            (request.in_scope, rights.out_of_scope),
+            (request.ews, rights.without_ews),
+            (request.free_busy, rights.without_free_busy),
         ):
             if wanted is not None:
                 (refused.discard if wanted else refused.add)(mailbox.address)
-        return rights.told()
+        return rights.state()
 
-    def gather(self, order: GroupOrder) -> dict[str, list[str]]:
-        """Make, change or delete a distribution group; all groups afterwards."""
-        directory, address = self._exchange.directory, order.address.lower()
-        if order.members is None:
+    def set_group(self, request: GroupRequest) -> dict[str, list[str]]:
+        """Create, change or delete a distribution group. Return all groups."""
+        directory, address = self._exchange.directory, request.address.lower()
+        if request.members is None:
             directory.groups.pop(address, None)
         else:
-            directory.groups[address] = tuple(Member(each.strip().lower()) for each in order.members)
+            directory.groups[address] = tuple(Member(each.strip().lower()) for each in request.members)
         return {name: [member.address for member in found] for name, found in directory.groups.items()}
 
-    def make_faults(self, order: dict[str, Any], now: float) -> list[Line]:
-        """One fault now, or a plan that starts now. FaultError: it makes no sense. Unfit: it befalls nothing."""
-        chaos = self._exchange.chaos
-        if "profile" in order:
-            profile = str(order["profile"])
-            if profile not in PROFILES or len(order) > 1:
+    def make_faults(self, request: dict[str, Any], now: float) -> list[Line]:
+        """Make one fault now, or start a plan. Raises FaultError (invalid request) or NoTarget."""
+        fault_scheduler = self._exchange.fault_scheduler
+        if "profile" in request:
+            profile = str(request["profile"])
+            if profile not in PROFILES or len(request) > 1:
                 raise FaultError(f'unknown profile "{profile}"{did_you_mean(profile, PROFILES)}')
             if profile == "none":
-                chaos.stop()
+                fault_scheduler.stop()
             else:
-                chaos.begin(PROFILES[profile], now)
-        elif order.keys() & MOMENTS:
-            chaos.begin([parse_entry(order)], now)
+                fault_scheduler.start_plan(PROFILES[profile], now)
+        elif request.keys() & TIMING_KEYS:
+            fault_scheduler.start_plan([parse_entry(request)], now)
         else:
-            return chaos.order(parse(order), now)
+            return fault_scheduler.make_now(parse(request), now)
         return []
 
     def faults(self) -> dict[str, Any]:
-        """The kinds of faults with their parameters, the profiles, and what Chaos.state tells."""
+        """Return the kinds of faults with their parameters, the profiles, and FaultScheduler.state."""
         kinds = [
             {"kind": name, "about": about(kind), "parameters": parameters(kind)}
             for name, kind in FAULTS.items()
         ]
-        return {"kinds": kinds, "profiles": list(PROFILES), **self._exchange.chaos.state()}
+        return {"kinds": kinds, "profiles": list(PROFILES), **self._exchange.fault_scheduler.state()}
 
     def state(self) -> dict[str, Any]:
-        """What there is right now. `generated` counts the changes in the ledger, `faults` the faults, `queued` the
-        events that are not written to any stream yet; `mailboxes_subscribed` and `mailboxes_streaming` count
-        mailboxes, not subscriptions. `authentication` is what Gate.state tells."""
+        """Return the current state.
+
+        `generated` counts the changes in the ledger, `faults` the faults, `queued` the events that no stream
+        has written yet. `mailboxes_subscribed` and `mailboxes_streaming` count mailboxes, not subscriptions.
+        `authentication` is Authenticator.state.
+        """
         exchange = self._exchange
         requests: dict[str, dict[str, int]] = {}
         for (operation, status), count in sorted(exchange.requests.items()):
@@ -203,9 +212,9 @@ class Control:
                 {"backend": stream.backend, "account": stream.account, "ids": len(stream.subscriptions)}
                 for stream in exchange.streams
             ],
-            "hanging": exchange.budgets.charges(),
+            "hanging": exchange.throttle.streams_by_account(),
             "requests": requests,
-            "authentication": exchange.gate.state(),
+            "authentication": exchange.authenticator.state(),
         }
 
 

@@ -1,7 +1,7 @@
-"""Exchange without its sockets: requests in, replies out, the time given.
+"""Exchange without sockets: request in, reply out; the time is a parameter.
 
-`handle(request, now)` answers one request; `publish(events)` tells of changes; `advance(now)` lets time pass. Now
-is in Unix seconds throughout. What a stream writes, and when, is in subscriptions.Stream.
+`handle(request, now)` answers one request, `publish(events)` reports changes, `advance(now)` runs timers. `now` is in
+Unix seconds. subscriptions.Stream defines what a stream writes, and when.
 """
 
 import re
@@ -13,30 +13,31 @@ from uuid import UUID
 
 from lxml import etree
 
-from listener.simulator import answers, autodiscover, replies
-from listener.simulator.auth.gate import Gate
-from listener.simulator.budgets import Budgets
-from listener.simulator.chaos import Chaos
-from listener.simulator.conditions import Conditions
+from listener.simulator import autodiscover, responses
+from listener.simulator.auth.authenticator import Authenticator
 from listener.simulator.directory import Directory
-from listener.simulator.disasters import Disasters
+from listener.simulator.fault_effects import Conditions, OrganizationFaultMaker, faulty_reply
+from listener.simulator.fault_scheduler import FaultScheduler
 from listener.simulator.faults import HangUp, NoAnswer
+from listener.simulator.frontend import COOKIE, Route, Throttle, override_cookie, route
 from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Event, Folder, Mailbox
 from listener.simulator.operations import OPERATIONS, SYNC_OPERATIONS
-from listener.simulator.replies import Failure
 from listener.simulator.requests import (
     STREAMING_VERSIONS,
     VERSIONS,
+    AccessDenied,
     Call,
     M,
-    Malformed,
+    MalformedRequest,
+    RequestContext,
     T,
+    find_folder,
     parse_call,
+    target_mailbox,
 )
-from listener.simulator.routing import COOKIE, Route, override_cookie, route
-from listener.simulator.session import NoRight, Session, concerned, find_folder
+from listener.simulator.responses import Failure
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream, Subscription, Subscriptions
 
@@ -46,9 +47,12 @@ _ABOUT_SUBSCRIPTIONS = ("GetStreamingEvents", "Unsubscribe")
 
 
 class Exchange:
-    """One organisation's servers. `requests` counts (operation, HTTP status); `base_url` is where clients reach
-    them, without a slash at the end, and must be set before Autodiscover can answer. `chaos` makes faults.
-    FaultError: `settings.faults` name what is not there."""
+    """The servers of one organization.
+
+    `requests` counts (operation, HTTP status). Set `base_url` (the URL for clients, without a trailing slash)
+    before Autodiscover is used. `fault_scheduler` makes faults. Raises FaultError if `settings.faults` name
+    an unknown mailbox or back end.
+    """
 
     def __init__(self, settings: Settings, ledger: Ledger, now: float) -> None:
         self.settings = settings
@@ -56,7 +60,7 @@ class Exchange:
         self.subscriptions = Subscriptions(
             self.directory.backends, settings.limits, counted_ids=settings.rules.counted_ids
         )
-        self.budgets = Budgets(settings.limits)
+        self.throttle = Throttle(settings.limits)
         self.ledger = ledger
         self.base_url = ""
         self.requests: Counter[tuple[str, int]] = Counter()
@@ -64,33 +68,35 @@ class Exchange:
         self._rng = Random(f"exchange {settings.seed}")
         self._expiry = now + _EXPIRY_INTERVAL
         self.conditions = Conditions()
-        self.gate = Gate(settings, self.directory.accounts, self.conditions)
+        self.authenticator = Authenticator(settings, self.directory.accounts, self.conditions)
         rng = Random(f"faults {settings.seed}")
-        disasters = Disasters(
+        fault_maker = OrganizationFaultMaker(
             self.directory, self.subscriptions, self.streams, self.conditions, rng, tls=settings.tls
         )
-        self.chaos = Chaos(self.directory, self.subscriptions, self.streams, disasters, ledger, rng)
-        self.chaos.begin(settings.faults, now)
+        self.fault_scheduler = FaultScheduler(
+            self.directory, self.subscriptions, self.streams, fault_maker, ledger, rng
+        )
+        self.fault_scheduler.start_plan(settings.faults, now)
 
     def publish(self, events: Iterable[Event]) -> list[Line]:
-        """Write changes into the ledger and queue them for whoever has subscribed."""
+        """Write changes to the ledger and queue them for subscriptions. Return their ledger lines."""
         lines = []
         for event in events:
-            lines.append(self.ledger.enter(event))
+            lines.append(self.ledger.record(event))
             self.subscriptions.publish(event)
         if lines:
             self.ledger.flush()
         return lines
 
     def advance(self, now: float) -> None:
-        """Let subscriptions die that nobody reads, and faults happen."""
-        self.chaos.advance(now)
+        """Make the faults that are due and expire subscriptions without a reader."""
+        self.fault_scheduler.advance(now)
         if now >= self._expiry:
             self._expiry = now + _EXPIRY_INTERVAL
             self.subscriptions.expire(now)
 
     def handle(self, request: HttpRequest, now: float) -> Reply:
-        """Answer one request of an authenticated account."""
+        """Return the reply to one request of an authenticated account."""
         path = request.path.partition("?")[0].lower()
         if self.conditions.outage:
             name, reply = "-", self._outage()
@@ -106,34 +112,34 @@ class Exchange:
     def _outage(self) -> Reply:
         reply = page(503, "Service Unavailable")
         if self.conditions.outage and self.conditions.outage.how != "503":
-            reply.manner = HangUp(reset=True)
+            reply.fault = HangUp(reset=True)
         return reply
 
     # -- Autodiscover ----------------------------------------------------------------------------------------
 
     def _autodiscover(self, path: str, request: HttpRequest, now: float) -> Reply:
-        def concerned() -> list[str]:
+        def addresses() -> list[str]:
             return [found.decode("utf-8", "replace").lower() for found in _ADDRESS.findall(request.body)]
 
-        genuine = partial(self._discover, path, request)
-        fault = self.chaos.strike("Autodiscover", concerned, now)
+        respond = partial(self._discover, path, request)
+        fault = self.fault_scheduler.match_request("Autodiscover", addresses, now)
         if fault is None:
-            return genuine()
-        return answers.answer(fault, "Autodiscover", [], self.settings.host, now, genuine)
+            return respond()
+        return faulty_reply(fault, "Autodiscover", [], self.settings.host, now, respond)
 
     def _discover(self, path: str, request: HttpRequest) -> Reply:
         ews_url = f"{self.base_url}/EWS/Exchange.asmx"
-        most = self.settings.limits.users_per_discovery
+        limit = self.settings.limits.users_per_discovery
         failing = self.conditions.discovery
         if failing and (failing.code is None or not path.endswith(".svc")):
             return page(failing.status, "Autodiscover is not available")
         reply = page(404, "Not Found")
         try:
             if path == "/autodiscover/autodiscover.svc" and request.method == "POST":
-                reply = Reply(200, autodiscover.soap(request.body, self.directory, ews_url, most, failing))
+                reply = Reply(200, autodiscover.soap(request.body, self.directory, ews_url, limit, failing))
             elif path == "/autodiscover/autodiscover.xml" and request.method == "POST":
                 reply = Reply(200, autodiscover.pox(request.body, self.directory, ews_url))
-        except Malformed as error:
+        except MalformedRequest as error:
             reply = page(400, f"Bad Request: {error}")
         reply.headers += self._server_headers(self._rng.choice(self.directory.backends), request)
         reply.delay = self.settings.network.latency
@@ -149,20 +155,22 @@ class Exchange:
             return "-", page(405, "Method Not Allowed", [("Allow", "POST")])
         try:
             call = parse_call(request.body)
-        except Malformed as error:
+        except MalformedRequest as error:
             failure = Failure("ErrorSchemaValidation", f"The request failed schema validation: {error}")
             return "-", self._fault(failure, request)
-        genuine = partial(self._genuine, call, request, now)
-        fault = self.chaos.strike(call.operation, partial(self._concerned, call), now)
+        respond = partial(self._respond, call, request, now)
+        fault = self.fault_scheduler.match_request(
+            call.operation, partial(self._affected_mailboxes, call), now
+        )
         if fault is None:
-            reply = genuine()
+            reply = respond()
             if self.conditions.buffered and isinstance(reply.body, Stream):
-                reply.manner = NoAnswer()
+                reply.fault = NoAnswer()
             return call.operation, reply
         host = self.settings.host
-        return call.operation, answers.answer(fault, call.operation, _stream_ids(call), host, now, genuine)
+        return call.operation, faulty_reply(fault, call.operation, _stream_ids(call), host, now, respond)
 
-    def _genuine(self, call: Call, request: HttpRequest, now: float) -> Reply:
+    def _respond(self, call: Call, request: HttpRequest, now: float) -> Reply:
         try:
             return self._call(call, request, now)
         except Failure as refused:
@@ -170,38 +178,38 @@ class Exchange:
 
     def _fault(self, failure: Failure, request: HttpRequest) -> Reply:
         headers = self._server_headers(self._rng.choice(self.directory.backends), request)
-        return Reply(500, replies.fault(failure), headers, delay=self.settings.network.latency)
+        return Reply(500, responses.fault(failure), headers, delay=self.settings.network.latency)
 
-    def _concerned(self, call: Call) -> list[str]:
-        """The addresses of the mailboxes that a request is about."""
+    def _affected_mailboxes(self, call: Call) -> list[str]:
+        """Return the addresses of the mailboxes that a request is about."""
         ids = set(_stream_ids(call))
         if ids:
             return sorted({each.mailbox for each in self.subscriptions if each.id in ids})
         actor = self.directory.find(call.impersonated or "")
-        mailbox = concerned(call, actor, self.directory)
+        mailbox = target_mailbox(call, actor, self.directory)
         return [mailbox.address] if mailbox else []
 
     def _call(self, call: Call, request: HttpRequest, now: float) -> Reply:
-        """Answer in the right place. Failure: a fault."""
+        """Route the request and return its reply. Raises Failure for a SOAP fault."""
         if call.version is not None and call.version not in VERSIONS:
             raise Failure("ErrorInvalidServerVersion")
         actor = self._actor(call, request)
-        charged = actor.address if actor else request.account
-        mailbox = concerned(call, actor, self.directory)
+        budget_owner = actor.address if actor else request.account
+        mailbox = target_mailbox(call, actor, self.directory)
         home = None
         if call.operation not in _ABOUT_SUBSCRIPTIONS and mailbox:
             home = self.directory.home(mailbox)
-        way = route(request, home, self.directory, self._rng)
-        headers = self._server_headers(way.backend, request)
+        target_route = route(request, home, self.directory, self._rng)
+        headers = self._server_headers(target_route.backend, request)
         network = self.settings.network
         delay = network.latency
         if actor and actor.address in self.directory.rights.without_ews:
             return page(403, "Forbidden", headers, delay=delay)
-        if mailbox and mailbox is not actor and (gone := self.conditions.disabled.get(mailbox.address)):
-            raise Failure(gone, fault=True)
-        if way.backend in self.conditions.down:
+        if mailbox and mailbox is not actor and (code := self.conditions.disabled.get(mailbox.address)):
+            raise Failure(code, fault=True)
+        if target_route.backend in self.conditions.down:
             return page(503, "Service Unavailable", headers, delay=delay)
-        if way.proxied:
+        if target_route.proxied:
             delay = self._rng.uniform(*network.proxied_latency)
             chance = self._rng.random()
             if chance < network.proxied_500:
@@ -209,39 +217,39 @@ class Exchange:
             if chance < network.proxied_500 + network.proxied_503:
                 return page(503, "Service Unavailable", headers, delay=delay)
         self._check_throttle(streaming=call.operation == "GetStreamingEvents")
-        session = Session(call, request.account, actor, way.backend, self.directory, now)
+        context = RequestContext(call, request.account, actor, target_route.backend, self.directory, now)
         if call.operation == "GetStreamingEvents":
-            return self._stream(session, charged, headers, delay)
-        leave = self.budgets.enter(charged, syncs=call.operation in SYNC_OPERATIONS)
+            return self._stream(context, budget_owner, headers, delay)
+        release = self.throttle.start_request(budget_owner, is_sync=call.operation in SYNC_OPERATIONS)
         try:
-            body = self._answer(session, charged, way)
+            body = self._answer(context, budget_owner, target_route)
         except Failure as failure:
             if failure.fault:
-                return Reply(500, replies.fault(failure), headers, delay=delay, finish=leave)
-            content = replies.ERROR_CONTENT.get(call.operation, "")
-            body = replies.response(call.operation, [replies.error(call.operation, failure, content)])
+                return Reply(500, responses.fault(failure), headers, delay=delay, finish=release)
+            content = responses.ERROR_CONTENT.get(call.operation, "")
+            body = responses.response(call.operation, [responses.error(call.operation, failure, content)])
         else:
-            if call.operation == "Subscribe" and way.affinity:
-                cookie = f"{COOKIE}={override_cookie(way.backend)}; path=/; HttpOnly"
+            if call.operation == "Subscribe" and target_route.affinity:
+                cookie = f"{COOKIE}={override_cookie(target_route.backend)}; path=/; HttpOnly"
                 headers.append(("Set-Cookie", cookie))
-        return Reply(200, replies.envelope(body), headers, delay=delay, finish=leave)
+        return Reply(200, responses.envelope(body), headers, delay=delay, finish=release)
 
     def _check_throttle(self, *, streaming: bool) -> None:
-        """Failure: the account has too much under way."""
+        """Raise Failure if the account has too many requests or streams in progress."""
         throttled = self.conditions.throttled
         if throttled is None:
             return
-        running = self.budgets.hanging if streaming else self.budgets.running
-        most = throttled.connections if streaming else throttled.concurrency
-        if most is not None and running >= most:
+        running = self.throttle.hanging if streaming else self.throttle.running
+        limit = throttled.connections if streaming else throttled.concurrency
+        if limit is not None and running >= limit:
             values = {"BackOffMilliseconds": str(throttled.back_off_ms)}
             raise Failure("ErrorServerBusy", fault=True, values=values)
 
     def _actor(self, call: Call, request: HttpRequest) -> Mailbox | None:
-        """Whose mailbox it is about. Failure: the impersonation is refused, or missing."""
+        """Return the mailbox that the request acts as. Raises Failure if impersonation is denied or missing."""
         if call.impersonated is None:
             if request.app_only:
-                # An application has no mailbox: it can act as somebody, or not at all.
+                # An application has no mailbox of its own, so it must impersonate one.
                 text = "An application needs the ExchangeImpersonation header."
                 raise Failure("ErrorInvalidExchangeImpersonationHeaderData", text, fault=True)
             return self.directory.find(request.account)
@@ -255,57 +263,59 @@ class Exchange:
             raise Failure("ErrorImpersonateUserDenied", fault=True)
         return mailbox
 
-    def _answer(self, session: Session, charged: str, way: Route) -> str:
-        operation = session.call.operation
+    def _answer(self, context: RequestContext, budget_owner: str, target_route: Route) -> str:
+        operation = context.call.operation
         if operation == "Subscribe":
-            return self._subscribe(session, charged, way)
+            return self._subscribe(context, budget_owner, target_route)
         if operation == "Unsubscribe":
-            return self._unsubscribe(session)
+            return self._unsubscribe(context)
         if operation in OPERATIONS:
-            return OPERATIONS[operation](session)
+            return OPERATIONS[operation](context)
         raise Failure("ErrorInvalidRequest", fault=True)
 
     # -- subscriptions ---------------------------------------------------------------------------------------
 
-    def _subscribe(self, session: Session, charged: str, way: Route) -> str:
-        _check_version(session.call)
-        request = session.call.element.find(f"{M}StreamingSubscriptionRequest")
+    def _subscribe(self, context: RequestContext, budget_owner: str, target_route: Route) -> str:
+        _check_version(context.call)
+        request = context.call.element.find(f"{M}StreamingSubscriptionRequest")
         if request is None:
             raise Failure("ErrorInvalidSubscriptionRequest", "Only streaming subscriptions are offered here.")
         kinds = frozenset(element.text or "" for element in request.iterfind(f"{T}EventTypes/{T}EventType"))
         if not kinds or not kinds <= frozenset(KINDS):
             raise _invalid("EventTypes")
         folder_ids = request.findall(f"{T}FolderIds/*")
-        everything = request.get("SubscribeToAllFolders", "false") in ("true", "1")
-        if everything == bool(folder_ids):
+        all_folders = request.get("SubscribeToAllFolders", "false") in ("true", "1")
+        if all_folders == bool(folder_ids):
             raise Failure("ErrorInvalidSubscriptionRequest")
-        watched = [_watched(session, element) for element in folder_ids]
-        mailboxes = [mailbox for mailbox, _ in watched]
-        mailbox = mailboxes[0] if mailboxes else session.actor
+        subscribed_folders = [_subscribed_folder(context, element) for element in folder_ids]
+        mailboxes = [mailbox for mailbox, _ in subscribed_folders]
+        mailbox = mailboxes[0] if mailboxes else context.actor
         if any(other is not mailbox for other in mailboxes):
             raise Failure("ErrorInvalidSubscriptionRequest", "A subscription is to folders of one mailbox.")
         if mailbox is None:
             raise Failure("ErrorMissingEmailAddress")
         if moving := self.conditions.moving.get(mailbox.address):
             raise Failure(moving)
-        folders = None if everything else frozenset(folder.id for _, folder in watched)
+        folders = None if all_folders else frozenset(folder.id for _, folder in subscribed_folders)
         made = self.subscriptions.add(
-            way.backend, mailbox, session.account, charged, kinds, folders, session.now
+            target_route.backend, mailbox, context.account, budget_owner, kinds, folders, context.now
         )
-        message = replies.success("Subscribe", f"<m:SubscriptionId>{made.id}</m:SubscriptionId>")
-        return replies.response("Subscribe", [message])
+        message = responses.success("Subscribe", f"<m:SubscriptionId>{made.id}</m:SubscriptionId>")
+        return responses.response("Subscribe", [message])
 
-    def _unsubscribe(self, session: Session) -> str:
-        id_ = session.call.element.findtext(f"{M}SubscriptionId") or ""
-        found = self.subscriptions.find(session.backend, id_, session.account)
+    def _unsubscribe(self, context: RequestContext) -> str:
+        id_ = context.call.element.findtext(f"{M}SubscriptionId") or ""
+        found = self.subscriptions.find(context.backend, id_, context.account)
         self.subscriptions.remove(found, "ErrorSubscriptionUnsubscribed")
-        return replies.response("Unsubscribe", [replies.success("Unsubscribe")])
+        return responses.response("Unsubscribe", [responses.success("Unsubscribe")])
 
-    def _stream(self, session: Session, charged: str, headers: list[tuple[str, str]], delay: float) -> Reply:
-        """The long answer to GetStreamingEvents. Failure: a fault."""
-        _check_version(session.call)
-        request = session.call.element
-        ids = _stream_ids(session.call)
+    def _stream(
+        self, context: RequestContext, budget_owner: str, headers: list[tuple[str, str]], delay: float
+    ) -> Reply:
+        """Return the streaming reply to GetStreamingEvents. Raises Failure for a SOAP fault."""
+        _check_version(context.call)
+        request = context.call.element
+        ids = _stream_ids(context.call)
         minutes = request.findtext(f"{M}ConnectionTimeout") or ""
         if not minutes.isdecimal() or not 1 <= int(minutes) <= 30:
             raise _invalid("ConnectionTimeout")
@@ -313,34 +323,36 @@ class Exchange:
             raise _invalid("SubscriptionIds")
         if len(ids) > self.settings.limits.ids_per_stream:
             raise Failure("ErrorInvalidRequest", fault=True)
-        leave = self.budgets.hang(charged)
-        good: dict[str, Subscription] = {}
+        release = self.throttle.start_stream(budget_owner)
+        readable_by_id: dict[str, Subscription] = {}
         failed: dict[str, list[str]] = {}
         for id_ in ids:
             try:
-                found = self.subscriptions.find(session.backend, id_, session.account)
-                if self.settings.rules.one_user_per_stream and found.charged != charged:
+                found = self.subscriptions.find(context.backend, id_, context.account)
+                if self.settings.rules.one_user_per_stream and found.budget_owner != budget_owner:
                     raise Failure("ErrorSubscriptionAccessDenied")
-                good[id_] = found
+                readable_by_id[id_] = found
             except Failure as failure:
                 failed.setdefault(failure.code, []).append(id_)
-        readable = () if failed and self.settings.wire.ends_after_bad_id else tuple(good.values())
+        readable = (
+            () if failed and self.settings.stream_format.ends_after_bad_id else tuple(readable_by_id.values())
+        )
         stream = Stream(
-            session.backend,
-            session.account,
+            context.backend,
+            context.account,
             readable,
-            session.now,
+            context.now,
             window=int(minutes) * 60.0,
             heartbeat=self.settings.heartbeat,
-            wire=self.settings.wire,
+            stream_format=self.settings.stream_format,
             rng=self._rng,
         )
         if failed:
-            stream.refuse(failed)
+            stream.report_failed_ids(failed)
         self.streams[stream] = None
 
         def finish() -> None:
-            leave()
+            release()
             self.streams.pop(stream, None)
 
         return Reply(200, stream, headers, delay=delay, finish=finish)
@@ -348,13 +360,13 @@ class Exchange:
     # -- headers ---------------------------------------------------------------------------------------------
 
     def _server_headers(self, backend: str, request: HttpRequest) -> list[tuple[str, str]]:
-        """What Exchange adds to every reply; `request` says what the client already has."""
+        """Return the headers that Exchange adds to every reply. `request` shows which cookies the client has."""
         machine = backend.partition(".")[0].upper()
-        asked = request.headers.get("client-request-id")
+        client_request_id = request.headers.get("client-request-id")
         headers = [
             ("Server", "Microsoft-IIS/10.0"),
             ("request-id", str(UUID(int=self._rng.getrandbits(128), version=4))),
-            *([("client-request-id", asked)] if asked else []),
+            *([("client-request-id", client_request_id)] if client_request_id else []),
             ("X-CalculatedBETarget", backend),
             ("X-DiagInfo", machine),
             ("X-BEServer", machine),
@@ -381,11 +393,11 @@ def _check_version(call: Call) -> None:
         )
 
 
-def _watched(session: Session, element: etree._Element) -> tuple[Mailbox, Folder]:
-    """A folder that is subscribed to."""
+def _subscribed_folder(context: RequestContext, element: etree._Element) -> tuple[Mailbox, Folder]:
+    """Return a folder of a Subscribe request. Raises Failure."""
     try:
-        return find_folder(element, session)
-    except NoRight:
+        return find_folder(element, context)
+    except AccessDenied:
         raise Failure("ErrorSubscriptionDelegateAccessNotSupported") from None
 
 

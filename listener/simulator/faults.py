@@ -1,14 +1,15 @@
-"""What can be broken, as values. Who makes these faults, and when, stands in chaos.py and plans.py.
+"""The kinds of faults and their parameters. fault_scheduler.py and fault_plans.py decide when they happen.
 
     {"kind": "http", "status": 503, "retry_after": 2}
 
-Each class is a kind; its fields are the parameters. There are three sorts:
+Each class is a kind; its fields are the parameters. There are three types:
 
-- a `RequestFault` waits for the next request that fits and spoils its answer;
-- a `StreamFault` befalls an open GetStreamingEvents response, or waits for one;
-- an `OrganisationFault` happens at once.
+- a `RequestFault` waits for the next matching request and changes its response;
+- a `StreamFault` is applied to an open GetStreamingEvents response, or waits for one;
+- an `OrganizationFault` happens immediately.
 
-Where a mailbox, a back end or a stream is not named, the dice choose one. Times are in seconds.
+A mailbox, back end or stream that is not named is chosen at random. Times are in seconds. The docstrings of the
+classes are the tables in docs/SIMULATOR.md.
 """
 
 import difflib
@@ -20,7 +21,7 @@ import msgspec
 
 
 class FaultError(ValueError):
-    """A fault that makes no sense; the text says why, and is made for operators."""
+    """An invalid fault. The text is for operators."""
 
 
 Code = Annotated[str, msgspec.Meta(pattern="^[A-Za-z][A-Za-z0-9]*$")]
@@ -49,21 +50,21 @@ def _kind(name: str) -> str:
 class Fault(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag=_kind
 ):
-    """The root of all kinds."""
+    """The base class of all kinds."""
 
     @property
     def kind(self) -> str:
         return _kind(type(self).__name__)
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters that differ from their defaults."""
+        """Return the parameters that differ from their defaults."""
         given = msgspec.to_builtins(self)
         return {name: given[name] for name in self.__struct_fields__ if given[name] != _default(self, name)}
 
 
 class RequestFault(Fault, frozen=True, kw_only=True):
-    """`operation` "" is any but Autodiscover; `mailbox` "" is any. It strikes `times` requests, and lapses after
-    `within` seconds, if they are given."""
+    """Applies to the next `times` requests for `operation` (default: any except Autodiscover) and `mailbox`
+    (default: any). Expires after `within` seconds without such a request."""
 
     operation: Operation = ""
     mailbox: str = ""
@@ -72,25 +73,25 @@ class RequestFault(Fault, frozen=True, kw_only=True):
 
 
 class StreamFault(Fault, frozen=True, kw_only=True):
-    """It befalls one stream: one of this back end that has this mailbox, if they are given. Without such a stream
-    it waits for one, for `within` seconds at most, if they are given."""
+    """Applies to one open stream, optionally of `backend` or with `mailbox`. Without such a stream it waits,
+    at most `within` seconds."""
 
     mailbox: str = ""
     backend: Backend = ""
     within: Seconds | None = None
 
 
-class OrganisationFault(Fault, frozen=True, kw_only=True):
-    """It happens at once."""
+class OrganizationFault(Fault, frozen=True, kw_only=True):
+    """Happens immediately. If it has `seconds`, it lasts so long."""
 
 
-# -- answers -------------------------------------------------------------------------------------------------
+# -- faults of responses -------------------------------------------------------------------------------------
 
 
 class ResponseCode(RequestFault, frozen=True, kw_only=True):
-    """An EWS response code in place of the answer: in a response message on HTTP 200, in a SOAP fault's detail, or
-    in nothing but its faultcode. `status` is that of a fault: 500, or 200 as some servers have it. `ids` says how
-    many SubscriptionIds stand in ErrorSubscriptionIds when a response message answers GetStreamingEvents."""
+    """An EWS response code: in a response message (HTTP 200), in a SOAP fault's detail, or only in its
+    faultcode. `status` is the HTTP status of a SOAP fault; some servers send 200. `ids`: how many
+    SubscriptionIds GetStreamingEvents gets in ErrorSubscriptionIds."""
 
     code: Code
     place: Literal["message", "fault", "faultcode"] = "message"
@@ -100,8 +101,8 @@ class ResponseCode(RequestFault, frozen=True, kw_only=True):
 
 
 class Http(RequestFault, frozen=True, kw_only=True):
-    """An HTTP status with an HTML page. 401 comes with WWW-Authenticate, a redirect with `location`, 403 with
-    `policy_reason` in X-EWS-Policy-Reason; `retry_after` is written in seconds, or as a date."""
+    """An HTTP status with an HTML page: 401 with WWW-Authenticate, redirects with `location`, 403 with
+    `policy_reason` in X-EWS-Policy-Reason. `retry_after` is in seconds or a date."""
 
     status: Annotated[int, msgspec.Meta(ge=300, le=599)]
     retry_after: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -111,37 +112,37 @@ class Http(RequestFault, frozen=True, kw_only=True):
 
 
 class LoginPage(RequestFault, frozen=True, kw_only=True):
-    """HTTP 200 with the HTML of a login page, as proxies send it."""
+    """HTTP 200 with an HTML login page, like some proxies."""
 
 
 class NoAnswer(RequestFault, frozen=True, kw_only=True):
-    """The request is accepted and never answered; the connection is closed after `seconds`, if they are given."""
+    """No response; the connection closes after `seconds`, if given."""
 
     seconds: Seconds | None = None
 
 
 class HangUp(RequestFault, frozen=True, kw_only=True):
-    """The connection is closed before an answer, or reset."""
+    """The connection is closed or reset before the response."""
 
     reset: bool = False
 
 
 class Gzip(RequestFault, frozen=True, kw_only=True):
-    """The answer comes compressed, whatever the client accepts; a stream too, if it is opened so."""
+    """The response, or the stream that it opens, is compressed, even if the client does not accept that."""
 
 
 class StrayResponse(RequestFault, frozen=True, kw_only=True):
-    """A fault, and on the same connection a second response that nobody asked for."""
+    """A SOAP fault, followed by a second, unrequested response."""
 
     code: Code = "ErrorInternalServerError"
 
 
-# -- streams, and answers where an operation is named --------------------------------------------------------
+# -- faults of streams, or of responses to a named operation -------------------------------------------------
 
 
 class Slow(StreamFault, frozen=True, kw_only=True):
-    """One byte every `interval` seconds, for `seconds`; then the rest at once. With an `operation` it is the next
-    answer to that, and no open stream."""
+    """One byte every `interval` seconds for `seconds`, then the rest. With `operation`: applies to the next
+    response to it, not to a stream."""
 
     seconds: Seconds = 5.0
     interval: Seconds = 1.0
@@ -149,8 +150,8 @@ class Slow(StreamFault, frozen=True, kw_only=True):
 
 
 class Cut(StreamFault, frozen=True, kw_only=True):
-    """The body stops in the middle of an envelope, or behind one: in good order, by closing the connection without
-    the last chunk, or by a reset (RST). With an `operation` it is the next answer to that, and no open stream."""
+    """Truncates the body in an envelope or after one: with a correct end, without the last chunk, or by a
+    reset (RST). With `operation`: see `slow`."""
 
     where: Literal["envelope", "end"] = "envelope"
     how: Literal["order", "close", "reset"] = "reset"
@@ -158,15 +159,14 @@ class Cut(StreamFault, frozen=True, kw_only=True):
 
 
 class SilentStream(StreamFault, frozen=True, kw_only=True):
-    """Not one byte more, while the socket stays open; for `seconds`, or until the client goes."""
+    """Nothing more is sent, for `seconds` or until the client disconnects."""
 
     seconds: Seconds | None = None
 
 
 class StreamCode(StreamFault, frozen=True, kw_only=True):
-    """A response code in an open stream, with the ids of one, of all or of no subscription in ErrorSubscriptionIds.
-    A code that says that a subscription is lost makes it so. After it, the body ends, or stays open and says nothing
-    but heart-beats."""
+    """A response code with one, all or no ids in ErrorSubscriptionIds. If the code means that a subscription
+    is lost, it is removed. Then the body ends, or only heartbeats follow."""
 
     code: Code
     ids: Literal["none", "one", "all"] = "one"
@@ -174,7 +174,7 @@ class StreamCode(StreamFault, frozen=True, kw_only=True):
 
 
 class Closed(StreamFault, frozen=True, kw_only=True):
-    """ConnectionStatus `Closed` before its time: then the body ends, or events follow for some seconds, or a second
+    """ConnectionStatus `Closed` too early. Then the body ends, or events follow for `seconds`, or a second
     `Closed`."""
 
     then: Literal["end", "events", "closed"] = "end"
@@ -182,46 +182,45 @@ class Closed(StreamFault, frozen=True, kw_only=True):
 
 
 class Padding(StreamFault, frozen=True, kw_only=True):
-    """An envelope that is very large and says nothing."""
+    """A very large envelope without events."""
 
     megabytes: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 50.0
 
 
 class InvalidCharacters(StreamFault, frozen=True, kw_only=True):
-    """An envelope with characters that XML forbids: the reference &#x0;, a raw control character, or bytes that are
-    no UTF-8."""
+    """An envelope with the reference &#x0;, a raw control character, or invalid UTF-8."""
 
     form: Literal["reference", "control", "utf8"] = "reference"
 
 
 class Doctype(StreamFault, frozen=True, kw_only=True):
-    """An envelope with a document type definition: a harmless one, or a bomb of entities."""
+    """An envelope with a document type definition: harmless, or an entity bomb."""
 
     bomb: bool = True
 
 
-# -- the organisation ----------------------------------------------------------------------------------------
+# -- faults of the organization ------------------------------------------------------------------------------
 
 
-class BackendRestart(OrganisationFault, frozen=True, kw_only=True):
-    """A back end starts anew: its streams are reset, its subscriptions are lost, their ids start again at 1. Its
-    requests are answered 503 for `seconds`, if they are given."""
+class BackendRestart(OrganizationFault, frozen=True, kw_only=True):
+    """Streams are reset, subscriptions are lost, their ids restart at 1. Requests get 503 for `seconds`, if
+    given."""
 
     backend: Backend = ""
     seconds: Seconds | None = None
 
 
-class Failover(OrganisationFault, frozen=True, kw_only=True):
-    """A back end dies for `seconds`: its mailboxes live on the others from now on, its streams are reset, its
-    subscriptions are lost, cookies that lead there are worth nothing."""
+class Failover(OrganizationFault, frozen=True, kw_only=True):
+    """A back end fails: its mailboxes move to the others permanently, its streams are reset, its
+    subscriptions are lost, cookies that select it are ignored."""
 
     backend: Backend = ""
     seconds: Seconds = 10.0
 
 
-class MailboxMove(OrganisationFault, frozen=True, kw_only=True):
-    """A mailbox moves to another back end, which Autodiscover tells. Its subscriptions end with `code`; for
-    `seconds`, if they are given, new ones are answered ErrorMailboxMoveInProgress."""
+class MailboxMove(OrganizationFault, frozen=True, kw_only=True):
+    """A mailbox moves to another back end; Autodiscover reports it. Subscriptions end with `code`. For
+    `seconds`, if given, new ones get ErrorMailboxMoveInProgress."""
 
     mailbox: str = ""
     backend: Backend = ""
@@ -229,58 +228,57 @@ class MailboxMove(OrganisationFault, frozen=True, kw_only=True):
     seconds: Seconds | None = None
 
 
-class MailboxReplaced(OrganisationFault, frozen=True, kw_only=True):
-    """Another mailbox takes the place of this one under its address, as after a migration or a restore: the folders
-    and items of the old one are copied into it and have new ids, and are created now, though they were received
-    before. Its subscriptions end with `code`; if it is `quiet`, they stay and report nothing."""
+class MailboxReplaced(OrganizationFault, frozen=True, kw_only=True):
+    """A new mailbox gets the address and a copy of the content, as after a migration: ids and creation times
+    are new, received times are old. Subscriptions end with `code` or, if `quiet`, stay and report nothing."""
 
     mailbox: str = ""
     code: Code = "ErrorSubscriptionNotFound"
     quiet: bool = False
 
 
-class Overflow(OrganisationFault, frozen=True, kw_only=True):
-    """The event queue of a subscription overflows: it ends with ErrorMissedNotificationEvents, or just loses what
-    is queued."""
+class Overflow(OrganizationFault, frozen=True, kw_only=True):
+    """An event queue overflows: the subscription ends with ErrorMissedNotificationEvents or, if `quiet`,
+    loses queued events."""
 
     mailbox: str = ""
     quiet: bool = False
 
 
-class SilentSubscription(OrganisationFault, frozen=True, kw_only=True):
-    """A mailbox's subscriptions deliver nothing for `seconds`, while heart-beats and all others go on."""
+class SilentSubscription(OrganizationFault, frozen=True, kw_only=True):
+    """A mailbox's subscriptions deliver nothing. Heartbeats and other subscriptions continue."""
 
     mailbox: str = ""
     seconds: Seconds = 10.0
 
 
-class SyncStateLost(OrganisationFault, frozen=True, kw_only=True):
-    """The SyncStates of a mailbox (`*`: of any) are worth nothing from now on: they are refused with
-    ErrorInvalidSyncStateData, or, if it is `quiet`, all that is there is told anew as if there were none."""
+class SyncStateLost(OrganizationFault, frozen=True, kw_only=True):
+    """The SyncStates of a mailbox (`*`: all) become invalid: ErrorInvalidSyncStateData or, if `quiet`, a full
+    synchronization."""
 
     mailbox: str = ""
     quiet: bool = False
 
 
-class MailboxDisabled(OrganisationFault, frozen=True, kw_only=True):
-    """A mailbox is gone for `seconds`: its subscriptions end with `code`, which every request about it gets too."""
+class MailboxDisabled(OrganizationFault, frozen=True, kw_only=True):
+    """A mailbox's subscriptions end with `code`, and requests about it get `code`."""
 
     mailbox: str = ""
     seconds: Seconds = 10.0
     code: Code = "ErrorNonExistentMailbox"
 
 
-class ImpersonationWithdrawn(OrganisationFault, frozen=True, kw_only=True):
-    """The right to impersonate a mailbox (`*`: any) is withdrawn for `seconds`. Streams that are open stay so."""
+class ImpersonationWithdrawn(OrganizationFault, frozen=True, kw_only=True):
+    """Impersonation of a mailbox (`*`: any) is denied. Open streams stay open."""
 
     mailbox: str = ""
     seconds: Seconds = 10.0
     code: Code = "ErrorImpersonateUserDenied"
 
 
-class Throttled(OrganisationFault, frozen=True, kw_only=True):
-    """For `seconds` the service account may have no more than `concurrency` requests under way, and `connections`
-    streams, if they are given. What is too much gets ErrorServerBusy, to come back in `back_off_ms`."""
+class Throttled(OrganizationFault, frozen=True, kw_only=True):
+    """The service account is limited to `concurrency` requests and `connections` streams. More get
+    ErrorServerBusy."""
 
     seconds: Seconds = 10.0
     concurrency: Annotated[int, msgspec.Meta(ge=0)] = 2
@@ -288,24 +286,22 @@ class Throttled(OrganisationFault, frozen=True, kw_only=True):
     back_off_ms: Annotated[int, msgspec.Meta(ge=0)] = 1000
 
 
-class Outage(OrganisationFault, frozen=True, kw_only=True):
-    """For `seconds` nothing works: streams are reset, and connections refused, or reset upon a request, or each
-    request is answered 503."""
+class Outage(OrganizationFault, frozen=True, kw_only=True):
+    """Streams are reset. Connections are refused, or reset upon a request, or each request gets 503."""
 
     seconds: Seconds = 10.0
     how: Literal["refuse", "reset", "503"] = "refuse"
 
 
-class BufferedStreams(OrganisationFault, frozen=True, kw_only=True):
-    """For `seconds` a reverse proxy in front holds streams back: streams are reset, and of new ones not one byte
-    comes, headers included. All else works."""
+class BufferedStreams(OrganizationFault, frozen=True, kw_only=True):
+    """A reverse proxy buffers streams: open ones are reset, new ones send nothing, not even headers. Other
+    requests work."""
 
     seconds: Seconds = 10.0
 
 
-class AutodiscoverFailure(OrganisationFault, frozen=True, kw_only=True):
-    """For `seconds` Autodiscover answers with this HTTP status; or, if `code` is given, with this ErrorCode for the
-    whole request or for each user."""
+class AutodiscoverFailure(OrganizationFault, frozen=True, kw_only=True):
+    """Autodiscover answers with `status` or, if given, with ErrorCode `code` for the response or each user."""
 
     seconds: Seconds = 10.0
     status: Annotated[int, msgspec.Meta(ge=300, le=599)] = 503
@@ -313,76 +309,75 @@ class AutodiscoverFailure(OrganisationFault, frozen=True, kw_only=True):
     level: Literal["response", "user"] = "response"
 
 
-class BadCertificate(OrganisationFault, frozen=True, kw_only=True):
-    """For `seconds` new connections are shown a certificate that has expired, or is for another host, or comes from
-    an authority that nobody knows. It needs TLS."""
+class BadCertificate(OrganizationFault, frozen=True, kw_only=True):
+    """New connections get a certificate that is expired, for another host, or from an unknown authority.
+    Needs TLS."""
 
     seconds: Seconds = 10.0
     how: Literal["expired", "other_host", "other_authority"] = "expired"
 
 
-class AccessFault(OrganisationFault, frozen=True, kw_only=True):
-    """It happens at once, to whoever wants to come in. What is open stays so."""
+class AccessFault(OrganizationFault, frozen=True, kw_only=True):
+    """Happens immediately, for `seconds`. Open streams stay open."""
 
 
 class AccountLocked(AccessFault, frozen=True, kw_only=True):
-    """For `seconds` the right credentials are refused too: with 401, by Entra ID with AADSTS50053."""
+    """Valid credentials are refused: 401, or AADSTS50053 by Entra ID."""
 
     seconds: Seconds = 10.0
 
 
 class TokenRefused(AccessFault, frozen=True, kw_only=True):
-    """For `seconds` Entra ID gives no token, but this AADSTS code."""
+    """Entra ID answers with this AADSTS code."""
 
     seconds: Seconds = 10.0
     code: Literal[50053, 90002, 500011, 700016, 700024, 700027, 7000215, 7000222] = 7000222
 
 
 class ClaimsChallenge(AccessFault, frozen=True, kw_only=True):
-    """For `seconds` Exchange wants tokens with the authentication context `value`: others are answered 401 with a
-    claims challenge, and whoever passes that on to Entra ID gets such a token."""
+    """Exchange requires the authentication context `value`: other tokens get 401 with a claims challenge.
+    Entra ID issues such a token to a client that forwards the challenge."""
 
     seconds: Seconds = 60.0
     value: str = "c1"
 
 
 class EwsDisabled(AccessFault, frozen=True, kw_only=True):
-    """For `seconds` EWS is switched off for the tenant: 403 with `reason` in X-EWS-Policy-Reason."""
+    """EWS is disabled for the tenant: 403 with `reason` in X-EWS-Policy-Reason."""
 
     seconds: Seconds = 10.0
     reason: str = "EWSDisabledForTenant"
 
 
 class TlsOffloaded(AccessFault, frozen=True, kw_only=True):
-    """For `seconds` a load balancer in front ends TLS with a certificate of its own: credentials that are bound to
-    it do not fit the server's. It needs TLS."""
+    """A load balancer terminates TLS with its own certificate, so channel bindings do not match. Needs TLS."""
 
     seconds: Seconds = 10.0
 
 
 class ClockOff(AccessFault, frozen=True, kw_only=True):
-    """For `seconds` the clocks of Exchange and Entra ID are `offset` seconds ahead, or behind if it is negative."""
+    """The clocks of Exchange and Entra ID are `offset` seconds ahead (negative: behind)."""
 
     seconds: Seconds = 10.0
     offset: float = 600.0
 
 
-def _leaves(root: type[Fault]) -> Iterator[type[Fault]]:
+def _concrete_kinds(root: type[Fault]) -> Iterator[type[Fault]]:
     for branch in root.__subclasses__():
         if branch.__subclasses__():
-            yield from _leaves(branch)
+            yield from _concrete_kinds(branch)
         else:
             yield branch
 
 
-KINDS: dict[str, type[Fault]] = {_kind(leaf.__name__): leaf for leaf in _leaves(Fault)}
+KINDS: dict[str, type[Fault]] = {_kind(leaf.__name__): leaf for leaf in _concrete_kinds(Fault)}
 
 
-# -- reading and describing ----------------------------------------------------------------------------------
+# -- parsing and describing ----------------------------------------------------------------------------------
 
 
 def parse(value: Mapping[str, Any]) -> Fault:
-    """The fault that is written so. FaultError: there is no such kind or parameter, or a value is out of range."""
+    """Parse a fault. Raises FaultError for an unknown kind or parameter, or an invalid value."""
     if "kind" not in value:
         raise FaultError(f"a fault needs a kind: {', '.join(KINDS)}")
     kind = str(value["kind"])
@@ -399,14 +394,14 @@ def parse(value: Mapping[str, Any]) -> Fault:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the nearest of `known`, else all of them."""
+    """Return the end of an error text about an unknown `word`: the nearest of `known`, else all of them."""
     names = list(known)
     near = difflib.get_close_matches(word.lower(), names, n=1)
     return f', did you mean "{near[0]}"?' if near else f"; known: {', '.join(names)}"
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """One parameter of a kind. `type` is for people; a required one has no default."""
+    """One parameter of a kind. `type` is for the documentation. A required parameter has no default."""
 
     name: str
     type: str
@@ -415,7 +410,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 def parameters(kind: type[Fault]) -> list[Parameter]:
-    """The parameters of a kind, its own ones first."""
+    """Return the parameters of a kind, its own first."""
     annotations = get_type_hints(kind)
     own = [name for name in kind.__struct_fields__ if name in kind.__annotations__]
     inherited = [name for name in kind.__struct_fields__ if name not in own]
@@ -428,7 +423,7 @@ def parameters(kind: type[Fault]) -> list[Parameter]:
 
 
 def about(kind: type[Fault]) -> str:
-    """What a kind does, in one paragraph."""
+    """Return the description of a kind, in one paragraph."""
     return " ".join((kind.__doc__ or "").split())
 
 
@@ -444,4 +439,4 @@ def _type_name(hint: Any) -> str:
         return " | ".join(str(choice) for choice in get_args(hint) if choice != "")
     if options := [option for option in get_args(hint) if option is not type(None)]:
         return " | ".join(map(_type_name, options))
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true | false"}[hint.__name__]
+    return {"str": "string", "int": "integer", "float": "number", "bool": "true | false"}[hint.__name__]

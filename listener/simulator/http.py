@@ -1,4 +1,4 @@
-"""One request over HTTP and its reply."""
+"""One HTTP request and its reply."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -8,8 +8,11 @@ from listener.simulator.subscriptions import Stream
 
 
 class HttpRequest(NamedTuple):
-    """`headers` has lower-case names. `account` is who has authenticated; it is `app_only` if an application has done
-    so as itself, not as a user."""
+    """An authenticated request.
+
+    `headers` has lower-case names. `account` made the request. `app_only`: an application authenticated as
+    itself, without a user.
+    """
 
     method: str
     path: str
@@ -19,7 +22,7 @@ class HttpRequest(NamedTuple):
     app_only: bool = False
 
     def cookie(self, name: str) -> str | None:
-        """A cookie's value, without quotes."""
+        """Return the value of a cookie, without quotes."""
         for pair in self.headers.get("cookie", "").split(";"):
             key, _, value = pair.strip().partition("=")
             if key == name:
@@ -28,11 +31,11 @@ class HttpRequest(NamedTuple):
 
 
 class Reply:
-    """What goes back over HTTP: `body` is complete, or a stream that is open until it ends.
+    """An HTTP reply. `body` is complete, or a stream that is open until it ends.
 
-    `delay` is how long the server works on it, in seconds. `finish` must be called once, when the last byte is
-    sent or the client has gone: it gives back what the request held of the budgets. `manner` is a fault that the
-    connection makes of it (faults.py).
+    `delay` is the processing time in seconds. `finish` must be called once, when the last byte is sent or the
+    client has disconnected: it releases the request's throttling budget. `fault` is a fault that the
+    connection applies to the reply (faults.py).
     """
 
     def __init__(
@@ -50,11 +53,11 @@ class Reply:
         self.headers = [("Cache-Control", "private"), ("Content-Type", content_type), *headers]
         self.delay = delay
         self.finish = finish
-        self.manner: Fault | None = None
+        self.fault: Fault | None = None
 
 
 def page(status: int, title: str, headers: Iterable[tuple[str, str]] = (), *, delay: float = 0.0) -> Reply:
-    """An HTML page, as IIS sends it for errors of its own."""
+    """Return an HTML page like those that IIS sends for its own errors."""
     html = (
         '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01//EN" "http://www.w3.org/TR/html4/strict.dtd">\r\n'
         f"<HTML><HEAD><TITLE>{title}</TITLE></HEAD><BODY><h2>{title}</h2><hr><p>HTTP Error {status}. {title}.</p>"

@@ -1,4 +1,4 @@
-"""The truth that deliveries are held against: one JSON line a change, or a fault."""
+"""The ledger: one JSON line for each change or fault. Tests compare deliveries with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,11 @@ from listener.simulator.mailstore import Event
 
 
 class Line(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """One line. `time` is in Unix seconds. `kind` is the EWS element's name.
+    """One ledger line. `time` is in Unix seconds, `kind` the name of the EWS element.
 
-    A line of the kind "fault" tells of a fault (faults.py): `fault` is its kind, `parameters` are those that differ
-    from their defaults, and `mailbox` (else empty), `backend` and `subscription` say what it befell.
+    A line of the kind "fault" records a fault (faults.py): `fault` is its kind, `parameters` are those that
+    differ from their defaults. `mailbox` (or ""), `backend` and `subscription` say what the fault was applied
+    to.
     """
 
     seq: int
@@ -33,8 +34,10 @@ class Line(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=Tr
 
 
 class Ledger:
-    """Counts and writes lines: `count` changes and `faults` faults. `path` None counts only. A context manager,
-    which closes the file."""
+    """Counts and writes lines: `count` changes and `faults` faults.
+
+    With `path` None it only counts. A context manager that closes the file.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.count = 0
@@ -51,8 +54,8 @@ class Ledger:
         if self._file:
             self._file.close()
 
-    def enter(self, event: Event) -> Line:
-        """Write one change down."""
+    def record(self, event: Event) -> Line:
+        """Write one change."""
         self.count += 1
         line = Line(
             seq=self.count + self.faults,
@@ -69,7 +72,7 @@ class Ledger:
             self._file.write(self._encode(line) + b"\n")
         return line
 
-    def enter_fault(
+    def record_fault(
         self,
         kind: str,
         now: float,
@@ -79,7 +82,7 @@ class Ledger:
         subscription: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> Line:
-        """Write one fault down, for readers to see at once."""
+        """Write one fault and flush the file."""
         self.faults += 1
         line = Line(
             seq=self.count + self.faults,
@@ -97,6 +100,6 @@ class Ledger:
         return line
 
     def flush(self) -> None:
-        """Let readers of the file see all that was written."""
+        """Flush the file, so that readers see all lines."""
         if self._file:
             self._file.flush()

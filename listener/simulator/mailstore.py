@@ -1,11 +1,11 @@
-"""Mailboxes, folders and items, and the events that each change of them makes.
+"""Mailboxes, folders and items, and the events that each change makes.
 
-Every method that changes something takes the time (Unix seconds) and returns the events that Exchange would report
-for it, in order. What a later synchronisation needs is kept too: each change has a number that rises within its
-mailbox, items and folders remember the numbers of their changes, and folders what has left them lately.
+Every method that changes something takes the time (Unix seconds) and returns the events that Exchange would report,
+in order. The store also keeps what a later synchronization needs: each change has a number that increases within its
+mailbox. Items and folders keep the numbers of their changes, and folders keep tombstones of the items that left them.
 
-Ids have the form that Exchange gives them: base64 of a MAPI entry id behind the mailbox's GUID, 120 characters for
-a folder and 152 for an item. Change keys hold the change number, so no two changes of one object share a key.
+Ids have the format of Exchange: base64 of the mailbox's GUID and a MAPI entry id, 120 characters for a folder and 152
+for an item. Change keys contain the change number, so every change of an object has its own key.
 """
 
 from base64 import b64encode
@@ -49,8 +49,11 @@ KINDS = (
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One change as Exchange reports it. `kind` is the EWS element's name (one of KINDS); `time` is in Unix
-    seconds. Either the item fields or the folder fields are there; the old ones only in moves and copies."""
+    """One change as Exchange reports it.
+
+    `kind` is the name of the EWS element (one of KINDS), `time` is in Unix seconds. Either the item or the
+    folder fields are set, the old ones only for moves and copies.
+    """
 
     kind: str
     mailbox: str
@@ -68,21 +71,23 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 TOMBSTONES = 1000
-"""How many of the items that left it a folder remembers, unless another number is given."""
+"""Default number of tombstones that a folder keeps."""
 
 
 class Tombstone(NamedTuple):
-    """What is left of an item in a folder that it left: the number of the change that took it away, and those of
-    its changes while it was there."""
+    """What remains of an item that left a folder: the number of the change that removed it, and the numbers
+    of its changes while it was there."""
 
     changed: int
     history: tuple[int, ...]
 
 
 class Item(msgspec.Struct, kw_only=True, eq=False):
-    """A message, an appointment or a contact. Times are in Unix seconds. `history` are the numbers of its changes
-    in the folder where it is now, `changed` is the last of them, and `edited` the last that concerned more than the
-    read flag."""
+    """A message, an appointment or a contact. Times are in Unix seconds.
+
+    `history` has the numbers of its changes in its current folder, `changed` the last of them, `edited` the
+    last that concerned more than the read flag.
+    """
 
     id: str
     counter: int
@@ -100,15 +105,18 @@ class Item(msgspec.Struct, kw_only=True, eq=False):
 
 
 class Folder(msgspec.Struct, kw_only=True, eq=False):
-    """A folder. `items` is in the order of arrival; `committed` is when one of them came or changed last (Unix
-    seconds). `reshaped` is the number of the last change of the folder itself, its name or its place, while
-    `changed` counts those of its content too. `deleted` are the latest of the items that left it, by their ids, of
-    `deleted_total`; `forgotten` is the number of the last change that took one away which is not among them."""
+    """A folder. `items` are in order of arrival.
+
+    `committed` is when an item was last added or changed (Unix seconds). `properties_changed` is the number
+    of the last change of its name or parent; `changed` also counts changes of its content. `deleted` has the
+    latest tombstones by item id; `deleted_total` counts all items that left. `pruned_change` is the removal
+    number of the newest tombstone that was dropped.
+    """
 
     id: str
     counter: int
     changed: int
-    reshaped: int
+    properties_changed: int
     parent: "Folder | None"
     distinguished: str | None
     name: str
@@ -119,235 +127,241 @@ class Folder(msgspec.Struct, kw_only=True, eq=False):
     items: dict[str, Item] = {}
     deleted: dict[str, Tombstone] = {}
     deleted_total: int = 0
-    forgotten: int = 0
+    pruned_change: int = 0
 
 
 class Mailbox:
-    """One mailbox: its folder tree and all that can happen in it. `guid` is its Exchange GUID. `sync_epoch` counts
-    how often it has lost its memory of what clients know (sync.py), `resyncs_quietly` says whether they are told.
+    """One mailbox with its folder tree. `guid` is its Exchange GUID.
 
-    The tree is built when it is first asked for: thousands of mailboxes may never be touched.
+    `sync_epoch` counts how often its SyncStates became invalid (sync.py); `sync_loss_is_silent` says whether
+    clients get an error then.
+
+    The tree is built on first use, because most of thousands of mailboxes may never be used.
     """
 
     def __init__(
-        self, address: str, name: str, guid: UUID, born: float, *, tombstones: int = TOMBSTONES
+        self, address: str, name: str, guid: UUID, created_at: float, *, tombstones: int = TOMBSTONES
     ) -> None:
         self.address = address
         self.name = name
         self.guid = guid
         self.changes = 0
         self.sync_epoch = 0
-        self.resyncs_quietly = False
-        self._born = born
+        self.sync_loss_is_silent = False
+        self._created_at = created_at
         self._tombstones = tombstones
         self._counter = 0
         self._replica = b""
         self._item_key = b""
         self._folder_key = b""
         self._id_prefix = b"\x00\x03\x24\x00" + str(guid).encode() + b"\x00"
-        self._name_ids(guid)
+        self._set_id_store(guid)
         self._folders: dict[str, Folder] = {}
         self._distinguished: dict[str, Folder] = {}
 
-    def _name_ids(self, store: UUID) -> None:
-        """From now on ids and change keys are those of this store; they still lead to this mailbox."""
+    def _set_id_store(self, store: UUID) -> None:
+        """Use this store GUID in new ids and change keys. The ids still name this mailbox."""
         self._replica = UUID(int=store.int ^ 0x5A5A5A5A).bytes_le
         self._item_key = b"\x09\0\0\0\x16\0\0\0" + self._replica
         self._folder_key = b"\x01\0\0\0\x16\0\0\0" + self._replica
 
-    # -- looking ---------------------------------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------------------------------
 
     @property
     def folders(self) -> dict[str, Folder]:
         """All folders by id, parents before children."""
         if not self._folders:
-            self._plant()
+            self._build_tree()
         return self._folders
 
     def distinguished(self, name: str) -> Folder:
-        """The folder of that distinguished id. KeyError if this server has none of that name."""
-        self.folders  # noqa: B018  (plants the tree)
+        """Return the folder with that distinguished id. Raises KeyError if there is none."""
+        self.folders  # noqa: B018  (builds the tree)
         return self._distinguished[name]
 
     def children(self, folder: Folder) -> list[Folder]:
-        """The folders directly below."""
+        """Return the direct subfolders."""
         return [other for other in self.folders.values() if other.parent is folder]
 
     def below(self, folder: Folder) -> list[Folder]:
-        """The folders at any depth below, parents first."""
+        """Return the subfolders at any depth, parents first."""
         found: list[Folder] = []
         for child in self.children(folder):
             found += [child, *self.below(child)]
         return found
 
     def item(self, item_id: str) -> Item | None:
-        """The item of that id, wherever it lies."""
+        """Return the item with that id from any folder, or None."""
         return next((f.items[item_id] for f in self.folders.values() if item_id in f.items), None)
 
     def own_folders(self) -> list[Folder]:
-        """The folders that the user made, apart from what lies in Deleted Items."""
-        bin_ = self.distinguished("deleteditems")
-        return [f for f in self.folders.values() if f.distinguished is None and f.parent is not bin_]
+        """Return the folders that the user created, except those directly in Deleted Items."""
+        deleted_items = self.distinguished("deleteditems")
+        return [f for f in self.folders.values() if f.distinguished is None and f.parent is not deleted_items]
 
     def item_count(self) -> int:
         return sum(len(folder.items) for folder in self.folders.values())
 
     @staticmethod
     def latest(folder: Folder, count: int) -> list[Item]:
-        """The items that came last, newest first, at most `count`."""
+        """Return the last items to arrive, newest first, at most `count`."""
         return list(islice(_newest(folder), count))
 
     def folder_id(self, counter: int) -> str:
-        """The id of the folder with this counter, whether it is there or not."""
+        """Return the id of the folder with this counter, even if it no longer exists."""
         entry = bytes(4) + self._replica + b"\x01\x00" + self._replica + counter.to_bytes(6, "big") + bytes(2)
         return b64encode(self._id_prefix + b"\x2e\x00" + entry).decode()
 
-    def change_key(self, thing: Item | Folder) -> str:
-        """The key of its present state."""
-        lead = self._item_key if isinstance(thing, Item) else self._folder_key
-        return b2a_base64(lead + thing.changed.to_bytes(6, "big"), newline=False).decode()
+    def change_key(self, obj: Item | Folder) -> str:
+        """Return the change key of the current state."""
+        key_prefix = self._item_key if isinstance(obj, Item) else self._folder_key
+        return b2a_base64(key_prefix + obj.changed.to_bytes(6, "big"), newline=False).decode()
 
     # -- items -----------------------------------------------------------------------------------------------
 
     def deliver(self, subject: str, sender: str, now: float) -> list[Event]:
-        """A mail arrives in the inbox."""
+        """Deliver an email to the inbox."""
         item = self._create(self.distinguished("inbox"), "IPM.Note", subject, sender, now, read=False)
         return [
             self._event("CreatedEvent", item, now),
             self._event("NewMailEvent", item, now),
-            self._touch(item.folder, now),
+            self._folder_modified(item.folder, now),
         ]
 
     def save(self, folder: Folder, item_class: str, subject: str, now: float) -> list[Event]:
-        """The user makes an item: a draft, a copy of what was sent, an appointment, a contact."""
+        """Create an item as the user: a draft, a sent item, an appointment, a contact."""
         item = self._create(folder, item_class, subject, self.address, now, read=True)
         events = [self._event("CreatedEvent", item, now)]
         if folder.folder_class == "IPF.Appointment":
             events.append(self._event("FreeBusyChangedEvent", item, now))
-        return [*events, self._touch(folder, now)]
+        return [*events, self._folder_modified(folder, now)]
 
     def mark(self, item: Item, now: float, *, read: bool) -> list[Event]:
-        """The read flag is set or taken away. Nothing happens if it stood so already."""
+        """Set or clear the read flag. Returns no events if it has that value already."""
         if item.read == read:
             return []
         self._changed_item(item, now, flag_only=True)
         item.read = read
         item.folder.unread += -1 if read else 1
-        return [self._event("ModifiedEvent", item, now), self._touch(item.folder, now)]
+        return [self._event("ModifiedEvent", item, now), self._folder_modified(item.folder, now)]
 
     def edit(self, item: Item, subject: str, now: float) -> list[Event]:
-        """The item's content changes."""
+        """Change the item's content."""
         self._changed_item(item, now)
         item.subject = subject
         return [self._event("ModifiedEvent", item, now)]
 
     def reschedule(self, item: Item, now: float) -> list[Event]:
-        """An appointment moves in time, and with it the owner's free/busy state."""
+        """Move an appointment in time, which also changes the owner's free/busy state."""
         self._changed_item(item, now)
         return [self._event("ModifiedEvent", item, now), self._event("FreeBusyChangedEvent", item, now)]
 
     def move(self, item: Item, target: Folder, now: float) -> list[Event]:
-        """The item goes to another folder, where it has a new id. A deletion by the user is a move to Deleted
+        """Move the item to another folder, where it gets a new id. A user's deletion is a move to Deleted
         Items."""
         source, old_id, old_key = item.folder, item.id, self.change_key(item)
-        self._take(item)
-        self._put(item, target, now)
+        self._remove_item(item)
+        self._insert_item(item, target, now)
         return [
             self._event("MovedEvent", item, now, old_id=old_id, old_change_key=old_key, old_parent=source),
-            self._touch(source, now),
-            self._touch(target, now),
+            self._folder_modified(source, now),
+            self._folder_modified(target, now),
         ]
 
     def copy(self, item: Item, target: Folder, now: float) -> list[Event]:
-        """A second item of the same content, in any folder."""
-        twin = self._create(target, item.item_class, item.subject, item.sender, now, read=item.read)
+        """Create a second item with the same content, in any folder."""
+        duplicate = self._create(target, item.item_class, item.subject, item.sender, now, read=item.read)
         old_key = self.change_key(item)
         return [
             self._event(
-                "CopiedEvent", twin, now, old_id=item.id, old_change_key=old_key, old_parent=item.folder
+                "CopiedEvent", duplicate, now, old_id=item.id, old_change_key=old_key, old_parent=item.folder
             ),
-            self._touch(target, now),
+            self._folder_modified(target, now),
         ]
 
     def purge(self, item: Item, now: float) -> list[Event]:
-        """The item is deleted for good."""
-        self._take(item)
+        """Delete the item permanently."""
+        self._remove_item(item)
         self._changed(item, now)
         events = [self._event("DeletedEvent", item, now)]
         if item.folder.folder_class == "IPF.Appointment":
             events.append(self._event("FreeBusyChangedEvent", item, now))
-        return [*events, self._touch(item.folder, now)]
+        return [*events, self._folder_modified(item.folder, now)]
 
     # -- folders ---------------------------------------------------------------------------------------------
 
     def create_folder(self, name: str, parent: Folder, now: float) -> list[Event]:
-        """A new folder of mail."""
+        """Create a mail folder."""
         self.changes += 1
-        folder = self._plant_folder(name, "IPF.Note", parent, None, now)
-        return [self._event("CreatedEvent", folder, now), self._touch(parent, now)]
+        folder = self._add_folder(name, "IPF.Note", parent, None, now)
+        return [self._event("CreatedEvent", folder, now), self._folder_modified(parent, now)]
 
     def rename_folder(self, folder: Folder, name: str, now: float) -> list[Event]:
-        """The folder is called something else."""
-        self._reshape(folder, now)
+        """Rename the folder."""
+        self._change_properties(folder, now)
         folder.name = name
         return [self._event("ModifiedEvent", folder, now)]
 
     def move_folder(self, folder: Folder, parent: Folder, now: float) -> list[Event]:
-        """The folder, with all in it, goes below another one; its id stays."""
+        """Move the folder and its content below another folder. It keeps its id."""
         source, old_key = self._parent(folder), self.change_key(folder)
-        self._reshape(folder, now)
+        self._change_properties(folder, now)
         folder.parent = parent
-        # Parents stand before their children, see `folders`.
+        # Keep parents before their children; see `folders`.
         for moved in (folder, *self.below(folder)):
             self._folders[moved.id] = self._folders.pop(moved.id)
         return [
             self._event(
                 "MovedEvent", folder, now, old_id=folder.id, old_change_key=old_key, old_parent=source
             ),
-            self._touch(source, now),
-            self._touch(parent, now),
+            self._folder_modified(source, now),
+            self._folder_modified(parent, now),
         ]
 
     def purge_folder(self, folder: Folder, now: float) -> list[Event]:
-        """The folder is deleted for good, with all in it. Exchange reports each folder, but not the items."""
+        """Delete the folder and its content permanently. Exchange reports each folder, but not the items."""
         events = []
         for gone in (*reversed(self.below(folder)), folder):
             self._changed(gone, now)
             del self._folders[gone.id]
             events.append(self._event("DeletedEvent", gone, now))
-        return [*events, self._touch(self._parent(folder), now)]
+        return [*events, self._folder_modified(self._parent(folder), now)]
 
     def lose_sync_states(self, *, quietly: bool) -> None:
-        """What clients hold as SyncState is worth nothing from now on; `quietly` they are not told."""
+        """Invalidate all SyncStates of clients. If `quietly`, clients get no error."""
         self.sync_epoch += 1
-        self.resyncs_quietly = quietly
+        self.sync_loss_is_silent = quietly
 
     def replace(self, store: UUID, now: float) -> None:
-        """Another mailbox takes the place of this one, and is filled with copies of all that was in it. Exchange
-        reports nothing of that: subscriptions are to a mailbox, and not to an address."""
+        """Replace this mailbox by a new one with copies of its content.
+
+        Exchange reports no events for that: a subscription is bound to a mailbox, not to an address.
+        """
         old = list(self.folders.values())
-        self._name_ids(store)
+        self._set_id_store(store)
         self.changes += 1
         self.sync_epoch += 1
-        self.resyncs_quietly = False
+        self.sync_loss_is_silent = False
         self._folders, self._distinguished = {}, {}
         copies: dict[str, Folder] = {}
         for folder in old:  # parents come before their children
             above = None if folder.parent is None else copies[folder.parent.id]
-            copy = self._plant_folder(folder.name, folder.folder_class, above, folder.distinguished, now)
+            copy = self._add_folder(folder.name, folder.folder_class, above, folder.distinguished, now)
             copies[folder.id] = copy
             for item in folder.items.values():
-                twin = self._create(copy, item.item_class, item.subject, item.sender, now, read=item.read)
-                twin.received = item.received
+                duplicate = self._create(
+                    copy, item.item_class, item.subject, item.sender, now, read=item.read
+                )
+                duplicate.received = item.received
 
-    # -- inside ----------------------------------------------------------------------------------------------
+    # -- internal --------------------------------------------------------------------------------------------
 
-    def _plant(self) -> None:
+    def _build_tree(self) -> None:
         for distinguished, name, folder_class, parent in _TREE:
             above = self._distinguished[parent] if parent else None
-            self._plant_folder(name, folder_class, above, distinguished, self._born)
+            self._add_folder(name, folder_class, above, distinguished, self._created_at)
 
-    def _plant_folder(
+    def _add_folder(
         self, name: str, folder_class: str, parent: Folder | None, distinguished: str | None, now: float
     ) -> Folder:
         self._counter += 1
@@ -355,7 +369,7 @@ class Mailbox:
             id=self.folder_id(self._counter),
             counter=self._counter,
             changed=self.changes,
-            reshaped=self.changes,
+            properties_changed=self.changes,
             parent=parent,
             distinguished=distinguished,
             name=name,
@@ -386,10 +400,10 @@ class Mailbox:
             modified=now,
             read=read,
         )
-        self._put(item, folder, now)
+        self._insert_item(item, folder, now)
         return item
 
-    def _put(self, item: Item, folder: Folder, now: float) -> None:
+    def _insert_item(self, item: Item, folder: Folder, now: float) -> None:
         self._counter += 1
         entry = bytes(4) + self._replica + b"\x07\x00" + self._replica + folder.counter.to_bytes(6, "big")
         entry += bytes(2) + self._replica + self._counter.to_bytes(6, "big") + bytes(2)
@@ -401,21 +415,21 @@ class Mailbox:
         folder.items[item.id] = item
         folder.unread += not item.read
 
-    def _take(self, item: Item) -> None:
+    def _remove_item(self, item: Item) -> None:
         folder = item.folder
         del folder.items[item.id]
         folder.unread -= not item.read
-        # A number of its own: an item may come back into the folder by the same move.
+        # The removal has its own number, because the same move may put the item back into this folder.
         self.changes += 1
         folder.deleted[item.id] = Tombstone(self.changes, tuple(item.history))
         folder.deleted_total += 1
         if len(folder.deleted) > self._tombstones:
-            folder.forgotten = folder.deleted.pop(next(iter(folder.deleted))).changed
+            folder.pruned_change = folder.deleted.pop(next(iter(folder.deleted))).changed
 
-    def _changed(self, thing: Item | Folder, now: float) -> None:
+    def _changed(self, obj: Item | Folder, now: float) -> None:
         self.changes += 1
-        thing.changed = self.changes
-        thing.modified = now
+        obj.changed = self.changes
+        obj.modified = now
 
     def _changed_item(self, item: Item, now: float, *, flag_only: bool = False) -> None:
         self._changed(item, now)
@@ -424,12 +438,12 @@ class Mailbox:
         if not flag_only:
             item.edited = item.changed
 
-    def _reshape(self, folder: Folder, now: float) -> None:
+    def _change_properties(self, folder: Folder, now: float) -> None:
         self._changed(folder, now)
-        folder.reshaped = folder.changed
+        folder.properties_changed = folder.changed
 
-    def _touch(self, folder: Folder, now: float) -> Event:
-        """The event about a folder whose content changed."""
+    def _folder_modified(self, folder: Folder, now: float) -> Event:
+        """Return the event for a folder whose content changed."""
         self._changed(folder, now)
         return self._event("ModifiedEvent", folder, now, unread_count=folder.unread)
 
@@ -439,7 +453,7 @@ class Mailbox:
     def _event(
         self,
         kind: str,
-        thing: Item | Folder,
+        obj: Item | Folder,
         now: float,
         *,
         old_id: str | None = None,
@@ -447,15 +461,15 @@ class Mailbox:
         old_parent: Folder | None = None,
         unread_count: int | None = None,
     ) -> Event:
-        is_item = isinstance(thing, Item)
-        parent = thing.folder if isinstance(thing, Item) else self._parent(thing)
+        is_item = isinstance(obj, Item)
+        parent = obj.folder if isinstance(obj, Item) else self._parent(obj)
         return Event(
             kind=kind,
             mailbox=self.address,
             time=now,
-            item_id=thing.id if is_item else None,
-            folder_id=None if is_item else thing.id,
-            change_key=self.change_key(thing),
+            item_id=obj.id if is_item else None,
+            folder_id=None if is_item else obj.id,
+            change_key=self.change_key(obj),
             parent_folder_id=parent.id,
             parent_change_key=self.change_key(parent),
             old_id=old_id,

@@ -1,4 +1,4 @@
-"""The process: serve, say where, and end when asked to."""
+"""The simulator process: start the server, print its addresses, stop on request."""
 
 import json
 import os
@@ -23,20 +23,20 @@ def main(
     write_config: Path | None = None,
     until_stdin_closes: bool = False,
 ) -> None:
-    """Run until SIGINT, SIGTERM or the end of `duration` (seconds), or of standard input if that is wanted.
+    """Run until SIGINT, SIGTERM, the end of `duration` (seconds) or, if requested, the end of standard input.
 
-    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`, `auth`,
-    `user`, `password`, `oauth`, `ca_file` and `mailboxes_file`. OSError: a port or a file cannot be opened.
-    FaultError: the faults name what is not there.
+    The first line on standard output is a JSON object with `ews_url`, `autodiscover_url`, `control_url`,
+    `auth`, `user`, `password`, `oauth`, `ca_file` and `mailboxes_file`. Raises OSError if a port or a file
+    cannot be opened, FaultError if the faults name an unknown mailbox or back end.
     """
     try:
         trio.run(_run, settings, duration, write_config, until_stdin_closes)
     except ExceptionGroup as group:
-        raise _only(group) from None
+        raise _unwrap(group) from None
 
 
-def _only(error: Exception) -> Exception:
-    """What the nurseries have wrapped, if it is one error alone."""
+def _unwrap(error: Exception) -> Exception:
+    """Return the error inside nested exception groups that hold exactly one."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
@@ -59,8 +59,8 @@ async def _run(
                     "user": running.user,
                     "password": running.password,
                     "oauth": _oauth(running, settings, files),
-                    "ca_file": _written(files.ca),
-                    "mailboxes_file": _written(files.mailboxes),
+                    "ca_file": _path_text(files.ca),
+                    "mailboxes_file": _path_text(files.mailboxes),
                 }
                 sys.stdout.write(json.dumps(first) + "\n")
                 sys.stdout.flush()
@@ -71,22 +71,23 @@ async def _run(
 
 
 async def _cancel_when_stdin_closes(scope: trio.CancelScope) -> None:
-    """Whoever has started this process holds the other end; it closes however that one ends."""
-    # os.read, since a thread that is left behind in sys.stdin would hold its lock when Python ends.
+    """Cancel when standard input closes. The parent holds the other end, so this also covers a crash of the
+    parent."""
+    # os.read: a thread that is abandoned in sys.stdin would hold its lock when Python exits.
     while await trio.to_thread.run_sync(os.read, sys.stdin.fileno(), 1 << 16, abandon_on_cancel=True):
         pass
     scope.cancel()
 
 
 class Files(NamedTuple):
-    """What goes with a run: the authority's certificate, an application's key and certificate, the mailboxes."""
+    """The files of a run: CA certificate, the application's key and certificate, list of mailboxes."""
 
     ca: Path | None
     application: Path | None
     mailboxes: Path | None
 
 
-def _written(path: Path | None) -> str | None:
+def _path_text(path: Path | None) -> str | None:
     return str(path) if path else None
 
 
@@ -98,24 +99,24 @@ def _oauth(running: Running, settings: Settings, files: Files) -> dict[str, str 
         "tenant": settings.tenant,
         "client_id": settings.client_id,
         "client_secret": settings.client_secret,
-        "certificate_file": _written(files.application),
+        "certificate_file": _path_text(files.application),
     }
 
 
 @contextmanager
 def _files(running: Running, settings: Settings, config: Path | None) -> Iterator[Files]:
-    """Those beside a configuration stay."""
+    """Write the files. Those next to a configuration are kept; without one, they are temporary."""
     with (
         nullcontext(config.resolve().parent)
         if config
-        else TemporaryDirectory(prefix="ews-simulator-") as place
+        else TemporaryDirectory(prefix="ews-simulator-") as directory
     ):
-        folder = Path(place)
+        folder = Path(directory)
         ca_file = application = mailboxes_file = None
         if running.ca_pem:
             ca_file = folder / "ca.pem"
             ca_file.write_bytes(running.ca_pem)
-        if entra := running.exchange.gate.entra:
+        if entra := running.exchange.authenticator.entra:
             application = folder / "application.pem"
             application.touch(mode=0o600)
             application.write_bytes(entra.registration.pem)
@@ -123,28 +124,29 @@ def _files(running: Running, settings: Settings, config: Path | None) -> Iterato
             mailboxes_file = folder / "mailboxes.txt"
             addresses = sorted(mailbox.address for mailbox in running.exchange.directory)
             mailboxes_file.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
-            config.touch(mode=0o600)  # it has the password in it
+            config.touch(mode=0o600)  # contains the password
             config.write_text(configuration(running, settings, tls=ca_file is not None), encoding="utf-8")
         yield Files(ca_file, application, mailboxes_file)
 
 
 def configuration(running: Running, settings: Settings, *, tls: bool) -> str:
-    """A configuration for `ews-listener run` against this simulator, TOML. The files that it names lie beside it."""
+    """Return a configuration (TOML) for `ews-listener run` against this simulator. Its files are in the same
+    directory."""
 
     def text(value: str) -> str:
         return json.dumps(value, ensure_ascii=False)
 
     ca_file = 'ca_file = "ca.pem"\n' if tls else ""
     if running.login_url:
-        who = {
+        credentials = {
             "kind": "oauth",
             "authority": f"{running.login_url}/{settings.tenant}",
             "client_id": settings.client_id,
             "client_secret": settings.client_secret,
         }
     else:
-        who = {"kind": settings.auth, "user": running.user, "password": running.password}
-    auth = "".join(f"{key} = {text(value)}\n" for key, value in who.items())
+        credentials = {"kind": settings.auth, "user": running.user, "password": running.password}
+    auth = "".join(f"{key} = {text(value)}\n" for key, value in credentials.items())
     return f"""\
 state_directory = "state"
 

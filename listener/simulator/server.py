@@ -1,49 +1,133 @@
-"""The socket: HTTP/1.1 on trio, plain or TLS, around an Exchange that knows nothing of it.
+"""The listener sockets and the main loop."""
 
-Streams are written in ticks of a few milliseconds, so that many events go out in one write. trio switches Nagle's
-algorithm off.
-"""
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
-import math
+import trio
+
+from listener.simulator.auth import Denied
+from listener.simulator.control import Control
+from listener.simulator.exchange import Exchange
+from listener.simulator.http import HttpRequest, Reply, page
+
+if TYPE_CHECKING:
+    from listener.simulator.auth.oauth import Entra
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
-from functools import partial
+from contextlib import closing
 from random import Random
 from typing import NamedTuple
 
-import h11
-import trio
-
-from listener.simulator import faults
-from listener.simulator.conditions import Conditions
-from listener.simulator.control import Control
-from listener.simulator.exchange import Exchange
-from listener.simulator.front import CONTROL, Answer, entra_front, exchange_front
-from listener.simulator.http import Reply, page
+from listener.simulator.connection import Answer, HttpConnection, Transport, ignore_disconnect
 from listener.simulator.ledger import Ledger
-from listener.simulator.listener_socket import ListenerSocket
-from listener.simulator.response_writer import Gzipped, ResponseWriter, Transport
 from listener.simulator.settings import Settings
-from listener.simulator.subscriptions import Stream
 from listener.simulator.traffic import Traffic
 
-TICK = 0.003
-"""How long a stream waits for further events before it writes, in seconds."""
-_LARGEST_BODY = 4 << 20
-_RECEIVE = 1 << 16
+
+class ListenerSocket:
+    """A listener socket that can be closed temporarily. Connections are then refused, but the port stays
+    reserved."""
+
+    def __init__(
+        self,
+        listeners: list[trio.SocketListener],
+        handle: Callable[[trio.SocketStream], Awaitable[object]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._nursery = nursery
+        self._handle = handle
+        self._addresses = [(each.socket.family, each.socket.getsockname()) for each in listeners]
+        self._reserved: list[trio.socket.SocketType] = []
+        self._accepting = trio.CancelScope()
+        self._serve(listeners)
+
+    async def set_open(self, *, wanted: bool) -> None:
+        """Open or close it. Raises OSError if another process took the port in between."""
+        if wanted == (not self._reserved):
+            return
+        if wanted:
+            for reserved in self._reserved:
+                reserved.listen(1024)
+            listeners = [trio.SocketListener(reserved) for reserved in self._reserved]
+            self._reserved = []
+            self._serve(listeners)
+            return
+        self._accepting.cancel()
+        await self._closed.wait()
+        for family, address in self._addresses:
+            # Bound, but not listening: connections are refused.
+            reserved = trio.socket.socket(family, socket.SOCK_STREAM)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            await reserved.bind(address)
+            self._reserved.append(reserved)
+
+    def close(self) -> None:
+        for reserved in self._reserved:
+            reserved.close()
+
+    def _serve(self, listeners: list[trio.SocketListener]) -> None:
+        self._accepting = trio.CancelScope()
+        self._closed = trio.Event()
+        self._nursery.start_soon(self._accept, listeners, self._accepting, self._closed)
+
+    async def _accept(
+        self, listeners: list[trio.SocketListener], scope: trio.CancelScope, closed: trio.Event
+    ) -> None:
+        with scope:
+            await trio.serve_listeners(self._handle, listeners, handler_nursery=self._nursery)
+        closed.set()
+
+
+CONTROL = "/control"
+
+
+def exchange_front(
+    exchange: Exchange, control: Control, clock: Callable[[], float], certificate: bytes | None
+) -> Answer:
+    """Return the answers to a new connection that was shown this certificate (DER; None without TLS)."""
+    authenticator, conditions = exchange.authenticator, exchange.conditions
+    login = authenticator.scheme.login(certificate)
+
+    def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        now = clock()
+        if path.startswith(CONTROL):
+            return control.handle(method, path.removeprefix(CONTROL), body, now)
+        outcome = login.check(headers.get("authorization"), conditions.server_time(now))
+        authenticator.note(outcome)
+        if isinstance(outcome, Denied):
+            exchange.requests["-", 401] += 1
+            return page(401, "Unauthorized", outcome.headers)
+        request = HttpRequest(method, path, headers, body, outcome.account, outcome.app_only)
+        reply = exchange.handle(request, now)
+        reply.headers += outcome.headers
+        return reply
+
+    return answer
+
+
+def entra_front(exchange: Exchange, entra: "Entra", clock: Callable[[], float]) -> Answer:
+    """Return the answers of Entra ID, without authentication."""
+
+    def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        return entra.handle(method, path, body, exchange.conditions.server_time(clock()))
+
+    return answer
+
+
 _EXPIRY_CHECK = 5.0
 _STREAM_CHECK = 0.1
-_SHORTEST_PULSE = 0.001
-_STUMP = 40
-"""How many bytes a body lacks that is cut in an envelope: less than any envelope has behind its last element."""
+_MIN_PAUSE = 0.001
 
 
 class Running(NamedTuple):
-    """A server that accepts connections. `control_url` has a port of its own, which no fault touches; the doors for
-    tests are below the other port, too. `login_url` is Entra ID, with a port of its own as well; None without OAuth.
-    `ca_pem` is the certificate of its authority, None without TLS; the rest are the live parts, for tests in the same
-    process."""
+    """A running server.
+
+    `control_url` has its own port, which faults do not affect; the control API is also available on the main
+    port. `login_url` is Entra ID on its own port, None without OAuth. `ca_pem` is the CA certificate, None
+    without TLS. The other fields are the live objects, for tests in the same process.
+    """
 
     ews_url: str
     autodiscover_url: str
@@ -60,11 +144,11 @@ class Running(NamedTuple):
 async def serve(
     settings: Settings, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve until cancelled; the `Running` is handed over when connections are accepted.
+    """Serve until cancelled. Reports a `Running` when connections are accepted.
 
-    Its clock is the system's at the start, and trio's from there on: it runs under trio.testing.MockClock and
-    takes no notice when somebody sets the system's clock. OSError: the port or the ledger cannot be opened.
-    FaultError: the faults name what is not there.
+    The clock starts at the system time and advances with trio's clock. So it works with
+    trio.testing.MockClock and ignores changes of the system time. Raises OSError if the port or the ledger
+    cannot be opened, FaultError if the faults name an unknown mailbox or back end.
     """
     offset = time.time() - trio.current_time()
 
@@ -79,11 +163,11 @@ async def serve(
         port = listeners[0].socket.getsockname()[1]
         control_listeners = await trio.open_tcp_listeners(0, host=settings.host)
         control_port = control_listeners[0].socket.getsockname()[1]
-        entra = exchange.gate.entra
+        entra = exchange.authenticator.entra
         login_listeners = await trio.open_tcp_listeners(0, host=settings.host) if entra else []
         certificates = None
         if settings.tls:
-            from listener.simulator.tls import Certificates  # takes long to import
+            from listener.simulator.tls import Certificates  # slow to import
 
             certificates = Certificates(settings.hostname)
         scheme = "https" if certificates else "http"
@@ -94,24 +178,28 @@ async def serve(
 
         async def handle(raw: trio.SocketStream) -> None:
             transport: Transport = raw
-            at, shown = raw.socket.getsockname()[1], None
+            at, certificate = raw.socket.getsockname()[1], None
             if certificates:
                 conditions = exchange.conditions
                 if at == port and conditions.offloaded:
-                    shown = certificates.offloaded()
+                    certificate = certificates.offloaded()
                 else:
-                    shown = certificates.present(conditions.certificate if at == port else None)
-                transport = trio.SSLStream(raw, shown.context, server_side=True, https_compatible=True)
+                    certificate = certificates.present(conditions.certificate if at == port else None)
+                transport = trio.SSLStream(raw, certificate.context, server_side=True, https_compatible=True)
             if entra and at not in (port, control_port):
                 answer = entra_front(exchange, entra, clock)
             else:
-                answer = exchange_front(exchange, control, clock, shown.certificate if shown else None)
-            async with _hanging_up(transport):
-                await _Connection(transport, exchange.conditions, answer, clock, offset).run()
+                answer = exchange_front(
+                    exchange, control, clock, certificate.certificate if certificate else None
+                )
+            async with ignore_disconnect(transport):
+                await HttpConnection(transport, exchange.conditions, answer, clock, offset).run()
 
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_listeners, handle, [*control_listeners, *login_listeners])
-            nursery.start_soon(_pulse, exchange, traffic, clock, ListenerSocket(listeners, handle, nursery))
+            nursery.start_soon(
+                _run_clock, exchange, traffic, clock, ListenerSocket(listeners, handle, nursery)
+            )
             task_status.started(
                 Running(
                     ews_url=f"{exchange.base_url}/EWS/Exchange.asmx",
@@ -128,255 +216,20 @@ async def serve(
             )
 
 
-async def _pulse(
+async def _run_clock(
     exchange: Exchange, traffic: Traffic, clock: Callable[[], float], listener_socket: ListenerSocket
 ) -> None:
-    """Let users do things, faults happen, and time pass."""
-    chaos = exchange.chaos
+    """Run the traffic, the faults and the timers."""
+    fault_scheduler = exchange.fault_scheduler
     with closing(listener_socket):
         while True:
             changed = trio.Event()
-            traffic.wake = chaos.wake = changed.set
+            traffic.wake = fault_scheduler.wake = changed.set
             now = clock()
             exchange.publish(traffic.due(now))
             exchange.advance(now)
             outage = exchange.conditions.outage
             await listener_socket.set_open(wanted=outage is None or outage.how != "refuse")
-            pause = min(traffic.interval, _EXPIRY_CHECK, max(chaos.deadline - now, _SHORTEST_PULSE))
-            with trio.move_on_after(min(pause, _STREAM_CHECK) if chaos.waiting else pause):
+            pause = min(traffic.interval, _EXPIRY_CHECK, max(fault_scheduler.deadline - now, _MIN_PAUSE))
+            with trio.move_on_after(min(pause, _STREAM_CHECK) if fault_scheduler.waits_for_stream else pause):
                 await changed.wait()
-
-
-@asynccontextmanager
-async def _hanging_up(transport: Transport) -> AsyncIterator[None]:
-    """A peer that goes away at whatever moment, or does not speak HTTP, ends its own connection only."""
-    try:
-        yield
-    except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-        pass
-    finally:
-        await trio.aclose_forcefully(transport)
-
-
-_STRAY_BODY = b"<html><body>The connection was lost.</body></html>"
-_STRAY = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (
-    len(_STRAY_BODY),
-    _STRAY_BODY,
-)
-
-
-class _TooLarge(Exception):  # noqa: N818
-    pass
-
-
-class _Connection:
-    """One client's connection: requests one after another, each with its reply."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        conditions: Conditions,
-        answer: Answer,
-        clock: Callable[[], float],
-        offset: float,
-    ) -> None:
-        self._transport = transport
-        self._outlet = ResponseWriter(transport)
-        self._conditions = conditions
-        self._answer = answer
-        self._clock = clock
-        self._offset = offset
-        self._http = h11.Connection(h11.SERVER)
-
-    async def run(self) -> None:
-        while True:
-            try:
-                received = await self._receive()
-            except _TooLarge:
-                await self._send_reply(page(413, "Request Entity Too Large"))
-                return
-            if received is None:
-                break
-            reply = self._reply(*received)
-            try:
-                if reply.delay:
-                    await trio.sleep(reply.delay)
-                await self._send_reply(reply)
-            finally:
-                if isinstance(reply.body, Stream):
-                    reply.body.close(self._clock())
-                reply.finish()
-            if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
-                break
-            self._http.start_next_cycle()
-
-    def _reply(self, head: h11.Request, body: bytes) -> Reply:
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in head.headers:
-            name, value = raw_name.decode("latin-1"), _text(raw_value)
-            headers[name] = f"{headers[name]}; {value}" if name in headers else value
-        return self._answer(head.method.decode("latin-1"), head.target.decode("latin-1"), headers, body)
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    async def _receive(self) -> tuple[h11.Request, bytes] | None:
-        """The next request with its whole body; None at the end."""
-        head: h11.Request | None = None
-        body = bytearray()
-        while True:
-            event = self._http.next_event()
-            if event is h11.NEED_DATA:
-                if self._http.they_are_waiting_for_100_continue:
-                    await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                self._http.receive_data(bytes(await self._transport.receive_some(_RECEIVE)))
-            elif isinstance(event, h11.Request):
-                head = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > _LARGEST_BODY:
-                    raise _TooLarge
-            elif isinstance(event, h11.EndOfMessage) and head is not None:
-                return head, bytes(body)
-            else:
-                return None
-
-    # -- writing ---------------------------------------------------------------------------------------------
-
-    async def _send(self, *events: h11.Event) -> None:
-        data = b"".join([self._http.send(event) or b"" for event in events])
-        await self._outlet.send(data)
-
-    async def _send_reply(self, reply: Reply) -> None:
-        match reply.manner:
-            case None:
-                await self._send_well(reply)
-            case faults.NoAnswer() as silence:
-                with trio.move_on_after(math.inf if silence.seconds is None else silence.seconds):
-                    await self._client_gone()
-            case faults.HangUp() as hang_up:
-                if hang_up.reset:
-                    await self._outlet.reset()
-            case faults.Slow() as slow:
-                end = self._clock() + slow.seconds
-                self._outlet.slow(slow.interval, lambda: self._clock() < end)
-                await self._send_well(reply)
-            case faults.Cut() as cut if isinstance(reply.body, Stream):
-                reply.body.misbehave(cut)
-                await self._send_well(reply)
-            case faults.Cut() as cut:
-                await self._send_cut(reply, cut)
-            case faults.StrayResponse():
-                await self._send_well(reply)
-                await self._outlet.send(_STRAY)
-            case faults.Gzip():
-                await self._send_gzipped(reply)
-            case other:
-                raise AssertionError(f"{other} is no manner of answering")
-
-    def _headers(self, reply: Reply) -> list[tuple[str, str]]:
-        told = self._conditions.told_time(self._clock())
-        return [*reply.headers, ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(told)))]
-
-    async def _send_well(self, reply: Reply, gzipped: Gzipped | None = None) -> None:
-        headers = self._headers(reply)
-        if isinstance(reply.body, Stream):
-            headers.append(("Transfer-Encoding", "chunked"))
-            await self._send(h11.Response(status_code=reply.status, headers=headers, reason="OK"))
-            if await self._send_stream(reply.body, gzipped.piece if gzipped else bytes):
-                rest = gzipped.end() if gzipped else b""
-                await self._send(h11.Data(rest), h11.EndOfMessage())
-        else:
-            headers.append(("Content-Length", str(len(reply.body))))
-            response = h11.Response(status_code=reply.status, headers=headers)
-            await self._send(response, h11.Data(reply.body), h11.EndOfMessage())
-
-    async def _send_gzipped(self, reply: Reply) -> None:
-        reply.headers.append(("Content-Encoding", "gzip"))
-        gzipped = Gzipped()
-        if not isinstance(reply.body, Stream):
-            reply.body = gzipped.piece(reply.body) + gzipped.end()
-        await self._send_well(reply, gzipped)
-
-    async def _send_cut(self, reply: Reply, cut: faults.Cut) -> None:
-        assert isinstance(reply.body, bytes)
-        body = reply.body[:-_STUMP] if cut.where == "envelope" else reply.body
-        if cut.how == "order":
-            reply.body = body
-            await self._send_well(reply)
-            return
-        headers = [*self._headers(reply), ("Content-Length", str(len(reply.body) + _STUMP))]
-        await self._send(h11.Response(status_code=reply.status, headers=headers), h11.Data(body))
-        if cut.how == "reset":
-            await self._outlet.reset()
-
-    async def _send_stream(self, stream: Stream, piece: Callable[[bytes], bytes]) -> bool:
-        """Write the stream to its end; False if the client went away before that, or a fault has cut it."""
-        whole = reset = False
-        manner: faults.Fault | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, nursery.cancel_scope)
-            while True:
-                news = trio.Event()
-                stream.wake = news.set
-                if stream.manner is manner:
-                    with trio.move_on_at(stream.deadline - self._offset):
-                        await news.wait()
-                    await trio.sleep(TICK)
-                manner = stream.manner
-                match manner:
-                    case None:
-                        pass
-                    case faults.SilentStream():
-                        await self._changed_manner(stream, manner)
-                        continue
-                    case faults.HangUp():
-                        reset = True
-                        break
-                    case faults.Slow() as slow:
-                        self._outlet.slow(slow.interval, partial(_is, stream, slow))
-                    case faults.Cut() as cut:
-                        data = stream.take(self._clock()) or stream.remark()
-                        await self._send(h11.Data(piece(data[:-_STUMP] if cut.where == "envelope" else data)))
-                        whole, reset = cut.how == "order", cut.how == "reset"
-                        break
-                data = stream.take(self._clock())
-                if data:
-                    await self._send(h11.Data(piece(data)))
-                if stream.ended:
-                    rest = stream.take(self._clock())
-                    if rest:
-                        await self._send(h11.Data(piece(rest)))
-                    whole = True
-                    break
-            nursery.cancel_scope.cancel()
-        if reset:
-            await self._outlet.reset()
-        return whole
-
-    @staticmethod
-    async def _changed_manner(stream: Stream, manner: faults.Fault) -> None:
-        while stream.manner is manner:
-            news = trio.Event()
-            stream.wake = news.set
-            await news.wait()
-
-    async def _watch(self, scope: trio.CancelScope) -> None:
-        """Notice that the client has gone, while nothing is to be written."""
-        await self._client_gone()
-        scope.cancel()
-
-    async def _client_gone(self) -> None:
-        while data := await self._transport.receive_some(_RECEIVE):
-            self._http.receive_data(bytes(data))
-
-
-def _text(value: bytes) -> str:
-    """A header's value, which ASP.NET reads as UTF-8."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def _is(stream: Stream, manner: faults.Fault) -> bool:
-    return stream.manner is manner

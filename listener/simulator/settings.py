@@ -1,4 +1,4 @@
-"""What a simulated organisation is made of. Times are in seconds unless the name says otherwise."""
+"""Options of a simulated organization. Times are in seconds unless the name says otherwise."""
 
 from pathlib import Path
 from random import Random
@@ -7,38 +7,41 @@ from uuid import UUID
 
 import msgspec
 
+from listener.simulator.fault_plans import Plan
 from listener.simulator.mailstore import TOMBSTONES
-from listener.simulator.plans import Plan
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Throttling policy and queue limits; the defaults are those of Exchange Online and Exchange Server 2019
-    ("EWS throttling in Exchange", learn.microsoft.com)."""
+    """Throttling policy and queue limits.
+
+    The defaults are those of Exchange Online and Exchange Server 2019 ("EWS throttling in Exchange",
+    learn.microsoft.com).
+    """
 
     hanging_connections: int = 10
-    """Open GetStreamingEvents requests a charged mailbox or account (HangingConnectionLimit)."""
+    """Open GetStreamingEvents requests per budget owner (HangingConnectionLimit)."""
     subscriptions: int = 20
-    """Subscriptions a mailbox (EWSMaxSubscriptions)."""
+    """Subscriptions per mailbox (EWSMaxSubscriptions)."""
     concurrency: int = 27
-    """Requests under way, streams apart, a charged mailbox or account (EWSMaxConcurrency)."""
+    """Requests in progress per budget owner, without streams (EWSMaxConcurrency)."""
     sync_calls: int = 5
-    """Those of them that synchronise, a charged mailbox or account (ConcurrentSyncCalls)."""
+    """Synchronization requests in progress per budget owner (ConcurrentSyncCalls)."""
     tombstones: int = TOMBSTONES
-    """Deleted items that a folder remembers; a SyncState that would need an older one is refused."""
+    """Deleted items that a folder remembers. A SyncState that needs an older one is refused."""
     ids_per_stream: int = 200
     queued_events: int = 5000
-    """Events kept for a subscription that nobody reads; one more and the subscription is lost."""
-    patience_minutes: float = 30
-    """How long a subscription lives without a reader."""
+    """Queued events of a subscription that is not read. One more, and the subscription is lost."""
+    idle_minutes: float = 30
+    """Lifetime of a subscription without a reader."""
     users_per_discovery: int = 100
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """How long things take, and how often a request fails that reached the wrong back end.
+    """Latencies, and error rates of requests that reached the wrong back end.
 
-    A request that is routed rightly (see routing.py) is answered after `latency` and never fails by itself. One
-    that its back end must proxy to another takes between `proxied_latency[0]` and `[1]` seconds, and is answered
-    500 in `proxied_500` and 503 in `proxied_503` of all cases.
+    A correctly routed request (see frontend.py) is answered after `latency` and never fails by itself. A
+    request that its back end must proxy takes between `proxied_latency[0]` and `[1]` seconds. It gets 500
+    with probability `proxied_500` and 503 with `proxied_503`.
     """
 
     latency: float = 0.002
@@ -47,68 +50,73 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     proxied_503: float = 0.03
 
 
-class Wire(msgspec.Struct, frozen=True, kw_only=True):
-    """What streams look like. The defaults are the form of Exchange Server; the shares are chances from 0 to 1,
-    one throw an envelope."""
+class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """The format of streams. The defaults are the format of Exchange Server.
 
-    together: float = 0.2
-    """How often the notifications of several subscriptions share one envelope."""
+    The shares are probabilities per envelope, from 0 to 1.
+    """
+
+    combined: float = 0.2
+    """Share of envelopes that have notifications of several subscriptions."""
     declaration: float = 0.0
-    """How often an envelope of a stream starts with an XML declaration."""
+    """Share of envelopes that start with an XML declaration."""
     prefixes: bool = False
-    """Other prefixes than Exchange's, as proxies and other servers write them."""
+    """Use other namespace prefixes than Exchange, like proxies and other servers."""
     status_events: float = 0.0
-    """How often a heart-beat comes as a StatusEvent for each subscription, as some servers send it."""
+    """Share of heartbeats that have a StatusEvent for each subscription, as some servers send it."""
     notification_in_types: bool = False
-    """`t:Notification`, as the schema has it, in place of the `m:Notification` that servers send."""
+    """Write `t:Notification`, as in the schema, instead of the `m:Notification` that servers send."""
     ends_after_bad_id: bool = True
-    """Whether the body ends after an error about a subscription; otherwise it stays open, and says nothing but
-    heart-beats."""
+    """Whether the body ends after a subscription error. Otherwise it stays open and sends heartbeats only."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What some servers are strict about."""
+    """Restrictions that only some servers have."""
 
     one_user_per_stream: bool = False
-    """Whether a subscription is read by those only who impersonate whom it was made for: a stream can then have the
-    subscriptions of one mailbox alone. Others are refused with ErrorSubscriptionAccessDenied."""
+    """Whether only an account that impersonates the subscription's mailbox may read it.
+
+    A stream then has subscriptions of one mailbox only. Others get ErrorSubscriptionAccessDenied.
+    """
     counted_ids: bool = False
-    """Whether subscription ids are mere numbers, the same for all mailboxes. They begin at 1 again when a back end
-    restarts, so that an id may come to mean a subscription of another mailbox, as on some servers."""
+    """Whether subscription ids are plain numbers. They restart at 1 when a back end restarts.
+
+    An old id may then name a subscription of another mailbox, as on some servers.
+    """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """One simulated organisation and its server."""
+    """One simulated organization and its server."""
 
     host: str = "127.0.0.1"
     name: str = ""
-    """What it is called in URLs, as Kerberos wants it; the same as `host` if it is empty."""
+    """Hostname in URLs, as Kerberos needs it; empty means `host`."""
     port: int = 0
     mailboxes: int = 20
     backends: int = 3
     rate: float = 10.0
-    """Events a second over all mailboxes; 0 is silence."""
+    """Events per second in all mailboxes; 0 means none."""
     seed: int = 1
     ledger: Path | None = None
     tls: bool = False
     heartbeat: float = 45.0
     domain: str = "contoso.example"
-    people: tuple[str, ...] = ()
-    """Local parts of further mailboxes, which may hold letters outside of ASCII."""
+    extra_mailboxes: tuple[str, ...] = ()
+    """Local parts of additional mailboxes, which may contain non-ASCII letters."""
     limits: Limits = Limits()
     network: Network = Network()
-    wire: Wire = Wire()
+    stream_format: StreamFormat = StreamFormat()
     rules: Rules = Rules()
     auth: Literal["basic", "ntlm", "negotiate", "oauth"] = "basic"
     extended_protection: Literal["off", "allow", "require"] = "off"
-    """Whether NTLM and Kerberos must be bound to the TLS channel; without TLS they cannot be."""
+    """Whether NTLM and Kerberos must be bound to the TLS channel. Without TLS they cannot be."""
     keytab: Path | None = None
-    """The key of the service principal HTTP/host, for Kerberos; without it, Negotiate is NTLM."""
+    """The key of the service principal HTTP/host, for Kerberos. Without it, Negotiate uses NTLM."""
     lock_after: int = 10
-    """An account is locked when its credentials were refused so many times in a row; 0 is never."""
+    """Consecutive refused logins that lock an account; 0 means never."""
     token_lifetime: float = 3600.0
     faults: Plan = ()
-    """The faults that are made from the start on."""
+    """Faults from the start on."""
 
     @property
     def hostname(self) -> str:
@@ -116,22 +124,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def user(self) -> str:
-        """The service account, which may impersonate all mailboxes within its management scope."""
+        """The service account, which may impersonate all mailboxes in its management scope."""
         return f"svc-listener@{self.domain}"
 
     @property
     def password(self) -> str:
-        """The service account's password; the same for the same seed."""
+        """The service account's password. Depends only on the seed."""
         return f"Pw-{Random(f'password {self.seed}').getrandbits(64):016x}"
 
     @property
     def tenant(self) -> str:
-        """The tenant's id; the same for the same seed, as all ids here."""
+        """The tenant's id. All ids here depend only on the seed."""
         return str(UUID(int=Random(f"tenant {self.seed}").getrandbits(128), version=4))
 
     @property
     def client_id(self) -> str:
-        """The application that OAuth admits: it may impersonate whom the service account may."""
+        """The application that OAuth accepts. It has the service account's impersonation rights."""
         return str(UUID(int=Random(f"application {self.seed}").getrandbits(128), version=4))
 
     @property

@@ -1,15 +1,15 @@
-"""What has changed since a client looked last: SyncStates, and the changes of items and of folders (MS-OXWSSYNC).
+"""SyncStates, and the changes of items and folders since a SyncState (MS-OXWSSYNC).
 
-A SyncState of items says which change numbers of a folder the client has been told of, as ranges: since the newest
-changes come first, a client that fetches page by page knows the new end before the old one. All changes of an item
-since then are told as one. What left a folder is known by its tombstones; when one is forgotten that a client was not
-told of, its SyncState is worth nothing.
+A SyncState of items has the change numbers of a folder that were reported to the client, as ranges: because the
+newest changes come first, a client that reads page by page knows the new end before the old one. All changes of an
+item since then are reported as one. Tombstones show what left a folder. If a tombstone was dropped before the client
+got that change, its SyncState is invalid.
 
-A SyncState of folders says which ones the client has. Changes of what is in a folder do not count, as
-"SyncFolderHierarchy operation" (learn.microsoft.com) has it.
+A SyncState of folders lists the folders that the client has. Changes inside a folder do not count, as
+"SyncFolderHierarchy operation" (learn.microsoft.com) says.
 
-On the wire a SyncState is base64 of a gzipped text, as that of Exchange. "Handling synchronization-related errors in
-EWS in Exchange" (learn.microsoft.com) says which ones are refused.
+On the wire a SyncState is base64 of a gzipped text, like that of Exchange. "Handling synchronization-related errors
+in EWS in Exchange" (learn.microsoft.com) says which ones are refused.
 """
 
 import gzip
@@ -21,14 +21,14 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 
 from listener.simulator.mailstore import Folder, Item, Mailbox
-from listener.simulator.replies import Failure
+from listener.simulator.responses import Failure
 
 _Range = tuple[int, int]
-"""The numbers above the first, up to the second."""
+"""The numbers above the first, up to and including the second."""
 
 
 class ItemsState(msgspec.Struct, frozen=True, array_like=True, tag="items"):
-    """What a client knows of the items in a folder: `seen` are ranges of change numbers, apart and in order."""
+    """What a client knows of the items in a folder. `seen` are disjoint ranges of change numbers, in order."""
 
     version: Literal[1]
     epoch: int
@@ -37,8 +37,11 @@ class ItemsState(msgspec.Struct, frozen=True, array_like=True, tag="items"):
 
 
 class FoldersState(msgspec.Struct, frozen=True, array_like=True, tag="folders"):
-    """What a client knows of the folders below `root`, which is a folder's id, or the mailbox's GUID if it named
-    none: their counters, and all that happened up to the change number `seen`."""
+    """What a client knows of the folders below `root`.
+
+    `root` is a folder's id, or the mailbox's GUID if the client gave none. `folders` are the counters of the
+    known folders. All changes up to number `seen` were reported.
+    """
 
     version: Literal[1]
     epoch: int
@@ -51,7 +54,8 @@ State = TypeVar("State", ItemsState, FoldersState)
 
 
 class ItemChange(NamedTuple):
-    """`kind` is the element's name: Create, Update, Delete or ReadFlagChange. A deleted item is not there."""
+    """`kind` is the element's name: Create, Update, Delete or ReadFlagChange. `item` is None for a deleted
+    item."""
 
     kind: str
     item_id: str
@@ -59,7 +63,7 @@ class ItemChange(NamedTuple):
 
 
 class FolderChange(NamedTuple):
-    """`kind` is Create, Update or Delete. A deleted folder is not there."""
+    """`kind` is Create, Update or Delete. `folder` is None for a deleted folder."""
 
     kind: str
     folder_id: str
@@ -67,12 +71,12 @@ class FolderChange(NamedTuple):
 
 
 def encode(state: ItemsState | FoldersState) -> str:
-    """The SyncState as clients get it."""
+    """Return the SyncState in its form for clients."""
     return b64encode(gzip.compress(msgspec.json.encode(state), mtime=0)).decode()
 
 
 def decode(text: str, kind: type[State]) -> State:
-    """Failure: it is no SyncState of that kind and version."""
+    """Decode a SyncState. Raises Failure if it is not one of that kind and version."""
     try:
         return msgspec.json.decode(gzip.decompress(b64decode(text, validate=True)), type=kind)
     except (ValueError, OSError, EOFError, zlib.error):
@@ -83,30 +87,33 @@ def decode(text: str, kind: type[State]) -> State:
 
 
 def item_changes(
-    mailbox: Mailbox, folder: Folder, state: ItemsState | None, most: int, ignored: Collection[str] = ()
+    mailbox: Mailbox, folder: Folder, state: ItemsState | None, limit: int, ignored: Collection[str] = ()
 ) -> tuple[list[ItemChange], ItemsState, bool]:
-    """The changes in a folder since that state (None: since ever), the newest first and `most` of them; the state
-    after them; and whether there are no more. `ignored` are the ids of items that are not told of, as if the client
-    knew. Failure: the state is of another folder, or too old."""
+    """Return the changes in a folder since that state, newest first, at most `limit`; the new state; whether
+    that is all.
+
+    Without a state, every item is a change. Items in `ignored` (ids) are treated as known. Raises Failure if
+    the state is of another folder or too old.
+    """
     if state and state.folder != folder.id:
         raise _invalid()
-    seen = state.seen if state and _up_to_date(mailbox, state) else ()
-    if seen and folder.forgotten > seen[0][1]:
+    seen = state.seen if state and _is_valid(mailbox, state) else ()
+    if seen and folder.pruned_change > seen[0][1]:
         raise _invalid()
-    found = [*_living(folder, seen), *_gone(folder, seen)]
+    found = [*_present_changes(folder, seen), *_deletions(folder, seen)]
     found = [each for each in found if each[1].item_id not in ignored]
     found.sort(key=lambda each: each[0], reverse=True)
-    page = found[:most]
+    page = found[:limit]
     last = len(page) == len(found)
-    told = (0 if last else page[-1][0] - 1, mailbox.changes)
-    after = ItemsState(1, mailbox.sync_epoch, folder.id, _with(seen, told))
+    reported = (0 if last else page[-1][0] - 1, mailbox.changes)
+    after = ItemsState(1, mailbox.sync_epoch, folder.id, _add_range(seen, reported))
     return [change for _, change in page], after, last
 
 
-def _living(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
+def _present_changes(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
     found = []
     for item in folder.items.values():
-        if _holds(seen, item.changed):
+        if _contains(seen, item.changed):
             continue
         known = _known(seen, item.history)
         if known is None:
@@ -119,28 +126,28 @@ def _living(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChang
     return found
 
 
-def _gone(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
+def _deletions(folder: Folder, seen: Sequence[_Range]) -> list[tuple[int, ItemChange]]:
     return [
-        (stone.changed, ItemChange("Delete", item_id, None))
-        for item_id, stone in folder.deleted.items()
-        if not _holds(seen, stone.changed) and _known(seen, stone.history) is not None
+        (tombstone.changed, ItemChange("Delete", item_id, None))
+        for item_id, tombstone in folder.deleted.items()
+        if not _contains(seen, tombstone.changed) and _known(seen, tombstone.history) is not None
     ]
 
 
 def _known(seen: Sequence[_Range], history: Sequence[int]) -> int | None:
-    """The change up to which the client knows an item; None if it does not know it at all."""
-    return next((number for number in reversed(history) if _holds(seen, number)), None)
+    """Return the last change of an item that the client knows, or None if it does not know the item."""
+    return next((number for number in reversed(history) if _contains(seen, number)), None)
 
 
-def _holds(ranges: Sequence[_Range], number: int) -> bool:
+def _contains(ranges: Sequence[_Range], number: int) -> bool:
     return any(after < number <= last for after, last in ranges)
 
 
-def _with(ranges: Sequence[_Range], new: _Range) -> tuple[_Range, ...]:
-    """The ranges and a new one, which ends above all of them."""
-    apart = [each for each in ranges if each[1] < new[0]]
-    touched = [each[0] for each in ranges if each[1] >= new[0]]
-    return (*apart, (min([new[0], *touched]), new[1]))
+def _add_range(ranges: Sequence[_Range], new: _Range) -> tuple[_Range, ...]:
+    """Return the ranges with a new one, which ends above all of them."""
+    disjoint = [each for each in ranges if each[1] < new[0]]
+    overlapping = [each[0] for each in ranges if each[1] >= new[0]]
+    return (*disjoint, (min([new[0], *overlapping]), new[1]))
 
 
 # -- folders -------------------------------------------------------------------------------------------------
@@ -149,12 +156,14 @@ def _with(ranges: Sequence[_Range], new: _Range) -> tuple[_Range, ...]:
 def folder_changes(
     mailbox: Mailbox, root: Folder | None, state: FoldersState | None
 ) -> tuple[list[FolderChange], FoldersState]:
-    """The changes below a folder since that state (None: since ever), parents before their children; and the state
-    after them. Failure: the state is of another root."""
+    """Return the changes below a folder since that state, parents before children, and the new state.
+
+    Without a state, every folder is a change. Raises Failure if the state is of another root.
+    """
     root_id = root.id if root else str(mailbox.guid)
     if state and state.root != root_id:
         raise _invalid()
-    if state and not _up_to_date(mailbox, state):
+    if state and not _is_valid(mailbox, state):
         state = None
     present = mailbox.below(root or mailbox.distinguished("root"))
     given = frozenset(state.folders if state else ())
@@ -162,7 +171,7 @@ def folder_changes(
     for folder in present:
         if folder.counter not in given:
             changes.append(FolderChange("Create", folder.id, folder))
-        elif state and folder.reshaped > state.seen:
+        elif state and folder.properties_changed > state.seen:
             changes.append(FolderChange("Update", folder.id, folder))
     counters = tuple(folder.counter for folder in present)
     gone = sorted(given.difference(counters))
@@ -170,11 +179,11 @@ def folder_changes(
     return changes, FoldersState(1, mailbox.sync_epoch, root_id, mailbox.changes, counters)
 
 
-def _up_to_date(mailbox: Mailbox, state: ItemsState | FoldersState) -> bool:
-    """Whether the state still says something. Failure: no, and the client is to be told."""
+def _is_valid(mailbox: Mailbox, state: ItemsState | FoldersState) -> bool:
+    """Return whether the state is still valid. Raises Failure if it is not and the client must get an error."""
     if state.epoch == mailbox.sync_epoch:
         return True
-    if mailbox.resyncs_quietly:
+    if mailbox.sync_loss_is_silent:
         return False
     raise _invalid()
 

@@ -1,8 +1,8 @@
-"""Seeded users: what happens in an organisation's mailboxes, at a given rate.
+"""Simulated users: seeded random changes in the mailboxes, at a given rate.
 
-The mix is that of an office: most is mail that arrives and is read, then filing and deleting, now and then an
-appointment or a new folder. Some mailboxes are much busier than others. The clock and the dice are given, so the
-same seed and the same times make the same changes.
+The mix is that of an office: mostly email that arrives and is read, then filing and deleting, sometimes an
+appointment or a new folder. Some mailboxes are much busier than others. The time and the random generator are
+parameters, so the same seed and times make the same changes.
 """
 
 from bisect import bisect
@@ -10,62 +10,64 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from random import Random
 
-from listener.simulator import names
+from listener.simulator.directory import random_folder_name, random_person, random_subject
 from listener.simulator.mailstore import Event, Folder, Item, Mailbox
 
 ITEMS_KEPT = 60
-"""Above so many items, a mailbox's oldest are deleted, as a retention policy would."""
+"""A mailbox with more items deletes its oldest, like a retention policy."""
 _FOLDERS_KEPT = 6
 
 
 class Traffic:
-    """Makes changes in `mailboxes`, about `rate` events a second over all of them. `wake` is called when the rate
-    is set."""
+    """Makes changes in `mailboxes` at about `rate` events per second in total.
+
+    `wake` is called when the rate is set.
+    """
 
     def __init__(self, mailboxes: Sequence[Mailbox], rate: float, rng: Random) -> None:
         self.rate = rate
         self.wake: Callable[[], None] = lambda: None
         self._mailboxes = mailboxes
         self._rng = rng
-        self._owed = 0.0
-        self._then: float | None = None
-        # A user's share of the traffic falls with its rank, as in most organisations.
-        self._busy = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
+        self._events_due = 0.0
+        self._last_call: float | None = None
+        # A user's share of the traffic falls with its rank, as in most organizations.
+        self._weights = list(accumulate(1 / (rank + 5) ** 0.5 for rank in range(len(mailboxes))))
 
     def due(self, now: float) -> list[Event]:
-        """The events of all changes that happen between the last call and `now`, which is their time."""
-        if self._then is not None:
-            self._owed += self.rate * (now - self._then)
-        self._then = now
+        """Make the changes since the last call, with time `now`, and return their events."""
+        if self._last_call is not None:
+            self._events_due += self.rate * (now - self._last_call)
+        self._last_call = now
         events: list[Event] = []
-        while self._owed >= 1 and self._mailboxes:
+        while self._events_due >= 1 and self._mailboxes:
             made = self._change(self._pick(), now)
-            self._owed -= len(made)
+            self._events_due -= len(made)
             events += made
         return events
 
     @property
     def interval(self) -> float:
-        """How long to wait between two calls of `due`, in seconds."""
+        """Seconds to wait between two calls of `due`."""
         return min(max(1 / self.rate, 0.005), 1.0) if self.rate else 60.0
 
     def set_rate(self, rate: float) -> None:
-        """From now on so many events a second; what was owed before is forgotten."""
+        """Set the rate in events per second. Changes that were due are dropped."""
         self.rate = rate
-        self._owed = 0.0
-        self._then = None
+        self._events_due = 0.0
+        self._last_call = None
         self.wake()
 
     def _pick(self) -> Mailbox:
-        index = bisect(self._busy, self._rng.random() * self._busy[-1])
+        index = bisect(self._weights, self._rng.random() * self._weights[-1])
         return self._mailboxes[min(index, len(self._mailboxes) - 1)]
 
     def _change(self, mailbox: Mailbox, now: float) -> list[Event]:
         if mailbox.item_count() > ITEMS_KEPT:
             return self._retention(mailbox, now)
         action = _ACTIONS[bisect(_CHANCES, self._rng.random() * _CHANCES[-1])]
-        # Whoever cannot do that, because there is nothing to do it with, gets a mail instead.
-        return action(mailbox, self._rng, now) or _arrive(mailbox, self._rng, now)
+        # An action without a suitable object becomes a new email.
+        return action(mailbox, self._rng, now) or _receive_mail(mailbox, self._rng, now)
 
     def _retention(self, mailbox: Mailbox, now: float) -> list[Event]:
         fullest = max(mailbox.folders.values(), key=lambda folder: len(folder.items))
@@ -73,16 +75,18 @@ class Traffic:
 
 
 def make(mailbox: Mailbox, kind: str, rng: Random, now: float) -> list[Event]:
-    """One genuine change whose events hold exactly one of `kind` about an item; what has to exist for it is
-    made first, and its events come first. KeyError: no such kind."""
+    """Make one change whose events include exactly one of `kind` about an item.
+
+    Objects that it needs are created first, and their events come first. Raises KeyError for an unknown kind.
+    """
     return _MAKERS[kind](mailbox, rng, now)
 
 
-# -- what users do -------------------------------------------------------------------------------------------
+# -- user actions --------------------------------------------------------------------------------------------
 
 
-def _arrive(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.deliver(names.subject(rng), _stranger(rng), now)
+def _receive_mail(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.deliver(random_subject(rng), _external_sender(rng), now)
 
 
 def _read(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
@@ -91,75 +95,75 @@ def _read(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _unread_again(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, rng)
+    item = _recent_inbox_item(mailbox, rng)
     return mailbox.mark(item, now, read=False) if item else []
 
 
 def _send(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", names.subject(rng), now)
+    return mailbox.save(mailbox.distinguished("sentitems"), "IPM.Note", random_subject(rng), now)
 
 
 def _draft(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", names.subject(rng), now)
+    return mailbox.save(mailbox.distinguished("drafts"), "IPM.Note", random_subject(rng), now)
 
 
-def _categorise(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, rng)
+def _edit_item(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item = _recent_inbox_item(mailbox, rng)
     return mailbox.edit(item, item.subject, now) if item else []
 
 
-def _file(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, folders = _recent(mailbox, rng), mailbox.own_folders()
+def _move_to_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    item, folders = _recent_inbox_item(mailbox, rng), mailbox.own_folders()
     return mailbox.move(item, rng.choice(folders), now) if item and folders else []
 
 
 def _copy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, folders = _recent(mailbox, rng), mailbox.own_folders()
+    item, folders = _recent_inbox_item(mailbox, rng), mailbox.own_folders()
     return mailbox.copy(item, rng.choice(folders), now) if item and folders else []
 
 
 def _delete(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item = _recent(mailbox, rng)
+    item = _recent_inbox_item(mailbox, rng)
     return mailbox.move(item, mailbox.distinguished("deleteditems"), now) if item else []
 
 
 def _purge(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    bin_ = mailbox.distinguished("deleteditems")
-    return mailbox.purge(next(iter(bin_.items.values())), now) if bin_.items else []
+    deleted_items = mailbox.distinguished("deleteditems")
+    return mailbox.purge(next(iter(deleted_items.items.values())), now) if deleted_items.items else []
 
 
-def _appoint(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", names.subject(rng), now)
+def _new_appointment(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("calendar"), "IPM.Appointment", random_subject(rng), now)
 
 
-def _invite(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    """A meeting request: the mail, the tentative appointment, and what the calendar attendant adds to it."""
-    topic = names.subject(rng)
-    mail = mailbox.deliver(topic, _stranger(rng), now)
+def _receive_meeting_request(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    """A meeting request: the email, the tentative appointment, and the server's automatic update of it."""
+    topic = random_subject(rng)
+    mail = mailbox.deliver(topic, _external_sender(rng), now)
     calendar = mailbox.distinguished("calendar")
     entry = mailbox.save(calendar, "IPM.Appointment", topic, now)
     return [*mail, *entry, *mailbox.edit(mailbox.latest(calendar, 1)[0], topic, now)]
 
 
-def _postpone(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+def _reschedule(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     planned = mailbox.latest(mailbox.distinguished("calendar"), 5)
     return mailbox.reschedule(rng.choice(planned), now) if planned else []
 
 
-def _meet(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", names.person(rng), now)
+def _new_contact(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
+    return mailbox.save(mailbox.distinguished("contacts"), "IPM.Contact", random_person(rng), now)
 
 
 def _new_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     if len(mailbox.own_folders()) >= _FOLDERS_KEPT:
         return []
     parent = rng.choice(("inbox", "msgfolderroot"))
-    return mailbox.create_folder(names.folder_name(rng), mailbox.distinguished(parent), now)
+    return mailbox.create_folder(random_folder_name(rng), mailbox.distinguished(parent), now)
 
 
 def _rename_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     folders = mailbox.own_folders()
-    return mailbox.rename_folder(rng.choice(folders), names.folder_name(rng), now) if folders else []
+    return mailbox.rename_folder(rng.choice(folders), random_folder_name(rng), now) if folders else []
 
 
 def _move_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
@@ -172,40 +176,40 @@ def _move_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
 
 
 def _delete_folder(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    bin_ = mailbox.distinguished("deleteditems")
-    binned = mailbox.children(bin_)
-    if binned:
-        return mailbox.purge_folder(binned[0], now)
+    deleted_items = mailbox.distinguished("deleteditems")
+    deleted_folders = mailbox.children(deleted_items)
+    if deleted_folders:
+        return mailbox.purge_folder(deleted_folders[0], now)
     folders = mailbox.own_folders()
-    return mailbox.move_folder(rng.choice(folders), bin_, now) if folders else []
+    return mailbox.move_folder(rng.choice(folders), deleted_items, now) if folders else []
 
 
-def _stranger(rng: Random) -> str:
-    return names.person(rng).lower().replace(" ", ".") + "@fabrikam.example"
+def _external_sender(rng: Random) -> str:
+    return random_person(rng).lower().replace(" ", ".") + "@fabrikam.example"
 
 
-def _recent(mailbox: Mailbox, rng: Random) -> Item | None:
-    """A message that the user could have before their eyes."""
+def _recent_inbox_item(mailbox: Mailbox, rng: Random) -> Item | None:
+    """Return one of the newest messages in the inbox, or None."""
     items = mailbox.latest(mailbox.distinguished("inbox"), 8)
     return rng.choice(items) if items else None
 
 
 _Action = Callable[[Mailbox, Random, float], list[Event]]
 _MIX: tuple[tuple[float, _Action], ...] = (
-    (34, _arrive),
+    (34, _receive_mail),
     (22, _read),
     (2, _unread_again),
     (9, _send),
     (4, _draft),
-    (4, _categorise),
-    (6, _file),
+    (4, _edit_item),
+    (6, _move_to_folder),
     (1, _copy),
     (8, _delete),
     (4, _purge),
-    (2, _appoint),
-    (1, _invite),
-    (1, _postpone),
-    (0.5, _meet),
+    (2, _new_appointment),
+    (1, _receive_meeting_request),
+    (1, _reschedule),
+    (0.5, _new_contact),
     (1, _new_folder),
     (0.3, _rename_folder),
     (0.2, _move_folder),
@@ -218,39 +222,39 @@ _ACTIONS = [action for _, action in _MIX]
 # -- changes on demand ---------------------------------------------------------------------------------------
 
 
-def _existing(
+def _existing_item(
     mailbox: Mailbox, folder: Folder, item_class: str, rng: Random, now: float
 ) -> tuple[Item, list[Event]]:
-    """An item of the folder, made if there is none."""
-    events = [] if folder.items else mailbox.save(folder, item_class, names.subject(rng), now)
+    """Return an item of the folder and the events of its creation, if it was created."""
+    events = [] if folder.items else mailbox.save(folder, item_class, random_subject(rng), now)
     return mailbox.latest(folder, 1)[0], events
 
 
 def _make_moved(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    drafts, bin_ = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
-    item, events = _existing(mailbox, drafts, "IPM.Note", rng, now)
-    return events + mailbox.move(item, bin_, now)
+    drafts, deleted_items = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
+    item, events = _existing_item(mailbox, drafts, "IPM.Note", rng, now)
+    return events + mailbox.move(item, deleted_items, now)
 
 
 def _make_copied(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     drafts, notes = mailbox.distinguished("drafts"), mailbox.distinguished("sentitems")
-    item, events = _existing(mailbox, drafts, "IPM.Note", rng, now)
+    item, events = _existing_item(mailbox, drafts, "IPM.Note", rng, now)
     return events + mailbox.copy(item, notes, now)
 
 
 def _make_deleted(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    item, events = _existing_item(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
     return events + mailbox.purge(item, now)
 
 
 def _make_modified(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, events = _existing(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
-    return events + mailbox.edit(item, names.subject(rng), now)
+    item, events = _existing_item(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    return events + mailbox.edit(item, random_subject(rng), now)
 
 
 def _make_free_busy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
     calendar = mailbox.distinguished("calendar")
-    return mailbox.save(calendar, "IPM.Appointment", names.subject(rng), now)
+    return mailbox.save(calendar, "IPM.Appointment", random_subject(rng), now)
 
 
 _MAKERS: dict[str, _Action] = {
@@ -259,6 +263,6 @@ _MAKERS: dict[str, _Action] = {
     "DeletedEvent": _make_deleted,
     "ModifiedEvent": _make_modified,
     "MovedEvent": _make_moved,
-    "NewMailEvent": _arrive,
+    "NewMailEvent": _receive_mail,
     "FreeBusyChangedEvent": _make_free_busy,
 }

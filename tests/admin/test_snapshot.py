@@ -15,9 +15,8 @@ from listener.config.secrets import Secret
 from listener.ews.codes import Failure
 from listener.exchange.auth import Account, Accounts
 from listener.exchange.auth.basic import Basic
-from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.oauth import OAuth
-from listener.exchange.auth.tokens import Token, Tokens
+from listener.exchange.auth.oauth import OAuth, Token, Tokens
+from listener.exchange.auth.scheme import Credentials
 from listener.groups.affinity import Group
 from listener.groups.group import GroupState
 from listener.groups.manager import GroupManager

@@ -33,8 +33,8 @@ BAD = GOOD.replace("bob@", "Alice@").replace("command", "comand").replace("user 
 WRONG = [
     ("auth.usr", 'unknown key, did you mean "user"?'),
     ("auth.user", "is required"),
-    ("mailboxes.addresses[1]", '"alice@example.com" stands already at mailboxes.addresses[0]'),
-    ("handlers.new.comand", '"listener.handlers.exec:open_exec" has no such option, did you mean "command"?'),
+    ("mailboxes.addresses[1]", '"alice@example.com" is a duplicate of mailboxes.addresses[0]'),
+    ("handlers.new.comand", 'unknown option of "listener.handlers.exec:open_exec", did you mean "command"?'),
     ("handlers.new.command", 'is required by "listener.handlers.exec:open_exec"'),
 ]
 

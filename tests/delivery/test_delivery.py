@@ -26,7 +26,7 @@ def event(number: int, kind: str = "exchange.item.created") -> MailboxEvent:
 
 @dataclass
 class Plugin:
-    """A handler written as `act`, which notes what it has handled."""
+    """A plugin whose handler calls `act` and records the handled events."""
 
     act: Callable[[MailboxEvent], Awaitable[None]] | None = None
     name: str = "good"
@@ -69,7 +69,7 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
-async def test_each_handler_gets_what_its_filter_wants_in_order() -> None:
+async def test_each_handler_receives_the_events_that_match_its_filter_in_order() -> None:
     good, folders = Plugin(), Plugin(name="folders", wants="exchange.folder.created")
     async with running(good, folders) as delivery:
         await delivery.publish([event(1), event(2, "exchange.folder.created"), event(3)])
@@ -78,7 +78,7 @@ async def test_each_handler_gets_what_its_filter_wants_in_order() -> None:
     assert (good.opened, good.closed) == (1, 1)
 
 
-async def test_a_handler_that_raises_gets_the_event_again_and_is_named(
+async def test_event_is_retried_after_an_exception_and_the_handler_is_logged(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     attempts: list[float] = []
@@ -103,7 +103,7 @@ async def test_a_handler_that_raises_gets_the_event_again_and_is_named(
     assert isinstance(failed[0]["exc_info"], ValueError)
 
 
-async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes(
+async def test_event_is_dead_lettered_after_all_attempts_and_the_next_is_delivered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def act(event: MailboxEvent) -> None:
@@ -120,7 +120,7 @@ async def test_an_event_that_fails_every_time_is_given_up_and_the_next_one_comes
     assert [line["id"] for line in lines if line["event"] == "handler.dead_lettered"] == [event(1).id]
 
 
-async def test_a_handler_that_hangs_is_named_and_harms_no_other(
+async def test_timeout_is_logged_and_does_not_affect_other_handlers(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def act(_: MailboxEvent) -> None:
@@ -138,7 +138,7 @@ async def test_a_handler_that_hangs_is_named_and_harms_no_other(
     assert [line["handler"] for line in lines if line["event"] == "handler.timeout"] == ["hanging"] * 3
 
 
-async def test_retry_waits_as_long_as_it_says_and_reject_gives_up_at_once(
+async def test_retry_waits_for_after_and_reject_is_not_retried(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     attempts: list[tuple[str, float]] = []
@@ -160,7 +160,7 @@ async def test_retry_waits_as_long_as_it_says_and_reject_gives_up_at_once(
     assert [line["reason"] for line in lines if line["event"] == "handler.rejected"] == ["not for me"]
 
 
-async def test_a_handler_that_lags_holds_nobody_up_and_only_so_much_of_it_is_in_memory(
+async def test_slow_handler_does_not_delay_others_and_its_queue_is_bounded(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def act(_: MailboxEvent) -> None:
@@ -179,7 +179,7 @@ async def test_a_handler_that_lags_holds_nobody_up_and_only_so_much_of_it_is_in_
     assert slow.handled == good.handled
 
 
-async def test_an_event_that_fails_holds_up_its_own_mailbox_only(
+async def test_failed_event_delays_only_its_own_mailbox(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     when: dict[str, float] = {}
@@ -196,7 +196,7 @@ async def test_an_event_that_fails_holds_up_its_own_mailbox_only(
     assert when == {"3": 0, "1": 1, "2": 1}
 
 
-async def test_calls_for_several_mailboxes_go_side_by_side_and_those_for_one_do_not(
+async def test_calls_run_concurrently_for_different_mailboxes_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     under_way: list[str] = []
@@ -221,7 +221,7 @@ async def test_calls_for_several_mailboxes_go_side_by_side_and_those_for_one_do_
     assert sorted(plugin.handled, key=int) == [str(n) for n in range(50)]
 
 
-async def test_what_is_given_up_or_rejected_goes_to_the_dead_letters(
+async def test_failed_and_rejected_events_become_dead_letters(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def act(event: MailboxEvent) -> None:
@@ -242,7 +242,7 @@ async def test_what_is_given_up_or_rejected_goes_to_the_dead_letters(
 
 @dataclass
 class Batches:
-    """A plugin that takes batches."""
+    """A plugin whose handler receives batches."""
 
     max_batch: int = 3
     max_wait: float = 5.0
@@ -268,7 +268,7 @@ class Batches:
 
 
 @pytest.mark.parametrize("raised", [Retry("later", after=7), Reject("never")])
-async def test_what_a_handler_asks_for_out_of_its_own_nursery_counts(
+async def test_retry_and_reject_are_found_in_exception_groups(
     autojump_clock: trio.testing.MockClock, raised: Exception
 ) -> None:
     attempts: list[float] = []
@@ -296,7 +296,9 @@ async def test_what_a_handler_asks_for_out_of_its_own_nursery_counts(
     assert "handler.failed" not in [line["event"] for line in lines]
 
 
-async def test_a_retry_beside_a_failure_is_a_failure(autojump_clock: trio.testing.MockClock) -> None:
+async def test_retry_grouped_with_another_exception_is_a_failure(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async def act(_: MailboxEvent) -> None:
         raise ExceptionGroup("both", [Retry("later"), ValueError("no")])
 
@@ -308,7 +310,7 @@ async def test_a_retry_beside_a_failure_is_a_failure(autojump_clock: trio.testin
     assert "ValueError: no" in letter.traceback
 
 
-async def test_a_batch_is_buried_at_once_and_its_letters_are_no_longer_than_helps(
+async def test_batch_is_dead_lettered_in_one_commit_with_bounded_texts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Bulk:
@@ -344,7 +346,7 @@ async def test_a_batch_is_buried_at_once_and_its_letters_are_no_longer_than_help
     assert letters[0].traceback.rstrip().endswith("the end")
 
 
-async def test_a_handler_that_takes_batches_gets_them(autojump_clock: trio.testing.MockClock) -> None:
+async def test_batch_handler_receives_batches(autojump_clock: trio.testing.MockClock) -> None:
     plugin = Batches()
     async with running(plugin) as delivery:  # type: ignore[arg-type]
         await delivery.publish([event(n) for n in range(7)])
@@ -357,7 +359,7 @@ async def test_a_handler_that_takes_batches_gets_them(autojump_clock: trio.testi
         assert plugin.batches[3:] == [["7"]]
 
 
-async def test_a_batch_that_fails_comes_again_whole_and_at_last_goes_to_the_dead_letters(
+async def test_failed_batch_is_retried_as_a_whole_and_then_dead_lettered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     plugin = Batches(fails=1)
@@ -365,16 +367,16 @@ async def test_a_batch_that_fails_comes_again_whole_and_at_last_goes_to_the_dead
         await delivery.publish([event(n) for n in range(3)])
         await delivery.drain(100)
     assert plugin.batches == [["0", "1", "2"]] * 2
-    hopeless, journal = Batches(fails=100), FakeJournal()
-    async with running(hopeless, journal=journal) as delivery:  # type: ignore[arg-type]
+    failing, journal = Batches(fails=100), FakeJournal()
+    async with running(failing, journal=journal) as delivery:  # type: ignore[arg-type]
         await delivery.publish([event(n) for n in range(3)])
         await delivery.drain(100)
-    assert len(hopeless.batches) == 3
+    assert len(failing.batches) == 3
     assert [letter.event.item_id for letter in journal.letters] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("batches", [False, True])
-async def test_waiting_for_something_that_is_not_there_is_no_try(
+async def test_retry_with_counts_false_is_not_an_attempt(
     autojump_clock: trio.testing.MockClock, batches: bool
 ) -> None:
     attempts: list[float] = []
@@ -384,7 +386,7 @@ async def test_waiting_for_something_that_is_not_there_is_no_try(
         attempts.append(trio.current_time())
         if trio.current_time() < down_until:
             raise Retry("the database is down", after=60, counts=False)
-        raise LookupError("and this event is bad besides")
+        raise LookupError("the event is invalid too")
 
     @dataclass
     class Waiting(Batches):
@@ -395,13 +397,13 @@ async def test_waiting_for_something_that_is_not_there_is_no_try(
     async with running(Waiting(max_wait=0.0) if batches else Plugin(act), journal=journal) as delivery:  # type: ignore[arg-type]
         await delivery.publish([event(1)])
         await delivery.drain(10_000)
-    patient = [moment for moment in attempts if moment < down_until]
-    assert len(patient) == 17
-    assert len(attempts) - len(patient) == LIMITS.attempts
+    uncounted = [time for time in attempts if time < down_until]
+    assert len(uncounted) == 17
+    assert len(attempts) - len(uncounted) == LIMITS.attempts
     assert [letter.attempts for letter in journal.letters] == [LIMITS.attempts]
 
 
-async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None:
+async def test_error_names_a_handler_that_cannot_be_opened() -> None:
     class Broken(Plugin):
         @asynccontextmanager
         async def open(self) -> AsyncIterator[Handler]:
@@ -417,7 +419,7 @@ async def test_a_handler_that_cannot_be_opened_is_an_error_by_its_name() -> None
     assert str(error) == "handlers.audit: could not be opened: PermissionError: /var/log/acme.jsonl"
 
 
-async def test_a_context_that_breaks_is_opened_again_with_the_event_in_hand(
+async def test_failed_context_is_reopened_and_its_event_is_redelivered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Fragile(Plugin):
@@ -446,7 +448,9 @@ async def test_a_context_that_breaks_is_opened_again_with_the_event_in_hand(
     assert [line["handler"] for line in lines if line["event"] == "handler.crashed"] == ["good"]
 
 
-async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+async def test_events_left_after_the_grace_period_are_logged_as_lag(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async def act(_: MailboxEvent) -> None:
         await trio.sleep(3)
 
@@ -459,7 +463,7 @@ async def test_what_is_left_when_the_grace_is_over_is_counted(autojump_clock: tr
     assert (stopped["delivered"], stopped["lag"]) == (3, 2)
 
 
-async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
+async def test_filtered_events_do_not_delay_the_drain(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     good = Plugin()
@@ -477,10 +481,10 @@ async def test_events_that_are_nothing_for_a_handler_do_not_hold_up_the_end(
     assert (good.closed, delivery.workers[0].lag) == (1, 0)
 
 
-async def test_a_handler_is_closed_in_peace_while_another_hangs(
+async def test_handler_closes_without_cancellation_while_another_hangs(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Whoever flushes at the end needs to await, which a cancelled task cannot."""
+    """A handler that flushes while closing needs to await, which a cancelled task cannot."""
 
     class Flushing(Plugin):
         @asynccontextmanager
@@ -505,7 +509,7 @@ async def test_a_handler_is_closed_in_peace_while_another_hangs(
     assert not [line for line in lines if line["event"] == "handler.crashed"]
 
 
-async def test_a_handler_that_waits_to_be_opened_again_does_not_hold_up_the_end(
+async def test_handler_that_waits_to_be_reopened_does_not_delay_the_drain(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Ending(Plugin):
@@ -526,7 +530,7 @@ async def test_a_handler_that_waits_to_be_opened_again_does_not_hold_up_the_end(
     assert ending.closed == ending.opened
 
 
-async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
+async def test_handler_that_fails_while_closing_is_not_reopened(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Failing(Plugin):
@@ -545,7 +549,7 @@ async def test_a_handler_that_breaks_while_it_is_closed_is_not_opened_again(
     assert [line["handler"] for line in lines if line["event"] == "handler.crashed"] == ["good"]
 
 
-async def test_a_handler_that_never_waits_does_not_keep_the_others_out() -> None:
+async def test_handler_without_checkpoints_does_not_starve_other_tasks() -> None:
     good = Plugin()
     async with running(good, limits=DeliveryLimits(queue=20_000)) as delivery:
         await delivery.publish([event(n) for n in range(20_000)])

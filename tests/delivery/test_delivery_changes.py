@@ -1,4 +1,4 @@
-"""Handlers that come, go and change while events keep coming: nothing is lost, nothing is told twice."""
+"""Adding, removing and replacing handlers while events are delivered loses and repeats nothing."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,7 +35,7 @@ class Broken(Plugin):
         yield
 
 
-class Mute(Plugin):
+class Hanging(Plugin):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Handler]:
         await trio.sleep_forever()
@@ -46,42 +46,42 @@ async def slow(_: MailboxEvent) -> None:
     await trio.sleep(1)
 
 
-async def settled() -> None:
+async def settle() -> None:
     await trio.sleep(0.2)
 
 
-async def test_a_new_handler_gets_what_comes_from_now_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_new_handler_receives_only_later_events(autojump_clock: trio.testing.MockClock) -> None:
     old, new = Plugin(name="old"), Plugin(name="new")
     async with running(old) as delivery:
         await delivery.publish([event(1)])
         await delivery.change([*delivery.workers, Worker(new, LIMITS)])
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
         assert (old.opened, old.closed) == (1, 0)
     assert (old.handled, new.handled) == (["1", "2"], ["2"])
 
 
-async def test_one_that_is_gone_is_closed_and_goes_on_where_it_stood_when_it_comes_back(
+async def test_removed_handler_is_closed_and_continues_at_its_offset_when_added_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     old, gone = Plugin(name="old"), Plugin(name="gone")
     async with running(old, gone) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         with structlog.testing.capture_logs() as lines:
             await delivery.change(delivery.workers[:1])
         assert gone.closed == 1
         assert [line["handler"] for line in lines if line["event"] == "handler.stopped"] == ["gone"]
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
         await delivery.change([*delivery.workers, Worker(gone, LIMITS)])
-        await settled()
+        await settle()
     assert old.handled == ["1", "2"]
     assert gone.handled == ["1", "2"]
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.5, 1.5, 3.2])
-async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_nothing(
+async def test_replacing_a_busy_handler_loses_and_repeats_nothing(
     autojump_clock: trio.testing.MockClock, wait: float
 ) -> None:
     handled: list[str] = []
@@ -97,7 +97,7 @@ async def test_one_that_changes_in_the_middle_of_its_work_loses_and_repeats_noth
     assert handled == [str(n) for n in range(6)]
 
 
-async def test_one_that_waits_to_try_again_need_not_be_waited_for(
+async def test_replacing_a_handler_does_not_wait_for_its_retry(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def fail(_: MailboxEvent) -> None:
@@ -110,35 +110,35 @@ async def test_one_that_waits_to_try_again_need_not_be_waited_for(
         started_at = trio.current_time()
         await delivery.change([Worker(good, LIMITS)])
         assert trio.current_time() - started_at < 0.2
-        await settled()
+        await settle()
     assert good.handled == ["1", "2"]
 
 
-async def test_a_filter_that_changes_holds_from_then_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_changed_filter_applies_to_later_events(autojump_clock: trio.testing.MockClock) -> None:
     items, folders = Plugin(), Plugin(wants="exchange.folder.created")
     async with running(items) as delivery:
         await delivery.publish([event(1), event(2, "exchange.folder.created")])
-        await settled()
+        await settle()
         await delivery.change([Worker(folders, LIMITS)])
         await delivery.publish([event(3), event(4, "exchange.folder.created")])
-        await settled()
+        await settle()
     assert (items.handled, folders.handled) == (["1"], ["4"])
 
 
-@pytest.mark.parametrize("kind", [Broken, Mute])
+@pytest.mark.parametrize("kind", [Broken, Hanging])
 @pytest.mark.parametrize("name", ["good", "other"])
-async def test_if_one_cannot_be_opened_all_is_as_it_was(
+async def test_failed_open_restores_the_previous_handlers(
     autojump_clock: trio.testing.MockClock, kind: type[Plugin], name: str
 ) -> None:
     good, fine = Plugin(), Plugin(name="fine")
     async with running(good) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         staying = [] if name == "good" else list(delivery.workers)
         with pytest.raises(ConfigError, match=f"handlers.{name}: "):
             await delivery.change([*staying, Worker(fine, LIMITS), Worker(kind(name=name), LIMITS)])
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
         assert [worker.name for worker in delivery.workers] == ["good"]
         assert delivery.workers[0].state == "running"
         assert delivery.workers[0].delivered == 2
@@ -149,15 +149,15 @@ async def test_if_one_cannot_be_opened_all_is_as_it_was(
 
 
 @pytest.mark.parametrize("name", ["good", "other"])
-async def test_the_end_may_come_while_a_handler_opens(
-    autojump_clock: trio.testing.MockClock, name: str
-) -> None:
+async def test_drain_while_a_handler_opens(autojump_clock: trio.testing.MockClock, name: str) -> None:
     good, fine = Plugin(), Plugin(name="fine")
     delivery = Delivery((Worker(good, LIMITS),))
     async with open_journal(None) as journal, trio.open_nursery() as outer, trio.open_nursery() as handlers:
         await handlers.start(delivery.run, journal)
         staying = [] if name == "good" else list(delivery.workers)
-        outer.start_soon(delivery.change, [*staying, Worker(fine, LIMITS), Worker(Mute(name=name), LIMITS)])
+        outer.start_soon(
+            delivery.change, [*staying, Worker(fine, LIMITS), Worker(Hanging(name=name), LIMITS)]
+        )
         await trio.sleep(1)
         started_at = trio.current_time()
         await delivery.drain(2)
@@ -167,7 +167,7 @@ async def test_the_end_may_come_while_a_handler_opens(
     assert good.closed == fine.closed == 1
 
 
-async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
+async def test_cancelled_change_restores_the_previous_handlers(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     handled: dict[str, list[str]] = {"a": [], "b": []}
@@ -187,7 +187,7 @@ async def test_a_change_that_is_broken_off_leaves_all_as_it_was(
     assert handled == {"a": ["1", "2", "3"], "b": ["1", "2", "3"]}
 
 
-async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
+async def test_handler_that_fails_while_it_is_replaced_does_not_delay_the_change(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Failing(Plugin):
@@ -199,16 +199,16 @@ async def test_a_handler_that_breaks_while_it_makes_way_holds_nobody_up(
 
     async with running(Failing()) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         started_at = trio.current_time()
         await delivery.change([Worker(Plugin(), LIMITS)])
         assert trio.current_time() - started_at < 0.2
 
 
-async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
+async def test_handler_that_does_not_close_delays_neither_the_change_nor_the_drain(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    class Lasting(Plugin):
+    class Unclosable(Plugin):
         @asynccontextmanager
         async def open(self) -> AsyncIterator[Handler]:
             async with super().open() as handle:
@@ -216,20 +216,20 @@ async def test_one_that_does_not_close_holds_up_neither_the_change_nor_the_end(
             await trio.sleep_forever()
 
     after = Plugin()
-    async with running(Lasting()) as delivery:
+    async with running(Unclosable()) as delivery:
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         started_at = trio.current_time()
         with structlog.testing.capture_logs() as lines:
             await delivery.change([Worker(after, LIMITS)])
         assert 0 < trio.current_time() - started_at < 100
         assert [line["handler"] for line in lines if line["event"] == "handler.close_timeout"] == ["good"]
         await delivery.publish([event(2)])
-        await settled()
+        await settle()
     assert after.handled == ["2"]
 
 
-async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
+async def test_disk_error_does_not_delay_replacing_a_handler(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     old = Plugin()
@@ -237,7 +237,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
         delivery = Delivery((Worker(old, LIMITS),))
         await nursery.start(delivery.run, journal)
         await delivery.publish([event(1)])
-        await settled()
+        await settle()
         transact = journal._store.transact
 
         def refuse(*_: object) -> Written:
@@ -245,7 +245,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
 
         journal._store.transact = refuse  # type: ignore[method-assign, assignment]
         started_at = trio.current_time()
-        with pytest.raises(ConfigError, match="is not open after"):
+        with pytest.raises(ConfigError, match="not open after"):
             await delivery.change([Worker(new := Plugin(), LIMITS)])
         assert trio.current_time() - started_at < 40
         journal._store.transact = transact  # type: ignore[method-assign]
@@ -255,7 +255,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_one_that_makes_way(
     assert (old.handled, new.handled) == (["1", "2"], [])
 
 
-async def test_who_comes_after_goes_on_from_what_was_acknowledged_last(
+async def test_next_reader_continues_after_the_last_acknowledgements(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:

@@ -18,58 +18,58 @@ def entry(position: int, mailbox: str) -> Entry:
 A1, A2, B3 = entry(1, "ann"), entry(2, "ann"), entry(3, "bob")
 
 
-def test_a_line_moves_on_when_its_first_is_done_and_others_do_not_wait_for_it() -> None:
+def test_queue_advances_when_its_first_event_is_finished() -> None:
     queues = MailboxQueues()
     queues.put([A1, A2, B3])
     assert queues.take() == (A1, 0)
     assert queues.take() == (B3, 0)
     assert queues.take() is None
-    queues.done(A1)
-    queues.next_in("ann")
+    queues.finish(A1)
+    queues.release("ann")
     assert queues.take() == (A2, 0)
     assert len(queues) == 2
 
 
-def test_what_waits_to_be_tried_again_holds_up_its_own_line_only() -> None:
+def test_delayed_event_blocks_only_its_own_queue() -> None:
     queues = MailboxQueues()
     queues.put([A1, A2, B3])
     queues.take()
-    queues.wait(A1, until=10)
+    queues.delay(A1, until=10)
     assert queues.take() == (B3, 0)
     assert queues.take() is None
     assert queues.next_due == 10
-    assert queues.wake(9) == 0
-    assert queues.wake(10) == 1
+    assert queues.wake_due(9) == 0
+    assert queues.wake_due(10) == 1
     assert queues.take() == (A1, 1)
 
 
-def test_a_batch_takes_whole_lines_as_far_as_it_goes() -> None:
+def test_batch_takes_whole_queues_up_to_its_size() -> None:
     queues = MailboxQueues()
     queues.put([A1, B3, A2])
     assert queues.take_batch(10) == [A1, A2, B3]
     assert queues.take_batch(10) == []
     for one in (A1, A2, B3):
-        queues.done(one)
+        queues.finish(one)
     for mailbox in ("ann", "bob"):
-        queues.next_in(mailbox)
+        queues.release(mailbox)
     assert len(queues) == 0
     queues.put([entry(4, "ann")])
     assert queues.take_batch(1) == [entry(4, "ann")]
 
 
-def test_after_a_breakdown_everything_that_does_not_wait_is_ready_again() -> None:
+def test_reset_makes_every_queue_ready_that_is_not_delayed() -> None:
     queues = MailboxQueues()
     queues.put([A1, A2, B3])
     queues.take()
-    queues.wait(A1, until=10)
+    queues.delay(A1, until=10)
     queues.take()
-    queues.start_over()
+    queues.reset()
     assert queues.take() == (B3, 0)
     assert queues.take() is None
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """However the handler behaves, each mailbox's events are done once each, in order."""
+    """Whatever the handler does, each event is finished once, in the order of its mailbox."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,24 +99,24 @@ class AnyOrder(RuleBasedStateMachine):
     def finish(self) -> None:
         if self.taken:
             one = self.taken.pop()
-            self.queues.done(one)
-            self.queues.next_in(one.event.mailbox)
+            self.queues.finish(one)
+            self.queues.release(one.event.mailbox)
             self.done[one.event.mailbox].append(one.position)
 
     @rule(seconds=st.floats(0, 10))
     def fail(self, seconds: float) -> None:
         if self.taken:
-            self.queues.wait(self.taken.pop(0), self.now + seconds)
+            self.queues.delay(self.taken.pop(0), self.now + seconds)
 
     @rule(seconds=st.floats(0, 10))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.queues.wake(self.now)
+        self.queues.wake_due(self.now)
 
     @rule()
     def break_down(self) -> None:
         self.taken.clear()
-        self.queues.start_over()
+        self.queues.reset()
 
     @invariant()
     def order_is_kept(self) -> None:
@@ -126,12 +126,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for one in self.taken:
-            self.queues.done(one)
-            self.queues.next_in(one.event.mailbox)
-        self.queues.wake(float("inf"))
+            self.queues.finish(one)
+            self.queues.release(one.event.mailbox)
+        self.queues.wake_due(float("inf"))
         while taken := self.queues.take():
-            self.queues.done(taken[0])
-            self.queues.next_in(taken[0].event.mailbox)
+            self.queues.finish(taken[0])
+            self.queues.release(taken[0].event.mailbox)
         assert len(self.queues) == 0
 
 
@@ -147,9 +147,9 @@ def test_batches_keep_the_order_of_each_mailbox(mailboxes: list[str], most: int)
     while batch := queues.take_batch(most):
         assert len(batch) <= most
         for one in batch:
-            queues.done(one)
+            queues.finish(one)
         for mailbox in dict.fromkeys(one.event.mailbox for one in batch):
-            queues.next_in(mailbox)
+            queues.release(mailbox)
         done += batch
     assert sorted(done, key=lambda one: one.position) == entries
     for mailbox in "abc":

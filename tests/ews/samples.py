@@ -1,4 +1,4 @@
-"""Replies as Exchange writes them, for tests: made from the schema, in the prefixes that a test asks for."""
+"""Sample replies of Exchange, according to the schema, with selectable prefixes."""
 
 from xml.sax.saxutils import quoteattr
 
@@ -14,7 +14,7 @@ def tag(prefix: str, name: str) -> str:
 
 
 def envelope(body: str, *, prefix: str = "s", end_space: str = "", header: bool = True) -> bytes:
-    """A SOAP envelope around `body`; `end_space` stands inside its end tag."""
+    """Return a SOAP envelope with `body`. `end_space` is white space in its end tag."""
     declared = f"xmlns:{prefix}" if prefix else "xmlns"
     info = (
         f'<h:ServerVersionInfo xmlns:h="{TYPES}" MajorVersion="15" MinorVersion="2" MajorBuildNumber="1544"/>'
@@ -25,7 +25,7 @@ def envelope(body: str, *, prefix: str = "s", end_space: str = "", header: bool 
 
 
 def stream(*messages: str, **options: object) -> bytes:
-    """One envelope of a GetStreamingEvents reply."""
+    """Return one envelope of a GetStreamingEvents reply."""
     return envelope(
         f'<m:GetStreamingEventsResponse xmlns:m="{MESSAGES}" xmlns:t="{TYPES}"><m:ResponseMessages>'
         f"{''.join(messages)}</m:ResponseMessages></m:GetStreamingEventsResponse>",
@@ -42,7 +42,7 @@ def message(
     xml: str = "",
     response_class: str | None = None,
 ) -> str:
-    """A GetStreamingEventsResponseMessage."""
+    """Return a GetStreamingEventsResponseMessage."""
     name = "m:GetStreamingEventsResponseMessage"
     return (
         f'<{name} ResponseClass="{response_class or ("Success" if code == "NoError" else "Error")}">'
@@ -71,7 +71,7 @@ def notification(subscription_id: str, *events: str, prefix: str = "m", more: bo
 
 
 def event(kind: str, time: str = "2024-05-14T09:30:05Z", **ids: str | int | None) -> str:
-    """An event; `ids` are named by element: ItemId, ParentFolderId, OldItemId, … and UnreadCount."""
+    """Return an event. The keys of `ids` are elements: ItemId, ParentFolderId, OldItemId, … and UnreadCount."""
     key = ids.pop("ChangeKey", None)
     parts = [f"<t:{kind}><t:TimeStamp>{time}</t:TimeStamp>"]
     for name, value in ids.items():
@@ -98,7 +98,7 @@ def fault(
     namespace: str = ERRORS,
     values: str = "",
 ) -> bytes:
-    """A SOAP fault; `values` stands in the detail, after the response code."""
+    """Return a SOAP fault. `values` is in the detail, after the response code."""
     detail = ""
     if code is not None:
         detail = (

@@ -1,4 +1,4 @@
-"""One parser for email addresses of outside origin: a value or AddressError, never another exception."""
+"""The parser of untrusted email addresses returns a value or raises AddressError, never another exception."""
 
 import re
 from contextlib import suppress
@@ -22,26 +22,26 @@ TEXTS = st.text() | st.tuples(st.text(), st.text()).map("@".join)
 @example("a@" + "b" * 64)
 @example("a" * 10_000 + "@contoso.example")
 @example("\ud800@contoso.example")
-def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
+def test_any_text_is_parsed_or_raises_address_error(text: str) -> None:
     try:
         address = parse_address(text)
     except AddressError:
         return
     assert parse_address(address) == address
     assert mail_domain(address).isascii()
-    etree.Element("EmailAddress").text = address  # XML holds it
+    etree.Element("EmailAddress").text = address  # XML can contain it
 
 
 @given(TEXTS)
-def test_the_domain_of_any_text_is_a_name_or_an_address_error(text: str) -> None:
+def test_mail_domain_of_any_text_is_valid_or_raises_address_error(text: str) -> None:
     with suppress(AddressError):
         assert re.fullmatch(r"[a-z0-9_.:-]+", mail_domain(text))
 
 
 @given(st.text())
-def test_any_text_is_the_value_of_a_header(text: str) -> None:
+def test_any_text_becomes_a_valid_header_value(text: str) -> None:
     headers = [(b"Host", b"h"), (b"X-AnchorMailbox", header_value(text))]
-    h11.Request(method="POST", target="/", headers=headers)  # raises for what cannot be sent
+    h11.Request(method="POST", target="/", headers=headers)  # raises if the value cannot be sent
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_any_text_is_the_value_of_a_header(text: str) -> None:
         ("小李@例え.jp", "xn--r8jz45g.jp", "小李@例え.jp".encode()),
     ],
 )
-def test_addresses_with_letters_outside_of_ascii(address: str, domain: str, header: bytes) -> None:
+def test_internationalized_addresses(address: str, domain: str, header: bytes) -> None:
     parsed = parse_address(address)
     assert mail_domain(parsed) == domain
     assert header_value(parsed) == header

@@ -1,4 +1,4 @@
-"""Our bytes to the simulator and its bytes to us: two readings of one protocol, which share no code."""
+"""Requests and replies between listener.ews and the simulator, two implementations without common code."""
 
 from datetime import UTC, datetime
 
@@ -42,12 +42,12 @@ def moment(seconds: float) -> datetime:
 
 
 class Anna:
-    """One mailbox of the simulator, and our requests to it."""
+    """One mailbox of the simulator, and requests to it."""
 
     def __init__(self) -> None:
         self.client = Client()
         self.mailbox: Mailbox = self.client.mailboxes[0]
-        self.who = Impersonation("PrimarySmtpAddress", self.mailbox.address)
+        self.impersonation = Impersonation("PrimarySmtpAddress", self.mailbox.address)
 
     def post(self, content: bytes) -> bytes:
         headers = {"x-anchormailbox": self.mailbox.address}
@@ -61,47 +61,49 @@ class Anna:
     def deliver(self, count: int, *, apart: float = 1) -> None:
         for number in range(count):
             self.mailbox.deliver(f"Mail <{number}>", "ben@example.org", self.client.now)
-            self.client.pass_(apart)
+            self.client.advance_time(apart)
 
     def folder(self, ref: FolderRef) -> Folder | Failure:
-        content = self.post(get_folder([ref], version=VERSION, impersonate=self.who))
+        content = self.post(get_folder([ref], version=VERSION, impersonate=self.impersonation))
         return read_get_folder(content, [ref])[ref]
 
     def find_folders(self, *, offset: int = 0, size: int = 1000) -> Page[Folder]:
         root = FolderRef("root")
-        request = find_folder(root, offset=offset, page_size=size, version=VERSION, impersonate=self.who)
+        request = find_folder(
+            root, offset=offset, page_size=size, version=VERSION, impersonate=self.impersonation
+        )
         return read_find_folder(self.post(request), offset)
 
     def find_items(self, since: datetime | None = None, offset: int = 0, size: int = 1000) -> Page[Item]:
         request = find_item(
-            INBOX, since=since, offset=offset, page_size=size, version=VERSION, impersonate=self.who
+            INBOX, since=since, offset=offset, page_size=size, version=VERSION, impersonate=self.impersonation
         )
         return read_find_item(self.post(request), offset)
 
     def items(self, *ids: str) -> dict[str, Item | Failure]:
-        request = get_item(ids, properties=ALL_PROPERTIES, version=VERSION, impersonate=self.who)
+        request = get_item(ids, properties=ALL_PROPERTIES, version=VERSION, impersonate=self.impersonation)
         return read_get_item(self.post(request), ids)
 
     def sync(
         self, state: str | None = None, *, folder: FolderRef = INBOX, size: int = 512
     ) -> tuple[str, tuple[Change, ...]]:
-        """All changes since the state, `size` at a time, and the new state."""
+        """Return the new state and all changes since the state, `size` per request."""
         found: tuple[Change, ...] = ()
         while True:
             request = sync_folder_items(
-                folder, sync_state=state, max_changes=size, version=VERSION, impersonate=self.who
+                folder, sync_state=state, max_changes=size, version=VERSION, impersonate=self.impersonation
             )
-            told = read_sync_folder_items(self.post(request))
-            assert len(told.changes) <= size
-            state, found = told.sync_state, found + told.changes
-            if told.includes_last:
+            reply = read_sync_folder_items(self.post(request))
+            assert len(reply.changes) <= size
+            state, found = reply.sync_state, found + reply.changes
+            if reply.includes_last:
                 return state, found
 
     def sync_hierarchy(self, state: str | None = None) -> tuple[str, tuple[FolderChange, ...]]:
-        request = sync_folder_hierarchy(sync_state=state, version=VERSION, impersonate=self.who)
-        told = read_sync_folder_hierarchy(self.post(request))
-        assert told.includes_last
-        return told.sync_state, told.changes
+        request = sync_folder_hierarchy(sync_state=state, version=VERSION, impersonate=self.impersonation)
+        reply = read_sync_folder_hierarchy(self.post(request))
+        assert reply.includes_last
+        return reply.sync_state, reply.changes
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def anna() -> Anna:
 # --- folders
 
 
-def test_a_folder_with_all_that_is_asked(anna: Anna) -> None:
+def test_folder_with_all_requested_properties(anna: Anna) -> None:
     anna.deliver(3)
     inbox = anna.mailbox.distinguished("inbox")
     folder = anna.folder(INBOX)
@@ -123,9 +125,9 @@ def test_a_folder_with_all_that_is_asked(anna: Anna) -> None:
     assert folder == anna.folder(FolderRef(folder_id=inbox.id))
 
 
-def test_the_two_properties_move_with_what_happens(anna: Anna) -> None:
+def test_change_properties_follow_changes(anna: Anna) -> None:
     def now() -> tuple[str | None, int | None]:
-        anna.client.pass_(1)
+        anna.client.advance_time(1)
         folder = anna.folder(INBOX)
         assert isinstance(folder, Folder)
         return folder.commit_time_max, folder.deleted_count_total
@@ -140,7 +142,7 @@ def test_the_two_properties_move_with_what_happens(anna: Anna) -> None:
     assert now()[1] == (after[1] or 0) + 1
 
 
-def test_all_folders_page_by_page(anna: Anna) -> None:
+def test_find_folder_returns_all_folders_in_pages(anna: Anna) -> None:
     whole = anna.find_folders()
     assert whole.includes_last
     assert {folder.folder_id for folder in whole.found} == {
@@ -156,16 +158,16 @@ def test_all_folders_page_by_page(anna: Anna) -> None:
     assert tuple(found) == whole.found
 
 
-def test_folders_that_are_not_there(anna: Anna) -> None:
+def test_missing_folders(anna: Anna) -> None:
     gone = FolderRef(folder_id=anna.mailbox.distinguished("inbox").id[:-8] + "AAAAAAA=")
-    content = anna.post(get_folder([INBOX, gone], version=VERSION, impersonate=anna.who))
+    content = anna.post(get_folder([INBOX, gone], version=VERSION, impersonate=anna.impersonation))
     inbox, failure = read_get_folder(content, [INBOX, gone]).values()
     assert isinstance(inbox, Folder)
     assert isinstance(failure, Failure)
     assert failure.code == "ErrorItemNotFound"
 
 
-def test_a_mailbox_that_is_not_there(anna: Anna) -> None:
+def test_missing_mailbox(anna: Anna) -> None:
     request = get_folder(
         [INBOX], version=VERSION, impersonate=Impersonation("SmtpAddress", "nobody@example.org")
     )
@@ -177,7 +179,7 @@ def test_a_mailbox_that_is_not_there(anna: Anna) -> None:
 # --- items
 
 
-def test_items_and_what_became_of_them(anna: Anna) -> None:
+def test_items_and_their_changes(anna: Anna) -> None:
     anna.deliver(3)
     first, second, third = anna.mailbox.distinguished("inbox").items.values()
     first_id, second_id, third_id = first.id, second.id, third.id
@@ -204,7 +206,7 @@ def test_items_and_what_became_of_them(anna: Anna) -> None:
     assert there.is_read is False
 
 
-def test_every_item_is_found_page_by_page(anna: Anna) -> None:
+def test_find_item_returns_all_items_in_pages(anna: Anna) -> None:
     anna.deliver(11, apart=0.5)
     seen: list[str] = []
     position: tuple[datetime | None, int] | None = (None, 0)
@@ -226,7 +228,7 @@ def test_items_modified_since(anna: Anna) -> None:
     assert anna.find_items(moment(anna.client.now + 1)) == Page((), None, 0)
 
 
-def test_pages_of_a_folder_that_changes_meanwhile(anna: Anna) -> None:
+def test_pages_of_a_folder_that_changes(anna: Anna) -> None:
     anna.deliver(12)
     inbox = anna.mailbox.distinguished("inbox")
     seen: set[str] = set()
@@ -239,11 +241,11 @@ def test_pages_of_a_folder_that_changes_meanwhile(anna: Anna) -> None:
             one, other = list(inbox.items.values())[:2]
             anna.mailbox.purge(one, anna.client.now)
             anna.mailbox.edit(other, "Changed", anna.client.now)
-            anna.client.pass_(1)
+            anna.client.advance_time(1)
     assert seen >= set(inbox.items)
 
 
-# --- what changed
+# --- changes
 
 
 def kinds(changes: tuple[Change, ...]) -> dict[str, ChangeKind]:
@@ -251,7 +253,7 @@ def kinds(changes: tuple[Change, ...]) -> dict[str, ChangeKind]:
     return {change.item_id: change.kind for change in changes}
 
 
-def test_the_first_state_tells_all_there_is(anna: Anna) -> None:
+def test_sync_without_a_state_returns_everything(anna: Anna) -> None:
     anna.deliver(5)
     state, changes = anna.sync(size=2)
     items = anna.mailbox.distinguished("inbox").items
@@ -291,9 +293,11 @@ def test_each_kind_of_change(anna: Anna) -> None:
     assert kinds(drafts) == {moved.id: ChangeKind.CREATE}
 
 
-def test_properties_come_with_the_changes(anna: Anna) -> None:
+def test_changes_have_the_requested_properties(anna: Anna) -> None:
     anna.deliver(1)
-    request = sync_folder_items(INBOX, properties=ALL_PROPERTIES, version=VERSION, impersonate=anna.who)
+    request = sync_folder_items(
+        INBOX, properties=ALL_PROPERTIES, version=VERSION, impersonate=anna.impersonation
+    )
     (change,) = read_sync_folder_items(anna.post(request)).changes
     (item,) = anna.find_items().found
     assert (change.item_id, change.subject) == (item.item_id, "Mail <0>")
@@ -301,26 +305,26 @@ def test_properties_come_with_the_changes(anna: Anna) -> None:
     assert change.parent_folder_id == anna.mailbox.distinguished("inbox").id
 
 
-def test_a_state_of_no_use(anna: Anna) -> None:
+def test_invalid_sync_state(anna: Anna) -> None:
     for state in ("bm9uc2Vuc2U=", "nonsense"):
         with pytest.raises(ExchangeError) as caught:
             anna.sync(state)
         assert caught.value.failure.verdict is Verdict.RESYNC
 
 
-def test_a_state_that_is_quietly_forgotten(anna: Anna) -> None:
+def test_sync_state_that_the_server_silently_lost(anna: Anna) -> None:
     anna.deliver(3)
     state, _ = anna.sync()
-    anna.client.break_("sync_state_lost", mailbox=anna.mailbox.address, quiet=True)
+    anna.client.make_fault("sync_state_lost", mailbox=anna.mailbox.address, quiet=True)
     _, changes = anna.sync(state)
     items = anna.mailbox.distinguished("inbox").items
     assert kinds(changes) == dict.fromkeys(items, ChangeKind.CREATE)
 
 
-def test_ignored_items_do_not_come(anna: Anna) -> None:
+def test_ignored_items_are_not_returned(anna: Anna) -> None:
     anna.deliver(3)
     first, second, third = anna.mailbox.distinguished("inbox").items
-    request = sync_folder_items(INBOX, ignore=[second], version=VERSION, impersonate=anna.who)
+    request = sync_folder_items(INBOX, ignore=[second], version=VERSION, impersonate=anna.impersonation)
     changes = read_sync_folder_items(anna.post(request)).changes
     assert set(kinds(changes)) == {first, third}
 

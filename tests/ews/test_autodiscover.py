@@ -1,4 +1,4 @@
-"""Where mailboxes live: GetUserSettings over SOAP, and POX."""
+"""Autodiscover: GetUserSettings over SOAP, and POX."""
 
 import pytest
 from lxml import etree
@@ -62,7 +62,7 @@ def answer(*users: str, code: str = "NoError", message: str = "") -> bytes:
     )
 
 
-def test_the_request() -> None:
+def test_request() -> None:
     to = "https://example.org/autodiscover/autodiscover.svc"
     root = etree.fromstring(get_user_settings(["a@x.org", "b@x.org"], version="Exchange2013_SP1", to_url=to))
     header, body = root
@@ -85,12 +85,12 @@ def test_the_request() -> None:
     ]
 
 
-def test_a_request_for_nobody_is_refused() -> None:
-    with pytest.raises(ValueError, match="no mailboxes"):
+def test_request_without_mailboxes_is_rejected() -> None:
+    with pytest.raises(ValueError, match="requires a mailbox"):
         get_user_settings([], version="Exchange2013_SP1", to_url=URL)
 
 
-def test_each_mailbox_gets_its_own_answer_in_order() -> None:
+def test_each_mailbox_has_its_answer_in_order() -> None:
     content = answer(
         user(ExternalEwsUrl=URL, InternalEwsUrl=INSIDE, GroupingInformation="Default-First-Site"),
         user(ExternalEwsUrl=URL, errors=setting_error("GroupingInformation")),
@@ -101,9 +101,9 @@ def test_each_mailbox_gets_its_own_answer_in_order() -> None:
         user(errors=setting_error("GroupingInformation") + setting_error("ExternalEwsUrl")),
         user(),
     )
-    told = read_user_settings(content, list("hgfedcba"))
-    assert list(told) == list("hgfedcba")
-    assert list(told.values()) == [
+    answers = read_user_settings(content, list("hgfedcba"))
+    assert list(answers) == list("hgfedcba")
+    assert list(answers.values()) == [
         UserSettings(
             external_ews_url=URL, internal_ews_url=INSIDE, grouping_information="Default-First-Site"
         ),
@@ -116,35 +116,35 @@ def test_each_mailbox_gets_its_own_answer_in_order() -> None:
             text="Autodiscover redirects to http://other.example.org/autodiscover/autodiscover.svc",
         ),
         Failure(code="SettingIsNotAvailable", text="No GroupingInformation."),
-        Failure(code="SettingIsNotAvailable", text="Autodiscover told no URL of EWS"),
+        Failure(code="SettingIsNotAvailable", text="Autodiscover returned no EWS URL"),
     ]
 
 
-def test_the_inner_url_alone_will_do() -> None:
-    told = read_user_settings(answer(user(InternalEwsUrl=INSIDE)), ["a"])
-    assert told == {"a": UserSettings(internal_ews_url=INSIDE)}
+def test_internal_url_alone_is_sufficient() -> None:
+    answers = read_user_settings(answer(user(InternalEwsUrl=INSIDE)), ["a"])
+    assert answers == {"a": UserSettings(internal_ews_url=INSIDE)}
 
 
-def test_an_error_of_the_whole_request() -> None:
+def test_error_of_the_whole_request() -> None:
     said = failure_of(read_user_settings, answer(code="ServerBusy", message="Later."), ["a"])
     assert said == Failure(code="ServerBusy", text="Later.")
 
 
-def test_a_redirect_without_a_target_is_a_failure() -> None:
+def test_redirect_without_a_target_is_a_failure() -> None:
     assert read_user_settings(answer(user("RedirectUrl")), ["a"]) == {"a": Failure(code="RedirectUrl")}
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (answer(user(ExternalEwsUrl=URL)), "UnexpectedReply"),  # one answer for two
+        (answer(user(ExternalEwsUrl=URL)), "UnexpectedReply"),  # one answer for two mailboxes
         (answer(), "UnexpectedReply"),
         (envelope("<x/>"), "UnexpectedReply"),
         (fault("ErrorInternalServerError"), "ErrorInternalServerError"),
         (b"<html><title>404</title></html>", "NotSoap"),
     ],
 )
-def test_answers_to_something_else(content: bytes, code: str) -> None:
+def test_unexpected_replies(content: bytes, code: str) -> None:
     assert failure_of(read_user_settings, content, ["a", "b"]).code == code
 
 
@@ -167,7 +167,7 @@ def protocol(kind: str, inside: str) -> str:
     return f"<Protocol><Type>{kind}</Type><Server>s</Server>{inside}</Protocol>"
 
 
-def test_the_pox_request() -> None:
+def test_pox_request() -> None:
     root = etree.fromstring(pox_request("anna@example.org"))
     assert root.tag == f"{{{REQUEST}}}Autodiscover"
     assert [(part.tag, part.text) for part in root[0]] == [
@@ -223,11 +223,11 @@ def test_pox_answers(account: str, expected: UserSettings | Redirect) -> None:
         ('<Error Time="09:30" Id="1"><ErrorCode>603</ErrorCode><Message/></Error>', "Pox603"),
     ],
 )
-def test_pox_answers_without_a_place(account: str, code: str) -> None:
+def test_pox_answers_without_a_url(account: str, code: str) -> None:
     assert failure_of(read_pox, pox(account)).code == code
 
 
-def test_a_pox_error_without_an_account() -> None:
+def test_pox_error_without_an_account() -> None:
     content = (
         f'<Autodiscover xmlns="{OUTER}"><Response><Error Time="09:30:00" Id="1"><ErrorCode>500</ErrorCode>'
         "<Message>The email address can't be found.</Message><DebugData/></Error></Response></Autodiscover>"
@@ -245,11 +245,11 @@ def test_a_pox_error_without_an_account() -> None:
         (b"<clientConfig><Response/></clientConfig>", "UnexpectedReply"),
     ],
 )
-def test_answers_that_are_no_pox(content: bytes, code: str) -> None:
+def test_invalid_pox_answers(content: bytes, code: str) -> None:
     assert failure_of(read_pox, content).code == code
 
 
-def test_candidates() -> None:
+def test_candidate_urls() -> None:
     assert candidate_urls("Example.ORG.") == [
         "https://example.org/autodiscover/autodiscover.svc",
         "https://autodiscover.example.org/autodiscover/autodiscover.svc",

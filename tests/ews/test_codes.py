@@ -1,4 +1,4 @@
-"""The verdicts on failure codes."""
+"""The table of verdicts."""
 
 import pytest
 
@@ -42,6 +42,6 @@ def test_every_verdict_is_used() -> None:
     assert set(VERDICTS.values()) == set(Verdict)
 
 
-def test_a_failure_as_text_has_its_code_and_its_text() -> None:
+def test_failure_as_text_has_code_and_reason() -> None:
     assert str(Failure(code="Http503", text="no")) == "Http503: no"
     assert str(Failure(code="Http503")) == "Http503"

@@ -1,4 +1,4 @@
-"""ExpandDL: requests, and the members of groups as values."""
+"""ExpandDL: requests and replies."""
 
 from xml.sax.saxutils import escape
 
@@ -49,17 +49,17 @@ def expanded(*members: str, last: str = ' IncludesLastItemInRange="true"') -> by
     )
 
 
-def test_the_request() -> None:
-    who = Impersonation("PrimarySmtpAddress", "anna@example.org")
-    content = expand_dl("sales@example.org", version=VERSION, impersonate=who)
+def test_request() -> None:
+    anna = Impersonation("PrimarySmtpAddress", "anna@example.org")
+    content = expand_dl("sales@example.org", version=VERSION, impersonate=anna)
     assert body(content).findtext(f"*/{T}EmailAddress") == "sales@example.org"
     assert b"anna@example.org" in content
-    with pytest.raises(ValueError, match="no group"):
+    with pytest.raises(ValueError, match="requires a group"):
         expand_dl("", version=VERSION)
 
 
 @xsd_available
-def test_requests_and_samples_are_valid() -> None:
+def test_requests_and_samples_match_the_schema() -> None:
     validate(body(expand_dl("sales@example.org", version=VERSION)))
     validate(body(expanded(member_xml(GroupMember(address="a@b.c", name="A")))))
     validate(body(refused("ExpandDL", "ErrorNameResolutionNoResults")))
@@ -73,18 +73,18 @@ def test_requests_and_samples_are_valid() -> None:
     )
 )
 @settings(deadline=None)
-def test_members_in_any_spelling(case: tuple[bytes, object]) -> None:
+def test_members_in_any_variant(case: tuple[bytes, object]) -> None:
     content, meaning = case
     assert read_expand_dl(content) == meaning
 
 
-def test_what_is_told_otherwise() -> None:
-    told = expanded(
+def test_unusual_members() -> None:
+    content = expanded(
         "<t:Mailbox><t:EmailAddress>Ben@Example.Org</t:EmailAddress></t:Mailbox>",
         member_xml(GroupMember(address="/o=Contoso/cn=Recipients/cn=cara"), routing="EX"),
         last=' IncludesLastItemInRange="false"',
     )
-    expansion = read_expand_dl(told)
+    expansion = read_expand_dl(content)
     assert expansion.members == (GroupMember(address="ben@example.org"), GroupMember(address=""))
     assert not expansion.complete
     assert read_expand_dl(expanded(last="")) == Expansion(())
@@ -101,7 +101,7 @@ def test_what_is_told_otherwise() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_comes_to_nothing(content: bytes, code: str) -> None:
+def test_failed_expansions(content: bytes, code: str) -> None:
     with pytest.raises(ExchangeError) as caught:
         read_expand_dl(content)
     assert caught.value.failure.code == code

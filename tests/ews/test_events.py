@@ -1,4 +1,4 @@
-"""Notifications as values, and as what handlers get."""
+"""Notifications, and their events for handlers."""
 
 import re
 from datetime import datetime, timedelta, timezone
@@ -24,7 +24,7 @@ def one(xml: str) -> Event:
     return found
 
 
-def test_a_modified_folder() -> None:
+def test_modified_folder() -> None:
     xml = event("ModifiedEvent", FolderId="f", ChangeKey="k", ParentFolderId="p", UnreadCount=7)
     assert one(xml) == Event(
         kind=EventKind.MODIFIED,
@@ -36,7 +36,7 @@ def test_a_modified_folder() -> None:
     )
 
 
-def test_the_change_key_is_that_of_the_item_and_not_of_other_ids() -> None:
+def test_change_key_is_that_of_the_item() -> None:
     xml = (
         "<t:MovedEvent><t:Watermark>w</t:Watermark><t:TimeStamp>2024-05-14T09:30:05Z</t:TimeStamp>"
         '<t:ItemId Id="i" ChangeKey="k"/><t:ParentFolderId Id="p" ChangeKey="pk"/>'
@@ -53,7 +53,7 @@ def test_the_change_key_is_that_of_the_item_and_not_of_other_ids() -> None:
     )
 
 
-def test_a_copied_folder() -> None:
+def test_copied_folder() -> None:
     found = one(
         event("CopiedEvent", FolderId="f", ParentFolderId="p", OldFolderId="of", OldParentFolderId="op")
     )
@@ -74,7 +74,7 @@ def test_a_copied_folder() -> None:
         ("2024-02-29T23:59:59.1-14:00", "2024-03-01T13:59:59.1Z"),
         ("2024-05-14T09:30:05.1234567891234Z", "2024-05-14T09:30:05.123456789Z"),
         ("0800-01-01T00:00:00+01:00", "0799-12-31T23:00:00Z"),
-        ("0001-01-01T00:00:00+01:00", ""),  # before the calendar begins
+        ("0001-01-01T00:00:00+01:00", ""),  # before the first year of the calendar
         ("9999-12-31T23:59:59Z", ""),
         ("9999-12-31T23:59:59-01:00", ""),
         ("0001-01-01T00:00:00", ""),
@@ -101,12 +101,12 @@ def test_a_copied_folder() -> None:
         ("", ""),
     ],
 )
-def test_time_stamps_are_in_utc_with_all_their_digits(sent: str, got: str) -> None:
+def test_timestamps_are_utc_with_all_digits(sent: str, got: str) -> None:
     assert one(event("CreatedEvent", sent, ItemId="i")).timestamp == got
 
 
 @given(st.text(st.sampled_from("0123456789-:TZ.+ ")) | st.text() | st.datetimes().map(str))
-def test_a_time_stamp_is_rfc_3339_or_nothing(sent: str) -> None:
+def test_any_timestamp_is_rfc_3339_or_empty(sent: str) -> None:
     time = utc(sent.strip())
     if time:
         assert re.fullmatch(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}([.][0-9]{1,9})?Z", time)
@@ -115,7 +115,7 @@ def test_a_time_stamp_is_rfc_3339_or_nothing(sent: str) -> None:
 
 
 @given(st.datetimes(datetime(1, 1, 3), datetime(9998, 12, 30)), st.integers(-14 * 60 + 1, 14 * 60 - 1))
-def test_every_moment_of_the_calendar_is_a_time(moment: datetime, minutes: int) -> None:
+def test_every_datetime_is_a_valid_time(moment: datetime, minutes: int) -> None:
     sent = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
     assert datetime.fromisoformat(utc(sent.isoformat())) == sent
 
@@ -134,7 +134,7 @@ TIME = "<t:TimeStamp>2024-05-14T09:30:05Z</t:TimeStamp>"
         '<t:ItemId Id=" &#9;&#10;"/>',
         '<t:FolderId Id=""/>',
         '<t:FolderId ChangeKey="k"/>',
-        '<t:ItemId Id=""/><t:FolderId Id="f"/>',  # an item that must not turn into a folder
+        '<t:ItemId Id=""/><t:FolderId Id="f"/>',  # must remain an item event
         '<t:FolderId Id="f"/><t:ItemId/>',
         f'<t:ItemId Id="{"x" * 5000}"/>',
         '<t:OldItemId Id="o"/><t:OldFolderId Id="o"/>',
@@ -142,21 +142,21 @@ TIME = "<t:TimeStamp>2024-05-14T09:30:05Z</t:TimeStamp>"
         '<t:Itemid Id="i"/>',
     ],
 )
-def test_an_event_without_a_valid_id_is_counted(kind: EventKind, content: str) -> None:
+def test_event_without_a_valid_id_is_counted(kind: EventKind, content: str) -> None:
     bad = f"<t:{kind}>{TIME}{content}{VALID}</t:{kind}>"
     good = event("CreatedEvent", ItemId="i", ParentFolderId="p")
     found = read(good, bad, good, bad)
     assert (len(found.events), found.dropped) == (2, 2)
 
 
-def test_an_event_of_an_item_and_a_folder_is_one_of_the_item() -> None:
+def test_event_with_item_and_folder_ids_is_about_the_item() -> None:
     item, folder = '<t:ItemId Id="i" ChangeKey="ik"/>', '<t:FolderId Id="f" ChangeKey="fk"/>'
     for ids in (item + folder, folder + item):
         found = one(f"<t:ModifiedEvent>{TIME}{ids}{VALID}</t:ModifiedEvent>")
         assert (found.item_id, found.folder_id, found.change_key) == ("i", None, "ik")
 
 
-def test_an_event_may_lack_its_parent_and_its_old_ids() -> None:
+def test_event_without_parent_and_old_ids() -> None:
     for parent in ("", "<t:ParentFolderId/>", '<t:ParentFolderId Id=" "/>'):
         content = f'<t:MovedEvent>{TIME}<t:ItemId Id="i"/>{parent}<t:OldItemId Id=""/></t:MovedEvent>'
         found = one(content)
@@ -166,14 +166,14 @@ def test_an_event_may_lack_its_parent_and_its_old_ids() -> None:
 @pytest.mark.parametrize(
     "sent", ["", " ", "<t:SubscriptionId/>", f"<t:SubscriptionId>{'x' * 5000}</t:SubscriptionId>"]
 )
-def test_a_notification_may_lack_its_subscription(sent: str) -> None:
+def test_notification_without_a_subscription_id(sent: str) -> None:
     content = event("CreatedEvent", ItemId="i")
     xml = f'<m:Notification xmlns:m="{MESSAGES}" xmlns:t="{TYPES}">{sent}{content}</m:Notification>'
     assert read_notification(etree.fromstring(xml)).subscription_id == ""
 
 
 @pytest.mark.parametrize("sent", ["", "yesterday", "2024-02-30T00:00:00Z", "0001-01-01T00:00:00"])
-def test_without_a_valid_time_the_arrival_counts(sent: str) -> None:
+def test_arrival_time_replaces_an_invalid_timestamp(sent: str) -> None:
     found = one(event("CreatedEvent", sent, ItemId="i"))
     arrived = "2024-05-14T09:30:05.000001Z"
     assert mailbox_event("a@b.c", found, arrived).time == arrived
@@ -189,7 +189,7 @@ def test_unread_counts(sent: str, got: int | None) -> None:
     assert one(event("ModifiedEvent", FolderId="f", UnreadCount=sent)).unread_count == got
 
 
-def test_a_notification_of_the_schema_with_all_parts() -> None:
+def test_notification_with_all_parts() -> None:
     content = (
         f'<t:Notification xmlns:t="{TYPES}"><t:SubscriptionId> sub </t:SubscriptionId>'
         "<t:PreviousWatermark>AQAA</t:PreviousWatermark><t:MoreEvents>1</t:MoreEvents>"
@@ -200,10 +200,10 @@ def test_a_notification_of_the_schema_with_all_parts() -> None:
     )
 
 
-# --- for handlers
+# --- events for handlers
 
 
-def test_all_fields_reach_the_handler() -> None:
+def test_mailbox_event_has_all_fields() -> None:
     given_event = Event(
         kind=EventKind.MOVED,
         timestamp="2024-05-14T09:30:05Z",
@@ -227,7 +227,7 @@ def test_all_fields_reach_the_handler() -> None:
     )
 
 
-def test_the_types() -> None:
+def test_event_types() -> None:
     assert set(EVENT_TYPES) == {
         f"exchange.{what}.{change}"
         for what in ("item", "folder")
@@ -237,7 +237,7 @@ def test_the_types() -> None:
 
 
 @given(st.sampled_from(EventKind), st.booleans())
-def test_every_event_has_one_of_the_types(kind: EventKind, item: bool) -> None:
+def test_every_event_has_a_documented_type(kind: EventKind, item: bool) -> None:
     changed = Event(kind=kind, item_id="x") if item else Event(kind=kind, folder_id="x")
     made = mailbox_event("a@example.org", changed)
     assert made.type in EVENT_TYPES

@@ -1,4 +1,4 @@
-"""GetFolder and FindFolder: requests, and replies as values."""
+"""GetFolder and FindFolder: requests and replies."""
 
 from xml.sax.saxutils import escape, quoteattr
 
@@ -39,7 +39,7 @@ def body(content: bytes) -> etree._Element:
 # --- requests
 
 
-def test_what_is_asked_of_each_folder() -> None:
+def test_get_folder_requests_all_properties() -> None:
     request = body(get_folder([INBOX, BEN, BY_ID], version=VERSION, impersonate=ANNA))
     assert request.tag == f"{M}GetFolder"
     shape, ids = request
@@ -64,13 +64,13 @@ def test_what_is_asked_of_each_folder() -> None:
     assert ids[1].findtext(f"{T}Mailbox/{T}EmailAddress") == "ben@example.org"
 
 
-def test_ids_alone() -> None:
+def test_get_folder_with_ids_only() -> None:
     request = body(get_folder([BEN], id_only=True, version=VERSION))
     assert [each.tag.removeprefix(T) for each in request[0]] == ["BaseShape"]
     assert request[1][0].findtext(f"{T}Mailbox/{T}EmailAddress") == "ben@example.org"
 
 
-def test_a_page_of_the_folders_below_one() -> None:
+def test_find_folder_request() -> None:
     request = body(find_folder(FolderRef("root"), offset=200, page_size=100, version=VERSION))
     assert (request.tag, request.get("Traversal")) == (f"{M}FindFolder", "Deep")
     shape, view, parents = request
@@ -82,20 +82,20 @@ def test_a_page_of_the_folders_below_one() -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 10), (0, 0), (0, 1001)])
-def test_pages_that_are_none(offset: int, size: int) -> None:
+def test_invalid_pages_are_rejected(offset: int, size: int) -> None:
     with pytest.raises(ValueError, match="1 to 1000"):
         find_folder(INBOX, offset=offset, page_size=size, version=VERSION)
 
 
-def test_no_folders_are_no_request() -> None:
-    with pytest.raises(ValueError, match="no folders"):
+def test_request_without_folders_is_rejected() -> None:
+    with pytest.raises(ValueError, match="requires a folder"):
         get_folder([], version=VERSION)
 
 
 @xsd_available
 @settings(deadline=None)
 @given(st.lists(_FOLDERS, min_size=1, max_size=5), st.integers(0, 10**6), st.integers(1, 1000))
-def test_every_request_is_valid(folders: list[FolderRef], offset: int, size: int) -> None:
+def test_requests_match_the_schema(folders: list[FolderRef], offset: int, size: int) -> None:
     validate(body(get_folder(folders, version=VERSION, impersonate=ANNA)))
     validate(body(find_folder(folders[0], offset=offset, page_size=size, version=VERSION)))
 
@@ -132,7 +132,7 @@ def got(*messages: str) -> bytes:
     return reply("GetFolder", "".join(messages))
 
 
-def told(folder: str) -> str:
+def success(folder: str) -> str:
     return (
         '<m:GetFolderResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
         f"<m:Folders>{folder}</m:Folders></m:GetFolderResponseMessage>"
@@ -161,14 +161,14 @@ def failure_of(call: object, *args: object) -> Failure:
     return caught.value.failure
 
 
-def test_each_folder_gets_its_own_answer_in_order() -> None:
+def test_each_folder_has_its_answer_in_order() -> None:
     busy = back_off(2000).replace("t:MessageXml", "m:MessageXml")
     content = got(
-        told(INBOX_XML),
+        success(INBOX_XML),
         failed("ErrorServerBusy", xml=busy),
-        told(CALENDAR_XML),
-        told(""),
-        told("<t:Folder/>"),
+        success(CALENDAR_XML),
+        success(""),
+        success("<t:Folder/>"),
     )
     folders = [FolderRef(folder_id=id_) for id_ in "hgfed"]
     answers = read_get_folder(content, folders)
@@ -182,7 +182,7 @@ def test_each_folder_gets_its_own_answer_in_order() -> None:
     ]
 
 
-def test_what_a_stopped_batch_did_not_look_at_is_a_failure() -> None:
+def test_remaining_keys_of_a_stopped_batch_are_failures() -> None:
     content = got(
         failed("ErrorAccessDenied"), failed("ErrorBatchProcessingStopped", response_class="Warning")
     )
@@ -192,21 +192,21 @@ def test_what_a_stopped_batch_did_not_look_at_is_a_failure() -> None:
     ]
 
 
-def test_one_message_for_several_folders_is_about_all_of_them() -> None:
+def test_single_message_applies_to_all_folders() -> None:
     content = refused("GetFolder", "ErrorServerBusy")
     assert failure_of(read_get_folder, content, [INBOX, BEN]).code == "ErrorServerBusy"
     assert read_get_folder(content, [INBOX]) == {INBOX: Failure(code="ErrorServerBusy", text="No.")}
-    content = got(told(INBOX_XML))
+    content = got(success(INBOX_XML))
     assert failure_of(read_get_folder, content, [INBOX, BEN]) == Failure(
         code="UnexpectedReply", text="1 answers for 2"
     )
 
 
 @pytest.mark.parametrize("tag", ["0x670a", "0x670A", "0X670A", "26378"])
-def test_tags_are_hexadecimal_or_decimal(tag: str) -> None:
+def test_property_tags_are_hexadecimal_or_decimal(tag: str) -> None:
     folder = f'<t:Folder><t:FolderId Id="f"/><t:ExtendedProperty>{COMMIT.format(tag)}</t:ExtendedProperty></t:Folder>'
-    (told_of,) = read_find_folder(found(folder)).found
-    assert told_of.commit_time_max == "2024-05-14T09:30:05Z"
+    (result,) = read_find_folder(found(folder)).found
+    assert result.commit_time_max == "2024-05-14T09:30:05Z"
 
 
 @pytest.mark.parametrize(
@@ -220,19 +220,19 @@ def test_tags_are_hexadecimal_or_decimal(tag: str) -> None:
         "<t:Value>1</t:Value>",
     ],
 )
-def test_extended_properties_that_tell_nothing(extended: str) -> None:
+def test_invalid_extended_properties_are_ignored(extended: str) -> None:
     folder = f'<t:Folder><t:FolderId Id="f"/><t:ExtendedProperty>{extended}</t:ExtendedProperty></t:Folder>'
     assert read_find_folder(found(folder)).found == (Folder(folder_id="f", element="Folder"),)
 
 
-def test_a_page_in_the_middle() -> None:
+def test_middle_page() -> None:
     paging = 'IndexedPagingOffset="2" TotalItemsInView="5" IncludesLastItemInRange="false"'
     page = read_find_folder(found(INBOX_XML + CALENDAR_XML, paging))
     assert page == Page((INBOX_FOLDER, CALENDAR_FOLDER), 2, 5)
     assert not page.includes_last
 
 
-def test_the_last_page() -> None:
+def test_last_page() -> None:
     paging = 'IndexedPagingOffset="5" TotalItemsInView="5" IncludesLastItemInRange="true"'
     page = read_find_folder(found(CALENDAR_XML, paging), 4)
     assert page == Page((CALENDAR_FOLDER,), None, 5)
@@ -246,16 +246,16 @@ def test_the_last_page() -> None:
         ('TotalItemsInView="1"', None),
         ('IndexedPagingOffset="12"', 12),
         ('IndexedPagingOffset="12" IncludesLastItemInRange="1"', None),
-        ('IncludesLastItemInRange="false"', 11),  # but not where
-        ('IndexedPagingOffset="0" IncludesLastItemInRange="false"', 11),  # back to the beginning, for ever
+        ('IncludesLastItemInRange="false"', 11),  # without an offset
+        ('IndexedPagingOffset="0" IncludesLastItemInRange="false"', 11),  # an endless loop to the beginning
         ('IndexedPagingOffset="soon" IncludesLastItemInRange="false"', 11),
     ],
 )
-def test_where_the_next_page_begins(paging: str, next_offset: int | None) -> None:
+def test_offset_of_the_next_page(paging: str, next_offset: int | None) -> None:
     assert read_find_folder(found(CALENDAR_XML, paging), 10).next_offset == next_offset
 
 
-def test_an_empty_page() -> None:
+def test_empty_page() -> None:
     assert read_find_folder(found("")) == Page((), None, None)
     paging = 'IndexedPagingOffset="10" TotalItemsInView="{}" IncludesLastItemInRange="false"'
     assert read_find_folder(found("", paging.format(10)), 10) == Page((), None, 10)
@@ -263,7 +263,7 @@ def test_an_empty_page() -> None:
     assert said == Failure(code="UnexpectedReply", text="an empty page at 10 of 12")
 
 
-def test_a_reply_may_hold_no_container() -> None:
+def test_reply_without_a_container() -> None:
     content = found("").replace(b"<t:Folders></t:Folders>", b"")
     assert read_find_folder(content) == Page((), None, None)
 
@@ -279,18 +279,18 @@ def test_a_reply_may_hold_no_container() -> None:
         (b"<html></html>", "NotSoap"),
     ],
 )
-def test_replies_that_are_no_page(content: bytes, code: str) -> None:
+def test_invalid_pages(content: bytes, code: str) -> None:
     assert failure_of(read_find_folder, content).code == code
 
 
 @xsd_available
-def test_the_samples_are_valid() -> None:
-    validate(body(got(told(INBOX_XML), failed("ErrorFolderNotFound"))))
+def test_samples_match_the_schema() -> None:
+    validate(body(got(success(INBOX_XML), failed("ErrorFolderNotFound"))))
     validate(body(found(INBOX_XML + CALENDAR_XML, 'IndexedPagingOffset="2" IncludesLastItemInRange="false"')))
 
 
 def folder_xml(folder: Folder) -> str:
-    """The folder, with the elements in the order of the schema."""
+    """Return the folder with its elements in the order of the schema."""
 
     def element(name: str, value: object) -> str:
         return "" if value is None else f"<t:{name}>{escape(str(value))}</t:{name}>"
@@ -339,6 +339,6 @@ def page_of(folders: list[Folder]) -> tuple[bytes, Page[Folder]]:
 
 @settings(deadline=None)
 @given(variants(st.lists(_ANY_FOLDER, max_size=4).map(page_of)))
-def test_any_way_to_write_a_page(case: tuple[bytes, Page[Folder]]) -> None:
+def test_any_variant_of_a_page(case: tuple[bytes, Page[Folder]]) -> None:
     content, page = case
     assert read_find_folder(content) == page

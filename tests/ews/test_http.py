@@ -1,4 +1,4 @@
-"""What an HTTP reply says that brought no result."""
+"""Failures of HTTP replies."""
 
 from datetime import UTC, datetime
 
@@ -17,28 +17,28 @@ def failure(status: int, body: bytes = b"", **headers: str) -> Failure:
     return http_failure(status, {name.replace("_", "-"): value for name, value in headers.items()}, body, NOW)
 
 
-def test_a_bare_status() -> None:
+def test_status_without_a_body() -> None:
     assert failure(502) == Failure(code="Http502", status=502, text="")
 
 
-def test_a_code_in_the_body_wins_over_the_status() -> None:
+def test_code_in_the_body_takes_precedence_over_the_status() -> None:
     assert failure(500, fault(text="Busy.")) == Failure(code="ErrorServerBusy", status=500, text="Busy.")
     said = failure(500, refused("Subscribe", "ErrorAccessDenied"))
     assert said == Failure(code="ErrorAccessDenied", status=500, text="No.")
 
 
-def test_a_fault_wins_over_a_good_status_too() -> None:
+def test_fault_with_status_200() -> None:
     assert failure(200, fault()).code == "ErrorServerBusy"
 
 
 @pytest.mark.parametrize("status", [401, 500, 503])
 @pytest.mark.parametrize("faultcode", ["s:Client", "s:Server", ""])
-def test_a_status_tells_more_than_a_fault_without_a_code(status: int, faultcode: str) -> None:
+def test_status_takes_precedence_over_a_generic_fault(status: int, faultcode: str) -> None:
     said = failure(status, fault(None, faultcode=faultcode, text="Went wrong."))
     assert said == Failure(code=f"Http{status}", status=status, text="Went wrong.")
 
 
-def test_a_good_body_on_a_bad_status_does_not_hide_it() -> None:
+def test_successful_body_with_an_error_status_is_a_failure() -> None:
     assert failure(500, subscribed()).code == "Http500"
 
 
@@ -67,12 +67,12 @@ def test_no_retry_after_raises(value: str) -> None:
     assert wait is None or wait >= 0
 
 
-def test_the_wait_of_the_body_wins_over_retry_after() -> None:
+def test_wait_of_the_body_takes_precedence_over_retry_after() -> None:
     assert failure(503, fault(values=back_off(2500)), Retry_After="60").wait == 2.5
     assert failure(503, fault(), Retry_After="60").wait == 60.0
 
 
-def test_ews_is_switched_off() -> None:
+def test_ews_disabled() -> None:
     said = failure(403, b"<html><title>403</title></html>", x_ews_policy_reason="EwsBlocked")
     assert said.code == "EwsDisabled"
     assert said.text == ("EWS is switched off for this tenant or application: EwsBlocked; an HTML page: 403")
@@ -80,17 +80,17 @@ def test_ews_is_switched_off() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_is_named(status: int) -> None:
+def test_redirect_has_its_location(status: int) -> None:
     said = failure(status, Location="/owa/error.aspx")
     assert said.code == f"Http{status}"
     assert said.text == "redirected to /owa/error.aspx"
     assert said.location == "/owa/error.aspx"
 
 
-def test_a_redirect_in_microsofts_own_way() -> None:
+def test_redirect_with_x_ms_location() -> None:
     said = failure(451, X_MS_Location="https://pod2.example.org/ews", Location="x")
     assert said.location == "https://pod2.example.org/ews"
-    assert failure(302).text == "redirected to nowhere"
+    assert failure(302).text == "redirect without a target"
 
 
 @pytest.mark.parametrize(
@@ -102,29 +102,29 @@ def test_a_redirect_in_microsofts_own_way() -> None:
         ("", ""),
     ],
 )
-def test_what_the_server_wants_to_hear(challenge: str, text: str) -> None:
+def test_offered_authentication_schemes(challenge: str, text: str) -> None:
     assert failure(401, WWW_Authenticate=challenge).text == text
 
 
-def test_diagnostics_are_told() -> None:
+def test_diagnostics_without_a_body() -> None:
     said = failure(401, x_ms_diagnostics='2000003;reason="The audience claim value is invalid.";')
     assert said.text == '2000003;reason="The audience claim value is invalid.";'
 
 
-def test_a_body_that_is_no_soap_is_shown() -> None:
+def test_excerpt_of_a_body_that_is_not_soap() -> None:
     assert failure(503, b"no healthy upstream").text == "no healthy upstream"
     assert failure(502, b"<html><head><title>502 Bad Gateway</title>").text == "an HTML page: 502 Bad Gateway"
 
 
 @pytest.mark.parametrize("status", [456, 457])
-def test_an_account_that_cannot_sign_in(status: int) -> None:
+def test_accounts_that_cannot_sign_in(status: int) -> None:
     found = failure(status)
     assert found.verdict is Verdict.CREDENTIALS
     assert ("blocked" if status == 456 else "multi-factor") in found.text
 
 
 @pytest.mark.parametrize("code", ["UserNotFound", "MailboxGuidWithDomainNotFound", "usernotfound"])
-def test_a_mailbox_that_the_front_end_does_not_know(code: str) -> None:
+def test_mailbox_unknown_to_the_front_end(code: str) -> None:
     found = failure(404, X_CasErrorCode=code)
     assert found.code.lower() == code.lower()
     assert found.verdict is Verdict.SUSPEND
@@ -135,8 +135,8 @@ def test_a_mailbox_that_the_front_end_does_not_know(code: str) -> None:
 @pytest.mark.parametrize("body", [b"", fault(), b"<html/>"])
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_diagnostics_are_part_of_the_text(status: int, body: bytes) -> None:
-    told = '2000003;reason="The audience is invalid.";error_category="invalid_resource"'
-    assert "The audience is invalid." in failure(status, body, x_ms_diagnostics=told).text
+    diagnostics = '2000003;reason="The audience is invalid.";error_category="invalid_resource"'
+    assert "The audience is invalid." in failure(status, body, x_ms_diagnostics=diagnostics).text
 
 
 HEADERS = (
@@ -153,5 +153,5 @@ HEADERS = (
     ),
     body=st.binary(),
 )
-def test_no_answer_raises(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_any_reply_is_a_failure(status: int, headers: dict[str, str], body: bytes) -> None:
     http_failure(status, headers, body, NOW)

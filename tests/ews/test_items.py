@@ -1,4 +1,4 @@
-"""FindItem and GetItem: requests, and replies as values."""
+"""FindItem and GetItem: requests and replies."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from xml.sax.saxutils import escape, quoteattr
@@ -53,7 +53,7 @@ def uris(element: etree._Element) -> list[str | None]:
 # --- requests
 
 
-def test_all_items_of_a_folder() -> None:
+def test_find_item_request_for_all_items() -> None:
     request = body(find_item(INBOX, version=VERSION))
     assert (request.tag, request.get("Traversal")) == (f"{M}FindItem", "Shallow")
     shape, view, order, parents = request
@@ -71,11 +71,11 @@ def test_all_items_of_a_folder() -> None:
     "since",
     [
         NOON,
-        NOON + timedelta(microseconds=999_999),  # Exchange tells whole seconds
+        NOON + timedelta(microseconds=999_999),  # Exchange returns whole seconds
         NOON.astimezone(timezone(timedelta(hours=5, minutes=30))),
     ],
 )
-def test_items_changed_since(since: datetime) -> None:
+def test_find_item_request_since(since: datetime) -> None:
     request = body(
         find_item(
             INBOX, since=since, offset=20, page_size=10, properties=[ItemProperty.SUBJECT], version=VERSION
@@ -93,24 +93,24 @@ def test_items_changed_since(since: datetime) -> None:
     assert constant.get("Value") == "2024-05-14T12:00:00Z"
 
 
-def test_a_property_is_asked_for_once() -> None:
+def test_repeated_properties_are_requested_once() -> None:
     twice = [ItemProperty.SUBJECT, ItemProperty.LAST_MODIFIED_TIME, ItemProperty.SUBJECT]
     request = body(find_item(INBOX, properties=twice, version=VERSION))
     assert uris(request[0]) == ["item:LastModifiedTime", "item:Subject"]
 
 
-def test_a_moment_needs_a_time_zone() -> None:
+def test_since_requires_a_time_zone() -> None:
     with pytest.raises(ValueError, match="time zone"):
         find_item(INBOX, since=datetime(2024, 5, 14), version=VERSION)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 10), (0, 0), (0, 1001)])
-def test_pages_that_are_none(offset: int, size: int) -> None:
+def test_invalid_pages_are_rejected(offset: int, size: int) -> None:
     with pytest.raises(ValueError, match="1 to 1000"):
         find_item(INBOX, offset=offset, page_size=size, version=VERSION)
 
 
-def test_get_items() -> None:
+def test_get_item_request() -> None:
     properties = [ItemProperty.PARENT_FOLDER_ID, ItemProperty.IS_READ]
     request = body(get_item(["a", "b"], properties=properties, version=VERSION, impersonate=ANNA))
     shape, ids = request
@@ -119,8 +119,8 @@ def test_get_items() -> None:
     assert [part.tag for part in body(get_item(["a"], version=VERSION))[0]] == [f"{T}BaseShape"]
 
 
-def test_no_items_are_no_request() -> None:
-    with pytest.raises(ValueError, match="no items"):
+def test_request_without_items_is_rejected() -> None:
+    with pytest.raises(ValueError, match="requires an item"):
         get_item([], version=VERSION)
 
 
@@ -133,7 +133,7 @@ def test_no_items_are_no_request() -> None:
     st.integers(0, 10**6),
     st.integers(1, 1000),
 )
-def test_every_request_is_valid(
+def test_requests_match_the_schema(
     ids: list[str], properties: list[ItemProperty], since: datetime | None, offset: int, size: int
 ) -> None:
     validate(body(get_item(ids, properties=properties, version=VERSION, impersonate=ANNA)))
@@ -173,7 +173,7 @@ def got(*messages: str) -> bytes:
     return reply("GetItem", "".join(messages))
 
 
-def told(item: str) -> str:
+def success(item: str) -> str:
     return (
         '<m:GetItemResponseMessage ResponseClass="Success"><m:ResponseCode>NoError</m:ResponseCode>'
         f"<m:Items>{item}</m:Items></m:GetItemResponseMessage>"
@@ -196,11 +196,11 @@ def found(items: str, paging: str = 'IncludesLastItemInRange="true"') -> bytes:
     )
 
 
-def test_each_item_gets_its_own_answer_in_order() -> None:
+def test_each_item_has_its_answer_in_order() -> None:
     content = got(
-        told(MAIL_XML),
+        success(MAIL_XML),
         failed("ErrorItemNotFound"),
-        told('<t:Task><t:ItemId Id="i3"/></t:Task>'),
+        success('<t:Task><t:ItemId Id="i3"/></t:Task>'),
         failed("ErrorBatchProcessingStopped", "Warning"),
     )
     assert list(read_get_item(content, list("dcba")).items()) == [
@@ -211,9 +211,9 @@ def test_each_item_gets_its_own_answer_in_order() -> None:
     ]
 
 
-def test_characters_that_xml_forbids_do_not_cost_the_reply() -> None:
+def test_reply_with_forbidden_characters_is_read() -> None:
     item = '<t:Message><t:ItemId Id="i"/><t:Subject>a&#x0;b&#x1F;\x0c</t:Subject></t:Message>'
-    assert read_get_item(got(told(item), told(MAIL_XML)), ["i", "i1"]) == {
+    assert read_get_item(got(success(item), success(MAIL_XML)), ["i", "i1"]) == {
         "i": Item(item_id="i", element="Message", subject="a\ufffdb\ufffd\ufffd"),
         "i1": MAIL,
     }
@@ -228,7 +228,7 @@ def test_read_flags(said: str, read: bool | None) -> None:
     assert read_find_item(found(item)).found == (Item(item_id="i", element="PostItem", is_read=read),)
 
 
-def test_a_page_of_items() -> None:
+def test_page_of_items() -> None:
     paging = 'IndexedPagingOffset="1" TotalItemsInView="9" IncludesLastItemInRange="false"'
     assert read_find_item(found(MAIL_XML, paging)) == Page((MAIL,), 1, 9)
 
@@ -238,25 +238,25 @@ def test_a_page_of_items() -> None:
     [
         (refused("GetItem", "ErrorServerBusy"), "ErrorServerBusy"),
         (fault("ErrorImpersonateUserDenied"), "ErrorImpersonateUserDenied"),
-        (got(told(MAIL_XML)), "UnexpectedReply"),  # one answer for two
+        (got(success(MAIL_XML)), "UnexpectedReply"),  # one answer for two items
         (reply("GetItem", ""), "UnexpectedReply"),
         (b"<html></html>", "NotSoap"),
     ],
 )
-def test_replies_that_answer_nothing(content: bytes, code: str) -> None:
+def test_invalid_replies(content: bytes, code: str) -> None:
     with pytest.raises(ExchangeError) as caught:
         read_get_item(content, ["a", "b"])
     assert caught.value.failure.code == code
 
 
 @xsd_available
-def test_the_samples_are_valid() -> None:
-    validate(body(got(told(MAIL_XML), failed("ErrorItemNotFound"))))
+def test_samples_match_the_schema() -> None:
+    validate(body(got(success(MAIL_XML), failed("ErrorItemNotFound"))))
     validate(body(found(MAIL_XML, 'IndexedPagingOffset="1" IncludesLastItemInRange="false"')))
 
 
 def item_xml(item: Item) -> str:
-    """The item, with the elements in the order of the schema."""
+    """Return the item with its elements in the order of the schema."""
 
     def element(name: str, value: object) -> str:
         return "" if value is None else f"<t:{name}>{escape(str(value))}</t:{name}>"
@@ -296,13 +296,13 @@ def page_of(items: list[Item]) -> tuple[bytes, Page[Item]]:
 
 @settings(deadline=None)
 @given(variants(st.lists(_ITEMS, max_size=4).map(page_of)))
-def test_any_way_to_write_a_page(case: tuple[bytes, Page[Item]]) -> None:
+def test_any_variant_of_a_page(case: tuple[bytes, Page[Item]]) -> None:
     content, page = case
     assert read_find_item(content) == page
 
 
 def batch_of(answers: list[Item | str]) -> tuple[bytes, list[object]]:
-    messages = [failed(each) if isinstance(each, str) else told(item_xml(each)) for each in answers]
+    messages = [failed(each) if isinstance(each, str) else success(item_xml(each)) for each in answers]
     return got(*messages), [
         Failure(code=each, text="No.") if isinstance(each, str) else each for each in answers
     ]
@@ -316,17 +316,17 @@ def batch_of(answers: list[Item | str]) -> tuple[bytes, list[object]]:
         )
     )
 )
-def test_any_way_to_write_a_batch(case: tuple[bytes, list[object]]) -> None:
+def test_any_variant_of_a_batch(case: tuple[bytes, list[object]]) -> None:
     content, answers = case
     ids = [str(number) for number in range(len(answers))]
     assert list(read_get_item(content, ids).values()) == answers
 
 
-# --- from page to page
+# --- paging
 
 
 def at(*seconds: float | None, next_offset: int | None = 3) -> Page[Item]:
-    """A page of items that were last modified so many seconds after noon."""
+    """Return a page of items that were last modified at these seconds after noon."""
     times = [None if s is None else (NOON + timedelta(seconds=s)).isoformat() for s in seconds]
     return Page(tuple(Item(item_id="i", last_modified_time=time) for time in times), next_offset)
 
@@ -337,10 +337,10 @@ def at(*seconds: float | None, next_offset: int | None = 3) -> Page[Item]:
         (at(0, 1, 2), None, (2, 0)),
         (at(0, 1, 2.5), 0, (2, 0)),
         (at(5, 5, 5), 4, (5, 0)),
-        (at(5, 5, 5), 5, (5, 3)),  # a page of one second
+        (at(5, 5, 5), 5, (5, 3)),  # all items of one second
         (at(5, 5.1, 5.9), 5, (5, 3)),
-        (at(5, 6, 7), 7, (7, 3)),  # the server does not restrict
-        (at(2, 1, 0), None, (None, 3)),  # nor sort
+        (at(5, 6, 7), 7, (7, 3)),  # the server ignores the restriction
+        (at(2, 1, 0), None, (None, 3)),  # and the sort order
         (at(2, 1, 5), 0, (0, 3)),
         (at(0, None, 2), 0, (0, 3)),
         (at(None), 0, (0, 3)),
@@ -348,9 +348,7 @@ def at(*seconds: float | None, next_offset: int | None = 3) -> Page[Item]:
         (at(next_offset=None), 0, None),
     ],
 )
-def test_what_to_ask_next(
-    page: Page[Item], since: int | None, following: tuple[int | None, int] | None
-) -> None:
+def test_next_page(page: Page[Item], since: int | None, following: tuple[int | None, int] | None) -> None:
     def moment(second: int | None) -> datetime | None:
         return None if second is None else NOON + timedelta(seconds=second)
 
@@ -359,7 +357,7 @@ def test_what_to_ask_next(
 
 
 @pytest.mark.parametrize("time", ["", "noon", "2024-05-14T12:00:00"])
-def test_a_time_that_is_none_is_not_gone_by(time: str) -> None:
+def test_next_page_ignores_invalid_times(time: str) -> None:
     page = Page((Item(item_id="i", last_modified_time=time),), 3)
     assert next_page(page, NOON) == (NOON, 3)
 
@@ -370,7 +368,7 @@ def test_a_time_that_is_none_is_not_gone_by(time: str) -> None:
     st.lists(st.lists(st.tuples(st.integers(0, 11), st.booleans()), max_size=2), max_size=20),
 )
 def test_no_item_is_skipped_while_the_folder_changes(count: int, steps: list[list[tuple[int, bool]]]) -> None:
-    """Pages of three, never all of one second. After each page some items are modified, others leave."""
+    """Pages of three items, never all of one second. After each page, some items are modified or removed."""
     folder = {number: number // 2 for number in range(count)}
     now, seen = 10, set[int]()
     position: tuple[datetime | None, int] | None = (NOON, 0)

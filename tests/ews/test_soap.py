@@ -1,4 +1,4 @@
-"""Envelopes out, bodies and faults in."""
+"""Request envelopes, bodies, faults and response messages."""
 
 import pytest
 from lxml import etree
@@ -28,7 +28,7 @@ def failure(content: bytes) -> Failure:
     return caught.value.failure
 
 
-# --- out
+# --- requests
 
 
 def request(kind: ImpersonationKind | None = None) -> etree._Element:
@@ -37,7 +37,7 @@ def request(kind: ImpersonationKind | None = None) -> etree._Element:
     return etree.fromstring(envelope(body, version="Exchange2013_SP1", impersonate=impersonate))
 
 
-def test_an_envelope_without_impersonation() -> None:
+def test_envelope_without_impersonation() -> None:
     root = request()
     assert root.tag == f"{{{SOAP}}}Envelope"
     assert [part.tag for part in root] == [f"{{{SOAP}}}Header", f"{{{SOAP}}}Body"]
@@ -52,7 +52,7 @@ def test_impersonation(kind: ImpersonationKind) -> None:
     impersonation = request(kind)[0][1]
     assert impersonation.tag == f"{{{TYPES}}}ExchangeImpersonation"
     assert impersonation[0].tag == f"{{{TYPES}}}ConnectingSID"
-    assert [(who.tag, who.text) for who in impersonation[0]] == [(f"{{{TYPES}}}{kind}", "anna@example.org")]
+    assert [(sid.tag, sid.text) for sid in impersonation[0]] == [(f"{{{TYPES}}}{kind}", "anna@example.org")]
 
 
 @xsd_available
@@ -62,20 +62,20 @@ def test_headers_are_valid(kind: ImpersonationKind | None) -> None:
         validate(header)
 
 
-def test_only_prefixes_in_use_are_declared() -> None:
+def test_only_used_prefixes_are_declared() -> None:
     assert set(request().nsmap) == {"soap", "m", "t"}
 
 
-def test_what_xml_cannot_hold_is_no_request() -> None:
+def test_forbidden_characters_in_requests_are_rejected() -> None:
     with pytest.raises(ValueError, match="XML"):
         build("m:SubscriptionId", "\x00")
 
 
-# --- in
+# --- replies
 
 
 @pytest.mark.parametrize("prefix", ["", "s", "soap11", "SOAP-ENV"])
-def test_the_body_is_found_under_any_prefix(prefix: str) -> None:
+def test_body_with_any_prefix(prefix: str) -> None:
     assert parse(DECLARATION + sample("<x>1</x>", prefix=prefix)).text == "1"
 
 
@@ -90,11 +90,11 @@ def test_the_body_is_found_under_any_prefix(prefix: str) -> None:
         (b"<!DOCTYPE x>" + sample("<x/>"), "ForbiddenXml"),
     ],
 )
-def test_what_is_no_soap(content: bytes, code: str) -> None:
+def test_invalid_soap(content: bytes, code: str) -> None:
     assert failure(content).code == code
 
 
-def test_xhtml_is_named_by_its_title() -> None:
+def test_xhtml_is_reported_with_its_title() -> None:
     page = b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title>Off</title></head></html>'
     assert failure(page) == Failure(code="NotSoap", text="an HTML page: Off")
 
@@ -102,14 +102,14 @@ def test_xhtml_is_named_by_its_title() -> None:
 # --- faults
 
 
-def test_a_fault_with_its_code_and_wait() -> None:
+def test_fault_with_code_and_wait() -> None:
     said = failure(fault(text="Busy.", values=back_off(297749)))
     assert said == Failure(code="ErrorServerBusy", text="Busy.", wait=297.749)
     assert said.verdict is Verdict.WAIT
 
 
 @pytest.mark.parametrize("namespace", [TYPES, "urn:other"])
-def test_the_code_stands_in_any_namespace(namespace: str) -> None:
+def test_code_in_any_namespace(namespace: str) -> None:
     said = failure(fault("ErrorImpersonateUserDenied", faultcode="s:Client", namespace=namespace))
     assert said.code == "ErrorImpersonateUserDenied"
 
@@ -118,25 +118,25 @@ def test_the_code_stands_in_any_namespace(namespace: str) -> None:
     ("faultcode", "code"),
     [("a:ErrorInvalidServerVersion", "ErrorInvalidServerVersion"), ("Server", "Server"), ("", "SoapFault")],
 )
-def test_the_code_may_stand_only_in_the_faultcode(faultcode: str, code: str) -> None:
+def test_code_only_in_the_faultcode(faultcode: str, code: str) -> None:
     assert failure(fault(None, faultcode=faultcode)).code == code
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "9" * 40])
-def test_a_wait_that_is_no_number_is_none(value: str) -> None:
+def test_invalid_wait_is_ignored(value: str) -> None:
     assert failure(fault(values=back_off(value))).wait is None
 
 
-def test_the_server_may_tell_to_wait_not_at_all() -> None:
+def test_wait_of_zero() -> None:
     assert failure(fault("ErrorExceededConnectionCount", values=back_off(0))).wait == 0.0
 
 
-def test_other_values_are_no_wait() -> None:
+def test_other_values_are_not_a_wait() -> None:
     values = back_off(5).replace("BackOffMilliseconds", "BudgetMilliseconds")
     assert failure(fault(values=values)).wait is None
 
 
-def test_a_violation_of_the_schema_is_told() -> None:
+def test_schema_violation_is_part_of_the_text() -> None:
     violation = (
         f'<t:MessageXml xmlns:t="{TYPES}"><t:Violation>The element is invalid.</t:Violation></t:MessageXml>'
     )
@@ -147,12 +147,12 @@ def test_a_violation_of_the_schema_is_told() -> None:
 # --- response messages
 
 
-def test_a_good_message() -> None:
+def test_successful_message() -> None:
     (message,) = response_messages(parse(subscribed()))
     assert message_failure(message) is None
 
 
-def test_a_bad_message() -> None:
+def test_error_message() -> None:
     xml = back_off(4000).replace("t:MessageXml", "m:MessageXml")
     with pytest.raises(ExchangeError) as caught:
         only_message(refused("Subscribe", "ErrorExceededSubscriptionCount", "Too\n many.", xml))
@@ -171,7 +171,7 @@ def test_a_bad_message() -> None:
         ("", "NoError", None),
     ],
 )
-def test_which_messages_are_failures(attributes: str, code: str, expected: str | None) -> None:
+def test_messages_that_are_failures(attributes: str, code: str, expected: str | None) -> None:
     inside = f"<m:ResponseCode>{code}</m:ResponseCode>" if code else ""
     content = reply(
         "Unsubscribe", f"<m:UnsubscribeResponseMessage {attributes}>{inside}</m:UnsubscribeResponseMessage>"
@@ -180,7 +180,7 @@ def test_which_messages_are_failures(attributes: str, code: str, expected: str |
     assert (said and said.code) == expected
 
 
-def test_a_reply_without_messages() -> None:
+def test_reply_without_messages() -> None:
     with pytest.raises(ExchangeError) as caught:
         response_messages(parse(reply("Subscribe", "")))
     assert caught.value.failure.code == "UnexpectedReply"

@@ -1,4 +1,4 @@
-"""The reply to GetStreamingEvents, read envelope by envelope."""
+"""The parser of the reply to GetStreamingEvents."""
 
 import time
 
@@ -46,18 +46,18 @@ def read(*chunks: bytes) -> list[Signal]:
 
 
 def code(*chunks: bytes) -> list[str]:
-    """The codes of the failures, everything else by its class."""
+    """Return the codes of failures, and the classes of other signals."""
     return [s.code if isinstance(s, Failure) else type(s).__name__ for s in read(*chunks)]
 
 
-# --- what messages say
+# --- messages
 
 
 def test_one_event() -> None:
     assert read(ONE_EVENT) == [ONE]
 
 
-def test_all_kinds_of_items_and_folders_keep_their_order() -> None:
+def test_events_keep_their_order() -> None:
     kinds = [kind.value for kind in EventKind]
     events = [event(kind, ItemId="i", ParentFolderId="p") for kind in kinds]
     events += [event(kind, FolderId="f", ParentFolderId="p") for kind in kinds]
@@ -84,11 +84,11 @@ def test_heartbeats(heartbeat: str) -> None:
     assert read(stream(heartbeat)) == [Heartbeat()]
 
 
-def test_a_status_event_beside_events_is_no_signal_of_its_own() -> None:
+def test_status_event_with_events_is_not_a_signal() -> None:
     assert read(stream(message(notification("other", STATUS), notification("sub", STATUS, CREATED)))) == [ONE]
 
 
-def test_closed_may_come_with_events_and_before_more_of_them() -> None:
+def test_closed_with_events_and_before_further_events() -> None:
     both = stream(message(notification("sub", CREATED), status="Closed"))
     assert read(both, CLOSED, ONE_EVENT, CLOSED) == [ONE, Closed(), Closed(), ONE, Closed()]
 
@@ -101,7 +101,7 @@ def test_more_events(more: bool | None, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["m", "t"])
-def test_the_notification_stands_in_either_namespace(prefix: str) -> None:
+def test_notification_in_either_namespace(prefix: str) -> None:
     assert read(stream(message(notification("sub", CREATED, prefix=prefix)))) == [ONE]
 
 
@@ -120,7 +120,7 @@ def test_several_messages_and_notifications_in_one_envelope() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["m", "t", ""])
-def test_the_failing_subscriptions_are_named_in_any_namespace(prefix: str) -> None:
+def test_failed_subscription_ids_in_any_namespace(prefix: str) -> None:
     text = "The specified subscription was not found."
     bad = message(code="ErrorSubscriptionNotFound", text=text, failing=failing("a", "b", prefix=prefix))
     assert read(stream(bad)) == [
@@ -128,49 +128,49 @@ def test_the_failing_subscriptions_are_named_in_any_namespace(prefix: str) -> No
     ]
 
 
-def test_an_error_without_ids_concerns_all() -> None:
+def test_error_without_ids_applies_to_all() -> None:
     assert read(stream(message(code="ErrorReadEventsFailed"))) == [Failure(code="ErrorReadEventsFailed")]
 
 
-def test_an_error_may_say_how_long_to_wait_and_that_the_stream_is_closed() -> None:
+def test_error_with_wait_and_closed() -> None:
     xml = back_off(1500).replace("t:MessageXml", "m:MessageXml")
     busy = message(code="ErrorServerBusy", xml=xml, status="Closed")
     assert read(stream(busy)) == [Failure(code="ErrorServerBusy", wait=1.5), Closed()]
 
 
-def test_events_come_before_the_error_of_their_message() -> None:
+def test_events_precede_the_error_of_their_message() -> None:
     text = message(notification("sub", CREATED), code="ErrorMissedNotificationEvents", failing=failing("sub"))
     assert code(stream(text)) == ["Notification", "ErrorMissedNotificationEvents"]
 
 
-def test_a_warning_is_no_failure() -> None:
+def test_warning_is_not_a_failure() -> None:
     warned = message(
         notification("sub", CREATED), code="ErrorBatchProcessingStopped", response_class="Warning"
     )
     assert read(stream(warned)) == [ONE]
 
 
-def test_a_fault_is_a_good_envelope() -> None:
+def test_fault_does_not_stop_the_parser() -> None:
     assert code(fault(), BEAT) == ["ErrorServerBusy", "Heartbeat"]
 
 
-def test_another_reply_is_not_what_was_asked_for() -> None:
+def test_other_reply_is_unexpected() -> None:
     assert code(envelope("<x/>"), BEAT) == ["UnexpectedReply", "Heartbeat"]
 
 
-def test_unknown_elements_are_passed_over() -> None:
+def test_unknown_elements_are_ignored() -> None:
     unknown = '<t:ThingHappenedEvent><t:ItemId Id="x"/></t:ThingHappenedEvent>'
     later = CREATED.replace("</t:CreatedEvent>", "<t:News>1</t:News></t:CreatedEvent>")
     assert read(stream(message(notification("sub", unknown, later)))) == [ONE]
 
 
-def test_control_characters_in_ids_do_not_spoil_the_stream() -> None:
+def test_control_characters_in_ids_do_not_stop_the_parser() -> None:
     bad = message(code="ErrorAccessDenied", text="No access to &#x0;&#31;\x02this")
     (signal,) = read(stream(bad))
     assert signal == Failure(code="ErrorAccessDenied", text="No access to \ufffd\ufffd\ufffdthis")
 
 
-# --- where envelopes begin and end
+# --- boundaries of envelopes
 
 
 @pytest.mark.parametrize("prefix", ["", "s", "soap", "SOAP", "soap11", "ns-0.x_é"])
@@ -192,18 +192,18 @@ def test_prefixes_may_change_from_one_envelope_to_the_next() -> None:
     "between",
     [b"", b"\r\n", b"\xef\xbb\xbf", DECLARATION, b"\xef\xbb\xbf" + DECLARATION + b"\n\n", b"<!-- > -->"],
 )
-def test_what_may_stand_between_envelopes(between: bytes) -> None:
+def test_content_between_envelopes_is_skipped(between: bytes) -> None:
     content = between + BEAT + between + ONE_EVENT + between
     assert read(content) == [Heartbeat(), ONE]
     assert read(*(bytes([byte]) for byte in content)) == [Heartbeat(), ONE]
 
 
-def test_a_longer_name_does_not_end_the_envelope() -> None:
+def test_longer_name_does_not_end_the_envelope() -> None:
     odd = BEAT.replace(b"<s:Body>", b"<s:EnvelopeSize>3</s:EnvelopeSize><s:Body>")
     assert read(odd, ONE_EVENT) == [Heartbeat(), ONE]
 
 
-def test_an_envelope_is_told_as_soon_as_it_is_complete() -> None:
+def test_envelope_is_returned_as_soon_as_it_is_complete() -> None:
     parser = StreamParser()
     assert parser.feed(ONE_EVENT[:-1]) == []
     assert parser.feed(ONE_EVENT[-1:] + BEAT[:40]) == [ONE]
@@ -211,16 +211,16 @@ def test_an_envelope_is_told_as_soon_as_it_is_complete() -> None:
     assert parser.end() == []
 
 
-def test_an_end_inside_an_envelope() -> None:
+def test_end_inside_an_envelope() -> None:
     assert code(ONE_EVENT + BEAT[:-1]) == ["Notification", "StreamIncomplete"]
 
 
-def test_an_end_between_envelopes_is_a_good_one() -> None:
+def test_end_between_envelopes() -> None:
     assert read(BEAT + b"\r\n") == [Heartbeat()]
     assert read() == []
 
 
-# --- what cannot be read
+# --- unreadable content
 
 
 @pytest.mark.parametrize(
@@ -246,24 +246,24 @@ def test_an_end_between_envelopes_is_a_good_one() -> None:
         (b"<s:Envelope/>" + BEAT, "MalformedXml"),
     ],
 )
-def test_the_unreadable_ends_the_parser_but_not_what_came_before(content: bytes, expected: str) -> None:
+def test_unreadable_content_stops_the_parser_after_earlier_signals(content: bytes, expected: str) -> None:
     assert code(ONE_EVENT + content, BEAT) == ["Notification", expected]
     assert code(*(bytes([byte]) for byte in ONE_EVENT + content + BEAT)) == ["Notification", expected]
 
 
 @pytest.mark.parametrize("page", [b"<html>", b"<!DOCTYPE html>", b"<!doctype HTML ", b"Service", b"\n{"])
-def test_something_else_than_soap_is_seen_at_once(page: bytes) -> None:
+def test_content_that_is_not_soap_is_detected_immediately(page: bytes) -> None:
     (failure,) = StreamParser().feed(page)
     assert isinstance(failure, Failure)
     assert failure.code == "NotSoap"
 
 
-def test_a_web_page_is_named_by_its_title() -> None:
+def test_web_page_is_reported_with_its_title() -> None:
     page = b"<!DOCTYPE html>\n<html><head><title>Sign\n in to Contoso</title>"
     assert read(page) == [Failure(code="NotSoap", text="an HTML page: Sign in to Contoso")]
 
 
-# --- bounds
+# --- limits
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_web_page_is_named_by_its_title() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_an_envelope_without_end_is_refused(endless: bytes, size: int) -> None:
+def test_envelope_without_an_end_is_rejected(endless: bytes, size: int) -> None:
     parser = StreamParser(max_envelope=1000)
     signals: list[Signal] = []
     for start in range(0, len(endless), size):
@@ -288,7 +288,7 @@ def test_an_envelope_without_end_is_refused(endless: bytes, size: int) -> None:
     assert parser.end() == []
 
 
-def test_the_bound_is_on_each_envelope_and_not_on_the_chunk() -> None:
+def test_limit_applies_to_each_envelope_and_not_to_the_chunk() -> None:
     parser = StreamParser(max_envelope=len(ONE_EVENT))
     assert parser.feed(ONE_EVENT * 50) == [ONE] * 50
     assert parser.feed(b" " * 10 * len(ONE_EVENT)) == []
@@ -297,7 +297,7 @@ def test_the_bound_is_on_each_envelope_and_not_on_the_chunk() -> None:
     assert failure.code == "EnvelopeTooLarge"
 
 
-def test_the_cost_of_small_chunks_grows_with_their_number_only() -> None:
+def test_cost_of_small_chunks_is_linear() -> None:
     def seconds(size: int) -> float:
         content = b"<s:Envelope><a>" + b"</s:Envelop" * (size // 11)
         parser = StreamParser()
@@ -307,10 +307,12 @@ def test_the_cost_of_small_chunks_grows_with_their_number_only() -> None:
         return time.process_time() - started_at
 
     small = min(seconds(50_000) for _ in range(3))
-    assert seconds(1_600_000) < 32 * small * 6  # searched anew each time, it would be 1024 times
+    assert (
+        seconds(1_600_000) < 32 * small * 6
+    )  # a search from the beginning each time would take 1024 times as long
 
 
-# --- whatever comes, however it is cut
+# --- any content in any chunks
 
 _NOISE = [
     b"<s:Envelope>",
@@ -328,7 +330,7 @@ _NOISE = [
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=20) | st.sampled_from(_NOISE), max_size=30))
-def test_no_bytes_raise_or_outgrow_the_buffer(chunks: list[bytes]) -> None:
+def test_any_bytes_neither_raise_nor_exceed_the_buffer(chunks: list[bytes]) -> None:
     parser = StreamParser(max_envelope=2000)
     for chunk in chunks:
         parser.feed(chunk)
@@ -339,7 +341,7 @@ def test_no_bytes_raise_or_outgrow_the_buffer(chunks: list[bytes]) -> None:
 
 @settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(0, len(ONE_EVENT)), st.integers(0, 40))
-def test_a_damaged_envelope_never_raises(junk: bytes, start: int, length: int) -> None:
+def test_damaged_envelope_never_raises(junk: bytes, start: int, length: int) -> None:
     parser = StreamParser()
     signals = parser.feed(ONE_EVENT[:start] + junk + ONE_EVENT[start + length :]) + parser.end()
     assert all(isinstance(s, Notification | Heartbeat | Closed | Failure) for s in signals)

@@ -1,4 +1,4 @@
-"""However the reply to GetStreamingEvents is written and cut into chunks, it says the same."""
+"""The signals do not depend on the XML variant of the reply or on the boundaries of its chunks."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from tests.ews.samples import (
     stream,
 )
 
-# Multi-byte characters, so that cuts fall inside them; no control characters, which XML cannot hold.
+# Multi-byte characters, so that splits occur inside them; no control characters, which XML forbids.
 _ID = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8)
 _PREFIX = st.sampled_from(["", "s", "soap", "SOAP", "soap11", "é"])
 _BETWEEN = st.lists(
@@ -33,7 +33,7 @@ _TIMES = ["", ".1", ".123", ".1234567", ".123456789"]
 
 @dataclass
 class Written:
-    """Some XML and what it says."""
+    """XML and its signals."""
 
     xml: str
     signals: list[Signal]
@@ -81,8 +81,8 @@ def notifications(draw: st.DrawFn) -> Written:
 
 @st.composite
 def messages(draw: st.DrawFn) -> Written:
-    told = draw(st.lists(notifications(), max_size=3))
-    signals = [signal for written in told for signal in written.signals]
+    drawn = draw(st.lists(notifications(), max_size=3))
+    signals = [signal for written in drawn for signal in written.signals]
     status = draw(st.sampled_from(["", "OK", "Closed"]))
     code, named, xml, wait = "NoError", "", "", None
     if draw(st.booleans()):
@@ -94,7 +94,7 @@ def messages(draw: st.DrawFn) -> Written:
         signals.append(Failure(code=code, wait=wait, subscription_ids=ids))
     if status == "Closed":
         signals.append(Closed())
-    written = message(*(n.xml for n in told), code=code, failing=named, status=status, xml=xml)
+    written = message(*(n.xml for n in drawn), code=code, failing=named, status=status, xml=xml)
     return Written(written, signals or [Heartbeat()])
 
 
@@ -110,11 +110,11 @@ def envelopes(draw: st.DrawFn) -> tuple[bytes, list[Signal]]:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[bytes, list[Signal]]:
-    """A body whole, and what it says."""
+    """Return a complete body and its signals."""
     content, signals = b"", list[Signal]()
-    for xml, told in draw(st.lists(envelopes(), max_size=3)):
+    for xml, expected in draw(st.lists(envelopes(), max_size=3)):
         content += draw(_BETWEEN) + xml
-        signals += told
+        signals += expected
     return content + draw(_BETWEEN), signals
 
 
@@ -125,7 +125,7 @@ def read(chunks: list[bytes]) -> list[Signal]:
 
 @settings(deadline=None)
 @given(bodies(), st.data())
-def test_any_split_gives_what_was_written(body: tuple[bytes, list[Signal]], data: st.DataObject) -> None:
+def test_any_split_returns_the_same_signals(body: tuple[bytes, list[Signal]], data: st.DataObject) -> None:
     content, expected = body
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=12)))
     chunks = [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
@@ -144,7 +144,7 @@ _UNREADABLE = {
 
 @settings(deadline=None)
 @given(bodies(), st.sampled_from(sorted(_UNREADABLE)), st.data())
-def test_any_split_gives_what_came_before_the_unreadable(
+def test_any_split_returns_the_signals_before_unreadable_content(
     body: tuple[bytes, list[Signal]], code: str, data: st.DataObject
 ) -> None:
     content = body[0] + _UNREADABLE[code]

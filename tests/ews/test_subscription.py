@@ -1,4 +1,4 @@
-"""The requests of streaming subscriptions and their replies."""
+"""Requests and replies of streaming subscriptions."""
 
 import pytest
 from hypothesis import given, settings
@@ -58,21 +58,21 @@ def test_subscribe_to_some_folders() -> None:
     assert (by_id.tag, by_id.get("Id")) == (f"{T}FolderId", "AAMk=")
 
 
-def test_a_subscription_to_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no events"):
+def test_subscribe_without_events_or_folders_is_rejected() -> None:
+    with pytest.raises(ValueError, match="requires an event"):
         subscribe(version=VERSION, events=[])
-    with pytest.raises(ValueError, match="no folders"):
+    with pytest.raises(ValueError, match="requires a folder"):
         subscribe(version=VERSION, events=[EventKind.CREATED], folders=[])
     with pytest.raises(ValueError, match="SurpriseEvent"):
         subscribe(version=VERSION, events=["SurpriseEvent"])  # type: ignore[list-item]
 
 
-def test_a_folder_has_a_name_or_an_id() -> None:
-    with pytest.raises(ValueError, match="name or by its id"):
+def test_folder_requires_a_name_or_an_id() -> None:
+    with pytest.raises(ValueError, match="name or the id"):
         FolderRef()
-    with pytest.raises(ValueError, match="name or by its id"):
+    with pytest.raises(ValueError, match="name or the id"):
         FolderRef("inbox", folder_id="x")
-    with pytest.raises(ValueError, match="already tells"):
+    with pytest.raises(ValueError, match="already identifies"):
         FolderRef(folder_id="x", mailbox="anna@example.org")
 
 
@@ -85,13 +85,13 @@ def test_get_streaming_events() -> None:
 
 
 @pytest.mark.parametrize("minutes", [-1, 0, 31, 1800])
-def test_the_time_out_is_in_minutes_and_at_most_30(minutes: int) -> None:
+def test_connection_timeout_is_1_to_30_minutes(minutes: int) -> None:
     with pytest.raises(ValueError, match="1 to 30 minutes"):
         get_streaming_events(["a"], minutes=minutes, version=VERSION)
 
 
-def test_a_stream_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no subscriptions"):
+def test_stream_without_subscriptions_is_rejected() -> None:
+    with pytest.raises(ValueError, match="requires a subscription"):
         get_streaming_events([], minutes=30, version=VERSION)
 
 
@@ -112,14 +112,14 @@ def test_unsubscribe() -> None:
         min_size=1,
     ),
 )
-def test_every_subscribe_is_valid(events: list[EventKind], folders: list[FolderRef] | None) -> None:
+def test_subscribe_matches_the_schema(events: list[EventKind], folders: list[FolderRef] | None) -> None:
     validate(body(subscribe(version=VERSION, impersonate=ANNA, events=events, folders=folders)))
 
 
 @xsd_available
 @settings(deadline=None)
 @given(st.lists(_TEXT, min_size=1, max_size=200), st.integers(1, 30))
-def test_every_get_streaming_events_and_unsubscribe_is_valid(ids: list[str], minutes: int) -> None:
+def test_get_streaming_events_and_unsubscribe_match_the_schema(ids: list[str], minutes: int) -> None:
     validate(body(get_streaming_events(ids, minutes=minutes, version=VERSION)))
     validate(body(unsubscribe(ids[0], version=VERSION)))
 
@@ -131,7 +131,7 @@ def test_read_subscribe() -> None:
     assert read_subscribe(subscribed("JgBz")) == "JgBz"
 
 
-def test_a_refused_subscribe() -> None:
+def test_failed_subscribe() -> None:
     with pytest.raises(ExchangeError) as caught:
         read_subscribe(refused("Subscribe", "ErrorNonExistentMailbox", "No mailbox has this address."))
     assert caught.value.failure == Failure(
@@ -150,7 +150,7 @@ def test_a_refused_subscribe() -> None:
         (b"<html></html>", "NotSoap"),
     ],
 )
-def test_replies_that_are_no_subscription(content: bytes, code: str) -> None:
+def test_invalid_subscribe_replies(content: bytes, code: str) -> None:
     with pytest.raises(ExchangeError) as caught:
         read_subscribe(content)
     assert caught.value.failure.code == code

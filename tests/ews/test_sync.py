@@ -1,4 +1,4 @@
-"""SyncFolderItems and SyncFolderHierarchy: requests, and replies as values."""
+"""SyncFolderItems and SyncFolderHierarchy: requests and replies."""
 
 from xml.sax.saxutils import quoteattr
 
@@ -39,7 +39,7 @@ _FOLDERS = st.one_of(
     _TEXT.map(lambda owner: FolderRef("msgfolderroot", mailbox=owner)),
     _TEXT.map(lambda id_: FolderRef(folder_id=id_)),
 )
-# Every element that ArrayOfRealItemsType allows, and one of a later day.
+# Every element that ArrayOfRealItemsType allows, and an unknown one.
 ITEM_ELEMENTS = (
     "Item", "Message", "SharingMessage", "CalendarItem", "Contact", "DistributionList", "MeetingMessage",
     "MeetingRequest", "MeetingResponse", "MeetingCancellation", "Task", "PostItem", "RoleMember", "Network", "Person",
@@ -57,7 +57,7 @@ def body(content: bytes) -> etree._Element:
 # --- requests
 
 
-def test_the_least_request() -> None:
+def test_minimal_request() -> None:
     request = body(sync_folder_items(INBOX, version=VERSION))
     assert request.tag == f"{M}SyncFolderItems"
     assert [part.tag for part in request] == [f"{M}ItemShape", f"{M}SyncFolderId", f"{M}MaxChangesReturned"]
@@ -66,7 +66,7 @@ def test_the_least_request() -> None:
     assert request[2].text == "512"
 
 
-def test_a_request_with_everything() -> None:
+def test_request_with_all_parts() -> None:
     request = body(
         sync_folder_items(
             FolderRef("calendar", mailbox="ben@example.org"),
@@ -91,12 +91,12 @@ def test_a_request_with_everything() -> None:
 
 
 @pytest.mark.parametrize("most", [-1, 0, 513])
-def test_a_reply_holds_1_to_512_changes(most: int) -> None:
+def test_max_changes_is_1_to_512(most: int) -> None:
     with pytest.raises(ValueError, match="1 to 512"):
         sync_folder_items(INBOX, max_changes=most, version=VERSION)
 
 
-def test_the_hierarchy_of_the_whole_mailbox_needs_no_folder() -> None:
+def test_hierarchy_of_the_whole_mailbox_needs_no_folder() -> None:
     request = body(sync_folder_hierarchy(version=VERSION))
     assert [part.tag for part in request] == [f"{M}FolderShape"]
     request = body(sync_folder_hierarchy(FolderRef("msgfolderroot"), sync_state="H4sI", version=VERSION))
@@ -113,7 +113,7 @@ def test_the_hierarchy_of_the_whole_mailbox_needs_no_folder() -> None:
     st.integers(1, 512),
     st.none() | st.sampled_from(SyncScope),
 )
-def test_every_request_is_valid(
+def test_requests_match_the_schema(
     folder: FolderRef,
     state: str | None,
     properties: list[ItemProperty],
@@ -222,7 +222,7 @@ def test_changes_of_folders() -> None:
 
 
 @xsd_available
-def test_the_samples_are_valid() -> None:
+def test_samples_match_the_schema() -> None:
     validate(body(synced(CHANGES)))
     validate(body(synced(FOLDER_CHANGES, what="Folder")))
 
@@ -235,15 +235,15 @@ def test_the_samples_are_valid() -> None:
         ("True", CHANGES, True),
         ("false", "", False),
         ("0", CHANGES, False),
-        ("", CHANGES, False),  # not told: there may be more, until nothing comes
+        ("", CHANGES, False),  # missing: more changes may follow until a reply is empty
         ("", "", True),
     ],
 )
-def test_whether_all_is_told(last: str, changes: str, includes_last: bool) -> None:
+def test_includes_last(last: str, changes: str, includes_last: bool) -> None:
     assert read_sync_folder_items(synced(changes, last=last)).includes_last is includes_last
 
 
-def test_a_reply_may_hold_no_changes_at_all() -> None:
+def test_reply_without_changes() -> None:
     content = synced("").replace(b"<m:Changes></m:Changes>", b"")
     assert read_sync_folder_items(content) == ItemChanges("H4sI", True)
 
@@ -262,13 +262,13 @@ def test_a_reply_may_hold_no_changes_at_all() -> None:
         (b"<html></html>", "NotSoap"),
     ],
 )
-def test_replies_that_tell_no_changes(read: object, content: bytes, code: str) -> None:
+def test_invalid_sync_replies(read: object, content: bytes, code: str) -> None:
     with pytest.raises(ExchangeError) as caught:
         read(content)  # type: ignore[operator]
     assert caught.value.failure.code == code
 
 
-def test_a_state_that_the_server_no_longer_knows() -> None:
+def test_lost_sync_state() -> None:
     with pytest.raises(ExchangeError) as caught:
         read_sync_folder_items(refused("SyncFolderItems", "ErrorInvalidSyncStateData", "Invalid."))
     assert caught.value.failure == Failure(code="ErrorInvalidSyncStateData", text="Invalid.")
@@ -308,7 +308,7 @@ def item_replies(draw: st.DrawFn) -> tuple[bytes, ItemChanges]:
 
 @settings(deadline=None)
 @given(variants(item_replies()))
-def test_any_way_to_write_changes_of_items(case: tuple[bytes, ItemChanges]) -> None:
+def test_any_variant_of_item_changes(case: tuple[bytes, ItemChanges]) -> None:
     content, changes = case
     assert read_sync_folder_items(content) == changes
 
@@ -334,6 +334,6 @@ def folder_replies(draw: st.DrawFn) -> tuple[bytes, FolderChanges]:
 
 @settings(deadline=None)
 @given(variants(folder_replies()))
-def test_any_way_to_write_changes_of_folders(case: tuple[bytes, FolderChanges]) -> None:
+def test_any_variant_of_folder_changes(case: tuple[bytes, FolderChanges]) -> None:
     content, changes = case
     assert read_sync_folder_hierarchy(content) == changes

@@ -1,4 +1,4 @@
-"""One parser for URLs of outside origin: a value or UrlError, never another exception."""
+"""The parser of untrusted URLs returns a value or raises UrlError, never another exception."""
 
 import httpx
 import pytest
@@ -27,14 +27,14 @@ TEXTS = st.text() | JOINED | JOINED.map("https://{}".format)
 @example("https://mail.contoso.example:٣/")
 @example("https://mail.contoso.example/\x00\r\nHost: evil")
 @example("https://" + "9" * 5000 + "/")
-def test_any_text_is_a_url_or_a_url_error(text: str) -> None:
+def test_any_text_is_a_url_or_raises_url_error(text: str) -> None:
     try:
         url = parse_url(text)
     except UrlError:
         return
     assert url.text.isascii()
     assert parse_url(url.text) == url
-    # The client that is given the text connects to the same host, and can be asked for it without raising.
+    # The HTTP client parses the text to the same host without raising.
     client = httpx.URL(url.text)
     assert client.raw_host.decode() == url.host
     assert isinstance(client.host, str)
@@ -44,7 +44,7 @@ def test_any_text_is_a_url_or_a_url_error(text: str) -> None:
 
 
 @given(TEXTS)
-def test_any_reference_joins_or_is_a_url_error(reference: str) -> None:
+def test_any_reference_is_joined_or_raises_url_error(reference: str) -> None:
     try:
         url = join_url("https://mail.contoso.example/autodiscover/autodiscover.svc", reference)
     except UrlError:
@@ -53,7 +53,7 @@ def test_any_reference_joins_or_is_a_url_error(reference: str) -> None:
 
 
 @given(TEXTS)
-def test_any_text_is_a_host_or_a_url_error(text: str) -> None:
+def test_any_text_is_a_host_or_raises_url_error(text: str) -> None:
     try:
         host = parse_host(text)
     except UrlError:
@@ -66,7 +66,7 @@ def test_any_text_is_a_host_or_a_url_error(text: str) -> None:
 
 
 @given(TEXTS)
-def test_the_lenient_forms_never_raise(text: str) -> None:
+def test_host_of_and_server_of_never_raise(text: str) -> None:
     assert isinstance(host_of(text), str)
     assert isinstance(server_of(text), str)
 
@@ -85,7 +85,7 @@ def test_the_lenient_forms_never_raise(text: str) -> None:
         ("https://contoso.ex\u0430mple/", "https://contoso.xn--exmple-4nf/"),  # a Cyrillic letter
     ],
 )
-def test_the_normal_form(text: str, normal: str) -> None:
+def test_normalized_urls(text: str, normal: str) -> None:
     assert parse_url(text).text == normal
 
 
@@ -107,7 +107,7 @@ def test_the_normal_form(text: str, normal: str) -> None:
         "https://contoso.example/ EWS",
     ],
 )
-def test_what_is_no_url(text: str) -> None:
+def test_invalid_urls(text: str) -> None:
     with pytest.raises(UrlError):
         parse_url(text)
 

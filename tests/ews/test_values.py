@@ -1,4 +1,4 @@
-"""Numbers, times and JSON as servers write them: a value or None, never an exception."""
+"""The parsers of numbers, times and JSON return a value or None; they never raise."""
 
 from datetime import UTC, datetime
 
@@ -28,7 +28,7 @@ def test_any_text_is_a_date_or_none(text: str) -> None:
 )
 @example("0001-01-01T00:00:00+23:59")
 @example("9999-12-31T23:59:59-23:59")
-def test_any_text_is_a_moment_or_none(text: str) -> None:
+def test_any_text_is_a_datetime_or_none(text: str) -> None:
     found = moment(text)
     if found is not None:
         found.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""The many ways to write one reply: other prefixes, and elements that a later version of the schema may bring."""
+"""Variants of a reply: other prefixes, and unknown elements that a later version of the schema may add."""
 
 import re
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 from lxml import etree
 
-# In these, each child is an answer or a thing of its own; a stranger would not be passed over but counted.
+# Each child of these elements is an answer or a value, so that an unknown child would be counted, not ignored.
 _COUNTED = ("Envelope", "Body", "ResponseMessages", "Items", "Folders")
 _PREFIX = re.compile(r"(</?)([mt]):|xmlns:([mt])=")
 _STRANGER = '<q:Surprise xmlns:q="urn:q" Id="x"><q:IsRead>true</q:IsRead>no</q:Surprise>'
 
 
 def reprefixed(content: bytes, m: str, t: str) -> bytes:
-    """The reply with these prefixes for messages and types; one of them may be empty."""
+    """Return the reply with these prefixes for messages and types; one of them may be empty."""
     names = {"m": m, "t": t}
 
     def rename(match: re.Match[str]) -> str:
@@ -25,7 +25,7 @@ def reprefixed(content: bytes, m: str, t: str) -> bytes:
 
 
 def with_strangers(content: bytes, choose: Callable[[int], int]) -> bytes:
-    """The reply with unknown elements strewn in; `choose(n)` picks one of n."""
+    """Return the reply with unknown elements inserted; `choose(n)` selects one of n."""
     root = etree.fromstring(content)
     places = [
         element
@@ -42,7 +42,7 @@ def with_strangers(content: bytes, choose: Callable[[int], int]) -> bytes:
 
 @st.composite
 def variants(draw: st.DrawFn, contents: st.SearchStrategy[tuple[bytes, object]]) -> tuple[bytes, object]:
-    """A reply, written in some way, with what it means."""
+    """Return a variant of a reply, with its value."""
     content, meaning = draw(contents)
     m, t = draw(
         st.sampled_from([("m", "t"), ("", "t"), ("m", ""), ("t", "m"), ("messages", "ns1"), ("q", "s2")])

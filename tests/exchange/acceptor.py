@@ -1,4 +1,4 @@
-"""A server that wants NTLM, on real sockets, with the habits of servers and proxies that break handshakes."""
+"""A server that requires NTLM, on real sockets. It can behave like servers and proxies that break handshakes."""
 
 import os
 import ssl
@@ -18,7 +18,7 @@ import trustme
 from spnego.channel_bindings import GssChannelBindings
 from spnego.exceptions import SpnegoError
 
-from listener.exchange.auth.binding import of_certificate
+from listener.exchange.auth.handshake import certificate_binding
 
 DOMAIN, USER, PASSWORD = "CONTOSO", "svc-listener", "Pw-correct-horse"
 Wire = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -26,11 +26,11 @@ Wire = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 @dataclass
 class Acceptor:
-    """`habits` are those of one connection after the other; the last one stays.
+    """`habits` has one set of options for each connection in order; the last one applies to all further connections.
 
-    close_401: `Connection: close` with the 401 to a request without a token. close_challenge: the same with the
-    challenge. silent_challenge: a 401 without a token in place of the challenge. reset: ends the connection when the
-    first token comes. each_request: the connection does not stay authenticated. cookie: sets a cookie with the 401.
+    close_401: send `Connection: close` with the 401 to a request without a token. close_challenge: the same with the
+    challenge. silent_challenge: send a 401 without a token in place of the challenge. reset: end the connection at
+    the first token. each_request: the connection does not stay authenticated. cookie: set a cookie with the 401.
     """
 
     schemes: tuple[str, ...] = ("NTLM",)
@@ -38,7 +38,7 @@ class Acceptor:
     tls: bool = True
     habits: list[set[str]] = field(default_factory=lambda: [set()])
     requests: list[tuple[int, str, str]] = field(default_factory=list)
-    """(connection, Authorization's scheme and length of token, path) of each."""
+    """Connection number, scheme of Authorization, and path of each request."""
     tokens: Counter[str] = field(default_factory=Counter)
     bodies: list[bytes] = field(default_factory=list)
     served: list[int] = field(default_factory=list)
@@ -109,10 +109,10 @@ class _Connection:
         while (asked := await self._request()) is not None:
             request, body = asked
             headers = {name.decode(): value.decode() for name, value in request.headers}
-            scheme, _, told = headers.get("authorization", "").partition(" ")
+            scheme, _, encoded = headers.get("authorization", "").partition(" ")
             self._acceptor.requests.append((self._number, scheme, request.target.decode()))
             self._acceptor.cookies.append(headers.get("cookie", ""))
-            token = b64decode(told)
+            token = b64decode(encoded)
             if token:
                 self._acceptor.tokens[scheme] += 1
                 if "reset" in self._habits:
@@ -136,7 +136,7 @@ class _Connection:
             self._http.start_next_cycle()
 
     def _challenges(self, scheme: str, token: bytes) -> list[tuple[str, str]] | None:
-        """What the 401 says; None if the user is in."""
+        """Return the challenges of a 401; None if the user is authenticated."""
         offers = [("WWW-Authenticate", name) for name in self._acceptor.schemes]
         if not token:
             return offers
@@ -158,7 +158,9 @@ class _Connection:
         if not self._acceptor.protection:
             return None
         pem = self._acceptor.certificate.cert_chain_pems[0].bytes()
-        return GssChannelBindings(application_data=of_certificate(ssl.PEM_cert_to_DER_cert(pem.decode())))
+        return GssChannelBindings(
+            application_data=certificate_binding(ssl.PEM_cert_to_DER_cert(pem.decode()))
+        )
 
     async def _request(self) -> tuple[h11.Request, bytes] | None:
         events: deque[Any] = deque()

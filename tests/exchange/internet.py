@@ -1,4 +1,4 @@
-"""A small internet for tests: https hosts that answer by script, behind a CONNECT proxy, over real sockets."""
+"""A small internet for tests: scripted https hosts behind a CONNECT proxy, over real sockets."""
 
 import ssl
 from collections import deque
@@ -16,13 +16,14 @@ import trustme
 from listener.config.secrets import Secret
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.client import Access
+from listener.exchange.network import Network
 from listener.exchange.throttle import Throttles
 
 Transport = trio.SSLStream[trio.SocketStream]
 
 
 class Asked(NamedTuple):
-    """One request. Header names are in lower case."""
+    """One received request. Header names are in lower case."""
 
     url: str
     headers: dict[str, str]
@@ -30,14 +31,14 @@ class Asked(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One answer."""
+    """One response."""
 
     status: int
     body: bytes = b""
     headers: Sequence[tuple[str, str]] = ()
 
 
-Answering = Callable[[Asked], Page]
+Answer = Callable[[Asked], Page]
 
 
 @cache
@@ -47,12 +48,12 @@ def _authority() -> trustme.CA:
 
 @dataclass
 class Internet:
-    """`pages` has what answers at each URL; another URL of a host that is there is a 404.
+    """The hosts of an internet. `pages` has the response for each URL; other URLs of the same hosts answer 404.
 
-    A host without pages cannot be connected to, one in `untrusted` has a certificate that nobody vouches for.
+    A host without pages refuses connections. A host in `untrusted` has a certificate of an unknown authority.
     """
 
-    pages: dict[str, Answering | Page] = field(default_factory=dict)
+    pages: dict[str, Answer | Page] = field(default_factory=dict)
     untrusted: set[str] = field(default_factory=set)
     asked: list[Asked] = field(default_factory=list)
     connects: list[str] = field(default_factory=list)
@@ -63,7 +64,7 @@ class Internet:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            # The client may close without a farewell, or not like the certificate.
+            # The client may close without notice, or reject the certificate.
             with suppress(trio.BrokenResourceError, h11.RemoteProtocolError):
                 await self._tunnel(stream)
 
@@ -73,7 +74,7 @@ class Internet:
             head += await stream.receive_some()
         method, target = head.split()[:2]
         if method == b"GET":
-            await self._answer_plainly(stream, head)
+            await self._answer_http(stream, head)
             return
         host, _, port = target.decode().partition(":")
         self.connects.append(host)
@@ -84,15 +85,15 @@ class Internet:
             return
         await stream.send_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        vouching = trustme.CA() if host in self.untrusted else _authority()
-        vouching.issue_cert(host).configure_cert(context)
-        await self._answer(
+        authority = trustme.CA() if host in self.untrusted else _authority()
+        authority.issue_cert(host).configure_cert(context)
+        await self._answer_https(
             trio.SSLStream(stream, context, server_side=True, https_compatible=True),
             host if port == "443" else f"{host}:{port}",
         )
 
-    async def _answer_plainly(self, stream: trio.SocketStream, head: bytes) -> None:
-        """Plain http, which a proxy is asked for by the whole URL."""
+    async def _answer_http(self, stream: trio.SocketStream, head: bytes) -> None:
+        """Answer a plain http request, which names the whole URL to the proxy."""
         http = h11.Connection(h11.SERVER)
         http.receive_data(head)
         request = http.next_event()
@@ -110,7 +111,7 @@ class Internet:
         )
         await stream.send_all(b"".join(http.send(part) or b"" for part in sent))
 
-    async def _answer(self, stream: Transport, host: str) -> None:
+    async def _answer_https(self, stream: Transport, host: str) -> None:
         http = h11.Connection(h11.SERVER)
         events: deque[h11.Event] = deque()
         while True:
@@ -148,17 +149,22 @@ class Internet:
 
 @asynccontextmanager
 async def connected(internet: Internet) -> AsyncIterator[Access]:
-    """The way to that internet."""
+    """Yield an Access that reaches this internet."""
     context = ssl.create_default_context()
     _authority().configure_trust(context)
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, internet.serve, listeners)
         yield Access(
-            auth=Accounts.same(Basic(Credentials("svc", Secret("secret")))),
+            auth=Accounts.single(Basic(Credentials("svc", Secret("secret")))),
             throttles=Throttles(10),
             user_agent="test/1",
             tls=context,
             proxy=httpx.Proxy(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"),
         )
         nursery.cancel_scope.cancel()
+
+
+def network(server: Callable[[httpx.Request], httpx.Response]) -> Network:
+    """Return a network on which `server` answers every request."""
+    return Network(tls=ssl.create_default_context(), transport=httpx.MockTransport(server))

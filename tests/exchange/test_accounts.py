@@ -1,4 +1,4 @@
-"""Which servers share an account."""
+"""Servers with equal settings share an account."""
 
 import ssl
 from pathlib import Path
@@ -10,15 +10,15 @@ from listener.exchange.network import Network
 HERE, THERE = "https://a.example/EWS/Exchange.asmx", "https://b.example/EWS/Exchange.asmx"
 
 
-def test_an_account_stays_one_when_its_secret_is_replaced(tmp_path: Path) -> None:
+def test_an_account_stays_shared_when_its_secret_changes(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("old")
     file.chmod(0o600)
-    words = {"kind": "basic", "user": "svc", "password_file": str(file)}
+    auth = {"kind": "basic", "user": "svc", "password_file": str(file)}
     document = {
         "exchange": {"ews_url": HERE, "autodiscover": False},
-        "auth": dict(words),
-        "servers": [{"hosts": ["b.example"], "auth": dict(words)}],
+        "auth": dict(auth),
+        "servers": [{"hosts": ["b.example"], "auth": dict(auth)}],
         "mailboxes": {"addresses": ["x@a.example"]},
         "handlers": {"log": {"use": "log"}},
     }

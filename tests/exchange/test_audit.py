@@ -1,4 +1,4 @@
-"""Who is used as what is read from the bytes of requests."""
+"""Audit: identities are read from the bytes of requests."""
 
 import errno
 import io
@@ -13,7 +13,7 @@ from listener.ews.events import EventKind
 from listener.ews.folders import get_folder
 from listener.ews.soap import Impersonation, acting_as, owner_of_folders
 from listener.ews.subscription import FolderRef, get_streaming_events, subscribe
-from listener.exchange.audit import Audit
+from listener.exchange.client import Audit
 from listener.log import open_audit
 
 VERSION = "Exchange2013_SP1"
@@ -23,32 +23,35 @@ KINDS = st.sampled_from(["PrincipalName", "SID", "PrimarySmtpAddress", "SmtpAddr
 
 
 @given(NAMES, KINDS)
-def test_whoever_is_impersonated_is_seen(name: str, kind: str) -> None:
-    who = Impersonation(kind, name)  # type: ignore[arg-type]
+def test_the_impersonated_mailbox_is_found(name: str, kind: str) -> None:
+    impersonation = Impersonation(kind, name)  # type: ignore[arg-type]
     for request in (
-        subscribe(version=VERSION, impersonate=who, events=[EventKind.CREATED]),
-        get_streaming_events(["a", "b"], minutes=30, version=VERSION, impersonate=who),
+        subscribe(version=VERSION, impersonate=impersonation, events=[EventKind.CREATED]),
+        get_streaming_events(["a", "b"], minutes=30, version=VERSION, impersonate=impersonation),
     ):
-        assert acting_as(request) == who
+        assert acting_as(request) == impersonation
         assert owner_of_folders(request) is None
 
 
 @given(NAMES)
-def test_the_owner_of_folders_is_seen(name: str) -> None:
+def test_the_owner_of_folders_is_found(name: str) -> None:
     request = get_folder([FolderRef("inbox", mailbox=name)], version=VERSION)
     assert (acting_as(request), owner_of_folders(request)) == (None, name)
 
 
-def test_each_identity_is_told_once_for_each_server_and_account() -> None:
+def test_each_identity_is_logged_once_for_each_server_and_account() -> None:
     with structlog.testing.capture_logs() as log:
         audit = Audit()
         for access in (AccessRule(), AccessRule("delegate", folders=("inbox",)), AccessRule("own")):
-            way = access.of("anna@example.com")
+            route = access.of("anna@example.com")
             request = subscribe(
-                version=VERSION, impersonate=way.impersonate, events=[EventKind.CREATED], folders=way.folders
+                version=VERSION,
+                impersonate=route.impersonate,
+                events=[EventKind.CREATED],
+                folders=route.folders,
             )
             for url in (URL, URL, URL.replace("mail", "other")):
-                audit.note(request, url, "svc@example.com")
+                audit.record(request, url, "svc@example.com")
     assert {line["event"] for line in log} == {"audit.identity_used"}
     assert [(line["server"], line["access"], line["identity"], line["named_by"]) for line in log] == [
         (server, access, identity, named_by)
@@ -62,15 +65,15 @@ def test_each_identity_is_told_once_for_each_server_and_account() -> None:
     assert {line["account"] for line in log} == {"svc@example.com"}
 
 
-def test_without_a_file_it_goes_into_the_log() -> None:
+def test_without_a_file_the_audit_is_logged() -> None:
     with structlog.testing.capture_logs() as log, open_audit(None) as logger:
-        Audit(logger).note(b"", URL, "svc@example.com")
+        Audit(logger).record(b"", URL, "svc@example.com")
     assert [line["access"] for line in log] == ["own"]
     assert not isinstance(logger, io.IOBase)
 
 
-class Broken:
-    """A disk that is full for some lines."""
+class FullDisk:
+    """An audit logger on a disk that is full for the first `full` lines."""
 
     def __init__(self, *, full: int) -> None:
         self.full = full
@@ -83,12 +86,12 @@ class Broken:
         self.lines.append(fields["identity"])
 
 
-def test_what_cannot_be_recorded_is_told_and_recorded_with_the_next_use() -> None:
-    disk = Broken(full=2)
+def test_a_failed_audit_line_is_logged_and_written_with_the_next_use() -> None:
+    disk = FullDisk(full=2)
     audit = Audit(disk)
     with structlog.testing.capture_logs() as log:
         for _ in range(5):
-            audit.note(b"", URL, "svc@example.com")
+            audit.record(b"", URL, "svc@example.com")
     assert disk.lines == ["svc@example.com"]
     assert [(line["event"], line["log_level"], line["path"], line["reason"]) for line in log] == [
         ("audit.not_written", "error", "/var/log/audit.jsonl", "No space left on device")

@@ -1,4 +1,4 @@
-"""Bodies: every Content-Encoding that is supported, in any chunks, and the bounds of what is not wanted."""
+"""Response bodies: supported encodings in chunks of any size, and limits on size and expansion."""
 
 import gzip
 import zlib
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from listener.errors import ExchangeError
 from listener.exchange.body import (
     EXPANSION_FREE,
-    MOST_EXPANSION,
+    MAX_EXPANSION,
     PADDING_LIMIT,
     PIECE,
     Body,
@@ -78,14 +78,14 @@ def test_encodings(encoding: str, encode: Callable[[bytes], bytes], size: int) -
     st.integers(0, 9),
     st.sampled_from([lambda data: gzip.compress(data), lambda data: zlib.compress(data)]),
 )
-def test_members_follow_each_other(
+def test_gzip_members_may_follow_each_other(
     texts: list[bytes], size: int, padding: int, encode: Callable[[bytes], bytes]
 ) -> None:
     body = b"".join(encode(text) + bytes(padding) for text in texts)
     assert decoded("gzip", cut(body, size)) == b"".join(texts)
 
 
-def test_a_piece_is_given_as_soon_as_it_can_be_decompressed() -> None:
+def test_a_piece_is_returned_as_soon_as_it_can_be_decompressed() -> None:
     compressor = zlib.compressobj(wbits=31)
     first = compressor.compress(TEXT) + compressor.flush(zlib.Z_SYNC_FLUSH)
     assert decoded("gzip", [first], close=False) == TEXT
@@ -104,14 +104,16 @@ def test_an_empty_body_is_complete() -> None:
 
 @pytest.mark.parametrize("garbage", [b"<s:Envelope>", b"\x1f\x8c", b"\x78\x02more", b"\0\0y"])
 @pytest.mark.parametrize("encode", [gzip.compress, zlib.compress, raw_deflate])
-def test_other_bytes_after_the_data_are_refused(garbage: bytes, encode: Callable[[bytes], bytes]) -> None:
+def test_unexpected_bytes_after_the_data_are_refused(
+    garbage: bytes, encode: Callable[[bytes], bytes]
+) -> None:
     encoding = "deflate" if encode is raw_deflate else "gzip"
     code, text = failure(encoding, cut(encode(TEXT) + garbage, 5))
     assert code == "NotSoap"
     assert "after the data" in text or "incorrect header" in text
 
 
-def test_padding_has_a_bound() -> None:
+def test_padding_is_limited() -> None:
     assert decoded("gzip", [gzip.compress(TEXT), bytes(PADDING_LIMIT)]) == TEXT
     assert "zero bytes" in failure("gzip", [gzip.compress(TEXT), *[bytes(PADDING_LIMIT)] * 2])[1]
 
@@ -126,33 +128,33 @@ def test_other_encodings_are_refused_by_name(encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @given(st.binary(max_size=200))
-def test_any_bytes_give_text_or_a_failure(encoding: str, data: bytes) -> None:
+def test_any_bytes_are_decoded_or_a_failure(encoding: str, data: bytes) -> None:
     try:
         decoded(encoding, cut(data, 3))
     except ExchangeError as error:
-        assert error.failure.code in ("NotSoap", "StreamIncomplete")  # noqa: PT017  (either is right)
+        assert error.failure.code in ("NotSoap", "StreamIncomplete")  # noqa: PT017  (either is correct)
 
 
-def test_a_bomb_is_given_in_pieces_and_refused_at_its_bound() -> None:
+def test_a_gzip_bomb_is_decoded_in_pieces_and_refused_at_its_limit() -> None:
     decoder, bomb = Decoder("gzip"), gzip.compress(bytes(8 * EXPANSION_FREE))
     decoder.feed(bomb)
-    given = 0
+    decoded_bytes = 0
     with pytest.raises(ExchangeError) as caught:
         while piece := decoder.take():
             assert len(piece) <= PIECE
-            given += len(piece)
+            decoded_bytes += len(piece)
     assert caught.value.failure.code == "EnvelopeTooLarge"
-    assert given <= max(EXPANSION_FREE, MOST_EXPANSION * len(bomb))
+    assert decoded_bytes <= max(EXPANSION_FREE, MAX_EXPANSION * len(bomb))
 
 
-def test_what_expands_as_heartbeats_do_has_no_bound() -> None:
-    """So does a stream that is well: the same message again and again, each flushed."""
-    compressor, decoder, given = zlib.compressobj(wbits=31), Decoder("gzip"), 0
+def test_heartbeats_may_expand_without_limit() -> None:
+    """A healthy stream repeats one message, flushed each time, and expands as much."""
+    compressor, decoder, decoded_bytes = zlib.compressobj(wbits=31), Decoder("gzip"), 0
     heartbeat = b"<Envelope>" + b"x" * 1500 + b"</Envelope>"
-    while given < 2 * EXPANSION_FREE:
+    while decoded_bytes < 2 * EXPANSION_FREE:
         decoder.feed(compressor.compress(heartbeat) + compressor.flush(zlib.Z_SYNC_FLUSH))
         while piece := decoder.take():
-            given += len(piece)
+            decoded_bytes += len(piece)
 
 
 class Chunks(httpx.AsyncByteStream):
@@ -177,7 +179,7 @@ async def body(stream: Chunks, **headers: str) -> AsyncIterator[Body]:
         yield opened
 
 
-async def test_a_body_is_read_to_its_limit_and_no_further() -> None:
+async def test_a_body_is_read_up_to_its_limit() -> None:
     async with body(Chunks(b"x" * 1000, 8)) as good:
         assert await good.whole(8000) == b"x" * 8000
     endless = Chunks(b"x" * 1000, 10**9)
@@ -187,38 +189,38 @@ async def test_a_body_is_read_to_its_limit_and_no_further() -> None:
     assert (caught.value.failure.code, endless.sent) == ("EnvelopeTooLarge", 9)
 
 
-async def test_of_an_error_page_only_the_beginning_is_read() -> None:
+async def test_only_the_beginning_of_an_error_page_is_read() -> None:
     endless = Chunks(b"x" * 1000, 10**9)
     async with body(endless) as page:
         assert await page.beginning(2500) == b"x" * 2500
     assert endless.sent == 3
 
 
-async def test_a_bomb_is_no_longer_than_the_limit() -> None:
+async def test_a_gzip_bomb_is_limited_as_other_bodies_are() -> None:
     bomb = Chunks(gzip.compress(bytes(10_000_000)), 1)
     async with body(bomb, content_encoding="gzip") as answer:
         with pytest.raises(ExchangeError) as caught:
             await answer.whole(1_000_000)
-    assert caught.value.failure.text == "a response of over 1000000 bytes"
+    assert caught.value.failure.text == "the response is longer than 1000000 bytes"
 
 
 async def test_other_tasks_run_between_two_pieces() -> None:
-    """However much of the body is there already."""
-    queues = 0
+    """Even if the whole body has been received already."""
+    checkpoints = 0
 
     async def other() -> None:
-        nonlocal queues
+        nonlocal checkpoints
         while True:
-            queues += 1
+            checkpoints += 1
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
         async with body(Chunks(gzip.compress(bytes(5_000_000)), 1), content_encoding="gzip") as answer:
             assert len(await answer.whole(5_000_000)) == 5_000_000
-        assert queues >= 5_000_000 // PIECE
-        queues = 0
+        assert checkpoints >= 5_000_000 // PIECE
+        checkpoints = 0
         async with body(Chunks(b"x", 500)) as answer:
             await answer.whole(1000)
-        assert queues >= 500
+        assert checkpoints >= 500
         nursery.cancel_scope.cancel()

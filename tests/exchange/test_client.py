@@ -1,4 +1,4 @@
-"""The client against a peer that writes what it is told to, byte by byte, over a real socket."""
+"""The HTTP client against a scripted peer, over a real socket."""
 
 import gzip
 import re
@@ -12,13 +12,13 @@ import pytest
 import trio
 import trio.testing
 
+from listener.config.auth import tls_context
 from listener.config.secrets import Secret
-from listener.config.tls import tls_context
 from listener.errors import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.body import SOAP_LIMIT
 from listener.exchange.client import Access, ExchangeClient
-from listener.exchange.cookies import MOST, Cookie
+from listener.exchange.cookies import MAX_COOKIES, Cookie
 from listener.exchange.throttle import Throttles
 
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
@@ -28,7 +28,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 def access(**changes: object) -> Access:
     settings: dict[str, object] = {
-        "auth": Accounts.same(Basic(Credentials("svc", Secret("secret")))),
+        "auth": Accounts.single(Basic(Credentials("svc", Secret("secret")))),
         "throttles": Throttles(10),
         "user_agent": "test/1",
         "tls": ssl.create_default_context(),
@@ -37,7 +37,7 @@ def access(**changes: object) -> Access:
 
 
 async def head(stream: trio.SocketStream) -> bytes:
-    """Reads one whole request; empty when the client hung up."""
+    """Read one whole request and return its head; empty if the client closed the connection."""
     data = bytearray()
     while b"\r\n\r\n" not in data:
         chunk = await stream.receive_some()
@@ -73,7 +73,7 @@ def answer(status: bytes, body: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join(lines)
 
 
-async def test_a_call_carries_credentials_headers_and_the_groups_cookie() -> None:
+async def test_a_call_sends_credentials_headers_and_cookies() -> None:
     seen: list[bytes] = []
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -95,7 +95,7 @@ async def test_a_call_carries_credentials_headers_and_the_groups_cookie() -> Non
     assert [b"cookie: x-backendoverridecookie=be1~1" in request for request in seen] == [False, True, False]
 
 
-async def test_cookies_can_be_kept_and_a_twin_has_those_of_the_moment() -> None:
+async def test_cookies_can_be_stored_and_a_clone_has_a_copy_of_them() -> None:
     seen: list[bytes] = []
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -113,27 +113,27 @@ async def test_cookies_can_be_kept_and_a_twin_has_those_of_the_moment() -> None:
 
     async with served(peer) as client:
         await client.call(b"<x/>", {}, bytes)
-        kept = msgspec.msgpack.decode(msgspec.msgpack.encode(client.cookies), type=tuple[Cookie, ...])
-        assert kept == client.cookies
-        assert [(cookie.name, cookie.path, cookie.secure) for cookie in kept] == [
+        stored = msgspec.msgpack.decode(msgspec.msgpack.encode(client.cookies), type=tuple[Cookie, ...])
+        assert stored == client.cookies
+        assert [(cookie.name, cookie.path, cookie.secure) for cookie in stored] == [
             ("over-tls", "/", True),
             ("persistent", "/", False),
             ("X-BackEndOverrideCookie", "/EWS", False),
         ]
-        assert kept[1].expires == 4102444800
+        assert stored[1].expires == 4102444800
         async with client.clone() as clone:
             client.forget_cookies()
             await clone.call(b"<x/>", {}, bytes)
             await client.call(b"<x/>", {}, bytes)
-        gone = msgspec.structs.replace(kept[1], name="gone", expires=1.0)
-        async with ExchangeClient(client.url, client._access, (*kept, gone)) as later:
+        gone = msgspec.structs.replace(stored[1], name="gone", expires=1.0)
+        async with ExchangeClient(client.url, client._access, (*stored, gone)) as later:
             await later.call(b"<x/>", {}, bytes)
     cookies = [re.findall(rb"(?i)cookie: (.*?)\r\n", request + b"\r\n") for request in seen]
     first = [b"X-BackEndOverrideCookie=BE1~1; persistent=1"]
     assert cookies == [[], first, [], first]
 
 
-async def test_cookies_have_a_bound_and_the_first_ones_stay() -> None:
+async def test_cookies_are_limited_and_the_first_ones_stay() -> None:
     answers = 0
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -148,14 +148,14 @@ async def test_cookies_have_a_bound_and_the_first_ones_stay() -> None:
     async with served(peer) as client:
         for _ in range(5):
             await client.call(b"<x/>", {}, bytes)
-        kept = client.cookies
-    assert len(kept) <= 50
-    assert sum(len(cookie.value) for cookie in kept) <= 16 * 1024
-    assert [cookie.value for cookie in kept if cookie.name == "X-BackEndOverrideCookie"] == ["BE1~5"]
+        stored = client.cookies
+    assert len(stored) <= 50
+    assert sum(len(cookie.value) for cookie in stored) <= 16 * 1024
+    assert [cookie.value for cookie in stored if cookie.name == "X-BackEndOverrideCookie"] == ["BE1~5"]
 
 
 @pytest.mark.parametrize("status", [b"401 Unauthorized", b"404 Not Found", b"503 Service Unavailable"])
-async def test_of_an_endless_error_page_the_status_counts(status: bytes) -> None:
+async def test_an_endless_error_page_is_reported_by_its_status(status: bytes) -> None:
     async def peer(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
             while await head(stream):
@@ -170,7 +170,7 @@ async def test_of_an_endless_error_page_the_status_counts(status: bytes) -> None
     assert len(caught.value.failure.text) < 1000
 
 
-async def test_an_answer_without_end_is_too_large() -> None:
+async def test_an_endless_response_is_too_large() -> None:
     sent = 0
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -202,7 +202,7 @@ async def test_a_stream_of_several_gzip_members_is_read_to_its_end() -> None:
     assert received == b"<0><1><2>"
 
 
-async def test_after_a_refusal_the_connection_is_not_used_again() -> None:
+async def test_after_an_error_status_the_connection_is_not_used_again() -> None:
     connections = 0
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -224,7 +224,7 @@ async def test_after_a_refusal_the_connection_is_not_used_again() -> None:
     assert connections == 2
 
 
-async def test_a_stream_comes_as_it_is_written_and_ends_with_the_body() -> None:
+async def test_a_stream_is_received_in_pieces_and_ends_with_the_body() -> None:
     async def peer(stream: trio.SocketStream) -> None:
         await head(stream)
         await stream.send_all(CHUNKED + b"3\r\nabc\r\n")
@@ -246,7 +246,7 @@ async def test_a_stream_comes_as_it_is_written_and_ends_with_the_body() -> None:
         (OK + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nnogzi", "NotSoap"),
     ],
 )
-async def test_a_stream_that_breaks_says_how(written: bytes, code: str) -> None:
+async def test_a_broken_stream_is_a_failure_with_its_own_code(written: bytes, code: str) -> None:
     async def peer(stream: trio.SocketStream) -> None:
         await head(stream)
         await stream.send_all(written)
@@ -259,7 +259,7 @@ async def test_a_stream_that_breaks_says_how(written: bytes, code: str) -> None:
     assert caught.value.failure.code == code
 
 
-async def test_a_peer_that_hangs_up_without_an_answer_is_named() -> None:
+async def test_a_connection_closed_without_a_response_is_a_failure() -> None:
     async def peer(stream: trio.SocketStream) -> None:
         await head(stream)
 
@@ -269,21 +269,21 @@ async def test_a_peer_that_hangs_up_without_an_answer_is_named() -> None:
     assert caught.value.failure.code == "ConnectionReset"
 
 
-async def test_nobody_listening_is_a_failed_connection() -> None:
+async def test_a_closed_port_is_a_failure() -> None:
     async with ExchangeClient("http://127.0.0.1:9/EWS/Exchange.asmx", access()) as client:
         with pytest.raises(ExchangeError) as caught:
             await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "ConnectFailed"
 
 
-async def test_a_name_that_is_not_there_is_said_so() -> None:
+async def test_an_unknown_hostname_is_a_failure() -> None:
     async with ExchangeClient("https://mail.invalid/EWS/Exchange.asmx", access()) as client:
         with pytest.raises(ExchangeError) as caught:
             await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "NameNotResolved"
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_said_so() -> None:
+async def test_an_untrusted_certificate_is_reported_with_its_issuer() -> None:
     import trustme
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -306,7 +306,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_said_so() -> None:
     assert ", issued by OU=Testing CA #" in text
 
 
-async def test_a_certificate_of_ours_is_shown_to_who_asks_for_it(tmp_path: Path) -> None:
+async def test_the_client_certificate_is_sent_to_a_server_that_requests_it(tmp_path: Path) -> None:
     import trustme
 
     authority = trustme.CA()
@@ -326,14 +326,14 @@ async def test_a_certificate_of_ours_is_shown_to_who_asks_for_it(tmp_path: Path)
         shown.append(tls.getpeercert()["subjectAltName"][0][1])
         await tls.send_all(answer(b"200 OK", b"<a/>"))
 
-    ours = tls_context(tmp_path / "ca.pem", tmp_path / "own.pem")
-    async with served(peer, tls=ours) as client:
+    client_tls = tls_context(tmp_path / "ca.pem", tmp_path / "own.pem")
+    async with served(peer, tls=client_tls) as client:
         client.url = client.url.replace("http:", "https:")
         assert await client.call(b"<x/>", {}, bytes) == b"<a/>"
     assert shown == ["listener.example.com"]
 
 
-async def test_a_peer_that_accepts_and_never_answers_costs_one_time_out(
+async def test_a_peer_that_never_responds_is_a_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def peer(stream: trio.SocketStream) -> None:
@@ -349,7 +349,7 @@ async def test_a_peer_that_accepts_and_never_answers_costs_one_time_out(
         assert trio.current_time() - started_at == pytest.approx(60, abs=1)
 
 
-async def test_giving_up_a_stream_closes_its_connection() -> None:
+async def test_closing_a_stream_closes_its_connection() -> None:
     closed = trio.Event()
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -367,7 +367,7 @@ async def test_giving_up_a_stream_closes_its_connection() -> None:
             await closed.wait()
 
 
-async def test_a_password_that_ends_while_requests_wait_is_not_sent_by_those() -> None:
+async def test_a_password_refused_meanwhile_is_not_sent_by_waiting_requests() -> None:
     statuses: list[bytes] = []
 
     async def peer(stream: trio.SocketStream) -> None:
@@ -409,7 +409,7 @@ async def test_a_password_that_ends_while_requests_wait_is_not_sent_by_those() -
         b"\xff\x00\r\n\r\n",
     ],
 )
-async def test_no_answer_raises_anything_but_the_documented_error(top: bytes) -> None:
+async def test_any_response_raises_only_exchange_error(top: bytes) -> None:
     async def peer(stream: trio.SocketStream) -> None:
         await head(stream)
         await stream.send_all(top)
@@ -419,7 +419,7 @@ async def test_no_answer_raises_anything_but_the_documented_error(top: bytes) ->
             await client.call(b"<x/>", {"X-AnchorMailbox": "j\u00fcrgen@contoso.example\r\nX: y"}, bytes)
 
 
-async def test_cookies_without_measure_are_kept_within_bounds() -> None:
+async def test_oversized_cookies_are_dropped_and_their_expiry_is_limited() -> None:
     endless = b"Set-Cookie: long=" + b"x" * 5000 + b"; Max-Age=60"
     far = b"Set-Cookie: far=1; Max-Age=99999999999999999999999999"
 
@@ -432,6 +432,6 @@ async def test_cookies_without_measure_are_kept_within_bounds() -> None:
     async with served(peer) as client:
         for _ in range(3):
             await client.call(b"<x/>", {}, bytes)
-        assert len(client.cookies) <= MOST
+        assert len(client.cookies) <= MAX_COOKIES
         assert "long" not in {cookie.name for cookie in client.cookies}
-        msgspec.msgpack.encode(client.cookies)  # the journal takes them
+        msgspec.msgpack.encode(client.cookies)  # as the journal stores them

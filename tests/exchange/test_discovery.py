@@ -1,4 +1,4 @@
-"""Autodiscover against hosts that are written as a few lines of script."""
+"""Autodiscover against scripted hosts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +20,9 @@ from listener.exchange.auth import Accounts, Credentials
 from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access
 from listener.exchange.discovery import Autodiscover
-from listener.exchange.redirect_discovery import Service
-from listener.groups.affinity import Placement
-from tests.exchange.internet import Answering, Asked, Internet, Page, connected
+from listener.exchange.redirects import SrvRecord
+from listener.placement import Placement
+from tests.exchange.internet import Answer, Asked, Internet, Page, connected
 
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
 POX_REQUEST = "http://schemas.microsoft.com/exchange/autodiscover/outlook/requestschema/2006"
@@ -40,7 +40,7 @@ def pox_url(host: str) -> str:
     return f"https://{host}/autodiscover/autodiscover.xml"
 
 
-# --- what the endpoints say
+# --- responses of endpoints
 
 
 def users_of(asked: Asked) -> list[str]:
@@ -71,17 +71,17 @@ def at_home(_mailbox: str) -> str:
     return user(ExternalEwsUrl=EWS, GroupingInformation="DAG1")
 
 
-def soap(tell: Callable[[str], str] = at_home) -> Answering:
-    """An endpoint that tells this of each mailbox."""
-    return lambda asked: Page(200, response("".join(map(tell, users_of(asked)))))
+def soap(answer_for: Callable[[str], str] = at_home) -> Answer:
+    """Return a SOAP endpoint that answers `answer_for(mailbox)` for each mailbox."""
+    return lambda asked: Page(200, response("".join(map(answer_for, users_of(asked)))))
 
 
-def pox(tell: Callable[[str], str]) -> Answering:
+def pox(answer_for: Callable[[str], str]) -> Answer:
     def answer(asked: Asked) -> Page:
         mailbox = etree.fromstring(asked.body).findtext(f".//{{{POX_REQUEST}}}EMailAddress") or ""
         return Page(
             200,
-            f'<Autodiscover xmlns="{POX_OUTER}"><Response xmlns="{POX_INNER}">{tell(mailbox)}</Response>'
+            f'<Autodiscover xmlns="{POX_OUTER}"><Response xmlns="{POX_INNER}">{answer_for(mailbox)}</Response>'
             "</Autodiscover>".encode(),
         )
 
@@ -99,11 +99,11 @@ def pox_at_home(_mailbox: str) -> str:
     )
 
 
-async def no_records(_name: str) -> Sequence[Service]:
+async def no_records(_name: str) -> Sequence[SrvRecord]:
     return ()
 
 
-def asking(access: Access, **more: Any) -> Autodiscover:
+def autodiscover_for(access: Access, **more: Any) -> Autodiscover:
     return Autodiscover(access, version="Exchange2013_SP1", **{"resolve": no_records} | more)
 
 
@@ -111,7 +111,7 @@ async def discovered(
     internet: Internet, *mailboxes: str, url: str | None = None, ews_url: str | None = None
 ) -> Mapping[str, Placement | Failure]:
     async with connected(internet) as access:
-        return await asking(
+        return await autodiscover_for(
             access, url=url, ews_url=ews_url, hosts=["*.example.net", "example.net"]
         ).discover(mailboxes)
 
@@ -122,10 +122,10 @@ async def code_of(internet: Internet, ews_url: str | None = None, url: str | Non
     return found.code
 
 
-# --- who is asked, and what comes of it
+# --- requests and results
 
 
-async def test_many_mailboxes_are_asked_for_a_hundred_at_a_time() -> None:
+async def test_requests_have_at_most_100_mailboxes() -> None:
     internet = Internet({soap_url("example.org"): soap()})
     mailboxes = [f"user{n:03}@example.org" for n in range(250)]
     found = await discovered(internet, *mailboxes)
@@ -135,11 +135,11 @@ async def test_many_mailboxes_are_asked_for_a_hundred_at_a_time() -> None:
     assert sorted(chain(*batches)) == mailboxes
 
 
-async def test_each_request_says_who_it_is_about_and_who_asks() -> None:
+async def test_each_request_has_an_anchor_mailbox_and_credentials() -> None:
     internet = Internet({soap_url("example.org"): Page(404), pox_url("example.org"): pox(pox_at_home)})
     await discovered(internet, "ann@example.org", "bob@example.org")
     assert [asked.headers["x-anchormailbox"] for asked in internet.asked] == [
-        "ann@example.org",  # the first of all whom the request over SOAP is about
+        "ann@example.org",  # the first mailbox of the SOAP request
         "ann@example.org",
         "bob@example.org",
     ]
@@ -147,7 +147,7 @@ async def test_each_request_says_who_it_is_about_and_who_asks() -> None:
     assert {asked.headers["content-type"] for asked in internet.asked} == {"text/xml; charset=utf-8"}
 
 
-async def test_each_mail_domain_is_asked_for_its_own() -> None:
+async def test_each_mail_domain_is_asked_for_its_own_mailboxes() -> None:
     internet = Internet({soap_url("example.org"): soap(), soap_url("example.net"): soap()})
     await discovered(internet, "ann@example.org", "bob@example.net", "cat@example.org")
     assert sorted((asked.url, users_of(asked)) for asked in internet.asked) == [
@@ -156,14 +156,14 @@ async def test_each_mail_domain_is_asked_for_its_own() -> None:
     ]
 
 
-async def test_without_grouping_information_the_url_alone_groups() -> None:
+async def test_grouping_information_may_be_missing() -> None:
     internet = Internet({soap_url("example.org"): soap(lambda _: user(InternalEwsUrl=EWS))})
     assert await discovered(internet, "ann@example.org") == {
         "ann@example.org": Placement(EWS, "", "ann@example.org")
     }
 
 
-async def test_the_outer_url_is_preferred() -> None:
+async def test_the_external_url_is_preferred() -> None:
     both = user(InternalEwsUrl="https://inside.example.org/EWS", ExternalEwsUrl=EWS)
     internet = Internet({soap_url("example.org"): soap(lambda _: both)})
     found = (await discovered(internet, "ann@example.org"))["ann@example.org"]
@@ -171,11 +171,11 @@ async def test_the_outer_url_is_preferred() -> None:
     assert found.ews_url == EWS
 
 
-async def test_a_mailbox_that_is_refused_harms_no_other() -> None:
-    def tell(mailbox: str) -> str:
+async def test_a_refused_mailbox_does_not_affect_the_others() -> None:
+    def answer_for(mailbox: str) -> str:
         return user("InvalidUser", message="no such user") if mailbox.startswith("bob") else at_home(mailbox)
 
-    internet = Internet({soap_url("example.org"): soap(tell)})
+    internet = Internet({soap_url("example.org"): soap(answer_for)})
     found = await discovered(
         internet, "ann@example.org", "bob@example.org", "cat@example.org", ews_url=FALLBACK
     )
@@ -189,7 +189,7 @@ async def test_a_mailbox_that_is_refused_harms_no_other() -> None:
 # --- redirects
 
 
-async def test_another_address_is_asked_for_where_its_own_domain_lives() -> None:
+async def test_a_redirect_address_is_asked_for_at_its_own_domain() -> None:
     internet = Internet(
         {
             soap_url("example.org"): soap(lambda _: user("RedirectAddress", "ann@tenant.example.net")),
@@ -205,7 +205,7 @@ async def test_another_address_is_asked_for_where_its_own_domain_lives() -> None
     assert internet.asked[1].headers["x-anchormailbox"] == "ann@tenant.example.net"
 
 
-async def test_mailboxes_that_moved_together_are_asked_for_together() -> None:
+async def test_mailboxes_with_the_same_redirect_share_a_request() -> None:
     def moved(mailbox: str) -> str:
         name = mailbox.partition("@")[0]
         return user("RedirectAddress", f"{name}@tenant.example.net")
@@ -217,16 +217,16 @@ async def test_mailboxes_that_moved_together_are_asked_for_together() -> None:
     assert internet.urls == [soap_url("example.org"), soap_url("tenant.example.net")]
 
 
-async def test_another_url_is_asked_and_not_remembered_for_the_others() -> None:
+async def test_a_redirect_url_is_not_remembered_for_other_mailboxes() -> None:
     elsewhere = soap_url("site2.example.org")
 
-    def tell(mailbox: str) -> str:
+    def answer_for(mailbox: str) -> str:
         return user("RedirectUrl", elsewhere) if mailbox.startswith("bob") else at_home(mailbox)
 
     site2 = user(ExternalEwsUrl="https://site2.example.org/EWS", GroupingInformation="DAG2")
-    internet = Internet({soap_url("example.org"): soap(tell), elsewhere: soap(lambda _: site2)})
+    internet = Internet({soap_url("example.org"): soap(answer_for), elsewhere: soap(lambda _: site2)})
     async with connected(internet) as access:
-        autodiscover = asking(access)
+        autodiscover = autodiscover_for(access)
         found = await autodiscover.discover(["ann@example.org", "bob@example.org"])
         await autodiscover.discover(["cat@example.org"])
     assert found["ann@example.org"] == Placement(EWS, "DAG1", "ann@example.org")
@@ -242,23 +242,23 @@ async def test_another_url_is_asked_and_not_remembered_for_the_others() -> None:
     ],
     ids=["302", "451"],
 )
-async def test_redirects_that_lead_nowhere_end_after_ten(answer: Answering | Page) -> None:
+async def test_an_http_redirect_loop_ends_after_ten_redirects(answer: Answer | Page) -> None:
     internet = Internet({soap_url("example.org"): answer})
     assert await code_of(internet, ews_url=FALLBACK) == "TooManyRedirects"
     assert len([url for url in internet.urls if url.startswith("https:")]) == 11
 
 
-async def test_addresses_that_change_each_time_end_after_ten() -> None:
-    def tell(mailbox: str) -> str:
+async def test_changing_redirect_addresses_end_after_ten_redirects() -> None:
+    def answer_for(mailbox: str) -> str:
         return user("RedirectAddress", f"x{mailbox}")
 
-    internet = Internet({soap_url("example.org"): soap(tell)})
+    internet = Internet({soap_url("example.org"): soap(answer_for)})
     assert await code_of(internet, ews_url=FALLBACK) == "TooManyRedirects"
     assert len([url for url in internet.urls if url.startswith("https:")]) == 11
 
 
 OTHERS = {"ann@example.org": "bob@example.org", "bob@example.org": "ANN@example.org"}
-CIRCLES = {
+LOOPS = {
     "same address": soap(lambda mailbox: user("RedirectAddress", mailbox)),
     "same address in capitals": soap(lambda mailbox: user("RedirectAddress", mailbox.upper())),
     "same URL": soap(lambda _: user("RedirectUrl", soap_url("example.org"))),
@@ -267,23 +267,23 @@ CIRCLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("circle", CIRCLES.values(), ids=CIRCLES)
-async def test_an_endpoint_that_redirects_in_a_circle_is_passed_over(circle: Answering) -> None:
-    internet = Internet({soap_url("example.org"): circle, soap_url("autodiscover.example.org"): soap()})
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+async def test_an_endpoint_that_redirects_in_a_loop_is_skipped(loop: Answer) -> None:
+    internet = Internet({soap_url("example.org"): loop, soap_url("autodiscover.example.org"): soap()})
     found = await discovered(internet, "ann@example.org")
     assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
     assert internet.urls[-1] == soap_url("autodiscover.example.org")
     assert len(internet.urls) <= 3
 
 
-@pytest.mark.parametrize("circle", CIRCLES.values(), ids=CIRCLES)
-async def test_a_circle_at_every_endpoint_is_told(circle: Answering) -> None:
-    internet = Internet({soap_url("example.org"): circle})
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+async def test_a_redirect_loop_at_every_endpoint_is_a_failure(loop: Answer) -> None:
+    internet = Internet({soap_url("example.org"): loop})
     assert await code_of(internet) == "TooManyRedirects"
     assert len([url for url in internet.urls if url.startswith("https:")]) <= 2
 
 
-async def test_a_circle_of_two_domains_is_left_at_its_beginning() -> None:
+async def test_a_loop_of_two_domains_continues_at_the_next_endpoint_of_the_first() -> None:
     def away(mailbox: str) -> str:
         return user("RedirectAddress", mailbox.replace("example.org", "tenant.example.net"))
 
@@ -298,19 +298,22 @@ async def test_a_circle_of_two_domains_is_left_at_its_beginning() -> None:
         }
     )
     async with connected(internet) as access:
-        found = await asking(access, hosts=["tenant.example.net", "example.org"]).discover(
+        found = await autodiscover_for(access, hosts=["tenant.example.net", "example.org"]).discover(
             ["ann@example.org"]
         )
     assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
 
 
-async def test_the_others_of_a_request_keep_what_an_endpoint_says_of_them() -> None:
-    def tell(mailbox: str) -> str:
+async def test_a_redirect_loop_of_one_mailbox_keeps_the_answers_for_the_others() -> None:
+    def answer_for(mailbox: str) -> str:
         return user("RedirectAddress", mailbox) if mailbox.startswith("bob") else at_home(mailbox)
 
     elsewhere = user(ExternalEwsUrl="https://site2.example.org/EWS", GroupingInformation="DAG2")
     internet = Internet(
-        {soap_url("example.org"): soap(tell), soap_url("autodiscover.example.org"): soap(lambda _: elsewhere)}
+        {
+            soap_url("example.org"): soap(answer_for),
+            soap_url("autodiscover.example.org"): soap(lambda _: elsewhere),
+        }
     )
     found = await discovered(internet, "ann@example.org", "bob@example.org")
     assert found["ann@example.org"] == Placement(EWS, "DAG1", "ann@example.org")
@@ -332,17 +335,19 @@ async def test_the_others_of_a_request_keep_what_an_endpoint_says_of_them() -> N
         ({"ExternalEwsUrl": "https://mail.example.org@evil.example/EWS"}, "InvalidUrl"),
     ],
 )
-@pytest.mark.parametrize("way", ["soap", "pox"])
-async def test_an_ews_url_that_credentials_may_not_be_sent_to(
-    way: str, settings: dict[str, str], code: str
+@pytest.mark.parametrize("protocol", ["soap", "pox"])
+async def test_an_ews_url_that_is_not_allowed_is_a_failure(
+    protocol: str, settings: dict[str, str], code: str
 ) -> None:
     ((kind, url),) = settings.items()
-    if way == "soap":
+    if protocol == "soap":
         internet = Internet({soap_url("example.org"): soap(lambda _: user(**settings))})
     else:
         type_ = "EXPR" if kind == "ExternalEwsUrl" else "EXCH"
-        told = f"<Account><Protocol><Type>{type_}</Type><EwsUrl>{escape(url)}</EwsUrl></Protocol></Account>"
-        internet = Internet({pox_url("example.org"): pox(lambda _: told)})
+        account_xml = (
+            f"<Account><Protocol><Type>{type_}</Type><EwsUrl>{escape(url)}</EwsUrl></Protocol></Account>"
+        )
+        internet = Internet({pox_url("example.org"): pox(lambda _: account_xml)})
     found = (await discovered(internet, "ann@example.org"))["ann@example.org"]
     assert isinstance(found, Failure)
     assert found.code == code
@@ -351,8 +356,8 @@ async def test_an_ews_url_that_credentials_may_not_be_sent_to(
 
 
 async def test_the_internal_url_is_used_where_the_external_one_is_not_allowed() -> None:
-    told = user(ExternalEwsUrl="https://evil.example/EWS", InternalEwsUrl=EWS, GroupingInformation="DAG1")
-    internet = Internet({soap_url("example.org"): soap(lambda _: told)})
+    settings = user(ExternalEwsUrl="https://evil.example/EWS", InternalEwsUrl=EWS, GroupingInformation="DAG1")
+    internet = Internet({soap_url("example.org"): soap(lambda _: settings)})
     found = await discovered(internet, "ann@example.org")
     assert found == {"ann@example.org": Placement(EWS, "DAG1", "ann@example.org")}
 
@@ -361,16 +366,16 @@ async def test_the_internal_url_is_used_where_the_external_one_is_not_allowed() 
     "target", ["https://[bad", "https://xn--.example.org/", "//\\evil", "https://a:99999/"]
 )
 @pytest.mark.parametrize("header", [(302, "Location"), (451, "X-MS-Location")], ids=["302", "451"])
-async def test_a_redirect_that_nothing_can_be_made_of(header: tuple[int, str], target: str) -> None:
+async def test_a_redirect_to_an_invalid_url_is_a_failure(header: tuple[int, str], target: str) -> None:
     status, name = header
     internet = Internet({soap_url("example.org"): Page(status, headers=[(name, target)])})
     assert await code_of(internet, url=soap_url("example.org")) == "InvalidUrl"
 
 
-# --- mailboxes that a front end does not know
+# --- mailboxes that the front end does not know
 
 
-async def test_a_mailbox_that_the_front_end_does_not_know_does_not_harm_the_others() -> None:
+async def test_a_mailbox_unknown_to_the_front_end_does_not_affect_the_others() -> None:
     def answer(asked: Asked) -> Page:
         if asked.headers["x-anchormailbox"].startswith("ann"):
             return Page(404, headers=[("X-CasErrorCode", "UserNotFound")])
@@ -384,23 +389,23 @@ async def test_a_mailbox_that_the_front_end_does_not_know_does_not_harm_the_othe
     assert failure.code == "UserNotFound"
 
 
-# --- addresses outside of ASCII
+# --- non-ASCII addresses
 
 
-async def test_an_address_outside_of_ascii_is_asked_for_at_the_ascii_form_of_its_domain() -> None:
+async def test_a_non_ascii_domain_is_asked_at_its_ascii_form() -> None:
     host = "xn--mller-kva.example"
-    told = user(ExternalEwsUrl=f"https://mail.{host}/EWS", GroupingInformation="DAG1")
-    internet = Internet({soap_url(host): soap(lambda _: told)})
+    settings = user(ExternalEwsUrl=f"https://mail.{host}/EWS", GroupingInformation="DAG1")
+    internet = Internet({soap_url(host): soap(lambda _: settings)})
     found = await discovered(internet, "jürgen@müller.example")
     assert found == {
         "jürgen@müller.example": Placement(f"https://mail.{host}/EWS", "DAG1", "jürgen@müller.example")
     }
-    # The test's server reads headers as UTF-8, and so proves what was sent.
+    # The test's server decodes headers as UTF-8.
     assert internet.asked[0].headers["x-anchormailbox"] == "jürgen@müller.example"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_of_http_is_followed_with_body_and_headers(status: int) -> None:
+async def test_an_http_redirect_is_followed_with_body_and_headers(status: int) -> None:
     internet = Internet(
         {
             soap_url("example.org"): Page(status, headers=[("Location", soap_url("mail.example.org"))]),
@@ -421,14 +426,14 @@ async def test_a_redirect_of_http_is_followed_with_body_and_headers(status: int)
     ],
     ids=["RedirectUrl", "302"],
 )
-async def test_credentials_are_never_sent_in_the_clear(answer: Answering | Page) -> None:
+async def test_credentials_are_never_sent_over_http(answer: Answer | Page) -> None:
     internet = Internet({soap_url("example.org"): answer})
     assert await code_of(internet, url=soap_url("example.org")) == "InsecureRedirect"
     assert internet.connects == ["example.org"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "who"),
+    ("answer", "source"),
     [
         (soap(lambda _: user("RedirectUrl", soap_url("evil.example"))), "Autodiscover"),
         (soap(lambda _: user("RedirectAddress", "ann@evil.example")), "Autodiscover"),
@@ -440,16 +445,17 @@ async def test_credentials_are_never_sent_in_the_clear(answer: Answering | Page)
     ],
     ids=["RedirectUrl", "RedirectAddress", "302", "451"],
 )
-async def test_credentials_are_not_sent_where_nobody_has_allowed_it(
-    answer: Answering | Page, who: str
-) -> None:
+async def test_credentials_are_not_sent_to_an_untrusted_host(answer: Answer | Page, source: str) -> None:
     internet = Internet({soap_url("example.org"): answer, soap_url("evil.example"): soap()})
     found = await discovered(internet, "ann@example.org", url=soap_url("example.org"))
     failure = found["ann@example.org"]
     assert isinstance(failure, Failure)
     assert failure.code == "UntrustedRedirect"
-    assert failure.text.startswith(f"{who} leads to ")
-    assert "evil.example: if that is right, allow it in [exchange] autodiscover_hosts" in failure.text
+    assert failure.text.startswith(f"{source} names the host ")
+    assert (
+        "evil.example, which is not trusted: if it is correct, add it to [exchange] autodiscover_hosts"
+        in failure.text
+    )
     assert internet.connects == ["example.org"]
 
 
@@ -466,7 +472,7 @@ async def test_credentials_are_not_sent_where_nobody_has_allowed_it(
     ],
     ids=["404", "405", "415", "200 with HTML"],
 )
-async def test_where_soap_is_not_there_pox_is_asked_for_each_mailbox(page: Page) -> None:
+async def test_without_soap_pox_is_asked_for_each_mailbox(page: Page) -> None:
     internet = Internet({soap_url("example.org"): page, pox_url("example.org"): pox(pox_at_home)})
     found = await discovered(internet, "ann@example.org", "bob@example.org")
     assert found == {name: Placement(EWS, "DAG1", name) for name in ("ann@example.org", "bob@example.org")}
@@ -474,7 +480,7 @@ async def test_where_soap_is_not_there_pox_is_asked_for_each_mailbox(page: Page)
 
 
 async def test_pox_refuses_one_mailbox_and_redirects_another() -> None:
-    def tell(mailbox: str) -> str:
+    def answer_for(mailbox: str) -> str:
         match mailbox.partition("@")[0]:
             case "bob":
                 return (
@@ -484,7 +490,7 @@ async def test_pox_refuses_one_mailbox_and_redirects_another() -> None:
                 return account("<Action>redirectAddr</Action><RedirectAddr>cat@example.net</RedirectAddr>")
         return pox_at_home(mailbox)
 
-    internet = Internet({pox_url("example.org"): pox(tell), pox_url("example.net"): pox(pox_at_home)})
+    internet = Internet({pox_url("example.org"): pox(answer_for), pox_url("example.net"): pox(pox_at_home)})
     found = await discovered(internet, "ann@example.org", "bob@example.org", "cat@example.org")
     assert found == {
         "ann@example.org": Placement(EWS, "DAG1", "ann@example.org"),
@@ -493,7 +499,7 @@ async def test_pox_refuses_one_mailbox_and_redirects_another() -> None:
     }
 
 
-async def test_a_configured_pox_endpoint_is_not_asked_for_soap() -> None:
+async def test_a_configured_pox_endpoint_is_asked_by_pox_only() -> None:
     internet = Internet({pox_url("example.org"): pox(pox_at_home)})
     found = await discovered(internet, "ann@elsewhere.example", url=pox_url("example.org"))
     assert found == {"ann@elsewhere.example": Placement(EWS, "DAG1", "ann@elsewhere.example")}
@@ -512,10 +518,10 @@ async def test_a_configured_pox_endpoint_is_not_asked_for_soap() -> None:
     ],
     ids=[
         *("400", "401", "403", "404", "410", "429", "503", "504", "522"),
-        *("redirect to nowhere", "redirect to http", "redirect in a circle", "a document type", "no XML"),
+        *("redirect without a target", "redirect to http", "redirect loop", "a document type", "no XML"),
     ],
 )
-async def test_a_website_at_the_mail_domain_hides_no_autodiscover(website: Page) -> None:
+async def test_a_website_at_the_mail_domain_does_not_stop_discovery(website: Page) -> None:
     site = {soap_url("example.org"): website, pox_url("example.org"): website}
     internet = Internet({**site, soap_url("autodiscover.example.org"): soap()})
     found = await discovered(internet, "ann@example.org")
@@ -523,14 +529,14 @@ async def test_a_website_at_the_mail_domain_hides_no_autodiscover(website: Page)
 
 
 @pytest.mark.parametrize("page", [Page(401), Page(403), Page(503)], ids=["401", "403", "503"])
-async def test_a_website_that_hides_only_its_pox_hides_no_autodiscover(page: Page) -> None:
+async def test_a_website_that_refuses_only_pox_does_not_stop_discovery(page: Page) -> None:
     site = {soap_url("example.org"): Page(404), pox_url("example.org"): page}
     internet = Internet({**site, soap_url("autodiscover.example.org"): soap()})
     found = await discovered(internet, "ann@example.org", "bob@example.org")
     assert found == {name: Placement(EWS, "DAG1", name) for name in ("ann@example.org", "bob@example.org")}
 
 
-async def test_pox_that_ails_at_one_mailbox_places_the_others() -> None:
+async def test_a_pox_failure_of_one_mailbox_does_not_affect_the_others() -> None:
     def answer(asked: Asked) -> Page:
         return Page(503) if b"bob@" in asked.body else pox(pox_at_home)(asked)
 
@@ -548,23 +554,25 @@ async def test_pox_that_ails_at_one_mailbox_places_the_others() -> None:
     ],
     ids=["autodiscover.", "ews_url"],
 )
-async def test_a_website_with_another_scheme_of_authentication_hides_nothing(
-    more: dict[str, Answering | Page], place: Placement
+async def test_a_website_with_another_authentication_scheme_does_not_stop_discovery(
+    more: dict[str, Answer | Page], place: Placement
 ) -> None:
     website = Page(401, headers=[("WWW-Authenticate", 'Basic realm="intranet"')])
     internet = Internet({soap_url("example.org"): website, **more})
-    ntlm = Accounts.same(Ntlm(Credentials("svc", Secret("secret"))))
+    ntlm = Accounts.single(Ntlm(Credentials("svc", Secret("secret"))))
     async with connected(internet) as access:
-        found = await asking(replace(access, auth=ntlm), ews_url=FALLBACK).discover(["ann@example.org"])
+        found = await autodiscover_for(replace(access, auth=ntlm), ews_url=FALLBACK).discover(
+            ["ann@example.org"]
+        )
     assert found == {"ann@example.org": place}
 
 
-Trouble = Failure | Exception | None
-"""What comes of a request to a host; with None it never ends."""
+HostError = Failure | Exception | None
+"""The result of a request to a host; None: it never ends."""
 
 
-async def found_by(hosts: Mapping[str, Trouble], ews_url: str | None = None) -> Placement | Failure:
-    """What is found where these hosts are in trouble, and Autodiscover is at all others."""
+async def found_by(hosts: Mapping[str, HostError], ews_url: str | None = None) -> Placement | Failure:
+    """Return what is found if these hosts fail, and all others have Autodiscover."""
     asked: list[str] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -583,14 +591,16 @@ async def found_by(hosts: Mapping[str, Trouble], ews_url: str | None = None) -> 
 
     async with connected(Internet()) as access:
         access = replace(access, transport=httpx.MockTransport(answer), request_timeout=30)
-        return (await asking(access, ews_url=ews_url).discover(["ann@example.org"]))["ann@example.org"]
+        return (await autodiscover_for(access, ews_url=ews_url).discover(["ann@example.org"]))[
+            "ann@example.org"
+        ]
 
 
 SCHEMES_FAIL = ("SchemeNotOffered", "HandshakeRefused", "HandshakeBroken", "KerberosFailed")
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "error",
     [
         *(Failure(code=code) for code in SCHEMES_FAIL),
         httpx.ReadError(""),
@@ -599,19 +609,19 @@ SCHEMES_FAIL = ("SchemeNotOffered", "HandshakeRefused", "HandshakeBroken", "Kerb
     ],
     ids=[*SCHEMES_FAIL, "ConnectionReset", "StreamIncomplete", "ReadTimeout"],
 )
-async def test_trouble_at_the_mail_domain_leads_on_to_the_next_host(
-    autojump_clock: trio.testing.MockClock, trouble: Trouble
+async def test_after_a_failure_at_the_mail_domain_the_next_host_is_asked(
+    autojump_clock: trio.testing.MockClock, error: HostError
 ) -> None:
-    assert await found_by({"example.org": trouble}) == Placement(EWS, "DAG1", "ann@example.org")
+    assert await found_by({"example.org": error}) == Placement(EWS, "DAG1", "ann@example.org")
 
 
 @pytest.mark.parametrize("code", ["AccountLocked", "PasswordRefused", "TokenRefused", "ServerBusy"])
-async def test_what_no_other_host_can_mend_is_told_at_once(code: str) -> None:
+async def test_a_failure_of_the_account_is_returned_at_once(code: str) -> None:
     found = await found_by({"example.org": Failure(code=code)}, ews_url=FALLBACK)
     assert found == Failure(code=code)
 
 
-async def test_a_certificate_that_is_not_trusted_leads_on_to_the_next_host() -> None:
+async def test_after_an_untrusted_certificate_the_next_host_is_asked() -> None:
     internet = Internet({soap_url("example.org"): soap(), soap_url("autodiscover.example.org"): soap()})
     internet.untrusted.add("example.org")
     assert isinstance((await discovered(internet, "ann@example.org"))["ann@example.org"], Placement)
@@ -621,26 +631,26 @@ async def test_a_certificate_that_is_not_trusted_leads_on_to_the_next_host() -> 
 async def test_the_endpoint_that_answered_is_asked_first_the_next_time() -> None:
     internet = Internet({soap_url("autodiscover.example.org"): soap()})
     async with connected(internet) as access:
-        autodiscover = asking(access)
+        autodiscover = autodiscover_for(access)
         await autodiscover.discover(["ann@example.org"])
         await autodiscover.discover(["bob@example.org"])
         assert internet.connects == ["example.org", "autodiscover.example.org", "autodiscover.example.org"]
-        # It moves to another host, and is found again.
+        # Autodiscover moves to another host, and is found again.
         internet.pages = {soap_url("example.org"): soap()}
         found = await autodiscover.discover(["cat@example.org"])
     assert found == {"cat@example.org": Placement(EWS, "DAG1", "cat@example.org")}
 
 
-# --- nobody there, and trouble that passes
+# --- no endpoint, and temporary failures
 
 
-async def test_where_nobody_answers_the_configured_url_stands() -> None:
+async def test_without_any_endpoint_the_configured_url_is_used() -> None:
     mailboxes = ["ann@example.org", "bob@example.org"]
     found = await discovered(Internet(), *mailboxes, ews_url=FALLBACK)
     assert found == {mailbox: Placement(FALLBACK, "", mailbox) for mailbox in mailboxes}
 
 
-async def test_where_nobody_answers_and_nothing_is_configured_it_is_a_failure() -> None:
+async def test_without_any_endpoint_and_configured_url_discovery_fails() -> None:
     internet = Internet()
     with structlog.testing.capture_logs() as lines:
         assert await code_of(internet) == "ConnectFailed"
@@ -652,7 +662,7 @@ async def test_where_nobody_answers_and_nothing_is_configured_it_is_a_failure() 
     assert internet.urls == ["http://autodiscover.example.org/autodiscover/autodiscover.xml"]
 
 
-async def test_an_endpoint_that_names_no_url_leaves_it_to_the_configured_one() -> None:
+async def test_without_a_url_in_the_response_the_configured_one_is_used() -> None:
     internet = Internet({soap_url("example.org"): soap(lambda _: user(GroupingInformation="DAG1"))})
     assert await code_of(internet) == "SettingIsNotAvailable"
     assert await discovered(internet, "ann@example.org", ews_url=FALLBACK) == {
@@ -673,7 +683,7 @@ async def test_an_endpoint_that_names_no_url_leaves_it_to_the_configured_one() -
         (Page(401), "Http401", None),
     ],
 )
-async def test_trouble_that_passes_is_no_reason_to_place_a_mailbox_elsewhere(
+async def test_after_a_temporary_failure_the_configured_url_is_not_used(
     page: Page, code: str, wait: float | None
 ) -> None:
     internet = Internet({soap_url("example.org"): page, pox_url("example.org"): page})
@@ -683,19 +693,19 @@ async def test_trouble_that_passes_is_no_reason_to_place_a_mailbox_elsewhere(
 
 
 @pytest.mark.parametrize("code", ["HandshakeRefused", "KerberosFailed", "HandshakeBroken", "ReadTimeout"])
-async def test_who_does_not_let_us_in_or_does_not_answer_is_no_reason_either(code: str) -> None:
-    nobody = Failure(code="NameNotResolved")
+async def test_after_a_refusal_or_timeout_the_configured_url_is_not_used(code: str) -> None:
+    unresolved = Failure(code="NameNotResolved")
     found = await found_by(
-        {"example.org": Failure(code=code), "autodiscover.example.org": nobody}, ews_url=FALLBACK
+        {"example.org": Failure(code=code), "autodiscover.example.org": unresolved}, ews_url=FALLBACK
     )
     assert isinstance(found, Failure)
     assert found.code == code
 
 
 @pytest.mark.parametrize(
-    ("website", "autodiscover", "told"),
+    ("website", "autodiscover", "reported"),
     [
-        ("HandshakeRefused", "Http503", "Http503"),  # passes, so that it is soon asked again
+        ("HandshakeRefused", "Http503", "Http503"),  # temporary, so that discovery is soon retried
         ("Http503", "HandshakeRefused", "HandshakeRefused"),
         ("SchemeNotOffered", "ConnectFailed", "ConnectFailed"),
         ("SchemeNotOffered", "NameNotResolved", "SchemeNotOffered"),
@@ -703,17 +713,19 @@ async def test_who_does_not_let_us_in_or_does_not_answer_is_no_reason_either(cod
         ("Http503", "AccountLocked", "AccountLocked"),
     ],
 )
-async def test_the_likeliest_host_has_the_last_word(website: str, autodiscover: str, told: str) -> None:
+async def test_the_failure_of_the_likeliest_host_is_reported(
+    website: str, autodiscover: str, reported: str
+) -> None:
     failures = {"example.org": Failure(code=website), "autodiscover.example.org": Failure(code=autodiscover)}
     found = await found_by(failures)
     assert isinstance(found, Failure)
-    assert found.code == told
+    assert found.code == reported
 
 
-async def test_who_has_answered_before_has_the_first_word() -> None:
+async def test_the_failure_of_the_endpoint_that_answered_before_is_reported() -> None:
     internet = Internet({soap_url("example.org"): soap()})
     async with connected(internet) as access:
-        autodiscover = asking(access, ews_url=FALLBACK)
+        autodiscover = autodiscover_for(access, ews_url=FALLBACK)
         await autodiscover.discover(["ann@example.org"])
         internet.pages = {
             soap_url("example.org"): Page(503, headers=[("Retry-After", "30")]),
@@ -724,9 +736,9 @@ async def test_who_has_answered_before_has_the_first_word() -> None:
         assert (found.code, found.wait) == ("Http503", 30.0)
 
 
-async def test_an_answer_that_leaves_somebody_out_places_nobody() -> None:
-    """Users and answers are matched by nothing but their order."""
+async def test_a_response_with_missing_users_is_a_failure_for_all() -> None:
+    """Users and answers are matched only by their order."""
     internet = Internet({soap_url("example.org"): Page(200, response(at_home("")))})
     found = await discovered(internet, "ann@example.org", "bob@example.org")
-    assert all(isinstance(why, Failure) for why in found.values())
+    assert all(isinstance(failure, Failure) for failure in found.values())
     assert list(found) == ["ann@example.org", "bob@example.org"]

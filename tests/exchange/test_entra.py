@@ -1,4 +1,4 @@
-"""Where tokens come from: AD FS, and the identity of the machine."""
+"""Access tokens of Entra ID, of AD FS, and of the managed identity of a machine."""
 
 import gzip
 import json
@@ -22,38 +22,42 @@ from cryptography.x509 import load_pem_x509_certificate
 from listener.config import OAuthAuth
 from listener.config.secrets import Secret
 from listener.errors import ExchangeError
-from listener.exchange.auth.entra import CLOUDS, Entra, _usable
-from tests.exchange.test_refusals import asked, organisation
+from listener.exchange.auth.entra import CLOUDS, Entra, _valid_claims
+from tests.exchange.test_refusals import organization, subscribe
 
 
-async def test_ad_fs_gives_tokens_for_its_own_resources(tmp_path: Path) -> None:
+async def test_ad_fs_issues_tokens_for_its_own_resources(tmp_path: Path) -> None:
     def change(document: dict[str, dict[str, str]]) -> None:
         login = document["auth"]["authority"].rpartition("/")[0]
         exchange = document["exchange"]["ews_url"].removesuffix("/EWS/Exchange.asmx")
         document["auth"] |= {"authority": f"{login}/adfs", "scope": f"{exchange}/.default"}
 
-    async with organisation(tmp_path, change, auth="oauth") as (running, client):
-        assert await asked(running, client) is None
-        assert running.exchange.gate.state()["tokens"] == 1
+    async with organization(tmp_path, change, auth="oauth") as (running, client):
+        assert await subscribe(running, client) is None
+        assert running.exchange.authenticator.state()["tokens"] == 1
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Azure's service beside a virtual machine; what it was asked."""
+    """The identity endpoint of an Azure virtual machine. Yields the paths that were requested."""
     paths: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             paths.append(self.path)
-            good = self.headers["Metadata"] == "true" and "client_id=unknown" not in self.path
-            answer = {"access_token": "T1", "expires_in": "86400"} if good else {"error": "invalid_request"}
+            valid_request = self.headers["Metadata"] == "true" and "client_id=unknown" not in self.path
+            answer = (
+                {"access_token": "T1", "expires_in": "86400"}
+                if valid_request
+                else {"error": "invalid_request"}
+            )
             body = json.dumps(answer).encode()
-            self.send_response(200 if good else 400)
+            self.send_response(200 if valid_request else 400)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base's word)
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the name in the base class)
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -69,25 +73,25 @@ def entra(**auth: object) -> Entra:
     return Entra(OAuthAuth.model_validate({"kind": "oauth"} | auth), ssl.create_default_context())
 
 
-async def test_a_machine_proves_itself(machine: list[str]) -> None:
+async def test_a_managed_identity_gets_a_token(machine: list[str]) -> None:
     token = await entra(managed_identity=True).fetch(None)
     assert (token.text, token.lifetime) == ("T1", 86400)
-    assert token.refresh == 43200  # msal's rule for tokens that live long
+    assert token.refresh == 43200  # msal's rule for tokens with a long lifetime
     await entra(managed_identity=True, client_id="abc", cloud="us-government").fetch(None)
     assert "resource=https%3A%2F%2Foutlook.office365.com" in machine[0]
     assert "client_id=abc" in machine[1]
     assert "resource=https%3A%2F%2Foutlook.office365.us" in machine[1]
 
 
-async def test_a_machine_that_is_not_known_is_told(machine: list[str]) -> None:
+async def test_an_unknown_managed_identity_is_refused(machine: list[str]) -> None:
     with pytest.raises(ExchangeError) as caught:
         await entra(managed_identity=True, client_id="unknown").fetch(None)
     assert caught.value.failure.code == "TokenRefused"
-    told = "unknown gets no token from the managed identity of this machine: invalid_request"
-    assert caught.value.failure.text == told
+    text = "the managed identity of this machine issues no token for unknown: invalid_request"
+    assert caught.value.failure.text == text
 
 
-async def test_an_authority_that_is_not_there_is_told() -> None:
+async def test_an_unreachable_authority_is_a_failure() -> None:
     with pytest.raises(ExchangeError) as caught:
         await entra(client_id="1", client_secret=Secret("x"), authority="https://127.0.0.1:1/t").fetch(None)
     assert caught.value.failure.code == "ConnectFailed"
@@ -113,10 +117,10 @@ async def test_an_authority_that_is_not_there_is_told() -> None:
         (400, '{"error": {"x": "y"}, "error_description": [1]}', "TokenRefused"),
     ],
 )
-async def test_an_endpoint_that_is_ill_refuses_nothing(status: int, body: str, code: str) -> None:
-    """The account must not be left alone for hours over a proxy's page."""
+async def test_a_faulty_endpoint_is_not_a_refusal(status: int, body: str, code: str) -> None:
+    """An HTML page of a proxy must not block the account for hours."""
     with pytest.raises(ExchangeError) as caught:
-        await asking(lambda: Page(body.encode()), status, **STRANGE).fetch(None)
+        await entra_answering(lambda: Page(body.encode()), status, **STRANGE).fetch(None)
     assert caught.value.failure.code == code
 
 
@@ -124,7 +128,7 @@ STRANGE = {"Content_Type": "application/json; charset=base64", "Date": "Mon, 01 
 
 
 class Page(httpx.AsyncByteStream):
-    """A body, sent again and again if it is `endless`, a piece every `pause` seconds."""
+    """A body that repeats forever if it is `endless`, with `pause` seconds after each piece."""
 
     def __init__(self, body: bytes, *, endless: bool = False, pause: float = 0.0) -> None:
         self.body, self.endless, self.pause, self.sent = body, endless, pause, 0
@@ -139,8 +143,8 @@ class Page(httpx.AsyncByteStream):
         self.endless = False
 
 
-def asking(page: Callable[[], Page], status: int = 200, **headers: str) -> Entra:
-    """Asks an authority whose token endpoint answers so."""
+def entra_answering(page: Callable[[], Page], status: int = 200, **headers: str) -> Entra:
+    """Return an Entra whose token endpoint answers with this page."""
     login = "https://login.example/t"
     endpoint = {"token_endpoint": f"{login}/token", "authorization_endpoint": "https://x/y", "issuer": login}
 
@@ -157,31 +161,31 @@ def asking(page: Callable[[], Page], status: int = 200, **headers: str) -> Entra
 
 @pytest.mark.parametrize("status", [200, 400, 500])
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-async def test_an_answer_without_end_is_not_read(status: int, encoding: str) -> None:
-    """Of an error page the beginning is, which says nothing here."""
+async def test_an_endless_response_is_not_read(status: int, encoding: str) -> None:
+    """Only the beginning of an error page is read, which has no meaning here."""
     body = bytes(100_000)
     page = Page(gzip.compress(body) if encoding == "gzip" else body, endless=True)
     with pytest.raises(ExchangeError) as caught:
-        await asking(lambda: page, status, content_encoding=encoding).fetch(None)
+        await entra_answering(lambda: page, status, content_encoding=encoding).fetch(None)
     codes = {200: "EnvelopeTooLarge", 400: "TokenRefused", 500: "TokenRefused"}
     assert caught.value.failure.code == codes[status]
     assert page.sent < 10
     assert len(caught.value.failure.text) < 600
 
 
-async def test_an_answer_that_trickles_takes_no_longer_than_others(
+async def test_a_slow_response_ends_at_the_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     autojump_clock.autojump_threshold = 0.2  # msal works in a thread meanwhile
     started_at = trio.current_time()
     with pytest.raises(ExchangeError) as caught:
-        await asking(lambda: Page(b" ", endless=True, pause=5)).fetch(None)
+        await entra_answering(lambda: Page(b" ", endless=True, pause=5)).fetch(None)
     assert caught.value.failure.code == "ReadTimeout"
     assert trio.current_time() - started_at < 60
 
 
 @pytest.mark.parametrize(
-    ("said", "lifetime"),
+    ("fields", "lifetime"),
     [
         ({"expires_in": 3600}, 3600),
         ({"expires_in": "3599"}, 3599),
@@ -190,12 +194,12 @@ async def test_an_answer_that_trickles_takes_no_longer_than_others(
         ({"expires_in": -5}, 1),
     ],
 )
-async def test_a_token_lives_for_a_time_that_makes_sense(said: dict[str, object], lifetime: float) -> None:
-    answer = {"access_token": "T1", "token_type": "Bearer"} | said
+async def test_the_lifetime_of_a_token_has_bounds(fields: dict[str, object], lifetime: float) -> None:
+    answer = {"access_token": "T1", "token_type": "Bearer"} | fields
     try:
-        token = await asking(lambda: Page(json.dumps(answer).encode())).fetch(None)
+        token = await entra_answering(lambda: Page(json.dumps(answer).encode())).fetch(None)
     except ExchangeError as error:
-        assert error.failure.code == "TokenEndpointFailed"  # noqa: PT017  (msal itself may not like it)
+        assert error.failure.code == "TokenEndpointFailed"  # noqa: PT017  (msal itself may reject the value)
     else:
         assert token.lifetime == lifetime
 
@@ -214,9 +218,9 @@ async def test_a_token_lives_for_a_time_that_makes_sense(said: dict[str, object]
         '{"error": {"a": 1}, "error_description": 5}',
     ],
 )
-async def test_any_answer_is_a_token_or_a_failure(body: str, status: int) -> None:
+async def test_any_response_is_a_token_or_a_failure(body: str, status: int) -> None:
     try:
-        token = await asking(lambda: Page(body.encode()), status).fetch(None)
+        token = await entra_answering(lambda: Page(body.encode()), status).fetch(None)
     except ExchangeError as error:
         failure = error.failure
     else:
@@ -227,14 +231,14 @@ async def test_any_answer_is_a_token_or_a_failure(body: str, status: int) -> Non
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "a b", "a\r\nX-Other: b", "ü", 5, ["x"]])
-async def test_what_is_no_access_token_is_not_sent(text: object) -> None:
+async def test_an_invalid_access_token_is_a_failure(text: object) -> None:
     answer = {"access_token": text, "token_type": "Bearer", "expires_in": 3600}
     with pytest.raises(ExchangeError) as caught:
-        await asking(lambda: Page(json.dumps(answer).encode())).fetch(None)
+        await entra_answering(lambda: Page(json.dumps(answer).encode())).fetch(None)
     assert caught.value.failure.code == "TokenEndpointFailed"
 
 
-async def test_a_certificate_that_is_half_written_is_no_refusal(tmp_path: Path) -> None:
+async def test_a_half_written_certificate_is_not_a_refusal(tmp_path: Path) -> None:
     pem = tmp_path / "application.pem"
     pem.write_text("-----BEGIN PRIVATE KEY-----\nMIIE")
     pem.chmod(0o600)
@@ -243,7 +247,7 @@ async def test_a_certificate_that_is_half_written_is_no_refusal(tmp_path: Path) 
     assert caught.value.failure.code == "SecretUnreadable"
 
 
-def test_each_cloud_has_its_own_places() -> None:
+def test_each_cloud_has_its_own_authority() -> None:
     assert {name: cloud.authority for name, cloud in CLOUDS.items()} == {
         "public": "https://login.microsoftonline.com",
         "us-government": "https://login.microsoftonline.us",
@@ -274,7 +278,7 @@ def test_a_certificate_may_be_replaced_with_its_password(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("claims", "usable"),
+    ("claims", "valid"),
     [
         ('{"access_token": {"nbf": {"essential": true}}}', True),
         ("{}", True),
@@ -285,5 +289,5 @@ def test_a_certificate_may_be_replaced_with_its_password(tmp_path: Path) -> None
         (None, False),
     ],
 )
-def test_claims_that_msal_cannot_add_to_are_left_out(claims: str | None, usable: bool) -> None:
-    assert _usable(claims) == (claims if usable else None)
+def test_claims_that_msal_cannot_extend_are_dropped(claims: str | None, valid: bool) -> None:
+    assert _valid_claims(claims) == (claims if valid else None)

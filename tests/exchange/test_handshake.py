@@ -1,23 +1,35 @@
-"""Handshakes of one leg, as Kerberos has them: per connection, or per request where the server wants it so."""
+"""Multi-leg handshakes and channel binding (RFC 5929 section 4.1)."""
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure
-from listener.exchange.auth.handshake import MOST_LEGS, HandshakeTransport
+from listener.exchange.auth.handshake import (
+    MAX_LEGS,
+    HandshakeTransport,
+    certificate_binding,
+    channel_binding,
+)
 from listener.exchange.network import KEEP_ALIVE
-from tests.exchange.access import network
+from tests.exchange.internet import network
 
 URL = "https://mail.example.com/EWS/Exchange.asmx"
 Server = Callable[[httpx.Request], httpx.Response]
 
 
 class Ticket:
-    """A mechanism, and its handshake: one token."""
+    """A mechanism that is its own handshake, with one token."""
 
     credentials = None
     header = "Negotiate"
@@ -27,7 +39,7 @@ class Ticket:
         self.made = 0
 
     @property
-    def shown(self) -> bool:
+    def credentials_sent(self) -> bool:
         return self.made > 0
 
     async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Ticket":
@@ -38,32 +50,35 @@ class Ticket:
         self.made += 1
         return b"ticket" if self.made == 1 else None
 
-    def refused(self, binding: bytes | None) -> Failure:
+    def refusal(self, binding: bytes | None) -> Failure:
         return Failure(code="HandshakeRefused")
 
 
 class Connection:
-    """What httpcore tells of a connection without TLS."""
+    """A network stream of httpcore without TLS."""
 
     def get_extra_info(self, name: str) -> None:
         return None
 
 
 class Kerberos:
-    """A server on one connection. `lasting`: a connection that was let in stays so; `frank`: it says if not."""
+    """A server on one connection.
 
-    def __init__(self, lasting: bool, frank: bool = False, closing: bool = False) -> None:
-        self.lasting, self.frank, self.closing = lasting, frank, closing
-        self.connection, self.let_in = Connection(), False
+    `persistent`: the connection stays authenticated. `announced`: the server sends `Persistent-Auth: false`.
+    """
+
+    def __init__(self, persistent: bool, announced: bool = False, closing: bool = False) -> None:
+        self.persistent, self.announced, self.closing = persistent, announced, closing
+        self.connection, self.authenticated = Connection(), False
         self.asked: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         token = request.headers.get("Authorization", "")
         self.asked.append("token" if token else "plain")
-        if not token and not self.let_in:
+        if not token and not self.authenticated:
             return self._answer(401, {"WWW-Authenticate": "Negotiate"})
-        self.let_in = self.lasting
-        return self._answer(200, {"Persistent-Auth": "false"} if self.frank else {})
+        self.authenticated = self.persistent
+        return self._answer(200, {"Persistent-Auth": "false"} if self.announced else {})
 
     def _answer(self, status: int, headers: dict[str, str]) -> httpx.Response:
         return httpx.Response(status, headers=headers, extensions={"network_stream": self.connection})
@@ -77,13 +92,13 @@ async def ask(server: Server, times: int) -> list[int]:
 @pytest.mark.parametrize(
     ("server", "asked"),
     [
-        (Kerberos(lasting=True), ["plain", "token", "plain", "plain", "plain"]),
-        (Kerberos(lasting=False), ["plain", "token", "plain", "token", "token", "token"]),
-        (Kerberos(lasting=False, frank=True), ["plain", "token", "token", "token", "token"]),
+        (Kerberos(persistent=True), ["plain", "token", "plain", "plain", "plain"]),
+        (Kerberos(persistent=False), ["plain", "token", "plain", "token", "token", "token"]),
+        (Kerberos(persistent=False, announced=True), ["plain", "token", "token", "token", "token"]),
     ],
-    ids=["per connection", "per request", "per request, and says so"],
+    ids=["per connection", "per request", "per request, announced"],
 )
-async def test_a_token_is_sent_as_often_as_the_server_wants_it(server: Kerberos, asked: list[str]) -> None:
+async def test_a_token_is_sent_as_often_as_the_server_requires(server: Kerberos, asked: list[str]) -> None:
     assert await ask(server, 4) == [200] * 4
     assert server.asked == asked
 
@@ -100,11 +115,11 @@ async def test_a_refused_ticket_is_not_sent_again() -> None:
     assert asked == ["", "Negotiate dGlja2V0"]
 
 
-async def test_a_handshake_without_end_has_a_bound() -> None:
-    """Neither side comes to an end: the server asks for one more leg, and the mechanism has another token."""
+async def test_the_number_of_legs_is_limited() -> None:
+    """The server always asks for one more leg, and the mechanism always has another token."""
 
     class Endless(Ticket):
-        shown = False
+        credentials_sent = False
 
         async def begin(self, url: httpx.URL, offered: list[str], binding: bytes | None) -> "Endless":
             return Endless()
@@ -124,10 +139,10 @@ async def test_a_handshake_without_end_has_a_bound() -> None:
     async with httpx.AsyncClient(transport=HandshakeTransport(network(server), Endless())) as client:
         with pytest.raises(ExchangeError, match="HandshakeBroken"):
             await client.post(URL, content=b"<x/>")
-    assert asked <= 1 + MOST_LEGS
+    assert asked <= 1 + MAX_LEGS
 
 
-async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:
+async def test_an_endless_401_page_does_not_block_the_handshake() -> None:
     class Endless(httpx.AsyncByteStream):
         closed = False
 
@@ -146,13 +161,71 @@ async def test_a_page_without_end_does_not_hold_up_the_handshake() -> None:
     assert await ask(server, 1) == [200]
 
 
-async def test_connections_that_were_idle_for_long_are_closed(autojump_clock: trio.testing.MockClock) -> None:
-    transport = HandshakeTransport(network(Kerberos(lasting=True)), Ticket())
+async def test_idle_connections_are_closed(autojump_clock: trio.testing.MockClock) -> None:
+    transport = HandshakeTransport(network(Kerberos(persistent=True)), Ticket())
     async with httpx.AsyncClient(transport=transport) as client:
         await client.post(URL)
-        (line,) = transport._idle
+        (idle_connection,) = transport._idle
         await trio.sleep(KEEP_ALIVE + 1)
         await client.post(URL)
-        assert line not in transport._idle
+        assert idle_connection not in transport._idle
         assert len(transport._idle) == 1
     assert transport._idle == []
+
+
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+
+
+def certificate(key: object, algorithm: hashes.HashAlgorithm | None, **how: object) -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mail.example.com")])
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())  # type: ignore[attr-defined]
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+    )
+    return builder.sign(key, algorithm, **how).public_bytes(Encoding.DER)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("der", "name"),
+    [
+        (certificate(RSA, hashes.SHA256()), "sha256"),
+        (certificate(RSA, hashes.SHA384()), "sha384"),
+        (certificate(EC, hashes.SHA512()), "sha512"),
+        (certificate(ed25519.Ed25519PrivateKey.generate(), None), "sha256"),
+    ],
+)
+def test_the_binding_uses_the_hash_of_the_signature(der: bytes, name: str) -> None:
+    assert certificate_binding(der) == b"tls-server-end-point:" + hashlib.new(name, der).digest()
+
+
+def test_sha_1_is_replaced_by_sha_256(monkeypatch: pytest.MonkeyPatch) -> None:
+    der = certificate(RSA, hashes.SHA256())
+    oid = bytes.fromhex("06092a864886f70d0101")
+    # sha1WithRSAEncryption: libraries can no longer sign with it.
+    weak = der.replace(oid + b"\x0b", oid + b"\x05")
+    assert weak != der
+    assert certificate_binding(weak) == b"tls-server-end-point:" + hashlib.sha256(weak).digest()
+
+
+def test_without_tls_there_is_no_channel_binding() -> None:
+    class Plain:
+        def get_extra_info(self, name: str) -> None:
+            return None
+
+    assert channel_binding(Plain()) is None
+    assert channel_binding(None) is None
+
+
+def test_an_unparsable_certificate_is_bound_by_sha_256() -> None:
+    """OpenSSL accepts certificates that the parser does not."""
+    assert (
+        certificate_binding(b"no certificate")
+        == b"tls-server-end-point:" + hashlib.sha256(b"no certificate").digest()
+    )

@@ -1,4 +1,4 @@
-"""At most three tries with refused credentials, however many ask."""
+"""Lockout protection: at most three attempts with refused credentials, for any number of requests."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +11,15 @@ import trio.testing
 from listener.errors import ExchangeError
 from listener.ews.codes import Failure, Verdict
 from listener.ews.soap import Impersonation
-from listener.exchange.auth.lockout import MAX_ATTEMPTS, PAUSES, TRUST, Identity, LockoutProtection
-from listener.exchange.auth.refusals import Refusals, RefusalStore
+from listener.exchange.auth.lockout import (
+    MAX_ATTEMPTS,
+    PAUSES,
+    TRUSTED_FOR,
+    Identity,
+    LockoutProtection,
+    Refusals,
+    RefusalStore,
+)
 
 EWS = "https://mail.example.com/EWS/Exchange.asmx"
 OTHER = "https://autodiscover.example.com/autodiscover/autodiscover.svc"
@@ -20,7 +27,7 @@ REFUSED = Failure(code="Http401", text="the server offers Basic", status=401)
 
 
 class Server:
-    """What it answers to all, and how often it was asked."""
+    """A server with the same answer to every request; counts the requests."""
 
     def __init__(self, answer: Failure | None = None, seconds: float = 0.1) -> None:
         self.answer = answer
@@ -29,9 +36,9 @@ class Server:
         self.most = self.now = 0
 
     async def ask(self, lockout: LockoutProtection, url: str = EWS) -> Failure | None:
-        """What comes of one request."""
+        """Return the failure of one request."""
         try:
-            async with lockout.asking(url):
+            async with lockout.request(url):
                 self.asked.append(trio.current_time())
                 self.now += 1
                 self.most = max(self.most, self.now)
@@ -46,42 +53,44 @@ class Server:
         return None
 
     async def ask_often(self, lockout: LockoutProtection, times: int, url: str = EWS) -> list[Failure | None]:
-        """What comes of so many requests at once."""
-        came: list[Failure | None] = []
+        """Return the failures of `times` concurrent requests."""
+        failures: list[Failure | None] = []
 
         async def one() -> None:
-            came.append(await self.ask(lockout, url))
+            failures.append(await self.ask(lockout, url))
 
         async with trio.open_nursery() as nursery:
             for _ in range(times):
                 nursery.start_soon(one)
-        return came
+        return failures
 
 
-async def test_one_tries_first_and_then_all_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_request_probes_before_all_others(autojump_clock: trio.testing.MockClock) -> None:
     server, lockout = Server(), LockoutProtection("svc")
     await server.ask_often(lockout, 40)
     assert server.most == 39
     assert server.asked.count(server.asked[0]) == 1
-    await trio.sleep(TRUST - 1)
+    await trio.sleep(TRUSTED_FOR - 1)
     await server.ask_often(lockout, 40)  # still trusted
     assert server.most == 40
 
 
-async def test_after_a_quiet_minute_one_tries_first_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_after_a_quiet_minute_one_request_probes_again(autojump_clock: trio.testing.MockClock) -> None:
     server, lockout = Server(), LockoutProtection("svc")
     await server.ask(lockout)
-    await trio.sleep(TRUST + 1)
+    await trio.sleep(TRUSTED_FOR + 1)
     server.answer = REFUSED
     before = len(server.asked)
-    came = await server.ask_often(lockout, 40)
+    failures = await server.ask_often(lockout, 40)
     assert server.most == 1
-    assert len(server.asked) - before == 2  # the second refusal brings a pause
-    assert {failure.code for failure in came if failure} == {"Http401"}
-    assert len(came) == 40
+    assert len(server.asked) - before == 2  # the second refusal starts a pause
+    assert {failure.code for failure in failures if failure} == {"Http401"}
+    assert len(failures) == 40
 
 
-async def test_no_more_than_three_and_then_a_pause_that_grows(autojump_clock: trio.testing.MockClock) -> None:
+async def test_at_most_three_attempts_and_then_a_growing_pause(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     server, lockout = Server(REFUSED), LockoutProtection("svc")
     start = trio.current_time()
     with trio.move_on_after(86400):
@@ -97,7 +106,9 @@ async def test_no_more_than_three_and_then_a_pause_that_grows(autojump_clock: tr
     assert pauses[-1] >= PAUSES[-1]
 
 
-async def test_who_is_held_back_is_told_why_and_how_long(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_blocked_request_gets_refusal_and_remaining_pause(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     server, lockout = Server(REFUSED), LockoutProtection("svc")
     with structlog.testing.capture_logs() as logs:
         first, second = [await server.ask(lockout) for _ in range(2)]
@@ -106,43 +117,48 @@ async def test_who_is_held_back_is_told_why_and_how_long(autojump_clock: trio.te
     assert second.wait == 60
     assert [line["attempts"] for line in logs if line["event"] == "auth.refused"] == [1, 2]
     await trio.sleep(20)
-    held = await server.ask(lockout)
-    assert held is not None
-    assert (held.code, held.text, held.wait) == ("Http401", REFUSED.text, pytest.approx(40))
+    blocked = await server.ask(lockout)
+    assert blocked is not None
+    assert (blocked.code, blocked.text, blocked.wait) == ("Http401", REFUSED.text, pytest.approx(40))
     assert len(server.asked) == 2
 
 
-async def test_what_was_under_way_counts_but_does_not_prolong(autojump_clock: trio.testing.MockClock) -> None:
+async def test_requests_in_flight_count_but_do_not_extend_the_pause(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     server, lockout = Server(), LockoutProtection("svc")
     await server.ask(lockout)
     server.answer = REFUSED
-    await server.ask_often(lockout, 10)  # all trusted: the password has changed this minute
+    # All are sent: the server was trusted, and the password has just changed.
+    await server.ask_often(lockout, 10)
     assert lockout.attempts == 10
-    held = await server.ask(lockout, OTHER)
-    assert held is not None
-    assert held.wait == pytest.approx(PAUSES[MAX_ATTEMPTS - 1], abs=1)
+    blocked = await server.ask(lockout, OTHER)
+    assert blocked is not None
+    assert blocked.wait == pytest.approx(PAUSES[MAX_ATTEMPTS - 1], abs=1)
 
 
-async def test_all_is_forgotten_when_they_are_taken(autojump_clock: trio.testing.MockClock) -> None:
+async def test_accepted_credentials_reset_the_count(autojump_clock: trio.testing.MockClock) -> None:
     server, lockout = Server(REFUSED), LockoutProtection("svc")
     await server.ask(lockout)
-    server.answer = Failure(code="ErrorServerBusy", status=500)  # says so to those who are let in only
+    server.answer = Failure(code="ErrorServerBusy", status=500)  # sent only after authentication
     with structlog.testing.capture_logs() as logs:
         assert await server.ask(lockout) == server.answer
     assert [line["event"] for line in logs] == ["auth.accepted"]
     assert lockout.attempts == 0
 
 
-async def test_where_nobody_is_there_the_others_hear_it_too(autojump_clock: trio.testing.MockClock) -> None:
+async def test_waiting_requests_fail_with_an_unreachable_server(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     server, lockout = Server(Failure(code="ConnectTimeout"), seconds=10), LockoutProtection("svc")
     start = trio.current_time()
-    came = await server.ask_often(lockout, 40)
+    failures = await server.ask_often(lockout, 40)
     assert trio.current_time() - start == pytest.approx(10)
-    assert came == [server.answer] * 40
+    assert failures == [server.answer] * 40
 
 
 @pytest.mark.parametrize("answer", [Failure(code="ReadTimeout"), Failure(code="Http503", status=503)])
-async def test_an_answer_that_tells_nothing_lets_the_next_one_try(
+async def test_after_an_inconclusive_answer_the_next_request_probes(
     autojump_clock: trio.testing.MockClock, answer: Failure
 ) -> None:
     server, lockout = Server(answer), LockoutProtection("svc")
@@ -150,7 +166,9 @@ async def test_an_answer_that_tells_nothing_lets_the_next_one_try(
     assert (len(server.asked), server.most, lockout.attempts) == (5, 1, 0)
 
 
-async def test_a_try_that_is_given_up_lets_the_next_one_try(autojump_clock: trio.testing.MockClock) -> None:
+async def test_after_a_cancelled_probe_the_next_request_probes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     server, lockout = Server(seconds=1000), LockoutProtection("svc")
     with trio.move_on_after(1):
         await server.ask(lockout)
@@ -163,22 +181,22 @@ async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClo
 
     def process(password: str) -> LockoutProtection:
         lockout = LockoutProtection("svc", lambda: password)
-        lockout.remember(RefusalStore(path))
+        lockout.persist(RefusalStore(path))
         return lockout
 
-    for _ in range(5):  # restarted over and over
+    for _ in range(5):  # a restart loop
         lockout = process("wrong")
         for _ in range(2):
             await server.ask(lockout)
     assert len(server.asked) == 2
-    held = await server.ask(process("wrong"))
-    assert held is not None
-    assert (held.code, held.text) == ("Http401", REFUSED.text)
-    assert held.wait == pytest.approx(60, abs=5)
+    blocked = await server.ask(process("wrong"))
+    assert blocked is not None
+    assert (blocked.code, blocked.text) == ("Http401", REFUSED.text)
+    assert blocked.wait == pytest.approx(60, abs=5)
     assert b"wrong" not in path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o600
     server.answer = None
-    assert await server.ask(process("right")) is None  # another password is another matter
+    assert await server.ask(process("right")) is None  # a different password may be tried at once
     assert process("wrong").attempts == 2
     await trio.sleep(0)
     lockout = process("wrong")
@@ -188,27 +206,27 @@ async def test_refusals_outlive_the_process(autojump_clock: trio.testing.MockClo
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"svc": 1}'])
-def test_a_file_that_cannot_be_read_counts_as_nothing(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_file_counts_as_empty(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "refusals.json"
     path.write_bytes(content)
     with structlog.testing.capture_logs() as logs:
-        assert RefusalStore(path).recall("svc", "x") is None
-        RefusalStore(path / "no directory" / "x.json").note("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
+        assert RefusalStore(path).load("svc", "x") is None
+        RefusalStore(path / "no directory" / "x.json").save("svc", "x", Refusals(1, 1, 0.0, "Http401", ""))
     assert [line["event"] for line in logs] == ["auth.refusals_not_saved"] * 3
 
 
 @pytest.mark.parametrize(
-    "told",
+    "answer",
     [
-        Failure(code="SchemeNotOffered", status=401),  # a web site that wants something else
-        Failure(code="NotSoap", text="an HTML page: Welcome"),  # one that is there for everybody
+        Failure(code="SchemeNotOffered", status=401),  # a web site with another scheme
+        Failure(code="NotSoap", text="an HTML page: Welcome"),  # a public web site
         Failure(code="UnexpectedReply"),
     ],
 )
-async def test_who_does_not_answer_as_exchange_has_not_let_us_in(
-    autojump_clock: trio.testing.MockClock, told: Failure
+async def test_a_response_that_is_not_of_exchange_does_not_count_as_accepted(
+    autojump_clock: trio.testing.MockClock, answer: Failure
 ) -> None:
-    refusing, site, lockout = Server(REFUSED), Server(told), LockoutProtection("svc")
+    refusing, site, lockout = Server(REFUSED), Server(answer), LockoutProtection("svc")
     for _ in range(4):
         for _ in range(2):
             await refusing.ask(lockout)
@@ -217,7 +235,7 @@ async def test_who_does_not_answer_as_exchange_has_not_let_us_in(
     assert lockout.attempts == 2
 
 
-async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
+async def test_an_error_code_of_exchange_counts_as_accepted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server, lockout = Server(REFUSED), LockoutProtection("svc")
@@ -227,21 +245,21 @@ async def test_a_code_of_exchange_in_a_good_answer_has_let_us_in(
     assert lockout.attempts == 0
 
 
-# --- refusals that are about one mailbox
+# --- refusals of one mailbox
 
 
 def of(mailbox: str) -> Identity:
     return Identity(impersonate=Impersonation("PrimarySmtpAddress", mailbox), anchor=mailbox)
 
 
-class Organisation:
+class Organization:
     """A server that refuses the account for some mailboxes, or for all."""
 
     def __init__(self, *refused: str) -> None:
         self.refused = set(refused)
         self.locked = False
         self.asked: list[str] = []
-        self.attempts = 0  # refusals in a row while the password is wrong
+        self.attempts = 0  # refusals while the password is wrong
 
     async def answer(self, identity: Identity) -> None:
         self.asked.append(identity.mailbox)
@@ -253,20 +271,20 @@ class Organisation:
 
     async def ask(self, lockout: LockoutProtection, mailbox: str) -> Failure | None:
         try:
-            async with lockout.asking(EWS, of(mailbox), self.answer):
+            async with lockout.request(EWS, of(mailbox), self.answer):
                 await self.answer(of(mailbox))
         except ExchangeError as error:
             return error.failure
         return None
 
 
-async def test_a_refusal_of_one_mailbox_does_not_concern_the_account(
+async def test_a_refusal_of_one_mailbox_does_not_block_the_account(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    there, lockout = Organization("bob"), LockoutProtection("svc")
     assert await there.ask(lockout, "ann") is None
     for _ in range(20):
-        await trio.sleep(TRUST * 2)
+        await trio.sleep(TRUSTED_FOR * 2)
         failure = await there.ask(lockout, "bob")
         assert failure is not None
         assert failure.code == "MailboxRefused"
@@ -277,7 +295,7 @@ async def test_a_refusal_of_one_mailbox_does_not_concern_the_account(
 
 
 async def test_several_mailboxes_are_refused_at_the_same_time(autojump_clock: trio.testing.MockClock) -> None:
-    there, lockout = Organisation("bob", "cat", "dan", "eve", "fay"), LockoutProtection("svc")
+    there, lockout = Organization("bob", "cat", "dan", "eve", "fay"), LockoutProtection("svc")
     assert await there.ask(lockout, "ann") is None
     codes: dict[str, str | None] = {}
 
@@ -292,13 +310,13 @@ async def test_several_mailboxes_are_refused_at_the_same_time(autojump_clock: tr
     assert lockout.attempts == 0
 
 
-async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_three_times(
+async def test_a_password_changed_while_a_mailbox_is_refused_is_tried_three_times(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    there, lockout = Organization("bob"), LockoutProtection("svc")
     assert await there.ask(lockout, "ann") is None
     assert await there.ask(lockout, "bob") is not None
-    await trio.sleep(TRUST * 2)
+    await trio.sleep(TRUSTED_FOR * 2)
     there.locked = True
     for _ in range(40):
         for mailbox in ("bob", "ann", "cat"):
@@ -309,24 +327,24 @@ async def test_a_password_that_is_changed_while_a_mailbox_is_refused_is_tried_th
     assert there.attempts == MAX_ATTEMPTS
 
 
-async def test_while_one_mailbox_is_in_question_nobody_else_asks(
+async def test_other_requests_wait_while_a_refusal_is_confirmed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    there, lockout = Organization("bob"), LockoutProtection("svc")
     assert await there.ask(lockout, "ann") is None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(there.ask, lockout, "bob")
-        await trio.sleep(0.15)  # it is refused, and ann's mailbox is being asked for
+        await trio.sleep(0.15)  # bob is refused, and ann's mailbox is being requested
         there.locked = True
         nursery.start_soon(there.ask, lockout, "cat")
         await trio.sleep(0.04)
         assert there.asked == ["ann", "bob", "ann"]
 
 
-async def test_where_no_other_mailbox_was_accepted_the_account_is_in_question(
+async def test_without_another_accepted_mailbox_the_refusal_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    there, lockout = Organisation("bob"), LockoutProtection("svc")
+    there, lockout = Organization("bob"), LockoutProtection("svc")
     failures = [await there.ask(lockout, "bob") for _ in range(2)]
     assert [failure and failure.code for failure in failures] == ["Http401", "Http401"]
     assert lockout.attempts == 2

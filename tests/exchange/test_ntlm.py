@@ -1,4 +1,4 @@
-"""NTLM on real sockets: all legs on one connection, with the channel binding, whatever the server's habits."""
+"""NTLM on real sockets: all legs on one connection, with the channel binding, and with faulty servers."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -17,12 +17,12 @@ from tests.exchange.acceptor import DOMAIN, PASSWORD, USER, Acceptor
 
 
 @asynccontextmanager
-async def client(
+async def connected_client(
     acceptor: Acceptor, folder: Path, password: str = PASSWORD, user: str = f"{DOMAIN}\\{USER}"
 ) -> AsyncIterator[ExchangeClient]:
     async with acceptor.open(folder):
         access = Access(
-            auth=Accounts.same(Ntlm(Credentials(user, Secret(password)))),
+            auth=Accounts.single(Ntlm(Credentials(user, Secret(password)))),
             throttles=Throttles(10),
             user_agent="test/1",
             tls=acceptor.trust,
@@ -31,41 +31,41 @@ async def client(
             yield client
 
 
-async def test_a_connection_is_authenticated_once_and_stays_so(tmp_path: Path) -> None:
+async def test_a_connection_is_authenticated_once(tmp_path: Path) -> None:
     acceptor = Acceptor(protection=True)
-    async with client(acceptor, tmp_path) as way:
+    async with connected_client(acceptor, tmp_path) as client:
         for _ in range(3):
-            assert await way.call(b"<x/>", {}, bytes) == b"<ok/>"
+            assert await client.call(b"<x/>", {}, bytes) == b"<ok/>"
     assert [(number, scheme) for number, scheme, _ in acceptor.requests] == [
         (1, ""), (1, "NTLM"), (1, "NTLM"), (1, ""), (1, ""),
     ]  # fmt: skip
     assert acceptor.bodies == [b"<x/>"] * 3
 
 
-async def test_nothing_else_uses_the_connection_of_a_stream(tmp_path: Path) -> None:
+async def test_no_other_request_uses_the_connection_of_a_stream(tmp_path: Path) -> None:
     acceptor = Acceptor(protection=True)
-    async with client(acceptor, tmp_path) as way:
-        stream = await way.open_stream(b"<stream/>", {})
+    async with connected_client(acceptor, tmp_path) as client:
+        stream = await client.open_stream(b"<stream/>", {})
         async with aclosing(stream):
-            await way.call(b"<x/>", {}, bytes)
-            await way.call(b"<x/>", {}, bytes)
+            await client.call(b"<x/>", {}, bytes)
+            await client.call(b"<x/>", {}, bytes)
             assert acceptor.served == [1, 2, 2]
             assert await stream.receive() == b"<ok/>"
             assert await stream.receive() == b""
-        await way.call(b"<x/>", {}, bytes)
+        await client.call(b"<x/>", {}, bytes)
     assert acceptor.connections == 2
 
 
-async def test_side_by_side_each_handshake_has_its_own_connection(tmp_path: Path) -> None:
+async def test_concurrent_handshakes_have_their_own_connections(tmp_path: Path) -> None:
     acceptor = Acceptor(protection=True, hold=trio.Event())
     assert acceptor.hold is not None
-    async with client(acceptor, tmp_path) as way:
+    async with connected_client(acceptor, tmp_path) as client:
         acceptor.hold.set()
-        await way.call(b"<first/>", {}, bytes)
+        await client.call(b"<first/>", {}, bytes)
         acceptor.hold = trio.Event()
         async with trio.open_nursery() as nursery:
             for number in range(5):
-                nursery.start_soon(way.call, b"<%d/>" % number, {}, bytes)
+                nursery.start_soon(client.call, b"<%d/>" % number, {}, bytes)
             while len(acceptor.served) < 6:
                 await trio.sleep(0.01)
             acceptor.hold.set()
@@ -84,85 +84,87 @@ async def test_side_by_side_each_handshake_has_its_own_connection(tmp_path: Path
         ([{"each_request"}], 1),
     ],
 )
-async def test_a_handshake_that_breaks_off_begins_anew(
+async def test_an_interrupted_handshake_starts_again(
     tmp_path: Path, habits: list[set[str]], connections: int | None
 ) -> None:
     acceptor = Acceptor(protection=True, habits=habits)
-    async with client(acceptor, tmp_path) as way:
+    async with connected_client(acceptor, tmp_path) as client:
         if connections is None:
             with pytest.raises(ExchangeError, match="HandshakeBroken"):
-                await way.call(b"<x/>", {}, bytes)
+                await client.call(b"<x/>", {}, bytes)
             assert acceptor.tokens["NTLM"] <= 3
             return
         for _ in range(2):
-            assert await way.call(b"<x/>", {}, bytes) == b"<ok/>"
+            assert await client.call(b"<x/>", {}, bytes) == b"<ok/>"
     assert acceptor.connections == connections
 
 
-async def test_a_server_that_never_goes_on_is_given_up_and_no_password_was_tried(tmp_path: Path) -> None:
+async def test_a_server_that_never_continues_is_a_failure_without_a_password_attempt(tmp_path: Path) -> None:
     acceptor = Acceptor(habits=[{"close_challenge"}])
-    async with client(acceptor, tmp_path) as way:
+    async with connected_client(acceptor, tmp_path) as client:
         with pytest.raises(ExchangeError) as caught:
-            await way.call(b"<x/>", {}, bytes)
+            await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.code == "HandshakeBroken"
     assert caught.value.failure.text == (
-        "the server has ended the connection, or said nothing to the point, 3 times in the middle of a handshake: a "
-        "proxy or load balancer that does not keep connections apart breaks NTLM and Negotiate"
+        "the server closed the connection or sent no usable token, 3 times in the middle of a handshake: NTLM and "
+        "Negotiate fail behind a proxy or load balancer that does not keep each client on its own connection"
     )
     assert acceptor.served == []
 
 
 async def test_cookies_of_all_legs_belong_to_the_group(tmp_path: Path) -> None:
     acceptor = Acceptor(habits=[{"cookie"}])
-    async with client(acceptor, tmp_path) as way:
-        await way.call(b"<x/>", {}, bytes)
-        await way.call(b"<x/>", {}, bytes)
-        way.forget_cookies()
-        await way.call(b"<x/>", {}, bytes)
+    async with connected_client(acceptor, tmp_path) as client:
+        await client.call(b"<x/>", {}, bytes)
+        await client.call(b"<x/>", {}, bytes)
+        client.forget_cookies()
+        await client.call(b"<x/>", {}, bytes)
     assert acceptor.cookies == ["", "", "", "balancer=B7", ""]
 
 
-async def test_ntlm_goes_through_negotiate_where_that_is_all_there_is(tmp_path: Path) -> None:
+async def test_ntlm_uses_negotiate_if_the_server_offers_nothing_else(tmp_path: Path) -> None:
     acceptor = Acceptor(schemes=("Negotiate", 'Basic realm="x"'))
-    async with client(acceptor, tmp_path) as way:
-        assert await way.call(b"<x/>", {}, bytes) == b"<ok/>"
+    async with connected_client(acceptor, tmp_path) as client:
+        assert await client.call(b"<x/>", {}, bytes) == b"<ok/>"
     assert acceptor.tokens == {"Negotiate": 2}
 
 
 WRONG = (
-    "the server refuses CONTOSO\\svc-listener: the password is wrong, or the account is locked, disabled or has "
-    "expired (the server says the same to all of these); or, after this whole NTLM handshake, the password is right "
-    "and Extended Protection is in the way: "
+    "the server refuses CONTOSO\\svc-listener: the password is wrong, or the account is locked, disabled or expired "
+    "(the server does not say which); or the password is right, and Extended Protection rejects the handshake: "
 )
 PROXY = (
-    "a proxy or load balancer before the server ends TLS with a certificate that is not the server's own, so that "
-    "the channel binding differs"
+    "a proxy or load balancer terminates TLS with a certificate other than the server's own, so that the channel "
+    "binding differs"
 )
-PLAIN = "the server asks for the channel binding of a TLS connection, and the URL is http"
+PLAIN = "the server requires the channel binding of a TLS connection, but the URL is http"
 
 
-@pytest.mark.parametrize(("tls", "why"), [(True, PROXY), (False, PLAIN)])
-async def test_a_wrong_password_is_one_try(tmp_path: Path, tls: bool, why: str) -> None:
+@pytest.mark.parametrize(("tls", "cause"), [(True, PROXY), (False, PLAIN)])
+async def test_a_wrong_password_is_one_attempt(tmp_path: Path, tls: bool, cause: str) -> None:
     acceptor = Acceptor(tls=tls)
-    async with client(acceptor, tmp_path, password="Pw-wrong") as way:
+    async with connected_client(acceptor, tmp_path, password="Pw-wrong") as client:
         with pytest.raises(ExchangeError) as caught:
-            await way.call(b"<x/>", {}, bytes)
-    assert (caught.value.failure.code, caught.value.failure.text) == ("HandshakeRefused", WRONG + why)
+            await client.call(b"<x/>", {}, bytes)
+    assert (caught.value.failure.code, caught.value.failure.text) == ("HandshakeRefused", WRONG + cause)
     assert acceptor.tokens == {"NTLM": 2}
 
 
-async def test_a_missing_channel_binding_is_told(tmp_path: Path) -> None:
+async def test_a_missing_channel_binding_is_explained(tmp_path: Path) -> None:
     acceptor = Acceptor(tls=False, protection=True)
-    async with client(acceptor, tmp_path) as way:
+    async with connected_client(acceptor, tmp_path) as client:
         with pytest.raises(ExchangeError) as caught:
-            await way.call(b"<x/>", {}, bytes)
+            await client.call(b"<x/>", {}, bytes)
     assert caught.value.failure.text == WRONG + PLAIN
 
 
-async def test_a_server_that_offers_something_else_is_not_tried(tmp_path: Path) -> None:
+async def test_a_server_with_other_schemes_gets_no_token(tmp_path: Path) -> None:
     acceptor = Acceptor(schemes=('Basic realm="NTLM, Negotiate"', "Bearer"))
-    async with client(acceptor, tmp_path) as way:
+    async with connected_client(acceptor, tmp_path) as client:
         with pytest.raises(ExchangeError) as caught:
-            await way.call(b"<x/>", {}, bytes)
-    assert str(caught.value) == "SchemeNotOffered: the server offers Basic, Bearer, and not NTLM or Negotiate"
+            await client.call(b"<x/>", {}, bytes)
+    assert (
+        str(caught.value)
+        == "SchemeNotOffered: the server offers Basic, Bearer, but the configuration requires NTLM or Negotiate"
+    )
     assert not acceptor.tokens

@@ -1,4 +1,4 @@
-"""The budget of one account and server on a virtual clock: what it lets through, and when."""
+"""The throttle of one account and server, on a virtual clock."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listener.ews.codes import Failure
-from listener.exchange.throttle import MOST_UNKNOWN, Throttle, Throttles
+from listener.exchange.throttle import MAX_UNKNOWN_CODES, Throttle, Throttles
 
 
 def busy(seconds: float | None, code: str = "ErrorServerBusy") -> Failure:
@@ -20,7 +20,7 @@ def busy(seconds: float | None, code: str = "ErrorServerBusy") -> Failure:
 
 @dataclass
 class Requests:
-    """Requests of a second each through one budget, and when each was admitted."""
+    """Requests of one second each through a throttle, and the time when each was admitted."""
 
     throttle: Throttle
     admitted: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Requests:
             await trio.sleep(lasts)
             self.running -= 1
             if failure is None:
-                self.throttle.went_well()
+                self.throttle.succeeded()
             else:
                 self.throttle.failed(failure)
 
@@ -49,21 +49,21 @@ class Requests:
                 nursery.start_soon(one)
 
 
-async def quietly(throttle: Throttle, seconds: float) -> None:
-    """Time in which all goes well, with a request each second."""
+async def succeed_for(throttle: Throttle, seconds: float) -> None:
+    """Let time pass with a successful request each second."""
     for _ in range(round(seconds)):
         await trio.sleep(1)
-        throttle.went_well()
+        throttle.succeeded()
 
 
-async def test_no_more_than_the_limit_are_side_by_side(autojump_clock: trio.testing.MockClock) -> None:
+async def test_concurrent_requests_are_limited(autojump_clock: trio.testing.MockClock) -> None:
     requests = Requests(Throttle(10))
     await requests.many(35)
     assert requests.most == 10
     assert [requests.admitted.count(second) for second in sorted(set(requests.admitted))] == [10, 10, 10, 5]
 
 
-async def test_a_pause_is_kept_by_all(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_pause_holds_all_requests(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(10)
     requests = Requests(throttle)
     await requests.one(failure=busy(30))
@@ -74,7 +74,7 @@ async def test_a_pause_is_kept_by_all(autojump_clock: trio.testing.MockClock) ->
     assert throttle.pause == 0
 
 
-async def test_who_waits_for_a_place_keeps_a_pause_too_that_begins_meanwhile(
+async def test_a_waiting_request_respects_a_pause_that_begins_meanwhile(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     requests = Requests(Throttle(2))
@@ -88,7 +88,7 @@ async def test_who_waits_for_a_place_keeps_a_pause_too_that_begins_meanwhile(
     assert [moment - started_at for moment in requests.admitted] == [0, 0, 8, 8, 9, 9]
 
 
-async def test_a_pause_that_is_prolonged_is_kept_to_its_new_end(
+async def test_an_extended_pause_lasts_to_its_new_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     throttle = Throttle(10)
@@ -98,13 +98,13 @@ async def test_a_pause_that_is_prolonged_is_kept_to_its_new_end(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(requests.one)
         await trio.sleep(3)
-        throttle.failed(busy(9))  # of a request that was under way
+        throttle.failed(busy(9))  # of a request in flight
         await trio.sleep(1)
-        throttle.failed(busy(2))  # a shorter one takes nothing back
+        throttle.failed(busy(2))  # a shorter pause does not shorten the current one
     assert [moment - started_at for moment in requests.admitted] == [12]
 
 
-async def test_a_busy_server_halves_it_never_under_two(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_busy_server_halves_the_limit_down_to_two(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(20)
     limits = []
     for _ in range(6):
@@ -115,18 +115,16 @@ async def test_a_busy_server_halves_it_never_under_two(autojump_clock: trio.test
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-async def test_small_budgets_stay_as_they_are_configured(
-    autojump_clock: trio.testing.MockClock, most: int
-) -> None:
+async def test_a_small_limit_stays_as_configured(autojump_clock: trio.testing.MockClock, most: int) -> None:
     throttle = Throttle(most)
     throttle.failed(busy(1))
     assert throttle.limit == min(2, most)
     await trio.sleep(1)
-    await quietly(throttle, 100)
+    await succeed_for(throttle, 100)
     assert throttle.limit == most
 
 
-async def test_many_that_were_under_way_when_it_became_busy_count_once(
+async def test_requests_in_flight_halve_the_limit_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     throttle = Throttle(16)
@@ -140,7 +138,7 @@ async def test_many_that_were_under_way_when_it_became_busy_count_once(
     ]
 
 
-async def test_one_more_for_every_ten_quiet_seconds_but_not_over_the_configured(
+async def test_the_limit_rises_by_one_each_ten_seconds_up_to_the_configured_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     throttle = Throttle(6)
@@ -148,38 +146,38 @@ async def test_one_more_for_every_ten_quiet_seconds_but_not_over_the_configured(
     await trio.sleep(4)
     limits = []
     for _ in range(6):
-        await quietly(throttle, 9)
+        await succeed_for(throttle, 9)
         before = throttle.limit
-        await quietly(throttle, 1)
+        await succeed_for(throttle, 1)
         limits.append((before, throttle.limit))
     assert limits == [(3, 4), (4, 5), (5, 6), (6, 6), (6, 6), (6, 6)]
 
 
-async def test_silence_proves_nothing(autojump_clock: trio.testing.MockClock) -> None:
-    """Only an answer tells that the server copes; then it is one more, however long nobody asked."""
+async def test_only_a_successful_request_raises_the_limit(autojump_clock: trio.testing.MockClock) -> None:
+    """Time without requests does not raise it, and one success raises it by one only."""
     throttle = Throttle(8)
     throttle.failed(busy(1))
     await trio.sleep(3600)
     assert throttle.limit == 4
-    throttle.went_well()
+    throttle.succeeded()
     assert throttle.limit == 5
 
 
-async def test_a_server_that_says_0_ms_is_left_alone_longer_each_time(
+async def test_without_a_pause_of_the_server_the_pause_doubles(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     throttle = Throttle(10)
-    for told in (0.0, None):
+    for wait in (0.0, None):
         pauses = []
         for _ in range(8):
-            throttle.failed(busy(told, "ErrorExceededConnectionCount"))
+            throttle.failed(busy(wait, "ErrorExceededConnectionCount"))
             pauses.append(throttle.pause)
             await trio.sleep(throttle.pause)
         assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-        throttle.went_well()
+        throttle.succeeded()
 
 
-async def test_what_is_no_sign_of_a_busy_server_changes_nothing(
+async def test_other_failures_do_not_change_the_limit(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     throttle = Throttle(10)
@@ -188,7 +186,7 @@ async def test_what_is_no_sign_of_a_busy_server_changes_nothing(
     assert (throttle.limit, throttle.pause) == (10, 0)
 
 
-async def test_whoever_gives_up_waiting_takes_no_place(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cancelled_wait_takes_no_slot(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(2)
     throttle.failed(busy(60))
     with trio.move_on_after(1):
@@ -199,7 +197,7 @@ async def test_whoever_gives_up_waiting_takes_no_place(autojump_clock: trio.test
     assert len(requests.admitted) == 4
 
 
-async def test_a_request_that_breaks_gives_its_place_back(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failed_request_releases_its_slot(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(1)
     with pytest.raises(LookupError):
         async with throttle:
@@ -209,7 +207,7 @@ async def test_a_request_that_breaks_gives_its_place_back(autojump_clock: trio.t
     assert len(requests.admitted) == 1
 
 
-async def test_each_server_has_its_own(autojump_clock: trio.testing.MockClock) -> None:
+async def test_each_server_has_its_own_throttle(autojump_clock: trio.testing.MockClock) -> None:
     throttles = Throttles(10)
     one, other = (
         throttles.of("https://one.example/EWS/Exchange.asmx"),
@@ -225,19 +223,19 @@ async def test_each_server_has_its_own(autojump_clock: trio.testing.MockClock) -
     assert requests.admitted == [started_at]
 
 
-# --- whatever happens
+# --- any sequence of requests
 
 WAIT = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 3.0, 30.0]))
 ASK = st.tuples(
-    st.sampled_from([0.0, 0.1, 1.0, 20.0]),  # seconds until the next one begins
-    st.sampled_from([0.1, 1.0, 15.0]),  # seconds that it takes
-    st.one_of(st.just("well"), st.just("Http503"), WAIT),
+    st.sampled_from([0.0, 0.1, 1.0, 20.0]),  # seconds until the next request begins
+    st.sampled_from([0.1, 1.0, 15.0]),  # seconds that the request takes
+    st.one_of(st.just("ok"), st.just("Http503"), WAIT),
 )
 
 
 @settings(max_examples=150, deadline=None)
 @given(most=st.integers(1, 12), asked=st.lists(ASK, max_size=40))
-def test_whatever_is_asked_and_answered(
+def test_any_sequence_of_requests_respects_limit_and_pause(
     most: int, asked: list[tuple[float, float, str | float | None]]
 ) -> None:
     admitted = 0
@@ -245,19 +243,19 @@ def test_whatever_is_asked_and_answered(
     async def run() -> None:
         throttle = Throttle(most)
         running = 0
-        left_alone_until = -1.0
+        paused_until = -1.0
 
         def answer(of: str | float | None) -> None:
-            nonlocal left_alone_until
-            if of == "well":
+            nonlocal paused_until
+            if of == "ok":
                 before = throttle.limit
-                throttle.went_well()
+                throttle.succeeded()
                 assert before <= throttle.limit <= before + 1
             elif isinstance(of, str):
                 throttle.failed(Failure(code=of))
             else:
                 throttle.failed(busy(of))
-                left_alone_until = max(left_alone_until, trio.current_time() + (of or 0.0))
+                paused_until = max(paused_until, trio.current_time() + (of or 0.0))
                 assert throttle.pause > 0 or of == 0
 
         def ask(lasts: float, of: str | float | None) -> Callable[[], Awaitable[None]]:
@@ -267,7 +265,7 @@ def test_whatever_is_asked_and_answered(
                     running += 1
                     admitted += 1
                     assert running <= most
-                    assert trio.current_time() >= left_alone_until
+                    assert trio.current_time() >= paused_until
                     assert throttle.pause == 0
                     await trio.sleep(lasts)
                     running -= 1
@@ -282,14 +280,14 @@ def test_whatever_is_asked_and_answered(
                 nursery.start_soon(ask(lasts, of))
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert admitted == len(asked), "somebody was never let through"
+    assert admitted == len(asked), "a request was never admitted"
 
 
-async def test_only_so_many_unknown_codes_are_kept_and_logged() -> None:
+async def test_the_number_of_remembered_unknown_codes_is_limited() -> None:
     throttle = Throttle(10)
     with structlog.testing.capture_logs() as logged:
-        for number in range(10 * MOST_UNKNOWN):
+        for number in range(10 * MAX_UNKNOWN_CODES):
             throttle.failed(Failure(code=f"ErrorNew{number}"))
             throttle.failed(Failure(code="ErrorNew1"))
-    assert len(logged) == len(throttle._unknown) == MOST_UNKNOWN
+    assert len(logged) == len(throttle._unknown_codes) == MAX_UNKNOWN_CODES
     assert set(throttle.answers) == {"other"}

@@ -1,4 +1,4 @@
-"""Texts about trouble on the way name the host and port, or the proxy."""
+"""Texts of transport errors name the host and port, or the proxy."""
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,13 +37,13 @@ def closed_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def test_a_name_that_is_not_resolved() -> None:
+async def test_an_unresolvable_hostname() -> None:
     failure = await failure_at("https://mail.invalid/EWS/Exchange.asmx")
     assert failure.code == "NameNotResolved"
     assert failure.text.startswith("the hostname mail.invalid cannot be resolved: [Errno -")
 
 
-async def test_a_connection_that_is_refused() -> None:
+async def test_a_refused_connection() -> None:
     port = closed_port()
     failure = await failure_at(f"http://127.0.0.1:{port}/EWS/Exchange.asmx")
     assert (failure.code, failure.text) == (
@@ -52,7 +52,7 @@ async def test_a_connection_that_is_refused() -> None:
     )
 
 
-async def test_a_proxy_that_is_not_there_is_named_instead_of_the_server() -> None:
+async def test_an_unreachable_proxy_is_named_instead_of_the_server() -> None:
     port = closed_port()
     failure = await failure_at(
         "https://mail.invalid/EWS/Exchange.asmx", proxy=httpx.Proxy(f"http://127.0.0.1:{port}")
@@ -67,7 +67,7 @@ async def test_a_proxy_that_is_not_there_is_named_instead_of_the_server() -> Non
     assert failure.text.startswith("the hostname of the proxy proxy.invalid cannot be resolved: ")
 
 
-async def test_a_proxy_that_refuses_is_named() -> None:
+async def test_a_refusing_proxy_is_named() -> None:
     async def peer(stream: trio.SocketStream) -> None:
         await stream.receive_some()
         await stream.send_all(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")

@@ -3,7 +3,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.groups.affinity import Group, Placement, deduplicated, duplicates, groups, split_off, without
+from listener.groups.affinity import Group, deduplicated, duplicates, groups, split_off, without
+from listener.placement import Placement
 
 URL = "https://mail.contoso.example/EWS/Exchange.asmx"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from listener.access import AccessKind
 from listener.exchange.cookies import Cookie
-from listener.groups.affinity import Placement, duplicates, groups
+from listener.groups.affinity import duplicates, groups
 from listener.groups.checkpoint import (
     DAY,
     GroupCheckpoint,
@@ -21,6 +21,7 @@ from listener.groups.checkpoint import (
     restored,
 )
 from listener.groups.group import SavedSubscriptions
+from listener.placement import Placement
 
 EWS = "https://mail.example/EWS"
 COOKIE = Cookie(name="X-BackEndOverrideCookie", value="BE1~1", domain="mail.example", path="/")

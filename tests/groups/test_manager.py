@@ -15,13 +15,14 @@ from listener.access import AccessKind
 from listener.backoff import Backoff
 from listener.ews.codes import Failure
 from listener.groups.actions import Discovered, Doubted, Joined, Left, Outcome, Stop
-from listener.groups.affinity import Group, Placement
+from listener.groups.affinity import Group
 from listener.groups.checkpoint import RestoredGroup
 from listener.groups.group import GroupState, SavedSubscriptions
 from listener.groups.manager import GroupManager
 from listener.groups.member import Policy
 from listener.groups.runners import Runners
 from listener.groups.settings import ManagerSettings
+from listener.placement import Placement
 
 EWS = "https://mail.example/EWS"
 UNKNOWN = Failure(code="InvalidUser", text="no such user")

@@ -1,4 +1,4 @@
-"""The examples of docs/HANDLERS.md run as they stand there."""
+"""The examples in docs/HANDLERS.md run unchanged."""
 
 import re
 import sys
@@ -35,7 +35,7 @@ def _acme_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_acme_audit")
-async def test_the_handler_of_five_minutes(tmp_path: Path) -> None:
+async def test_example_handler_works(tmp_path: Path) -> None:
     document = tomllib.loads(block("toml", "[handlers.audit]\nuse"))
     (handler,) = load_handlers(parse(REST | document, tmp_path).handlers)
     assert handler.accepts.matches(EVENT)
@@ -46,13 +46,13 @@ async def test_the_handler_of_five_minutes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_acme_audit")
-async def test_its_test(tmp_path: Path) -> None:
+async def test_example_test_passes(tmp_path: Path) -> None:
     names: dict[str, Any] = {"MailboxEvent": MailboxEvent}
     exec("from acme_audit import open_audit\n" + block("python", "async def test_audit"), names)
     await names["test_audit"](tmp_path)
 
 
-def test_the_filter() -> None:
+def test_example_filter_is_valid() -> None:
     document = tomllib.loads(block("toml", "[handlers.audit.filter]"))
     document["handlers"]["audit"]["use"] = "log"
     assert parse(REST | document, Path("/")).handlers["audit"].filter.types == (
@@ -61,9 +61,9 @@ def test_the_filter() -> None:
     )
 
 
-async def test_the_program_of_exec_stream(tmp_path: Path) -> None:
+async def test_example_program_of_exec_stream_works(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(block("python", "import json, sys"))
-    text = f"exec {sys.executable} {tmp_path}/program.py 2> {tmp_path}/told"
+    text = f"exec {sys.executable} {tmp_path}/program.py 2> {tmp_path}/errors"
     async with open_exec_stream(command=["sh", "-c", text], acknowledge=True) as handle:
         await handle(EVENT)
-    assert (tmp_path / "told").read_text() == "exchange.item.created a@b.c\n"
+    assert (tmp_path / "errors").read_text() == "exchange.item.created a@b.c\n"

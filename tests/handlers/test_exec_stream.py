@@ -35,14 +35,14 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-async def test_one_process_gets_a_line_an_event(out: Path) -> None:
+async def test_one_process_gets_one_line_per_event(out: Path) -> None:
     async with open_exec_stream(command=["sh", "-c", 'cat >> "$0"; echo end >> "$0"', str(out)]) as handle:
         for event in EVENTS:
             await handle(event)
     assert out.read_text().splitlines() == [*LINES, "end"]
 
 
-async def test_an_answer_acknowledges(out: Path) -> None:
+async def test_answer_acknowledges_the_event(out: Path) -> None:
     async with open_exec_stream(command=program(ANSWERS.format("'ok'"), out), acknowledge=True) as handle:
         for number, event in enumerate(EVENTS, 1):
             await handle(event)
@@ -69,17 +69,17 @@ async def test_other_answers(out: Path, answer: str, error: type[Exception], tex
     assert len(out.read_text().splitlines()) == 2
 
 
-async def test_an_answer_without_end_is_refused() -> None:
+async def test_answer_without_a_line_end_is_rejected() -> None:
     text = "import sys\nwhile True: sys.stdout.write('x' * 1000)"
     async with open_exec_stream(command=program(text), acknowledge=True) as handle:
-        with pytest.raises(ValueError, match="without end"):
+        with pytest.raises(ValueError, match="more than 65536 bytes without a line end"):
             await handle(EVENTS[0])
 
 
-async def test_a_process_that_ends_is_started_again_after_a_growing_wait(
+async def test_ended_process_is_restarted_with_growing_delay(
     out: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    """It answers once and then dies with the second event in hand."""
+    """The process answers once and dies during the second event."""
     with capture_logs() as log:
         async with open_exec_stream(
             command=program(ONCE, out), acknowledge=True, restart_first=1, restart_cap=3
@@ -99,9 +99,7 @@ async def test_a_process_that_ends_is_started_again_after_a_growing_wait(
     assert {line["event"] for line in log} == {"handler.process_ended"}
 
 
-async def test_a_process_that_lived_long_is_started_again_soon(
-    out: Path, mock_clock: trio.testing.MockClock
-) -> None:
+async def test_process_that_ran_long_is_restarted_soon(out: Path, mock_clock: trio.testing.MockClock) -> None:
     with capture_logs() as log:
         async with open_exec_stream(command=program(ONCE, out), acknowledge=True) as handle:
             for _ in range(3):
@@ -114,7 +112,7 @@ async def test_a_process_that_lived_long_is_started_again_soon(
     assert [line["restart_after"] for line in log] == [1.0, 1.0, 1.0]
 
 
-async def test_a_cancelled_call_ends_the_process_so_that_no_answer_is_taken_for_another(out: Path) -> None:
+async def test_cancelled_call_kills_the_process_so_that_answers_are_not_mixed_up(out: Path) -> None:
     os.mkfifo(out)
     text = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(1000)"
     async with open_exec_stream(command=program(text, out), acknowledge=True) as handle:
@@ -129,10 +127,10 @@ async def test_a_cancelled_call_ends_the_process_so_that_no_answer_is_taken_for_
         os.kill(pid, 0)
 
 
-async def test_a_process_that_does_not_end_is_made_to(
+async def test_process_that_does_not_end_is_killed(
     out: Path, autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
-    """The end of its input and SIGTERM leave it cold, so SIGKILL it is; 5 s after each, by the clock."""
+    """The process ignores the end of its input and SIGTERM, so SIGKILL follows; 5 s after each step."""
     os.mkfifo(out)
     text = (
         "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -148,14 +146,17 @@ async def test_a_process_that_does_not_end_is_made_to(
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("command", [[], ["no-such-program-anywhere"]])
-async def test_a_missing_program_is_an_error_at_the_start(command: list[str]) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no program"):
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [([], "command is empty"), (["no-such-program"], "program not found: no-such-program")],
+)
+async def test_missing_program_is_a_startup_error(command: list[str], message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
         async with open_exec_stream(command=command):
             pytest.fail("it opened")
 
 
-async def test_standard_error_is_logged_in_short_lines_and_not_too_many() -> None:
+async def test_standard_error_is_logged_with_limits() -> None:
     text = (
         "import sys; sys.stdin.readline(); sys.stderr.write('first\\x1b[2J\\n' + 'x' * 1_000_000 + '\\n');"
         "sys.stderr.write('flood\\n' * 100_000); sys.stderr.flush(); print('ok', flush=True); sys.stdin.read()"
@@ -163,7 +164,7 @@ async def test_standard_error_is_logged_in_short_lines_and_not_too_many() -> Non
     with capture_logs() as lines:
         async with open_exec_stream(command=[sys.executable, "-S", "-c", text], acknowledge=True) as handle:
             await handle(EVENTS[0])
-    told = [line for line in lines if line["event"] == "handler.process_stderr"]
-    assert told[0]["text"] == "first\x1b[2J"
-    assert all(len(line["text"]) <= 4096 for line in told)
-    assert len(told) < 400
+    logged = [line for line in lines if line["event"] == "handler.process_stderr"]
+    assert logged[0]["text"] == "first\x1b[2J"
+    assert all(len(line["text"]) <= 4096 for line in logged)
+    assert len(logged) < 400

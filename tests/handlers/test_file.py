@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def files_end_at(size: int) -> Iterator[None]:
-    """As if the disk were full."""
+    """Limit the file size, which has the effect of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -37,7 +37,7 @@ def files_end_at(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, action)
 
 
-async def test_an_acknowledged_event_is_in_the_file(path: Path) -> None:
+async def test_acknowledged_event_is_in_the_file(path: Path) -> None:
     async with open_file(path=path) as writer:
         for number, event in enumerate(EVENTS, 1):
             await writer.handle_batch([event])
@@ -45,7 +45,7 @@ async def test_an_acknowledged_event_is_in_the_file(path: Path) -> None:
     assert path.stat().st_mode & 0o777 & ~0o640 == 0
 
 
-async def test_an_acknowledged_event_is_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_acknowledged_event_is_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
 
     def sync(descriptor: int) -> None:
@@ -57,7 +57,7 @@ async def test_an_acknowledged_event_is_on_the_disk(path: Path, monkeypatch: pyt
     async with open_file(path=path) as writer:
         await writer.handle_batch(EVENTS[:2])
         text = "".join(f"{line}\n" for line in LINES[:2])
-        assert synced == [text, path.parent.name]  # a new file's name is in its directory
+        assert synced == [text, path.parent.name]  # the directory entry of a new file is synced too
         await writer.handle_batch(EVENTS[2:3])
         assert synced[2:] == [f"{text}{LINES[2]}\n"]
     async with open_file(path=path, sync=False) as writer:
@@ -66,7 +66,7 @@ async def test_an_acknowledged_event_is_on_the_disk(path: Path, monkeypatch: pyt
     assert path.read_text().splitlines() == LINES
 
 
-async def test_a_disk_that_fails_to_sync_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_sync_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -78,23 +78,23 @@ async def test_a_disk_that_fails_to_sync_is_an_error(path: Path, monkeypatch: py
     assert path.read_text().splitlines() == [LINES[0], LINES[0]]
 
 
-async def test_a_terminal_needs_no_disk() -> None:
-    ours, theirs = os.openpty()
-    async with open_file(path=Path(os.ttyname(theirs))) as writer:
+async def test_terminal_that_cannot_sync_is_accepted() -> None:
+    master, slave = os.openpty()
+    async with open_file(path=Path(os.ttyname(slave))) as writer:
         await writer.handle_batch(EVENTS[:1])
-    assert os.read(ours, 4096).decode().rstrip() == LINES[0]
-    os.close(ours)
-    os.close(theirs)
+    assert os.read(master, 4096).decode().rstrip() == LINES[0]
+    os.close(master)
+    os.close(slave)
 
 
-async def test_it_appends(path: Path) -> None:
+async def test_existing_file_is_appended_to(path: Path) -> None:
     path.write_text("before\n")
     async with open_file(path=path) as writer:
         await writer.handle_batch([EVENTS[0]])
     assert path.read_text() == f"before\n{LINES[0]}\n"
 
 
-async def test_a_line_that_a_crash_cut_off_is_not_continued(path: Path) -> None:
+async def test_incomplete_last_line_is_not_continued(path: Path) -> None:
     path.write_text('{"id": "half')
     async with open_file(path=path) as writer:
         await writer.handle_batch([EVENTS[0]])
@@ -103,7 +103,7 @@ async def test_a_line_that_a_crash_cut_off_is_not_continued(path: Path) -> None:
 
 
 @pytest.mark.parametrize("removed", [True, False])
-async def test_it_follows_rotation(path: Path, removed: bool) -> None:
+async def test_file_follows_rotation(path: Path, removed: bool) -> None:
     old = path.with_suffix(".1")
     async with open_file(path=path) as writer:
         before = len(os.listdir("/proc/self/fd"))
@@ -116,7 +116,7 @@ async def test_it_follows_rotation(path: Path, removed: bool) -> None:
     assert path.read_text().splitlines() == ([LINES[2]] if removed else [LINES[0], LINES[2]])
 
 
-async def test_when_it_cannot_be_opened_anew_the_old_one_stays_and_the_error_is_raised(path: Path) -> None:
+async def test_failed_reopen_keeps_the_old_file_and_raises(path: Path) -> None:
     async with open_file(path=path) as writer:
         await writer.handle_batch([EVENTS[0]])
         path.unlink()
@@ -129,7 +129,7 @@ async def test_when_it_cannot_be_opened_anew_the_old_one_stays_and_the_error_is_
     assert path.read_text() == LINES[1] + "\n"
 
 
-async def test_on_a_full_disk_it_raises_and_later_lines_stand_alone(path: Path) -> None:
+async def test_full_disk_raises_and_later_lines_are_complete(path: Path) -> None:
     path.write_text("x" * 899 + "\n")
     async with open_file(path=path) as writer:
         with files_end_at(1000), pytest.raises(OSError, match="File too large"):
@@ -139,7 +139,7 @@ async def test_on_a_full_disk_it_raises_and_later_lines_stand_alone(path: Path) 
     assert path.read_text().splitlines()[1:] == [LINES[0][:100], *LINES[:2]]
 
 
-async def test_a_missing_directory_is_an_error_at_the_start(path: Path) -> None:
+async def test_missing_directory_is_a_startup_error(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         async with open_file(path=path / "no" / "x"):
             pytest.fail("it opened")

@@ -16,7 +16,7 @@ EVENT = MailboxEvent(
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning"])
-async def test_one_line_an_event(level: Literal["debug", "info", "warning"]) -> None:
+async def test_one_log_line_per_event(level: Literal["debug", "info", "warning"]) -> None:
     with capture_logs() as lines:
         async with open_log(level=level) as handle:
             await handle(EVENT)

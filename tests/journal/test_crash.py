@@ -1,4 +1,4 @@
-"""A real process, killed in the middle of its work, again and again."""
+"""A real process that is killed repeatedly while it writes."""
 
 import random
 import signal
@@ -17,7 +17,7 @@ from listener.event import MailboxEvent
 from listener.journal.sqlite import open_journal
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
-def tell(line):
+def report(line):
     os.write(1, line.encode())
 
 async def main(directory, start):
@@ -30,13 +30,13 @@ async def main(directory, start):
                     MailboxEvent(type="t", mailbox=f"user{number}", time="x", item_id=str(mine + n)) for n in range(7)
                 ]
                 await journal.append(batch)
-                tell(f"A {mine} {mine + 7}\\n")
+                report(f"A {mine} {mine + 7}\\n")
                 mine += 7
         async def handle():
             while True:
                 entries = await reader.read(50)
                 for entry in entries:
-                    tell(f"H {entry.event.item_id}\\n")
+                    report(f"H {entry.event.item_id}\\n")
                 reader.acknowledge(entry.position for entry in entries)
         async with trio.open_nursery() as nursery:
             for number in range(5):
@@ -47,15 +47,15 @@ trio.run(main, sys.argv[1], int(sys.argv[2]))
 """
 
 
-async def test_kill_minus_nine_loses_nothing(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_sigkill_loses_no_event(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     directory, rng = tmp_path / "j", random.Random(7)
     async with opened(directory) as journal:
         await journal.reader("audit")
     appended: set[int] = set()
     handled: list[int] = []
-    for life in range(6):
+    for run in range(6):
         process = subprocess.Popen(
-            [sys.executable, "-c", WORK, str(directory), str((life + 1) * 100_000_000)],
+            [sys.executable, "-c", WORK, str(directory), str((run + 1) * 100_000_000)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,13 +63,13 @@ async def test_kill_minus_nine_loses_nothing(tmp_path: Path, autojump_clock: tri
         assert process.stdout is not None
         first = process.stdout.readline()
         threading.Timer(0.05 + rng.random() * 0.4, process.send_signal, [signal.SIGKILL]).start()
-        said = first + process.stdout.read()
+        output = first + process.stdout.read()
         process.wait()
         assert process.returncode == -signal.SIGKILL, process.stderr and process.stderr.read()
         process.stdout.close()
         assert process.stderr is not None
         process.stderr.close()
-        for line in said.splitlines(keepends=True):
+        for line in output.splitlines(keepends=True):
             match line.split():
                 case ["A", first_, end] if line.endswith("\n"):
                     appended |= set(range(int(first_), int(end)))

@@ -1,4 +1,4 @@
-"""A journal whose rows were damaged, though SQLite finds nothing wrong with the file."""
+"""A journal with damaged rows in which SQLite itself finds no error."""
 
 import random
 import shutil
@@ -31,7 +31,7 @@ KEY = "ann@x.example\x1f"
 
 
 async def make(state: Path) -> None:
-    """A journal with all kinds of rows: two handlers, one of which lags; dead letters, a replay, state."""
+    """Create a journal with all kinds of rows: two handlers, one of which lags; dead letters, a replay, state."""
     async with opened(state) as journal:
         one, two = await journal.reader("one"), await journal.reader("two")
         for start in range(1, 41, 4):
@@ -81,26 +81,26 @@ async def state(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "body", [b"", b"\xc1", b"\x90", b"garbage", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, "text", 5, None]
 )
-async def test_events_that_cannot_be_read_are_passed_over_and_told(state: Path, body: object) -> None:
+async def test_unreadable_events_are_skipped_and_logged(state: Path, body: object) -> None:
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body)
-    found, told = await read_all(state)
+    found, logged = await read_all(state)
     assert found == [11, 12, *range(17, 41)] or found == [*range(17, 41)]
-    (line,) = [line for line in told if line["event"] == "journal.events_unreadable"]
+    (line,) = [line for line in logged if line["event"] == "journal.events_unreadable"]
     assert (line["handler"], line["first"], line["last"], line["count"]) == ("one", 13, 16, 4)
 
 
-async def test_one_event_of_several_that_cannot_be_read_costs_that_one_only(state: Path) -> None:
+async def test_one_unreadable_event_does_not_affect_the_rest_of_its_chunk(state: Path) -> None:
     with sqlite3.connect(state / FILE_NAME) as connection:
         (body,) = connection.execute("SELECT body FROM chunks WHERE last = 16").fetchone()
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body.replace(b"\xa214", b"\xa2\xff4"))
-    found, told = await read_all(state)
+    found, logged = await read_all(state)
     assert [number for number in found if 13 <= number <= 16] == [13, 15, 16]
-    (line,) = [line for line in told if line["event"] == "journal.events_unreadable"]
+    (line,) = [line for line in logged if line["event"] == "journal.events_unreadable"]
     assert line["count"] == 1
 
 
 @pytest.mark.parametrize("count", [0, -5, 1 << 60, "x", b"\xff", 2])
-async def test_a_damaged_count_loses_nothing(state: Path, count: object) -> None:
+async def test_damaged_count_loses_no_event(state: Path, count: object) -> None:
     change(state, "UPDATE chunks SET count = ? WHERE last = 16", count)
     found, _ = await read_all(state)
     assert found[-28:] == [*range(13, 41)]
@@ -117,19 +117,17 @@ async def test_a_damaged_count_loses_nothing(state: Path, count: object) -> None
         ("seen", "x"),
     ],
 )  # fmt: skip
-async def test_damaged_progress_repeats_events_but_loses_none(
-    state: Path, column: str, value: object
-) -> None:
+async def test_damaged_offset_repeats_events_but_loses_none(state: Path, column: str, value: object) -> None:
     change(state, f"UPDATE handlers SET {column} = ? WHERE name = 'one'", value)
-    found, told = await read_all(state)
+    found, logged = await read_all(state)
     assert set(found) >= {*range(13, 41)}
     if column != "seen":
-        (line,) = [line for line in told if line["event"] == "journal.progress_unreadable"]
+        (line,) = [line for line in logged if line["event"] == "journal.progress_unreadable"]
         assert line["handler"] == "one"
     assert await read_all(state) == (found, []), "it was repaired"
 
 
-async def test_a_position_beyond_all_is_damage(state: Path) -> None:
+async def test_impossible_position_is_damage(state: Path) -> None:
     change(state, "UPDATE chunks SET last = ? WHERE last = (SELECT max(last) FROM chunks)", 2**63 - 2)
     with pytest.raises(ConfigError, match=r"journal\.db: is damaged: .*sqlite3 journal\.db \.recover"):
         async with opened(state):
@@ -144,7 +142,7 @@ async def test_a_position_beyond_all_is_damage(state: Path) -> None:
         "ALTER TABLE handlers RENAME TO handlerz",
     ],
 )
-async def test_a_damaged_schema_is_a_problem_with_a_remedy(state: Path, sql: str) -> None:
+async def test_error_for_a_damaged_schema_has_a_remedy(state: Path, sql: str) -> None:
     connection = sqlite3.connect(state / FILE_NAME)
     connection.execute(sql)
     connection.close()
@@ -153,7 +151,7 @@ async def test_a_damaged_schema_is_a_problem_with_a_remedy(state: Path, sql: str
             pass
 
 
-async def test_a_table_that_goes_while_it_is_open_ends_the_journal(state: Path) -> None:
+async def test_table_dropped_at_runtime_ends_the_journal(state: Path) -> None:
     closed = pytest.RaisesExc(JournalError, match="closed")
     damaged = pytest.RaisesExc(JournalDamagedError, match="recover")
     with pytest.RaisesGroup(damaged, closed, flatten_subgroups=True):
@@ -165,29 +163,29 @@ async def test_a_table_that_goes_while_it_is_open_ends_the_journal(state: Path) 
 
 
 @pytest.mark.parametrize("value", ["text", 5, b"\xff\xff", b"", b"\xdd\xff\xff\xff\xff"])
-async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object) -> None:
+async def test_unreadable_state_is_discarded(state: Path, value: object) -> None:
     change(state, "UPDATE state SET value = ?", value)
     with structlog.testing.capture_logs() as lines:
         async with opened(state) as journal:
             states = JournalStates(journal)
             assert await load_known(states, "ann@x.example") == (None, {}, None)
             mailbox_source = MailboxSource(
-                sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
+                sources=Sources(groups=("g@x.example",)), expand=never, changed=lambda: None
             )
             await mailbox_source.recall(journal)
             assert mailbox_source.mailboxes == ()
-            groups, heard = await Checkpointer(journal).load()
+            groups, last_seen = await Checkpointer(journal).load()
             assert groups == []
-            assert not heard.groups
-    told = {line["event"] for line in lines if line["log_level"] == "warning"}
-    assert told >= (
+            assert not last_seen.groups
+    logged = {line["event"] for line in lines if line["log_level"] == "warning"}
+    assert logged >= (
         {"catchup.state_unreadable", "mailboxes.state_unreadable", "checkpoint.unreadable"}
         if isinstance(value, bytes)
         else {"journal.state_unreadable"}
     )
 
 
-async def test_dead_letters_that_cannot_be_read_can_be_seen_and_deleted(state: Path) -> None:
+async def test_unreadable_dead_letters_can_be_shown_and_deleted(state: Path) -> None:
     change(
         state,
         "UPDATE dead_letters SET event = ?, reason = ?, time = ? WHERE number = 1",
@@ -199,12 +197,12 @@ async def test_dead_letters_that_cannot_be_read_can_be_seen_and_deleted(state: P
         first, second = offline.dead_letters()
         assert first.event.type == "unreadable"
         assert second.event.item_id == "12"
-        assert offline.retry([1, 2]) == 1
+        assert offline.requeue([1, 2]) == 1
         assert offline.discard([1]) == 1
 
 
 @given(st.integers(0, 10**6), st.binary(max_size=30))
-def test_no_progress_makes_unpacking_large_or_raise_something_else(upto: int, packed: bytes) -> None:
+def test_unpacking_any_bytes_is_bounded_and_raises_only_unreadable(upto: int, packed: bytes) -> None:
     try:
         progress = Progress.unpack(upto, packed)
     except UNREADABLE:
@@ -213,7 +211,7 @@ def test_no_progress_makes_unpacking_large_or_raise_something_else(upto: int, pa
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(-(2**62), 2**62), max_size=6))
-def test_no_runs_are_too_large(upto: int, runs: list[int]) -> None:
+def test_unpacking_any_runs_is_bounded(upto: int, runs: list[int]) -> None:
     test = msgspec.msgpack.encode(runs)
     try:
         progress = Progress.unpack(upto, test)
@@ -222,33 +220,33 @@ def test_no_runs_are_too_large(upto: int, runs: list[int]) -> None:
     assert len(progress) <= upto
 
 
-async def nobody(_group: str) -> Expansion:
-    raise AssertionError("is not asked")
+async def never(_group: str) -> Expansion:
+    raise AssertionError("must not be called")
 
 
 ALLOWED = (ConfigError, JournalError)
 
 
 async def start(state: Path) -> None:
-    """What a daemon does with its journal, and the commands beside it."""
+    """Use the journal as the daemon and the offline commands do."""
     with open_offline(state) as offline:
         offline.dead_letters()
         offline.handlers()
-        offline.retry([1])
+        offline.requeue([1])
     async with opened(state) as journal:
         for name in ("one", "two"):
             reader = await journal.reader(name)
-            with trio.move_on_after(10) as patience:
+            with trio.move_on_after(10) as scope:
                 while reader.lag > reader.unfinished:
                     reader.acknowledge([entry.position for entry in await reader.read(100)])
-            assert not patience.cancelled_caught
+            assert not scope.cancelled_caught
         async for _ in journal.recent(0, 1000):
             pass
         states = JournalStates(journal)
         for mailbox in ("ann@x.example", "bob@x.example"):
             await load_known(states, mailbox)
         mailbox_source = MailboxSource(
-            sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
+            sources=Sources(groups=("g@x.example",)), expand=never, changed=lambda: None
         )
         await mailbox_source.recall(journal)
         await Checkpointer(journal).load()
@@ -275,13 +273,13 @@ def overwritten(data: bytes, random_: random.Random, flips: int) -> bytes:
 
 @pytest.mark.parametrize("damage", [flipped, overwritten])
 @pytest.mark.parametrize("seed", range(8))
-async def test_random_damage_has_one_of_two_outcomes(
+async def test_random_damage_is_tolerated_or_reported_with_the_path(
     tmp_path: Path, state: Path, seed: int, damage: Callable[[bytes, random.Random, int], bytes]
 ) -> None:
-    """It works, or ends with an error of ours, which names the file. A page in use is hit mostly."""
+    """The journal works, or fails with one of ALLOWED, whose text has the path. Most changes hit a page in use."""
     random_ = random.Random(seed)
     sound = (state / FILE_NAME).read_bytes()
-    worked, told = 0, list[str]()
+    worked, texts = 0, list[str]()
     for round_ in range(12):
         copy = tmp_path / f"copy{round_}"
         copy.mkdir()
@@ -290,7 +288,7 @@ async def test_random_damage_has_one_of_two_outcomes(
             await start(copy)
             worked += 1
         except* ALLOWED as errors:
-            told.append(str(errors.exceptions[0]))
+            texts.append(str(errors.exceptions[0]))
         shutil.rmtree(copy)
-    assert all(FILE_NAME in text or "handler" in text for text in told)
-    assert worked, "most bytes are in places where they do no harm"
+    assert all(FILE_NAME in text or "handler" in text for text in texts)
+    assert worked, "most changes are harmless"

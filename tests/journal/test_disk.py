@@ -1,4 +1,4 @@
-"""Disks that are full, read-only, broken or somebody else's; at the start and while running."""
+"""Disks that are full, read-only, broken or owned by another user; at startup and at runtime."""
 
 import os
 import sqlite3
@@ -20,8 +20,8 @@ from listener.journal.sqlite import inline, open_journal
 from .tools import crashed, event, events, everything, items, opened
 
 
-async def refusal(directory: Path) -> str:
-    """The one line that the operator sees."""
+async def opening_error(directory: Path) -> str:
+    """Return the one-line error that the operator sees."""
     with pytest.raises(ConfigError) as caught:
         async with opened(directory):
             pass
@@ -30,34 +30,34 @@ async def refusal(directory: Path) -> str:
     return str(problem)
 
 
-async def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
+async def test_second_process_gets_the_id_of_the_lock_holder(tmp_path: Path) -> None:
     async with opened(tmp_path):
-        said = await refusal(tmp_path)
-    assert said == (
-        f"{tmp_path}/lock: is held by process {os.getpid()} (a state directory serves one daemon at a time)"
+        text = await opening_error(tmp_path)
+    assert text == (
+        f"{tmp_path}/lock: is held by process {os.getpid()} (only one daemon can use a state directory)"
     )
     async with opened(tmp_path):
         pass
 
 
-async def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"precious" * 1000)
-    said = await refusal(tmp_path)
-    assert "is not an SQLite database" in said
-    assert "nothing was changed" in said
+    text = await opening_error(tmp_path)
+    assert "is not an SQLite database" in text
+    assert "nothing was changed" in text
     assert (tmp_path / FILE_NAME).read_bytes() == b"precious" * 1000
 
 
-async def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_database_of_another_program_is_not_changed(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / FILE_NAME)
     connection.execute("CREATE TABLE chunks (a)")
     connection.close()
     before = (tmp_path / FILE_NAME).read_bytes()
-    assert "is a database of another program" in await refusal(tmp_path)
+    assert "is a database of another program" in await opening_error(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-async def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_damaged_journal_is_reported_and_not_changed(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await journal.reader("audit")
         await journal.append(events(range(2000)))
@@ -65,22 +65,22 @@ async def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path: Path) -> N
     for page in range(2, len(data) // 4096):  # all but the first two
         data[page * 4096 : page * 4096 + 100] = b"\xaa" * 100
     (tmp_path / FILE_NAME).write_bytes(data)
-    said = await refusal(tmp_path)
-    assert "is damaged" in said
-    assert ".recover" in said
+    text = await opening_error(tmp_path)
+    assert "is damaged" in text
+    assert ".recover" in text
     assert (tmp_path / FILE_NAME).read_bytes() == data
 
 
-async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+async def test_directory_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = await refusal(tmp_path / "file" / "state")
-    assert said.startswith(
-        f"{tmp_path}/file/state/lock: cannot be made: Not a directory (let the daemon's user"
+    text = await opening_error(tmp_path / "file" / "state")
+    assert text.startswith(
+        f"{tmp_path}/file/state/lock: cannot be created: Not a directory (give the daemon's user"
     )
 
 
-async def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write everything, so SQLite is told to open it as for others."""
+async def test_read_only_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write every file, so the test makes SQLite open it read-only, as for other users."""
     async with opened(tmp_path):
         pass
     real = sqlite3.connect
@@ -88,11 +88,11 @@ async def test_a_database_that_may_only_be_read(tmp_path: Path, monkeypatch: pyt
         "listener.journal.schema.sqlite3.connect",
         lambda name, **more: real(name.replace("mode=rw", "mode=ro"), **more),
     )
-    said = await refusal(tmp_path)
-    assert "cannot be written: attempt to write a readonly database (let the daemon's user" in said
+    text = await opening_error(tmp_path)
+    assert "cannot be written: attempt to write a readonly database (give the daemon's user" in text
 
 
-def test_a_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
+def test_read_only_directory_for_an_unprivileged_user(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     state.chmod(0o555)
@@ -115,20 +115,23 @@ except ConfigError as error:
             parent.chmod(parent.stat().st_mode | 0o055)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == (
-        f"{state}/lock: cannot be made: Permission denied (let the daemon's user write there, or choose another)\n"
+        f"{state}/lock: cannot be created: Permission denied "
+        "(give the daemon's user write permission, or choose another state directory)\n"
     ), done.stderr
 
 
-def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_journal_of_a_newer_version_is_rejected_and_not_changed(tmp_path: Path) -> None:
     newer = (*MIGRATIONS, ("CREATE TABLE more (a)",))
     open_database(tmp_path, newer).close()
     before = (tmp_path / FILE_NAME).read_bytes()
-    with pytest.raises(ConfigError, match=r"newer version of this program \(schema 2; this one knows 1\)"):
+    with pytest.raises(
+        ConfigError, match=r"newer version of this program \(schema 2; this version supports 1\)"
+    ):
         open_database(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-def test_an_older_journal_is_brought_forward_with_what_it_holds(tmp_path: Path) -> None:
+def test_older_journal_is_migrated_with_its_contents(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / FILE_NAME).execute("VACUUM").close()  # version 0: a database without a table
     open_database(tmp_path).close()
     connection = open_database(tmp_path)
@@ -141,7 +144,7 @@ def test_an_older_journal_is_brought_forward_with_what_it_holds(tmp_path: Path) 
     connection.close()
 
 
-def test_a_step_that_fails_half_way_leaves_the_older_version_whole(tmp_path: Path) -> None:
+def test_failed_migration_leaves_the_older_version_intact(tmp_path: Path) -> None:
     open_database(tmp_path).close()
     step = ("ALTER TABLE state ADD COLUMN more INTEGER", "DROP TABLE not_there")
     with pytest.raises(ConfigError, match="no such table: not_there"):
@@ -151,7 +154,7 @@ def test_a_step_that_fails_half_way_leaves_the_older_version_whole(tmp_path: Pat
     connection.close()
 
 
-async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
+async def test_full_disk_pauses_writes_and_loses_nothing(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -168,7 +171,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
                 await trio.sleep(100)
                 full = journal.figures.write_error
                 assert full == "database or disk is full (SQLITE_FULL)"
-                assert journal.idle < 15  # it refuses, but it answers: no reason for a restart
+                assert journal.idle < 15  # the disk refuses writes but answers, so a restart would not help
                 reader.acknowledge(entry.position for entry in entries)
                 await trio.sleep(100)
                 assert journal.figures.end == 100
@@ -177,7 +180,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
             assert items(await everything(reader)) == list(range(50, 1100))
             await trio.sleep(1)
             image = crashed(tmp_path, f"{tmp_path.name}-killed")
-    async with opened(image) as journal:  # what was acknowledged meanwhile was not forgotten
+    async with opened(image) as journal:  # acknowledgements made meanwhile were not lost
         assert items(await everything(await journal.reader("audit"))) == list(range(50, 1100))
     assert [line["event"] for line in lines] == [
         "journal.opened",
@@ -190,7 +193,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
     assert lines[2]["duration"] >= 200
 
 
-async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
+async def test_full_disk_does_not_delay_shutdown(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -210,9 +213,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(
         assert items(await everything(await journal.reader("audit"))) == list(range(100))
 
 
-async def test_a_disk_that_does_not_answer_is_seen(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_hanging_disk_shows_in_idle(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     answers = trio.Event()
     answers.set()
 
@@ -264,7 +265,7 @@ trio.run(main)
 """
 
 
-def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
+def test_file_size_limit_pauses_writes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
         capture_output=True,
@@ -280,22 +281,22 @@ def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
     assert "journal.recovered" in done.stderr
 
 
-async def test_a_disk_that_cannot_be_read_for_a_while_is_waited_for(
+async def test_temporary_read_errors_are_retried(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    refusals = 3
+    failures = 3
 
-    async def unwilling(function: Callable[..., object], *args: object) -> object:
-        nonlocal refusals
-        if function is records.read_events and refusals:
-            refusals -= 1
+    async def failing(function: Callable[..., object], *args: object) -> object:
+        nonlocal failures
+        if function is records.read_events and failures:
+            failures -= 1
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_READ, "SQLITE_IOERR_READ"
             raise error
         return await inline(function, *args)
 
     with structlog.testing.capture_logs() as lines:
-        async with open_journal(tmp_path, memory=0, run_sync=unwilling) as journal:
+        async with open_journal(tmp_path, memory=0, run_sync=failing) as journal:
             reader = await journal.reader("audit")
             await journal.append([event(1)])
             await journal.append([event(2)])
@@ -303,7 +304,7 @@ async def test_a_disk_that_cannot_be_read_for_a_while_is_waited_for(
     assert [line["event"] for line in lines] == ["journal.opened", "journal.unreadable"]
 
 
-async def test_damage_while_running_ends_it_with_the_path(
+async def test_damage_at_runtime_ends_the_journal_with_the_path(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     with pytest.raises(ExceptionGroup) as caught:
@@ -311,29 +312,29 @@ async def test_damage_while_running_ends_it_with_the_path(
             await journal.append([event(1)])
             assert journal._store._connection is not None
             journal._store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            journal._store._connection.close()  # as after an error of the disk
+            journal._store._connection.close()  # as after a disk error
             journal._store._connection = None
             (tmp_path / FILE_NAME).write_bytes(b"\xaa" * 100_000)
             await journal.append([event(2)])
     assert all(isinstance(error, JournalError) for error in caught.value.exceptions)
-    reason, told = sorted(map(str, caught.value.exceptions))
+    reason, closed = sorted(map(str, caught.value.exceptions))
     assert reason.startswith(f"{tmp_path / FILE_NAME} is damaged: ")
-    assert told == "the journal is closed"
+    assert closed == "the journal is closed"
 
 
-async def test_who_waits_for_a_write_that_meets_the_damage_is_told(
+async def test_pending_write_fails_when_damage_is_found(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(*_: object) -> None:
         raise JournalError("damaged")
 
-    told: list[str] = []
+    errors: list[str] = []
     with pytest.raises(ExceptionGroup):
         async with opened(tmp_path) as journal:
             monkeypatch.setattr(journal._store, "transact", damaged)
-            with trio.CancelScope(shield=True), trio.move_on_after(60):  # as where a handler makes way
+            with trio.CancelScope(shield=True), trio.move_on_after(60):  # as when a handler is replaced
                 try:
                     await journal.append([event(1)])
                 except JournalError as error:
-                    told.append(str(error))
-    assert told == ["the journal is closed"]
+                    errors.append(str(error))
+    assert errors == ["the journal is closed"]

@@ -1,4 +1,4 @@
-"""What the journal promises its callers."""
+"""The rules that the journal guarantees to its callers."""
 
 from contextlib import aclosing
 from pathlib import Path
@@ -16,7 +16,7 @@ from listener.journal.sqlite import open_journal
 from .tools import Clock, crashed, event, events, everything, items, opened
 
 
-async def test_a_handler_gets_what_came_since_it_was_first_opened(
+async def test_handler_receives_events_appended_since_it_was_first_opened(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -29,7 +29,7 @@ async def test_a_handler_gets_what_came_since_it_was_first_opened(
         assert await everything(await journal.reader("new")) == []
 
 
-async def test_a_reader_waits_for_the_next_event(
+async def test_reader_waits_for_the_next_event(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal, trio.open_nursery() as nursery:
@@ -47,7 +47,7 @@ async def test_a_reader_waits_for_the_next_event(
         assert got == [7]
 
 
-async def test_a_handler_that_lags_is_fed_from_disk_without_holes(
+async def test_lagging_handler_reads_from_disk_without_gaps(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     many = 3 * CHUNK + 17
@@ -66,7 +66,7 @@ async def test_a_handler_that_lags_is_fed_from_disk_without_holes(
         assert (reader.unfinished, reader.lag) == (0, 0)
 
 
-async def test_an_unfinished_event_comes_again_and_those_around_it_do_not(
+async def test_only_unfinished_events_are_redelivered(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -83,7 +83,7 @@ async def test_an_unfinished_event_comes_again_and_those_around_it_do_not(
         assert items(await everything(reader)) == [3, 900, 999, 1000]
 
 
-async def test_what_was_fetched_and_not_yet_read_comes_again(
+async def test_fetched_but_unread_events_are_redelivered(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j", memory=0) as journal:
@@ -98,7 +98,7 @@ async def test_what_was_fetched_and_not_yet_read_comes_again(
         assert items(await everything(await journal.reader("audit"))) == list(range(3, 10))
 
 
-async def test_acknowledgements_are_durable_soon_without_being_waited_for(
+async def test_acknowledgements_become_durable_without_a_flush(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -111,7 +111,7 @@ async def test_acknowledgements_are_durable_soon_without_being_waited_for(
         assert items(await everything(await journal.reader("audit"))) == [2]
 
 
-async def test_what_a_filter_refuses_counts_as_finished(
+async def test_filtered_events_count_as_finished(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     def wants(event: MailboxEvent) -> bool:
@@ -130,7 +130,7 @@ async def test_what_a_filter_refuses_counts_as_finished(
         assert await everything(await journal.reader("audit")) == []
 
 
-async def test_a_filter_that_was_changed_frees_what_was_in_hand(
+async def test_changed_filter_releases_unfinished_events(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -143,7 +143,7 @@ async def test_a_filter_that_was_changed_frees_what_was_in_hand(
         assert (reader.unfinished, reader.lag) == (1, 1)
 
 
-async def test_state_is_written_with_the_events_or_not_at_all(
+async def test_state_and_events_are_written_atomically(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -163,7 +163,7 @@ async def test_state_is_written_with_the_events_or_not_at_all(
         assert await journal.load("nothing") == {}
 
 
-async def test_a_write_that_cannot_be_harms_no_other_in_its_commit(
+async def test_invalid_write_does_not_affect_others_in_its_commit(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -184,7 +184,7 @@ async def test_a_write_that_cannot_be_harms_no_other_in_its_commit(
         assert sorted(items(await everything(reader))) == [2, 3, 4, 5]
 
 
-async def test_what_was_finished_is_written_though_the_write_beside_it_cannot_be(
+async def test_acknowledgement_is_written_although_another_write_of_the_commit_is_invalid(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -201,7 +201,7 @@ async def test_what_was_finished_is_written_though_the_write_beside_it_cannot_be
         assert items(await everything(await journal.reader("audit"))) == [2]
 
 
-async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
+async def test_dead_letters_are_requeued_and_discarded(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock(5000.5)
@@ -220,7 +220,7 @@ async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
         assert letters[1].event == event(2)
         assert audit.lag == 0
 
-        assert await journal.retry([letters[1].number, 77]) == 1
+        assert await journal.requeue([letters[1].number, 77]) == 1
         assert await journal.discard([letters[0].number, 77]) == 1
         assert [x.event.item_id for x in await journal.dead_letters()] == ["3"]
         assert items(await everything(audit)) == [2]
@@ -230,7 +230,7 @@ async def test_a_dead_letter_comes_back_after_retry_and_is_gone_after_discard(
         assert await journal.dead_letter(1) is None
 
 
-async def test_a_letter_that_is_buried_again_after_a_crash_is_one_letter(
+async def test_dead_lettering_the_same_entry_twice_gives_one_dead_letter(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -242,7 +242,7 @@ async def test_a_letter_that_is_buried_again_after_a_crash_is_one_letter(
         assert [(x.number, x.reason, x.attempts) for x in await journal.dead_letters()] == [(1, "second", 2)]
 
 
-async def test_what_was_journaled_lately_is_read_once_and_in_order(
+async def test_recent_events_are_read_once_and_in_order(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock(1000)
@@ -256,12 +256,12 @@ async def test_what_was_journaled_lately_is_read_once_and_in_order(
         await journal.append(events([1, 2]))
         clock.time = 2000
         await journal.append(events([3]))
-        clock.time = 1500  # somebody set the clock back
+        clock.time = 1500  # the clock was set back
         await journal.append(events([4]))
         for entry in await everything(audit):
             await audit.dead_letter([entry], reason="a trial")
         await journal.replay("audit", since=0)
-        await journal.retry([1])
+        await journal.requeue([1])
         assert await recent(journal, 0) == ["1", "2", "3", "4"]
         assert await recent(journal, 1800) == ["3", "4"]
         assert await recent(journal, 9999) == []
@@ -276,7 +276,7 @@ async def test_what_was_journaled_lately_is_read_once_and_in_order(
         assert len(await recent(journal, 0, most=100)) < 100 + 2 * 256
 
 
-async def test_replay_gives_one_handler_the_past_again(
+async def test_replay_redelivers_to_one_handler(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock(1000)
@@ -285,7 +285,7 @@ async def test_replay_gives_one_handler_the_past_again(
         await journal.append(events([1]))
         clock.time = 2000
         await journal.append([event(2), event(3, "Bob@x.example"), event(4)])
-        clock.time = 1500  # somebody set the clock back
+        clock.time = 1500  # the clock was set back
         await journal.append([event(5, "bob@x.example")])
         for reader in (audit, other):
             reader.acknowledge(entry.position for entry in await everything(reader))
@@ -301,18 +301,20 @@ async def test_replay_gives_one_handler_the_past_again(
         audit.acknowledge(entry.position for entry in again if entry.event.item_id != "5")
     async with opened(tmp_path / "j", clock) as journal:
         assert items(await everything(await journal.reader("audit"))) == [5, 5]
-        with pytest.raises(JournalError, match="no handler adit was ever here; known are: audit, other"):
+        with pytest.raises(JournalError, match='unknown handler "adit"; known handlers: audit, other'):
             await journal.replay("adit", since=0)
 
 
-async def test_one_handler_has_one_reader(tmp_path: Path) -> None:
+async def test_handler_can_have_only_one_reader(tmp_path: Path) -> None:
     async with opened(tmp_path / "j") as journal:
         await journal.reader("audit")
-        with pytest.raises(JournalError, match="audit reads the journal already"):
+        with pytest.raises(JournalError, match='handler "audit" already has a reader'):
             await journal.reader("audit")
 
 
-async def test_many_callers_share_a_commit(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_concurrent_appends_share_a_commit(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     async with opened(tmp_path / "j") as journal:
         reader = await journal.reader("audit")
         async with trio.open_nursery() as nursery:
@@ -325,7 +327,7 @@ async def test_many_callers_share_a_commit(tmp_path: Path, autojump_clock: trio.
         assert rows < 10
 
 
-async def test_a_cancelled_append_leaves_the_others_alone(
+async def test_cancelled_append_does_not_affect_others(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path / "j") as journal:
@@ -337,7 +339,7 @@ async def test_a_cancelled_append_leaves_the_others_alone(
         assert items(await everything(reader))[-1:] == [2]
 
 
-async def test_a_journal_without_a_directory_keeps_the_same_promises_in_memory(
+async def test_journal_in_memory_keeps_the_same_rules(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with opened(None, memory=2) as journal:
@@ -346,12 +348,12 @@ async def test_a_journal_without_a_directory_keeps_the_same_promises_in_memory(
         first = await reader.read(3)
         await reader.dead_letter(first[:1], reason="no")
         reader.acknowledge([first[1].position])
-        await journal.retry([1])
+        await journal.requeue([1])
         assert items(await everything(reader)) == [3, 4, 5, 6, 7, 8, 9, 0]
         assert await journal.load("n") == {"k": b"v"}
 
 
-async def test_what_is_written_is_closed_in_order_although_everything_is_cancelled(tmp_path: Path) -> None:
+async def test_cancellation_still_writes_acknowledgements(tmp_path: Path) -> None:
     with trio.CancelScope() as scope:
         async with opened(tmp_path / "j") as journal:
             reader = await journal.reader("audit")
@@ -363,23 +365,23 @@ async def test_what_is_written_is_closed_in_order_although_everything_is_cancell
         assert (await journal.reader("audit")).lag == 1
 
 
-async def test_after_the_end_nothing_is_taken(tmp_path: Path) -> None:
+async def test_append_after_close_is_rejected(tmp_path: Path) -> None:
     async with opened(tmp_path / "j") as journal:
         pass
     with pytest.raises(JournalError, match="closed"):
         await journal.append(events([1]))
 
 
-async def test_who_still_waits_at_the_end_is_told(
+async def test_append_that_waits_at_close_fails(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    told: list[str] = []
+    errors: list[str] = []
 
     async def late(journal: Journal) -> None:
         try:
             await journal.append(events(range(1000)))
         except JournalError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     async with trio.open_nursery() as nursery, opened(tmp_path / "j") as journal:
         connection = journal._store._connection
@@ -388,10 +390,10 @@ async def test_who_still_waits_at_the_end_is_told(
         connection.execute(f"PRAGMA max_page_count = {pages}")
         nursery.start_soon(late, journal)
         await trio.sleep(10)
-    assert told == ["the journal is closed"]
+    assert errors == ["the journal is closed"]
 
 
-async def test_with_threads_the_same(tmp_path: Path) -> None:
+async def test_reads_and_writes_in_threads(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         async with open_journal(tmp_path / "j", memory=5) as journal:
             reader = await journal.reader("audit")
@@ -409,7 +411,7 @@ async def test_with_threads_the_same(tmp_path: Path) -> None:
     assert [line["event"] for line in lines] == ["journal.opened"]
 
 
-async def test_acknowledgements_are_durable_soon_however_much_is_appended_meanwhile(
+async def test_acknowledgements_become_durable_during_continuous_appends(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     (tmp_path / "j").mkdir()

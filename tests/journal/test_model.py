@@ -1,4 +1,4 @@
-"""Random appends, reads, acknowledgements and crashes against a plain model of what must come out."""
+"""Random appends, reads, acknowledgements and crashes, compared with a simple model of the result."""
 
 import tempfile
 from pathlib import Path
@@ -16,27 +16,27 @@ MAILBOXES = ["ann@x.example", "bob@x.example", "cat@x.example"]
 
 append = st.tuples(st.just("append"), st.lists(st.integers(0, 2), max_size=6))
 read = st.tuples(st.just("read"), st.integers(1, 8))
-finish = st.tuples(st.just("finish"), st.integers(0, 2))  # the oldest in hand of one mailbox
+finish = st.tuples(st.just("finish"), st.integers(0, 2))  # the oldest event in progress of one mailbox
 wait = st.tuples(st.just("wait"), st.just(0))
 crash = st.tuples(st.just("crash"), st.just(0))
 stop = st.tuples(st.just("stop"), st.just(0))
 
 
-class World:
-    """The model: what was appended, in order, and what may and must be read again."""
+class Model:
+    """The model: what was appended, in order, and what may and must be redelivered."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.appended: list[tuple[int, str]] = []
         self.finished: set[int] = set()
         self.durably_finished: set[int] = set()
-        self.in_hand: list[Entry] = []
+        self.in_progress: list[Entry] = []
 
-    async def life(self, directory: Path, steps: list[tuple[str, object]]) -> Path | None:
-        """Runs until the steps are over, or until a crash or a stop: then where to go on."""
+    async def run_steps(self, directory: Path, steps: list[tuple[str, object]]) -> Path | None:
+        """Run the steps until they end, or until a crash or stop. Return where to continue."""
         async with opened(directory, memory=self.memory) as journal:
             reader = await journal.reader("h")
-            self.in_hand = []
+            self.in_progress = []
             seen: set[int] = set()
             while steps:
                 step, what = steps.pop(0)
@@ -53,13 +53,13 @@ class World:
                         assert len(got) <= what
                         assert not seen & set(items(got))
                         seen |= set(items(got))
-                        self.in_hand += got
+                        self.in_progress += got
                 elif step == "finish":
                     assert isinstance(what, int)
-                    mine = [entry for entry in self.in_hand if entry.event.mailbox == MAILBOXES[what]]
-                    for entry in mine[:2]:
+                    own = [entry for entry in self.in_progress if entry.event.mailbox == MAILBOXES[what]]
+                    for entry in own[:2]:
                         reader.acknowledge([entry.position])
-                        self.in_hand.remove(entry)
+                        self.in_progress.remove(entry)
                         self.finished.add(items([entry])[0])
                 elif step == "wait":
                     await trio.sleep(1)
@@ -68,7 +68,7 @@ class World:
                     self.durably_finished = set(self.finished)
                     return directory
                 else:
-                    return crashed(directory, f"life{len(steps)}")
+                    return crashed(directory, f"run{len(steps)}")
             self.check(seen, items(await everything(reader, 3)))
             return None
 
@@ -86,28 +86,28 @@ class World:
     ),
     memory=st.sampled_from([0, 0, 3, 100]),
 )
-def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, object]], memory: int) -> None:
+def test_random_operations_and_crashes_lose_nothing(steps: list[tuple[str, object]], memory: int) -> None:
     async def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
-            world = World(memory)
+            model = Model(memory)
             left = list(steps)
             directory: Path | None = Path(temporary) / "first"
             assert directory is not None
             async with opened(directory) as journal:
-                await journal.reader("h")  # so that it wants what comes from now on
+                await journal.reader("h")  # so that it receives all later events
             while directory is not None:
-                left_at = set(world.durably_finished)
+                left_at = set(model.durably_finished)
                 async with opened(crashed(directory, f"look{len(left)}-{id(left_at)}")) as journal:
-                    # nothing durable and acknowledged comes again; all else does, in its order
+                    # no durably acknowledged event is redelivered; all others are, in order
                     again = items(await everything(await journal.reader("h"), 5))
                 assert not set(again) & left_at
-                assert set(again) >= {n for n, _ in world.appended} - world.finished
+                assert set(again) >= {n for n, _ in model.appended} - model.finished
                 for mailbox in MAILBOXES:
-                    mine = {n for n, m in world.appended if m == mailbox}
-                    order = [n for n in again if n in mine]
+                    own = {n for n, m in model.appended if m == mailbox}
+                    order = [n for n in again if n in own]
                     assert order == sorted(order)
-                world.finished = {n for n, _ in world.appended} - set(again)
-                world.durably_finished = set(world.finished)
-                directory = await world.life(directory, left)
+                model.finished = {n for n, _ in model.appended} - set(again)
+                model.durably_finished = set(model.finished)
+                directory = await model.run_steps(directory, left)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,4 +1,4 @@
-"""What the command line does beside a daemon, or without one."""
+"""Offline access by the command line, with or without a running daemon."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ import trio.testing
 from listener.errors import ConfigError
 from listener.journal import JournalError
 from listener.journal.offline import open_offline
-from listener.journal.schema import MIGRATIONS, open_beside
+from listener.journal.schema import MIGRATIONS, open_existing
 
 from .tools import crashed, events, everything, items, opened
 
 
-async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
+async def test_requeue_and_replay_reach_a_running_daemon(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:
@@ -28,13 +28,13 @@ async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
             letter = offline.dead_letter(2)
             assert letter is not None
             assert letter.event.item_id == "2"
-            assert offline.retry([2]) == 1
+            assert offline.requeue([2]) == 1
             assert offline.discard([1, 2]) == 1
             assert offline.replay("audit", since=0, mailbox="ANN@x.example") == 3
-            with pytest.raises(JournalError, match="no handler adit was ever here; known are: audit"):
+            with pytest.raises(JournalError, match='unknown handler "adit"; known handlers: audit'):
                 offline.replay("adit", since=0)
         got: list[int] = []
-        with trio.fail_after(2):  # nothing else wakes the reader
+        with trio.fail_after(2):  # nothing but the poll wakes the reader
             while len(got) < 4:
                 entries = await reader.read(1)
                 got += items(entries)
@@ -46,7 +46,7 @@ async def test_letters_and_the_past_come_back_to_a_daemon_at_work(
         assert [x.number for x in await journal.dead_letters()] == [3]
 
 
-async def test_an_append_right_behind_a_replay_comes_after_it(
+async def test_append_after_a_replay_keeps_the_order(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:
@@ -59,7 +59,7 @@ async def test_an_append_right_behind_a_replay_comes_after_it(
         assert items(await everything(reader)) == [1, 2, 3]
 
 
-async def test_a_letter_is_retried_though_its_handler_is_forgotten(
+async def test_requeue_works_although_the_handler_was_forgotten(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with opened(tmp_path) as journal:
@@ -68,19 +68,19 @@ async def test_a_letter_is_retried_though_its_handler_is_forgotten(
         await reader.dead_letter(await reader.read(1), reason="no")
     with open_offline(tmp_path) as offline:
         offline._connection.execute("DELETE FROM handlers")
-        assert offline.retry([1]) == 1
+        assert offline.requeue([1]) == 1
     async with opened(tmp_path) as journal:
         assert items(await everything(await journal.reader("audit"))) == [1]
 
 
-async def test_a_refusal_names_the_path(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    with pytest.raises(ConfigError, match=r"journal\.db: is not there"), open_offline(tmp_path):
+async def test_errors_have_the_path(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(ConfigError, match=r"journal\.db: does not exist"), open_offline(tmp_path):
         pass
     async with opened(tmp_path / "j"):
         image = crashed(tmp_path / "j", "other")
-    with pytest.raises(ConfigError, match="was made by an older version"):
-        open_beside(image, (*MIGRATIONS, ("SELECT 1",)))
+    with pytest.raises(ConfigError, match="was created by an older version"):
+        open_existing(image, (*MIGRATIONS, ("SELECT 1",)))
     with open_offline(image) as offline:
         offline._connection.execute("PRAGMA query_only = TRUE")
         with pytest.raises(JournalError, match=r"journal\.db: attempt to write a readonly database"):
-            offline.retry([1])
+            offline.requeue([1])

@@ -1,4 +1,4 @@
-"""What is kept of a handler's way."""
+"""The stored offset of a handler."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from listener.journal.progress import Progress
 
 
-def test_the_cursor_is_below_the_first_that_is_unfinished() -> None:
+def test_cursor_is_below_the_first_unfinished_position() -> None:
     progress = Progress(10)
     progress.hand_out([11, 12, 15], 20)
     assert (progress.cursor, len(progress)) == (10, 3)
@@ -16,7 +16,7 @@ def test_the_cursor_is_below_the_first_that_is_unfinished() -> None:
     assert (progress.cursor, progress.unfinished) == (20, ())
 
 
-def test_a_long_run_is_packed_small() -> None:
+def test_long_run_is_packed_compactly() -> None:
     progress = Progress(0)
     progress.hand_out(range(1, 10_001), 10_000)
     progress.finish([5000])
@@ -24,7 +24,7 @@ def test_a_long_run_is_packed_small() -> None:
 
 
 @given(st.sets(st.integers(1, 300)), st.sets(st.integers(1, 300)))
-def test_packing_keeps_exactly_the_unfinished(given_out: set[int], finished: set[int]) -> None:
+def test_packing_round_trip(given_out: set[int], finished: set[int]) -> None:
     progress = Progress(0)
     progress.hand_out(sorted(given_out), 300)
     progress.finish(finished)

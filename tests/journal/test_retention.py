@@ -1,4 +1,4 @@
-"""What is deleted, when, and what never is."""
+"""Retention: what the journal deletes, when, and what it never deletes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ async def fill(journal: SqliteJournal, numbers: Sequence[int]) -> None:
         await journal.append(events(range(number * 100, number * 100 + 100)))
 
 
-async def test_what_all_have_finished_goes_by_age(
+async def test_finished_events_are_deleted_by_age(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()
@@ -45,7 +45,7 @@ async def test_what_all_have_finished_goes_by_age(
         for _ in range(2):
             slow.acknowledge([entry.position for entry in await slow.read(100)])
         await trio.sleep(60)
-        assert kept(journal) == 300  # the third chunk is old too, but slow has it still before it
+        assert kept(journal) == 300  # the third chunk is old too, but slow has not read it
         await finish(slow)
         await trio.sleep(60)
         assert kept(journal) == 200
@@ -54,7 +54,7 @@ async def test_what_all_have_finished_goes_by_age(
         assert items(await everything(slow)) == list(range(500, 600))
 
 
-async def test_the_newest_chunk_stays_so_that_positions_never_go_back(
+async def test_newest_chunk_is_kept_so_that_positions_never_decrease(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()
@@ -72,7 +72,7 @@ async def test_the_newest_chunk_stays_so_that_positions_never_go_back(
         assert position == 301
 
 
-async def test_a_clock_that_was_set_back_or_forward_deletes_nothing_unfinished(
+async def test_clock_changes_delete_nothing_unfinished(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()
@@ -86,7 +86,7 @@ async def test_a_clock_that_was_set_back_or_forward_deletes_nothing_unfinished(
         await finish(reader)
 
 
-async def test_after_a_leap_forward_and_back_old_events_go_in_time(
+async def test_old_events_are_deleted_after_the_clock_jumped(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()
@@ -101,7 +101,7 @@ async def test_after_a_leap_forward_and_back_old_events_go_in_time(
         assert kept(journal) == 100
 
 
-async def test_near_the_limit_the_oldest_finished_go_whatever_their_age(
+async def test_oldest_finished_events_are_deleted_near_the_size_limit(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     limit = 600_000
@@ -117,7 +117,7 @@ async def test_near_the_limit_the_oldest_finished_go_whatever_their_age(
         assert 1000 < kept(journal) < 10_000
 
 
-async def test_a_full_journal_lets_appends_wait_and_says_so_once(
+async def test_full_journal_pauses_appends_and_logs_once(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     numbers = list(range(200))
@@ -147,7 +147,7 @@ async def test_a_full_journal_lets_appends_wait_and_says_so_once(
     assert names.count("journal.full") == names.count("journal.room")
 
 
-async def test_a_handler_that_is_gone_keeps_its_place_until_that_is_old(
+async def test_absent_handler_keeps_its_offset_until_it_is_too_old(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock, keep = Clock(), Retention(age=3 * DAY)
@@ -165,13 +165,13 @@ async def test_a_handler_that_is_gone_keeps_its_place_until_that_is_old(
     with structlog.testing.capture_logs() as lines:
         async with opened(tmp_path / "j", clock, keep) as journal:
             await journal.reader("stays")
-            await trio.sleep(300)  # whoever comes late is waited for
+            await trio.sleep(300)  # a handler that is opened late keeps its offset
             assert [line["event"] for line in lines] == ["journal.opened"]
             await trio.sleep(3600)
     assert [line.get("handler") for line in lines] == [None, "gone"]
 
 
-async def test_a_full_journal_forgets_an_absent_handler_rather_than_stand_still(
+async def test_full_journal_forgets_an_absent_handler(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     keep = Retention(size=300_000)
@@ -192,7 +192,7 @@ async def test_a_full_journal_forgets_an_absent_handler_rather_than_stand_still(
     assert [line["handler"] for line in forgotten] == ["gone"]
 
 
-async def test_a_second_reading_keeps_its_source_and_goes_when_it_is_finished(
+async def test_replayed_chunk_keeps_its_source_and_is_deleted_when_finished(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()
@@ -213,28 +213,26 @@ async def test_a_second_reading_keeps_its_source_and_goes_when_it_is_finished(
         assert kept(journal) == 101
 
 
-async def test_the_state_of_those_who_left_is_forgotten_in_time(tmp_path: Path) -> None:
+async def test_state_of_removed_owners_is_forgotten(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path / "j", clock) as journal:
         for owner in ("ann", "bob", "cat", "catherine"):
             for number in range(30):
                 await journal.append((), [Put("sync", f"{owner}{OWNED}{number}", b"")])
-        await journal.append((), [Put("sync", "nobody's", b""), Put("other", f"bob{OWNED}1", b"")])
+        await journal.append((), [Put("sync", "ownerless", b""), Put("other", f"bob{OWNED}1", b"")])
         clock.time += DAY
         await journal.append((), [Put("sync", f"cat{OWNED}29", b"")])
         clock.time += DAY
-        # Of those who left, bob alone was not heard of for so long; ann and catherine are there.
+        # Of the removed owners, only bob has no recent value; ann and catherine are not removed.
         assert await journal.forget("sync", {"ann", "catherine"}, clock.time - 1.5 * DAY) == ["bob"]
         left = Counter(key.partition(OWNED)[0] for key in await journal.load("sync"))
-        assert left == {"ann": 30, "cat": 30, "catherine": 30, "nobody's": 1}
+        assert left == {"ann": 30, "cat": 30, "catherine": 30, "ownerless": 1}
         assert list(await journal.load("other")) == [f"bob{OWNED}1"]
         assert await journal.forget("sync", {"ann", "catherine"}, clock.time - 1.5 * DAY) == []
         assert await journal.forget("sync", {"ann", "catherine"}, clock.time) == ["cat"]
 
 
-async def test_deleting_makes_the_file_smaller_again(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_deleting_shrinks_the_file(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     clock = Clock()
     async with opened(tmp_path / "j", clock, Retention(age=DAY)) as journal:
         for number in range(50):

@@ -9,7 +9,7 @@ from listener.journal.tail import Tail
 from .tools import events, items
 
 
-def test_what_is_too_old_is_no_longer_there() -> None:
+def test_old_events_leave_the_tail() -> None:
     tail = Tail(capacity=8, end=100)
     for first in range(101, 141, 4):
         tail.extend(first, events(range(first, first + 4)), first + 3)
@@ -19,10 +19,10 @@ def test_what_is_too_old_is_no_longer_there() -> None:
     assert items(tail.after(134, 3) or []) == [135, 136, 137]
 
 
-def test_what_others_wrote_is_on_the_disk_only() -> None:
+def test_events_of_other_processes_are_not_in_the_tail() -> None:
     tail = Tail(capacity=100, end=0)
     tail.extend(1, events([1, 2]), 2)
-    tail.extend(5, events([5]), 5)  # 3 and 4 came from elsewhere
+    tail.extend(5, events([5]), 5)  # another process wrote 3 and 4
     assert tail.after(2, 10) is None
     assert items(tail.after(4, 10) or []) == [5]
     tail.extend(6, [], 7)
@@ -31,7 +31,7 @@ def test_what_others_wrote_is_on_the_disk_only() -> None:
 
 
 @given(st.lists(st.integers(0, 5)), st.integers(1, 20), st.data())
-def test_it_gives_all_that_lies_behind_a_position_or_says_that_it_cannot(
+def test_after_returns_all_later_entries_or_none(
     sizes: list[int], capacity: int, data: st.DataObject
 ) -> None:
     tail, written = Tail(capacity, 0), list[MailboxEvent]()

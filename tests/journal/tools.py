@@ -1,4 +1,4 @@
-"""What the tests of the journal share."""
+"""Helpers for the tests of the journal."""
 
 import shutil
 from collections.abc import AsyncIterator, Iterable
@@ -45,7 +45,7 @@ async def opened(
     keep: Retention | None = None,
     memory: int = 20_000,
 ) -> AsyncIterator[SqliteJournal]:
-    """A journal without threads, for virtual clocks."""
+    """Open a journal without threads, for virtual clocks."""
     async with open_journal(
         directory, keep=keep, memory=memory, now=clock or Clock(), run_sync=inline
     ) as journal:
@@ -53,7 +53,7 @@ async def opened(
 
 
 def crashed(directory: Path, name: str) -> Path:
-    """What a process killed at this moment would leave behind: a copy of its files."""
+    """Copy the journal's files as a process killed at this moment would leave them. Return the copy's directory."""
     image = directory.parent / name
     image.mkdir()
     for suffix in ("", "-wal"):
@@ -64,7 +64,7 @@ def crashed(directory: Path, name: str) -> Path:
 
 
 async def everything(reader: Reader, limit: int = 100) -> list[Entry]:
-    """All that there is now, unacknowledged."""
+    """Read all events that are available now, without acknowledging them."""
     found: list[Entry] = []
     with trio.move_on_after(0.01):
         while True:

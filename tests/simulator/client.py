@@ -1,4 +1,4 @@
-"""A client for tests: it writes requests by hand and knows nothing of the listener."""
+"""A test client that writes requests by hand and shares no code with the listener."""
 
 from base64 import b64encode
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from lxml import etree
 
 from listener.simulator.exchange import Exchange
 from listener.simulator.faults import parse
+from listener.simulator.frontend import COOKIE, override_cookie
 from listener.simulator.http import HttpRequest, Reply
 from listener.simulator.ledger import Ledger, Line
 from listener.simulator.mailstore import KINDS, Mailbox
-from listener.simulator.routing import COOKIE, override_cookie
 from listener.simulator.settings import Settings
 from listener.simulator.subscriptions import Stream
 
@@ -22,13 +22,15 @@ NOON = 1_700_000_000.0
 
 
 def envelope(body: str, *, impersonate: str | None = None, version: str = "Exchange2013_SP1") -> bytes:
-    who = ""
+    impersonation = ""
     if impersonate is not None:
         sid = f"<t:PrimarySmtpAddress>{impersonate}</t:PrimarySmtpAddress>"
-        who = f"<t:ExchangeImpersonation><t:ConnectingSID>{sid}</t:ConnectingSID></t:ExchangeImpersonation>"
+        impersonation = (
+            f"<t:ExchangeImpersonation><t:ConnectingSID>{sid}</t:ConnectingSID></t:ExchangeImpersonation>"
+        )
     return (
         f'<s:Envelope xmlns:s="{S}" xmlns:m="{M}" xmlns:t="{T}"><s:Header>'
-        f'<t:RequestServerVersion Version="{version}"/>{who}</s:Header><s:Body>{body}</s:Body></s:Envelope>'
+        f'<t:RequestServerVersion Version="{version}"/>{impersonation}</s:Header><s:Body>{body}</s:Body></s:Envelope>'
     ).encode()
 
 
@@ -55,7 +57,7 @@ def basic(user: str, password: str) -> str:
 
 
 class Client:
-    """Talks to an Exchange without sockets. `now` is the time, to be moved by the test."""
+    """Sends requests to an Exchange without sockets. Tests change `now`, the time."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings(rate=0)
@@ -66,7 +68,7 @@ class Client:
         self.mailboxes = list(self.exchange.directory)
 
     def on(self, backend: int, *, count: int = 1) -> list[Mailbox]:
-        """Mailboxes that live on the n-th back end, counted from 0."""
+        """Return mailboxes on the n-th back end, counted from 0."""
         directory = self.exchange.directory
         return [m for m in self.mailboxes if directory.home(m) == directory.backends[backend]][:count]
 
@@ -93,7 +95,7 @@ class Client:
         return self.exchange.handle(request, self.now)
 
     def subscribe(self, mailbox: Mailbox, **options: object) -> str:
-        """The id of a new subscription to all folders."""
+        """Return the id of a new subscription to all folders."""
         body = str(options.pop("body", subscribe_body()))
         reply = self.post(body, impersonate=mailbox.address, **options)  # type: ignore[arg-type]
         assert code(reply) == "NoError"
@@ -102,12 +104,12 @@ class Client:
         reply.finish()
         return id_
 
-    def break_(self, kind: str, **given: object) -> list[Line]:
-        """Make a fault now; the lines of the ledger, none if it waits."""
-        return self.exchange.chaos.order(parse({"kind": kind, **given}), self.now)
+    def make_fault(self, kind: str, **given: object) -> list[Line]:
+        """Make a fault now. Return its ledger lines, none if it is pending."""
+        return self.exchange.fault_scheduler.make_now(parse({"kind": kind, **given}), self.now)
 
-    def pass_(self, seconds: float) -> None:
-        """Let time pass."""
+    def advance_time(self, seconds: float) -> None:
+        """Advance the time."""
         self.now += seconds
         self.exchange.advance(self.now)
 
@@ -120,7 +122,7 @@ class Client:
 
 
 class Reader:
-    """Reads a stream at the client's time; what it read it tells as short lines of text."""
+    """Reads a stream at the client's time, as short lines of text."""
 
     def __init__(self, client: Client, stream: Stream, reply: Reply) -> None:
         self.stream = stream
@@ -131,33 +133,34 @@ class Reader:
         return self.stream.take(self._client.now)
 
     def read(self) -> list[str]:
-        """Events by their kind, `OK` and `Closed`, error codes with the number of ids, `MORE` for MoreEvents."""
-        told = []
+        """Return events by kind, `OK` and `Closed`, error codes with the number of ids, `MORE` for
+        MoreEvents."""
+        lines = []
         for root in envelopes(self.bytes()):
             for each in root.iter(f"{{{M}}}GetStreamingEventsResponseMessage"):
-                told += _tell(each)
-        return told
+                lines += _to_lines(each)
+        return lines
 
     def hang_up(self) -> None:
         self.stream.close(self._client.now)
         self.reply.finish()
 
 
-def _tell(each: etree._Element) -> list[str]:
-    told = []
+def _to_lines(each: etree._Element) -> list[str]:
+    lines = []
     failure = each.findtext("m:ResponseCode", namespaces=NAMES)
     if failure != "NoError":
-        told.append(f"{failure} {len(each.findall('m:ErrorSubscriptionIds/t:SubscriptionId', NAMES))}")
+        lines.append(f"{failure} {len(each.findall('m:ErrorSubscriptionIds/t:SubscriptionId', NAMES))}")
     for notification in each.findall("m:Notifications/*", NAMES):
         names = [etree.QName(child).localname for child in notification]
-        told += [name for name in names if name.endswith("Event")]
-        told += ["MORE"] if notification.findtext("t:MoreEvents", namespaces=NAMES) == "true" else []
-    told += [element.text or "" for element in each.iterfind("m:ConnectionStatus", NAMES)]
-    return told
+        lines += [name for name in names if name.endswith("Event")]
+        lines += ["MORE"] if notification.findtext("t:MoreEvents", namespaces=NAMES) == "true" else []
+    lines += [element.text or "" for element in each.iterfind("m:ConnectionStatus", NAMES)]
+    return lines
 
 
 def envelopes(data: bytes) -> list[etree._Element]:
-    """The envelopes that stand in a row, whatever their prefixes and declarations."""
+    """Split concatenated envelopes, with any prefixes and declarations."""
     found = []
     while data:
         start = data.find(b"Envelope", data.find(b"?>") if data.startswith(b"<?xml") else 0)
@@ -174,14 +177,14 @@ def root(reply: Reply) -> etree._Element:
 
 
 def message(reply: Reply) -> etree._Element:
-    """The first response message."""
+    """Return the first response message."""
     found = root(reply).find("s:Body/*/m:ResponseMessages/*", NAMES)
     assert found is not None, reply.body
     return found
 
 
 def code(reply: Reply) -> str:
-    """The ResponseCode of the first response message, or that of a fault, marked."""
+    """Return the ResponseCode of the first response message, or status and code of a SOAP fault."""
     if isinstance(reply.body, Stream):
         return "stream"
     fault = root(reply).findtext(

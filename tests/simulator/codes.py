@@ -1,4 +1,4 @@
-"""The response codes that a client must know what to do about, as "ResponseCode" (learn.microsoft.com) lists them."""
+"""Response codes that a client must handle, from "ResponseCode" (learn.microsoft.com)."""
 
 # ruff: noqa: SIM905
 CODES = """

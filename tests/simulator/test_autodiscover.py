@@ -57,16 +57,16 @@ def test_settings_of_several_users() -> None:
         }
 
 
-def test_a_stranger_and_a_setting_that_is_not_there() -> None:
+def test_unknown_user_and_unknown_setting() -> None:
     client = Client()
     answer = tree(
-        ask(client, soap(["nobody@contoso.example", client.mailboxes[0].address], ["MobileMailboxPolicy"]))
+        ask(client, soap(["unknown@contoso.example", client.mailboxes[0].address], ["MobileMailboxPolicy"]))
     )
     codes = [code.text for code in answer.iter(f"{{{A}}}ErrorCode")]
     assert codes == ["NoError", "InvalidUser", "NoError", "SettingIsNotAvailable"]
 
 
-def test_requests_that_are_refused() -> None:
+def test_invalid_requests() -> None:
     client = Client()
     address = client.mailboxes[0].address
     for body in (
@@ -91,7 +91,7 @@ def test_pox() -> None:
     )
     expected = grouping(client.exchange.directory.home(alice))
     assert found.findtext(".//o:Protocol/o:GroupingInformation", namespaces=N) == expected
-    unknown = tree(ask(client, pox("nobody@contoso.example"), "/autodiscover/autodiscover.xml"))
+    unknown = tree(ask(client, pox("unknown@contoso.example"), "/autodiscover/autodiscover.xml"))
     assert unknown.findtext(".//{*}ErrorCode") == "500"
     assert ask(client, b"<a/>", "/autodiscover/autodiscover.xml").status == 400
     assert ask(client, b"<a/>", "/autodiscover/autodiscover.json").status == 404

@@ -1,4 +1,4 @@
-"""What the server answers, request by request."""
+"""Replies of the server to single requests."""
 
 import re
 
@@ -12,7 +12,7 @@ from tests.xsd import validate, xsd_available
 UNKNOWN = "<m:Unsubscribe><m:SubscriptionId>bm9uc2Vuc2U=</m:SubscriptionId></m:Unsubscribe>"
 
 
-def test_subscribing_and_unsubscribing() -> None:
+def test_subscribe_and_unsubscribe() -> None:
     client = Client()
     alice = client.mailboxes[0]
     id_ = client.subscribe(alice)
@@ -22,7 +22,7 @@ def test_subscribing_and_unsubscribing() -> None:
     assert code(client.post(body, impersonate=alice.address)) == "ErrorSubscriptionNotFound"
 
 
-def test_the_cookie_comes_with_the_wish_for_affinity_only() -> None:
+def test_override_cookie_is_sent_only_with_affinity() -> None:
     client = Client()
     alice = client.mailboxes[0]
 
@@ -34,7 +34,7 @@ def test_the_cookie_comes_with_the_wish_for_affinity_only() -> None:
     assert cookies(affinity=False) == ["exchangecookie", "X-BackEndCookie"]
 
 
-def test_the_headers_of_every_reply() -> None:
+def test_headers_of_every_reply() -> None:
     client = Client()
     alice = client.mailboxes[0]
     headers = dict(client.post(subscribe_body(), impersonate=alice.address).headers)
@@ -47,18 +47,18 @@ def test_the_headers_of_every_reply() -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "expected"),
+    ("impersonated", "expected"),
     [
         ("ceo@contoso.example", "500 ErrorImpersonateUserDenied"),
-        ("nobody@contoso.example", "500 ErrorNonExistentMailbox"),
+        ("unknown@contoso.example", "500 ErrorNonExistentMailbox"),
         (None, "ErrorMissingEmailAddress"),
     ],
 )
-def test_for_whom_one_may_subscribe(who: str | None, expected: str) -> None:
-    assert code(Client().post(subscribe_body(), impersonate=who)) == expected
+def test_subscribe_with_impersonation(impersonated: str | None, expected: str) -> None:
+    assert code(Client().post(subscribe_body(), impersonate=impersonated)) == expected
 
 
-def test_impersonation_by_sid_and_principal_name() -> None:
+def test_impersonation_by_sid_and_upn() -> None:
     client = Client()
     alice = client.mailboxes[0]
     for tag, name in (
@@ -71,7 +71,7 @@ def test_impersonation_by_sid_and_principal_name() -> None:
     assert {s.mailbox for s in client.exchange.subscriptions} == {alice.address}
 
 
-def test_whoever_has_a_mailbox_subscribes_to_it_without_impersonation() -> None:
+def test_subscribe_to_own_mailbox_without_impersonation() -> None:
     client = Client()
     ceo = client.exchange.directory.outsider
     assert code(client.post(subscribe_body(), account=ceo, anchor=ceo)) == "NoError"
@@ -94,12 +94,12 @@ def test_whoever_has_a_mailbox_subscribes_to_it_without_impersonation() -> None:
         (UNKNOWN, "ErrorSubscriptionNotFound"),
     ],
 )
-def test_what_is_refused(body: str, expected: str) -> None:
+def test_invalid_subscribe_requests(body: str, expected: str) -> None:
     client = Client()
     assert code(client.post(body, impersonate=client.mailboxes[0].address)) == expected
 
 
-def test_folders_of_another_mailbox() -> None:
+def test_subscribe_to_folders_of_another_mailbox() -> None:
     client = Client()
     alice, bob = client.mailboxes[:2]
     by_name = f"<t:Mailbox><t:EmailAddress>{bob.address}</t:EmailAddress></t:Mailbox>"
@@ -121,13 +121,13 @@ def test_folders_of_another_mailbox() -> None:
         ("Exchange3000", "500 ErrorInvalidServerVersion"),
     ],
 )
-def test_versions(version: str, expected: str) -> None:
+def test_streaming_requires_a_version(version: str, expected: str) -> None:
     client = Client()
     reply = client.post(subscribe_body(), impersonate=client.mailboxes[0].address, version=version)
     assert code(reply) == expected
 
 
-def test_bytes_that_are_no_request() -> None:
+def test_malformed_requests() -> None:
     client = Client()
     request = HttpRequest("POST", "/EWS/Exchange.asmx", {}, b"<a>", client.settings.user)
     assert code(client.exchange.handle(request, client.now)) == "500 ErrorSchemaValidation"
@@ -137,7 +137,7 @@ def test_bytes_that_are_no_request() -> None:
     assert client.exchange.handle(elsewhere, client.now).status == 404
 
 
-def test_subscriptions_have_a_budget_for_each_mailbox() -> None:
+def test_subscription_limit_per_mailbox() -> None:
     client = Client(Settings(rate=0, limits=Limits(subscriptions=2)))
     alice, bob = client.mailboxes[:2]
     first = client.subscribe(alice)
@@ -149,7 +149,7 @@ def test_subscriptions_have_a_budget_for_each_mailbox() -> None:
     client.subscribe(alice)
 
 
-def test_streams_are_charged_to_whom_they_impersonate() -> None:
+def test_stream_limit_per_impersonated_mailbox() -> None:
     client = Client(Settings(rate=0, limits=Limits(hanging_connections=1)))
     alice, bob = client.mailboxes[:2]
     ids = [client.subscribe(alice), client.subscribe(alice), client.subscribe(bob)]
@@ -161,7 +161,7 @@ def test_streams_are_charged_to_whom_they_impersonate() -> None:
     client.stream(alice, ids[1:2])
 
 
-def test_requests_under_way_have_a_budget() -> None:
+def test_request_limit() -> None:
     client = Client(Settings(rate=0, limits=Limits(concurrency=2)))
     alice = client.mailboxes[0]
     replies = [client.post(UNKNOWN, impersonate=alice.address) for _ in range(3)]
@@ -171,7 +171,7 @@ def test_requests_under_way_have_a_budget() -> None:
     assert client.post(UNKNOWN, impersonate=alice.address).status == 200
 
 
-def test_requests_that_go_astray_are_slow_and_sometimes_fail() -> None:
+def test_proxied_requests_are_slow_and_sometimes_fail() -> None:
     client = Client(Settings(rate=0, network=Network(proxied_500=0.2, proxied_503=0.2)))
     (alice,), (bob,) = client.on(0), client.on(1)
     get = (

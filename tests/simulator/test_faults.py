@@ -1,4 +1,4 @@
-"""Faults as values."""
+"""Parsing and describing faults."""
 
 import runpy
 from pathlib import Path
@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def required(kind: str) -> dict[str, Any]:
-    """A kind with what it cannot do without."""
+    """Return the kind with its required parameters."""
     needed = [parameter.name for parameter in parameters(KINDS[kind]) if parameter.required]
     return {"kind": kind, **{name: {"code": "ErrorServerBusy", "status": 503}[name] for name in needed}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_read_and_told_the_same(kind: str) -> None:
+def test_each_kind_round_trips(kind: str) -> None:
     fault = parse(required(kind))
     assert fault.kind == kind
     assert {"kind": kind, **fault.parameters()} == required(kind)
@@ -47,10 +47,10 @@ def test_parameters_that_differ_from_their_defaults() -> None:
         ({"kind": "stream_code", "code": "<a>"}, "stream_code: Expected `str` matching regex"),
     ],
 )
-def test_what_makes_no_sense(value: dict[str, Any], expected: str) -> None:
-    with pytest.raises(FaultError) as told:
+def test_invalid_faults(value: dict[str, Any], expected: str) -> None:
+    with pytest.raises(FaultError) as error:
         parse(value)
-    assert expected in str(told.value)
+    assert expected in str(error.value)
 
 
 def test_did_you_mean() -> None:
@@ -58,7 +58,7 @@ def test_did_you_mean() -> None:
     assert did_you_mean("x", ["none", "heavy"]) == "; known: none, heavy"
 
 
-def test_the_page_is_current() -> None:
+def test_fault_tables_in_docs_are_current() -> None:
     faults = runpy.run_path(str(ROOT / "docs/faults.py"))
     text = faults["PAGE"].read_text(encoding="utf-8")
     assert text == faults["page"](text), "run: python docs/faults.py"

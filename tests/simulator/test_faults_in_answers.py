@@ -1,4 +1,4 @@
-"""What faults make of the answer to a request."""
+"""Faults in the response to a request."""
 
 from email.utils import parsedate_to_datetime
 
@@ -26,9 +26,9 @@ def ask(client: Client, operation: str = "Subscribe", mailbox: int = 0) -> Reply
 
 @pytest.mark.parametrize("operation", BODIES)
 @pytest.mark.parametrize("wanted", CODES)
-def test_every_code_in_a_response_message(operation: str, wanted: str) -> None:
+def test_response_code_in_a_response_message(operation: str, wanted: str) -> None:
     client = Client()
-    client.break_("response_code", code=wanted, operation=operation)
+    client.make_fault("response_code", code=wanted, operation=operation)
     reply = ask(client, operation)
     assert reply.status == 200
     assert code(reply) == wanted
@@ -41,7 +41,7 @@ def test_every_code_in_a_response_message(operation: str, wanted: str) -> None:
 @pytest.mark.parametrize("ids", ["none", "one", "all"])
 def test_response_messages_are_valid(operation: str, ids: str) -> None:
     client = Client()
-    client.break_("response_code", code="ErrorServerBusy", back_off_ms=1500, ids=ids)
+    client.make_fault("response_code", code="ErrorServerBusy", back_off_ms=1500, ids=ids)
     reply = ask(client, operation)
     body = root(reply).find("s:Body/*", NAMES)
     assert body is not None
@@ -51,18 +51,18 @@ def test_response_messages_are_valid(operation: str, ids: str) -> None:
         assert listed == {"none": 0, "one": 1, "all": 2}[ids]
 
 
-@pytest.mark.parametrize("wanted", [*CODES, "ErrorNobodyKnows"])
+@pytest.mark.parametrize("wanted", [*CODES, "ErrorUndocumentedCode"])
 @pytest.mark.parametrize("status", [200, 500])
-def test_every_code_in_a_fault(wanted: str, status: int) -> None:
+def test_response_code_in_a_soap_fault(wanted: str, status: int) -> None:
     client = Client()
-    client.break_("response_code", code=wanted, place="fault", status=status)
+    client.make_fault("response_code", code=wanted, place="fault", status=status)
     assert code(ask(client)) == f"{status} {wanted}"
 
 
 @pytest.mark.parametrize("wanted", CODES)
-def test_every_code_in_faultcode_alone(wanted: str) -> None:
+def test_response_code_in_faultcode_only(wanted: str) -> None:
     client = Client()
-    client.break_("response_code", code=wanted, place="faultcode")
+    client.make_fault("response_code", code=wanted, place="faultcode")
     reply = ask(client)
     assert reply.status == 500
     (fault,) = root(reply).findall("s:Body/s:Fault", NAMES)
@@ -71,31 +71,31 @@ def test_every_code_in_faultcode_alone(wanted: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["message", "fault"])
-def test_how_long_to_back_off(place: str) -> None:
+def test_back_off_milliseconds(place: str) -> None:
     client = Client()
-    client.break_("response_code", code="ErrorServerBusy", place=place, back_off_ms=1500)
+    client.make_fault("response_code", code="ErrorServerBusy", place=place, back_off_ms=1500)
     (value,) = root(ask(client)).iterfind(".//t:Value[@Name='BackOffMilliseconds']", NAMES)
     assert value.text == "1500"
 
 
 def http(**given: object) -> tuple[int, dict[str, str], bytes]:
     client = Client()
-    client.break_("http", **given)
+    client.make_fault("http", **given)
     reply = ask(client)
     assert isinstance(reply.body, bytes)
     return reply.status, dict(reply.headers), reply.body
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 429, 500, 502, 503, 504])
-def test_http_statuses_come_with_html(status: int) -> None:
-    told, headers, body = http(status=status)
-    assert told == status
+def test_http_status_has_an_html_page(status: int) -> None:
+    actual_status, headers, body = http(status=status)
+    assert actual_status == status
     assert headers["Content-Type"].startswith("text/html")
     assert b"<HTML>" in body
     assert "Retry-After" not in headers
 
 
-def test_what_http_statuses_bring_along() -> None:
+def test_http_status_headers() -> None:
     assert http(status=401)[1]["WWW-Authenticate"] == 'Basic realm="127.0.0.1"'
     assert http(status=403, policy_reason="EwsDisabled")[1]["X-EWS-Policy-Reason"] == "EwsDisabled"
     assert http(status=302)[1]["Location"] == "/owa/auth/errorFE.aspx?httpCode=500"
@@ -105,9 +105,9 @@ def test_what_http_statuses_bring_along() -> None:
     assert parsedate_to_datetime(date).timestamp() == Client().now + 2
 
 
-def test_a_login_page() -> None:
+def test_login_page() -> None:
     client = Client()
-    client.break_("login_page")
+    client.make_fault("login_page")
     reply = ask(client)
     assert reply.status == 200
     assert isinstance(reply.body, bytes)
@@ -115,12 +115,12 @@ def test_a_login_page() -> None:
 
 
 @pytest.mark.parametrize("kind", ["no_answer", "hang_up", "stray_response"])
-def test_what_is_not_done(kind: str) -> None:
+def test_faults_that_prevent_the_operation(kind: str) -> None:
     client = Client()
-    client.break_(kind)
+    client.make_fault(kind)
     reply = ask(client)
-    assert reply.manner is not None
-    assert reply.manner.kind == kind
+    assert reply.fault is not None
+    assert reply.fault.kind == kind
     assert client.exchange.subscriptions.queued() == 0
     assert list(client.exchange.subscriptions) == []
 
@@ -129,62 +129,62 @@ def test_what_is_not_done(kind: str) -> None:
     ("kind", "given"),
     [("gzip", {}), ("slow", {"operation": "Subscribe"}), ("cut", {"operation": "Subscribe"})],
 )
-def test_what_is_done_but_answered_badly(kind: str, given: dict[str, str]) -> None:
+def test_faults_after_the_operation(kind: str, given: dict[str, str]) -> None:
     client = Client()
-    client.break_(kind, **given)
+    client.make_fault(kind, **given)
     reply = ask(client)
-    assert reply.manner is not None
-    assert (reply.manner.kind, code(reply)) == (kind, "NoError")
+    assert reply.fault is not None
+    assert (reply.fault.kind, code(reply)) == (kind, "NoError")
     assert len(list(client.exchange.subscriptions)) == 1
 
 
-def test_a_stray_response_follows_a_fault() -> None:
+def test_stray_response_follows_a_fault() -> None:
     client = Client()
-    client.break_("stray_response")
+    client.make_fault("stray_response")
     assert code(ask(client)) == "500 ErrorInternalServerError"
 
 
 # -- which request it strikes --------------------------------------------------------------------------------
 
 
-def test_only_the_operation_and_the_mailbox_that_are_named() -> None:
+def test_fault_matches_operation_and_mailbox() -> None:
     client = Client()
     bob = client.mailboxes[1].address
-    client.break_("response_code", code="ErrorTimeoutExpired", operation="Subscribe", mailbox=bob.upper())
+    client.make_fault("response_code", code="ErrorTimeoutExpired", operation="Subscribe", mailbox=bob.upper())
     assert code(ask(client, "Unsubscribe", 1)) == "ErrorSubscriptionNotFound"
     assert code(ask(client, "Subscribe", 0)) == "NoError"
     assert client.ledger.faults == 0
     assert code(ask(client, "Subscribe", 1)) == "ErrorTimeoutExpired"
-    (line,) = client.exchange.chaos.recent
+    (line,) = client.exchange.fault_scheduler.recent
     assert (line.kind, line.fault, line.mailbox) == ("fault", "response_code", bob)
     assert line.parameters is not None
     assert line.parameters["operation"] == "Subscribe"
     assert code(ask(client, "Subscribe", 1)) == "NoError"
 
 
-def test_a_stream_is_about_the_mailboxes_of_its_subscriptions() -> None:
+def test_fault_matches_mailboxes_of_a_stream() -> None:
     client = Client()
     alice, bob = client.mailboxes[:2]
     ids = [client.subscribe(alice), client.subscribe(bob)]
-    client.break_("http", status=503, mailbox=bob.address)
+    client.make_fault("http", status=503, mailbox=bob.address)
     assert client.post(stream_body(ids[:1]), impersonate=alice.address).status == 200
     assert client.post(stream_body(ids), impersonate=alice.address).status == 503
 
 
-def test_as_many_requests_as_were_asked_for() -> None:
+def test_fault_applies_the_given_number_of_times() -> None:
     client = Client()
-    client.break_("http", status=503, times=2)
+    client.make_fault("http", status=503, times=2)
     assert [ask(client).status for _ in range(3)] == [503, 503, 200]
     assert client.ledger.faults == 2
 
 
-def test_a_fault_that_finds_no_request_in_time_lapses() -> None:
+def test_fault_expires_without_a_matching_request() -> None:
     client = Client()
-    assert client.break_("http", status=503, within=5) == []
-    client.pass_(5)
+    assert client.make_fault("http", status=503, within=5) == []
+    client.advance_time(5)
     assert ask(client).status == 200
     assert client.ledger.faults == 0
-    assert client.exchange.chaos.state()["waiting"] == []
+    assert client.exchange.fault_scheduler.state()["waiting"] == []
 
 
 def discover(client: Client, address: str) -> Reply:
@@ -194,25 +194,25 @@ def discover(client: Client, address: str) -> Reply:
     )
 
 
-def test_autodiscover_is_struck_only_where_it_is_named() -> None:
+def test_autodiscover_must_be_named_as_operation() -> None:
     client = Client()
-    client.break_("http", status=503)
-    client.break_("http", status=502, operation="Autodiscover", mailbox=client.mailboxes[0].address)
-    assert discover(client, "somebody@contoso.example").status == 400
+    client.make_fault("http", status=503)
+    client.make_fault("http", status=502, operation="Autodiscover", mailbox=client.mailboxes[0].address)
+    assert discover(client, "other@contoso.example").status == 400
     assert discover(client, client.mailboxes[0].address).status == 502
     assert ask(client).status == 503
 
 
-def test_a_gzipped_stream() -> None:
+def test_gzip_stream() -> None:
     client = Client()
     alice = client.mailboxes[0]
     id_ = client.subscribe(alice)
-    client.break_("gzip", operation="GetStreamingEvents")
+    client.make_fault("gzip", operation="GetStreamingEvents")
     reader = client.stream(alice, [id_])
-    assert isinstance(reader.reply.manner, faults.Gzip)
+    assert isinstance(reader.reply.fault, faults.Gzip)
 
 
-def test_the_html_is_no_xml_that_could_be_taken_for_soap() -> None:
+def test_html_pages_are_not_well_formed_xml() -> None:
     _, _, body = http(status=503)
     with pytest.raises(etree.XMLSyntaxError):
         etree.fromstring(body)

@@ -1,4 +1,4 @@
-"""No module of the simulator imports another one that needs it."""
+"""The modules of the simulator have no circular imports."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -20,7 +20,7 @@ def needs(path: Path) -> set[str]:
     return found
 
 
-def test_imports_make_no_circle() -> None:
+def test_no_circular_imports() -> None:
     modules = {path.stem: needs(path) for path in FOLDER.glob("*.py")}
     assert modules["exchange"]
     list(TopologicalSorter(modules).static_order())  # CycleError names the circle

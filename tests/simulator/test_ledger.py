@@ -10,12 +10,12 @@ from listener.simulator.mailstore import KINDS, Folder, Item, Mailbox
 from listener.simulator.traffic import make
 
 
-def test_one_line_a_change(tmp_path: Path) -> None:
+def test_one_line_per_change(tmp_path: Path) -> None:
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=1), 0.0)
     events = mailbox.deliver("Hello", "bob@fabrikam.example", 1700000000.25)
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         for event in events:
-            ledger.enter(event)
+            ledger.record(event)
         ledger.flush()
         lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line["seq"] for line in lines] == [1, 2, 3]
@@ -34,20 +34,20 @@ def test_one_line_a_change(tmp_path: Path) -> None:
     assert "item_id" not in lines[2]
 
 
-def test_without_a_file_it_counts() -> None:
+def test_without_a_file_it_only_counts() -> None:
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=1), 0.0)
     with Ledger(None) as ledger:
         for event in mailbox.deliver("Hello", "bob@fabrikam.example", 1.0):
-            ledger.enter(event)
+            ledger.record(event)
         assert ledger.count == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_catch_up_is_judged_by_is_in_every_line(kind: str) -> None:
+def test_every_line_has_the_ids_and_change_key(kind: str) -> None:
     mailbox = Mailbox("alice@contoso.example", "Alice", UUID(int=1), 0.0)
-    lines = [Ledger(None).enter(event) for event in make(mailbox, kind, Random(1), 1.0)]
+    lines = [Ledger(None).record(event) for event in make(mailbox, kind, Random(1), 1.0)]
     assert any(line.kind == kind for line in lines)
-    # A key tells states of a thing apart, and is what the server says of its last state.
+    # Each state of an object has its own change key, and the last one is what the server reports now.
     keys = {line.item_id or line.folder_id: line.change_key for line in lines}
     things: list[Item | Folder] = list(mailbox.folders.values())
     things += [item for folder in mailbox.folders.values() for item in folder.items.values()]

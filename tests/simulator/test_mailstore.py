@@ -13,15 +13,15 @@ def new_mailbox() -> Mailbox:
     return Mailbox("alice@contoso.example", "Alice", GUID, 1000.0)
 
 
-def told(events: list[Event]) -> list[str]:
+def summary(events: list[Event]) -> list[str]:
     return [f"{event.kind} {'item' if event.item_id else 'folder'}" for event in events]
 
 
-def test_mail_that_arrives() -> None:
+def test_deliver() -> None:
     mailbox = new_mailbox()
     inbox = mailbox.distinguished("inbox")
     created, new, modified = mailbox.deliver("Hello", "bob@fabrikam.example", 1001.0)
-    assert told([created, new, modified]) == [
+    assert summary([created, new, modified]) == [
         "CreatedEvent item",
         "NewMailEvent item",
         "ModifiedEvent folder",
@@ -33,64 +33,64 @@ def test_mail_that_arrives() -> None:
     assert created.time == 1001.0
 
 
-def test_reading_changes_the_count_once() -> None:
+def test_mark_read_changes_the_count_once() -> None:
     mailbox = new_mailbox()
     mailbox.deliver("Hello", "bob@fabrikam.example", 1001.0)
     (item,) = mailbox.latest(mailbox.distinguished("inbox"), 5)
     events = mailbox.mark(item, 1002.0, read=True)
-    assert told(events) == ["ModifiedEvent item", "ModifiedEvent folder"]
+    assert summary(events) == ["ModifiedEvent item", "ModifiedEvent folder"]
     assert events[1].unread_count == 0
     assert mailbox.mark(item, 1003.0, read=True) == []
 
 
-def test_a_moved_item_has_a_new_id_and_tells_the_old_one() -> None:
+def test_moved_item_has_a_new_id_and_reports_the_old_one() -> None:
     mailbox = new_mailbox()
     mailbox.deliver("Hello", "bob@fabrikam.example", 1001.0)
-    inbox, bin_ = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
+    inbox, deleted_items = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
     (item,) = mailbox.latest(inbox, 1)
     old_id = item.id
-    moved, source, target = mailbox.move(item, bin_, 1002.0)
-    assert told([moved, source, target]) == [
+    moved, source, target = mailbox.move(item, deleted_items, 1002.0)
+    assert summary([moved, source, target]) == [
         "MovedEvent item",
         "ModifiedEvent folder",
         "ModifiedEvent folder",
     ]
     assert (moved.old_id, moved.old_parent_folder_id) == (old_id, inbox.id)
     assert moved.item_id != old_id
-    assert moved.parent_folder_id == bin_.id
+    assert moved.parent_folder_id == deleted_items.id
     assert (source.folder_id, source.unread_count) == (inbox.id, 0)
-    assert (target.folder_id, target.unread_count) == (bin_.id, 1)
+    assert (target.folder_id, target.unread_count) == (deleted_items.id, 1)
     assert mailbox.item(old_id) is None
     assert list(inbox.deleted) == [old_id]
 
 
-def test_a_copy_leaves_the_original() -> None:
+def test_copy_keeps_the_original() -> None:
     mailbox = new_mailbox()
     drafts, sent = mailbox.distinguished("drafts"), mailbox.distinguished("sentitems")
     mailbox.save(drafts, "IPM.Note", "Draft", 1001.0)
     (item,) = drafts.items.values()
     copied, modified = mailbox.copy(item, sent, 1002.0)
-    assert told([copied, modified]) == ["CopiedEvent item", "ModifiedEvent folder"]
+    assert summary([copied, modified]) == ["CopiedEvent item", "ModifiedEvent folder"]
     assert copied.old_id == item.id
     assert copied.old_parent_folder_id == drafts.id
     assert list(sent.items) == [copied.item_id]
     assert list(drafts.items) == [item.id]
 
 
-def test_an_appointment_changes_free_and_busy() -> None:
+def test_appointment_changes_free_busy() -> None:
     mailbox = new_mailbox()
     calendar = mailbox.distinguished("calendar")
     made = mailbox.save(calendar, "IPM.Appointment", "Lunch", 1001.0)
-    assert told(made) == ["CreatedEvent item", "FreeBusyChangedEvent item", "ModifiedEvent folder"]
+    assert summary(made) == ["CreatedEvent item", "FreeBusyChangedEvent item", "ModifiedEvent folder"]
     (item,) = calendar.items.values()
-    assert told(mailbox.reschedule(item, 1002.0)) == ["ModifiedEvent item", "FreeBusyChangedEvent item"]
+    assert summary(mailbox.reschedule(item, 1002.0)) == ["ModifiedEvent item", "FreeBusyChangedEvent item"]
     gone = mailbox.purge(item, 1003.0)
-    assert told(gone) == ["DeletedEvent item", "FreeBusyChangedEvent item", "ModifiedEvent folder"]
+    assert summary(gone) == ["DeletedEvent item", "FreeBusyChangedEvent item", "ModifiedEvent folder"]
 
 
-def test_the_life_of_a_folder() -> None:
+def test_create_rename_move_and_purge_a_folder() -> None:
     mailbox = new_mailbox()
-    inbox, bin_ = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
+    inbox, deleted_items = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
     created, _ = mailbox.create_folder("Projects", inbox, 1001.0)
     (folder,) = mailbox.own_folders()
     assert (created.kind, created.folder_id, created.parent_folder_id) == (
@@ -99,16 +99,16 @@ def test_the_life_of_a_folder() -> None:
         inbox.id,
     )
     mailbox.create_folder("Inner", folder, 1002.0)
-    assert told(mailbox.rename_folder(folder, "Customers", 1003.0)) == ["ModifiedEvent folder"]
-    moved, _, _ = mailbox.move_folder(folder, bin_, 1004.0)
+    assert summary(mailbox.rename_folder(folder, "Customers", 1003.0)) == ["ModifiedEvent folder"]
+    moved, _, _ = mailbox.move_folder(folder, deleted_items, 1004.0)
     assert (moved.folder_id, moved.old_id, moved.old_parent_folder_id) == (folder.id, folder.id, inbox.id)
-    assert [below.name for below in mailbox.below(bin_)] == ["Customers", "Inner"]
+    assert [below.name for below in mailbox.below(deleted_items)] == ["Customers", "Inner"]
     gone = mailbox.purge_folder(folder, 1005.0)
-    assert told(gone) == ["DeletedEvent folder", "DeletedEvent folder", "ModifiedEvent folder"]
-    assert mailbox.below(bin_) == []
+    assert summary(gone) == ["DeletedEvent folder", "DeletedEvent folder", "ModifiedEvent folder"]
+    assert mailbox.below(deleted_items) == []
 
 
-def test_ids_look_like_those_of_exchange() -> None:
+def test_ids_have_the_format_of_exchange() -> None:
     mailbox = new_mailbox()
     mailbox.deliver("Hello", "bob@fabrikam.example", 1001.0)
     inbox = mailbox.distinguished("inbox")
@@ -121,7 +121,7 @@ def test_ids_look_like_those_of_exchange() -> None:
 
 
 @given(st.lists(st.sampled_from(["deliver", "read", "move", "copy", "purge", "edit", "appoint", "folder"])))
-def test_whatever_happens_counts_are_right_and_no_event_is_like_another(actions: list[str]) -> None:
+def test_counts_are_right_and_events_are_unique_after_any_actions(actions: list[str]) -> None:
     mailbox = new_mailbox()
     inbox, calendar = mailbox.distinguished("inbox"), mailbox.distinguished("calendar")
     events: list[Event] = []

@@ -49,7 +49,7 @@ def with_mail(client: Client) -> Mailbox:
     return mailbox
 
 
-def test_a_folder_by_name_and_by_id() -> None:
+def test_get_folder_by_distinguished_id_and_id() -> None:
     client = Client()
     alice = with_mail(client)
     inbox = alice.distinguished("inbox")
@@ -59,13 +59,13 @@ def test_a_folder_by_name_and_by_id() -> None:
         )
         assert folder is not None
         assert folder.find("t:FolderId", NAMES).get("Id") == inbox.id  # type: ignore[union-attr]
-        told = {child.tag.removeprefix(f"{{{T}}}"): child.text for child in folder}
-        assert told == {
+        properties = {child.tag.removeprefix(f"{{{T}}}"): child.text for child in folder}
+        assert properties == {
             "FolderId": None, "DisplayName": "Inbox", "TotalCount": "3", "ChildFolderCount": "0", "UnreadCount": "3",
         }  # fmt: skip
 
 
-def test_properties_that_tell_whether_a_folder_changed() -> None:
+def test_change_properties_of_a_folder() -> None:
     client = Client()
     alice = with_mail(client)
     shape = (
@@ -96,7 +96,7 @@ def test_properties_that_tell_whether_a_folder_changed() -> None:
     assert values() == ["2023-11-14T22:19:20Z", "2"]
 
 
-def test_each_id_has_its_own_answer() -> None:
+def test_one_response_message_per_id() -> None:
     client = Client()
     alice, bob = client.mailboxes[:2]
     ids = (
@@ -112,7 +112,7 @@ def test_each_id_has_its_own_answer() -> None:
     ]  # fmt: skip
 
 
-def test_the_tree_of_folders() -> None:
+def test_find_folder() -> None:
     client = Client()
     alice = client.mailboxes[0]
     alice.create_folder("Projects", alice.distinguished("inbox"), client.now)
@@ -128,20 +128,20 @@ def test_the_tree_of_folders() -> None:
     assert names("Deep", page) == ["Projects", "Sent Items"]
 
 
-def test_items_page_by_page() -> None:
+def test_find_item_with_paging() -> None:
     client = Client()
     alice = with_mail(client)
-    told = []
+    pages = []
     for offset in (0, 2):
         view = f'<m:IndexedPageItemView MaxEntriesReturned="2" Offset="{offset}" BasePoint="Beginning"/>'
         page = message(client.post(find_item(named("inbox"), view), impersonate=alice.address))[-1]
         ids = [element.get("Id") for element in page.iter(f"{{{T}}}ItemId")]
-        told.append((ids, page.get("IndexedPagingOffset"), page.get("IncludesLastItemInRange")))
+        pages.append((ids, page.get("IndexedPagingOffset"), page.get("IncludesLastItemInRange")))
     newest = [item.id for item in alice.latest(alice.distinguished("inbox"), 3)]
-    assert told == [(newest[:2], "2", "false"), (newest[2:], "3", "true")]
+    assert pages == [(newest[:2], "2", "false"), (newest[2:], "3", "true")]
 
 
-def test_an_item() -> None:
+def test_get_item() -> None:
     client = Client()
     alice = with_mail(client)
     (item,) = alice.latest(alice.distinguished("inbox"), 1)
@@ -152,7 +152,7 @@ def test_an_item() -> None:
     assert code(reply) == "ErrorItemNotFound"
 
 
-def test_ids_are_converted() -> None:
+def test_convert_id() -> None:
     client = Client()
     inbox = client.mailboxes[0].distinguished("inbox").id
     converted = message(client.post(convert(inbox, "HexEntryId"))).find("m:AlternateId", NAMES)
@@ -163,7 +163,7 @@ def test_ids_are_converted() -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "x"])
-def test_numbers_that_are_none(value: str) -> None:
+def test_invalid_paging_numbers(value: str) -> None:
     client = Client()
     view = f'<m:IndexedPageItemView MaxEntriesReturned="2" Offset="{value}" BasePoint="Beginning"/>'
     reply = client.post(find_item(named("inbox"), view), impersonate=client.mailboxes[0].address)

@@ -5,11 +5,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from listener.simulator.http import HttpRequest
-from listener.simulator.requests import Call, Malformed, parse_call, parse_xml
+from listener.simulator.requests import Call, MalformedRequest, parse_call, parse_xml
 from tests.simulator.client import envelope, stream_body
 
 
-def test_what_stands_in_a_request() -> None:
+def test_parse_call() -> None:
     call = parse_call(envelope(stream_body(["a", "b"]), impersonate="alice@contoso.example"))
     assert call.operation == "GetStreamingEvents"
     assert call.version == "Exchange2013_SP1"
@@ -26,20 +26,20 @@ def test_what_stands_in_a_request() -> None:
         b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
     ],
 )
-def test_what_is_no_request(body: bytes) -> None:
-    with pytest.raises(Malformed):
+def test_malformed_requests(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
         parse_call(body)
 
 
-def test_document_types_are_refused() -> None:
-    with pytest.raises(Malformed, match="DTD"):
+def test_document_type_definitions_are_refused() -> None:
+    with pytest.raises(MalformedRequest, match="DTD"):
         parse_xml(b'<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><a/>')
 
 
 @given(st.binary())
 @example(envelope("<m:Subscribe/>")[:-5])
-def test_any_bytes_are_a_call_or_malformed(body: bytes) -> None:
-    with suppress(Malformed):
+def test_any_bytes_are_parsed_or_malformed(body: bytes) -> None:
+    with suppress(MalformedRequest):
         assert isinstance(parse_call(body), Call)
 
 

@@ -30,7 +30,7 @@ def running_with(password: str) -> Running:
     )
 
 
-def test_a_configuration_for_the_listener() -> None:
+def test_configuration_for_the_listener() -> None:
     text = configuration(running_with("secret"), Settings(heartbeat=1.5), tls=True)
     assert tomllib.loads(text) == {
         "state_directory": "state",
@@ -47,12 +47,12 @@ def test_a_configuration_for_the_listener() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
-def test_any_password_survives_the_configuration(password: str) -> None:
+def test_any_password_is_escaped_in_the_configuration(password: str) -> None:
     text = configuration(running_with(password), Settings(), tls=False)
     assert tomllib.loads(text)["auth"]["password"] == password
 
 
-def test_a_port_that_is_taken() -> None:
+def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(app, ["simulate", "--port", str(port)])
@@ -60,7 +60,7 @@ def test_a_port_that_is_taken() -> None:
     assert "cannot run the simulator: " in result.output
 
 
-def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
+def test_ledger_that_cannot_be_written(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["simulate", "--ledger", str(tmp_path)])
     assert result.exit_code == 1
     assert "cannot run the simulator: " in result.output
@@ -71,14 +71,14 @@ def test_options_out_of_range(option: list[str]) -> None:
     assert CliRunner().invoke(app, ["simulate", *option]).exit_code == 2
 
 
-def test_what_is_for_the_demo_alone_stays_out_of_the_help() -> None:
+def test_internal_options_are_hidden_in_the_help() -> None:
     result = CliRunner().invoke(app, ["simulate", "--help"])
     assert result.exit_code == 0
     assert "duration" in result.output
     assert "stdin" not in result.output
 
 
-def test_a_keytab_that_is_none(tmp_path: Path) -> None:
+def test_invalid_keytab(tmp_path: Path) -> None:
     keytab = tmp_path / "empty.keytab"
     keytab.touch()
     result = CliRunner().invoke(app, ["simulate", "--auth", "negotiate", "--keytab", str(keytab)])
@@ -86,4 +86,4 @@ def test_a_keytab_that_is_none(tmp_path: Path) -> None:
     assert "cannot run the simulator: " in result.output
     result = CliRunner().invoke(app, ["simulate", "--keytab", str(keytab)])
     assert result.exit_code == 2
-    assert "--keytab goes with --auth negotiate" in result.output
+    assert "--keytab requires --auth negotiate" in result.output

@@ -30,7 +30,10 @@ def by(*orders: tuple[str, str]) -> str:
 
 
 def client_with_mail() -> Client:
-    """The first mailbox has four mails, `0` to `3`, a second apart from NOON + 0.5 on; then `1` changed."""
+    """Return a client whose first mailbox has four emails.
+
+    Their subjects are `0` to `3`, one second apart from NOON + 0.5. Then `1` was changed.
+    """
     client = Client()
     alice = client.mailboxes[0]
     for number in range(4):
@@ -39,8 +42,8 @@ def client_with_mail() -> Client:
     return client
 
 
-def found(client: Client, more: str) -> str:
-    """The subjects, or the response code."""
+def find_subjects(client: Client, more: str) -> str:
+    """Return the subjects of the found items, or the response code."""
     alice = client.mailboxes[0]
     reply = client.post(find_item(named("inbox"), more), impersonate=alice.address)
     if code(reply) != "NoError":
@@ -52,7 +55,7 @@ def found(client: Client, more: str) -> str:
 @pytest.mark.parametrize(
     ("expression", "subjects"),
     [
-        # NOON is 22:13:20; the store knows fractions of a second, though it does not tell them.
+        # NOON is 22:13:20. The store keeps fractions of a second, but responses have whole seconds.
         (comparison("IsGreaterThanOrEqualTo", "2023-11-14T22:13:22Z"), "3 2 1"),
         (comparison("IsGreaterThanOrEqualTo", "2023-11-14T22:13:22.5Z"), "3 2 1"),
         (comparison("IsGreaterThanOrEqualTo", "2023-11-14T22:13:22.5000001+00:00"), "3 2 1"),
@@ -72,27 +75,33 @@ def found(client: Client, more: str) -> str:
         ),
     ],
 )  # fmt: skip
-def test_items_since(expression: str, subjects: str) -> None:
-    assert found(client_with_mail(), where(expression)) == subjects
+def test_restriction_by_time(expression: str, subjects: str) -> None:
+    assert find_subjects(client_with_mail(), where(expression)) == subjects
 
 
-def test_order() -> None:
+def test_sort_order() -> None:
     client = client_with_mail()
-    assert found(client, "") == "3 2 1 0"
-    assert found(client, by((MODIFIED, "Ascending"))) == "0 2 3 1"
-    assert found(client, by((MODIFIED, "Descending"))) == "1 3 2 0"
-    assert found(client, by(("item:DateTimeReceived", "Ascending"), (MODIFIED, "Descending"))) == "0 1 2 3"
+    assert find_subjects(client, "") == "3 2 1 0"
+    assert find_subjects(client, by((MODIFIED, "Ascending"))) == "0 2 3 1"
+    assert find_subjects(client, by((MODIFIED, "Descending"))) == "1 3 2 0"
+    assert (
+        find_subjects(client, by(("item:DateTimeReceived", "Ascending"), (MODIFIED, "Descending")))
+        == "0 1 2 3"
+    )
     alice = client.mailboxes[0]
     for item in alice.distinguished("inbox").items.values():
         alice.edit(item, item.subject, NOON + 100)
-    assert found(client, by((MODIFIED, "Descending"), ("item:DateTimeReceived", "Ascending"))) == "0 1 2 3"
+    assert (
+        find_subjects(client, by((MODIFIED, "Descending"), ("item:DateTimeReceived", "Ascending")))
+        == "0 1 2 3"
+    )
 
 
-def test_restriction_order_and_page_together() -> None:
+def test_restriction_sort_order_and_paging_combined() -> None:
     view = '<m:IndexedPageItemView MaxEntriesReturned="1" Offset="1" BasePoint="Beginning"/>'
     since = where(comparison("IsGreaterThanOrEqualTo", "2023-11-14T22:13:22Z"))
     client = client_with_mail()
-    assert found(client, view + since + by((MODIFIED, "Ascending"))) == "3"
+    assert find_subjects(client, view + since + by((MODIFIED, "Ascending"))) == "3"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +116,8 @@ def test_restriction_order_and_page_together() -> None:
         (by(("item:Size", "Ascending")), "ErrorUnsupportedPathForSortGroup"),
     ],
 )  # fmt: skip
-def test_what_is_not_understood_is_refused(more: str, refusal: str) -> None:
-    assert found(client_with_mail(), more) == refusal
+def test_unsupported_queries_are_refused(more: str, refusal: str) -> None:
+    assert find_subjects(client_with_mail(), more) == refusal
 
 
 @xsd_available

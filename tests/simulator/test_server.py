@@ -1,4 +1,4 @@
-"""The socket, over real loopback connections."""
+"""The server over real loopback connections."""
 
 import json
 import ssl
@@ -26,8 +26,8 @@ async def simulator(settings: Settings = QUIET) -> AsyncIterator[Running]:
             nursery.cancel_scope.cancel()
 
 
-class Wire:
-    """One connection, with h11 on this side too."""
+class HttpClient:
+    """A client connection with h11."""
 
     def __init__(
         self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], running: Running
@@ -68,7 +68,7 @@ class Wire:
         return response
 
     async def body(self) -> bytes:
-        """The whole body of the reply; then the connection is ready for the next request."""
+        """Return the complete body of the reply. The connection is then ready for the next request."""
         data = b""
         while True:
             event = await self.event()
@@ -79,7 +79,7 @@ class Wire:
             data += event.data
 
     async def until(self, mark: bytes) -> bytes:
-        """The body as far as this mark."""
+        """Return the body up to this mark."""
         data = b""
         while mark not in data:
             event = await self.event()
@@ -88,7 +88,7 @@ class Wire:
         return data
 
     async def subscribe(self) -> tuple[str, str]:
-        """Address and subscription id of the first mailbox."""
+        """Subscribe to the first mailbox. Return its address and the subscription id."""
         address = next(iter(self.running.exchange.directory)).address
         response = await self.ask(envelope(subscribe_body(), impersonate=address), X_AnchorMailbox=address)
         assert response.status_code == 200
@@ -105,31 +105,31 @@ class Wire:
 
 
 @asynccontextmanager
-async def connected(running: Running) -> AsyncIterator[Wire]:
+async def connected(running: Running) -> AsyncIterator[HttpClient]:
     port = int(running.ews_url.split("/")[2].rpartition(":")[2])
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        yield Wire(stream, running)
+        yield HttpClient(stream, running)
 
 
 async def streams_left(running: Running, count: int) -> None:
-    """Wait until the server has so many streams open."""
+    """Wait until the server has this many open streams."""
     while len(running.exchange.streams) != count:
         await trio.lowlevel.checkpoint()
 
 
-async def test_a_conversation_on_one_connection() -> None:
-    async with simulator() as running, connected(running) as wire:
-        address, id_ = await wire.subscribe()
-        await wire.open_stream(address, id_)
-        assert b"<m:ConnectionStatus>OK</m:ConnectionStatus>" in await wire.until(b"</Envelope>")
+async def test_several_requests_on_one_connection() -> None:
+    async with simulator() as running, connected(running) as client:
+        address, id_ = await client.subscribe()
+        await client.open_stream(address, id_)
+        assert b"<m:ConnectionStatus>OK</m:ConnectionStatus>" in await client.until(b"</Envelope>")
         async with connected(running) as other:
             order = {"mailbox": address, "kind": "NewMailEvent", "count": 2}
             await other.ask(json.dumps(order).encode(), "/control/events", authorization="")
             assert len(json.loads(await other.body())["events"]) == 6
-        assert (await wire.until(b"</Envelope>")).count(b"<t:NewMailEvent>") == 2
+        assert (await client.until(b"</Envelope>")).count(b"<t:NewMailEvent>") == 2
 
 
-async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
+async def test_disconnected_client_releases_its_stream() -> None:
     async with simulator() as running, connected(running) as first:
         address, id_ = await first.subscribe()
         async with connected(running) as second:
@@ -137,62 +137,62 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
             await second.until(b"</Envelope>")
             await streams_left(running, 1)
         await streams_left(running, 0)
-        assert running.exchange.budgets.charges() == {}
+        assert running.exchange.throttle.streams_by_account() == {}
         assert running.control.state()["mailboxes_streaming"] == 0
-        # The subscription is still there for the next reader, on any connection.
+        # The subscription still exists for the next stream, on any connection.
         await first.open_stream(address, id_)
         await first.until(b"</Envelope>")
 
 
-async def test_the_end_of_a_stream_and_the_next_request() -> None:
-    async with simulator() as running, connected(running) as wire:
-        address, id_ = await wire.subscribe()
+async def test_request_after_the_end_of_a_stream() -> None:
+    async with simulator() as running, connected(running) as client:
+        address, id_ = await client.subscribe()
         body = envelope(stream_body([id_, "bm9uc2Vuc2U="]), impersonate=address)
-        await wire.ask(body, X_AnchorMailbox=address)
-        assert b"ErrorSubscriptionNotFound" in await wire.body()
-        await wire.subscribe()
+        await client.ask(body, X_AnchorMailbox=address)
+        assert b"ErrorSubscriptionNotFound" in await client.body()
+        await client.subscribe()
 
 
-async def test_the_wrong_password() -> None:
-    async with simulator() as running, connected(running) as wire:
+async def test_wrong_password() -> None:
+    async with simulator() as running, connected(running) as client:
         for authorization in ("Basic bm9ib2R5Om5vdGhpbmc=", ""):
-            response = await wire.ask(b"", authorization=authorization)
+            response = await client.ask(b"", authorization=authorization)
             assert response.status_code == 401
             assert (b"www-authenticate", b'Basic realm="127.0.0.1"') in list(response.headers)
-            await wire.body()
+            await client.body()
         assert running.exchange.requests == {("-", 401): 2}
 
 
-async def test_whoever_waits_for_100_continue_is_told_to() -> None:
-    async with simulator() as running, connected(running) as wire:
-        response = await wire.ask(envelope("<m:PlayOnPhone/>"), Expect="100-continue")
+async def test_expect_100_continue() -> None:
+    async with simulator() as running, connected(running) as client:
+        response = await client.ask(envelope("<m:PlayOnPhone/>"), Expect="100-continue")
         assert response.status_code == 500
 
 
-async def test_connection_close_is_obeyed() -> None:
-    async with simulator() as running, connected(running) as wire:
-        await wire.ask(envelope("<m:PlayOnPhone/>"), Connection="close")
-        while not isinstance(await wire.event(), h11.EndOfMessage):
+async def test_connection_close() -> None:
+    async with simulator() as running, connected(running) as client:
+        await client.ask(envelope("<m:PlayOnPhone/>"), Connection="close")
+        while not isinstance(await client.event(), h11.EndOfMessage):
             pass
-        assert await wire.stream.receive_some(1) == b""
+        assert await client.stream.receive_some(1) == b""
 
 
-async def test_bodies_have_a_limit() -> None:
-    async with simulator() as running, connected(running) as wire:
-        response = await wire.ask(b" " * ((4 << 20) + 1))
+async def test_too_large_body_is_refused() -> None:
+    async with simulator() as running, connected(running) as client:
+        response = await client.ask(b" " * ((4 << 20) + 1))
         assert response.status_code == 413
 
 
-async def test_a_peer_that_speaks_no_http_harms_nobody() -> None:
+async def test_non_http_client_ends_only_its_own_connection() -> None:
     async with simulator() as running:
         async with connected(running) as rude:
             await rude.stream.send_all(b"\x16\x03\x01 hello\r\n\r\n")
             assert await rude.stream.receive_some(100) == b""
-        async with connected(running) as wire:
-            await wire.subscribe()
+        async with connected(running) as client:
+            await client.subscribe()
 
 
-async def test_tls_with_an_authority_of_its_own() -> None:
+async def test_tls() -> None:
     async with simulator(Settings(rate=0, mailboxes=5, tls=True)) as running:
         assert running.ews_url.startswith("https://127.0.0.1:")
         assert running.ca_pem
@@ -201,22 +201,25 @@ async def test_tls_with_an_authority_of_its_own() -> None:
             async with connected(running) as plain:
                 assert isinstance(plain.stream, trio.SocketStream)
                 secure = trio.SSLStream(plain.stream, context, server_hostname=name, https_compatible=True)
-                wire = Wire(secure, running)
-                address, id_ = await wire.subscribe()
-                await wire.open_stream(address, id_)
-                await wire.until(b"</Envelope>")
+                client = HttpClient(secure, running)
+                address, id_ = await client.subscribe()
+                await client.open_stream(address, id_)
+                await client.until(b"</Envelope>")
         async with connected(running) as plain:
-            # No TLS where TLS is expected: refused, and the server goes on.
+            # Plain HTTP on the TLS port fails, and the server continues.
             await plain.stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
             await plain.stream.receive_some(1000)
 
 
-async def test_traffic_flows_into_the_ledger(tmp_path: Path) -> None:
+async def test_traffic_is_written_to_the_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    async with simulator(Settings(rate=500, mailboxes=5, ledger=path)) as running, connected(running) as wire:
-        address, id_ = await wire.subscribe()
-        await wire.open_stream(address, id_)
-        data = await wire.until(b"NewMailEvent")
+    async with (
+        simulator(Settings(rate=500, mailboxes=5, ledger=path)) as running,
+        connected(running) as client,
+    ):
+        address, id_ = await client.subscribe()
+        await client.open_stream(address, id_)
+        data = await client.until(b"NewMailEvent")
         assert b"CreatedEvent" in data
         running.traffic.set_rate(0)
         lines = [json.loads(line) for line in path.read_text().splitlines()]

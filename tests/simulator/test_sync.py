@@ -1,4 +1,4 @@
-"""What synchronisation tells: the pure part, apart from the wire."""
+"""Synchronization without the wire format."""
 
 from base64 import b64encode
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.simulator.mailstore import Folder, Item, Mailbox
-from listener.simulator.replies import Failure
+from listener.simulator.responses import Failure
 from listener.simulator.sync import (
     FoldersState,
     ItemsState,
@@ -23,7 +23,7 @@ from listener.simulator.sync import (
 
 GUID = UUID("6b0d3a52-7c1e-4f0a-9d55-0123456789ab")
 ALL = 512
-# Those that stand here twice are done more often.
+# Duplicates make an action more frequent.
 ACTIONS = (
     *("deliver", "deliver", "read", "unread", "edit", "copy", "out", "in", "around", "purge", "purge"),
     *("fetch", "fetch", "fork", "switch"),
@@ -35,21 +35,21 @@ def new_mailbox(tombstones: int = 1000) -> Mailbox:
 
 
 def inbox_with(mailbox: Mailbox, count: int) -> tuple[Folder, list[Item]]:
-    """The inbox with so many mails, the oldest first."""
+    """Return the inbox with this many emails, oldest first."""
     for number in range(count):
         mailbox.deliver(f"Mail {number}", "bob@fabrikam.example", 1001.0 + number)
     inbox = mailbox.distinguished("inbox")
     return inbox, list(inbox.items.values())
 
 
-def told(
-    mailbox: Mailbox, folder: Folder, state: ItemsState | None, most: int = ALL
+def changes_since(
+    mailbox: Mailbox, folder: Folder, state: ItemsState | None, limit: int = ALL
 ) -> tuple[list[tuple[str, str]], ItemsState]:
-    """(kind, id) of all changes, and the state when there are no more."""
+    """Return (kind, id) of all changes, and the final state."""
     found, last = [], False
     while not last:
-        changes, state, last = item_changes(mailbox, folder, state, most)
-        assert len(changes) <= most
+        changes, state, last = item_changes(mailbox, folder, state, limit)
+        assert len(changes) <= limit
         found += [(change.kind, change.item_id) for change in changes]
     assert state is not None
     return found, state
@@ -65,16 +65,16 @@ def refused() -> Iterator[None]:
 # -- items ---------------------------------------------------------------------------------------------------
 
 
-def test_the_first_time_everything_is_created_and_the_newest_comes_first() -> None:
+def test_first_sync_creates_all_items_newest_first() -> None:
     mailbox = new_mailbox()
     inbox, items = inbox_with(mailbox, 5)
     mailbox.edit(items[1], "Changed lately", 1100.0)
     order = [items[n].id for n in (1, 4, 3, 2, 0)]
-    for most in (1, 2, 3, 5, ALL):
-        assert told(mailbox, inbox, None, most)[0] == [("Create", id_) for id_ in order]
+    for limit in (1, 2, 3, 5, ALL):
+        assert changes_since(mailbox, inbox, None, limit)[0] == [("Create", id_) for id_ in order]
 
 
-def test_the_last_page_says_so() -> None:
+def test_last_page_is_marked() -> None:
     mailbox = new_mailbox()
     inbox, _ = inbox_with(mailbox, 4)
     _, state, last = item_changes(mailbox, inbox, None, 2)
@@ -84,20 +84,22 @@ def test_the_last_page_says_so() -> None:
     assert item_changes(mailbox, inbox, state, 2) == ([], state, True)
 
 
-def test_an_empty_folder() -> None:
+def test_empty_folder() -> None:
     mailbox = new_mailbox()
     changes, state, last = item_changes(mailbox, mailbox.distinguished("notes"), None, ALL)
     assert (changes, last) == ([], True)
     mailbox.save(mailbox.distinguished("notes"), "IPM.StickyNote", "x", 1001.0)
-    assert [kind for kind, _ in told(mailbox, mailbox.distinguished("notes"), state)[0]] == ["Create"]
+    assert [kind for kind, _ in changes_since(mailbox, mailbox.distinguished("notes"), state)[0]] == [
+        "Create"
+    ]
 
 
-def test_each_item_is_told_once_with_all_that_happened() -> None:
+def test_one_change_per_item() -> None:
     mailbox = new_mailbox()
     junk = mailbox.distinguished("junkemail")
     inbox, (edited, read, both, gone, moved, still) = inbox_with(mailbox, 6)
     gone_id, moved_id = gone.id, moved.id
-    _, state = told(mailbox, inbox, None)
+    _, state = changes_since(mailbox, inbox, None)
     mailbox.edit(edited, "1", 1101.0)
     mailbox.edit(edited, "2", 1102.0)
     mailbox.mark(read, 1103.0, read=True)
@@ -110,7 +112,7 @@ def test_each_item_is_told_once_with_all_that_happened() -> None:
     mailbox.purge(mailbox.latest(inbox, 1)[0], 1110.0)
     mailbox.deliver("new", "bob@fabrikam.example", 1111.0)
     mailbox.mark(mailbox.latest(inbox, 1)[0], 1112.0, read=True)
-    changes, state = told(mailbox, inbox, state)
+    changes, state = changes_since(mailbox, inbox, state)
     assert changes == [
         ("Create", mailbox.latest(inbox, 1)[0].id),
         ("Delete", moved_id),
@@ -120,12 +122,12 @@ def test_each_item_is_told_once_with_all_that_happened() -> None:
         ("Update", edited.id),
     ]
     assert still.id not in dict(changes)
-    assert told(mailbox, junk, None)[0] == [("Create", moved.id)]
+    assert changes_since(mailbox, junk, None)[0] == [("Create", moved.id)]
     mailbox.move(moved, inbox, 1113.0)
-    assert told(mailbox, inbox, state)[0] == [("Create", moved.id)]
+    assert changes_since(mailbox, inbox, state)[0] == [("Create", moved.id)]
 
 
-def test_an_item_told_in_an_earlier_page_that_changes_again_is_no_new_one() -> None:
+def test_item_of_an_earlier_page_that_changes_again_is_an_update() -> None:
     mailbox = new_mailbox()
     inbox, (first, second, third) = inbox_with(mailbox, 3)
     mailbox.edit(first, "a", 1100.0)
@@ -133,53 +135,53 @@ def test_an_item_told_in_an_earlier_page_that_changes_again_is_no_new_one() -> N
     assert [(change.kind, change.item_id) for change in changes] == [("Create", first.id)]
     mailbox.mark(first, 1101.0, read=True)
     mailbox.edit(second, "b", 1102.0)
-    assert told(mailbox, inbox, state, 1)[0] == [
+    assert changes_since(mailbox, inbox, state, 1)[0] == [
         ("Create", second.id),
         ("ReadFlagChange", first.id),
         ("Create", third.id),
     ]
 
 
-def test_a_move_within_its_folder_is_told_as_two_changes() -> None:
+def test_move_within_a_folder_is_two_changes() -> None:
     mailbox = new_mailbox()
     inbox, (item,) = inbox_with(mailbox, 1)
     old_id = item.id
-    _, state = told(mailbox, inbox, None)
+    _, state = changes_since(mailbox, inbox, None)
     mailbox.move(item, inbox, 1100.0)
-    assert sorted(told(mailbox, inbox, state, 1)[0]) == [("Create", item.id), ("Delete", old_id)]
+    assert sorted(changes_since(mailbox, inbox, state, 1)[0]) == [("Create", item.id), ("Delete", old_id)]
 
 
-def test_what_is_ignored_counts_as_known() -> None:
+def test_ignored_items_count_as_known() -> None:
     mailbox = new_mailbox()
     inbox, (first, second) = inbox_with(mailbox, 2)
     changes, state, _ = item_changes(mailbox, inbox, None, ALL, [first.id])
     assert [change.item_id for change in changes] == [second.id]
     mailbox.edit(first, "x", 1100.0)
-    assert told(mailbox, inbox, state)[0] == [("Update", first.id)]
+    assert changes_since(mailbox, inbox, state)[0] == [("Update", first.id)]
 
 
-def test_a_state_is_refused_when_a_deletion_is_forgotten_that_it_would_need() -> None:
+def test_state_is_refused_if_a_needed_tombstone_was_dropped() -> None:
     mailbox = new_mailbox(tombstones=2)
     inbox, items = inbox_with(mailbox, 5)
-    _, old = told(mailbox, inbox, None)
+    _, old = changes_since(mailbox, inbox, None)
     for item in items[:2]:
         mailbox.purge(item, 1100.0)
-    assert len(told(mailbox, inbox, old)[0]) == 2
+    assert len(changes_since(mailbox, inbox, old)[0]) == 2
     mailbox.purge(items[2], 1101.0)
     with refused():
         item_changes(mailbox, inbox, old, ALL)
-    _, young = told(mailbox, inbox, None)
+    _, young = changes_since(mailbox, inbox, None)
     for item in items[3:]:
         mailbox.purge(item, 1102.0)
-    assert len(told(mailbox, inbox, young)[0]) == 2
+    assert len(changes_since(mailbox, inbox, young)[0]) == 2
     assert len(inbox.deleted) == 2
     assert inbox.deleted_total == 5
 
 
-def test_a_deletion_that_is_forgotten_between_two_pages() -> None:
+def test_tombstone_dropped_between_two_pages() -> None:
     mailbox = new_mailbox(tombstones=1)
     inbox, (first, second, _) = inbox_with(mailbox, 3)
-    _, state = told(mailbox, inbox, None)
+    _, state = changes_since(mailbox, inbox, None)
     mailbox.purge(first, 1100.0)
     mailbox.deliver("new", "bob@fabrikam.example", 1101.0)
     _, state, last = item_changes(mailbox, inbox, state, 1)
@@ -189,10 +191,10 @@ def test_a_deletion_that_is_forgotten_between_two_pages() -> None:
         item_changes(mailbox, inbox, state, 1)
 
 
-def test_states_that_are_worth_nothing() -> None:
+def test_invalid_states() -> None:
     mailbox, other = new_mailbox(), new_mailbox()
     inbox, _ = inbox_with(mailbox, 2)
-    _, state = told(mailbox, inbox, None)
+    _, state = changes_since(mailbox, inbox, None)
     with refused():
         item_changes(mailbox, mailbox.distinguished("drafts"), state, ALL)
     _, folders = folder_changes(other, None, None)
@@ -206,21 +208,21 @@ def test_states_that_are_worth_nothing() -> None:
             decode(text, ItemsState)
 
 
-def test_a_mailbox_that_has_lost_its_memory() -> None:
+def test_mailbox_with_lost_sync_states() -> None:
     mailbox = new_mailbox()
     inbox, items = inbox_with(mailbox, 2)
-    _, state = told(mailbox, inbox, None)
+    _, state = changes_since(mailbox, inbox, None)
     _, folders = folder_changes(mailbox, inbox, None)
     mailbox.lose_sync_states(quietly=False)
     with refused():
         item_changes(mailbox, inbox, state, ALL)
     with refused():
         folder_changes(mailbox, inbox, folders)
-    _, state = told(mailbox, inbox, None)
+    _, state = changes_since(mailbox, inbox, None)
     _, folders = folder_changes(mailbox, None, None)
-    assert told(mailbox, inbox, state)[0] == []
+    assert changes_since(mailbox, inbox, state)[0] == []
     mailbox.lose_sync_states(quietly=True)
-    assert told(mailbox, inbox, state)[0] == [("Create", item.id) for item in reversed(items)]
+    assert changes_since(mailbox, inbox, state)[0] == [("Create", item.id) for item in reversed(items)]
     changes, _ = folder_changes(mailbox, None, folders)
     assert {change.folder_id for change in changes} == mailbox.folders.keys() - {
         mailbox.distinguished("root").id
@@ -228,15 +230,15 @@ def test_a_mailbox_that_has_lost_its_memory() -> None:
 
 
 @given(st.tuples(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=4), st.integers(0, 99)))
-def test_a_state_survives_the_wire(given: tuple[list[tuple[int, int]], int]) -> None:
+def test_state_round_trips(given: tuple[list[tuple[int, int]], int]) -> None:
     seen, epoch = given
     state = ItemsState(1, epoch, "AAMk", tuple(seen))
     assert decode(encode(state), ItemsState) == state
     assert encode(state).startswith("H4sI")
 
 
-class Replica:
-    """What a client makes of the changes that it is told: per id the subject and the read flag."""
+class SyncClient:
+    """A client's copy of the folder: the subject and read flag by item id."""
 
     def __init__(self, mailbox: Mailbox, folder: Folder) -> None:
         self.state: ItemsState | None = None
@@ -245,22 +247,22 @@ class Replica:
         self._mailbox = mailbox
         self._folder = folder
 
-    def fork(self) -> "Replica":
-        twin = Replica(self._mailbox, self._folder)
-        twin.state, twin.items = self.state, dict(self.items)
-        return twin
+    def fork(self) -> "SyncClient":
+        duplicate = SyncClient(self._mailbox, self._folder)
+        duplicate.state, duplicate.items = self.state, dict(self.items)
+        return duplicate
 
-    def fetch(self, most: int) -> bool:
-        """Fetch one page; whether it was the last. A state that is refused is given up."""
+    def fetch(self, limit: int) -> bool:
+        """Fetch one page and return whether it was the last. A refused state is discarded."""
         if self.state:
             self.state = decode(encode(self.state), ItemsState)
         try:
-            changes, self.state, last = item_changes(self._mailbox, self._folder, self.state, most)
+            changes, self.state, last = item_changes(self._mailbox, self._folder, self.state, limit)
         except Failure as failure:
             self.refusals.append(failure.code)
             self.state, self.items = None, {}
             return False
-        assert len(changes) <= most
+        assert len(changes) <= limit
         assert len({change.item_id for change in changes}) == len(changes)
         for kind, id_, item in changes:
             assert (kind == "Create") == (id_ not in self.items)
@@ -284,12 +286,10 @@ class Replica:
     ),
     st.sampled_from([1, 3, 1000]),
 )
-def test_a_client_comes_to_have_what_is_in_the_folder_from_whatever_state(
-    steps: list[tuple[str, int]], tombstones: int
-) -> None:
+def test_client_converges_to_the_folder_from_any_state(steps: list[tuple[str, int]], tombstones: int) -> None:
     mailbox = new_mailbox(tombstones)
     inbox, junk = mailbox.distinguished("inbox"), mailbox.distinguished("junkemail")
-    replicas = [Replica(mailbox, inbox)]
+    clients = [SyncClient(mailbox, inbox)]
     for number, (action, which) in enumerate(steps):
         now = 1001.0 + number
         items = list(inbox.items.values())
@@ -297,11 +297,11 @@ def test_a_client_comes_to_have_what_is_in_the_folder_from_whatever_state(
         if action == "deliver":
             mailbox.deliver(f"mail {number}", "y@z.example", now)
         elif action == "fetch":
-            replicas[-1].fetch(which + 1)
+            clients[-1].fetch(which + 1)
         elif action == "fork":
-            replicas.append(replicas[-1].fork())
+            clients.append(clients[-1].fork())
         elif action == "switch":
-            replicas.append(replicas.pop(which % len(replicas)))
+            clients.append(clients.pop(which % len(clients)))
         elif action == "in" and junk.items:
             mailbox.move(mailbox.latest(junk, 1)[0], inbox, now)
         elif item is None:
@@ -316,15 +316,15 @@ def test_a_client_comes_to_have_what_is_in_the_folder_from_whatever_state(
             mailbox.purge(item, now)
         elif action in ("out", "around"):
             mailbox.move(item, junk if action == "out" else inbox, now)
-    there = {id_: (item.subject, item.read) for id_, item in inbox.items.items()}
-    for number, replica in enumerate(replicas):
+    expected = {id_: (item.subject, item.read) for id_, item in inbox.items.items()}
+    for number, client in enumerate(clients):
         for _ in range(len(steps) + 2):
-            if replica.fetch(number % 3 + 1):
+            if client.fetch(number % 3 + 1):
                 break
-        assert replica.items == there
-        assert set(replica.refusals) <= ({"ErrorInvalidSyncStateData"} if tombstones < 1000 else set())
-        assert replica.fetch(1)
-        assert replica.items == there
+        assert client.items == expected
+        assert set(client.refusals) <= ({"ErrorInvalidSyncStateData"} if tombstones < 1000 else set())
+        assert client.fetch(1)
+        assert client.items == expected
 
 
 # -- folders -------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def folder_kinds(
     return [(change.kind, change.folder_id) for change in changes], after
 
 
-def test_folders_that_come_change_and_go() -> None:
+def test_created_changed_and_deleted_folders() -> None:
     mailbox = new_mailbox()
     top, inbox = mailbox.distinguished("msgfolderroot"), mailbox.distinguished("inbox")
     first, state = folder_kinds(mailbox, top, None)
@@ -361,19 +361,19 @@ def test_folders_that_come_change_and_go() -> None:
     assert folder_kinds(mailbox, top, later)[0] == [("Delete", a.id), ("Delete", b.id)]
 
 
-def test_a_folder_that_leaves_what_is_synchronised_is_deleted_there() -> None:
+def test_folder_moved_out_of_the_root_is_a_delete() -> None:
     mailbox = new_mailbox()
-    inbox, bin_ = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
+    inbox, deleted_items = mailbox.distinguished("inbox"), mailbox.distinguished("deleteditems")
     mailbox.create_folder("A", inbox, 1001.0)
     (folder,) = mailbox.own_folders()
     _, in_inbox = folder_kinds(mailbox, inbox, None)
-    _, in_bin = folder_kinds(mailbox, bin_, None)
-    mailbox.move_folder(folder, bin_, 1002.0)
+    _, in_bin = folder_kinds(mailbox, deleted_items, None)
+    mailbox.move_folder(folder, deleted_items, 1002.0)
     assert folder_kinds(mailbox, inbox, in_inbox)[0] == [("Delete", folder.id)]
-    assert folder_kinds(mailbox, bin_, in_bin)[0] == [("Create", folder.id)]
+    assert folder_kinds(mailbox, deleted_items, in_bin)[0] == [("Create", folder.id)]
 
 
-def test_a_state_is_for_one_root_only() -> None:
+def test_state_is_valid_for_one_root_only() -> None:
     mailbox = new_mailbox()
     root = mailbox.distinguished("root")
     _, of_root = folder_kinds(mailbox, root, None)
@@ -391,7 +391,7 @@ def test_a_state_is_for_one_root_only() -> None:
         max_size=30,
     )
 )
-def test_a_client_comes_to_have_the_folders(steps: list[tuple[str, int]]) -> None:
+def test_client_converges_to_the_folders(steps: list[tuple[str, int]]) -> None:
     mailbox = new_mailbox()
     inbox, top = mailbox.distinguished("inbox"), mailbox.distinguished("msgfolderroot")
     state: FoldersState | None = None

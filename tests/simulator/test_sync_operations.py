@@ -1,4 +1,4 @@
-"""SyncFolderItems and SyncFolderHierarchy as clients see them."""
+"""SyncFolderItems and SyncFolderHierarchy, as clients see them."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def sync_items(
     folder: str = named("inbox"),
     state: str | None = None,
     *,
-    most: str = "512",
+    limit: str = "512",
     shape: str = "IdOnly",
     ignore: str = "",
 ) -> str:
@@ -29,7 +29,7 @@ def sync_items(
     ignored = f"<m:Ignore>{ignore}</m:Ignore>" if ignore else ""
     return (
         f"<m:SyncFolderItems><m:ItemShape><t:BaseShape>{shape}</t:BaseShape></m:ItemShape><m:SyncFolderId>{folder}"
-        f"</m:SyncFolderId>{stated}{ignored}<m:MaxChangesReturned>{most}</m:MaxChangesReturned></m:SyncFolderItems>"
+        f"</m:SyncFolderId>{stated}{ignored}<m:MaxChangesReturned>{limit}</m:MaxChangesReturned></m:SyncFolderItems>"
     )
 
 
@@ -42,8 +42,8 @@ def sync_folders(folder: str | None, state: str | None = None, more: str = "") -
     )
 
 
-class Syncer:
-    """A client of one mailbox that keeps its state."""
+class SyncClient:
+    """A client of one mailbox that keeps its SyncState."""
 
     def __init__(self, client: Client, mailbox: Mailbox) -> None:
         self.state: str | None = None
@@ -52,7 +52,7 @@ class Syncer:
         self._mailbox = mailbox
 
     def items(self, **given: str) -> list[str]:
-        """The changes as short lines: the kind, the element, its children."""
+        """Return the changes as short lines: the kind, the element, its children."""
         return self._ask(sync_items(state=self.state, **given), "IncludesLastItemInRange")
 
     def folders(self, folder: str | None) -> list[str]:
@@ -62,28 +62,28 @@ class Syncer:
         reply = self._client.post(body, impersonate=self._mailbox.address)
         assert code(reply) == "NoError"
         reply.finish()
-        told = message(reply)
-        self.state = told.findtext("m:SyncState", namespaces=NAMES)
-        self.last = told.findtext(f"m:{last}", "", namespaces=NAMES)
-        return list(written(told.iterfind("m:Changes/*", NAMES)))
+        response = message(reply)
+        self.state = response.findtext("m:SyncState", namespaces=NAMES)
+        self.last = response.findtext(f"m:{last}", "", namespaces=NAMES)
+        return list(format_changes(response.iterfind("m:Changes/*", NAMES)))
 
 
-def written(changes: Iterator[etree._Element]) -> Iterator[str]:
+def format_changes(changes: Iterator[etree._Element]) -> Iterator[str]:
     for change in changes:
         names = [etree.QName(element).localname for element in change.iter() if element is not change]
         texts = [element.text for element in change.iter() if element.text]
         yield " ".join([etree.QName(change).localname, *names, *texts])
 
 
-def test_items_from_the_first_time_on() -> None:
+def test_sync_folder_items() -> None:
     client = Client()
     alice = client.mailboxes[0]
     for _ in range(3):
         alice.deliver("Hello", "bob@fabrikam.example", client.now)
-    syncer = Syncer(client, alice)
-    assert syncer.items(most="2") == ["Create Message ItemId"] * 2
+    syncer = SyncClient(client, alice)
+    assert syncer.items(limit="2") == ["Create Message ItemId"] * 2
     assert syncer.last == "false"
-    assert syncer.items(most="2") == ["Create Message ItemId"]
+    assert syncer.items(limit="2") == ["Create Message ItemId"]
     assert syncer.last == "true"
     assert syncer.items() == []
     first, second, third = list(alice.distinguished("inbox").items.values())
@@ -97,7 +97,7 @@ def test_items_from_the_first_time_on() -> None:
     ]
 
 
-def test_ids_are_those_of_the_items() -> None:
+def test_ids_match_the_items() -> None:
     client = Client()
     alice = client.mailboxes[0]
     inbox = alice.distinguished("inbox")
@@ -106,8 +106,8 @@ def test_ids_are_those_of_the_items() -> None:
     alice.mark(alice.latest(inbox, 1)[0], client.now, read=True)
     reply = client.post(sync_items(), impersonate=alice.address)
     newest = alice.latest(inbox, 3)
-    told = [(each.get("Id"), each.get("ChangeKey")) for each in root(reply).iter(f"{{{T}}}ItemId")]
-    assert told == [(item.id, alice.change_key(item)) for item in newest]
+    ids = [(each.get("Id"), each.get("ChangeKey")) for each in root(reply).iter(f"{{{T}}}ItemId")]
+    assert ids == [(item.id, alice.change_key(item)) for item in newest]
     ignore = f'<t:ItemId Id="{newest[0].id}"/>'
     reply = client.post(sync_items(ignore=ignore), impersonate=alice.address)
     assert [each.get("Id") for each in root(reply).iter(f"{{{T}}}ItemId")] == [item.id for item in newest[1:]]
@@ -118,10 +118,10 @@ def test_ids_are_those_of_the_items() -> None:
     assert gone.items() == [("Id", newest[1].id)]
 
 
-def test_folders() -> None:
+def test_sync_folder_hierarchy() -> None:
     client = Client()
     alice = client.mailboxes[0]
-    syncer = Syncer(client, alice)
+    syncer = SyncClient(client, alice)
     shape = "FolderId DisplayName TotalCount ChildFolderCount UnreadCount"
     assert f"Create Folder {shape} Inbox 0 0 0" in syncer.folders(named("msgfolderroot"))
     assert syncer.last == "true"
@@ -132,17 +132,17 @@ def test_folders() -> None:
     assert syncer.folders(named("msgfolderroot")) == [f"Update Folder {shape} Customers 0 0 0"]
     alice.purge_folder(folder, client.now)
     assert syncer.folders(named("msgfolderroot")) == ["Delete FolderId"]
-    everything = Syncer(client, alice)
+    everything = SyncClient(client, alice)
     assert len(everything.folders(None)) == len(alice.folders) - 1
 
 
-def test_what_is_refused() -> None:
+def test_refused_requests() -> None:
     client = Client()
     alice, bob = client.mailboxes[:2]
     alice.create_folder("A", alice.distinguished("inbox"), client.now)
     (gone,) = alice.own_folders()
     alice.purge_folder(gone, client.now)
-    syncer = Syncer(client, alice)
+    syncer = SyncClient(client, alice)
     syncer.items()
 
     def ask(body: str) -> str:
@@ -168,10 +168,10 @@ def test_what_is_refused() -> None:
         assert ask(sync_items(named("drafts"), empty)) == "NoError"
 
 
-@pytest.mark.parametrize("most", ["0", "513", "-1", "", "many"])
-def test_a_page_has_from_1_to_512_changes(most: str) -> None:
+@pytest.mark.parametrize("limit", ["0", "513", "-1", "", "many"])
+def test_a_page_has_from_1_to_512_changes(limit: str) -> None:
     client = Client()
-    reply = client.post(sync_items(most=most), impersonate=client.mailboxes[0].address)
+    reply = client.post(sync_items(limit=limit), impersonate=client.mailboxes[0].address)
     assert code(reply) == "500 ErrorSchemaValidation"
 
 
@@ -179,7 +179,7 @@ def test_an_account_without_a_mailbox_must_name_one() -> None:
     assert code(Client().post(sync_folders(None))) == "ErrorMissingEmailAddress"
 
 
-def test_few_calls_at_once() -> None:
+def test_concurrent_sync_calls_are_limited() -> None:
     client = Client(Settings(rate=0, limits=Limits(sync_calls=2)))
     alice, bob = client.mailboxes[:2]
     first = client.post(sync_items(), impersonate=alice.address)
@@ -193,12 +193,12 @@ def test_few_calls_at_once() -> None:
     assert code(client.post(sync_items(), impersonate=alice.address)) == "NoError"
 
 
-def test_old_states_are_refused_when_too_much_was_deleted() -> None:
+def test_old_states_are_refused_after_many_deletions() -> None:
     client = Client(Settings(rate=0, limits=Limits(tombstones=1)))
     alice = client.mailboxes[0]
     for _ in range(2):
         alice.deliver("Hello", "bob@fabrikam.example", client.now)
-    syncer = Syncer(client, alice)
+    syncer = SyncClient(client, alice)
     syncer.items()
     for item in alice.latest(alice.distinguished("inbox"), 2):
         alice.purge(item, client.now)
@@ -206,21 +206,21 @@ def test_old_states_are_refused_when_too_much_was_deleted() -> None:
     assert code(reply) == "ErrorInvalidSyncStateData"
 
 
-def test_sync_states_that_are_lost_on_demand() -> None:
+def test_fault_sync_state_lost() -> None:
     client = Client()
     alice, bob = client.mailboxes[:2]
     alice.deliver("Hello", "bob@fabrikam.example", client.now)
-    syncer, other = Syncer(client, alice), Syncer(client, bob)
+    syncer, other = SyncClient(client, alice), SyncClient(client, bob)
     syncer.items()
     other.items()
-    (line,) = client.break_("sync_state_lost", mailbox=alice.address)
+    (line,) = client.make_fault("sync_state_lost", mailbox=alice.address)
     assert (line.fault, line.mailbox) == ("sync_state_lost", alice.address)
     reply = client.post(sync_items(state=syncer.state), impersonate=alice.address)
     assert code(reply) == "ErrorInvalidSyncStateData"
     assert other.items() == []
     syncer.state = None
     assert syncer.items() == ["Create Message ItemId"]
-    (line,) = client.break_("sync_state_lost", mailbox="*", quiet=True)
+    (line,) = client.make_fault("sync_state_lost", mailbox="*", quiet=True)
     assert (line.mailbox, line.parameters) == ("*", {"mailbox": "*", "quiet": True})
     assert syncer.items() == ["Create Message ItemId"]
     assert other.items() == []
@@ -236,7 +236,7 @@ def test_replies_are_valid() -> None:
     alice.save(alice.distinguished("calendar"), "IPM.Appointment", "Lunch", client.now)
     alice.save(alice.distinguished("contacts"), "IPM.Contact", "Bob", client.now)
     alice.create_folder("A", inbox, client.now)
-    syncer, tree = Syncer(client, alice), Syncer(client, alice)
+    syncer, tree = SyncClient(client, alice), SyncClient(client, alice)
     syncer.items()
     tree.folders(named("root"))
     first, second, third, _ = alice.latest(inbox, 4)
@@ -251,7 +251,7 @@ def test_replies_are_valid() -> None:
     bodies = [
         *(sync_items(shape=shape) for shape in ("IdOnly", "Default", "AllProperties")),
         *(sync_items(named(name), shape="Default") for name in ("calendar", "contacts", "notes")),
-        sync_items(state=syncer.state, most="1"),
+        sync_items(state=syncer.state, limit="1"),
         sync_items(state=syncer.state, shape="AllProperties"),
         sync_items(state="x"),
         sync_folders(named("root"), more=TAGS),
@@ -271,7 +271,7 @@ def test_replies_are_valid() -> None:
 
 
 @xsd_available
-def test_the_requests_of_these_tests_are_valid() -> None:
+def test_requests_are_valid() -> None:
     for body in (
         sync_items(state="x", ignore='<t:ItemId Id="x"/>'),
         sync_folders(named("root"), "x", TAGS),

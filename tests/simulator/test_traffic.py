@@ -18,12 +18,12 @@ def run(traffic: Traffic, seconds: int, step: float = 0.05) -> list[Event]:
     return events
 
 
-def test_the_rate_counts_events() -> None:
+def test_rate_counts_events() -> None:
     events = run(Traffic(office(), 200.0, Random(1)), 60)
     assert 11_950 <= len(events) <= 12_050
 
 
-def test_a_day_in_the_office_has_everything_in_it() -> None:
+def test_one_day_has_all_kinds_of_events() -> None:
     mailboxes = office()
     events = run(Traffic(mailboxes, 200.0, Random(1)), 120)
     about = {(event.kind, "item" if event.item_id else "folder") for event in events}
@@ -35,19 +35,19 @@ def test_a_day_in_the_office_has_everything_in_it() -> None:
     assert arrived > len(events) / 10
 
 
-def test_mailboxes_do_not_grow_for_ever() -> None:
+def test_mailbox_size_is_limited() -> None:
     mailboxes = office(2)
     run(Traffic(mailboxes, 500.0, Random(1)), 60)
     assert max(mailbox.item_count() for mailbox in mailboxes) <= ITEMS_KEPT + 2
 
 
-def test_the_same_seed_makes_the_same_day() -> None:
+def test_same_seed_makes_the_same_day() -> None:
     days = [run(Traffic(office(), 100.0, Random(7)), 20) for _ in range(2)]
     assert days[0] == days[1]
     assert run(Traffic(office(), 100.0, Random(8)), 20) != days[0]
 
 
-def test_a_new_rate_forgets_what_was_owed() -> None:
+def test_new_rate_drops_due_events() -> None:
     traffic = Traffic(office(), 0.0, Random(1))
     woken = []
     traffic.wake = lambda: woken.append(True)
@@ -62,7 +62,7 @@ def test_a_new_rate_forgets_what_was_owed() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_change_on_demand_holds_one_item_event_of_its_kind(kind: str) -> None:
+def test_make_produces_one_item_event_of_the_kind(kind: str) -> None:
     (mailbox,) = office(1)
     for _ in range(3):
         events = make(mailbox, kind, Random(1), 1.0)

@@ -136,7 +136,7 @@ def test_a_wrong_secret_is_told_in_time(simulator: Start, listen: Listen) -> Non
     daemon = listen(there)
     (started,) = daemon.until_logged("listener.started")
     refused = daemon.until_logged("auth.refused", code="AADSTS7000215")[0]
-    assert refused["text"].endswith("is wrong: the secret's value is wanted, not its id")
+    assert refused["text"].endswith("is wrong: configure the secret's value, not its ID")
     assert seconds_between(started, refused) < 5
     daemon.until_logged("mailbox.suspended", code="AADSTS7000215")
     assert daemon.end() == 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from listener.exchange.network import MOST_IDLE
+from listener.exchange.network import MAX_IDLE
 from tests.system.processes import Listener, Simulator, until
 
 SECONDS = float(os.environ.get("EWS_LISTENER_CHAOS_SECONDS", "8"))
@@ -90,7 +90,7 @@ def test_heavy_faults_and_then_everything_is_as_it_was(
     assert after.files - after.sockets == before.files - before.sockets
     # Each group has its stream, and some connections that wait for the next request. What is never closed at all is
     # found by tests/virtual/test_day.py, to the last one.
-    assert after.sockets <= before.sockets + groups * (MOST_IDLE + 1) - 3
+    assert after.sockets <= before.sockets + groups * (MAX_IDLE + 1) - 3
 
     assert daemon.process.poll() is None
     assert daemon.end() == 0

@@ -216,7 +216,7 @@ def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) 
     checked = check(office)
     assert checked.code == 2
     assert checked.err == (
-        "error: mailboxes.overrides[0].access: delegate access cannot subscribe to all folders: name folders\n"
+        "error: mailboxes.overrides[0].access: delegate access cannot subscribe to all folders; set folders\n"
     )
     assert office.state()["requests"] == {}
 

@@ -165,7 +165,7 @@ def test_the_servers_clock_is_off(exchange: Start, listen: Listen, realm: Realm)
     daemon = listen(there, **realm.environment)
     (refused, *_) = daemon.until_logged("auth.refused")
     assert refused["code"] == "ClockSkew"
-    assert refused["text"] == "the clock of the server and that of the domain are more than 5 minutes apart"
+    assert refused["text"] == "the clocks of the server and of the domain differ by more than 5 minutes"
     assert there.state()["authentication"]["reasons"] == {"ticket": 1}
     assert daemon.end() == 0
 
@@ -173,11 +173,11 @@ def test_the_servers_clock_is_off(exchange: Start, listen: Listen, realm: Realm)
 REFUSALS = {
     "locked": ("AccountLocked", "the account {account} is locked or disabled"),
     "password": ("PasswordRefused", "the password of {account} is wrong"),
-    "unknown": ("AccountUnknown", "the domain knows no account {account}"),
+    "unknown": ("AccountUnknown", "the domain does not know the account {account}"),
     "expired": ("PasswordExpired", "the password of {account} has expired"),
     "clock": (
         "ClockSkew",
-        "the clock of this machine and that of the domain are more than 5 minutes apart",
+        "the clocks of this machine and of the domain differ by more than 5 minutes",
     ),
 }
 

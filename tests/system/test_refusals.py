@@ -60,13 +60,12 @@ def broken(kind: str, **parameters: object) -> Callable[[Simulator], object]:
 
 
 CLOSED = (
-    "the server refuses {user}: the password is wrong, or the account is locked, disabled or has expired (the server "
-    "says the same to all of these)"
+    "the server refuses {user}: the password is wrong, or the account is locked, disabled or expired (the server "
+    "does not say which)"
 )
 UNBOUND = (
-    "; or, after this whole NTLM handshake, the password is right and Extended Protection is in the way: a proxy or "
-    "load balancer before the server ends TLS with a certificate that is not the server's own, so that the channel "
-    "binding differs"
+    "; or the password is right, and Extended Protection rejects the handshake: a proxy or load balancer terminates "
+    "TLS with a certificate other than the server's own, so that the channel binding differs"
 )
 BASIC = ("--auth", "basic")
 NTLM = ("--auth", "ntlm", "--extended-protection", "require")
@@ -98,25 +97,25 @@ CASES = {
     "expired secret": entra(
         broken("token_refused", code=7000222),
         7000222,
-        "the client secret of {client} has expired: make a new one in the application's registration",
+        "the client secret of {client} has expired: create a new one in the application's registration",
     ),
     "wrong secret": entra(
         wrong_secret,
         7000215,
-        "the client secret of {client} is wrong: the secret's value is wanted, not its id",
+        "the client secret of {client} is wrong: configure the secret's value, not its ID",
     ),
     "locked application": entra(
         broken("account_locked"),
         50053,
-        "{client} is locked after too many tries with wrong credentials: it opens by itself after a while",
+        "{client} is locked after too many attempts with wrong credentials; it is unlocked after a while",
     ),
     "wrong tenant": entra(
-        wrong_tenant, 90002, "there is no tenant {login}/fabrikam.example: check tenant and cloud"
+        wrong_tenant, 90002, "unknown tenant {login}/fabrikam.example: check tenant and cloud"
     ),
     "clock off": entra(
         clock_off,
         700024,
-        "the assertion is not within its time: is our clock right, or has the federated token expired?; our clock is "
+        "the assertion is not valid now: check this machine's clock and the age of the federated token; our clock is "
         "10 minutes ahead of the server's",
     ),
 }

@@ -100,7 +100,7 @@ def test_a_bad_configuration_changes_nothing_and_says_why(simulator: Start, list
     mailboxes = (there.folder / "mailboxes.txt").read_text()
     bad: list[tuple[str, str]] = [
         (good + '\n[log]\nlevel = "loud"\n', "error: log.level: "),
-        (good + handler("x", "no_such"), 'error: handlers.x.use: there is no handler "no_such"'),
+        (good + handler("x", "no_such"), 'error: handlers.x.use: unknown handler "no_such"'),
         (good + handler("x", "file", 'path = "nowhere/there/x"'), "error: handlers.x: could not be opened: "),
         (good.replace("[mailboxes]", "[mailboxes"), ":"),
     ]

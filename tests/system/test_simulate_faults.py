@@ -421,7 +421,10 @@ def test_a_plan_from_a_file_and_its_ledger(simulate: Start, tmp_path: Path) -> N
     ("text", "expected"),
     [
         ('kind = "outrage"\nat = 1', 'faults[1]: unknown kind "outrage", did you mean "outage"?'),
-        ('kind = "backend_restart"\nat = 1\nbackend = "EX9"', 'no backend "EX9"; there are ex01, ex02, ex03'),
+        (
+            'kind = "backend_restart"\nat = 1\nbackend = "EX9"',
+            'unknown back end "EX9"; known back ends: ex01, ex02, ex03',
+        ),
     ],
 )  # fmt: skip
 def test_a_plan_that_makes_no_sense(tmp_path: Path, text: str, expected: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
+from listener.simulator.fault_plans import PROFILES, Plan
 from listener.simulator.faults import Padding
-from listener.simulator.plans import PROFILES, Plan
 from listener.simulator.settings import Settings
 from tests.virtual.world import world
 
@@ -42,10 +42,10 @@ async def test_hours_of_faults(autojump_clock: trio.testing.MockClock, seed: int
     async with world(settings, traffic=0.02) as there:
         await there.until_streaming()
         tasks = trio.lowlevel.current_statistics().tasks_living
-        there.exchange.chaos.begin(spread(trouble), 1_800_000_000.0 + trio.current_time())
+        there.exchange.fault_scheduler.start_plan(spread(trouble), 1_800_000_000.0 + trio.current_time())
         await trio.sleep(trouble)
         took = await there.until_streaming(within=60)
-        faults = there.exchange.chaos.made
+        faults = there.exchange.fault_scheduler.made
         assert faults.total() >= 85 * (HOURS - 1)
         assert set(faults) == KINDS_MADE
         await trio.sleep(1800)

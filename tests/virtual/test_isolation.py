@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.simulator.settings import Network, Rules, Settings, Wire
+from listener.simulator.settings import Network, Rules, Settings, StreamFormat
 from tests.virtual.world import World, world
 
 SECONDS = 30.0
@@ -147,10 +147,12 @@ async def test_a_server_that_wants_one_user_a_connection_gets_groups_of_one(
 # --- moves
 
 
-@pytest.mark.parametrize("wire", [Wire(), Wire(ends_after_bad_id=False)])
+@pytest.mark.parametrize("stream_format", [StreamFormat(), StreamFormat(ends_after_bad_id=False)])
 @pytest.mark.parametrize("which", ["anchor", "other"])
-async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, which: str, wire: Wire) -> None:
-    async with world(Settings(mailboxes=60, backends=3, wire=wire)) as there:
+async def test_a_mailbox_that_moves(
+    autojump_clock: trio.testing.MockClock, which: str, stream_format: StreamFormat
+) -> None:
+    async with world(Settings(mailboxes=60, backends=3, stream_format=stream_format)) as there:
         await there.until_streaming()
         await trio.sleep(60)
         homes = there.exchange.directory.homes
@@ -172,7 +174,7 @@ async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, whic
         (left,) = (runner for runner in runners.values() if members[1] in runner.group.mailboxes)
         assert mover not in {member.mailbox for member in left.state.members}
         assert left.state.anchor == (members[1] if which == "anchor" else members[0])
-        (sub,) = there.exchange.subscriptions.of(mover)
+        (sub,) = there.exchange.subscriptions.for_mailbox(mover)
         assert sub.backend == target
         assert there.subscribes(since=60.0) == 1, "only who moved is subscribed again"
         await trio.sleep(1800)  # the next window is opened in the name of an anchor that is there
@@ -203,6 +205,6 @@ async def test_a_move_that_nobody_tells_is_found_by_the_refresh(
         homes = there.exchange.directory.homes
         homes[mover] = next(each for each in there.exchange.directory.backends if each != homes[mover])
         await trio.sleep(3700)
-        backends = {each.backend for each in there.exchange.subscriptions.of(mover) if each.stream}
+        backends = {each.backend for each in there.exchange.subscriptions.for_mailbox(mover) if each.stream}
         assert backends == {homes[mover]}
         assert there.streaming == 30

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.simulator import replies
+from listener.simulator import responses
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import Reply
 from listener.simulator.settings import Rules, Settings
@@ -79,9 +79,9 @@ async def test_mailboxes_that_the_anchors_back_end_refuses_get_groups_of_their_o
             user = next(a for a in there.mailboxes if f">{a}<".encode() in request.body)
             if anchor != user and "cookie" in request.headers:
                 count += 1
-                failure = replies.Failure(codes[count % len(codes)])
-                message = replies.error("Subscribe", failure)
-                reply.body = replies.envelope(replies.response("Subscribe", [message]))
+                failure = responses.Failure(codes[count % len(codes)])
+                message = responses.error("Subscribe", failure)
+                reply.body = responses.envelope(responses.response("Subscribe", [message]))
         return reply
 
     async with world(Settings(mailboxes=6, backends=1)) as there:

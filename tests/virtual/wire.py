@@ -1,6 +1,6 @@
 """A network of nothing: httpx on one side, the simulator's Exchange on the other, and a virtual clock between.
 
-Faults of the wire are those of listener/simulator/server.py, as far as they can be told apart above the sockets.
+Faults of the wire are those of listener/simulator/connection.py, as far as they can be told apart above the sockets.
 """
 
 import time
@@ -13,9 +13,9 @@ import trio
 
 from listener.simulator import faults
 from listener.simulator.auth import Denied
+from listener.simulator.connection import TICK
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import HttpRequest, Reply, page
-from listener.simulator.server import TICK
 from listener.simulator.subscriptions import Stream
 
 EPOCH = 1_800_000_000.0
@@ -69,7 +69,7 @@ class Wire(httpx.AsyncBaseTransport):
         reply = self._reply(request, body)
         try:
             await trio.sleep(reply.delay)
-            match reply.manner:
+            match reply.fault:
                 case faults.NoAnswer() as silence:
                     await trio.sleep(float("inf") if silence.seconds is None else silence.seconds)
                     raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
@@ -80,12 +80,12 @@ class Wire(httpx.AsyncBaseTransport):
                 case faults.Slow() as slow if not isinstance(reply.body, Stream):
                     await trio.sleep(min(slow.seconds, slow.interval * len(reply.body)))
                 case faults.Cut() as cut if isinstance(reply.body, Stream):
-                    reply.body.misbehave(cut)
+                    reply.body.set_fault(cut)
         except BaseException:
             finish(reply)
             raise
         headers = [*reply.headers, ("Date", date())]
-        if isinstance(reply.manner, faults.Gzip):
+        if isinstance(reply.fault, faults.Gzip):
             headers.append(("Content-Encoding", "gzip"))
         self.open += 1
         return httpx.Response(
@@ -97,7 +97,7 @@ class Wire(httpx.AsyncBaseTransport):
 
     def _reply(self, request: httpx.Request, body: bytes) -> Reply:
         headers = dict(request.headers.items())
-        outcome = self.exchange.gate.scheme.login(None).check(headers.get("authorization"), clock())
+        outcome = self.exchange.authenticator.scheme.login(None).check(headers.get("authorization"), clock())
         if isinstance(outcome, Denied):
             return page(401, "Unauthorized", outcome.headers)
         asked = HttpRequest(request.method, request.url.path, headers, body, outcome.account)
@@ -110,7 +110,7 @@ class Body(httpx.AsyncByteStream):
     def __init__(self, wire: Wire, reply: Reply) -> None:
         self._wire = wire
         self._reply = reply
-        self._deflate = zlib.compressobj(wbits=31) if isinstance(reply.manner, faults.Gzip) else None
+        self._deflate = zlib.compressobj(wbits=31) if isinstance(reply.fault, faults.Gzip) else None
         self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -119,7 +119,7 @@ class Body(httpx.AsyncByteStream):
             async for data in written(body):
                 yield self._piece(data)
         else:
-            for data in cut(body, self._reply.manner):
+            for data in cut(body, self._reply.fault):
                 yield self._piece(data)
         if self._deflate is not None:
             yield self._deflate.flush()
@@ -142,13 +142,13 @@ def finish(reply: Reply) -> None:
     reply.finish()
 
 
-def cut(body: bytes, manner: faults.Fault | None) -> Any:
-    if not isinstance(manner, faults.Cut):
+def cut(body: bytes, fault: faults.Fault | None) -> Any:
+    if not isinstance(fault, faults.Cut):
         yield body
         return
-    yield body[:-STUMP] if manner.where == "envelope" else body
-    if manner.how != "order":
-        raise trouble(manner.how)
+    yield body[:-STUMP] if fault.where == "envelope" else body
+    if fault.how != "order":
+        raise trouble(fault.how)
 
 
 def trouble(how: str) -> httpx.HTTPError:
@@ -161,24 +161,24 @@ def trouble(how: str) -> httpx.HTTPError:
 
 async def written(stream: Stream) -> AsyncIterator[bytes]:
     """What a stream writes, in its own time."""
-    manner: faults.Fault | None = None
+    fault: faults.Fault | None = None
     while True:
         news = trio.Event()
         stream.wake = news.set
-        if stream.manner is manner:
+        if stream.fault is fault:
             with trio.move_on_at(stream.deadline - EPOCH):
                 await news.wait()
             await trio.sleep(TICK)
-        manner = stream.manner
-        match manner:
+        fault = stream.fault
+        match fault:
             case faults.SilentStream():
-                await changed(stream, manner)
+                await changed(stream, fault)
                 continue
             case faults.HangUp():
                 raise trouble("reset")
             case faults.Slow() as slow:
                 data = stream.take(clock())
-                while data and stream.manner is slow:
+                while data and stream.fault is slow:
                     yield data[:1]
                     data = data[1:]
                     await trio.sleep(slow.interval)
@@ -187,7 +187,7 @@ async def written(stream: Stream) -> AsyncIterator[bytes]:
                 await trio.sleep(slow.interval)
                 continue
             case faults.Cut() as how:
-                data = stream.take(clock()) or stream.remark()
+                data = stream.take(clock()) or stream.heartbeat_with_text()
                 yield data[:-STUMP] if how.where == "envelope" else data
                 if how.how == "order":
                     return
@@ -200,8 +200,8 @@ async def written(stream: Stream) -> AsyncIterator[bytes]:
             return
 
 
-async def changed(stream: Stream, manner: faults.Fault) -> None:
-    while stream.manner is manner:
+async def changed(stream: Stream, fault: faults.Fault) -> None:
+    while stream.fault is fault:
         news = trio.Event()
         stream.wake = news.set
         await news.wait()

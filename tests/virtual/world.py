@@ -26,8 +26,8 @@ from listener.demo.verdict import Books, Call, balance, call_of, read_ledger
 from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
+from listener.simulator.fault_plans import Plan
 from listener.simulator.ledger import Ledger, Line
-from listener.simulator.plans import Plan
 from listener.simulator.settings import Settings
 from listener.simulator.traffic import Traffic, make
 from tests.virtual.wire import EPOCH, Wire, clock
@@ -115,7 +115,7 @@ class World:
 
     def order(self, kind: str, **parameters: Any) -> list[Line]:
         """A fault, now."""
-        return self.exchange.chaos.order(faults.parse({"kind": kind, **parameters}), clock())
+        return self.exchange.fault_scheduler.make_now(faults.parse({"kind": kind, **parameters}), clock())
 
     def books(self) -> Books:
         """What happened, held against what the handler was told."""
@@ -146,7 +146,7 @@ async def world(
     when the context is left."""
     exchange = Exchange(settings, Ledger(None), clock())
     exchange.base_url = URL
-    exchange.chaos.begin(plan, clock())
+    exchange.fault_scheduler.start_plan(plan, clock())
     wire = Wire(exchange)
     notes = Notes()
     original = listener.build.access
@@ -183,15 +183,17 @@ def now() -> datetime:
 
 async def pulse(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None:
     """Let users do things, faults happen, and time pass."""
-    chaos = exchange.chaos
+    fault_scheduler = exchange.fault_scheduler
     while True:
         changed = trio.Event()
-        traffic.wake = chaos.wake = changed.set
+        traffic.wake = fault_scheduler.wake = changed.set
         moment = clock()
         lines += exchange.publish(traffic.due(moment))
         exchange.advance(moment)
-        pause = min(1 / traffic.rate if traffic.rate else 30.0, 30.0, max(chaos.deadline - moment, 0.001))
-        with trio.move_on_after(min(pause, 0.1) if chaos.waiting else pause):
+        pause = min(
+            1 / traffic.rate if traffic.rate else 30.0, 30.0, max(fault_scheduler.deadline - moment, 0.001)
+        )
+        with trio.move_on_after(min(pause, 0.1) if fault_scheduler.waits_for_stream else pause):
             await changed.wait()
 
 

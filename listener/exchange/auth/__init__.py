@@ -1,4 +1,4 @@
-"""How the account proves who it is: one small class a scheme, chosen by `kind` for each server."""
+"""Accounts and their authentication schemes. `kind` in [auth] and [[servers]] selects the scheme of each server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from pathlib import Path
 
 from listener.config import AnyAuth, BasicAuth, Config, NegotiateAuth, NtlmAuth, OAuthAuth
 from listener.exchange.auth.basic import Basic
-from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.lockout import LockoutProtection
-from listener.exchange.auth.oauth import OAuth
-from listener.exchange.auth.refusals import RefusalStore
-from listener.exchange.auth.scheme import Scheme
-from listener.exchange.auth.tokens import Tokens
+from listener.exchange.auth.lockout import LockoutProtection, RefusalStore
+from listener.exchange.auth.oauth import OAuth, Tokens
+from listener.exchange.auth.scheme import Credentials, Scheme
 from listener.exchange.network import Network
 
 __all__ = ["Account", "Accounts", "Basic", "Credentials", "LockoutProtection", "Scheme", "accounts"]
 
 
 class Account:
-    """One account: how it proves who it is, and whether it may try just now."""
+    """One account: its authentication scheme and its lockout protection."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
@@ -29,61 +26,64 @@ class Account:
 class Accounts:
     """The account for each server."""
 
-    def __init__(self, of: Callable[[str], Account]) -> None:
-        self._of = of
-        self._asked: dict[Account, None] = {}
-        self._memory: RefusalStore | None = None
+    def __init__(self, account_for: Callable[[str], Account]) -> None:
+        self._account_for = account_for
+        self._used: dict[Account, None] = {}
+        self._store: RefusalStore | None = None
 
     @classmethod
-    def same(cls, scheme: Scheme) -> Accounts:
-        """One for all servers."""
+    def single(cls, scheme: Scheme) -> Accounts:
+        """Return an object with the same account for all servers."""
         account = Account(scheme)
         return cls(lambda _url: account)
 
     def of(self, url: str) -> Account:
-        """The account for requests to this URL."""
-        account = self._of(url)
-        if account not in self._asked:
-            self._asked[account] = None
-            if self._memory is not None:
-                account.lockout.remember(self._memory)
+        """Return the account for requests to this URL."""
+        account = self._account_for(url)
+        if account not in self._used:
+            self._used[account] = None
+            if self._store is not None:
+                account.lockout.persist(self._store)
         return account
 
-    def remember(self, path: Path) -> None:
-        """Refusals are kept in this file from now on, and those of an earlier process count."""
-        self._memory = RefusalStore(path)
-        for account in self._asked:
-            account.lockout.remember(self._memory)
+    def persist_refusals(self, path: Path) -> None:
+        """Load the refusals of an earlier process from this file, and store new ones in it."""
+        self._store = RefusalStore(path)
+        for account in self._used:
+            account.lockout.persist(self._store)
 
     @property
     def in_use(self) -> tuple[Account, ...]:
-        """All that were asked for."""
-        return tuple(self._asked)
+        """All accounts that of() has returned."""
+        return tuple(self._used)
 
 
 def accounts(config: Config, network: Network) -> Accounts:
-    """What [auth] and [[servers]] say; servers with the same words share an account. Tokens come by `network`."""
-    # Which have the same words is settled here and now: secrets are read again, and differ for a while.
+    """Return the accounts of [auth] and [[servers]]. Servers with equal settings share one account.
+
+    Access tokens are requested over `network`.
+    """
+    # Compared once, at the start: secrets are reloaded one after another, so equal settings differ for a moment.
     distinct: list[AnyAuth] = []
-    first_of: dict[int, AnyAuth] = {}  # by identity
+    first_equal: dict[int, AnyAuth] = {}  # by id() of the settings
     for auth in (config.auth, *(server.auth for server in config.servers)):
         first = next((other for other in distinct if other == auth), None)
         if first is None:
             distinct.append(auth)
-        first_of[id(auth)] = first or auth
-    made: dict[int, Account] = {}
+        first_equal[id(auth)] = first or auth
+    created: dict[int, Account] = {}
 
-    def of(url: str) -> Account:
-        auth = first_of[id(config.auth_for(url))]
-        if id(auth) not in made:
-            made[id(auth)] = Account(scheme(auth, network))
-        return made[id(auth)]
+    def account_for(url: str) -> Account:
+        auth = first_equal[id(config.auth_for(url))]
+        if id(auth) not in created:
+            created[id(auth)] = Account(scheme(auth, network))
+        return created[id(auth)]
 
-    return Accounts(of)
+    return Accounts(account_for)
 
 
 def scheme(auth: AnyAuth, network: Network) -> Scheme:
-    """The scheme that the configuration names. What others are made of is not imported: it takes long."""
+    """Return the scheme of these settings. Imports only the modules of that scheme: the others are slow to import."""
     match auth:
         case BasicAuth(user=user, password=password):
             return Basic(Credentials(user, password))

@@ -1,4 +1,4 @@
-"""Basic authentication (RFC 7617), with the credentials sent unasked: a 401 costs a round trip a request."""
+"""Basic authentication (RFC 7617). The credentials are sent preemptively: a 401 first would cost a round trip."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from base64 import b64encode
 
 import httpx
 
-from listener.exchange.auth.challenges import offered
-from listener.exchange.auth.credentials import Credentials
-from listener.exchange.auth.scheme import choose, not_in_clear, refused_password
+from listener.exchange.auth.scheme import (
+    Credentials,
+    choose_scheme,
+    offered_schemes,
+    password_refused,
+    require_https,
+)
 from listener.exchange.network import Network
 
 
 class Basic:
-    """User and password with every request, UTF-8."""
+    """Send the username and password, in UTF-8, with every request."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -28,9 +32,9 @@ class Basic:
 
     @property
     def refusal(self) -> str:
-        return refused_password(self.account)
+        return password_refused(self.account)
 
-    def over(self, network: Network) -> httpx.AsyncBaseTransport:
+    def transport(self, network: Network) -> httpx.AsyncBaseTransport:
         return _BasicTransport(network.pool(), self._credentials)
 
 
@@ -40,26 +44,28 @@ class _BasicTransport(httpx.AsyncBaseTransport):
         self._credentials = credentials
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        not_in_clear(request.url, "the password")
+        require_https(request.url, "the password")
         password = self._credentials.password
         response = await self._send(request, password)
         if response.status_code != httpx.codes.UNAUTHORIZED:
             return response
         try:
-            if offers := offered(response.headers):
-                choose(offers, "Basic")
-            again = await self._credentials.renewed(password)
-        except BaseException:  # whoever asked may be gone meanwhile, and would leave the connection open
+            if offers := offered_schemes(response.headers):
+                choose_scheme(offers, "Basic")
+            changed = await self._credentials.reload(password)
+        except (
+            BaseException
+        ):  # a cancelled caller never gets the response, and could not close its connection
             await response.aclose()
             raise
-        if not again:
+        if not changed:
             return response
         await response.aclose()
         return await self._send(request, self._credentials.password)
 
     async def _send(self, request: httpx.Request, password: str) -> httpx.Response:
-        told = b64encode(f"{self._credentials.user}:{password}".encode()).decode()
-        request.headers["Authorization"] = f"Basic {told}"
+        encoded = b64encode(f"{self._credentials.user}:{password}".encode()).decode()
+        request.headers["Authorization"] = f"Basic {encoded}"
         return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:

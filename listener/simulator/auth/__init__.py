@@ -1,20 +1,12 @@
-"""Who is asking: one class a scheme, without sockets.
+"""Authentication schemes, without sockets.
 
-A `Scheme` makes a `Login` for each connection, since some schemes authenticate a connection and not a request. A
-login is asked about every request, in order, and answers `Admitted` or `Denied`.
+A `Scheme` makes a `Login` for each connection, because some schemes authenticate a connection instead of a request. A
+login checks every request in order and returns `Admitted` or `Denied`.
 
-    accounts.py     who may come in by password; who is locked out
-    basic.py        user name and password with each request
-    connection.py   NTLM and Negotiate: a handshake that belongs to its connection, as IIS has it
-    ntlm.py         the server's end of NTLM
-    negotiate.py    the server's end of SPNEGO: NTLM or Kerberos
-    kerberos.py     the server's end of Kerberos
-    ntlmssp.py      what stands in an NTLM AUTHENTICATE message
-    binding.py      Extended Protection: channel bindings
-    registration.py an application, as Entra ID knows it
-    entra.py        Entra ID: discovery, tokens
-    bearer.py       OAuth: tokens at Exchange's door
-    gate.py         the scheme that the settings ask for, and statistics
+    passwords.py      accounts, lockout, Basic
+    windows.py        NTLM, Negotiate, Kerberos, channel binding
+    oauth.py          Entra ID and bearer tokens
+    authenticator.py  the scheme that the settings select, and statistics
 """
 
 from typing import NamedTuple, Protocol
@@ -23,9 +15,12 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class Admitted(NamedTuple):
-    """The account that a request is made by. `mechanism` is what proved it: `basic`, `ntlm`, `kerberos` or `oauth`;
-    `headers` go with the reply. An `app_only` account is an application, which can do nothing as itself. `proved`
-    is false if an earlier request on this connection has brought the proof."""
+    """The authenticated account of a request.
+
+    `mechanism` is `basic`, `ntlm`, `kerberos` or `oauth`; `headers` go with the reply. An `app_only` account
+    is an application without a user. `proved` is false if an earlier request on this connection had the
+    credentials.
+    """
 
     account: str
     mechanism: str
@@ -35,30 +30,35 @@ class Admitted(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """401 with these headers. `refused` is whose credentials were refused, None if none came, or not all of them
-    yet; `why` is for the statistics: `password`, `locked`, `binding`, `handshake`, `ticket`, `token` or `claims`."""
+    """A 401 with these headers.
+
+    `refused` is the account whose credentials were refused, None if there were none or the handshake is
+    incomplete. `reason` is for statistics: `password`, `locked`, `binding`, `handshake`, `ticket`, `token` or
+    `claims`.
+    """
 
     headers: Headers
     refused: str | None = None
-    why: str = ""
+    reason: str = ""
 
 
 class Login(Protocol):
-    """The state of authentication of one connection."""
+    """The authentication state of one connection."""
 
     def check(self, authorization: str | None, now: float) -> Admitted | Denied:
-        """Who makes a request with this Authorization header; `now` in Unix seconds."""
+        """Authenticate a request with this Authorization header. `now` is in Unix seconds."""
         ...
 
 
 class Scheme(Protocol):
-    """A way to authenticate, for all connections."""
+    """An authentication scheme, for all connections."""
 
     def login(self, certificate: bytes | None) -> Login:
-        """A new connection's login. `certificate` (DER) is the one that it has been shown, None without TLS."""
+        """Return the login of a new connection. `certificate` (DER) is the one that it was shown, None
+        without TLS."""
         ...
 
 
 def challenges(*values: str) -> Headers:
-    """One WWW-Authenticate header for each."""
+    """Return one WWW-Authenticate header per value."""
     return tuple(("WWW-Authenticate", value) for value in values)

@@ -1,15 +1,14 @@
-"""Entra ID without sockets, and an HTTP client for msal that leads there."""
+"""Entra ID without sockets, and an HTTP client for msal that uses it."""
 
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msal
 
-from listener.simulator.auth.entra import Entra
-from listener.simulator.auth.registration import Registration
-from listener.simulator.conditions import Conditions
+from listener.simulator.auth.oauth import Entra, Registration
+from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
-from tests.simulator.auth.people import accounts
+from tests.simulator.auth.accounts import accounts
 from tests.simulator.client import NOON
 
 SETTINGS = Settings(auth="oauth")
@@ -28,7 +27,7 @@ class Response(NamedTuple):
 
 
 class Cloud:
-    """`now` is what the server takes for the time."""
+    """Entra ID. `now` is the time on its clock."""
 
     def __init__(self, lifetime: float = 3600.0, lock_after: int = 3) -> None:
         self.conditions = Conditions()
@@ -37,15 +36,15 @@ class Cloud:
         self.entra.base_url = HOST
 
     def get(self, url: str, params: dict[str, str] | None = None, **_: Any) -> Response:
-        return self._asked("GET", url + ("?" + urlencode(params) if params else ""), b"")
+        return self._request("GET", url + ("?" + urlencode(params) if params else ""), b"")
 
     def post(self, url: str, data: dict[str, str] | None = None, **_: Any) -> Response:
-        return self._asked("POST", url, urlencode(data or {}).encode())
+        return self._request("POST", url, urlencode(data or {}).encode())
 
     def close(self) -> None:
         pass
 
-    def _asked(self, method: str, url: str, body: bytes) -> Response:
+    def _request(self, method: str, url: str, body: bytes) -> Response:
         reply = self.entra.handle(method, url.removeprefix(HOST), body, self.now)
         assert isinstance(reply.body, bytes)
         return Response(reply.status, reply.body.decode(), dict(reply.headers))
@@ -57,7 +56,7 @@ class Cloud:
         client_id: str = SETTINGS.client_id,
         **options: Any,
     ) -> msal.ConfidentialClientApplication:
-        """An application as msal sees it. ValueError: msal makes nothing of the authority."""
+        """Return an msal application. Raises ValueError if msal refuses the authority."""
         options.setdefault("instance_discovery", False)
         return msal.ConfidentialClientApplication(
             client_id,
@@ -69,7 +68,7 @@ class Cloud:
         )
 
     def token(self, claims: str | None = None, scope: str = SCOPE, **options: Any) -> dict[str, Any]:
-        """What msal gets for its pains: a token, or an error."""
+        """Return msal's result: a token or an error."""
         answer: dict[str, Any] = self.client(**options).acquire_token_for_client(
             [scope], claims_challenge=claims
         )

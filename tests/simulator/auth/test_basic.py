@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.simulator.auth import Admitted, Denied
-from listener.simulator.auth.basic import Basic
-from tests.simulator.auth.people import PASSWORD, USER, USERS, accounts
+from listener.simulator.auth.passwords import Basic
+from tests.simulator.auth.accounts import PASSWORD, USER, USERS, accounts
 from tests.simulator.client import NOON, basic
 
 CHALLENGE = (("WWW-Authenticate", 'Basic realm="mail.contoso.example"'),)
@@ -15,16 +15,16 @@ def scheme(lock_after: int = 3) -> Basic:
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_the_right_password(user: str) -> None:
+def test_right_password(user: str) -> None:
     assert scheme().check(basic(user, PASSWORD), NOON) == Admitted(USER, "basic")
 
 
-def test_the_name_of_the_scheme_is_in_any_case() -> None:
+def test_scheme_name_is_case_insensitive() -> None:
     assert scheme().check(basic(USER, PASSWORD).replace("Basic", "bAsIc"), NOON) == Admitted(USER, "basic")
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer abc", "NTLM TlRMTVNTUAAB"])
-def test_no_password_is_no_refusal(authorization: str | None) -> None:
+def test_missing_credentials_are_not_a_refusal(authorization: str | None) -> None:
     assert scheme().check(authorization, NOON) == Denied(CHALLENGE)
 
 
@@ -39,11 +39,11 @@ def test_no_password_is_no_refusal(authorization: str | None) -> None:
         (basic("other@contoso.example", PASSWORD), "other@contoso.example"),
     ],
 )
-def test_a_wrong_one_is(authorization: str, refused: str) -> None:
+def test_wrong_credentials_are_a_refusal(authorization: str, refused: str) -> None:
     assert scheme().check(authorization, NOON) == Denied(CHALLENGE, refused, "password")
 
 
-def test_a_locked_account_is_refused_with_the_right_password() -> None:
+def test_locked_account_with_the_right_password() -> None:
     locking = scheme(lock_after=2)
     for _ in range(2):
         locking.check(basic(USER, "wrong"), NOON)
@@ -51,5 +51,5 @@ def test_a_locked_account_is_refused_with_the_right_password() -> None:
 
 
 @given(st.text())
-def test_no_header_breaks_it(authorization: str) -> None:
+def test_any_header_is_handled(authorization: str) -> None:
     assert isinstance(scheme().check(authorization, NOON), Denied)

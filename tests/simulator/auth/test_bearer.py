@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.simulator.auth import Admitted, Denied
-from listener.simulator.auth.bearer import Bearer
+from listener.simulator.auth.oauth import Bearer
 from listener.simulator.faults import ClaimsChallenge
 from tests.simulator.auth.cloud import SETTINGS, Cloud
 from tests.simulator.client import NOON
@@ -22,14 +22,14 @@ def challenge(outcome: Admitted | Denied) -> str:
     return value
 
 
-def test_a_token_admits_an_application() -> None:
+def test_valid_token_admits_the_application() -> None:
     cloud = Cloud()
     token = cloud.token()["access_token"]
     admitted = Bearer(cloud.entra, cloud.conditions).login(None).check(f"Bearer {token}", NOON)
     assert admitted == Admitted(APPLICATION, "oauth", app_only=True)
 
 
-def test_no_token_is_no_refusal() -> None:
+def test_missing_token_is_not_a_refusal() -> None:
     cloud = Cloud()
     for authorization in (None, "Basic eDp5"):
         outcome = Bearer(cloud.entra, cloud.conditions).check(authorization, NOON)
@@ -38,17 +38,17 @@ def test_no_token_is_no_refusal() -> None:
         assert outcome.refused is None
 
 
-def test_a_token_that_has_ended() -> None:
+def test_expired_token() -> None:
     cloud = Cloud(lifetime=20)
     token = cloud.token()["access_token"]
     scheme = Bearer(cloud.entra, cloud.conditions)
     outcome = scheme.check(f"Bearer {token}", NOON + 20)
     assert 'error="invalid_token"' in challenge(outcome)
     assert isinstance(outcome, Denied)
-    assert (outcome.refused, outcome.why) == (APPLICATION, "token")
+    assert (outcome.refused, outcome.reason) == (APPLICATION, "token")
 
 
-def test_a_token_for_somebody_else() -> None:
+def test_token_with_another_audience() -> None:
     cloud = Cloud()
     token = cloud.token(scope="https://graph.microsoft.com/.default")["access_token"]
     assert "audience" in challenge(Bearer(cloud.entra, cloud.conditions).check(f"Bearer {token}", NOON))
@@ -57,23 +57,23 @@ def test_a_token_for_somebody_else() -> None:
 @pytest.mark.parametrize(
     "scope", ["https://outlook.office.com/.default", "https://mail.contoso.example/.default"]
 )
-def test_exchange_has_several_names(scope: str) -> None:
+def test_exchange_accepts_several_resources(scope: str) -> None:
     cloud = Cloud()
     cloud.entra.exchange.add("https://mail.contoso.example")
     token = cloud.token(scope=scope)["access_token"]
     assert isinstance(Bearer(cloud.entra, cloud.conditions).check(f"Bearer {token}", NOON), Admitted)
 
 
-def test_a_claims_challenge_is_met_by_passing_it_on() -> None:
+def test_forwarded_claims_challenge_succeeds() -> None:
     cloud = Cloud()
     scheme = Bearer(cloud.entra, cloud.conditions)
     cloud.conditions.claims = ClaimsChallenge(value="c7")
     outcome = scheme.check(f"Bearer {cloud.token()['access_token']}", NOON)
-    told = challenge(outcome)
-    assert 'error="insufficient_claims"' in told
+    header = challenge(outcome)
+    assert 'error="insufficient_claims"' in header
     assert isinstance(outcome, Denied)
-    assert outcome.why == "claims"
-    found = re.search(r'claims="([^"]+)"', told)
+    assert outcome.reason == "claims"
+    found = re.search(r'claims="([^"]+)"', header)
     assert found
     claims = b64decode(found[1]).decode()
     assert json.loads(claims) == {"access_token": {"acrs": {"essential": True, "value": "c7"}}}
@@ -85,5 +85,5 @@ CLOUD = Cloud()
 
 
 @given(st.text())
-def test_no_token_breaks_it(token: str) -> None:
+def test_any_token_is_handled(token: str) -> None:
     assert isinstance(Bearer(CLOUD.entra, CLOUD.conditions).check(f"Bearer {token}", NOON), Denied)

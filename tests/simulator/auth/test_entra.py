@@ -1,4 +1,4 @@
-"""Tokens for msal, which somebody else wrote."""
+"""Tokens, requested by msal as an independent client."""
 
 import json
 import time
@@ -11,8 +11,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
-from listener.simulator.auth.entra import TROUBLES
-from listener.simulator.auth.registration import Registration
+from listener.simulator.auth.oauth import ENTRA_ERRORS, Registration
 from listener.simulator.faults import AccountLocked, ClockOff, TokenRefused
 from listener.simulator.settings import Settings
 from tests.simulator.auth.cloud import HOST, REGISTRATION, SETTINGS, Cloud
@@ -22,11 +21,11 @@ OTHER = Registration(Settings(seed=2))
 
 
 def code(answer: dict[str, Any]) -> int:
-    """The AADSTS number of an error in Entra's form."""
+    """Return the AADSTS number of an error response."""
     assert sorted(answer)[:3] == ["correlation_id", "error", "error_codes"]
     (number,) = answer["error_codes"]
     assert answer["error_description"].startswith(f"AADSTS{number}: ")
-    assert answer["error"] == TROUBLES[number].error
+    assert answer["error"] == ENTRA_ERRORS[number].error
     return int(number)
 
 
@@ -36,7 +35,7 @@ def certificate(registration: Registration = REGISTRATION) -> dict[str, str]:
     return {"private_key": pem[:at], "public_certificate": pem[at:]}
 
 
-def test_a_token_for_a_secret() -> None:
+def test_token_for_a_secret() -> None:
     cloud = Cloud(lifetime=20)
     answer = cloud.token()
     assert (answer["token_type"], answer["expires_in"]) == ("Bearer", 20)
@@ -47,7 +46,7 @@ def test_a_token_for_a_secret() -> None:
     assert cloud.entra.issued == 1
 
 
-def test_anybody_can_check_a_token_with_the_published_keys() -> None:
+def test_published_keys_verify_tokens() -> None:
     cloud = Cloud()
     found = json.loads(cloud.get(f"{HOST}/{SETTINGS.domain}/v2.0/.well-known/openid-configuration").text)
     (key,) = json.loads(cloud.get(found["jwks_uri"]).text)["keys"]
@@ -56,13 +55,13 @@ def test_anybody_can_check_a_token_with_the_published_keys() -> None:
     jwt.decode(token, jwt.PyJWK(key), options={"verify_aud": False, "verify_exp": False})
 
 
-def test_the_authority_is_found_by_instance_discovery() -> None:
+def test_authority_from_instance_discovery() -> None:
     cloud = Cloud()
     discovery = f"{HOST}/common/discovery/instance"
     assert "access_token" in cloud.token(instance_discovery=discovery)
 
 
-def test_a_token_ends() -> None:
+def test_token_expires() -> None:
     cloud = Cloud(lifetime=20)
     token = cloud.token()["access_token"]
     cloud.entra.read(token, NOON + 19.9)
@@ -72,7 +71,7 @@ def test_a_token_ends() -> None:
         cloud.entra.read(token, NOON - 1)
 
 
-def test_tokens_of_others_and_no_tokens() -> None:
+def test_foreign_and_invalid_tokens() -> None:
     cloud = Cloud()
     for token in (Cloud().token()["access_token"], "", "abc", "a.b.c"):
         with pytest.raises(ValueError):
@@ -80,7 +79,7 @@ def test_tokens_of_others_and_no_tokens() -> None:
 
 
 class TestCertificate:
-    """msal dates assertions by the system's clock."""
+    """Certificate credentials. msal uses the system clock in assertions."""
 
     def test_pem(self) -> None:
         cloud = Cloud()
@@ -109,30 +108,30 @@ class TestCertificate:
         private = certificate()["private_key"]
         assert "access_token" in cloud.token(credential={"private_key": private, "thumbprint": thumbprint})
 
-    def test_another_certificate(self) -> None:
+    def test_wrong_certificate(self) -> None:
         cloud = Cloud()
         cloud.now = time.time()
         assert code(cloud.token(credential=certificate(OTHER))) == 700027
 
-    def test_another_key_under_the_same_name(self) -> None:
+    def test_wrong_key_with_the_right_thumbprint(self) -> None:
         cloud = Cloud()
         cloud.now = time.time()
         forged = {**certificate(OTHER), "public_certificate": certificate()["public_certificate"]}
         assert code(cloud.token(credential=forged)) == 700027
 
     @pytest.mark.parametrize(("offset", "refused"), [(-600, 700024), (0, None), (250, None), (1000, 700024)])
-    def test_a_clock_that_is_off(self, offset: float, refused: int | None) -> None:
+    def test_clock_skew(self, offset: float, refused: int | None) -> None:
         cloud = Cloud()
         cloud.conditions.clock = ClockOff(offset=offset)
-        cloud.now = cloud.conditions.told_time(time.time())
+        cloud.now = cloud.conditions.server_time(time.time())
         answer = cloud.token(credential=certificate())
         assert (code(answer) if "error" in answer else None) == refused
 
     @pytest.mark.parametrize(
         "changed",
-        [{"aud": f"{HOST}/elsewhere"}, {"iss": "somebody"}, {"sub": "somebody"}, {"exp": None}],
+        [{"aud": f"{HOST}/elsewhere"}, {"iss": "another"}, {"sub": "another"}, {"exp": None}],
     )
-    def test_an_assertion_that_is_made_out_wrongly(self, changed: dict[str, Any]) -> None:
+    def test_invalid_assertion_claims(self, changed: dict[str, Any]) -> None:
         cloud = Cloud()
         claims = {
             "aud": f"{HOST}/{SETTINGS.tenant}/oauth2/v2.0/token",
@@ -145,12 +144,12 @@ class TestCertificate:
         claims = {name: value for name, value in claims.items() if value is not None}
         from cryptography.hazmat.primitives.hashes import SHA256
 
-        from listener.simulator.auth.registration import _text
+        from listener.simulator.auth.oauth import _encode_digest
 
-        header = {"x5t#S256": _text(REGISTRATION.certificate.fingerprint(SHA256()))}
+        header = {"x5t#S256": _encode_digest(REGISTRATION.certificate.fingerprint(SHA256()))}
         assertion = jwt.encode(claims, REGISTRATION.key, algorithm="RS256", headers=header)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # msal would rather have a function
+            warnings.simplefilter("ignore", DeprecationWarning)  # msal prefers a function
             assert code(cloud.token(credential={"client_assertion": assertion})) == 50027
 
 
@@ -173,33 +172,33 @@ def test_wrong_tenant() -> None:
         ({"scope": "https://fabrikam.example/.default"}, 500011),
     ],
 )
-def test_refusals(options: dict[str, Any], expected: int) -> None:
+def test_refused_requests(options: dict[str, Any], expected: int) -> None:
     cloud = Cloud()
     assert code(cloud.token(**options)) == expected
     assert cloud.entra.refused == {expected: 1}
     assert cloud.entra.issued == 0
 
 
-def test_other_grants_are_not_given() -> None:
+def test_unsupported_grant() -> None:
     answer = Cloud().post(f"{HOST}/{SETTINGS.tenant}/oauth2/v2.0/token", {"grant_type": "password"})
     assert code(json.loads(answer.text)) == 70003
 
 
-def test_too_many_wrong_secrets() -> None:
+def test_wrong_secrets_lock_the_application() -> None:
     cloud = Cloud(lock_after=3)
     for _ in range(3):
         cloud.token(credential="wrong")
     assert code(cloud.token()) == 50053
 
 
-def test_a_locked_account() -> None:
+def test_locked_account() -> None:
     cloud = Cloud()
     cloud.conditions.locked = AccountLocked()
     assert code(cloud.token()) == 50053
 
 
 @pytest.mark.parametrize("wanted", get_args(get_type_hints(TokenRefused)["code"]))
-def test_any_refusal_can_be_ordered(wanted: Any) -> None:
+def test_fault_token_refused(wanted: Any) -> None:
     cloud = Cloud()
     cloud.conditions.token_refused = TokenRefused(code=wanted)
     assert code(cloud.token()) == wanted
@@ -214,18 +213,18 @@ def test_any_refusal_can_be_ordered(wanted: Any) -> None:
         ({"access_token": {"acrs": None}}, None),
     ],
 )
-def test_claims_that_are_asked_for(claims: dict[str, Any], acrs: list[str] | None) -> None:
+def test_requested_claims(claims: dict[str, Any], acrs: list[str] | None) -> None:
     cloud = Cloud()
     token = cloud.token(claims=json.dumps(claims))["access_token"]
     assert cloud.entra.read(token, NOON).get("acrs") == acrs
 
 
-def test_ad_fs_speaks_alike() -> None:
+def test_ad_fs() -> None:
     cloud = Cloud()
     assert "access_token" in cloud.token(tenant="adfs")
     found = json.loads(cloud.get(f"{HOST}/adfs/.well-known/openid-configuration").text)
     assert found["token_endpoint"] == f"{HOST}/adfs/oauth2/token"
 
 
-def test_anything_else_is_not_there() -> None:
+def test_unknown_paths() -> None:
     assert Cloud().get(f"{HOST}/{SETTINGS.tenant}/oauth2/v2.0/authorize").status_code == 404

@@ -6,9 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spnego.channel_bindings import GssChannelBindings
 
-from listener.simulator.auth.binding import ntlm_hash
-from listener.simulator.auth.ntlm import _password_file
-from listener.simulator.auth.ntlmssp import SIGNATURE, Authenticate, find
+from listener.simulator.auth.windows import (
+    SIGNATURE,
+    Authenticate,
+    _password_file,
+    find_authenticate,
+    ntlm_hash,
+)
 
 
 def message(user: str, binding: bytes | None = None, protocol: str = "ntlm") -> bytes:
@@ -23,39 +27,39 @@ def message(user: str, binding: bytes | None = None, protocol: str = "ntlm") -> 
 
 
 @pytest.mark.parametrize("protocol", ["ntlm", "negotiate"])
-def test_who_it_is_and_on_which_channel(protocol: str) -> None:
-    assert find(message("CONTOSO\\jürgen", b"channel", protocol)) == Authenticate(
+def test_user_and_channel_binding(protocol: str) -> None:
+    assert find_authenticate(message("CONTOSO\\jürgen", b"channel", protocol)) == Authenticate(
         "jürgen", "CONTOSO", ntlm_hash(b"channel")
     )
 
 
-def test_names_are_told_as_accounts_know_them() -> None:
-    found = [find(message(user)) for user in ("CONTOSO\\svc", "svc@contoso.example")]
+def test_account_name_forms() -> None:
+    found = [find_authenticate(message(user)) for user in ("CONTOSO\\svc", "svc@contoso.example")]
     assert [each.name for each in found if each] == ["CONTOSO\\svc", "svc@contoso.example"]
     assert [each.binding for each in found if each] == [None, None]
 
 
-def test_other_tokens_have_none() -> None:
-    assert find(b"") is None
-    assert find(SIGNATURE + b"\x01\0\0\0") is None
+def test_tokens_without_authenticate_message() -> None:
+    assert find_authenticate(b"") is None
+    assert find_authenticate(SIGNATURE + b"\x01\0\0\0") is None
 
 
 @given(st.binary(max_size=200))
-def test_what_is_malformed_is_said_to_be(data: bytes) -> None:
+def test_malformed_messages(data: bytes) -> None:
     try:
-        found = find(SIGNATURE + b"\x03\0\0\0" + data)
+        found = find_authenticate(SIGNATURE + b"\x03\0\0\0" + data)
     except ValueError:
         return
     assert isinstance(found, Authenticate)
 
 
 @given(st.data())
-def test_a_damaged_message_is_read_or_refused(data: st.DataObject) -> None:
+def test_any_damaged_message_is_parsed_or_refused(data: st.DataObject) -> None:
     damaged = bytearray(GOOD)
     for place in data.draw(st.lists(st.integers(12, len(GOOD) - 1), max_size=4)):
         damaged[place] = data.draw(st.integers(0, 255))
     with suppress(ValueError):
-        find(bytes(damaged))
+        find_authenticate(bytes(damaged))
 
 
 GOOD = message("CONTOSO\\svc", b"channel")
