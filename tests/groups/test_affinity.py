@@ -31,7 +31,7 @@ def test_more_than_two_hundred_mailboxes_make_more_groups() -> None:
     assert found[1].mailboxes[0] == "user200@contoso.example"
 
 
-def test_groups_that_exist_are_filled_up_before_new_ones_are_made() -> None:
+def test_existing_groups_are_filled_before_new_ones_are_made() -> None:
     old = groups([Placement(URL, "DAG1", f"user{n}@contoso.example") for n in (1, 3)], size=3)
     new = groups([Placement(URL, "DAG1", f"user{n}@contoso.example") for n in (2, 4)], size=3, existing=old)
     assert [(g.name, [m[4] for m in g.mailboxes]) for g in new] == [
@@ -52,22 +52,22 @@ placements = st.lists(
 
 
 @given(placements, st.integers(1, 200), st.randoms(use_true_random=False))
-def test_every_mailbox_has_its_place_once_whatever_the_order(
-    places: list[Placement], size: int, dice: random.Random
+def test_every_mailbox_is_in_one_group_in_any_order(
+    placements: list[Placement], size: int, rng: random.Random
 ) -> None:
-    found = groups(places, size)
-    shuffled = dice.sample(places, len(places))
+    found = groups(placements, size)
+    shuffled = rng.sample(placements, len(placements))
     assert groups(shuffled, size) == found
-    assert sorted(m for g in found for m in g.mailboxes) == sorted({p.mailbox for p in places})
+    assert sorted(m for g in found for m in g.mailboxes) == sorted({p.mailbox for p in placements})
     assert {(g.affinity_key, m) for g in found for m in g.mailboxes} <= {
-        (p.affinity_key, p.mailbox) for p in places
+        (p.affinity_key, p.mailbox) for p in placements
     }
     assert all(len(g.mailboxes) <= size and list(g.mailboxes) == sorted(g.mailboxes) for g in found)
     assert len({g.name for g in found}) == len(found)
 
 
 @given(placements, placements, st.integers(1, 20))
-def test_a_mailbox_that_is_placed_again_is_in_one_group_only(
+def test_a_mailbox_that_is_assigned_again_is_in_one_group_only(
     before: list[Placement], after: list[Placement], size: int
 ) -> None:
     existing = groups(before, size)
@@ -78,18 +78,18 @@ def test_a_mailbox_that_is_placed_again_is_in_one_group_only(
     wanted: dict[str, set[object]] = {}
     for placement in after:
         wanted.setdefault(placement.mailbox, set()).add(placement.affinity_key)
-    assert all(homes[mailbox] in places for mailbox, places in wanted.items())
+    assert all(homes[mailbox] in placements for mailbox, placements in wanted.items())
     assert all(len(g.mailboxes) <= size for g in found)
 
 
-def test_a_mailbox_that_is_placed_again_at_the_same_place_stays_in_its_group() -> None:
-    """The first two groups are full: mailboxes that were placed again used to get two groups more."""
+def test_a_mailbox_that_is_assigned_again_with_the_same_placement_stays_in_its_group() -> None:
+    """The first two groups are full. Mailboxes that were assigned again once got two more groups."""
     everybody = [Placement(URL, "SITE", f"user{n:03}@x.example") for n in range(150)]
     existing = groups(everybody, 50)
     assert groups(everybody, 50, existing) == existing
 
 
-def test_a_mailbox_in_two_groups_is_taken_out_of_one() -> None:
+def test_a_mailbox_in_two_groups_is_removed_from_one() -> None:
     first, second = Group("A/1", URL, "A", ("ann", "bob")), Group("A/2", URL, "A", ("ann", "cat"))
     assert duplicates((first, second)) == ["ann"]
     assert [g.mailboxes for g in deduplicated((first, second), {})] == [("ann", "bob"), ("cat",)]
@@ -102,9 +102,9 @@ def test_a_mailbox_in_two_groups_is_taken_out_of_one() -> None:
     st.integers(1, 20),
 )
 def test_no_step_puts_a_mailbox_into_two_groups(
-    places: list[Placement], steps: list[tuple[bool, set[int]]], size: int
+    placements: list[Placement], steps: list[tuple[bool, set[int]]], size: int
 ) -> None:
-    found = groups(places, size)
+    found = groups(placements, size)
     for apart, numbers in steps:
         chosen = {f"user{n:02}@x.example" for n in numbers}
         if apart and found:
@@ -112,7 +112,7 @@ def test_no_step_puts_a_mailbox_into_two_groups(
             if alone := chosen.intersection(of.mailboxes):
                 found = split_off(found, of, alone)
         else:
-            found = groups([p for p in places if p.mailbox in chosen], size, without(found, chosen))
+            found = groups([p for p in placements if p.mailbox in chosen], size, without(found, chosen))
         assert duplicates(found) == []
         assert len({g.name for g in found}) == len(found)
         assert all(g.mailboxes for g in found)

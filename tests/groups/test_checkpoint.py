@@ -1,4 +1,4 @@
-"""What of the saved groups holds under the present configuration."""
+"""Restore of checkpoints under the present configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ COOKIE = Cookie(name="X-BackEndOverrideCookie", value="BE1~1", domain="mail.exam
 
 
 def saved(name: str = "DAG1/1", **fields: Any) -> GroupCheckpoint:
-    """A group of ann, bob and cat, of whom cat had no subscription."""
+    """Return a checkpoint of ann, bob and cat; cat had no subscription."""
     group = GroupCheckpoint(
         name=name,
         ews_url=EWS,
@@ -49,9 +49,9 @@ def saved(name: str = "DAG1/1", **fields: Any) -> GroupCheckpoint:
 
 @dataclass
 class Present:
-    """The configuration."""
+    """The present configuration."""
 
-    places: Mapping[str, Placement | None] = field(
+    placements: Mapping[str, Placement | None] = field(
         default_factory=lambda: dict.fromkeys(("ann", "bob", "cat"))
     )
     kinds: dict[str, AccessKind] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Present:
     def restore(self, *groups: GroupCheckpoint) -> list[RestoredGroup]:
         return restored(
             groups,
-            self.places,
+            self.placements,
             kind_of=lambda mailbox: self.kinds.get(mailbox, "impersonation"),
             owner=lambda _url: self.owner,
             spec=lambda mailbox: self.specs.get(mailbox, "all"),
@@ -70,7 +70,7 @@ class Present:
         )
 
 
-def test_what_nobody_changed_is_what_it_was() -> None:
+def test_an_unchanged_configuration_restores_all() -> None:
     (one,) = Present().restore(saved())
     assert one.group.name == "DAG1/1"
     assert one.group.affinity_key == (EWS, "DAG1", "impersonation")
@@ -79,49 +79,49 @@ def test_what_nobody_changed_is_what_it_was() -> None:
     assert one.cookies == (COOKIE,)
 
 
-def test_who_is_not_wanted_any_more_is_to_be_unsubscribed() -> None:
-    (one,) = Present(places={"bob": None}).restore(saved())
+def test_a_removed_mailbox_is_unsubscribed() -> None:
+    (one,) = Present(placements={"bob": None}).restore(saved())
     assert one.group.mailboxes == ("bob",)
     assert one.saved == SavedSubscriptions("ann", {"bob": "2"}, (("ann", "1"),))
 
 
-def test_of_a_group_that_nobody_is_wanted_of_something_is_to_be_unsubscribed_still() -> None:
-    (one,) = Present(places={}).restore(saved())
+def test_a_group_without_present_mailboxes_is_restored_to_unsubscribe() -> None:
+    (one,) = Present(placements={}).restore(saved())
     assert one.group.mailboxes == ()
     assert one.saved.abandoned == (("ann", "1"), ("bob", "2"))
-    assert Present(places={}).restore(saved(members={"cat": None})) == []
+    assert Present(placements={}).restore(saved(members={"cat": None})) == []
 
 
-def test_who_is_wanted_for_something_else_stays_in_the_group_and_is_subscribed_anew() -> None:
+def test_a_mailbox_with_another_spec_stays_in_the_group_and_is_subscribed_again() -> None:
     (one,) = Present(specs={"ann": "inbox only"}).restore(saved())
     assert one.group.mailboxes == ("ann", "bob", "cat")
     assert one.saved == SavedSubscriptions("ann", {"bob": "2"}, (("ann", "1"),))
 
 
-def test_another_account_has_no_use_for_any_of_it() -> None:
+def test_another_account_restores_nothing() -> None:
     assert Present(owner="another").restore(saved()) == []
 
 
-def test_whose_place_the_configuration_tells_stays_only_there() -> None:
+def test_a_configured_mailbox_stays_only_with_the_same_placement() -> None:
     here, there = Placement(EWS, "DAG1", "ann"), Placement(EWS, "DAG2", "bob")
-    (one,) = Present(places={"ann": here, "bob": there}).restore(saved())
+    (one,) = Present(placements={"ann": here, "bob": there}).restore(saved())
     assert one.group.mailboxes == ("ann",)
     assert one.saved == SavedSubscriptions("ann", {"ann": "1"}, (("bob", "2"),))
 
 
-def test_who_is_got_at_in_another_way_leaves() -> None:
+def test_a_mailbox_with_another_access_type_leaves() -> None:
     (one,) = Present(kinds={"bob": "delegate"}).restore(saved())
     assert one.group.mailboxes == ("ann", "cat")
     assert one.saved.abandoned == (("bob", "2"),)
 
 
-def test_groups_that_are_too_large_by_now_give_up_whom_they_have_no_room_for() -> None:
+def test_a_group_above_the_present_size_is_reduced() -> None:
     (one,) = Present(size=1).restore(saved())
     assert one.group.mailboxes == ("ann",)
     assert one.saved == SavedSubscriptions("ann", {"ann": "1"}, (("bob", "2"),))
 
 
-def test_nobody_is_in_two_groups() -> None:
+def test_no_mailbox_is_in_two_groups() -> None:
     first, second = Present().restore(
         saved(),
         saved(
@@ -134,8 +134,8 @@ def test_nobody_is_in_two_groups() -> None:
     assert second.saved.abandoned == (("bob", "9"), ("cat", "8"))
 
 
-def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_anothers() -> None:
-    one, two, elsewhere = Present(places=dict.fromkeys(("ann", "bob", "dan", "eve"))).restore(
+def test_an_id_of_two_mailboxes_of_one_server_is_used_for_neither() -> None:
+    one, two, elsewhere = Present(placements=dict.fromkeys(("ann", "bob", "dan", "eve"))).restore(
         saved(),
         saved("DAG1/2", members={"dan": SubscriptionCheckpoint("1", "all")}),
         saved(
@@ -147,9 +147,9 @@ def test_an_id_that_two_claim_belongs_to_neither_but_elsewhere_it_may_be_another
     assert elsewhere.saved.subscriptions == {"eve": "1"}
 
 
-def test_groups_and_kinds_of_access_do_not_matter_for_an_id_that_two_mailboxes_claim() -> None:
-    """A server has one list of ids: after its restart, a delegate's mailbox got the id of the account's own one."""
-    present = Present(places=dict.fromkeys(("me", "dan")), kinds={"me": "own", "dan": "delegate"})
+def test_groups_and_access_types_do_not_matter_for_an_id_of_two_mailboxes() -> None:
+    """A server has one list of ids: after its restart, a delegated mailbox got the id of the account's own one."""
+    present = Present(placements=dict.fromkeys(("me", "dan")), kinds={"me": "own", "dan": "delegate"})
     mine, theirs = present.restore(
         saved("A/1", access="own", members={"me": SubscriptionCheckpoint("5", "all")}),
         saved(
@@ -162,23 +162,23 @@ def test_groups_and_kinds_of_access_do_not_matter_for_an_id_that_two_mailboxes_c
     assert (mine.saved.subscriptions, theirs.saved.subscriptions) == ({}, {})
 
 
-def test_a_group_that_was_set_apart_is_set_apart_no_longer_if_nothing_is_left_of_it() -> None:
+def test_a_closed_group_is_restored_only_with_subscriptions() -> None:
     (one,) = Present().restore(saved(closed=True))
     assert one.group.closed
     (two,) = Present(specs=dict.fromkeys(("ann", "bob"), "inbox")).restore(saved(closed=True))
     assert two.group.mailboxes == ()
 
 
-def test_when_streams_were_last_heard() -> None:
-    heard = LastSeen(groups={"DAG1/1": 1000.0}, missing_since={"ann": 400.0, "dan": 300.0})
+def test_last_seen_of_mailboxes() -> None:
+    moments = LastSeen(groups={"DAG1/1": 1000.0}, missing_since={"ann": 400.0, "dan": 300.0})
     # cat never had a stream; dan has no group.
-    assert last_seen([saved()], heard, now=2000.0) == {"ann": 400.0, "bob": 1000.0, "dan": 300.0}
+    assert last_seen([saved()], moments, now=2000.0) == {"ann": 400.0, "bob": 1000.0, "dan": 300.0}
     assert last_seen([saved("DAG1/2")], LastSeen(), now=2000.0) == {}
 
 
-def test_a_clock_that_was_set_back_makes_gaps_a_day_long() -> None:
-    heard = LastSeen(groups={"DAG1/1": 1_000_000.0})
-    assert last_seen([saved()], heard, now=996_400.0)["bob"] == 996_400.0 - DAY
+def test_a_clock_that_was_set_back_gives_gaps_of_one_day() -> None:
+    moments = LastSeen(groups={"DAG1/1": 1_000_000.0})
+    assert last_seen([saved()], moments, now=996_400.0)["bob"] == 996_400.0 - DAY
 
 
 def test_no_cookie_shows_its_value() -> None:
@@ -193,8 +193,8 @@ def test_no_cookie_shows_its_value() -> None:
 def test_after_a_restart_each_mailbox_is_in_one_group(
     members: list[list[int]], wanted: dict[int, str | None], size: int
 ) -> None:
-    """Whatever was saved, and whatever the configuration says by now about placements and group sizes."""
-    places = {
+    """Any checkpoint, and any present placements and group size."""
+    placements = {
         f"user{n:02}": None if place is None else Placement(EWS, place, f"user{n:02}")
         for n, place in wanted.items()
     }
@@ -205,14 +205,14 @@ def test_after_a_restart_each_mailbox_is_in_one_group(
         )
         for number, numbers in enumerate(members)
     ]
-    found = Present(places=places, size=size).restore(*records)
+    found = Present(placements=placements, size=size).restore(*records)
     existing = tuple(one.group for one in found if one.group.mailboxes)
     homes = {m for group in existing for m in group.mailboxes}
-    known = [place for place in places.values() if place is not None]
+    known = [place for place in placements.values() if place is not None]
     after = groups([place for place in known if place.mailbox not in homes], size, existing)
     assert duplicates(after) == []
     placed = {m: group.affinity_key[1] for group in after for m in group.mailboxes}
     assert {place.mailbox: place.grouping_information for place in known}.items() <= placed.items()
-    assert placed.keys() <= places.keys()
+    assert placed.keys() <= placements.keys()
     assert all(len(group.mailboxes) <= size for group in after)
     assert groups(known, size, after) == after

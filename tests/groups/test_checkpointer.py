@@ -1,4 +1,4 @@
-"""Groups are kept in the journal: batched, paced, and read again by the next process."""
+"""Checkpoints in the journal: batches, intervals, and reading by the next process."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ WALL = 1_000_000.0
 
 @dataclass
 class Groups:
-    """Stands where the group manager does."""
+    """A fake group manager."""
 
     groups: dict[str, GroupCheckpoint] = field(default_factory=dict)
     moments: dict[str, float] = field(default_factory=dict)
@@ -61,19 +61,19 @@ def checkpointer(journal: SqliteJournal, groups: Groups) -> Bound:
     return Bound(Checkpointer(journal, now=lambda: WALL + trio.current_time()), groups)
 
 
-async def test_what_one_process_writes_the_next_one_reads(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_next_process_reads_the_checkpoint(autojump_clock: trio.testing.MockClock) -> None:
     async with open_journal(None) as journal:
         groups = Groups({"DAG1/1": saved(), "DAG1/2": saved("DAG1/2")}, {"DAG1/1": 5.25})
         first = checkpointer(journal, groups)
         first.note("DAG1/1")
         first.note("DAG1/2")
         await first.save()
-        found, heard = await checkpointer(journal, groups).load()
+        found, moments = await checkpointer(journal, groups).load()
         assert sorted(found, key=lambda group: group.name) == [saved(), saved("DAG1/2")]
-        assert heard == LastSeen(groups={"DAG1/1": WALL + 5.2})
+        assert moments == LastSeen(groups={"DAG1/1": WALL + 5.2})
 
 
-async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
+async def test_save_checkpoint_returns_when_durable_with_one_write_for_all_callers(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_journal(None) as journal:
@@ -88,7 +88,7 @@ async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
         monkeypatch.setattr(journal, "append", slow)
         groups = Groups({f"DAG1/{n}": saved(f"DAG1/{n}") for n in range(4)})
         first = checkpointer(journal, groups)
-        await first.save_checkpoint("DAG1/0")  # there is nothing to keep
+        await first.save_checkpoint("DAG1/0")  # there is nothing to write
         for name in groups.groups:
             first.note(name)
         async with trio.open_nursery() as nursery:
@@ -100,7 +100,7 @@ async def test_a_group_is_kept_when_that_is_durable_and_once_for_all_who_wait(
         assert len(found) == 4
 
 
-async def test_a_group_that_is_gone_is_forgotten_and_one_that_did_not_come_back_too(
+async def test_removed_groups_are_deleted_from_the_checkpoint(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_journal(None) as journal:
@@ -150,7 +150,7 @@ async def test_many_changes_make_one_write_and_no_change_makes_none(
             nursery.cancel_scope.cancel()
 
 
-async def test_what_cannot_be_written_now_is_written_later(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failed_write_is_retried(autojump_clock: trio.testing.MockClock) -> None:
     async with open_journal(None) as journal:
         one = checkpointer(journal, Groups({"DAG1/1": saved()}))
         one.note("DAG1/1")
@@ -167,7 +167,7 @@ async def test_what_cannot_be_written_now_is_written_later(autojump_clock: trio.
         assert len(await journal.load(NAMESPACE)) == 2
 
 
-async def test_what_another_version_wrote_is_left_out(autojump_clock: trio.testing.MockClock) -> None:
+async def test_entries_of_another_version_are_left_out(autojump_clock: trio.testing.MockClock) -> None:
     async with open_journal(None) as journal:
         unknown = msgspec.msgpack.encode({"name": "DAG1/1", "members": ["ann"]})
         await journal.append((), [Put(NAMESPACE, "group\x1fDAG1/1", unknown)])
@@ -176,7 +176,7 @@ async def test_what_another_version_wrote_is_left_out(autojump_clock: trio.testi
         assert [line["event"] for line in lines] == ["checkpoint.unreadable"]
 
 
-async def test_no_cookie_is_in_the_log_of_what_cannot_be_read(autojump_clock: trio.testing.MockClock) -> None:
+async def test_unreadable_entries_are_logged_without_cookies(autojump_clock: trio.testing.MockClock) -> None:
     group = msgspec.to_builtins(saved()) | {"members": {"ann": SubscriptionCheckpoint("1", "all"), "bob": 7}}
     async with open_journal(None) as journal:
         await journal.append((), [Put(NAMESPACE, "group\x1fDAG1/1", msgspec.msgpack.encode(group))])
@@ -185,14 +185,14 @@ async def test_no_cookie_is_in_the_log_of_what_cannot_be_read(autojump_clock: tr
         assert "BE1" not in str(lines)
 
 
-async def test_a_moment_that_many_processes_pass_on_stays_what_it_is(
+async def test_a_moment_does_not_drift_over_many_processes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Each process reads its two clocks one after the other, so that it sees the moment a little earlier."""
+    """Each process reads its two clocks one after the other, which shifts the moment a little."""
     async with open_journal(None) as journal:
         moment, first = 5.0, WALL + 5.0
         for _ in range(20):
             await checkpointer(journal, Groups(moments={"DAG1/1": moment})).save()
-            _, heard = await checkpointer(journal, Groups()).load()
-            assert heard.groups["DAG1/1"] == pytest.approx(first, abs=0.1)
-            moment = heard.groups["DAG1/1"] - WALL - 0.002
+            _, moments = await checkpointer(journal, Groups()).load()
+            assert moments.groups["DAG1/1"] == pytest.approx(first, abs=0.1)
+            moment = moments.groups["DAG1/1"] - WALL - 0.002

@@ -58,13 +58,13 @@ def test_all_subscribed_then_one_stream_carries_them_all() -> None:
     assert streaming().phase == "streaming"
 
 
-def test_closed_opens_the_stream_again_at_once_without_subscribing_anew() -> None:
+def test_closed_reopens_the_stream_at_once_without_subscribing() -> None:
     state = advance(streaming(), StreamEnded(duration=1800), now=1801)
     assert state.actions == (Stream(ALL, "ann"),)
     assert state.failures == 0
 
 
-def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
+def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
     state, now = streaming(), 1.0
     for pause in (1, 2, 4, 8, 15, 15):
         state = advance(state, StreamEnded(duration=0.1), now)
@@ -74,7 +74,7 @@ def test_a_server_that_closes_every_stream_at_once_is_not_hammered() -> None:
         assert state.actions == (Stream(ALL, "ann"),)
 
 
-def test_a_server_that_is_not_last_seen_at_all_is_asked_more_and_more_seldom() -> None:
+def test_a_server_without_any_signal_is_retried_with_growing_delay() -> None:
     state, now = streaming(), 1.0
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
         state = advance(state, StreamEnded(0.1, (Failure(code="Http503"),), alive=False), now)
@@ -83,37 +83,37 @@ def test_a_server_that_is_not_last_seen_at_all_is_asked_more_and_more_seldom() -
         state = advance(state, Waited(), now)
 
 
-def test_a_broken_stream_waits_with_full_jitter_and_keeps_its_subscriptions() -> None:
+def test_a_broken_stream_is_reopened_with_full_jitter_and_its_subscriptions() -> None:
     state = advance(streaming(), StreamEnded(5, (Failure(code="ConnectionReset"),)), now=10, jitter=0.25)
     assert state.actions == (Wait(10.25, eager=True),)
     assert advance(state, Waited(), now=10.25).actions == (Stream(ALL, "ann"),)
 
 
-def test_a_server_that_was_heard_is_no_longer_taken_for_dead() -> None:
+def test_a_signal_resets_the_failures() -> None:
     state = advance(replace(streaming(), failures=5), StreamEnded(1), now=10)
     assert (state.failures, state.flaps, state.actions) == (0, 1, (Wait(11, eager=True),))
 
 
-def test_a_pause_of_our_own_ends_when_the_server_is_heard_elsewhere_but_not_one_it_asked_for() -> None:
+def test_only_a_pause_that_the_server_did_not_ask_for_ends_early() -> None:
     own = advance(streaming(), StreamEnded(5, (Failure(code="Http503"),), alive=False), now=10)
     assert advance(own, Waited(early=True), now=10.1).actions == (Stream(ALL, "ann"),)
     asked = advance(streaming(), StreamEnded(5, (Failure(code="Http503", wait=9),), alive=False), now=10)
     assert advance(asked, Waited(early=True), now=10.1).actions == (Wait(20),)
 
 
-def test_a_settled_stream_makes_all_forgotten() -> None:
+def test_a_stable_stream_resets_all_failures() -> None:
     state = replace(streaming(), failures=5, flaps=3, refusals=2)
     state = advance(state, StreamEnded(31, (Failure(code="StreamSilent"),)), now=10)
     assert (state.failures, state.flaps, state.refusals, state.actions) == (0, 1, 0, (Wait(11, eager=True),))
 
 
-def test_what_the_server_tells_is_waited_at_least() -> None:
+def test_the_requested_wait_is_the_minimum() -> None:
     busy = Failure(code="ErrorServerBusy", wait=120.0)
     state = advance(streaming(), StreamEnded(0, (busy,)), now=10, jitter=0.5)
     assert state.actions == (Wait(130.5),)
 
 
-def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
+def test_a_server_failure_of_the_anchor_pauses_the_group() -> None:
     state = advance(
         started(), Subscribed(refused=(("ann", Failure(code="Http503", wait=40)),)), now=1, jitter=0
     )
@@ -122,13 +122,13 @@ def test_an_anchor_that_meets_an_ill_server_pauses_the_group() -> None:
     assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
-def test_an_anchor_that_is_refused_makes_way_at_once() -> None:
+def test_a_denied_anchor_is_replaced_at_once() -> None:
     state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.SUSPEND)),)), now=1)
     assert state.actions == (Subscribe(("bob", "cat"), "bob", from_anchor=True),)
     assert state.members[0].suspended
 
 
-def test_an_anchor_that_fails_three_times_makes_way() -> None:
+def test_an_anchor_that_fails_three_times_is_replaced() -> None:
     state, now, anchors = started(), 0.0, []
     for _ in range(4):
         (subscribe,) = state.actions
@@ -140,7 +140,7 @@ def test_an_anchor_that_fails_three_times_makes_way() -> None:
     assert anchors == ["ann", "ann", "ann", "bob"]
 
 
-def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream() -> None:
+def test_a_refused_mailbox_does_not_delay_others_and_joins_while_the_stream_runs() -> None:
     state = advance(started(), Subscribed(ALL[:2], (("cat", failure(Verdict.SUSPEND)),)), now=1)
     assert state.actions == (Stream(ALL[:2], "ann"), Wait(61))
     state = advance(state, Waited(), now=61)
@@ -152,32 +152,32 @@ def test_a_refused_mailbox_holds_nobody_up_and_joins_beside_the_running_stream()
     assert not state.members[2].suspended
 
 
-def test_an_id_that_the_server_gives_anew_is_lost_to_its_former_owner() -> None:
+def test_an_id_that_the_server_reuses_is_taken_from_its_former_owner() -> None:
     state = advance(streaming(), Joined(("dan",)), now=5)
     state = advance(state, Subscribed((("dan", "1"),)), now=6)
     assert state.live == (("bob", "2"), ("cat", "3"), ("dan", "1"))
     assert state.subscribe == Subscribe(("ann",), "ann", from_anchor=False)
 
 
-def test_beside_a_bad_subscription_the_stream_is_reopened_at_once_without_it() -> None:
+def test_the_stream_is_reopened_at_once_without_a_bad_subscription() -> None:
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "2"),)), now=10)
     assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", from_anchor=False))
 
 
-def test_all_subscriptions_lost_means_a_fresh_start_at_once() -> None:
+def test_a_group_that_lost_all_subscriptions_starts_from_the_anchor_at_once() -> None:
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),)), now=10)
     assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
     unnamed = advance(streaming(), StreamEnded(5, (failure(Verdict.RESUBSCRIBE),)), now=10)
     assert unnamed.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
-def test_a_passing_failure_of_one_subscription_costs_it_nothing() -> None:
+def test_a_temporary_failure_of_one_subscription_keeps_it() -> None:
     transient = Failure(code="ErrorInternalServerError", subscription_ids=("2",))
     state = advance(streaming(), StreamEnded(5, (transient,)), now=10)
     assert state.actions == (Stream(ALL, "ann"),)
 
 
-def test_what_is_said_of_most_subscriptions_is_said_of_the_connection() -> None:
+def test_a_failure_of_most_subscriptions_is_one_of_the_connection() -> None:
     busy = tuple(Failure(code="ErrorServerBusy", wait=5.0, subscription_ids=(i,)) for i in "123")
     state = advance(streaming(), StreamEnded(1, busy), now=10)
     assert state.live == ALL
@@ -185,21 +185,21 @@ def test_what_is_said_of_most_subscriptions_is_said_of_the_connection() -> None:
     assert not any(m.failures for m in state.members)
 
 
-def test_an_id_that_is_not_ours_does_not_make_a_hot_loop() -> None:
+def test_an_unknown_id_does_not_cause_a_hot_loop() -> None:
     state = advance(streaming(), StreamEnded(0, (failure(Verdict.RESUBSCRIBE, "foreign"),)), now=10)
     state = advance(state, Subscribed(ALL), now=10)
     state = advance(state, StreamEnded(0, (failure(Verdict.RESUBSCRIBE, "foreign"),)), now=10)
     assert isinstance(state.actions[0], Wait)
 
 
-def test_a_stream_that_the_anchor_is_refused_is_asked_for_in_another_name() -> None:
+def test_a_stream_that_is_denied_to_the_anchor_is_opened_in_another_name() -> None:
     state = advance(streaming(), StreamEnded(0, (failure(Verdict.SUSPEND),)), now=10)
     assert state.actions == (Stream(ALL, "bob"),)
     assert not any(m.suspended for m in state.members)
 
 
-def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_everybody_is_alone() -> None:
-    """What a server that serves one impersonated user a connection makes of it."""
+def test_a_group_whose_connection_is_refused_repeatedly_is_halved_until_each_mailbox_is_alone() -> None:
+    """This happens with a server that allows one impersonated user for each connection."""
     state, now = streaming(), 10.0
     for _ in range(3):
         while isinstance(state.actions[-1], Wait):
@@ -211,14 +211,14 @@ def test_a_group_that_is_refused_as_a_whole_again_and_again_is_halved_until_ever
     assert [m.mailbox for m in state.members] == ["ann", "bob"]
 
 
-def test_alone_a_refused_stream_suspends_the_mailbox() -> None:
+def test_a_denied_stream_of_a_single_mailbox_suspends_it() -> None:
     state = advance(GroupState.start(("ann",), POLICY), Subscribed(ALL[:1]), now=0)
     state = advance(state, StreamEnded(0, (failure(Verdict.SUSPEND),)), now=10)
     assert state.members[0].suspended
     assert state.actions == (Wait(70), Unsubscribe(ALL[:1], "ann"))
 
 
-def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> None:
+def test_a_subscription_that_fails_three_times_among_others_is_split_off() -> None:
     state, now = streaming(), 10.0
     for n in range(3):
         (bad,) = (m.subscription for m in state.members if m.mailbox == "bob")
@@ -234,7 +234,7 @@ def test_a_subscription_that_fails_three_times_in_company_goes_its_own_way() -> 
     assert advance(state, SplitDone(("bob",)), now).actions == (Stream((ALL[0], ALL[2]), "ann"),)
 
 
-def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
+def test_a_moved_mailbox_is_discovered_while_the_others_stream() -> None:
     others, bye = Stream((ALL[0], ALL[2]), "ann"), Unsubscribe(ALL[1:2], "ann")
     state = advance(streaming(), StreamEnded(5, (failure(Verdict.REGROUP, "2"),)), now=10)
     assert state.actions == (others, Discover(("bob",)), bye)
@@ -247,7 +247,7 @@ def test_a_mailbox_that_moved_is_looked_for_while_the_others_stream() -> None:
     assert advance(unknown, Waited(), now=13).actions[1] == Discover(("bob",))
 
 
-def test_when_the_anchor_moves_away_the_group_gets_a_new_one() -> None:
+def test_an_anchor_that_moves_away_is_replaced() -> None:
     state = advance(streaming(), Doubted(("ann",)), now=10)
     assert state.actions == (Stream(ALL[1:], "ann"), Discover(("ann",)), Unsubscribe(ALL[:1], "ann"))
     state = advance(state, Discovered(gone=("ann",)), now=11)
@@ -257,14 +257,14 @@ def test_when_the_anchor_moves_away_the_group_gets_a_new_one() -> None:
     assert state.actions == (Stream(ALL[1:], "bob"),)
 
 
-def test_a_group_that_everybody_has_left_is_over_when_it_has_cleaned_up() -> None:
+def test_an_empty_group_ends_after_unsubscribing() -> None:
     state = advance(streaming(), Doubted(("ann", "bob", "cat")), now=10)
     state = advance(state, Discovered(gone=("ann", "bob", "cat")), now=11)
     assert state.actions == (Unsubscribe(ALL, "ann"),)
     assert advance(state, Unsubscribed(), now=12).actions == ()
 
 
-def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause() -> None:
+def test_a_hundred_denied_anchors_cause_no_pause() -> None:
     names = tuple(f"user{n:03}" for n in range(101))
     state = GroupState.start(names, POLICY)
     for name in names[:100]:
@@ -274,14 +274,14 @@ def test_a_hundred_refused_mailboxes_at_the_head_of_the_alphabet_cost_no_pause()
     assert state.actions == (Subscribe(names[100:], names[100], from_anchor=True),)
 
 
-def test_what_only_the_operator_can_mend_is_asked_for_slowly() -> None:
+def test_a_suspended_mailbox_is_retried_slowly() -> None:
     state = advance(started(), Subscribed(refused=(("ann", failure(Verdict.STOP)),)), now=0)
     assert state.actions == (Wait(60),)
     state = advance(streaming(), StreamEnded(0, (failure(Verdict.STOP),)), now=0)
     assert state.actions == (Wait(60),)
 
 
-def test_refused_credentials_are_tried_once_more_and_then_slowly() -> None:
+def test_refused_credentials_are_retried_once_and_then_slowly() -> None:
     refused = StreamEnded(0, (failure(Verdict.CREDENTIALS),), alive=False)
     state = advance(streaming(), refused, now=0)
     assert state.actions == (Wait(1),)
@@ -289,7 +289,7 @@ def test_refused_credentials_are_tried_once_more_and_then_slowly() -> None:
     assert state.actions == (Wait(1 + 120),)
 
 
-def test_a_busy_server_is_asked_nothing_new_but_the_open_stream_stays() -> None:
+def test_a_busy_server_gets_no_new_requests_but_the_open_stream_stays() -> None:
     state = advance(started(), Subscribed(ALL[:2], (("cat", Failure(code="Http500")),)), now=0)
     state = advance(state, Waited(), now=1)
     state = advance(
@@ -304,7 +304,7 @@ def test_mailboxes_join_a_running_group() -> None:
     assert [m.mailbox for m in state.members] == ["ann", "bea", "bob", "cat"]
 
 
-def test_who_leaves_while_being_subscribed_is_unsubscribed_again() -> None:
+def test_a_mailbox_that_leaves_during_its_subscribe_is_unsubscribed() -> None:
     state = advance(started(), Left(("ann",)), now=1)
     state = advance(state, Subscribed(ALL), now=2)
     assert state.actions == (Stream(ALL[1:], "bob"), Unsubscribe(ALL[:1], "bob"))
@@ -312,7 +312,7 @@ def test_who_leaves_while_being_subscribed_is_unsubscribed_again() -> None:
     assert state.actions == (Stream(ALL[1:], "bob"),)
 
 
-def test_stop_unsubscribes_and_then_nothing_is_left_to_do() -> None:
+def test_stop_unsubscribes_and_ends_the_group() -> None:
     state = advance(streaming(), Stop(unsubscribe=True), now=5)
     assert state.live == ()
     assert state.actions == (Unsubscribe(ALL, "ann"),)
@@ -322,12 +322,12 @@ def test_stop_unsubscribes_and_then_nothing_is_left_to_do() -> None:
     assert advance(started(), Stop(unsubscribe=True), now=5).actions == ()
 
 
-def test_stop_leaves_the_subscriptions_for_the_next_start_unless_it_is_told_otherwise() -> None:
+def test_stop_keeps_the_subscriptions_unless_it_must_unsubscribe() -> None:
     state = advance(streaming(), Stop(), now=5)
     assert (state.actions, state.live) == ((), ALL)
 
 
-# --- what is known from before
+# --- saved subscriptions
 
 
 def saved(*names: str, anchor: str = "ann", abandoned: tuple[tuple[str, str], ...] = ()) -> GroupState:
@@ -335,30 +335,30 @@ def saved(*names: str, anchor: str = "ann", abandoned: tuple[tuple[str, str], ..
     return GroupState.start(("cat", "ann", "bob"), POLICY, known)
 
 
-def test_with_all_ids_known_from_before_the_stream_is_the_first_action() -> None:
+def test_with_saved_ids_the_stream_is_the_first_action() -> None:
     assert saved("ann", "bob", "cat").actions == (Stream(ALL, "ann"),)
 
 
-def test_who_has_no_id_from_before_is_subscribed_beside_the_stream_with_the_cookies_that_are_there() -> None:
+def test_mailboxes_without_a_saved_id_are_subscribed_while_streaming_with_the_present_cookies() -> None:
     assert saved("ann", "cat").actions == (
         Stream((ALL[0], ALL[2]), "ann"),
         Subscribe(("bob",), "ann", from_anchor=False),
     )
 
 
-def test_an_anchor_that_is_not_listened_to_any_more_makes_way_and_keeps_the_subscriptions() -> None:
+def test_a_removed_anchor_is_replaced_and_the_subscriptions_stay() -> None:
     state = saved("bob", "cat", anchor="abe")
     assert state.actions[0] == Stream(ALL[1:], "bob")
 
 
-def test_what_the_server_forgot_meanwhile_is_subscribed_anew_and_the_others_are_not() -> None:
+def test_only_forgotten_subscriptions_are_renewed() -> None:
     state = advance(
         saved("ann", "bob", "cat"), StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "2"),), alive=False), now=1
     )
     assert state.actions == (Stream((ALL[0], ALL[2]), "ann"), Subscribe(("bob",), "ann", from_anchor=False))
 
 
-def test_a_server_that_forgot_everything_is_asked_afresh_at_once() -> None:
+def test_a_server_that_forgot_all_subscriptions_gets_new_ones_at_once() -> None:
     state = advance(
         saved("ann", "bob", "cat"),
         StreamEnded(0.1, (failure(Verdict.RESUBSCRIBE, "1", "2", "3"),), alive=False),
@@ -367,22 +367,22 @@ def test_a_server_that_forgot_everything_is_asked_afresh_at_once() -> None:
     assert state.actions == (Subscribe(("ann", "bob", "cat"), "ann", from_anchor=True),)
 
 
-def test_a_group_with_nothing_but_leftovers_unsubscribes_them_and_is_over() -> None:
+def test_a_group_with_only_abandoned_subscriptions_unsubscribes_them_and_ends() -> None:
     state = GroupState.start((), POLICY, SavedSubscriptions("ann", {}, ALL))
     assert state.actions == (Unsubscribe(ALL, "ann"),)
     assert advance(state, Unsubscribed(), now=1).actions == ()
 
 
-# --- what is given up
+# --- abandoned subscriptions
 
 
-def test_who_is_not_listened_to_any_more_is_unsubscribed_beside_the_others_stream() -> None:
+def test_a_removed_mailbox_is_unsubscribed_while_the_others_stream() -> None:
     state = advance(streaming(), Left(("ann",)), now=5)
     assert state.actions == (Stream(ALL[1:], "bob"), Unsubscribe(ALL[:1], "bob"))
     assert advance(state, Unsubscribed(), now=6).actions == (Stream(ALL[1:], "bob"),)
 
 
-def test_what_is_given_up_while_others_are_unsubscribed_comes_next() -> None:
+def test_subscriptions_abandoned_during_an_unsubscribe_are_next() -> None:
     state = advance(streaming(), Left(("ann",)), now=5)
     state = advance(state, Left(("bob",)), now=6)
     assert state.unsubscribe == Unsubscribe(ALL[:1], "bob")
@@ -390,27 +390,27 @@ def test_what_is_given_up_while_others_are_unsubscribed_comes_next() -> None:
     assert state.unsubscribe == Unsubscribe(ALL[1:2], "cat")
 
 
-def test_a_whole_stream_that_must_be_looked_for_elsewhere_leaves_nothing_behind() -> None:
+def test_a_stream_whose_mailboxes_all_moved_abandons_all_subscriptions() -> None:
     misplaced = StreamEnded(5, (failure(Verdict.REGROUP),))
     state = advance(streaming(), misplaced, now=10)
     assert state.actions == (Discover(("ann", "bob", "cat")), Unsubscribe(ALL, "ann"))
 
 
-def test_a_subscription_in_doubt_is_unsubscribed_unless_its_id_is_somebody_elses_by_now() -> None:
+def test_a_doubted_subscription_is_unsubscribed_unless_another_mailbox_has_its_id() -> None:
     assert advance(streaming(), Doubted(("bob",)), now=5).abandoned == (("bob", "2"),)
     assert advance(streaming(), Doubted(("bob",), taken=True), now=5).abandoned == ()
     state = advance(streaming(), Joined(("dan",)), now=5)
     assert advance(state, Subscribed((("dan", "1"),)), now=6).abandoned == ()
 
 
-def test_what_the_server_no_longer_knows_need_not_be_unsubscribed() -> None:
+def test_forgotten_subscriptions_are_not_unsubscribed() -> None:
     forgotten = failure(Verdict.RESUBSCRIBE, "1", "2")
     assert advance(streaming(), StreamEnded(5, (forgotten,)), now=10).abandoned == (("cat", "3"),)
     everything = failure(Verdict.RESUBSCRIBE)
     assert advance(streaming(), StreamEnded(5, (everything,)), now=10).abandoned == ()
 
 
-def test_nothing_is_unsubscribed_while_the_server_wants_to_be_left_alone() -> None:
+def test_nothing_is_unsubscribed_during_a_requested_pause() -> None:
     busy = Failure(code="ErrorServerBusy", wait=30)
     state = advance(streaming(), StreamEnded(5, (busy,)), now=10)
     state = advance(state, Left(("ann",)), now=11)
@@ -426,7 +426,7 @@ failures = st.builds(
 
 
 class AnyLife(RuleBasedStateMachine):
-    """Whatever the server answers, in whatever order: the group never gets stuck and never forgets a mailbox."""
+    """With any replies in any order, the group always continues and never loses a mailbox."""
 
     @initialize(count=st.integers(1, 6), known=st.sets(st.integers(0, 7)))
     def begin(self, count: int, known: set[int]) -> None:
@@ -440,7 +440,7 @@ class AnyLife(RuleBasedStateMachine):
             tuple(self.everybody), POLICY, SavedSubscriptions("user0", before, gone)
         )
 
-    def tell(self, outcome: object, jitter: float) -> None:
+    def advance(self, outcome: object, jitter: float) -> None:
         self.state = advance(self.state, outcome, self.now, jitter)  # type: ignore[arg-type]
 
     @precondition(lambda self: self.state.subscribe)
@@ -455,7 +455,7 @@ class AnyLife(RuleBasedStateMachine):
                     ids.append((mailbox, str(self.made)))
                 case "refused":
                     refused.append((mailbox, data.draw(failures)))
-        self.tell(Subscribed(tuple(ids), tuple(refused)), jitter)
+        self.advance(Subscribed(tuple(ids), tuple(refused)), jitter)
 
     @precondition(lambda self: self.state.stream)
     @rule(data=st.data(), duration=st.floats(0, 1800), jitter=st.floats(0, 1))
@@ -464,14 +464,14 @@ class AnyLife(RuleBasedStateMachine):
         ended = data.draw(st.lists(failures, max_size=2))
         named = [replace_ids(f, data.draw(st.sets(st.sampled_from(ids)))) for f in ended]
         self.now += duration
-        self.tell(StreamEnded(duration, tuple(named), data.draw(st.booleans())), jitter)
+        self.advance(StreamEnded(duration, tuple(named), data.draw(st.booleans())), jitter)
 
     @precondition(lambda self: any(isinstance(a, Wait) for a in self.state.actions))
     @rule()
     def waited(self) -> None:
         (wait,) = (a for a in self.state.actions if isinstance(a, Wait))
         self.now = max(self.now, wait.until)
-        self.tell(Waited(), 1.0)
+        self.advance(Waited(), 1.0)
 
     @precondition(lambda self: self.state.discover)
     @rule(data=st.data())
@@ -485,41 +485,41 @@ class AnyLife(RuleBasedStateMachine):
                 case "unknown":
                     unknown.append((mailbox, data.draw(failures)))
         self.everybody -= set(gone)
-        self.tell(Discovered(tuple(gone), tuple(unknown)), 1.0)
+        self.advance(Discovered(tuple(gone), tuple(unknown)), 1.0)
 
     @precondition(lambda self: self.state.split)
     @rule()
     def split_off(self) -> None:
         assert self.state.split
         self.everybody -= set(self.state.split.mailboxes)
-        self.tell(SplitDone(self.state.split.mailboxes), 1.0)
+        self.advance(SplitDone(self.state.split.mailboxes), 1.0)
 
     @precondition(lambda self: self.state.unsubscribe)
     @rule()
     def unsubscribed(self) -> None:
-        self.tell(Unsubscribed(), 1.0)
+        self.advance(Unsubscribed(), 1.0)
 
     @rule(name=st.sampled_from(["user0", "user1"]), taken=st.booleans())
     def doubted(self, name: str, *, taken: bool) -> None:
-        self.tell(Doubted((name,), taken), 1.0)
+        self.advance(Doubted((name,), taken), 1.0)
 
     @rule(name=st.sampled_from(["user0", "user1", "zed"]))
     def left(self, name: str) -> None:
         self.everybody.discard(name)
-        self.tell(Left((name,)), 1.0)
+        self.advance(Left((name,)), 1.0)
 
     @rule(name=st.sampled_from(["zed", "abe"]))
     def joined(self, name: str) -> None:
         self.everybody.add(name)
-        self.tell(Joined((name,)), 1.0)
+        self.advance(Joined((name,)), 1.0)
 
     @invariant()
-    def something_is_always_going_on(self) -> None:
+    def there_is_always_an_action(self) -> None:
         assert self.state.actions or not self.everybody
         assert len({type(a) for a in self.state.actions}) == len(self.state.actions)
 
     @invariant()
-    def everybody_has_a_place(self) -> None:
+    def each_mailbox_is_subscribed_or_scheduled(self) -> None:
         state = self.state
         assert {m.mailbox for m in state.members} == self.everybody
         cared_for = {
@@ -531,12 +531,12 @@ class AnyLife(RuleBasedStateMachine):
             assert member.subscription or member.mailbox in cared_for or waits or worker
 
     @invariant()
-    def nothing_that_is_in_use_is_given_up(self) -> None:
+    def no_live_subscription_is_abandoned(self) -> None:
         under_way = self.state.unsubscribe.subscriptions if self.state.unsubscribe else ()
         assert not {*self.state.abandoned, *under_way}.intersection(self.state.live)
 
     @invariant()
-    def a_stream_carries_only_what_is_alive(self) -> None:
+    def the_stream_carries_exactly_the_live_subscriptions(self) -> None:
         if self.state.stream:
             assert self.state.live
             if self.state.paused_until is None:
@@ -553,24 +553,24 @@ TestAnyLife = AnyLife.TestCase
 
 
 @given(st.permutations(["ann", "bob", "cat"]))
-def test_the_order_in_which_mailboxes_are_given_does_not_matter(names: list[str]) -> None:
+def test_the_order_of_mailboxes_does_not_matter(names: list[str]) -> None:
     assert GroupState.start(tuple(names), POLICY) == started()
 
 
-# --- codes that nobody knows, refused affinity, mailboxes that cannot be read
+# --- unknown codes, refused affinity, unreadable mailboxes
 
 STRANGE = Failure(code="ErrorSomethingStrange")
 ELSEWHERE = ("ErrorProxyRequestNotAllowed", "ErrorReadEventsFailed", "ErrorMailboxMoveInProgress")
 
 
-@pytest.mark.parametrize("heard", [True, False])
-def test_an_unknown_code_on_the_stream_of_a_lonely_mailbox_is_asked_about_more_and_more_slowly(
-    heard: bool,
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_unknown_code_on_the_stream_of_a_single_mailbox_is_retried_with_growing_delay(
+    alive: bool,
 ) -> None:
     state = advance(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)), 0)
     now, pauses = 0.0, []
     for _ in range(12):
-        state = advance(state, StreamEnded(1.0, (STRANGE,), alive=heard), now)
+        state = advance(state, StreamEnded(1.0, (STRANGE,), alive=alive), now)
         assert state.paused_until is not None
         pauses.append(state.paused_until - now)
         now = state.paused_until
@@ -580,7 +580,7 @@ def test_an_unknown_code_on_the_stream_of_a_lonely_mailbox_is_asked_about_more_a
     assert pauses[-1] <= POLICY.suspended.cap
 
 
-def test_an_unknown_code_for_one_mailbox_is_tried_more_and_more_slowly() -> None:
+def test_an_unknown_code_of_one_mailbox_is_retried_with_growing_delay() -> None:
     state = advance(started(), Subscribed((("ann", "1"), ("cat", "3"))), 0)
     now, pauses = 0.0, []
     for _ in range(12):
@@ -595,7 +595,7 @@ def test_an_unknown_code_for_one_mailbox_is_tried_more_and_more_slowly() -> None
 
 
 def refused_elsewhere(closed: bool) -> list[Action]:
-    """The actions after bob and cat were said to live elsewhere three times, with different codes."""
+    """Return the actions after three misplacement failures of bob and cat, with different codes."""
     state = GroupState.start(("ann", "bob", "cat"), POLICY, closed=closed)
     state = advance(state, Subscribed((("ann", "1"),)), 0)
     now = 0.0
@@ -610,13 +610,13 @@ def refused_elsewhere(closed: bool) -> list[Action]:
     return list(state.actions)
 
 
-def test_mailboxes_that_the_anchors_back_end_refuses_leave_together_and_then_alone() -> None:
+def test_mailboxes_refused_by_the_anchors_back_end_are_split_off_together_and_then_alone() -> None:
     assert Split(("bob", "cat")) in refused_elsewhere(closed=False)
     assert Split(("bob", "cat"), each=True) in refused_elsewhere(closed=True)
 
 
-def test_a_group_that_is_refused_as_a_whole_stays_together() -> None:
-    """A database that is being moved: to separate its mailboxes would not help."""
+def test_a_group_that_is_refused_entirely_is_not_split() -> None:
+    """For example, while a database is moved. A split would not help."""
     state, now = GroupState.start(("ann", "bob", "cat"), POLICY), 0.0
     for _ in range(20):
         for action in state.actions:

@@ -1,4 +1,4 @@
-"""The group manager on a virtual clock, with an Autodiscover and with groups as a few lines of script."""
+"""The group manager on a virtual clock, with fakes for Autodiscover and the group runners."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -34,12 +34,12 @@ def at(site: str, *mailboxes: str) -> tuple[Placement, ...]:
 
 @dataclass
 class Runner:
-    """Stands where a GroupRunner does: lives until it is told to stop, and for `farewell` seconds more."""
+    """A fake GroupRunner, which ends `farewell` seconds after a Stop."""
 
     group: Group
     farewell: float
     before: RestoredGroup | None = None
-    told: list[Outcome] = field(default_factory=list)
+    posted: list[Outcome] = field(default_factory=list)
     ended: bool = False
     finished: bool = False
     mailboxes_streaming: int = 0
@@ -50,7 +50,7 @@ class Runner:
     _stop: trio.Event = field(default_factory=trio.Event)
 
     def post(self, outcome: Outcome) -> None:
-        self.told.append(outcome)
+        self.posted.append(outcome)
         if isinstance(outcome, Stop):
             self._stop.set()
 
@@ -68,7 +68,7 @@ class Runner:
 
 @dataclass
 class Directory:
-    """Stands where Autodiscover does: `places` may change while time passes; an answer takes `delay` seconds."""
+    """A fake Autodiscover with changeable `placements`. A reply takes `delay` seconds."""
 
     placements: dict[str, Placement | Failure] = field(default_factory=dict)
     delay: float = 0.1
@@ -101,7 +101,7 @@ class Run:
 
 @dataclass
 class CatchUp:
-    """Stands where catch-up does: `gone` has the mailboxes that left, in the order in which they did."""
+    """A fake catch-up. `gone` has the dropped mailboxes in order."""
 
     gone: list[str]
 
@@ -120,7 +120,7 @@ class CatchUp:
 
 
 class Checkpoints:
-    """Stands where the checkpointer does, and keeps nothing."""
+    """A fake checkpointer that writes nothing."""
 
     def note(self, name: str) -> None: ...
 
@@ -176,7 +176,7 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
-def told(lines: Sequence[Any], name: str) -> list[dict[str, Any]]:
+def logged(lines: Sequence[Any], name: str) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in line.items() if key not in ("event", "log_level")}
         for line in lines
@@ -184,7 +184,7 @@ def told(lines: Sequence[Any], name: str) -> list[dict[str, Any]]:
     ]
 
 
-async def test_each_place_gets_groups_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+async def test_each_placement_gets_its_own_groups(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory()
     directory.move_in(*at("DAG1", "ann", "bob", "cat"), *at("DAG2", "dan"))
     async with running(directory, "dan", "cat", "bob", "ann", group_size=2) as run:
@@ -198,7 +198,7 @@ async def test_each_place_gets_groups_of_its_own(autojump_clock: trio.testing.Mo
     assert len(directory.asked) == 1
 
 
-async def test_what_the_configuration_places_runs_before_anything_is_found(
+async def test_configured_placements_run_before_discovery(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory(delay=1000)
@@ -208,7 +208,9 @@ async def test_what_the_configuration_places_runs_before_anything_is_found(
         assert run.manager.mailboxes == 3
 
 
-async def test_nobody_is_asked_where_nobody_is_sought(autojump_clock: trio.testing.MockClock) -> None:
+async def test_without_mailboxes_to_find_there_is_no_discovery(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     directory = Directory()
     async with running(directory, known=at("site", "ann")) as run:
         await trio.sleep(100_000)
@@ -217,7 +219,7 @@ async def test_nobody_is_asked_where_nobody_is_sought(autojump_clock: trio.testi
     assert directory.asked == []
 
 
-async def test_who_is_found_later_joins_a_group_with_room(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_mailbox_found_later_joins_a_group_with_room(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory()
     directory.move_in(*at("DAG1", "bob", "cat", "dan"))
     async with running(directory, "ann", "bob", "cat", "dan", group_size=2) as run:
@@ -227,12 +229,12 @@ async def test_who_is_found_later_joins_a_group_with_room(autojump_clock: trio.t
         directory.move_in(*at("DAG1", "ann"))
         await trio.sleep(60)
         assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann", "dan")}
-        assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
+        assert [runner.posted for runner in run.runners] == [[], [Joined(("ann",))]]
         assert run.manager.missing == {}
     assert [mailboxes for _, mailboxes in directory.asked] == [["ann", "bob", "cat", "dan"], ["ann"]]
 
 
-async def test_who_is_found_later_and_finds_no_room_gets_a_new_group(
+async def test_a_mailbox_found_later_gets_a_new_group_if_the_others_are_full(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -242,10 +244,12 @@ async def test_who_is_found_later_and_finds_no_room_gets_a_new_group(
         directory.move_in(*at("DAG1", "ann"), *at("DAG2", "dan"))
         await trio.sleep(60)
         assert run.groups == {"DAG1/1": ("bob", "cat"), "DAG1/2": ("ann",), "DAG2/1": ("dan",)}
-        assert run.runners[0].told == []
+        assert run.runners[0].posted == []
 
 
-async def test_the_missing_are_sought_more_and_more_slowly(autojump_clock: trio.testing.MockClock) -> None:
+async def test_missing_mailboxes_are_searched_with_growing_delay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     directory = Directory(delay=0)
     async with running(directory, "ann"):
         await trio.sleep(20_000)
@@ -254,7 +258,7 @@ async def test_the_missing_are_sought_more_and_more_slowly(autojump_clock: trio.
     ]  # fmt: skip
 
 
-async def test_a_missing_mailbox_is_told_once_until_the_reason_changes(
+async def test_a_missing_mailbox_is_logged_once_until_the_reason_changes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -264,15 +268,15 @@ async def test_a_missing_mailbox_is_told_once_until_the_reason_changes(
             await trio.sleep(1000)
             directory.placements["bob"] = Failure(code="RedirectUrl")
             await trio.sleep(10_000)
-    assert told(lines, "discovery.failed") == [
+    assert logged(lines, "discovery.failed") == [
         {"mailbox": "bob", "code": "InvalidUser", "text": "no such user"},
         {"mailbox": "cat", "code": "InvalidUser", "text": "no such user"},
         {"mailbox": "bob", "code": "RedirectUrl", "text": ""},
     ]
-    assert told(lines, "discovery.found")[0] == {"mailboxes": 1, "missing": 2, "codes": {"InvalidUser": 2}}
+    assert logged(lines, "discovery.found")[0] == {"mailboxes": 1, "missing": 2, "codes": {"InvalidUser": 2}}
 
 
-async def test_stop_tells_every_group_and_waits_for_all(autojump_clock: trio.testing.MockClock) -> None:
+async def test_stop_stops_all_groups_and_waits_for_them(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory()
     directory.move_in(*at("DAG1", "ann"), *at("DAG2", "bob"))
     async with running(directory, "ann", "bob", farewell=5) as run:
@@ -282,21 +286,21 @@ async def test_stop_tells_every_group_and_waits_for_all(autojump_clock: trio.tes
         assert not run.ended()
         await trio.sleep(2)
         assert run.ended()
-        assert [runner.told for runner in run.runners] == [[Stop(unsubscribe=False)]] * 2
+        assert [runner.posted for runner in run.runners] == [[Stop(unsubscribe=False)]] * 2
         assert all(runner.ended for runner in run.runners)
 
 
-async def test_stop_while_autodiscover_is_asked(autojump_clock: trio.testing.MockClock) -> None:
+async def test_stop_during_discovery(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory(delay=1000)
     async with running(directory, "cat", known=at("site", "ann"), farewell=1) as run:
         await trio.sleep(10)
         run.manager.stop(unsubscribe=True)
         await trio.sleep(2)
         assert run.ended()
-        assert [(runner.told, runner.ended) for runner in run.runners] == [([Stop(unsubscribe=True)], True)]
+        assert [(runner.posted, runner.ended) for runner in run.runners] == [([Stop(unsubscribe=True)], True)]
 
 
-async def test_who_is_found_to_have_moved_after_the_end_brings_no_group_back_to_life(
+async def test_a_move_found_after_the_end_starts_no_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory(delay=10)
@@ -323,7 +327,7 @@ async def test_stop_between_two_searches(autojump_clock: trio.testing.MockClock)
         assert run.runners == []
 
 
-async def test_a_mailbox_that_moved_is_brought_to_its_new_group_and_the_others_stay(
+async def test_a_moved_mailbox_joins_its_new_group_and_the_others_stay(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -334,10 +338,10 @@ async def test_a_mailbox_that_moved_is_brought_to_its_new_group_and_the_others_s
         first = run.runners[0]
         assert await run.manager.find(first.group, ("ann", "bob")) == Discovered(gone=("ann",))
         assert run.groups == {"DAG1/1": ("bob",), "DAG2/1": ("ann", "dan")}
-        assert [runner.told for runner in run.runners] == [[], [Joined(("ann",))]]
+        assert [runner.posted for runner in run.runners] == [[], [Joined(("ann",))]]
 
 
-async def test_a_mailbox_whose_place_cannot_be_told_stays_where_it_is(
+async def test_a_mailbox_that_is_not_found_stays_in_its_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -351,7 +355,7 @@ async def test_a_mailbox_whose_place_cannot_be_told_stays_where_it_is(
         assert run.groups == {"DAG9/1": ("eve",), "DAG1/1": ("ann", "bob")}
 
 
-async def test_who_is_separated_has_a_group_that_nobody_joins(
+async def test_a_mailbox_that_was_split_off_has_a_closed_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -365,7 +369,7 @@ async def test_who_is_separated_has_a_group_that_nobody_joins(
         assert run.groups == {"DAG1/1": ("ann", "cat"), "DAG1/2": ("bob",)}
 
 
-async def test_places_are_asked_for_again_slowly_and_a_move_is_told_to_the_group(
+async def test_placements_are_refreshed_at_the_interval_and_a_move_is_posted_to_the_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -377,11 +381,13 @@ async def test_places_are_asked_for_again_slowly_and_a_move_is_told_to_the_group
         await trio.sleep(3000)
     assert [time for time, _ in directory.asked] == [0, 1200, 2400, 3600, 4800]
     assert [len(asked) for _, asked in directory.asked] == [250, 100, 100, 50, 100]
-    assert run.runners[0].told == [Doubted(("user001",))]
+    assert run.runners[0].posted == [Doubted(("user001",))]
     assert directory.fell_back == [True, False, False, False, False]
 
 
-async def test_an_autodiscover_in_trouble_is_asked_again_soon(autojump_clock: trio.testing.MockClock) -> None:
+async def test_temporary_failures_of_autodiscover_are_retried_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     directory = Directory(delay=0)
     directory.placements["ann"] = Failure(code="ConnectTimeout")
     async with running(directory, "ann"):
@@ -389,7 +395,7 @@ async def test_an_autodiscover_in_trouble_is_asked_again_soon(autojump_clock: tr
     assert [time for time, _ in directory.asked] == [0, 1, 3, 7, 15, 31, 63]
 
 
-async def test_a_busy_autodiscover_is_asked_again_when_it_said(
+async def test_a_busy_autodiscover_is_retried_after_the_requested_wait(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory(delay=0)
@@ -399,7 +405,7 @@ async def test_a_busy_autodiscover_is_asked_again_when_it_said(
     assert [time for time, _ in directory.asked] == [0, 300, 600]
 
 
-async def test_a_mistake_of_ours_in_one_group_does_not_stop_the_others(
+async def test_a_crash_of_one_group_does_not_stop_the_others(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Directory()
@@ -422,10 +428,10 @@ async def test_a_mistake_of_ours_in_one_group_does_not_stop_the_others(
             await trio.sleep(100)
             assert [runner.group.name for runner in run.runners] == ["DAG1/1", "DAG2/1", "DAG1/1"]
             assert run.manager.runners.by_group["DAG1/1"] is run.runners[2]
-    assert [line["group"] for line in told(lines, "group.crashed")] == ["DAG1/1"]
+    assert [line["group"] for line in logged(lines, "group.crashed")] == ["DAG1/1"]
 
 
-async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
+async def test_a_claimed_id_is_taken_from_its_former_owner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -437,14 +443,14 @@ async def test_who_gets_an_id_that_somebody_had_before_takes_it_from_him(
             run.manager.claim(runner.group, "1", mailbox)
             runner.state = SimpleNamespace(subscription_of={mailbox: "1"}.get)
         run.manager.claim(bob.group, "1", "bob")
-        assert [runner.told for runner in run.runners] == [[Doubted(("ann",), taken=True)], [], []]
+        assert [runner.posted for runner in run.runners] == [[Doubted(("ann",), taken=True)], [], []]
         assert [run.manager.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", "cat"]
-        run.manager.release(ann.group, "1", "ann")  # it is not hers any more
+        run.manager.release(ann.group, "1", "ann")  # the id is not ann's any more
         run.manager.release(cat.group, "1", "cat")
         assert [run.manager.owner(runner.group, "1") for runner in run.runners] == ["bob", "bob", None]
 
 
-async def test_stop_while_a_group_waits_to_start_anew(
+async def test_stop_while_a_crashed_group_waits_for_its_restart(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Directory()
@@ -461,7 +467,7 @@ async def test_stop_while_a_group_waits_to_start_anew(
         assert run.ended()
 
 
-async def test_mailboxes_come_and_go_while_the_others_stream_on(
+async def test_mailboxes_join_and_leave_while_the_others_keep_streaming(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -477,14 +483,17 @@ async def test_mailboxes_come_and_go_while_the_others_stream_on(
             "DAG9/1": ("yan",),
         }
         zoe, first, second, yan = run.runners
-        assert first.told == [Left(("ann",)), Joined(("cat",))]
-        assert second.told == [Joined(("eve",))]
-        assert (zoe.told, yan.told) == ([Stop(unsubscribe=True)], [])  # never one group, though of one name
+        assert first.posted == [Left(("ann",)), Joined(("cat",))]
+        assert second.posted == [Joined(("eve",))]
+        assert (zoe.posted, yan.posted) == (
+            [Stop(unsubscribe=True)],
+            [],
+        )  # two groups in spite of the same name
         assert run.gone == ["ann", "zoe"]
         assert directory.asked[1:] == [(1, ["cat", "eve"])]
 
 
-async def test_a_group_of_which_nobody_is_left_ends_and_its_name_may_be_used_again(
+async def test_an_empty_group_ends_and_its_name_can_be_reused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -503,7 +512,7 @@ async def test_a_group_of_which_nobody_is_left_ends_and_its_name_may_be_used_aga
         assert run.ended()
 
 
-async def test_who_left_while_being_sought_or_moved_stays_away(
+async def test_a_mailbox_removed_during_discovery_is_not_added_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory(delay=10)
@@ -525,7 +534,7 @@ async def test_who_left_while_being_sought_or_moved_stays_away(
         }
 
 
-async def test_a_change_brings_forward_the_search_for_those_who_were_not_found(
+async def test_a_change_starts_the_search_for_missing_mailboxes_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -538,7 +547,7 @@ async def test_a_change_brings_forward_the_search_for_those_who_were_not_found(
         assert run.manager.missing == {}
 
 
-async def test_who_is_got_at_in_another_way_has_another_group(
+async def test_another_access_type_needs_another_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -571,11 +580,11 @@ async def test_who_is_got_at_in_another_way_has_another_group(
 def before(
     name: str, *mailboxes: str, abandoned: tuple[tuple[str, str], ...] = (), **ids: str
 ) -> RestoredGroup:
-    """A group at DAG1 that is known from before."""
+    """Return a restored group at DAG1."""
     return RestoredGroup(Group(name, EWS, "DAG1", mailboxes), SavedSubscriptions("ann", ids, abandoned), ())
 
 
-async def test_groups_that_are_known_from_before_run_before_anybody_asks_where_their_mailboxes_live(
+async def test_restored_groups_run_before_discovery(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -590,7 +599,7 @@ async def test_groups_that_are_known_from_before_run_before_anybody_asks_where_t
         assert directory.asked == []
 
 
-async def test_who_is_new_is_sought_and_joins_a_group_that_is_known_from_before(
+async def test_a_new_mailbox_is_searched_and_joins_a_restored_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
@@ -598,37 +607,37 @@ async def test_who_is_new_is_sought_and_joins_a_group_that_is_known_from_before(
     async with running(directory, "ann", "bob", restored=[before("DAG1/1", "ann", ann="1")]) as run:
         await trio.sleep(10)
         assert [asked for _, asked in directory.asked] == [["bob"]]
-        assert [runner.told for runner in run.runners] == [[Joined(("bob",))]]
+        assert [runner.posted for runner in run.runners] == [[Joined(("bob",))]]
 
 
-async def test_places_that_are_known_from_before_are_asked_for_soon_and_then_as_ever(
+async def test_restored_placements_are_checked_soon_and_then_at_the_interval(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     directory = Directory()
-    directory.move_in(*at("DAG2", "ann"))  # it moved while nobody looked
+    directory.move_in(*at("DAG2", "ann"))  # ann moved while the daemon was stopped
     known = before("DAG1/1", "ann", ann="1")
     async with running(directory, "ann", restored=[known], refresh=86400) as run:
         await trio.sleep(100_000)
         assert [moment for moment, _ in directory.asked] == [600, 600 + 86400]
-        assert run.runners[0].told[0] == Doubted(("ann",))
+        assert run.runners[0].posted[0] == Doubted(("ann",))
 
 
-async def test_a_group_that_has_only_something_to_unsubscribe_runs_but_nobody_belongs_to_it(
+async def test_a_group_that_only_unsubscribes_runs_without_mailboxes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     leftovers = before("DAG1/1", abandoned=(("eve", "9"),))
     async with running(Directory(), known=at("DAG1", "ann"), restored=[leftovers]) as run:
         await trio.sleep(1)
         assert run.runners[0].before is leftovers
-        # Its name is free, and may be given to a group elsewhere: those who come get a runner of their own.
+        # Its name is free for a group of other mailboxes, which gets its own runner.
         assert [runner.group.mailboxes for runner in run.runners] == [(), ("ann",)]
-        assert [runner.told for runner in run.runners] == [[], []]
+        assert [runner.posted for runner in run.runners] == [[], []]
         assert run.manager.runners.by_group == {"DAG1/1": run.runners[1]}
         run.manager.stop(unsubscribe=False)
-        assert [runner.told for runner in run.runners] == [[Stop(False)], [Stop(False)]]
+        assert [runner.posted for runner in run.runners] == [[Stop(False)], [Stop(False)]]
 
 
-async def test_a_restored_id_that_is_given_to_somebody_else_is_lost_to_its_owner(
+async def test_a_restored_id_that_another_mailbox_gets_is_taken_from_its_owner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     known = [before("DAG1/1", "ann", ann="1"), before("DAG1/2", "bob", bob="2")]
@@ -636,35 +645,37 @@ async def test_a_restored_id_that_is_given_to_somebody_else_is_lost_to_its_owner
         await trio.sleep(0.01)
         ann, bob = run.runners
         ann.state = SimpleNamespace(subscription_of={"ann": "1"}.get)
-        run.manager.claim(bob.group, "1", "bob")  # the server has begun anew
-        assert ann.told == [Doubted(("ann",), taken=True)]
+        run.manager.claim(bob.group, "1", "bob")  # the server has restarted
+        assert ann.posted == [Doubted(("ann",), taken=True)]
         assert run.manager.owner(ann.group, "1") == "bob"
 
 
-async def test_when_a_stream_of_somebody_who_left_was_heard_is_not_kept(
+async def test_last_seen_of_a_removed_mailbox_is_dropped(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running(Directory(), known=at("site", "ann")) as run:
         run.manager.last_seen["ann"] = 5.0
         run.runners.clear()
         run.manager.change((), ())
-        run.manager.last_seen["ann"] = 9.0  # its stream came to its end
+        run.manager.last_seen["ann"] = 9.0  # its stream has ended
         await trio.sleep(1)
         assert run.manager.last_seen_by_group() == ({}, {})
         assert run.manager.last_seen == {}
 
 
-async def test_who_is_on_the_way_to_another_group_is_behind(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_mailbox_on_the_way_to_another_group_has_its_own_moment(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:
         await trio.sleep(1)
         run.manager.last_seen |= {"ann": 5.0, "bob": 6.0, "cat": 7.0}
         runner: Any = run.runners[0]
-        runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and is in no other yet
+        runner.state = GroupState.start(("ann", "cat"))  # bob has left it, and has no other group yet
         runner.last_seen_at, runner.missing_since = 9.0, lambda: {"cat": 7.0}
         assert run.manager.last_seen_by_group() == ({"site/1": 9.0}, {"bob": 6.0, "cat": 7.0})
 
 
-async def test_nothing_changes_any_more_after_the_end(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_change_after_the_end_has_no_effect(autojump_clock: trio.testing.MockClock) -> None:
     async with running(Directory(), known=at("site", "ann"), farewell=1) as run:
         await trio.sleep(1)
         run.manager.stop(unsubscribe=True)
@@ -675,8 +686,8 @@ async def test_nothing_changes_any_more_after_the_end(autojump_clock: trio.testi
         assert len(run.runners) == 1
 
 
-async def test_a_restored_mailbox_is_not_placed_again(autojump_clock: trio.testing.MockClock) -> None:
-    """With more than one group the others' free places were filled with mailboxes that had a home already."""
+async def test_a_restored_mailbox_is_not_assigned_again(autojump_clock: trio.testing.MockClock) -> None:
+    """With several groups, the free places of one were filled with mailboxes of another."""
     known = at("DAG1", *(f"user{n}" for n in range(6)))
     saved = [
         before("DAG1/1", "user0", "user1"),
@@ -687,11 +698,11 @@ async def test_a_restored_mailbox_is_not_placed_again(autojump_clock: trio.testi
         await trio.sleep(1)
         placed = sorted(mailbox for group in run.manager._groups for mailbox in group.mailboxes)
         assert placed == [placement.mailbox for placement in known]
-        assert run.runners[0].told == [Joined(("user5",))]
-        assert [runner.told for runner in run.runners[1:]] == [[], []]
+        assert run.runners[0].posted == [Joined(("user5",))]
+        assert [runner.posted for runner in run.runners[1:]] == [[], []]
 
 
-async def test_a_mailbox_in_two_groups_is_reported_and_taken_out_of_one(
+async def test_a_mailbox_in_two_groups_is_logged_and_removed_from_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -700,13 +711,13 @@ async def test_a_mailbox_in_two_groups_is_reported_and_taken_out_of_one(
             (home,) = run.manager._groups
             run.manager._regroup((home, Group("site/2", EWS, "site", ("ann", "bob"))))
             assert run.groups == {"site/1": ("ann",), "site/2": ("bob",)}
-    assert told(lines, "mailboxes.duplicate") == [{"count": 1, "mailboxes": ["ann"]}]
+    assert logged(lines, "mailboxes.duplicate") == [{"count": 1, "mailboxes": ["ann"]}]
 
 
-async def test_a_group_elsewhere_gets_a_runner_of_its_own_though_the_name_is_the_same(
+async def test_a_group_on_another_server_gets_its_own_runner_despite_the_same_name(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A server gets another name, and GroupingInformation stays: a runner keeps the URL that it began with."""
+    """If only the hostname changes, GroupingInformation stays, but a runner keeps its EWS URL."""
     directory = Directory()
     directory.move_in(*at("DAG1", "ann"))
     async with running(directory, "ann") as run:
@@ -715,10 +726,10 @@ async def test_a_group_elsewhere_gets_a_runner_of_its_own_though_the_name_is_the
         gone = await run.manager.find(run.runners[0].group, ["ann"])
         assert gone == Discovered(("ann",))
         assert [runner.group.ews_url for runner in run.runners] == [EWS, "https://new.example/EWS"]
-        assert run.runners[0].told == []
+        assert run.runners[0].posted == []
 
 
-async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_present_mailboxes(
+async def test_a_crashed_group_restarts_with_its_subscriptions_and_its_present_mailboxes(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash = trio.Event()
@@ -738,8 +749,8 @@ async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_prese
         for number, mailbox in enumerate(("ann", "bob", "cat"), 1):
             run.manager.claim(runner.group, str(number), mailbox)
         runner.has = {"ann": "1", "bob": "2", "cat": "3"}
-        run.manager.change(at("site", "ann", "cat", "dan"), ())  # bob leaves, and dan comes
-        run.manager.claim(runner.group, "3", "dan")  # the server gave cat's id to another one
+        run.manager.change(at("site", "ann", "cat", "dan"), ())  # bob leaves and dan joins
+        run.manager.claim(runner.group, "3", "dan")  # the server gave cat's id to dan
         crash.set()
         await trio.sleep(100)
         again = run.runners[-1]
@@ -750,7 +761,7 @@ async def test_a_group_that_crashed_goes_on_with_its_subscriptions_and_its_prese
         assert run.manager.runners.by_group == {"site/1": again}
 
 
-async def test_a_mailbox_that_crashes_discovery_does_not_hold_up_the_others(
+async def test_a_mailbox_that_crashes_discovery_does_not_delay_the_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Fragile(Directory):
@@ -769,11 +780,11 @@ async def test_a_mailbox_that_crashes_discovery_does_not_hold_up_the_others(
             assert run.groups == {"DAG1/1": ("ann", "cat", "dan")}
             assert run.manager.missing == {"bob": Failure(code="InternalError", text="UnicodeError")}
             await trio.sleep(3600)
-    assert {line["mailbox"] for line in told(lines, "discovery.crashed")} == {"bob"}
-    assert len(told(lines, "discovery.crashed")) < 10
+    assert {line["mailbox"] for line in logged(lines, "discovery.crashed")} == {"bob"}
+    assert len(logged(lines, "discovery.crashed")) < 10
 
 
-async def test_a_search_that_crashes_begins_again(
+async def test_a_crashed_search_restarts(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Directory()
@@ -791,10 +802,10 @@ async def test_a_search_that_crashes_begins_again(
         async with running(directory, "ann") as run:
             await trio.sleep(100)
             assert run.groups == {"DAG1/1": ("ann",)}
-    assert len(told(lines, "manager.crashed")) == 1
+    assert len(logged(lines, "manager.crashed")) == 1
 
 
-async def test_mailboxes_that_refuse_the_affinity_get_a_group_each(
+async def test_split_with_each_gives_every_mailbox_its_own_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running(Directory(), known=at("site", "ann", "bob", "cat")) as run:

@@ -66,7 +66,7 @@ def test_a_server_is_scheme_host_and_port() -> None:
     assert server_of("https://mail.example/EWS") != server_of("https://mail.example:444/EWS")
 
 
-def test_folders_tell_whose_events_are() -> None:
+def test_folders_show_the_owner_of_events() -> None:
     ownership = Ownership()
     ownership.add_folders("ann", ["inbox-a", "sent-a", None])
     ownership.add_folders("bob", ["inbox-b"])

@@ -1,4 +1,4 @@
-"""A group at work on a virtual clock, against a server that is written as a few lines of script."""
+"""A group runner on a virtual clock, with a scripted server."""
 
 import itertools
 import random
@@ -34,7 +34,7 @@ from listener.groups.subscription_spec import SubscriptionSpec
 M = "http://schemas.microsoft.com/exchange/services/2006/messages"
 T = "http://schemas.microsoft.com/exchange/services/2006/types"
 POLICY = Policy(backoff=Backoff(1, 2, 60), suspended=Backoff(60, 2, 3600), stable_after=30)
-WISH = SubscriptionSpec(
+SPEC = SubscriptionSpec(
     version="Exchange2013_SP1",
     access=AccessRules(AccessRule(impersonate_by="SmtpAddress")),
     events=tuple(EventKind),
@@ -75,7 +75,7 @@ def gone(*ids: str, code: str = "ErrorSubscriptionNotFound") -> bytes:
 
 
 class Body:
-    """The body of a stream: what `script` yields; sleeping in it is the server's silence."""
+    """The body of a stream: the chunks that `script` yields. If the script sleeps, the server is silent."""
 
     def __init__(self, script: AsyncIterator[bytes]) -> None:
         self.script = script
@@ -99,7 +99,7 @@ async def quiet(_server: "Server", _ids: tuple[str, ...]) -> AsyncIterator[bytes
 
 @dataclass
 class Server:
-    """Stands where the client does. `log` has (operation, mailbox or ids, anchor header) of each request."""
+    """A fake client and its server. `log` has (operation, mailbox or ids, anchor header) of each request."""
 
     script: Script = quiet
     refuse: dict[str, list[Failure]] = field(default_factory=dict)
@@ -108,9 +108,11 @@ class Server:
     streams: list[Body] = field(default_factory=list)
     throttle: Throttle = field(default_factory=lambda: Throttle(10))
     forgot: int = 0
-    twins: list[int] = field(default_factory=list)  # how often cookies had been forgotten when each was made
+    clones: list[int] = field(
+        default_factory=list
+    )  # for each clone, how often the cookies had been discarded before
     made: Counter[str] = field(default_factory=Counter)
-    side_by_side: int = 0
+    concurrent: int = 0
     most: int = 0
 
     async def __aenter__(self) -> "Server":
@@ -121,7 +123,7 @@ class Server:
     ) -> None: ...
 
     def clone(self) -> "Server":
-        self.twins.append(self.forgot)
+        self.clones.append(self.forgot)
         return self
 
     def forget_cookies(self) -> None:
@@ -137,10 +139,10 @@ class Server:
         mailbox = user.decode()
         operation = "Subscribe" if b"<m:Subscribe" in body else "Unsubscribe"
         self.note(operation, mailbox, headers)
-        self.side_by_side += 1
-        self.most = max(self.most, self.side_by_side)
+        self.concurrent += 1
+        self.most = max(self.most, self.concurrent)
         await trio.sleep(0.1)
-        self.side_by_side -= 1
+        self.concurrent -= 1
         if operation == "Unsubscribe":
             return read(envelope(message("")))
         if self.refuse.get(mailbox):
@@ -168,7 +170,7 @@ def _works() -> trio.Event:
 
 @dataclass
 class Registry:
-    """Tells everybody to stay, but for those that have moved."""
+    """A fake group manager. Only mailboxes in `moved` have another placement."""
 
     moved: set[str] = field(default_factory=set)
     disk: trio.Event = field(default_factory=_works)
@@ -238,7 +240,7 @@ class Registry:
 
 @dataclass
 class Ingest:
-    """Stands where listener/ingest.py does."""
+    """A fake Ingest."""
 
     take: Callable[[Sequence[MailboxEvent]], Awaitable[None]]
 
@@ -261,7 +263,7 @@ class Run:
 async def running(
     server: Server,
     *mailboxes: str,
-    spec: SubscriptionSpec = WISH,
+    spec: SubscriptionSpec = SPEC,
     publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]] | None = None,
     registry: "Registry | None" = None,
     saved: SavedSubscriptions | None = None,
@@ -291,12 +293,12 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
-async def test_the_anchor_first_then_the_others_side_by_side_then_one_stream(
+async def test_the_anchor_first_then_the_others_in_parallel_then_one_stream(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = Server()
     names = [f"user{n:02}" for n in range(12)]
-    async with running(server, *names, spec=replace(WISH, subscribe_concurrency=4)) as run:
+    async with running(server, *names, spec=replace(SPEC, subscribe_concurrency=4)) as run:
         await trio.sleep(10)
         assert server.operations[0] == ("Subscribe", "user00")
         assert server.times[1] - server.times[0] == pytest.approx(0.1)
@@ -308,7 +310,7 @@ async def test_the_anchor_first_then_the_others_side_by_side_then_one_stream(
         assert server.forgot == 1
 
 
-async def test_no_stream_is_opened_before_it_is_durable_who_is_listened_to(
+async def test_no_stream_is_opened_before_the_membership_is_durable(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server, registry = Server(), Registry(disk=trio.Event())
@@ -321,7 +323,7 @@ async def test_no_stream_is_opened_before_it_is_durable_who_is_listened_to(
         assert server.operations[-1][0] == "Stream"
 
 
-async def test_a_disk_that_refuses_does_not_hold_up_the_end_of_a_group(
+async def test_a_failing_disk_does_not_delay_the_end_of_a_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server, registry = Server(), Registry(disk=trio.Event())
@@ -332,7 +334,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_the_end_of_a_group(
         assert run.runner.finished
 
 
-async def test_events_reach_publish_under_their_mailbox_and_strangers_do_not(
+async def test_events_are_published_under_their_mailbox_and_those_of_unknown_ids_are_not(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -363,13 +365,13 @@ async def test_an_event_without_an_id_is_counted_and_its_mailbox_compared(
         assert registry.dropped == 2
         gaps = [mailbox for mailbox, _, reason in registry.gaps if reason == "EventWithoutId"]
         assert gaps == ["ann", "ann"]
-        told = [
+        dropped = [
             (line["events"], line["mailbox"]) for line in lines if line["event"] == "stream.events_dropped"
         ]
-        assert told == [(1, "ann"), (1, "ann")]
+        assert dropped == [(1, "ann"), (1, "ann")]
 
 
-async def test_events_without_a_subscription_may_be_of_any_mailbox_of_the_stream(
+async def test_events_without_a_subscription_id_cause_a_gap_of_all_mailboxes_of_the_stream(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -387,7 +389,7 @@ async def test_events_without_a_subscription_may_be_of_any_mailbox_of_the_stream
         ]
 
 
-async def test_an_event_without_a_time_has_that_of_its_arrival(
+async def test_an_event_without_a_time_gets_its_arrival_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -402,10 +404,10 @@ async def test_an_event_without_a_time_has_that_of_its_arrival(
         assert event.time.endswith("Z")
 
 
-async def test_an_id_that_a_server_gave_anew_brings_no_events_to_its_former_owner(
+async def test_events_of_a_reused_id_do_not_reach_its_former_owner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A server that begins anew counts from 1 again: ann's old id may be bob's of another group by now."""
+    """A restarted server counts ids from 1 again: ann's old id may be bob's in another group by now."""
     taken = trio.Event()
 
     async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -423,7 +425,7 @@ async def test_an_id_that_a_server_gave_anew_brings_no_events_to_its_former_owne
         assert run.items == [("bob", "A")]
 
 
-async def test_closed_opens_the_stream_again_for_a_whole_day_without_subscribing_anew(
+async def test_closed_reopens_the_stream_for_a_whole_day_without_subscribing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def window(_server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -440,7 +442,7 @@ async def test_closed_opens_the_stream_again_for_a_whole_day_without_subscribing
     assert server.times[3] - server.times[2] == pytest.approx(1800)
 
 
-async def test_what_comes_after_closed_is_read_until_the_body_ends_or_a_few_seconds_pass(
+async def test_signals_after_closed_are_read_until_the_body_ends_or_a_few_seconds_pass(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -459,7 +461,7 @@ async def test_what_comes_after_closed_is_read_until_the_body_ends_or_a_few_seco
         assert server.streams[0].closed
 
 
-async def test_silence_of_twice_the_heartbeat_is_a_dead_connection(
+async def test_silence_of_twice_the_heartbeat_ends_the_connection(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(_server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -494,7 +496,7 @@ async def test_a_slow_handler_does_not_look_like_a_silent_server(
         assert len(server.streams) == 1
 
 
-async def test_bytes_that_trickle_in_and_make_no_sense_are_as_good_as_silence(
+async def test_single_bytes_without_a_valid_signal_count_as_silence(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(_server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -511,7 +513,7 @@ async def test_bytes_that_trickle_in_and_make_no_sense_are_as_good_as_silence(
         assert [body.closed for body in server.streams] == [True, False]
 
 
-async def test_a_mailbox_that_moved_away_leaves_and_the_others_stream_on(
+async def test_a_moved_mailbox_leaves_and_the_others_keep_streaming(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -532,7 +534,7 @@ async def test_a_mailbox_that_moved_away_leaves_and_the_others_stream_on(
         assert sorted(server.operations[3:]) == [("Stream", ("bob#1",)), ("Unsubscribe", "ann")]
 
 
-async def test_who_fails_again_and_again_in_company_is_separated(
+async def test_a_mailbox_that_fails_repeatedly_among_others_is_split_off(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(_server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -550,7 +552,7 @@ async def test_who_fails_again_and_again_in_company_is_separated(
         assert run.runner.mailboxes_streaming == 2
 
 
-async def test_a_server_for_one_user_a_connection_ends_up_with_groups_of_one(
+async def test_a_server_with_one_user_per_connection_gets_groups_of_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Selfish(Server):
@@ -569,7 +571,7 @@ async def test_a_server_for_one_user_a_connection_ends_up_with_groups_of_one(
         assert sorted(registry.split_off) == names[1:]
 
 
-async def test_too_many_connections_of_the_account_are_charged_to_the_anchor_from_then_on(
+async def test_too_many_connections_of_the_account_start_impersonation_of_the_anchor(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     asked: list[bool] = []
@@ -581,13 +583,13 @@ async def test_too_many_connections_of_the_account_are_charged_to_the_anchor_fro
                 raise ExchangeError(Failure(code="ErrorExceededConnectionCount", wait=0.0))
             return await super().open_stream(body, headers)
 
-    async with running(Strict(), "ann", spec=replace(WISH, impersonate_anchor_on_stream=False)) as run:
+    async with running(Strict(), "ann", spec=replace(SPEC, impersonate_anchor_on_stream=False)) as run:
         await trio.sleep(10)
         assert run.runner.mailboxes_streaming == 1
     assert asked == [False, True]
 
 
-async def test_a_lost_subscription_is_renewed_while_the_others_stream_on(
+async def test_a_lost_subscription_is_renewed_while_the_others_keep_streaming(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -615,8 +617,8 @@ async def test_a_lost_subscription_is_renewed_while_the_others_stream_on(
     ]
 
 
-async def test_a_stream_that_is_replaced_is_read_to_its_end(autojump_clock: trio.testing.MockClock) -> None:
-    """The server writes to the old connection what it had queued before the new one took over."""
+async def test_a_replaced_stream_is_read_to_its_end(autojump_clock: trio.testing.MockClock) -> None:
+    """The server sends queued events on the old connection before the new one takes over."""
 
     async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
         number = len(server.streams)
@@ -646,7 +648,7 @@ async def test_a_stream_that_is_replaced_is_read_to_its_end(autojump_clock: trio
         assert run.runner.mailboxes_streaming == 2
 
 
-async def test_a_replaced_stream_that_does_not_end_is_let_go_after_a_while(
+async def test_a_replaced_stream_that_does_not_end_is_closed_after_a_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = Server()
@@ -659,7 +661,7 @@ async def test_a_replaced_stream_that_does_not_end_is_let_go_after_a_while(
         assert [body.closed for body in server.streams] == [True, False]
 
 
-async def test_a_busy_server_is_told_no_more_and_asked_again_when_it_said(
+async def test_a_busy_server_gets_no_requests_during_the_requested_pause(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     busy = Failure(code="ErrorServerBusy", wait=120.0)
@@ -679,7 +681,7 @@ async def test_a_busy_server_is_told_no_more_and_asked_again_when_it_said(
     assert resumed == pytest.approx(121, abs=0.2)
 
 
-async def test_retries_grow_to_the_cap_and_no_further(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_retry_delay_grows_to_its_cap(autojump_clock: trio.testing.MockClock) -> None:
     server = Server(refuse={"ann": [Failure(code="Http503")] * 100})
     async with running(server, "ann"):
         await trio.sleep(3600)
@@ -691,7 +693,7 @@ async def test_retries_grow_to_the_cap_and_no_further(autojump_clock: trio.testi
     assert set(gaps[6:]) == {60}
 
 
-async def test_a_group_that_waits_comes_back_when_the_server_is_heard_in_another(
+async def test_a_paused_group_retries_when_the_server_answers_another_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = Server(refuse={"ann": [Failure(code="Http503")] * 20})
@@ -705,7 +707,7 @@ async def test_a_group_that_waits_comes_back_when_the_server_is_heard_in_another
         assert run.runner.mailboxes_streaming == 1
 
 
-async def test_a_pause_that_the_server_asked_for_is_kept_whoever_is_heard(
+async def test_a_requested_pause_is_kept_when_the_server_answers_another_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = Server(refuse={"ann": [Failure(code="ErrorServerBusy", wait=100.0)]})
@@ -716,7 +718,7 @@ async def test_a_pause_that_the_server_asked_for_is_kept_whoever_is_heard(
         assert len(server.operations) == 1
 
 
-async def test_stop_unsubscribes_everybody_and_ends_the_runner(
+async def test_stop_unsubscribes_all_mailboxes_and_ends_the_runner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = Server()
@@ -743,10 +745,10 @@ async def one_event(_server: "Server", ids: tuple[str, ...]) -> AsyncIterator[by
 async def stopped(
     server: Server, publish: Callable[[Sequence[MailboxEvent]], Awaitable[None]], after: float
 ) -> AsyncIterator[GroupRunner]:
-    """A group that was told to stop, in the midst of something; the body begins when it has ended."""
+    """Stop a group after some seconds. The body starts when the group has ended."""
     state = GroupState.start(("ann",), POLICY)
     group = Group("DAG1/1", "https://mail.example/EWS", "DAG1", ("ann",))
-    runner = GroupRunner(group, server, WISH, Ingest(publish), Registry(), state)  # type: ignore[arg-type]
+    runner = GroupRunner(group, server, SPEC, Ingest(publish), Registry(), state)  # type: ignore[arg-type]
     with trio.move_on_after(after + 60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(runner.run)
@@ -755,30 +757,30 @@ async def stopped(
     yield runner
 
 
-async def test_what_was_read_is_handed_on_before_a_group_ends(
+async def test_events_that_were_read_are_published_before_a_group_ends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    told: list[str | None] = []
+    published: list[str | None] = []
 
     async def slow(batch: Sequence[MailboxEvent]) -> None:
         await trio.sleep(2)
-        told.extend(event.item_id for event in batch)
+        published.extend(event.item_id for event in batch)
 
     server = Server(one_event)
     async with stopped(server, slow, after=11):
-        assert told == ["A"]
+        assert published == ["A"]
         assert trio.current_time() == pytest.approx(12.1)
         assert server.streams[0].closed
 
 
-async def test_a_stream_that_was_replaced_hands_on_what_it_read_before_its_group_ends(
+async def test_events_of_a_replaced_stream_are_published_before_its_group_ends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    told: list[str | None] = []
+    published: list[str | None] = []
 
     async def slow(batch: Sequence[MailboxEvent]) -> None:
         await trio.sleep(2)
-        told.extend(event.item_id for event in batch)
+        published.extend(event.item_id for event in batch)
 
     async def script(server: Server, ids: tuple[str, ...]) -> AsyncIterator[bytes]:
         number = len(server.streams)
@@ -794,13 +796,13 @@ async def test_a_stream_that_was_replaced_hands_on_what_it_read_before_its_group
         run.runner.post(Stop())
         started_at = trio.current_time()
         with trio.move_on_after(10):
-            while not run.runner.finished or not told:
+            while not run.runner.finished or not published:
                 await trio.sleep(0.1)
         assert trio.current_time() - started_at < 2
-        assert told == ["in flight"]
+        assert published == ["in flight"]
 
 
-async def test_a_journal_that_takes_nothing_holds_the_end_of_a_group_up_for_seconds_only(
+async def test_a_blocked_journal_delays_the_end_of_a_group_by_seconds_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def full(_batch: Sequence[MailboxEvent]) -> None:
@@ -808,11 +810,11 @@ async def test_a_journal_that_takes_nothing_holds_the_end_of_a_group_up_for_seco
 
     async with stopped(Server(one_event), full, after=20) as runner:
         assert trio.current_time() == pytest.approx(23)
-        # What was lost with it lies behind the moment up to which the next process thinks all is well.
+        # The lost event came after last_seen, so that the next process looks for it.
         assert runner.last_seen_at == pytest.approx(0.1)
 
 
-async def test_a_group_that_cannot_tell_what_became_of_it_hears_that_it_is_to_stop(
+async def test_a_group_that_waits_for_the_journal_receives_the_stop(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def full(_batch: Sequence[MailboxEvent]) -> None:
@@ -823,7 +825,7 @@ async def test_a_group_that_cannot_tell_what_became_of_it_hears_that_it_is_to_st
         assert trio.current_time() == pytest.approx(23)
 
 
-async def test_a_stream_that_does_not_open_does_not_hold_up_the_end_of_its_group(
+async def test_a_stream_that_does_not_open_does_not_delay_the_end_of_its_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Hanging(Server):
@@ -836,7 +838,7 @@ async def test_a_stream_that_does_not_open_does_not_hold_up_the_end_of_its_group
         assert trio.current_time() == 20
 
 
-async def test_what_is_given_up_is_unsubscribed_one_after_another_with_the_cookies_of_before(
+async def test_abandoned_subscriptions_are_unsubscribed_one_by_one_with_the_old_cookies(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script(server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
@@ -857,27 +859,25 @@ async def test_what_is_given_up_is_unsubscribed_one_after_another_with_the_cooki
         await trio.sleep(30)
         assert run.runner.mailboxes_streaming == 3
         assert run.runner.state.abandoned == ()
-    gone = [who for what, who in server.operations if what == "Unsubscribe"]
+    gone = [mailbox for what, mailbox in server.operations if what == "Unsubscribe"]
     assert sorted(gone) == ["ann", "bob", "cat"]
-    assert server.twins == [1]  # made before the cookies were forgotten a second time
+    assert server.clones == [1]  # created before the cookies were discarded a second time
 
 
-async def test_an_id_that_somebody_else_has_by_now_is_not_unsubscribed(
+async def test_an_id_that_another_mailbox_has_by_now_is_not_unsubscribed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server, registry = Server(), Registry()
     async with running(server, "ann", "bob", registry=registry) as run:
         await trio.sleep(10)
         run.runner.post(Left(("ann", "bob")))
-        await trio.sleep(
-            0.05
-        )  # the first is being unsubscribed; a server that begins anew gives both ids again
+        await trio.sleep(0.05)  # the first unsubscribe is running; the restarted server reuses both ids
         registry.owners |= {"ann#1": "cat", "bob#1": "dan"}
         await trio.sleep(10)
         assert [what for what, _ in server.operations].count("Unsubscribe") == 1
 
 
-async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
+async def test_a_blocked_unsubscribe_delays_the_end_by_seconds_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Hanging(Server):
@@ -892,7 +892,7 @@ async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
     async def publish(_batch: Sequence[MailboxEvent]) -> None: ...
 
     state = GroupState.start(("ann",), POLICY)
-    runner = GroupRunner(group, server, WISH, Ingest(publish), Registry(), state)  # type: ignore[arg-type]
+    runner = GroupRunner(group, server, SPEC, Ingest(publish), Registry(), state)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(runner.run)
         await trio.sleep(10)
@@ -901,7 +901,7 @@ async def test_an_unsubscribe_that_hangs_holds_the_end_up_for_seconds_only(
     assert trio.current_time() - started_at == pytest.approx(5)
 
 
-async def test_a_mailbox_that_is_refused_is_suspended_and_told_once(
+async def test_a_denied_mailbox_is_suspended_and_logged_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     denied = Failure(code="ErrorImpersonateUserDenied", text="not in the scope")
@@ -914,25 +914,25 @@ async def test_a_mailbox_that_is_refused_is_suspended_and_told_once(
         ("exchange.listener.suspended", "bob", "ErrorImpersonateUserDenied: not in the scope"),
         ("exchange.listener.resumed", "bob", None),
     ]
-    told = [line for line in lines if line["event"] in ("mailbox.suspended", "mailbox.resumed")]
-    assert [(line["event"], line["mailbox"], line.get("code")) for line in told] == [
+    logged = [line for line in lines if line["event"] in ("mailbox.suspended", "mailbox.resumed")]
+    assert [(line["event"], line["mailbox"], line.get("code")) for line in logged] == [
         ("mailbox.suspended", "bob", "ErrorImpersonateUserDenied"),
         ("mailbox.resumed", "bob", None),
     ]
     asked = [
         time
-        for time, (op, who, _) in zip(server.times, server.log, strict=True)
-        if (op, who) == ("Subscribe", "bob")
+        for time, (op, mailbox, _) in zip(server.times, server.log, strict=True)
+        if (op, mailbox) == ("Subscribe", "bob")
     ]
     gaps = [round(later - earlier) for earlier, later in itertools.pairwise(asked)]
     assert gaps == [60, 120, 240]
 
 
-# --- ids that may belong to another mailbox by now
+# --- unproven ids
 
 
 def restored_registry(**stored: list[str]) -> Registry:
-    """A registry that knows ann's id from an earlier process, and these folders of mailboxes."""
+    """Return a registry with ann's id from an earlier process, and with these folders of mailboxes."""
     return Registry(owners={"1": "ann"}, stored=dict(stored))
 
 
@@ -958,10 +958,10 @@ async def test_events_of_a_restored_id_are_held_until_a_folder_of_the_mailbox_pr
         assert [operation for operation, _ in server.operations] == ["Stream"], "nothing was asked"
 
 
-async def test_events_of_a_restored_id_that_are_not_the_mailboxs_are_dropped_and_it_is_subscribed_again(
+async def test_events_of_a_restored_id_of_another_mailbox_are_dropped_and_the_mailbox_is_subscribed_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The server restarted and gave the id to somebody else: 14 events came under the wrong mailbox."""
+    """The server restarted and reused the id: 14 events were published under the wrong mailbox."""
     registry = restored_registry(ann=["inbox-a"])
     registry.known.add_folders("bob", ["inbox"])
     server = Server(first_event_then_more)
@@ -972,14 +972,14 @@ async def test_events_of_a_restored_id_that_are_not_the_mailboxs_are_dropped_and
             await trio.sleep(50)
             assert ("ann", "A") in run.items, "of the new subscription, which is proven"
             assert server.made["ann"] == 1
-            assert ("Unsubscribe", "ann") not in server.operations, "the id is somebody else's"
+            assert ("Unsubscribe", "ann") not in server.operations, "the id is another mailbox's"
             assert run.items == [("ann", "A"), ("ann", "B")]
             assert {reason for _, _, reason in registry.gaps} >= {"start", "unproven"}
     (line,) = [line for line in lines if line["event"] == "subscription.not_proven"]
     assert (line["mailbox"], line["subscription_id"], line["dropped"]) == ("ann", "1", 1)
 
 
-async def test_what_is_held_is_bounded(
+async def test_held_events_are_limited(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("listener.groups.proof.MAX_HELD", 5)
@@ -1007,8 +1007,8 @@ async def test_what_is_held_is_bounded(
     assert line["dropped"] == 6
 
 
-async def test_held_events_are_behind_until_they_are_proven(autojump_clock: trio.testing.MockClock) -> None:
-    """What the next process would look for after a crash."""
+async def test_held_events_are_missing_until_they_are_proven(autojump_clock: trio.testing.MockClock) -> None:
+    """After a crash, the next process looks for them."""
 
     class Slow(Registry):
         async def folders(self, mailbox: str, /) -> Collection[str]:
@@ -1056,10 +1056,10 @@ async def test_an_id_is_proven_again_after_the_server_may_have_restarted(
         assert registry.unproven == (set() if how == "closed" else {"ann#1"})
 
 
-async def test_streams_that_end_in_good_order_too_soon_are_worth_one_warning(
+async def test_consecutive_early_ends_of_streams_are_logged_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Two connections that read the same subscription close each other's stream again and again."""
+    """Two connections that read the same subscription close each other's stream repeatedly."""
 
     async def script(server: Server, _ids: tuple[str, ...]) -> AsyncIterator[bytes]:
         yield OK
@@ -1077,10 +1077,10 @@ async def test_streams_that_end_in_good_order_too_soon_are_worth_one_warning(
 # --- unknown exceptions
 
 
-async def test_an_unknown_exception_about_one_mailbox_suspends_that_mailbox_only(
+async def test_an_unknown_exception_of_one_mailbox_suspends_that_mailbox_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """An address with an umlaut could not be written into a header: its group crashed again and again."""
+    """An address with an umlaut cannot be part of a header, and its group crashed repeatedly."""
 
     class Fragile(Server):
         async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
@@ -1104,7 +1104,7 @@ async def test_an_unknown_exception_about_one_mailbox_suspends_that_mailbox_only
     assert len([line for line in lines if line["event"] == "mailbox.suspended"]) == 1
 
 
-async def test_an_unknown_exception_of_the_first_mailbox_does_not_hold_up_the_others(
+async def test_an_unknown_exception_of_the_first_mailbox_does_not_delay_the_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Fragile(Server):
@@ -1144,7 +1144,7 @@ async def test_an_unknown_exception_on_a_stream_pauses_the_group_and_leaves_a_ga
     assert {reason for _, _, reason in registry.gaps} >= {"GroupError"}
 
 
-async def test_events_of_one_mailbox_that_cannot_be_read_suspend_it_only(
+async def test_events_that_cannot_be_converted_suspend_only_their_mailbox(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fragile(mailbox: str, event: Any, arrived: str) -> MailboxEvent:
@@ -1163,7 +1163,7 @@ async def test_events_of_one_mailbox_that_cannot_be_read_suspend_it_only(
         assert [member.suspended for member in run.runner.state.members] == [False, True, False]
 
 
-async def test_an_unknown_exception_while_places_are_sought_suspends_who_was_sought(
+async def test_an_unknown_exception_of_a_discover_delays_its_mailboxes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     moved = Failure(code="ErrorMailboxMoveInProgress")
@@ -1179,12 +1179,12 @@ async def test_an_unknown_exception_while_places_are_sought_suspends_who_was_sou
     assert [line["action"] for line in failed] == ["Discover"]
 
 
-# --- delegates without rights, and codes that nobody knows
+# --- delegates without rights, and unknown codes
 
 
 @dataclass
 class Lenient(Server):
-    """Subscribes a delegate to any folder; `readable` are the mailboxes whose folders can be read."""
+    """A server that subscribes a delegate to any folder. Only the folders of `readable` mailboxes can be read."""
 
     readable: set[str] = field(default_factory=set)
     code: str = "ErrorAccessDenied"
@@ -1209,11 +1209,11 @@ class Lenient(Server):
         return read(envelope(message(f"<m:SubscriptionId>{id_}</m:SubscriptionId>")))
 
 
-DELEGATE = replace(WISH, access=AccessRules(AccessRule("delegate", folders=("inbox",))))
+DELEGATE = replace(SPEC, access=AccessRules(AccessRule("delegate", folders=("inbox",))))
 
 
 @pytest.mark.parametrize("code", ["ErrorAccessDenied", "ErrorFolderNotFound", "ErrorItemNotFound"])
-async def test_a_delegate_that_can_read_no_folder_is_suspended_though_the_server_subscribes_it(
+async def test_a_delegate_without_a_readable_folder_is_suspended_although_the_server_subscribes_it(
     autojump_clock: trio.testing.MockClock, code: str
 ) -> None:
     server = Lenient(readable={"ann"}, code=code)
@@ -1227,11 +1227,11 @@ async def test_a_delegate_that_can_read_no_folder_is_suspended_though_the_server
             server.readable.add("bob")
             await trio.sleep(3600)
             assert run.runner.mailboxes_streaming == 2
-    told = [line["event"] for line in lines if line["event"] in ("mailbox.suspended", "mailbox.resumed")]
-    assert told == ["mailbox.suspended", "mailbox.resumed"], "once, however often it is tried"
+    logged = [line["event"] for line in lines if line["event"] in ("mailbox.suspended", "mailbox.resumed")]
+    assert logged == ["mailbox.suspended", "mailbox.resumed"], "logged once, after any number of attempts"
 
 
-async def test_rights_that_are_withdrawn_suspend_a_mailbox_that_streams(
+async def test_revoked_rights_suspend_a_streaming_mailbox(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = Lenient(readable={"ann", "bob"})
@@ -1250,7 +1250,7 @@ async def test_rights_that_are_withdrawn_suspend_a_mailbox_that_streams(
         assert run.runner.mailboxes_streaming == 2
 
 
-async def test_an_unknown_code_for_one_mailbox_is_worth_one_warning_and_slower_retries(
+async def test_an_unknown_code_of_one_mailbox_is_logged_once_and_retried_slowly(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     strange = Failure(code="ErrorSomethingStrange", text="?")

@@ -1,4 +1,4 @@
-"""One stream is read, on a virtual clock, from a server that is a few lines of script."""
+"""The stream reader on a virtual clock, with a scripted server."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Body:
 
 @dataclass
 class Reading:
-    """A reader at work, and what it handed on."""
+    """A reader and the signals that it returned."""
 
     body: Body
     reader: StreamReader = field(default_factory=lambda: StreamReader(silence=90.0, max_envelope=10_000))
@@ -68,7 +68,7 @@ def reading(script: AsyncGenerator[bytes, None], slow: float = 0.0) -> Reading:
     return Reading(Body(script), slow=slow)
 
 
-async def test_a_body_that_ends_in_good_order(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_orderly_end(autojump_clock: trio.testing.MockClock) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
         whole = OK + created("1", "A") + CLOSED
         for at in range(0, len(whole), 100):
@@ -82,7 +82,7 @@ async def test_a_body_that_ends_in_good_order(autojump_clock: trio.testing.MockC
     assert one.reader.last_seen > 0
 
 
-async def test_that_a_subscription_is_gone_does_not_mean_that_it_was_well_until_then(
+async def test_a_failure_does_not_update_last_seen(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
@@ -97,8 +97,10 @@ async def test_that_a_subscription_is_gone_does_not_mean_that_it_was_well_until_
 
 
 @pytest.mark.parametrize("rest", [b"", OK[:-10]])
-async def test_a_body_that_breaks_after_closed(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
-    """Only what it was in the middle of is lost."""
+async def test_a_connection_that_breaks_after_closed(
+    rest: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Only an incomplete envelope is lost."""
 
     async def script() -> AsyncGenerator[bytes, None]:
         yield OK + CLOSED + rest
@@ -121,7 +123,7 @@ async def test_a_stream_that_cannot_be_opened() -> None:
     assert (one.alive, one.last_seen) == (False, None)
 
 
-async def test_a_failure_is_the_end_even_if_the_socket_stays_open(
+async def test_a_failure_ends_the_stream_even_if_the_socket_stays_open(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
@@ -135,7 +137,7 @@ async def test_a_failure_is_the_end_even_if_the_socket_stays_open(
     assert one.reader.last_seen is None
 
 
-async def test_silence_after_what_made_sense(autojump_clock: trio.testing.MockClock) -> None:
+async def test_silence_after_valid_signals(autojump_clock: trio.testing.MockClock) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
         await trio.sleep(50)
         yield OK
@@ -148,7 +150,7 @@ async def test_silence_after_what_made_sense(autojump_clock: trio.testing.MockCl
     assert (failure.code, trio.current_time(), one.reader.last_seen) == ("StreamSilent", 140, 50)
 
 
-async def test_the_time_that_handing_on_takes_is_not_silence(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_time_of_publishing_is_not_silence(autojump_clock: trio.testing.MockClock) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
         for item in "ABC":
             yield created("1", item)
@@ -160,7 +162,7 @@ async def test_the_time_that_handing_on_takes_is_not_silence(autojump_clock: tri
 
 
 @pytest.mark.parametrize("end", ["hangs", "breaks"])
-async def test_what_comes_after_closed_is_read_for_a_little(
+async def test_signals_after_closed_are_read_for_some_seconds(
     autojump_clock: trio.testing.MockClock, end: str
 ) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
@@ -176,7 +178,7 @@ async def test_what_comes_after_closed_is_read_for_a_little(
     assert trio.current_time() == (1 if end == "breaks" else AFTER_CLOSED)
 
 
-async def test_a_reader_that_is_not_wanted_is_left_some_time(autojump_clock: trio.testing.MockClock) -> None:
+async def test_end_within_limits_the_rest_of_the_stream(autojump_clock: trio.testing.MockClock) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
         yield OK
         await trio.sleep(20)
@@ -191,7 +193,7 @@ async def test_a_reader_that_is_not_wanted_is_left_some_time(autojump_clock: tri
     assert (one.items, one.reader.cut, trio.current_time()) == (["late"], True, 40)
 
 
-async def test_what_is_being_handed_on_is_not_cut_off(autojump_clock: trio.testing.MockClock) -> None:
+async def test_publishing_is_not_cancelled(autojump_clock: trio.testing.MockClock) -> None:
     async def script() -> AsyncGenerator[bytes, None]:
         yield created("1", "A")
         yield created("1", "B")
@@ -205,7 +207,7 @@ async def test_what_is_being_handed_on_is_not_cut_off(autojump_clock: trio.testi
     assert one.reader.cut
 
 
-async def test_who_is_not_wanted_does_not_wait_for_a_stream_to_open(
+async def test_end_within_does_not_wait_for_the_stream_to_open(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     one = StreamReader(silence=90.0, max_envelope=10_000)
@@ -224,7 +226,7 @@ async def test_who_is_not_wanted_does_not_wait_for_a_stream_to_open(
     assert (trio.current_time(), one.cut, one.last_seen) == (11, True, None)
 
 
-async def test_what_could_not_be_handed_on_does_not_count_as_heard(
+async def test_undo_restores_last_seen(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def script() -> AsyncGenerator[bytes, None]:

@@ -1,4 +1,4 @@
-"""What is told of a transition: to the log, and to handlers."""
+"""Log lines and lifecycle events of transitions."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,17 +18,17 @@ DENIED = Failure(code="ErrorImpersonateUserDenied", text="not in the scope")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 
-def told(before: GroupState, outcome: Outcome, now: float = 1.0) -> tuple[list[str], GroupState]:
-    """The names of the log lines of a transition, and the state after it."""
+def transition(before: GroupState, outcome: Outcome, now: float = 1.0) -> tuple[list[str], GroupState]:
+    """Return the names of the log lines of a transition, and the state after it."""
     after = advance(before, outcome, now)
     with structlog.testing.capture_logs() as lines:
         log_transition(structlog.get_logger(), before, after, outcome, now)
     return [line["event"] for line in lines], after
 
 
-def test_suspension_is_told_once_to_the_log_and_to_handlers() -> None:
+def test_a_suspension_is_logged_once_and_reported_to_handlers() -> None:
     start = GroupState.start(("ann", "bob"), POLICY)
-    names, suspended = told(start, Subscribed((("ann", "1"),), (("bob", DENIED),)))
+    names, suspended = transition(start, Subscribed((("ann", "1"),), (("bob", DENIED),)))
     assert names == ["group.subscribed", "mailbox.suspended"]
     (event,) = lifecycle_events(start, suspended, NOW)
     assert (event.type, event.mailbox, event.time, event.reason) == (
@@ -41,15 +41,15 @@ def test_suspension_is_told_once_to_the_log_and_to_handlers() -> None:
     ]
 
 
-def test_how_a_stream_ended_and_how_long_the_group_waits() -> None:
-    _, state = told(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)))
-    assert told(state, StreamEnded(1800), 1801)[0] == ["stream.closed"]
+def test_the_end_of_a_stream_and_the_pause_are_logged() -> None:
+    _, state = transition(GroupState.start(("ann",), POLICY), Subscribed((("ann", "1"),)))
+    assert transition(state, StreamEnded(1800), 1801)[0] == ["stream.closed"]
     for code, name in (("StreamSilent", "silent"), ("ConnectionReset", "broken"), ("Http503", "refused")):
         failed = StreamEnded(100, (Failure(code=code),), alive=True)
-        assert told(state, failed, 101)[0] == [f"stream.{name}", "group.backoff"]
+        assert transition(state, failed, 101)[0] == [f"stream.{name}", "group.backoff"]
 
 
-def test_members_are_paired_with_what_they_were() -> None:
+def test_pairs_of_members_before_and_after() -> None:
     state = GroupState.start(("ann", "bob"), POLICY)
     fewer = replace(state, members=state.members[1:])
     assert [(old.mailbox, new.mailbox) for old, new in pairs(state, fewer)] == [("bob", "bob")]
