@@ -1,8 +1,7 @@
-"""Notices that the event loop stands still, and logs which handler blocks it, and where.
+"""Watchdog of the event loop: logs which handler blocks it, and where.
 
-A handler that calls something that blocks keeps all mailboxes and all other handlers waiting. A thread asks the loop
-for a sign of life every second; where none comes, it logs the stack of the loop's thread. This costs the loop one
-callback a second.
+A handler that makes a blocking call stops all mailboxes and all other handlers. A thread schedules a callback in the
+loop every second. If the callback does not run in time, the thread logs the stack of the loop's thread.
 """
 
 from __future__ import annotations
@@ -27,14 +26,17 @@ log = structlog.get_logger()
 
 @contextmanager
 def watched_loop(*, every: float = 1.0, limit: float = 2.0) -> Iterator[None]:
-    """Watch the loop that this is called in, while the context lasts. Times are in seconds."""
+    """Watch the current event loop while the context is open.
+
+    `every` is the interval of the checks, `limit` the blocked time before the first report; both are seconds.
+    """
     watch = _Watch(trio.lowlevel.current_trio_token(), threading.get_ident(), every, limit)
     thread = threading.Thread(target=watch.run, name="loop watch", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        watch.over.set()
+        watch.stopped.set()
 
 
 @dataclass(slots=True)
@@ -43,28 +45,28 @@ class _Watch:
     thread: int
     every: float
     limit: float
-    over: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
     _answered: int = 0
-    _seen: float = field(default_factory=time.monotonic)
+    _alive_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        asked, next_report = 0, self.limit
-        before = time.monotonic()
-        while not self.over.wait(self.every):
-            now, slept = time.monotonic(), time.monotonic() - before
-            before = now
-            if self._answered == asked:
-                asked, next_report, self._seen = asked + 1, self.limit, now
+        sent, next_report = 0, self.limit
+        previous = time.monotonic()
+        while not self.stopped.wait(self.every):
+            now, slept = time.monotonic(), time.monotonic() - previous
+            previous = now
+            if self._answered == sent:
+                sent, next_report, self._alive_at = sent + 1, self.limit, now
                 try:
-                    self.token.run_sync_soon(self._answer, asked)
+                    self.token.run_sync_soon(self._answer, sent)
                 except trio.RunFinishedError:
                     return
             elif slept > 2 * self.every + 1:
-                self._seen = now  # the whole process stood still, as after SIGSTOP or under a heavy load
-            elif now - self._seen >= next_report:
-                self._report(now - self._seen)
-                # While it goes on, ever more seldom.
-                next_report = 2 * (now - self._seen)
+                self._alive_at = now  # the whole process was stopped, as by SIGSTOP or a heavy load
+            elif now - self._alive_at >= next_report:
+                self._report(now - self._alive_at)
+                # Double the interval between reports of the same block.
+                next_report = 2 * (now - self._alive_at)
 
     def _answer(self, number: int) -> None:
         self._answered = number
@@ -74,21 +76,21 @@ class _Watch:
         if frame is None:
             return
         handler = _handler_in(frame)
-        stack = "".join(traceback.format_stack(frame)[-DEEPEST:])
-        about = {"seconds": round(seconds, 1), "stack": stack}
+        stack = "".join(traceback.format_stack(frame)[-MAX_FRAMES:])
+        fields = {"seconds": round(seconds, 1), "stack": stack}
         if handler is None:
-            log.warning("listener.loop_blocked", **about)
+            log.warning("listener.loop_blocked", **fields)
         else:
-            log.error("handler.blocked_loop", handler=handler, **about)
+            log.error("handler.blocked_loop", handler=handler, **fields)
 
 
 def _handler_in(frame: FrameType | None) -> str | None:
-    """The handler whose code is running in this stack, called by its worker or in a task of its own."""
+    """Return the handler whose code is running in this stack: called by its worker, or in a task that it started."""
     while frame is not None:
         if frame.f_code is Worker._attempt.__code__ or frame.f_code is Worker._live.__code__:
             worker = frame.f_locals.get("self")
             return worker.name if isinstance(worker, Worker) else None
-        # trio's loop has the task whose step this is.
+        # The frame of trio's loop has the task that is running.
         task = frame.f_locals.get("task") if frame.f_globals.get("__name__") == "trio._core._run" else None
         if isinstance(task, trio.lowlevel.Task) and (handler := task.context.get(HANDLER)) is not None:
             return handler
@@ -96,5 +98,5 @@ def _handler_in(frame: FrameType | None) -> str | None:
     return None
 
 
-# Frames of the stack that are logged: the innermost say what blocks.
-DEEPEST = 12
+# Maximum frames of the logged stack. The innermost frames show the blocking call.
+MAX_FRAMES = 12

@@ -1,4 +1,4 @@
-"""`ews-listener simulate`: an Exchange server to try things on."""
+"""`ews-listener simulate`: run a simulated Exchange server."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,79 +7,87 @@ import typer
 
 
 def simulate(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 selects a free port.")
+    ] = 0,
     hostname: Annotated[
-        str, typer.Option(help="What the server is called in URLs and in its certificate.")
+        str, typer.Option(help="Hostname of the server in URLs and in its certificate.")
     ] = "127.0.0.1",
-    mailboxes: Annotated[int, typer.Option(min=0, help="How many mailboxes there are.")] = 20,
-    backends: Annotated[int, typer.Option(min=1, help="How many back ends they live on.")] = 3,
-    rate: Annotated[float, typer.Option(min=0, help="Events a second, over all mailboxes.")] = 10.0,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same organisation and traffic.")] = 1,
+    mailboxes: Annotated[int, typer.Option(min=0, help="Number of mailboxes.")] = 20,
+    backends: Annotated[int, typer.Option(min=1, help="Number of back-end servers.")] = 3,
+    rate: Annotated[float, typer.Option(min=0, help="Events per second, over all mailboxes.")] = 10.0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed. The same seed generates the same organization and traffic.")
+    ] = 1,
     ledger: Annotated[
-        Path | None, typer.Option(help="Write each change into this file, one JSON line each.")
+        Path | None, typer.Option(help="Write every change to this file, one JSON object per line.")
     ] = None,
     person: Annotated[
         list[str] | None,
-        typer.Option(
-            help="The local part of one more mailbox, such as jürgen. It may be given several times."
-        ),
+        typer.Option(help="Local part of an additional mailbox, such as jürgen. Repeatable."),
     ] = None,
     tls: Annotated[
-        bool, typer.Option("--tls", help="HTTPS, with a certificate authority of its own.")
+        bool, typer.Option("--tls", help="Use HTTPS, with a certificate from a new certificate authority.")
     ] = False,
     auth: Annotated[
         Literal["basic", "ntlm", "negotiate", "oauth"],
-        typer.Option(help="How clients prove who they are. oauth implies --tls."),
+        typer.Option(help="Authentication method. oauth implies --tls."),
     ] = "basic",
     extended_protection: Annotated[
         Literal["off", "allow", "require"],
-        typer.Option(help="Channel binding of NTLM and Kerberos; allow and require imply --tls."),
+        typer.Option(help="Channel binding for NTLM and Kerberos. allow and require imply --tls."),
     ] = "off",
     keytab: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="The key of HTTP/host: Negotiate is Kerberos then, and NTLM only if the client prefers it.",
+            help="Keytab with the key of HTTP/host. Negotiate then uses Kerberos, or NTLM if the client prefers it.",
         ),
     ] = None,
     lock_after: Annotated[
-        int, typer.Option(min=0, help="Refusals in a row that lock an account; 0 is never.")
+        int,
+        typer.Option(min=0, help="Lock an account after this many failed logins in a row; 0 means never."),
     ] = 10,
-    token_lifetime: Annotated[float, typer.Option(min=1, help="Seconds that a token of OAuth lives.")] = 3600,
+    token_lifetime: Annotated[
+        float, typer.Option(min=1, help="Lifetime of OAuth tokens, in seconds.")
+    ] = 3600,
     heartbeat: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between the heart-beats of a stream.")
+        float, typer.Option(min=0.1, help="Interval of the stream's heartbeats, in seconds.")
     ] = 45.0,
     faults: Annotated[
-        str, typer.Option(help="What goes wrong: none, light, heavy, or a TOML file of faults.")
+        str, typer.Option(help="Faults to inject: none, light, heavy, or a TOML file of faults.")
     ] = "none",
     print_faults: Annotated[
-        bool, typer.Option("--print-faults", help="Print those faults as TOML and end.")
+        bool, typer.Option("--print-faults", help="Print these faults as TOML and exit.")
     ] = False,
     one_user_per_stream: Annotated[
         bool,
         typer.Option(
-            "--one-user-per-stream", help="Only who impersonates its mailbox may read a subscription."
+            "--one-user-per-stream",
+            help="Require the impersonation of its mailbox to read a subscription.",
         ),
     ] = False,
     counted_ids: Annotated[
         bool,
         typer.Option(
-            "--counted-ids", help="Subscription ids are numbers that begin at 1 again after a restart."
+            "--counted-ids",
+            help="Use numbers as subscription ids, starting at 1 again after a restart.",
         ),
     ] = False,
     duration: Annotated[
-        float | None, typer.Option(min=0, help="End after so many seconds; otherwise run until interrupted.")
+        float | None,
+        typer.Option(min=0, help="Stop after this many seconds. Default: run until interrupted."),
     ] = None,
     write_config: Annotated[
         Path | None,
-        typer.Option(help="Write a configuration for `ews-listener run`, and the files it names beside it."),
+        typer.Option(help="Write a configuration for `ews-listener run`, and the files that it refers to."),
     ] = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
     """Run a simulated Exchange server.
 
-    The first line on standard output is one JSON object that says where it is and how to log in.
+    The first line on standard output is a JSON object with the URLs and the credentials.
     """
     from listener.simulator.faults import FaultError
     from listener.simulator.plans import load, to_toml
@@ -95,7 +103,7 @@ def simulate(
         typer.echo(to_toml(plan), nl=False)
         return
     if keytab and auth != "negotiate":
-        typer.echo("error: --keytab goes with --auth negotiate", err=True)
+        typer.echo("error: --keytab requires --auth negotiate", err=True)
         raise typer.Exit(2)
     settings = Settings(
         port=port,

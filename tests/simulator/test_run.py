@@ -86,4 +86,4 @@ def test_a_keytab_that_is_none(tmp_path: Path) -> None:
     assert "cannot run the simulator: " in result.output
     result = CliRunner().invoke(app, ["simulate", "--keytab", str(keytab)])
     assert result.exit_code == 2
-    assert "--keytab goes with --auth negotiate" in result.output
+    assert "--keytab requires --auth negotiate" in result.output

@@ -22,7 +22,7 @@ from listener import Handler, MailboxEvent
 from listener.catchup.catchup import CatchUp
 from listener.config import Config
 from listener.daemon import Daemon
-from listener.demo.verdict import Books, Call, Gaps, balance, call_of, read_ledger
+from listener.demo.verdict import Call, Comparison, Gaps, call_of, compare_in_detail, read_ledger
 from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
@@ -118,11 +118,11 @@ class World:
         """A fault, now."""
         return self.exchange.chaos.order(faults.parse({"kind": kind, **parameters}), clock())
 
-    def books(self) -> Books:
+    def books(self) -> Comparison:
         """What happened, held against what the handler was told."""
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
         gaps = {mailbox: Gaps(times, self.looks[mailbox]) for mailbox, times in self.without.items()}
-        return balance(ledger, self.notes.calls, gaps)
+        return compare_in_detail(ledger, self.notes.calls, gaps)
 
     async def caught_up(self, *, within: float) -> None:
         """Returns when each mailbox has been compared since now."""
