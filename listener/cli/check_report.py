@@ -104,7 +104,7 @@ def _explanation(failure: Failure | None, advice: Remedy) -> dict[str, object]:
 
 def _attempt_details(attempt: Attempt) -> dict[str, object]:
     """Return what was tried on a must_deny mailbox, and the result."""
-    details = {
+    details: dict[str, object] = {
         "access": attempt.access,
         "server": attempt.server,
         "operation": attempt.operation,

@@ -66,10 +66,10 @@ def test_no_label_is_a_mailbox_unless_asked_for() -> None:
     assert b"bob@" not in rendered(by_mailbox=False)
 
 
-def test_groups_that_are_too_many_for_series_of_their_own_are_counted_only() -> None:
-    """With group_size = 1, a label that is a group is a label that is a mailbox."""
+def test_groups_above_the_limit_are_only_counted() -> None:
+    """With group_size = 1, a group label is in effect a mailbox label."""
 
-    def told(groups: int) -> tuple[set[str], float, float]:
+    def sampled(groups: int) -> tuple[set[str], float, float]:
         it = snapshot(groups=tuple(group(f"site/{number}") for number in range(groups)))
         found = list(samples(render(it)[0]))
         names = {labels["group"] for _, labels, _ in found if "group" in labels}
@@ -77,9 +77,9 @@ def test_groups_that_are_too_many_for_series_of_their_own_are_counted_only() -> 
         left_out = next(value for name, _, value in found if name == "ews_listener_groups_left_out")
         return names, count, left_out
 
-    names, count, left_out = told(MAX_GROUPS)
+    names, count, left_out = sampled(MAX_GROUPS)
     assert (len(names), count, left_out) == (MAX_GROUPS, MAX_GROUPS, 0)
-    names, count, left_out = told(MAX_GROUPS + 1)
+    names, count, left_out = sampled(MAX_GROUPS + 1)
     assert (len(names), count, left_out) == (0, MAX_GROUPS + 1, MAX_GROUPS + 1)
 
 
