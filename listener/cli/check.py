@@ -24,8 +24,10 @@ def check(
 ) -> None:
     """Check the configuration and the handler options. With --connect, also test the servers and all mailboxes.
 
-    Exit codes: 0, all checks passed; 2, the configuration is invalid; 3, a server cannot be reached or rejects the
-    account; 4, access to some mailboxes is denied, or the account can access a must_deny mailbox.
+    Exit code 0: all checks passed.
+    Exit code 2: the configuration is invalid.
+    Exit code 3: a server cannot be reached or rejects the account.
+    Exit code 4: access to a mailbox is denied, or a must_deny mailbox is accessible or not proved.
     """
     if mailbox and not connect:
         raise typer.BadParameter("requires --connect", param_hint="--mailbox")

@@ -8,8 +8,9 @@ from listener.cli.options import CONFIGURATION, FAILED, ConfigFile
 def reload(config: ConfigFile) -> None:
     """Reload the running daemon's configuration and wait for the result.
 
-    Exit codes: 2, the daemon rejected the reload and the reasons are printed (if the configuration is invalid,
-    nothing has changed); 1, the reload takes longer than two minutes and continues in the daemon.
+    Exit code 1: the reload takes longer than two minutes. It continues in the daemon.
+    Exit code 2: the daemon rejected the reload. The reasons are printed. If the configuration is invalid, nothing
+    has changed.
     """
     from httpx import ReadTimeout
 

@@ -18,7 +18,7 @@ def run(config: ConfigFile) -> None:
     import trio
 
     from listener import log
-    from listener.admin.loop import watched_loop
+    from listener.admin.loop_watchdog import watch_loop
     from listener.admin.notifier import Notifier
     from listener.cli.exits import exit_on_errors, run_until_signal
     from listener.daemon import Daemon
@@ -42,7 +42,7 @@ def run(config: ConfigFile) -> None:
         )
 
         async def listen(stop: trio.Event) -> None:
-            with watched_loop():
+            with watch_loop():
                 await daemon.run(stop)
 
         trio.run(run_until_signal, listen)

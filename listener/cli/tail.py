@@ -37,7 +37,7 @@ def tail(
 
     from rich.console import Console
 
-    from listener.log.reading import LEVELS, LogReader, Selection
+    from listener.log.reader import LEVELS, LogReader, Selection
 
     if level not in LEVELS:
         raise typer.BadParameter(f"must be one of {', '.join(LEVELS)}", param_hint="--level")

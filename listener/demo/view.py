@@ -110,4 +110,4 @@ def print_summary(summary: dict[str, object]) -> None:
     if lost == 0:
         console.print(Text("No event was lost.", "bold green"))
     else:
-        console.print(Text(f"{lost} events were lost.", "bold red"))
+        console.print(Text(f"Lost events: {lost}.", "bold red"))

@@ -19,7 +19,7 @@ from listener.errors import ConfigError, Problem
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
 from listener.journal.sqlite import open_journal
-from listener.log.reading import LogReader
+from listener.log.reader import LogReader
 from listener.preflight.check import MailboxCheck, Report
 from tests.admin.statuses import snapshot
 from tests.cli.test_offline import CONFIG, ask

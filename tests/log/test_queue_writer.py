@@ -130,7 +130,7 @@ def test_background_thread_writes_all_lines_to_a_slow_reader() -> None:
             writer.write(line)
         found = b""
         while len(found) < sum(map(len, lines)):
-            found += os.read(reading, 4096)  # only the background thread still writes
+            found += os.read(reading, 4096)  # only the background thread is still writing
         assert found == b"".join(lines)
         writer.close()
 

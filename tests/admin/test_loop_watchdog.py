@@ -11,7 +11,7 @@ import structlog.testing
 import trio
 
 from listener import Handler, MailboxEvent
-from listener.admin.loop import watched_loop
+from listener.admin.loop_watchdog import watch_loop
 from listener.delivery.delivery import Delivery, Worker
 from tests.delivery.test_delivery import LIMITS, Plugin, event
 from tests.fakes import FakeJournal
@@ -20,7 +20,7 @@ Lines = list[MutableMapping[str, Any]]
 
 
 async def run(plugin: Plugin, act: Any = None) -> Lines:
-    with structlog.testing.capture_logs() as lines, watched_loop(every=0.02, limit=0.1):
+    with structlog.testing.capture_logs() as lines, watch_loop(every=0.02, limit=0.1):
         delivery = Delivery((Worker(plugin, LIMITS),))
         async with trio.open_nursery() as nursery:
             await nursery.start(delivery.run, FakeJournal())
@@ -42,7 +42,7 @@ async def test_blocking_handler_is_logged_with_its_stack() -> None:
     lines = await run(Plugin(block, name="napper"))
     assert lines
     assert {line["handler"] for line in lines} == {"napper"}
-    assert re.search(r"test_loop\.py.*in block\n\s+time\.sleep", lines[0]["stack"])
+    assert re.search(r"test_loop_watchdog\.py.*in block\n\s+time\.sleep", lines[0]["stack"])
     assert 0.1 <= lines[0]["seconds"] < 2
     assert len(lines) <= 3, "the interval between reports doubles"
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from listener.log import journald
-from listener.log.reading import LEVELS, Line, LogReader, Selection, parse
+from listener.log.reader import LEVELS, Line, LogReader, Selection, parse
 
 LINE = {
     "time": "2026-03-01T12:00:00.123Z", "level": "warning", "event": "stream.silent", "group": "g/1",

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 @contextmanager
-def watched_loop(*, every: float = 1.0, limit: float = 2.0) -> Iterator[None]:
+def watch_loop(*, every: float = 1.0, limit: float = 2.0) -> Iterator[None]:
     """Watch the current event loop while the context is open.
 
     `every` is the interval of the checks, `limit` the blocked time before the first report; both are seconds.
