@@ -165,7 +165,13 @@ def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[s
         process.wait()
         os.close(master)
     assert process.returncode == 0
-    for shown in ("ews-listener demo", "mailboxes streaming", "anchor", "latest events", "Press Ctrl-C to stop"):
+    for shown in (
+        "ews-listener demo",
+        "mailboxes streaming",
+        "anchor",
+        "latest events",
+        "Press Ctrl-C to stop",
+    ):
         assert shown in screen
     assert "No event was lost." in screen[-200:]
     assert "Traceback" not in screen

@@ -123,7 +123,7 @@ async def test_nothing_is_reloaded_before_the_start_is_over(
 async def test_who_is_not_listened_to_cannot_be_watched(autojump_clock: trio.testing.MockClock) -> None:
     async with world(FEW) as there:
         await there.until_streaming()
-        with pytest.raises(LookupError, match="unknown mailbox .*: the daemon does not listen to it"):
+        with pytest.raises(LookupError, match=r"unknown mailbox .*: the daemon does not listen to it"):
             operations(there, there.daemon.config).watch("nobody@contoso.example")
 
 
