@@ -29,7 +29,7 @@ PATIENCE = 120.0
 def verdict(ledger: Path, output: Path) -> Verdict:
     """What of the ledger the handler has been told by now."""
     changes, _ = read_ledger(whole_lines(ledger))
-    moments = {(change.thing, change.change_key): change.time for change in changes if change.change_key}
+    moments = {(change.id, change.change_key): change.time for change in changes if change.change_key}
     calls = []
     for line in map(json.loads, whole_lines(output)):
         event = MailboxEvent(type=line["type"], time=line["time"], **line["data"])

@@ -110,7 +110,7 @@ def test_other_hosts_take_a_token(simulator: Start) -> None:
     there.append('\n[status]\nlisten = "0.0.0.0:1"\n')
     told = command(there, "check")
     assert told.returncode == 2
-    assert "error: status.listen: takes a token" in told.stderr
+    assert "error: status.listen: requires token" in told.stderr
 
 
 def test_the_status_of_a_configuration_that_has_become_bad(simulator: Start, listen: Listen) -> None:
