@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from listener.access import AccessKind, AccessRules
-from listener.build import access, access_rules, discovery, expander, scope, configured_placements
+from listener.build import access, access_rules, configured_placements, discovery, expander, scope
 from listener.config import Config
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure, Verdict
