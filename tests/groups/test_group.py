@@ -425,19 +425,19 @@ failures = st.builds(
 )
 
 
-class AnyLife(RuleBasedStateMachine):
+class GroupLifecycle(RuleBasedStateMachine):
     """With any replies in any order, the group always continues and never loses a mailbox."""
 
     @initialize(count=st.integers(1, 6), known=st.sets(st.integers(0, 7)))
     def begin(self, count: int, known: set[int]) -> None:
         self.now = 0.0
         self.made = 8
-        self.everybody = {f"user{n}" for n in range(count)}
+        self.mailboxes = {f"user{n}" for n in range(count)}
         before = {f"user{n}": str(n) for n in known}
-        gone = tuple((mailbox, id_) for mailbox, id_ in before.items() if mailbox not in self.everybody)
-        before = {mailbox: id_ for mailbox, id_ in before.items() if mailbox in self.everybody}
+        gone = tuple((mailbox, id_) for mailbox, id_ in before.items() if mailbox not in self.mailboxes)
+        before = {mailbox: id_ for mailbox, id_ in before.items() if mailbox in self.mailboxes}
         self.state = GroupState.start(
-            tuple(self.everybody), POLICY, SavedSubscriptions("user0", before, gone)
+            tuple(self.mailboxes), POLICY, SavedSubscriptions("user0", before, gone)
         )
 
     def advance(self, outcome: object, jitter: float) -> None:
@@ -484,14 +484,14 @@ class AnyLife(RuleBasedStateMachine):
                     gone.append(mailbox)
                 case "unknown":
                     unknown.append((mailbox, data.draw(failures)))
-        self.everybody -= set(gone)
+        self.mailboxes -= set(gone)
         self.advance(Discovered(tuple(gone), tuple(unknown)), 1.0)
 
     @precondition(lambda self: self.state.split)
     @rule()
     def split_off(self) -> None:
         assert self.state.split
-        self.everybody -= set(self.state.split.mailboxes)
+        self.mailboxes -= set(self.state.split.mailboxes)
         self.advance(SplitDone(self.state.split.mailboxes), 1.0)
 
     @precondition(lambda self: self.state.unsubscribe)
@@ -505,35 +505,35 @@ class AnyLife(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["user0", "user1", "zed"]))
     def left(self, name: str) -> None:
-        self.everybody.discard(name)
+        self.mailboxes.discard(name)
         self.advance(Left((name,)), 1.0)
 
     @rule(name=st.sampled_from(["zed", "abe"]))
     def joined(self, name: str) -> None:
-        self.everybody.add(name)
+        self.mailboxes.add(name)
         self.advance(Joined((name,)), 1.0)
 
     @invariant()
     def there_is_always_an_action(self) -> None:
-        assert self.state.actions or not self.everybody
+        assert self.state.actions or not self.mailboxes
         assert len({type(a) for a in self.state.actions}) == len(self.state.actions)
 
     @invariant()
     def each_mailbox_is_subscribed_or_scheduled(self) -> None:
         state = self.state
-        assert {m.mailbox for m in state.members} == self.everybody
-        cared_for = {
+        assert {m.mailbox for m in state.members} == self.mailboxes
+        scheduled = {
             mailbox for a in (state.subscribe, state.discover, state.split) if a for mailbox in a.mailboxes
         }
         waits = any(isinstance(action, Wait) for action in state.actions)
         for member in state.members:
             worker = state.discover if member.misplaced else state.subscribe
-            assert member.subscription or member.mailbox in cared_for or waits or worker
+            assert member.subscription or member.mailbox in scheduled or waits or worker
 
     @invariant()
     def no_live_subscription_is_abandoned(self) -> None:
-        under_way = self.state.unsubscribe.subscriptions if self.state.unsubscribe else ()
-        assert not {*self.state.abandoned, *under_way}.intersection(self.state.live)
+        unsubscribing = self.state.unsubscribe.subscriptions if self.state.unsubscribe else ()
+        assert not {*self.state.abandoned, *unsubscribing}.intersection(self.state.live)
 
     @invariant()
     def the_stream_carries_exactly_the_live_subscriptions(self) -> None:
@@ -549,7 +549,7 @@ def replace_ids(failure: Failure, ids: set[str]) -> Failure:
     return Failure(code=failure.code, wait=failure.wait, subscription_ids=tuple(sorted(ids)))
 
 
-TestAnyLife = AnyLife.TestCase
+TestGroupLifecycle = GroupLifecycle.TestCase
 
 
 @given(st.permutations(["ann", "bob", "cat"]))

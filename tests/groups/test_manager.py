@@ -34,10 +34,10 @@ def at(site: str, *mailboxes: str) -> tuple[Placement, ...]:
 
 @dataclass
 class Runner:
-    """A fake GroupRunner, which ends `farewell` seconds after a Stop."""
+    """A fake GroupRunner, which ends `stop_delay` seconds after a Stop."""
 
     group: Group
-    farewell: float
+    stop_delay: float
     before: RestoredGroup | None = None
     posted: list[Outcome] = field(default_factory=list)
     ended: bool = False
@@ -45,8 +45,8 @@ class Runner:
     mailboxes_streaming: int = 0
     state: Any = field(default_factory=lambda: SimpleNamespace(anchor="", abandoned=()))
     client: Any = field(default_factory=lambda: SimpleNamespace(cookies=()))
-    has: dict[str, str] = field(default_factory=dict)
-    took_over: Any = None
+    ids: dict[str, str] = field(default_factory=dict)
+    taken_over_from: Any = None
     _stop: trio.Event = field(default_factory=trio.Event)
 
     def post(self, outcome: Outcome) -> None:
@@ -55,14 +55,14 @@ class Runner:
             self._stop.set()
 
     def subscriptions(self) -> dict[str, str]:
-        return self.has
+        return self.ids
 
     def take_over(self, crashed: "Runner") -> None:
-        self.took_over = crashed
+        self.taken_over_from = crashed
 
     async def run(self) -> None:
         await self._stop.wait()
-        await trio.sleep(self.farewell)
+        await trio.sleep(self.stop_delay)
         self.ended = True
 
 
@@ -119,7 +119,7 @@ class CatchUp:
         return set()
 
 
-class Checkpoints:
+class FakeCheckpointer:
     """A fake checkpointer that writes nothing."""
 
     def note(self, name: str) -> None: ...
@@ -139,7 +139,7 @@ async def running(
     *sought: str,
     known: tuple[Placement, ...] = (),
     group_size: int = 200,
-    farewell: float = 0.0,
+    stop_delay: float = 0.0,
     refresh: float = 1e6,
     kind_of: Callable[[str], AccessKind] = lambda _mailbox: "impersonation",
     restored: Sequence[RestoredGroup] = (),
@@ -149,7 +149,7 @@ async def running(
     ended = False
 
     def new_runner(group: Group, _manager: GroupManager, before: RestoredGroup | None = None) -> Any:
-        runners.append(Runner(group, farewell, before))
+        runners.append(Runner(group, stop_delay, before))
         return runners[-1]
 
     manager = GroupManager(
@@ -161,7 +161,7 @@ async def running(
         new_runner=new_runner,
         runners=Runners(),
         catch_up=CatchUp(gone),
-        checkpointer=Checkpoints(),  # type: ignore[arg-type]
+        checkpointer=FakeCheckpointer(),  # type: ignore[arg-type]
         restored=restored,
     )
 
@@ -279,7 +279,7 @@ async def test_a_missing_mailbox_is_logged_once_until_the_reason_changes(
 async def test_stop_stops_all_groups_and_waits_for_them(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory()
     directory.move_in(*at("DAG1", "ann"), *at("DAG2", "bob"))
-    async with running(directory, "ann", "bob", farewell=5) as run:
+    async with running(directory, "ann", "bob", stop_delay=5) as run:
         await trio.sleep(10)
         run.manager.stop(unsubscribe=False)
         await trio.sleep(4)
@@ -292,7 +292,7 @@ async def test_stop_stops_all_groups_and_waits_for_them(autojump_clock: trio.tes
 
 async def test_stop_during_discovery(autojump_clock: trio.testing.MockClock) -> None:
     directory = Directory(delay=1000)
-    async with running(directory, "cat", known=at("site", "ann"), farewell=1) as run:
+    async with running(directory, "cat", known=at("site", "ann"), stop_delay=1) as run:
         await trio.sleep(10)
         run.manager.stop(unsubscribe=True)
         await trio.sleep(2)
@@ -305,7 +305,7 @@ async def test_a_move_found_after_the_end_starts_no_group(
 ) -> None:
     directory = Directory(delay=10)
     directory.move_in(*at("DAG1", "ann", "bob"))
-    async with running(directory, "ann", "bob", farewell=30) as run:
+    async with running(directory, "ann", "bob", stop_delay=30) as run:
         await trio.sleep(11)
         directory.move_in(*at("DAG2", "bob"))
         async with trio.open_nursery() as nursery:
@@ -498,7 +498,7 @@ async def test_an_empty_group_ends_and_its_name_can_be_reused(
 ) -> None:
     directory = Directory()
     directory.move_in(*at("DAG1", "ann", "bob"))
-    async with running(directory, "ann", farewell=5) as run:
+    async with running(directory, "ann", stop_delay=5) as run:
         await trio.sleep(1)
         run.manager.change((), ())
         await trio.sleep(1)
@@ -676,7 +676,7 @@ async def test_a_mailbox_on_the_way_to_another_group_has_its_own_moment(
 
 
 async def test_a_change_after_the_end_has_no_effect(autojump_clock: trio.testing.MockClock) -> None:
-    async with running(Directory(), known=at("site", "ann"), farewell=1) as run:
+    async with running(Directory(), known=at("site", "ann"), stop_delay=1) as run:
         await trio.sleep(1)
         run.manager.stop(unsubscribe=True)
         run.manager.change(at("other", "zoe"), ())
@@ -736,7 +736,7 @@ async def test_a_crashed_group_restarts_with_its_subscriptions_and_its_present_m
     run_well = Runner.run
 
     async def run_badly_once(self: Runner) -> None:
-        if self.took_over is None and self.group.name == "site/1":
+        if self.taken_over_from is None and self.group.name == "site/1":
             await crash.wait()
             raise LookupError("a mistake")
         await run_well(self)
@@ -748,13 +748,13 @@ async def test_a_crashed_group_restarts_with_its_subscriptions_and_its_present_m
         runner.state = GroupState.start(("ann", "bob", "cat"))
         for number, mailbox in enumerate(("ann", "bob", "cat"), 1):
             run.manager.claim(runner.group, str(number), mailbox)
-        runner.has = {"ann": "1", "bob": "2", "cat": "3"}
+        runner.ids = {"ann": "1", "bob": "2", "cat": "3"}
         run.manager.change(at("site", "ann", "cat", "dan"), ())  # bob leaves and dan joins
         run.manager.claim(runner.group, "3", "dan")  # the server gave cat's id to dan
         crash.set()
         await trio.sleep(100)
         again = run.runners[-1]
-        assert again.took_over is runner
+        assert again.taken_over_from is runner
         assert again.group.mailboxes == ("ann", "cat", "dan")
         assert again.before is not None
         assert again.before.saved.subscriptions == {"ann": "1"}
