@@ -99,7 +99,7 @@ async def open_daemon(
             requests.auth.persist_refusals(config.state_directory / REFUSALS)
             await mailboxes.recall(journal)
             checkpointer = Checkpointer(journal)
-            saved, seen = await checkpointer.load()
+            checkpoints, seen = await checkpointer.load()
             daemon = Daemon(
                 config=config,
                 sources=sources,
@@ -110,7 +110,7 @@ async def open_daemon(
                 discovery=places,
                 mailbox_source=mailboxes,
                 checkpointer=checkpointer,
-                saved=saved,
+                checkpoints=checkpoints,
                 seen=seen,
                 observer=observer,
             )
@@ -139,7 +139,7 @@ class Daemon:
         discovery: Autodiscover,
         mailbox_source: MailboxSource,
         checkpointer: Checkpointer,
-        saved: Sequence[GroupCheckpoint],
+        checkpoints: Sequence[GroupCheckpoint],
         seen: LastSeen,
         observer: Observer,
     ) -> None:
@@ -171,10 +171,10 @@ class Daemon:
             runners=self.runners,
             catch_up=self.catch_up,
             checkpointer=checkpointer,
-            restored=self._restored(saved, placements),
+            restored=self._restored(checkpoints, placements),
             last_seen={
                 mailbox: moment - (now - then)
-                for mailbox, then in last_seen(saved, seen, now).items()
+                for mailbox, then in last_seen(checkpoints, seen, now).items()
                 if mailbox in placements
             },
             started_at=moment,
@@ -226,12 +226,12 @@ class Daemon:
         )
 
     def _restored(
-        self, saved: Sequence[GroupCheckpoint], placements: dict[str, Placement | None]
+        self, checkpoints: Sequence[GroupCheckpoint], placements: dict[str, Placement | None]
     ) -> Sequence[RestoredGroup]:
         """Return the groups of the last process that the present configuration can use."""
         subscriptions, auth = spec(self.config), self.access.auth
         found = restored(
-            saved,
+            checkpoints,
             placements,
             kind_of=subscriptions.access.kind_of,
             owner=lambda url: subscriptions.owner_fingerprint(auth.of(url).scheme.account),

@@ -82,7 +82,7 @@ def refused(member: Member, failure: Failure, policy: Policy, now: float, jitter
     """Return the member after it could not be subscribed or found."""
     repeated = member.failure is not None and member.failure.verdict is failure.verdict
     permanent = failure.verdict in PERMANENT or (failure.verdict is Verdict.CREDENTIALS and repeated)
-    suspended = permanent or member.suspended  # until a Subscribe succeeds, whatever fails in between
+    suspended = permanent or member.suspended  # until a Subscribe succeeds, after any other failures too
     count = member.failures + 1 if suspended == member.suspended else 1
     misplaced = failure.verdict is Verdict.REGROUP
     misplacements = member.misplacements + misplaced
