@@ -42,9 +42,11 @@ def demo(
 
     from listener import log
     from listener.cli.exits import reported, signalled
+    from listener.cli.extras import require_demo_extra
     from listener.demo.session import Plan, Session, orders
     from listener.demo.view import print_summary, shown
 
+    require_demo_extra("demo")
     live = sys.stdout.isatty() and not json
     log.configure("warning" if live else "info", "auto", stream=sys.stderr, audit=not live)
     with TemporaryDirectory(prefix="ews-listener-demo-") as directory, reported():

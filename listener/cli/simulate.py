@@ -81,10 +81,9 @@ def simulate(
 
     The first line on standard output is one JSON object that says where it is and how to log in.
     """
+    from listener.cli.extras import require_demo_extra
     from listener.simulator.faults import FaultError
     from listener.simulator.plans import load, to_toml
-    from listener.simulator.run import main
-    from listener.simulator.settings import Rules, Settings
 
     try:
         plan = load(faults)
@@ -97,6 +96,10 @@ def simulate(
     if keytab and auth != "negotiate":
         typer.echo("error: --keytab goes with --auth negotiate", err=True)
         raise typer.Exit(2)
+    require_demo_extra("simulate")
+    from listener.simulator.run import main
+    from listener.simulator.settings import Rules, Settings
+
     settings = Settings(
         port=port,
         name=hostname,

@@ -66,6 +66,7 @@ def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> 
     assert config.read_text() == "# mine\n"
     assert not (place / "usr/lib/ews-listener/lib/stale").exists()
     assert run(place / "usr/bin/ews-listener", "--version").strip()
+    names_the_demo_extra(place)
     assert {
         "usr/bin/ews-listener",
         f"{UNITS}/ews-listener.service",
@@ -85,6 +86,13 @@ def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> 
     make("uninstall", place)
     assert files(place) == {"etc/ews-listener/config.toml", "usr/share/man/man1/other.1.gz"}
     assert list(place.rglob("*ews-listener*")) == [config.parent]
+
+
+def names_the_demo_extra(place: Path) -> None:
+    """The daemon's environment has no simulator: packaging/install installs extras only if $EXTRAS names them."""
+    demo = subprocess.run([place / "usr/bin/ews-listener", "demo"], capture_output=True, text=True)
+    assert (demo.returncode, demo.stdout) == (2, "")
+    assert "pip install 'ews-listener[demo]'" in demo.stderr
 
 
 def names_its_own_places(place: Path) -> None:
