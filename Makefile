@@ -9,9 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 2)')
 SCRIPTS := .ci/run packaging/install packaging/uninstall $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
-.PHONY: help demo test lint format bench coverage clean install uninstall deb test-deb lint-deb
+.PHONY: help demo demo-svg test lint format bench coverage clean install uninstall deb test-deb lint-deb
 help:
 	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
+	@echo "make demo-svg                                   draw docs/demo.svg, the picture in the README, from the running demo"
 	@echo "make test | lint | format | coverage | bench | clean"
 	@echo "make install [PREFIX=/usr/local] [DESTDIR=]     with an environment of its own, units, man page, completions"
 	@echo "make uninstall [PREFIX=/usr/local]              what \`make install\` put there; configuration and state stay"
@@ -28,6 +29,9 @@ $(VENV)/.dev: $(VENV)/.run
 
 demo: $(VENV)/.run
 	@$(BIN)/ews-listener demo $(ARGS)
+
+demo-svg: $(VENV)/.run
+	$(BIN)/python docs/demo_svg.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
