@@ -72,4 +72,6 @@ def test_an_instance_is_as_the_single_service() -> None:
         expected,
         flags=re.MULTILINE,
     )
-    assert re.sub(r"# An account of its own .*", "# An account of its own …", template) == expected
+    assert (
+        re.sub(r"# Each instance has its own account, .*", "# An account of its own …", template) == expected
+    )

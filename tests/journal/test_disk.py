@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,8 @@ def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Pat
 
 
 def test_an_older_journal_is_brought_forward_with_what_it_holds(tmp_path: Path) -> None:
-    sqlite3.connect(tmp_path / FILE_NAME).execute("VACUUM").close()  # version 0: a database without a table
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as empty:
+        empty.execute("VACUUM")  # version 0: a database without a table
     open_database(tmp_path).close()
     connection = open_database(tmp_path)
     connection.execute("INSERT INTO state VALUES ('n', 'k', x'00', 0)")
