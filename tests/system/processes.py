@@ -19,26 +19,26 @@ from typing import Any, Literal, TypeVar
 
 from tests.system import forked
 
-PATIENCE = 45.0  # on a machine that has other things to do
+TIMEOUT = 45.0  # on a machine that has other things to do
 Result = TypeVar("Result")
 
 
 def until(
     seen: Callable[[], Result | Literal[False] | None],
     what: str | Callable[[], str],
-    patience: float = PATIENCE,
+    timeout: float = TIMEOUT,
 ) -> Result:
-    """What `seen` returns as soon as it is true. AssertionError after `patience` seconds; `what` it says is made
+    """What `seen` returns as soon as it is true. AssertionError after `timeout` seconds; `what` it says is made
     then, if it is called."""
     started_at = time.monotonic()
     while not (result := seen()):
         waited = time.monotonic() - started_at
-        assert waited < patience, f"not within {patience} s: {what if isinstance(what, str) else what()}"
+        assert waited < timeout, f"not within {timeout} s: {what if isinstance(what, str) else what()}"
         time.sleep(min(max(waited / 20, 0.01), 0.1))  # who looks takes the processor from what it waits for
     return result
 
 
-def load_share() -> float:
+def load_factor() -> float:
     """How many times longer a second of work takes while others want the cores too; 1 on an idle machine."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
@@ -66,7 +66,7 @@ class Simulator:
     """`ews-listener simulate`; its configuration for the daemon lies at `config`."""
 
     process: "subprocess.Popen[str]"
-    told: dict[str, Any]
+    info: dict[str, Any]
     config: Path
 
     @property
@@ -79,7 +79,7 @@ class Simulator:
 
     @property
     def port(self) -> int:
-        return int(self.told["ews_url"].split(":")[2].partition("/")[0])
+        return int(self.info["ews_url"].split(":")[2].partition("/")[0])
 
     @property
     def deliveries(self) -> list[dict[str, Any]]:
@@ -88,17 +88,17 @@ class Simulator:
     def state(self) -> dict[str, Any]:
         return self._ask("state", None)
 
-    def make(self, mailbox: str, kind: str = "NewMailEvent", count: int = 1) -> list[dict[str, Any]]:
+    def create_events(self, mailbox: str, kind: str = "NewMailEvent", count: int = 1) -> list[dict[str, Any]]:
         """Makes events, and gives what the ledger says of them."""
         order = {"mailbox": mailbox, "kind": kind, "count": count}
         lines: list[dict[str, Any]] = self._ask("events", order)["events"]
         return lines
 
-    def rate(self, events: float) -> None:
+    def set_rate(self, events: float) -> None:
         """From now on so many events a second."""
         self._ask("traffic", {"rate": events})
 
-    def break_(self, **order: object) -> list[dict[str, Any]]:
+    def inject_fault(self, **order: object) -> list[dict[str, Any]]:
         """Makes a fault, and gives what the ledger says of it; nothing if it waits for something to befall."""
         lines: list[dict[str, Any]] = self._ask("faults", order)["made"]
         return lines
@@ -107,36 +107,36 @@ class Simulator:
         """Ends all faults that last."""
         self._ask("faults", {"profile": "none"})
 
-    def broken(self) -> dict[str, Any]:
+    def fault_status(self) -> dict[str, Any]:
         """What was broken so far, and what is still to come."""
         return self._ask("faults", None)
 
-    def give(self, mailbox: str, **rights: object) -> None:
+    def set_rights(self, mailbox: str, **rights: object) -> None:
         """Gives rights to a mailbox, or takes them away: `folders`, `account`, `in_scope`, `ews`."""
         self._ask("rights", {"mailbox": mailbox, **rights})
 
-    def gather(self, group: str, members: list[str] | None) -> None:
+    def set_group(self, group: str, members: list[str] | None) -> None:
         """Makes or changes a distribution group; None deletes it."""
         self._ask("groups", {"address": group, "members": members})
 
-    def streaming(self, mailboxes: int) -> None:
+    def until_streaming(self, mailboxes: int) -> None:
         """Returns when so many mailboxes have a stream."""
         until(lambda: self.state()["mailboxes_streaming"] == mailboxes, f"{mailboxes} mailboxes streaming")
 
-    def append(self, text: str) -> None:
+    def append_config(self, text: str) -> None:
         """Writes more into the configuration."""
         self.config.write_text(self.config.read_text() + text)
 
-    def change(self, old: str, new: str) -> None:
+    def replace_config(self, old: str, new: str) -> None:
         """Replaces something in the configuration."""
         before = self.config.read_text()
         assert old in before
         self.config.write_text(before.replace(old, new))
 
     def _ask(self, what: str, order: object) -> dict[str, Any]:
-        context = ssl.create_default_context(cafile=self.told["ca_file"]) if self.told["ca_file"] else None
+        context = ssl.create_default_context(cafile=self.info["ca_file"]) if self.info["ca_file"] else None
         body = None if order is None else json.dumps(order).encode()
-        url = f"{self.told['control_url']}/{what}"
+        url = f"{self.info['control_url']}/{what}"
         with urllib.request.urlopen(url, body, timeout=10, context=context) as reply:
             answer: dict[str, Any] = json.load(reply)
         return answer
@@ -147,11 +147,11 @@ class Listener:
     """`ews-listener run`, with its standard error in a file."""
 
     process: "subprocess.Popen[bytes]"
-    errors: Path
+    log_file: Path
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return json_lines(self.errors)
+        return json_lines(self.log_file)
 
     def logged(self, event: str, **fields: object) -> list[dict[str, Any]]:
         """The lines of this event that have these fields."""
@@ -161,7 +161,7 @@ class Listener:
             if line["event"] == event and all(line.get(key) == value for key, value in fields.items())
         ]
 
-    def seconds_to(self, line: dict[str, Any]) -> float:
+    def seconds_since_start(self, line: dict[str, Any]) -> float:
         """From its first line to this one."""
         first, then = (datetime.fromisoformat(each["time"]) for each in (self.log[0], line))
         return (then - first).total_seconds()
@@ -170,19 +170,19 @@ class Listener:
         """The lines of this event, as soon as there are so many."""
         return until(
             lambda: lines if len(lines := self.logged(event, **fields)) >= count else None,
-            lambda: f"{event} {fields}; the log: {self.errors.read_text()[-3000:]}",
+            lambda: f"{event} {fields}; the log: {self.log_file.read_text()[-3000:]}",
         )
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends the signal and gives the exit code."""
         self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
         try:
-            return self.process.wait(PATIENCE)
+            return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running: {self.errors.read_text()[-3000:]}") from None
+            raise AssertionError(f"still running: {self.log_file.read_text()[-3000:]}") from None
 
 
 Start = Callable[..., Simulator]

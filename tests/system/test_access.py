@@ -10,7 +10,7 @@ Listen = Callable[..., Listener]
 
 def delivered(simulator: Simulator, mailbox: str, kind: str = "exchange.item.new_mail") -> None:
     """Makes a mail, and returns when a handler was told of it."""
-    ids = {line["item_id"] for line in simulator.make(mailbox) if line["kind"] == "NewMailEvent"}
+    ids = {line["item_id"] for line in simulator.create_events(mailbox) if line["kind"] == "NewMailEvent"}
     until(
         lambda: ids <= {event.get("subject") for event in simulator.deliveries if event["type"] == kind},
         f"the mail to {mailbox}: {ids}",
@@ -19,7 +19,9 @@ def delivered(simulator: Simulator, mailbox: str, kind: str = "exchange.item.new
 
 def override(simulator: Simulator, mailbox: str, access: str, *lines: str) -> None:
     told = "\n".join(lines)
-    simulator.append(f'\n[[mailboxes.overrides]]\naddresses = ["{mailbox}"]\naccess = "{access}"\n{told}\n')
+    simulator.append_config(
+        f'\n[[mailboxes.overrides]]\naddresses = ["{mailbox}"]\naccess = "{access}"\n{told}\n'
+    )
 
 
 def test_a_delegate_streams_the_folders_it_has_a_permission_on(
@@ -28,12 +30,12 @@ def test_a_delegate_streams_the_folders_it_has_a_permission_on(
     office = simulator("--backends", "1")
     recorder = record(office)
     theirs, *others = office.mailboxes
-    office.give(theirs, folders=["inbox"], in_scope=False)
+    office.set_rights(theirs, folders=["inbox"], in_scope=False)
     override(office, theirs, "delegate", 'folders = ["inbox"]')
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    office.change(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{recorder.port}/EWS")
+    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    office.replace_config(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{recorder.port}/EWS")
     listener = listen(office)
-    office.streaming(4)
+    office.until_streaming(4)
     delivered(office, theirs)
     delivered(office, others[0])
     groups = {line["anchor"]: line["mailboxes"] for line in listener.logged("group.streaming")}
@@ -47,11 +49,11 @@ def test_a_delegate_streams_the_folders_it_has_a_permission_on(
 def test_a_gap_of_a_delegate_is_filled(simulator: Callable[..., Simulator], listen: Listen) -> None:
     office = simulator("--backends", "1")
     theirs = office.mailboxes[0]
-    office.give(theirs, folders=["inbox"], in_scope=False)
-    office.change('file = "mailboxes.txt"', f'addresses = ["{theirs}"]\naccess = "delegate"')
-    office.append('\n[subscription]\nfolders = ["inbox"]\n')
+    office.set_rights(theirs, folders=["inbox"], in_scope=False)
+    office.replace_config('file = "mailboxes.txt"', f'addresses = ["{theirs}"]\naccess = "delegate"')
+    office.append_config('\n[subscription]\nfolders = ["inbox"]\n')
     listen(office).until_logged("group.streaming")
-    office.break_(kind="backend_restart", seconds=1)
+    office.inject_fault(kind="backend_restart", seconds=1)
     delivered(office, theirs)
     assert any(event["data"].get("recovered") for event in office.deliveries)
 
@@ -59,10 +61,10 @@ def test_a_gap_of_a_delegate_is_filled(simulator: Callable[..., Simulator], list
 def test_the_accounts_own_mailbox(simulator: Callable[..., Simulator], listen: Listen) -> None:
     office = simulator()
     mine = office.mailboxes[0]
-    office.change('file = "mailboxes.txt"', f'addresses = ["{mine}"]\naccess = "own"')
-    office.change(f'user = "{office.told["user"]}"', f'user = "{mine}"')
+    office.replace_config('file = "mailboxes.txt"', f'addresses = ["{mine}"]\naccess = "own"')
+    office.replace_config(f'user = "{office.info["user"]}"', f'user = "{mine}"')
     listen(office)
-    office.streaming(1)
+    office.until_streaming(1)
     delivered(office, mine)
 
 
@@ -72,14 +74,14 @@ def test_a_delegate_without_permission_is_suspended_and_comes_back_with_one(
     office = simulator()
     theirs = office.mailboxes[0]
     override(office, theirs, "delegate", 'folders = ["inbox"]')
-    office.append('\n[backoff]\nsuspended_first = "0.5s"\n')
+    office.append_config('\n[backoff]\nsuspended_first = "0.5s"\n')
     listener = listen(office)
-    office.streaming(3)
+    office.until_streaming(3)
     (line,) = listener.until_logged("mailbox.suspended", mailbox=theirs)
     assert line["code"] == "ErrorSubscriptionDelegateAccessNotSupported"
-    office.give(theirs, folders=["*"])
+    office.set_rights(theirs, folders=["*"])
     listener.until_logged("mailbox.resumed", mailbox=theirs)
-    office.streaming(4)
+    office.until_streaming(4)
 
 
 def test_members_of_distribution_groups_come_and_go_while_the_others_stream(
@@ -87,35 +89,35 @@ def test_members_of_distribution_groups_come_and_go_while_the_others_stream(
 ) -> None:
     office = simulator("--mailboxes", "8")
     people = sorted(office.mailboxes)
-    office.gather(
+    office.set_group(
         "team@contoso.example", [*people[:4], "everyone-else@contoso.example", "x@fabrikam.example"]
     )
-    office.gather("everyone-else@contoso.example", [*people[4:6], "team@contoso.example"])
-    office.change(
+    office.set_group("everyone-else@contoso.example", [*people[4:6], "team@contoso.example"])
+    office.replace_config(
         'file = "mailboxes.txt"', 'distribution_groups = ["team@contoso.example"]\nrefresh = "0.3s"'
     )
     listener = listen(office)
-    office.streaming(6)
+    office.until_streaming(6)
     delivered(office, people[0])
-    office.gather("everyone-else@contoso.example", people[4:])
-    office.streaming(8)
+    office.set_group("everyone-else@contoso.example", people[4:])
+    office.until_streaming(8)
     delivered(office, people[7])
     # One leaves: its subscription is ended, and nobody else's.
     subscriptions = office.state()["requests"]["Subscribe"]["200"]
-    office.gather("team@contoso.example", [*people[1:4], "everyone-else@contoso.example"])
+    office.set_group("team@contoso.example", [*people[1:4], "everyone-else@contoso.example"])
     until(lambda: office.state()["subscriptions"] == 7, "seven subscriptions")
-    office.streaming(7)
+    office.until_streaming(7)
     assert office.state()["requests"]["Subscribe"]["200"] == subscriptions
     # A group that was emptied by mistake silences nobody.
-    office.gather("team@contoso.example", [])
+    office.set_group("team@contoso.example", [])
     (line,) = listener.until_logged("mailboxes.refresh_rejected")[:1]
     assert (line["level"], line["mailboxes"], line["dropped"]) == ("error", 7, 7)
-    office.streaming(7)
+    office.until_streaming(7)
     # And neither does a start without it.
-    assert listener.end() == 0
+    assert listener.stop() == 0
     listener = listen(office)
     listener.until_logged("listener.started")
-    office.streaming(7)
+    office.until_streaming(7)
 
 
 def test_a_reload_takes_up_other_groups_and_another_access(
@@ -123,16 +125,16 @@ def test_a_reload_takes_up_other_groups_and_another_access(
 ) -> None:
     office = simulator("--mailboxes", "6")
     people = sorted(office.mailboxes)
-    office.gather("one@contoso.example", people[:2])
-    office.gather("two@contoso.example", people[2:])
-    office.change('file = "mailboxes.txt"', 'distribution_groups = ["one@contoso.example"]')
+    office.set_group("one@contoso.example", people[:2])
+    office.set_group("two@contoso.example", people[2:])
+    office.replace_config('file = "mailboxes.txt"', 'distribution_groups = ["one@contoso.example"]')
     listener = listen(office)
-    office.streaming(2)
-    office.give(people[0], folders=["inbox"], in_scope=False)
-    office.change('"one@contoso.example"]', '"one@contoso.example", "two@contoso.example"]')
+    office.until_streaming(2)
+    office.set_rights(people[0], folders=["inbox"], in_scope=False)
+    office.replace_config('"one@contoso.example"]', '"one@contoso.example", "two@contoso.example"]')
     override(office, people[0], "delegate", 'folders = ["inbox"]')
     listener.process.send_signal(signal.SIGHUP)
-    office.streaming(6)
+    office.until_streaming(6)
     delivered(office, people[0])
     delivered(office, people[5])
     assert {line["code"] for line in listener.logged("mailbox.suspended")} <= {"ErrorImpersonateUserDenied"}

@@ -31,23 +31,23 @@ Listen = Callable[..., Listener]
 def test_extended_protection_is_met(simulator: Start, listen: Listen, kind: str) -> None:
     there = simulator("--auth", kind, "--extended-protection", "require")
     daemon = listen(there)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     until(lambda: json_lines(there.folder / "deliveries.jsonl"), "the event")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not daemon.logged("auth.refused")
 
 
 def test_tokens_that_end_soon_are_renewed_and_streams_go_on(simulator: Start, listen: Listen) -> None:
     there = simulator("--auth", "oauth", "--token-lifetime", "2")
-    there.append('\n[catch_up]\ninterval = "1s"\n')
-    there.append('\n[log]\nlevel = "debug"\n')
+    there.append_config('\n[catch_up]\ninterval = "1s"\n')
+    there.append_config('\n[log]\nlevel = "debug"\n')
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     daemon.until_logged("auth.token_renewed", count=3)
-    there.make(there.mailboxes[0])
+    there.create_events(there.mailboxes[0])
     until(lambda: json_lines(there.folder / "deliveries.jsonl"), "the event")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not daemon.logged("auth.refused")
     assert not daemon.logged("stream.refused")
 
@@ -55,21 +55,23 @@ def test_tokens_that_end_soon_are_renewed_and_streams_go_on(simulator: Start, li
 @pytest.mark.parametrize("proof", ["certificate", "PKCS#12", "federated token"])
 def test_an_application_proves_itself_without_a_secret(simulator: Start, listen: Listen, proof: str) -> None:
     there = simulator("--auth", "oauth", "--token-lifetime", "2")
-    oauth, folder = there.told["oauth"], there.folder
+    oauth, folder = there.info["oauth"], there.folder
     secret = f'client_secret = "{oauth["client_secret"]}"'
     pem = (folder / "application.pem").read_bytes()
     key, certificate = load_pem_private_key(pem, None), load_pem_x509_certificate(pem)
     assert isinstance(key, RSAPrivateKey)
     match proof:
         case "certificate":
-            there.change(secret, 'certificate = "application.pem"')
+            there.replace_config(secret, 'certificate = "application.pem"')
         case "PKCS#12":
             password = "Pw-of-the-store"
             plant(password)
             locked = BestAvailableEncryption(password.encode())
             store = serialize_key_and_certificates(b"listener", key, certificate, None, locked)
             (folder / "application.pfx").write_bytes(store)
-            there.change(secret, f'certificate = "application.pfx"\ncertificate_password = "{password}"')
+            there.replace_config(
+                secret, f'certificate = "application.pfx"\ncertificate_password = "{password}"'
+            )
         case "federated token":
             # To us it is the same what is in it; this server takes what the application's own key has signed.
             thumbprint = urlsafe_b64encode(certificate.fingerprint(SHA256())).decode().rstrip("=")
@@ -78,22 +80,22 @@ def test_an_application_proves_itself_without_a_secret(simulator: Start, listen:
             token = jwt.encode(who, key, algorithm="PS256", headers={"x5t#S256": thumbprint})
             plant(token)
             (folder / "token.txt").write_text(token + "\n")
-            there.change(secret, 'federated_token_file = "token.txt"')
-    there.append('\n[catch_up]\ninterval = "1s"\n\n[log]\nlevel = "debug"\n')
+            there.replace_config(secret, 'federated_token_file = "token.txt"')
+    there.append_config('\n[catch_up]\ninterval = "1s"\n\n[log]\nlevel = "debug"\n')
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     daemon.until_logged("auth.token_renewed", count=2)
-    there.make(there.mailboxes[0])
+    there.create_events(there.mailboxes[0])
     until(lambda: there.deliveries, "the event")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not daemon.logged("auth.refused")
 
 
 def test_the_machine_has_an_identity(simulator: Start, listen: Listen) -> None:
     """Azure's service beside a virtual machine, which vouches for it; here it asks the simulator's Entra ID."""
     there = simulator("--auth", "oauth")
-    oauth = there.told["oauth"]
-    trusted = ssl.create_default_context(cafile=there.told["ca_file"])
+    oauth = there.info["oauth"]
+    trusted = ssl.create_default_context(cafile=there.info["ca_file"])
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,30 +118,30 @@ def test_the_machine_has_an_identity(simulator: Start, listen: Listen) -> None:
 
     text = there.config.read_text()
     section = text[text.index("[auth]") : text.index("[mailboxes]")]
-    there.change(section, '[auth]\nkind = "oauth"\nmanaged_identity = true\n\n')
+    there.replace_config(section, '[auth]\nkind = "oauth"\nmanaged_identity = true\n\n')
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
         daemon = listen(there, AZURE_POD_IDENTITY_AUTHORITY_HOST=host)
-        there.streaming(4)
-        there.make(there.mailboxes[0])
+        there.until_streaming(4)
+        there.create_events(there.mailboxes[0])
         until(lambda: there.deliveries, "the event")
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         server.shutdown()
     assert asked == ["https://outlook.office365.com"]
 
 
 def test_a_wrong_secret_is_told_in_time(simulator: Start, listen: Listen) -> None:
     there = simulator("--auth", "oauth")
-    there.change('client_secret = "', 'client_secret = "not-')
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
+    there.replace_config('client_secret = "', 'client_secret = "not-')
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
     daemon = listen(there)
     (started,) = daemon.until_logged("listener.started")
     refused = daemon.until_logged("auth.refused", code="AADSTS7000215")[0]
     assert refused["text"].endswith("is wrong: configure the secret's value, not its ID")
     assert seconds_between(started, refused) < 5
     daemon.until_logged("mailbox.suspended", code="AADSTS7000215")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert max(line["attempts"] for line in daemon.logged("auth.refused")) <= 3
 
 
@@ -149,12 +151,12 @@ def seconds_between(earlier: dict[str, Any], later: dict[str, Any]) -> float:
 
 def test_a_wrong_password_is_tried_once_a_try(simulator: Start, listen: Listen) -> None:
     there = simulator("--auth", "ntlm", "--extended-protection", "require", "--mailboxes", "12")
-    there.change(there.told["password"], "Pw-wrong")
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
+    there.replace_config(there.info["password"], "Pw-wrong")
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
     daemon = listen(there)
     refused = daemon.until_logged("auth.refused", code="HandshakeRefused")
     assert "the password is wrong, or the account is locked" in refused[0]["text"]
     daemon.until_logged("auth.refused", attempts=2)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert max(line["attempts"] for line in daemon.logged("auth.refused")) == 2
-    assert "Pw-wrong" not in daemon.errors.read_text()
+    assert "Pw-wrong" not in daemon.log_file.read_text()

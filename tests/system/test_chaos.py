@@ -47,7 +47,7 @@ def all_events_arrive(there: Simulator, deadline: float) -> None:
         made = {
             line.get("item_id") or line.get("folder_id"): mailbox
             for mailbox in sorted(waiting)
-            for line in there.make(mailbox)
+            for line in there.create_events(mailbox)
         }
         again = time.monotonic() + 1
         while waiting and time.monotonic() < again:
@@ -63,15 +63,15 @@ def test_heavy_faults_and_then_everything_is_as_it_was(
         *("--mailboxes", str(MAILBOXES), "--seed", str(seed), "--heartbeat", "1"),
     )
     daemon = listen(there)
-    there.streaming(MAILBOXES)
+    there.until_streaming(MAILBOXES)
     all_events_arrive(there, time.monotonic() + 10)
     before = holding(daemon.process.pid)
 
-    there.break_(profile="heavy")
+    there.inject_fault(profile="heavy")
     time.sleep(SECONDS)
-    there.break_(profile="none")
+    there.inject_fault(profile="none")
     started_at = time.monotonic()
-    made = there.broken()["made"]
+    made = there.fault_status()["made"]
     until(lambda: there.state()["mailboxes_streaming"] == MAILBOXES, "every mailbox streaming", 60)
     all_events_arrive(there, started_at + 60)
     took = time.monotonic() - started_at
@@ -93,8 +93,8 @@ def test_heavy_faults_and_then_everything_is_as_it_was(
     assert after.sockets <= before.sockets + groups * (MAX_IDLE + 1) - 3
 
     assert daemon.process.poll() is None
-    assert daemon.end() == 0
-    text = daemon.errors.read_text()
+    assert daemon.stop() == 0
+    text = daemon.log_file.read_text()
     assert "Traceback" not in text
     assert not [line for line in daemon.log if line["level"] == "error"]
     assert daemon.log[-1]["event"] == "listener.stopped"

@@ -52,8 +52,8 @@ def test_all_is_well(simulator: Start) -> None:
     assert report["ok"] is True
     (server,) = report["servers"]
     assert server == {
-        "url": office.told["ews_url"],
-        "account": office.told["user"],
+        "url": office.info["ews_url"],
+        "account": office.info["user"],
         "ok": True,
         "stage": None,
     }
@@ -66,9 +66,9 @@ def test_all_is_well(simulator: Start) -> None:
 def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -> None:
     office = simulator()
     outside, without_ews, theirs, good = office.mailboxes
-    office.give(outside, in_scope=False)
-    office.give(without_ews, ews=False)
-    office.append(
+    office.set_rights(outside, in_scope=False)
+    office.set_rights(without_ews, ews=False)
+    office.append_config(
         f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["calendar"]\n'
         '[[mailboxes.overrides]]\naddresses = ["nobody@contoso.example"]\n'
     )
@@ -82,7 +82,7 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
         "nobody@contoso.example": "InvalidUser",
         good: None,
     }
-    user = office.told["user"]
+    user = office.info["user"]
     assert "outside its scope" in matter(report, outside)["cause"]
     assert "New-ManagementScope" in matter(report, outside)["fix"]
     assert f"-User {user} -CustomRecipientWriteScope" in matter(report, outside)["fix"]
@@ -92,21 +92,21 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
     assert "1 of 5 mailboxes can be reached." in told
     assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in told
     assert "      Fix: grant permission: Add-MailboxFolderPermission" in told
-    office.give(theirs, folders=["calendar"])
+    office.set_rights(theirs, folders=["calendar"])
     assert check(office, "--mailbox", theirs.upper(), "--mailbox", good).code == 0
 
 
 def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> None:
     office = simulator()
-    office.change('password = "', 'password = "x')
+    office.replace_config('password = "', 'password = "x')
     checked = check(office, "--json")
     assert checked.code == 3
     report = checked.json
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert not any(each["ok"] or each["tried"] for each in report["checked"])
-    assert office.told["password"] not in checked.out + checked.err
+    assert office.info["password"] not in checked.out + checked.err
     # The same where Autodiscover is not asked.
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
+    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
     report = check(office, "--json").json
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert len(report["groups"]) == 1
@@ -115,7 +115,7 @@ def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> 
 
 def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
     office = simulator("--lock-after", "4")
-    office.change(office.told["password"], "wrong-Secret")
+    office.replace_config(office.info["password"], "wrong-Secret")
     found = [check(office, "--json") for _ in range(6)]
     assert {each.code for each in found} == {3}
     assert "held" not in found[0].json["servers"][0]
@@ -126,9 +126,9 @@ def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
     people = check(office).out
     assert "      These credentials are not tried again for " in people
     # Another password is tried at once, and so is the same one where the operator says so.
-    office.change("wrong-Secret", office.told["password"])
+    office.replace_config("wrong-Secret", office.info["password"])
     assert check(office).code == 0
-    office.change(office.told["password"], "wrong-Secret")
+    office.replace_config(office.info["password"], "wrong-Secret")
     for _ in range(3):
         assert check(office).code == 3
     (kept,) = office.folder.rglob("refusals.json")
@@ -145,8 +145,8 @@ def test_a_server_that_is_not_there(simulator: Start) -> None:
     office = simulator()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    office.change(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{port}/EWS")
+    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    office.replace_config(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{port}/EWS")
     checked = check(office, "--json")
     assert checked.code == 3
     (server,) = checked.json["servers"]
@@ -155,7 +155,7 @@ def test_a_server_that_is_not_there(simulator: Start) -> None:
 
 def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
     office = simulator("--tls")
-    office.change('ca_file = "ca.pem"\n', "autodiscover = false\n")
+    office.replace_config('ca_file = "ca.pem"\n', "autodiscover = false\n")
     checked = check(office, "--json")
     assert checked.code == 3
     (server,) = checked.json["servers"]
@@ -165,8 +165,8 @@ def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
 
 def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start) -> None:
     office = simulator("--mailboxes", "150")
-    office.change("[auth]", "concurrency = 40\n\n[auth]")
-    office.break_(kind="throttled", seconds=60, concurrency=27, back_off_ms=300)
+    office.replace_config("[auth]", "concurrency = 40\n\n[auth]")
+    office.inject_fault(kind="throttled", seconds=60, concurrency=27, back_off_ms=300)
     checked = check(office)
     assert checked.code == 0, checked.out
     assert "150 of 150 mailboxes can be reached." in checked.out
@@ -175,7 +175,7 @@ def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start)
 def test_distribution_groups_are_expanded(simulator: Start) -> None:
     office = simulator()
     groups = '["everyone@contoso.example", "nobody@contoso.example"]'
-    office.change('file = "mailboxes.txt"', f"distribution_groups = {groups}")
+    office.replace_config('file = "mailboxes.txt"', f"distribution_groups = {groups}")
     checked = check(office, "--json")
     assert checked.code == 4
     good, bad = checked.json["distribution_groups"]
@@ -187,7 +187,7 @@ def test_distribution_groups_are_expanded(simulator: Start) -> None:
 def test_one_ill_mailbox_is_not_taken_for_an_ill_server(simulator: Start) -> None:
     office = simulator("--backends", "1")
     ill, *_ = sorted(office.mailboxes)
-    office.break_(kind="http", status=503, mailbox=ill, operation="GetFolder")
+    office.inject_fault(kind="http", status=503, mailbox=ill, operation="GetFolder")
     checked = check(office, "--json")
     assert checked.code == 4
     assert [server["ok"] for server in checked.json["servers"]] == [True]
@@ -212,7 +212,9 @@ def test_on_a_terminal_there_is_a_progress_bar(simulator: Start) -> None:
 
 def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) -> None:
     office = simulator()
-    office.append('\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n')
+    office.append_config(
+        '\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n'
+    )
     checked = check(office)
     assert checked.code == 2
     assert checked.err == (
@@ -225,7 +227,7 @@ def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) 
 
 
 def must_deny(simulator: Simulator, *mailboxes: str, more: str = "") -> None:
-    simulator.append(f"\n[impersonation]\nmust_deny = {json.dumps(mailboxes)}\n{more}\n")
+    simulator.append_config(f"\n[impersonation]\nmust_deny = {json.dumps(mailboxes)}\n{more}\n")
 
 
 def test_the_check_proves_the_scope(simulator: Start) -> None:
@@ -234,7 +236,7 @@ def test_the_check_proves_the_scope(simulator: Start) -> None:
     checked = check(office, "--json")
     assert checked.code == 0
     assert checked.json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
-    office.give(CEO, in_scope=True)
+    office.set_rights(CEO, in_scope=True)
     checked = check(office)
     assert checked.code == 4
     assert f"{CEO} must refuse the account, and DOES NOT" in checked.out
@@ -243,18 +245,18 @@ def test_the_check_proves_the_scope(simulator: Start) -> None:
 def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_servers(simulator: Start) -> None:
     office = simulator("--backends", "1")
     theirs = office.mailboxes[0]
-    office.give(theirs, folders=["inbox"])
-    url = office.told["ews_url"]
-    office.change(f'ews_url = "{url}"', "autodiscover = false")
-    office.change('file = "mailboxes.txt"', 'access = "delegate"')
-    office.append(
+    office.set_rights(theirs, folders=["inbox"])
+    url = office.info["ews_url"]
+    office.replace_config(f'ews_url = "{url}"', "autodiscover = false")
+    office.replace_config('file = "mailboxes.txt"', 'access = "delegate"')
+    office.append_config(
         f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{theirs}"]\n'
     )
     must_deny(office, CEO)
     checked = check(office, "--json")
     assert checked.code == 0, checked.out
     assert checked.json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
-    office.give(CEO, folders=["*"])
+    office.set_rights(CEO, folders=["*"])
     checked = check(office)
     assert checked.code == 4
     assert f"{CEO} must refuse the account, and DOES NOT: take its permissions" in checked.out
@@ -263,12 +265,14 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
         in checked.out
     )
     # Free/busy is for everybody, and no proof.
-    office.give(CEO, folders=[])
-    office.change('[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]')
-    office.give(theirs, folders=["inbox", "calendar"])
+    office.set_rights(CEO, folders=[])
+    office.replace_config(
+        '[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]'
+    )
+    office.set_rights(theirs, folders=["inbox", "calendar"])
     assert check(office, "--json").json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
-    office.give(CEO, folders=["calendar"])
-    office.make(CEO, kind="FreeBusyChangedEvent")
+    office.set_rights(CEO, folders=["calendar"])
+    office.create_events(CEO, kind="FreeBusyChangedEvent")
     (finding,) = check(office, "--json").json["must_deny"]
     assert finding == {
         "mailbox": CEO,
@@ -284,23 +288,23 @@ def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
     simulator: Start, listen: Listen
 ) -> None:
     office = simulator()
-    office.give(CEO, in_scope=True)
+    office.set_rights(CEO, in_scope=True)
     must_deny(office, CEO, more='interval = "1s"')
     listener = listen(office)
     listener.until_logged("scope.violation", mailbox=CEO, level="error")
-    office.streaming(4)
-    office.give(CEO, in_scope=False)
+    office.until_streaming(4)
+    office.set_rights(CEO, in_scope=False)
     listener.until_logged("scope.verified", mailboxes=1)
-    assert listener.end() == 0
-    office.change('interval = "1s"', 'if_not_denied = "refuse_to_start"')
+    assert listener.stop() == 0
+    office.replace_config('interval = "1s"', 'if_not_denied = "refuse_to_start"')
     listener = listen(office)
     listener.until_logged("group.streaming")
     assert listener.logged("scope.verified")
-    assert listener.end() == 0
-    office.give(CEO, in_scope=True)
+    assert listener.stop() == 0
+    office.set_rights(CEO, in_scope=True)
     refused = listen(office)
     assert refused.wait() == 2
-    assert f"error: impersonation.must_deny: the account reaches {CEO}" in refused.errors.read_text()
+    assert f"error: impersonation.must_deny: the account reaches {CEO}" in refused.log_file.read_text()
     assert office.state()["streams"] == []
 
 
@@ -310,25 +314,25 @@ def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
 def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Listen) -> None:
     office = simulator()
     theirs = office.mailboxes[0]
-    office.give(theirs, folders=["inbox"])
+    office.set_rights(theirs, folders=["inbox"])
     must_deny(office, CEO)
-    office.append(
+    office.append_config(
         f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
         '[log]\naudit_file = "audit.jsonl"\n'
     )
     listener = listen(office)
-    office.streaming(4)
+    office.until_streaming(4)
     listener.until_logged("scope.verified")
-    assert listener.end() == 0
+    assert listener.stop() == 0
     lines = json_lines(office.folder / "audit.jsonl")
     assert {line["event"] for line in lines} == {"audit.identity_used"}
-    assert {line["account"] for line in lines} == {office.told["user"]}
+    assert {line["account"] for line in lines} == {office.info["user"]}
     assert {line["server"] for line in lines} == {f"127.0.0.1:{office.port}"}
     assert all(line["time"].endswith("Z") for line in lines)
     used = [(line["access"], line["identity"]) for line in lines]
     assert len(used) == len(set(used))
     assert set(used) == {
-        ("own", office.told["user"]),
+        ("own", office.info["user"]),
         ("delegate", theirs),
         ("delegate", CEO),
         *(("impersonation", mailbox) for mailbox in (*office.mailboxes[1:], CEO)),
@@ -343,7 +347,7 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
 def test_an_unknown_code_is_named_as_unknown(simulator: Start) -> None:
     office = simulator("--backends", "1")
     ill, *_ = sorted(office.mailboxes)
-    office.break_(kind="response_code", code="ErrorMailboxIsPurple", mailbox=ill, operation="GetFolder")
+    office.inject_fault(kind="response_code", code="ErrorMailboxIsPurple", mailbox=ill, operation="GetFolder")
     checked = check(office, "--mailbox", ill)
     assert checked.code == 4
     head, *told = checked.out.partition("FAIL  ")[2].splitlines()
@@ -359,15 +363,15 @@ def test_an_unknown_code_is_named_as_unknown(simulator: Start) -> None:
 
 def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
     office = simulator()
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    good = office.told["ews_url"]
-    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("/EWS/Exchange.asmx", "/owa")}"')
+    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    good = office.info["ews_url"]
+    office.replace_config(f'ews_url = "{good}"', f'ews_url = "{good.replace("/EWS/Exchange.asmx", "/owa")}"')
     checked = check(office)
     assert checked.code == 3
     assert "      The URL is probably wrong: /owa is Outlook on the web, not the EWS endpoint." in checked.out
     assert f"      Fix: set ews_url to {good}\n" in checked.out
-    office.change("/owa", "/EWS/Exchange.asmx")
-    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("http:", "https:")}"')
+    office.replace_config("/owa", "/EWS/Exchange.asmx")
+    office.replace_config(f'ews_url = "{good}"', f'ews_url = "{good.replace("http:", "https:")}"')
     checked = check(office, "--json")
     (server,) = checked.json["servers"]
     assert (checked.code, server["code"]) == (3, "TlsFailed")
@@ -377,8 +381,8 @@ def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
 
 def test_http_to_a_port_with_tls_is_diagnosed(simulator: Start) -> None:
     office = simulator("--tls", "--auth", "ntlm")
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    office.change('ews_url = "https:', 'ews_url = "http:')
+    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    office.replace_config('ews_url = "https:', 'ews_url = "http:')
     (server,) = check(office, "--json").json["servers"]
     assert (server["code"], "https://" in server["fix"]) == ("ConnectionReset", True)
     assert "the URL says http://" in server["cause"]

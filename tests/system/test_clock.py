@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.system import forked
+from tests.system.ledger import compare_with_ledger, event_of
 from tests.system.processes import Listen, Start, json_lines, until
-from tests.system.truth import event_of, judge
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
@@ -27,21 +27,21 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
     }
     clock.write_text("+0\n")
     there = simulator("--ledger", str(ledger), "--backends", "1")
-    there.append("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
+    there.append_config("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
     daemon = listen(there, **environment)
-    there.streaming(4)
+    there.until_streaming(4)
     listening = time.monotonic()
 
     def events_arrive() -> None:
         for mailbox in there.mailboxes:
-            there.make(mailbox, count=5)
-        until(lambda: judge(ledger, output).lost == 0, "every event")
+            there.create_events(mailbox, count=5)
+        until(lambda: compare_with_ledger(ledger, output).lost == 0, "every event")
 
     events_arrive()
     before = daemon.log[-1]["time"]
     clock.write_text("-3600\n")
     events_arrive()
-    assert judge(ledger, output).duplicates == 0
+    assert compare_with_ledger(ledger, output).duplicates == 0
     told = there.deliveries
     assert len({event["id"] for event in told}) == len(told)
     for mailbox in there.mailboxes:
@@ -52,13 +52,13 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
     # Of the second of the first Subscribe a comparison cannot tell what is new.
     until(lambda: time.monotonic() > listening + 1.0, "the next second")
     # A gap that began before the clock was set back.
-    there.break_(kind="backend_restart")
+    there.inject_fault(kind="backend_restart")
     for mailbox in there.mailboxes:
-        there.make(mailbox)
-    there.streaming(4)
+        there.create_events(mailbox)
+    there.until_streaming(4)
     events_arrive()
     assert daemon.log[-1]["time"] < before
-    assert judge(ledger, output).unseen == 0
+    assert compare_with_ledger(ledger, output).unseen == 0
     assert [event_of(line) for line in there.deliveries if line["data"].get("recovered")]
 
     # What was journaled under the old clock lies in the future of the new one, and is not forgotten.
@@ -73,4 +73,4 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
     )
     assert replay.returncode == 0
     until(lambda: len(there.deliveries) >= 2 * count, "everything once more")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from tests.system import forked
-from tests.system.processes import PATIENCE, json_lines, until
+from tests.system.processes import TIMEOUT, json_lines, until
 
 KEYS = [
     "mailboxes", "streaming", "groups", "generated", "delivered", "duplicates", "lost", "unseen", "faults", "p50_ms",
@@ -60,7 +60,7 @@ def demo(*options: str) -> list[str]:
 def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str], auth: str) -> None:
     command = demo("--mailboxes", "40", "--rate", "100", "--duration", "3", "--auth", auth, "--json")
     run = forked.run(
-        command, env=environment, capture_output=True, text=True, timeout=3 + PATIENCE, check=False
+        command, env=environment, capture_output=True, text=True, timeout=3 + TIMEOUT, check=False
     )
     assert run.returncode == 0, run.stderr
     (line,) = run.stdout.splitlines()
@@ -91,7 +91,7 @@ def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None
         "--json",
     )
     run = forked.run(
-        demo(*options), env=environment, capture_output=True, text=True, timeout=8 + 2 * PATIENCE, check=False
+        demo(*options), env=environment, capture_output=True, text=True, timeout=8 + 2 * TIMEOUT, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
     summary = json.loads(run.stdout)
@@ -115,7 +115,7 @@ def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_
     try:
         until(lambda: any(line["event"] == "group.streaming" for line in json_lines(log)), "a stream")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all in the foreground
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
     assert process.returncode == 0, log.read_text()
@@ -151,13 +151,13 @@ def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[s
     os.close(slave)
     screen = ""
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not ("12/12" in screen and "exchange.item." in screen):
             assert time.monotonic() < deadline, screen
             screen = read_screen(master, screen)
         os.write(master, b"\x03")
         while process.poll() is None:
-            assert time.monotonic() < deadline + PATIENCE, screen
+            assert time.monotonic() < deadline + TIMEOUT, screen
             screen = read_screen(master, screen)
         screen = read_screen(master, screen)
     finally:

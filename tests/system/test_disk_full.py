@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.ledger import compare_with_ledger
 from tests.system.processes import Listen, Listener, Simulator, Start, until
-from tests.system.truth import judge
 
 SIZE = 8 << 20
 HELD = 3.0  # seconds; several times what a silent stream is allowed
@@ -51,7 +51,7 @@ def write_error(there: Simulator, daemon: Listener) -> dict[str, object]:
     """What the log says of it, once what the database has room for inside its files is used up."""
 
     def told() -> list[dict[str, object]]:
-        there.make(there.mailboxes[0], count=50)
+        there.create_events(there.mailboxes[0], count=50)
         return daemon.logged("journal.write_failed")
 
     return until(told, "a line about the full disk")[0]
@@ -63,8 +63,8 @@ def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
     there = simulator("--heartbeat", "0.5", "--ledger", str(ledger))
     daemon = listen(there)
-    there.streaming(4)
-    first = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    first = there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(first), "all deliveries before")
 
     ballast = fill(disk)
@@ -75,25 +75,25 @@ def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
     assert line["path"] == str(disk / "journal.db")
     before = len(there.deliveries)
     for mailbox in there.mailboxes:
-        there.make(mailbox, count=20)
+        there.create_events(mailbox, count=20)
     held = time.monotonic() + HELD
     while time.monotonic() < held:
         assert len(there.deliveries) == before, "delivered without having been journaled"
         time.sleep(0.1)
-    there.streaming(4)
+    there.until_streaming(4)
     assert not daemon.logged("journal.recovered")
 
     ballast.unlink()
     daemon.until_logged("journal.recovered")
-    until(lambda: judge(ledger, output).lost == 0, "every event")
-    verdict = judge(ledger, output)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "every event")
+    verdict = compare_with_ledger(ledger, output)
     assert (verdict.lost, verdict.unseen, verdict.duplicates) == (0, 0, 0)
     assert verdict.delivered == verdict.generated
     # It waited, and that was all: nothing was subscribed anew, no stream was taken for dead.
     assert there.state()["requests"]["Subscribe"] == {"200": 4}
     assert not daemon.logged("group.backoff")
     assert len(daemon.logged("journal.write_failed")) == 1
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_disk_that_may_only_be_read_is_named_at_the_start(
@@ -101,17 +101,17 @@ def test_a_disk_that_may_only_be_read_is_named_at_the_start(
 ) -> None:
     there = simulator()
     first = listen(there)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
-    assert first.end() == 0
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
+    assert first.stop() == 0
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     refused = listen(there)
     assert refused.wait() == 2
-    last = refused.errors.read_text().splitlines()[-1]
+    last = refused.log_file.read_text().splitlines()[-1]
     assert str(disk) in last
     assert "Read-only file system" in last or "readonly" in last
     subprocess.run(["mount", "-o", f"remount,rw,size={SIZE}", str(disk)], check=True)
     again = listen(there)
-    there.streaming(4)
-    assert again.end() == 0
+    there.until_streaming(4)
+    assert again.stop() == 0
     assert not again.logged("journal.write_failed")

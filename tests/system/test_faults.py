@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.system import forked
-from tests.system.processes import PATIENCE, Listener, Simulator, start_listener, until
+from tests.system.processes import TIMEOUT, Listener, Simulator, start_listener, until
 
 MAILBOXES = 4
 HASTE = """
@@ -41,15 +41,15 @@ class Wire:
     def events_arrive(self) -> None:
         """Those of each mailbox. What falls into a gap may be lost: each is given some chances."""
         waiting = set(self.there.mailboxes)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while waiting:
             assert time.monotonic() < deadline, (
-                f"nothing of {waiting}: {self.daemon.errors.read_text()[-3000:]}"
+                f"nothing of {waiting}: {self.daemon.log_file.read_text()[-3000:]}"
             )
             made = {
                 line.get("item_id") or line.get("folder_id"): mailbox
                 for mailbox in waiting
-                for line in self.there.make(mailbox)
+                for line in self.there.create_events(mailbox)
             }
             again = time.monotonic() + 0.5
             while waiting and time.monotonic() < again:
@@ -85,13 +85,13 @@ def running(
         try:
             assert process.stdout is not None
             there = Simulator(process, json.loads(process.stdout.readline()), path)
-            there.change("[exchange]", "[exchange]\nrequest_timeout = 1\nconnect_timeout = 1")
-            there.append(HASTE)
+            there.replace_config("[exchange]", "[exchange]\nrequest_timeout = 1\nconnect_timeout = 1")
+            there.append_config(HASTE)
             prepare(path)
             daemon = start_listener(path, environment)
             with daemon.process:
                 try:
-                    there.streaming(MAILBOXES)
+                    there.until_streaming(MAILBOXES)
                     yield Wire(there, daemon)
                 finally:
                     daemon.process.kill()
@@ -103,8 +103,8 @@ def running(
 def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
     with running(tmp_path_factory.mktemp("faults")) as wire:
         yield wire
-        assert "Traceback" not in wire.daemon.errors.read_text()
-        assert wire.daemon.end(signal.SIGTERM) == 0
+        assert "Traceback" not in wire.daemon.log_file.read_text()
+        assert wire.daemon.stop(signal.SIGTERM) == 0
         assert wire.daemon.log[-1]["event"] == "listener.stopped"
 
 
@@ -194,19 +194,19 @@ FAULTS: dict[str, tuple[list[Fault], str, dict[str, object]]] = {
 def test_after_it_events_arrive(wire: Wire, name: str) -> None:
     orders, noticed, fields = FAULTS[name]
     wire.settle()
-    before, made = len(wire.daemon.logged(noticed, **fields)), sum(wire.there.broken()["made"].values())
+    before, made = len(wire.daemon.logged(noticed, **fields)), sum(wire.there.fault_status()["made"].values())
     again, ordered = 0.0, 0
 
     def seen() -> bool:
         nonlocal again, ordered
         if time.monotonic() > again:  # a stream may be replaced for another reason before it is noticed
             for order in orders:
-                wire.there.break_(**order)
+                wire.there.inject_fault(**order)
             again, ordered = time.monotonic() + 15, ordered + len(orders)
         return len(wire.daemon.logged(noticed, **fields)) > before
 
-    until(seen, lambda: f"{noticed} {fields}; the log: {wire.daemon.errors.read_text()[-3000:]}")
-    until(lambda: sum(wire.there.broken()["made"].values()) == made + ordered, "the faults")
+    until(seen, lambda: f"{noticed} {fields}; the log: {wire.daemon.log_file.read_text()[-3000:]}")
+    until(lambda: sum(wire.there.fault_status()["made"].values()) == made + ordered, "the faults")
     wire.events_arrive()
 
 
@@ -215,7 +215,7 @@ def test_characters_that_xml_forbids_break_nothing(wire: Wire, form: str) -> Non
     """Exchange passes them on from mails; the stream goes on."""
     wire.settle()
     before = wire.daemon.log
-    assert wire.there.break_(kind="invalid_characters", form=form)
+    assert wire.there.inject_fault(kind="invalid_characters", form=form)
     wire.events_arrive()
     assert [line for line in wire.daemon.log[len(before) :] if line["level"] == "warning"] == []
 
@@ -223,8 +223,10 @@ def test_characters_that_xml_forbids_break_nothing(wire: Wire, form: str) -> Non
 def test_what_comes_after_closed_is_delivered(wire: Wire) -> None:
     wire.settle()
     mailbox = wire.there.mailboxes[0]
-    assert wire.there.break_(kind="closed", then="events", seconds=0.5)
-    ids = {line.get("item_id") or line.get("folder_id") for line in wire.there.make(mailbox, count=20)}
+    assert wire.there.inject_fault(kind="closed", then="events", seconds=0.5)
+    ids = {
+        line.get("item_id") or line.get("folder_id") for line in wire.there.create_events(mailbox, count=20)
+    }
     until(
         lambda: ids <= {event["subject"] for event in wire.there.deliveries},
         "the events that came after Closed",
@@ -237,7 +239,7 @@ def test_an_unknown_code_was_told_once(wire: Wire) -> None:
         wire.settle()
         refused = len(wire.daemon.logged("stream.refused", code="ErrorOfTheDayAfter"))
         for order in opening("response_code", code="ErrorOfTheDayAfter", ids="none"):
-            wire.there.break_(**order)
+            wire.there.inject_fault(**order)
         wire.daemon.until_logged("stream.refused", refused + 1, code="ErrorOfTheDayAfter")
     assert len(wire.daemon.logged("exchange.unknown_code", code="ErrorOfTheDayAfter")) == 1
 
@@ -249,33 +251,33 @@ def test_an_envelope_of_50_megabytes_is_not_kept(tmp_path: Path) -> None:
             "5"
         )  # the high-water mark begins again
         rss = wire.memory("VmRSS")
-        assert wire.there.break_(kind="padding", megabytes=50)
+        assert wire.there.inject_fault(kind="padding", megabytes=50)
         wire.daemon.until_logged("stream.refused", code="EnvelopeTooLarge")
         wire.events_arrive()
         grown = wire.memory("VmHWM") - rss
         print(f"50 MB: {grown / 1e6:.1f} MB more at most")
         assert grown < 40e6
-        assert wire.daemon.end() == 0
+        assert wire.daemon.stop() == 0
 
 
 def test_certificates_that_expire_or_are_not_trusted(tmp_path: Path) -> None:
     with running(tmp_path, "--tls") as wire:
         for how in ("expired", "other_host", "other_authority"):
             before = len(wire.daemon.logged("stream.refused", code="TlsFailed"))
-            wire.there.break_(kind="bad_certificate", how=how, seconds=60)
+            wire.there.inject_fault(kind="bad_certificate", how=how, seconds=60)
 
             def seen() -> bool:
                 if not wire.daemon.logged("stream.refused", code="TlsFailed")[before:]:  # noqa: B023
-                    wire.there.break_(kind="cut", within=0.3)
+                    wire.there.inject_fault(kind="cut", within=0.3)
                     return False
                 return True
 
             until(seen, f"a certificate that is refused, {how}")
             line = wire.daemon.logged("stream.refused", code="TlsFailed")[-1]
             assert "certificate" in line["text"].lower()
-            wire.there.break_(profile="none")
+            wire.there.inject_fault(profile="none")
             wire.events_arrive()
-        assert wire.daemon.end() == 0
+        assert wire.daemon.stop() == 0
 
 
 RESOLVER = """
@@ -310,7 +312,7 @@ def test_a_name_that_cannot_be_resolved_for_a_while(tmp_path: Path) -> None:
         flag.touch()
 
         def seen() -> bool:
-            wire.there.break_(kind="outage", how="reset", seconds=0.2)
+            wire.there.inject_fault(kind="outage", how="reset", seconds=0.2)
             return bool(wire.daemon.logged("stream.refused", code="NameNotResolved"))
 
         until(seen, "a name that is not resolved")
@@ -318,4 +320,4 @@ def test_a_name_that_cannot_be_resolved_for_a_while(tmp_path: Path) -> None:
         assert "name resolution" in line["text"]
         flag.unlink()
         wire.events_arrive()
-        assert wire.daemon.end() == 0
+        assert wire.daemon.stop() == 0

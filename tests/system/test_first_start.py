@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.system.ledger import compare_with_ledger
 from tests.system.processes import Listen, Simulator, Start, json_lines, until
 from tests.system.test_restart import requests
-from tests.system.truth import judge
 
 MAILBOXES = 60
 SECONDS = float(os.environ.get("FIRST_START_SECONDS", "0"))
@@ -27,26 +27,26 @@ def test_nothing_that_is_older_than_the_first_start_is_reported_as_new(
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
     there = simulator("--mailboxes", str(MAILBOXES), "--ledger", str(ledger))
     for mailbox in there.mailboxes:
-        there.make(mailbox, count=3)
-        there.make(mailbox, "ModifiedEvent", count=2)
-    there.rate(40)
+        there.create_events(mailbox, count=3)
+        there.create_events(mailbox, "ModifiedEvent", count=2)
+    there.set_rate(40)
     time.sleep(1.5)  # what happens now is older than the first start
     # A stream that ends within the second of its Subscribe may bring back what is up to a second older.
     first = time.time() - 1.0
     daemon = listen(there)
-    there.streaming(MAILBOXES)
+    there.until_streaming(MAILBOXES)
     streaming = time.time() + 1
     until(lambda: requests(there, "FindFolder") >= MAILBOXES, "all mailboxes looked at")
     time.sleep(max(0.0, first + SECONDS - time.time()))
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     queued = there.state()["queued"]
     until(lambda: there.state()["queued"] >= queued + 40, "events while nobody listens")
     daemon = listen(there)
-    there.streaming(MAILBOXES)
+    there.until_streaming(MAILBOXES)
     daemon.until_logged("catchup.finished", MAILBOXES)
-    there.rate(0)
+    there.set_rate(0)
     until(lambda: lost(ledger, output, streaming) == 0, "what happened since the first start")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
     lines = json_lines(ledger)
     made = {
@@ -83,4 +83,4 @@ def lost(ledger: Path, output: Path, since: float) -> int:
     part = ledger.with_name("part.jsonl")
     with part.open("w") as file:
         file.writelines(f"{json.dumps(line)}\n" for line in json_lines(ledger) if line["time"] >= since)
-    return judge(part, output).lost
+    return compare_with_ledger(part, output).lost

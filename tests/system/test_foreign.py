@@ -66,14 +66,14 @@ def test_hostile_values_end_nothing(simulator: Start, listen: Listen, serve: Ser
     turn = iter(HOSTILE)
     strange = serve(lambda _asked: next(turn, Told(503)))
     there = simulator()
-    there.append(eve_at(strange))
+    there.append_config(eve_at(strange))
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     until(lambda: len(strange.asked) > len(HOSTILE), lambda: f"{len(strange.asked)} of {len(HOSTILE)}", 30)
     assert daemon.logged("group.crashed") == []
-    there.make(there.mailboxes[0])
+    there.create_events(there.mailboxes[0])
     until(lambda: there.deliveries, "the event of another mailbox")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 ENVELOPE = (
@@ -103,16 +103,16 @@ def test_a_delegate_with_rights_on_no_folder_is_suspended(
 
     strange = serve(answer)
     there = simulator()
-    there.append(
+    there.append_config(
         eve_at(strange)
         + '\n[[mailboxes.overrides]]\naddresses = ["eve@evil.example"]\naccess = "delegate"\nfolders = ["inbox"]\n'
     )
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     (line, *_) = daemon.until_logged("mailbox.suspended", mailbox="eve@evil.example")
     assert line["code"] == "ErrorAccessDenied"
     assert not daemon.logged("group.streaming", anchor="eve@evil.example")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 EVENTS = [
@@ -146,7 +146,7 @@ def test_events_without_an_id_or_a_time(simulator: Start, listen: Listen, serve:
 
     strange = serve(answer)
     there = simulator()
-    there.append(eve_at(strange))
+    there.append_config(eve_at(strange))
     daemon = listen(there)
     wanted = {subject for _, subject, _ in EVENTS if subject}
     until(
@@ -161,7 +161,7 @@ def test_events_without_an_id_or_a_time(simulator: Start, listen: Listen, serve:
             assert came[subject]["type"] == "exchange.item.created"
     (line, *_) = daemon.until_logged("stream.events_dropped")
     assert (line["mailbox"], line["events"]) == ("eve@evil.example", 2)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 PLACES = [
@@ -187,7 +187,7 @@ def test_hostile_places_are_told_and_the_others_stream(
     def answer(asked: Asked) -> Told:
         if not asked.path.endswith(".svc"):
             return Told(404)
-        good = lives_at(there.told["ews_url"])
+        good = lives_at(there.info["ews_url"])
         return settings(
             "".join(
                 next(turn, lives_at("https://[bad")) if user.startswith("eve@") else good
@@ -196,19 +196,21 @@ def test_hostile_places_are_told_and_the_others_stream(
         )
 
     strange = serve(answer)
-    there.change(there.told["autodiscover_url"], f"{strange.url}/autodiscover/autodiscover.svc")
-    there.change("ews_url", "#ews_url")
-    there.append(SOON)
+    there.replace_config(there.info["autodiscover_url"], f"{strange.url}/autodiscover/autodiscover.svc")
+    there.replace_config("ews_url", "#ews_url")
+    there.append_config(SOON)
     with (there.folder / "mailboxes.txt").open("a") as file:
         file.write("eve@contoso.example\n")
-    there.append(f'\n[[groups]]\news_url = "{there.told["ews_url"]}"\nmailboxes = ["{there.mailboxes[0]}"]\n')
+    there.append_config(
+        f'\n[[groups]]\news_url = "{there.info["ews_url"]}"\nmailboxes = ["{there.mailboxes[0]}"]\n'
+    )
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     until(lambda: len(strange.asked) > len(PLACES), lambda: f"{len(strange.asked)} of {len(PLACES)}", 30)
     assert daemon.logged("discovery.crashed") == []
     codes = {line["code"] for line in daemon.logged("discovery.failed", mailbox="eve@contoso.example")}
     assert {"InvalidUrl", "UntrustedRedirect", "ErrorInvalidSmtpAddress", "TooManyRedirects"} <= codes
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("named", ["EWS URL", "RedirectUrl", "302"])
@@ -227,14 +229,14 @@ def test_no_credentials_reach_a_server_that_an_answer_names(
         return Told(302, headers=[("Location", f"{stranger.url}/autodiscover/autodiscover.svc")])
 
     strange = serve(answer)
-    there.change(there.told["autodiscover_url"], f"{strange.url}/autodiscover/autodiscover.svc")
-    there.change("ews_url", "#ews_url")
-    there.append(SOON)
+    there.replace_config(there.info["autodiscover_url"], f"{strange.url}/autodiscover/autodiscover.svc")
+    there.replace_config("ews_url", "#ews_url")
+    there.append_config(SOON)
     daemon = listen(there)
     (failed, *_) = daemon.until_logged("discovery.failed", 4)
     assert failed["code"] == "InsecureRedirect"
     assert "127.0.0.2" in failed["text"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert "authorization" in strange.asked[0].headers, "the configured server is asked with credentials"
     assert stranger.asked == []
 
@@ -244,11 +246,11 @@ def test_an_address_with_an_umlaut_streams(simulator: Start, listen: Listen) -> 
     mailbox = "jürgen@contoso.example"
     assert mailbox in there.mailboxes
     daemon = listen(there)
-    there.streaming(5)
+    there.until_streaming(5)
     assert daemon.logged("group.crashed") == []
-    there.make(mailbox)
+    there.create_events(mailbox)
     until(lambda: [event for event in there.deliveries if mailbox in str(event)], "its event")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("which", [0, -1], ids=["anchor", "another"])
@@ -257,10 +259,10 @@ def test_a_mailbox_that_is_refused_alone_is_suspended_alone(
 ) -> None:
     there = simulator("--lock-after", "4", "--backends", "1")
     refused = sorted(there.mailboxes)[which]
-    there.break_(kind="http", status=401, mailbox=refused, times=1000)
-    there.append(SOON)
+    there.inject_fault(kind="http", status=401, mailbox=refused, times=1000)
+    there.append_config(SOON)
     daemon = listen(there)
-    there.streaming(3)
+    there.until_streaming(3)
     (suspended, *_) = daemon.until_logged("mailbox.suspended", mailbox=refused)
     assert suspended["code"] == "MailboxRefused"
     daemon.until_logged("auth.mailbox_refused", mailbox=refused)
@@ -268,4 +270,4 @@ def test_a_mailbox_that_is_refused_alone_is_suspended_alone(
     assert [line for line in daemon.logged("auth.refused") if line["pause"]] == []
     assert {line["mailbox"] for line in daemon.logged("mailbox.suspended")} == {refused}
     assert there.state()["mailboxes_streaming"] == 3
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

@@ -36,10 +36,10 @@ def ids(there: Simulator, name: str) -> list[str]:
 def test_exec_runs_a_program_for_each_event(simulator: Start, listen: Listen) -> None:
     there = simulator()
     good, bad = there.mailboxes[:2]
-    there.append(handler("program", "exec", program(there.folder, ONE, bad)) + HASTE)
+    there.append_config(handler("program", "exec", program(there.folder, ONE, bad)) + HASTE)
     daemon = listen(there)
-    there.streaming(4)
-    ledger = [*there.make(good, count=3), *there.make(bad)]
+    there.until_streaming(4)
+    ledger = [*there.create_events(good, count=3), *there.create_events(bad)]
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
     wanted = [event for event in there.deliveries if event["data"]["mailbox"] == good]
     until(lambda: len(ids(there, "one.jsonl")) == len(wanted), "all events of the program")
@@ -49,7 +49,7 @@ def test_exec_runs_a_program_for_each_event(simulator: Start, listen: Listen) ->
     (failed, *_) = daemon.logged("handler.failed", handler="program")
     assert failed["mailbox"] == good
     assert "CommandError: exit status 1: once more, please" in failed["exception"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     (stopped,) = daemon.logged("handler.stopped", handler="program")
     assert (stopped["delivered"], stopped["dead_lettered"]) == (len(wanted), len(ledger) - len(wanted))
 
@@ -57,14 +57,14 @@ def test_exec_runs_a_program_for_each_event(simulator: Start, listen: Listen) ->
 def test_exec_stream_feeds_one_program_and_starts_it_again(simulator: Start, listen: Listen) -> None:
     there = simulator()
     options = (program(there.folder, ALL), "acknowledge = true", "restart_first = 0.05")
-    there.append(handler("program", "exec-stream", *options) + HASTE)
+    there.append_config(handler("program", "exec-stream", *options) + HASTE)
     daemon = listen(there)
-    there.streaming(4)
-    ledger = [line for mailbox in there.mailboxes for line in there.make(mailbox, count=5)]
+    there.until_streaming(4)
+    ledger = [line for mailbox in there.mailboxes for line in there.create_events(mailbox, count=5)]
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
     until(lambda: len(ids(there, "all.jsonl")) == len(ledger), "all events of the program")
     assert sorted(ids(there, "all.jsonl")) == sorted(event["id"] for event in there.deliveries)
     (ended,) = daemon.logged("handler.process_ended")
     assert ended["status"] == 3
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert daemon.logged("handler.stopped", handler="program")[0]["delivered"] == len(ledger)

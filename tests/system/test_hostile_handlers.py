@@ -18,7 +18,7 @@ import pytest
 from tests.system import forked
 from tests.system.operating import free_port
 from tests.system.plugins.acme import RAISED
-from tests.system.processes import PATIENCE, Listen, Simulator, Start, handler, until
+from tests.system.processes import TIMEOUT, Listen, Simulator, Start, handler, until
 
 HASTE = "\n[delivery]\nretry_first = 0.05\nattempts = 2\n"
 KINDS = [*RAISED, "cancelled"]
@@ -31,11 +31,11 @@ def delivered(there: Simulator, count: int) -> None:
 def test_handlers_that_raise_anything_harm_nobody(simulator: Start, listen: Listen, plugins: str) -> None:
     there = simulator()
     for kind in KINDS:
-        there.append(handler(kind, "acme:open_explosive", f'kind = "{kind}"'))
-    there.append(HASTE)
+        there.append_config(handler(kind, "acme:open_explosive", f'kind = "{kind}"'))
+    there.append_config(HASTE)
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = [*there.make(there.mailboxes[0], count=2), *there.make(there.mailboxes[1])]
+    there.until_streaming(4)
+    ledger = [*there.create_events(there.mailboxes[0], count=2), *there.create_events(there.mailboxes[1])]
     delivered(there, len(ledger))
     for kind in KINDS:
         daemon.until_logged("handler.failed", handler=kind)
@@ -48,9 +48,9 @@ def test_handlers_that_raise_anything_harm_nobody(simulator: Start, listen: List
 
     for letter in until(letters, "dead letters of all"):
         assert len(letter["reason"]) < 5000
-    ledger += there.make(there.mailboxes[2])
+    ledger += there.create_events(there.mailboxes[2])
     delivered(there, len(ledger))
-    assert daemon.end(signal.SIGINT) == 0
+    assert daemon.stop(signal.SIGINT) == 0
     assert not daemon.logged("handler.crashed")
 
 
@@ -66,23 +66,23 @@ def test_a_handler_that_cannot_be_had_ends_the_start_with_its_name(
     simulator: Start, listen: Listen, plugins: str, use: str, status: int, said: str
 ) -> None:
     there = simulator()
-    there.append(handler("bad", use))
+    there.append_config(handler("bad", use))
     daemon = listen(there, PYTHONPATH=plugins)
     assert daemon.wait() == status
-    text = daemon.errors.read_text()
+    text = daemon.log_file.read_text()
     assert f"error: {said}" in text
     assert "Traceback" not in text
 
 
 def test_a_handler_that_blocks_the_loop_is_named(simulator: Start, listen: Listen, plugins: str) -> None:
     there = simulator()
-    there.append(handler("napper", "acme:open_napping", "seconds = 4.0"))
+    there.append_config(handler("napper", "acme:open_napping", "seconds = 4.0"))
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     (line, *_) = daemon.until_logged("handler.blocked_loop", handler="napper")
     assert "time.sleep(seconds)" in line["stack"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 # --- logs
@@ -114,7 +114,7 @@ def started() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         command = [sys.executable, "-m", "listener", "run", "-c", str(there.config)]
         if close:
             command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
-        there.append('\n[log]\nlevel = "debug"\nrepeat_interval = 0\n')
+        there.append_config('\n[log]\nlevel = "debug"\nrepeat_interval = 0\n')
         process: subprocess.Popen[bytes] = forked.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         processes.append(process)
         return process
@@ -136,14 +136,14 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     os.close(stderr)
     if kind == "gone":
         os.close(pipe.reading)
-    there.streaming(4)
+    there.until_streaming(4)
     for _ in range(3):
         for mailbox in there.mailboxes:
-            there.make(mailbox, count=5)
+            there.create_events(mailbox, count=5)
     delivered(there, 60)
     started_at = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
     assert time.monotonic() - started_at < 15
 
 
@@ -154,9 +154,9 @@ def test_a_reader_that_comes_back_gets_every_line_in_order(
     pipe = Stalled()
     process = started(there, pipe.writing)
     os.close(pipe.writing)
-    there.streaming(4)
+    there.until_streaming(4)
     for mailbox in there.mailboxes:
-        there.make(mailbox, count=5)
+        there.create_events(mailbox, count=5)
     delivered(there, 20)
     process.send_signal(signal.SIGTERM)
     found = b""
@@ -178,25 +178,25 @@ def test_a_program_gets_no_secrets(simulator: Start, listen: Listen) -> None:
     text = 'env > "$1.new"; ls /proc/$$/fd > "$1.fd"; mv "$1.new" "$1"; cat > /dev/null'
     out = there.folder / "environment"
     command = json.dumps(["sh", "-c", text, "sh", str(out)])
-    there.append(handler("look", "exec", f"command = {command}", 'environment = { API = "x" }'))
+    there.append_config(handler("look", "exec", f"command = {command}", 'environment = { API = "x" }'))
     secret = {"EWS_LISTENER_PASSWORD": "p", "CREDENTIALS_DIRECTORY": "/c", "LISTEN_FDS": "1", "ODD": "o"}
     daemon = listen(there, **secret)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     until(out.exists, "the program has run")
     names = {line.partition("=")[0] for line in out.read_text().splitlines()}
     assert not names & {*secret, "NOTIFY_SOCKET"}
     assert names >= {"API", "PATH", "EWS_EVENT_ID", "EWS_EVENT_TYPE", "EWS_MAILBOX"}
     assert set((there.folder / "environment.fd").read_text().split()) <= {"0", "1", "2", "3", "10", "255"}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_foreign_host_gets_no_answer(simulator: Start, listen: Listen) -> None:
     there = simulator()
     address = f"127.0.0.1:{free_port()}"
-    there.append(f'\n[status]\nlisten = "{address}"\nallowed_hosts = ["mon.example"]\n')
+    there.append_config(f'\n[status]\nlisten = "{address}"\nallowed_hosts = ["mon.example"]\n')
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
 
     def ask(host: str) -> tuple[int, str]:
         request = urllib.request.Request(f"http://{address}/status.json", headers={"Host": host})
@@ -211,7 +211,7 @@ def test_a_foreign_host_gets_no_answer(simulator: Start, listen: Listen) -> None
     status, text = ask("rebound.evil.example")
     assert status == 421
     assert "rebound.evil.example" in text
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 # --- the journal
@@ -222,13 +222,13 @@ def test_flipped_bytes_in_rows_are_told_and_passed_over(
 ) -> None:
     there = simulator()
     lagging = handler("late", "acme:open_hanging")
-    there.append(lagging + "timeout = 1000.0\n" + HASTE + "\n[shutdown]\ngrace = 0.2\n")
+    there.append_config(lagging + "timeout = 1000.0\n" + HASTE + "\n[shutdown]\ngrace = 0.2\n")
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
+    there.until_streaming(4)
     for mailbox in there.mailboxes:
-        there.make(mailbox, count=3)
+        there.create_events(mailbox, count=3)
     delivered(there, 12)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     journal = there.folder / "state" / "journal.db"
     chance = random.Random(1)
     with sqlite3.connect(journal) as connection:
@@ -240,28 +240,28 @@ def test_flipped_bytes_in_rows_are_told_and_passed_over(
         connection.execute("UPDATE state SET value = ?", (b"\xc1",))
         connection.execute("UPDATE handlers SET unfinished = ?", (b"\xc1",))
     connection.close()
-    there.change(lagging, handler("late", "log"))
+    there.replace_config(lagging, handler("late", "log"))
     daemon = listen(there)
     daemon.until_logged("journal.events_unreadable", handler="late")
-    there.streaming(4)
+    there.until_streaming(4)
     before = len(there.deliveries)
-    there.make(there.mailboxes[0])
+    there.create_events(there.mailboxes[0])
     delivered(there, before + 1)
     assert daemon.logged("journal.progress_unreadable", handler="late")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_damaged_schema_ends_with_2_and_one_error(simulator: Start, listen: Listen) -> None:
     there = simulator()
     daemon = listen(there)
-    there.streaming(4)
-    assert daemon.end() == 0
+    there.until_streaming(4)
+    assert daemon.stop() == 0
     connection = sqlite3.connect(there.folder / "state" / "journal.db")
     connection.execute("ALTER TABLE state RENAME TO statf")
     connection.close()
     daemon = listen(there)
     assert daemon.wait() == 2
-    text = daemon.errors.read_text()
+    text = daemon.log_file.read_text()
     assert text.count("error: ") == 1
     assert "recover" in text
     assert "Traceback" not in text

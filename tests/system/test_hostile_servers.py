@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tests.system.processes import Listen, Listener, Simulator, Start, load_share, until
+from tests.system.processes import Listen, Listener, Simulator, Start, load_factor, until
 
 MOST_MEMORY = 200.0
 """MiB."""
@@ -182,7 +182,7 @@ def slowest_delivery(simulator: Simulator, seconds: float) -> float:
     slowest, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
         before = len(simulator.deliveries)
-        made = len(simulator.make(simulator.mailboxes[0]))
+        made = len(simulator.create_events(simulator.mailboxes[0]))
         started_at = time.monotonic()
         until(lambda before=before, made=made: len(simulator.deliveries) >= before + made, "a delivery")  # type: ignore[misc]
         slowest = max(slowest, time.monotonic() - started_at)
@@ -193,15 +193,15 @@ def slowest_delivery(simulator: Simulator, seconds: float) -> float:
 def test_hostile_servers(simulator: Start, listen: Listen) -> None:
     """One after another, beside a good one."""
     there = simulator()
-    there.append('filter = { mailboxes = ["*@contoso.example"] }\n')
+    there.append_config('filter = { mailboxes = ["*@contoso.example"] }\n')
     hostile = {name: Hostile(attack) for name, attack in ATTACKS.items()}
     for number, server in enumerate(hostile.values()):
-        there.append(f'\n[[groups]]\news_url = "{server.url}"\nname = "hostile-{number}"\n')
-        there.append(f'mailboxes = ["victim{number}@hostile.example"]\n')
+        there.append_config(f'\n[[groups]]\news_url = "{server.url}"\nname = "hostile-{number}"\n')
+        there.append_config(f'mailboxes = ["victim{number}@hostile.example"]\n')
     listener = listen(there)
     figures: dict[str, tuple[float, float]] = {}
     try:
-        there.streaming(4)
+        there.until_streaming(4)
         for name in (*(each for each in ATTACKS if each != LAST), LAST):
             server = hostile[name]
             Path(f"/proc/{listener.process.pid}/clear_refs").write_text("5")  # the peak begins anew
@@ -212,17 +212,17 @@ def test_hostile_servers(simulator: Start, listen: Listen) -> None:
             if name != LAST:
                 server.close()
         started_at = time.monotonic()
-        assert listener.end() == 0
+        assert listener.stop() == 0
         ended = time.monotonic() - started_at
     finally:
         for server in hostile.values():
             server.close()
     for name, (most, delay) in figures.items():
         print(f"{name}: {most:.0f} MiB, {delay:.2f} s")
-    print(f"end: {ended:.2f} s; log: {listener.errors.stat().st_size} bytes")
+    print(f"end: {ended:.2f} s; log: {listener.log_file.stat().st_size} bytes")
     assert {name: most for name, (most, _) in figures.items() if most >= MOST_MEMORY} == {}
     # Where other processes want the cores too, each second of work takes as many more.
-    share = load_share()
+    share = load_factor()
     assert {name: delay for name, (_, delay) in figures.items() if delay >= MOST_DELAY * share} == {}
     assert ended < MOST_END * share
-    assert listener.errors.stat().st_size < 200_000
+    assert listener.log_file.stat().st_size < 200_000

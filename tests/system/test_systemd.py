@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.machine import Machine, why_not
+from tests.system.machine import Machine, unavailable_reason
 from tests.system.machine.service import CREDENTIALS, Service, silent_simulator
 from tests.system.processes import Simulator, until
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=unavailable_reason() or "-")
 
 ROOT = Path(__file__).parent.parent.parent
 # An interpreter that the service's account can get at, with the listener of this tree.
@@ -83,8 +83,8 @@ def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
     there.configure()
     there.drop_in("soon", SOON)
     yield there
-    booted.ask("systemctl", "stop", there.unit)
-    booted.ask("systemctl", "reset-failed", there.unit)
+    booted.output_of("systemctl", "stop", there.unit)
+    booted.output_of("systemctl", "reset-failed", there.unit)
     shutil.rmtree(booted.path(f"/etc/systemd/system/{there.unit}.d"))
 
 
@@ -94,12 +94,14 @@ def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
     service.systemctl("start")  # returns when it is ready
     assert service.logged("handler.started", handler="deliveries")
     service.until_streaming()
-    ledger = service.simulator.make(service.simulator.mailboxes[0], count=10)
+    ledger = service.simulator.create_events(service.simulator.mailboxes[0], count=10)
     service.until_delivered(ledger)
     service.until_delivered(ledger, "commands.jsonl")
     status = dict(
         line.split(":\t", 1)
-        for line in service.machine.path(f"/proc/{service.shown('MainPID')}/status").read_text().splitlines()
+        for line in service.machine.path(f"/proc/{service.property_value('MainPID')}/status")
+        .read_text()
+        .splitlines()
         if ":\t" in line
     )
     assert "0" not in status["Uid"].split()
@@ -111,7 +113,7 @@ def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
     subscriptions = service.simulator.state()["subscriptions"]  # those of other tests are among them
     assert subscriptions >= len(service.simulator.mailboxes)
     service.systemctl("stop")
-    assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
+    assert (service.property_value("Result"), service.property_value("ExecMainStatus")) == ("success", "0")
     assert service.logged("listener.stopped")
     assert service.simulator.state()["subscriptions"] == subscriptions  # for the next start
 
@@ -136,15 +138,17 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
     service.configure(more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}')
     service.systemctl("start")
     service.until_streaming()
-    ledger = service.simulator.make(service.simulator.mailboxes[1], count=50)
+    ledger = service.simulator.create_events(service.simulator.mailboxes[1], count=50)
     service.until_delivered(ledger)  # to the other handler: so they are in the journal
-    ledger += service.simulator.make(service.simulator.mailboxes[2], count=50)  # perhaps not even received
+    ledger += service.simulator.create_events(
+        service.simulator.mailboxes[2], count=50
+    )  # perhaps not even received
     service.machine.run("systemctl", "kill", "--signal=KILL", service.unit)
-    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)  # while it is dead
-    service.until_shown("NRestarts", "1")
+    ledger += service.simulator.create_events(service.simulator.mailboxes[1], count=50)  # while it is dead
+    service.until_property("NRestarts", "1")
     service.until_streaming()
-    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)
-    service.kept("gate").touch()
+    ledger += service.simulator.create_events(service.simulator.mailboxes[1], count=50)
+    service.state_file("gate").touch()
     service.until_delivered(ledger)
     service.until_delivered(ledger, "late.jsonl")
 
@@ -152,21 +156,21 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
 def test_a_reload_returns_when_it_is_done_and_a_bad_one_changes_nothing(service: Service) -> None:
     service.systemctl("start")
     service.until_streaming()
-    before = service.shown("MainPID")
+    before = service.property_value("MainPID")
     service.machine.write("/etc/ews-listener/mailboxes.txt", "\n".join(service.simulator.mailboxes[:3]))
     service.systemctl("reload")
     assert len(service.logged("listener.reloaded", mailboxes="3")) == 1
     service.until_streaming(3)
 
     service.configure(more="\n[dispatch]\n")
-    service.machine.fail("systemctl", "reload", service.unit)
+    service.machine.run_failing("systemctl", "reload", service.unit)
     assert "error: dispatch: unknown" in service.journal()
-    assert (service.shown("SubState"), service.shown("MainPID")) == ("running", before)
+    assert (service.property_value("SubState"), service.property_value("MainPID")) == ("running", before)
 
     service.configure()
     service.machine.run("systemctl", "kill", "--signal=HUP", service.unit)
     service.until_streaming(4)
-    service.until_shown("SubState", "running")
+    service.until_property("SubState", "running")
 
 
 def test_the_end_may_take_its_time(service: Service) -> None:
@@ -177,9 +181,9 @@ def test_the_end_may_take_its_time(service: Service) -> None:
     service.drop_in("hurry", "[Service]\nTimeoutStopSec=1s\n")
     service.systemctl("start")
     service.until_streaming()
-    service.until_delivered(service.simulator.make(service.simulator.mailboxes[0]))
+    service.until_delivered(service.simulator.create_events(service.simulator.mailboxes[0]))
     service.systemctl("stop")  # which waits for the handler in vain, longer than systemd would by itself
-    assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
+    assert (service.property_value("Result"), service.property_value("ExecMainStatus")) == ("success", "0")
     assert service.logged("handler.stopped", handler="late")
 
 
@@ -188,17 +192,17 @@ def test_the_watchdog_ends_a_loop_that_hangs_and_the_journal_says_where(service:
     service.drop_in("watchdog", "[Service]\nWatchdogSec=1s\n")
     service.systemctl("start")
     service.until_streaming()
-    service.simulator.make(service.simulator.mailboxes[2], "DeletedEvent")
+    service.simulator.create_events(service.simulator.mailboxes[2], "DeletedEvent")
     until(lambda: "block_the_loop" in service.journal(), "the traceback of what hangs")
-    service.until_shown("NRestarts", "1")
+    service.until_property("NRestarts", "1")
     assert "Watchdog timeout" in service.journal()
 
 
 def test_a_bad_configuration_is_told_and_not_tried_again(service: Service) -> None:
     service.configure(more="\n[dispatch]\n")
-    service.machine.fail("systemctl", "start", service.unit)
-    service.until_shown("ActiveState", "failed")
-    assert (service.shown("ExecMainStatus"), service.shown("NRestarts")) == ("2", "0")
+    service.machine.run_failing("systemctl", "start", service.unit)
+    service.until_property("ActiveState", "failed")
+    assert (service.property_value("ExecMainStatus"), service.property_value("NRestarts")) == ("2", "0")
     assert "error: dispatch: unknown" in service.journal()
 
 
@@ -209,10 +213,12 @@ def test_instances_live_side_by_side(booted: Machine, simulator: Simulator) -> N
         unit.systemctl("start")
     for unit in units.values():
         unit.until_streaming()
-    accounts = {booted.path(f"/proc/{unit.shown('MainPID')}").stat().st_uid for unit in units.values()}
+    accounts = {
+        booted.path(f"/proc/{unit.property_value('MainPID')}").stat().st_uid for unit in units.values()
+    }
     assert len(accounts) == 2
-    ledger = simulator.make(simulator.mailboxes[3], count=3)
+    ledger = simulator.create_events(simulator.mailboxes[3], count=3)
     for unit in units.values():
         unit.until_delivered(ledger)
         unit.systemctl("stop")
-        assert unit.shown("Result") == "success"
+        assert unit.property_value("Result") == "success"

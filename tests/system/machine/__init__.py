@@ -28,7 +28,7 @@ PROGRAMS = ("setpriv", "unshare", "nsenter", "systemctl", "journalctl")
 
 
 @functools.cache
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Why no machine can be booted here; empty if one can."""
     if os.geteuid() != 0:
         return "a systemd of our own needs root"
@@ -114,7 +114,7 @@ class Machine:
         assert outer.poll() is None, "the machine did not boot"
         # Before it has moved to its own root, it would be the real one's systemd that answers.
         here = Path(f"/proc/{self.pid}/comm").read_text().strip() == "systemd"
-        return here and self.ask("systemctl", "is-system-running").strip() in ("running", "degraded")
+        return here and self.output_of("systemctl", "is-system-running").strip() in ("running", "degraded")
 
     def path(self, inside: str) -> Path:
         """A file of the machine, seen from outside."""
@@ -134,11 +134,11 @@ class Machine:
         )
         return done.stdout
 
-    def ask(self, *command: str, timeout: float = 60.0) -> str:
+    def output_of(self, *command: str, timeout: float = 60.0) -> str:
         """Its standard output, however it ends."""
         return self._run(command, timeout).stdout
 
-    def fail(self, *command: str, timeout: float = 60.0) -> str:
+    def run_failing(self, *command: str, timeout: float = 60.0) -> str:
         """What it says. AssertionError if it does not fail."""
         done = self._run(command, timeout)
         assert done.returncode != 0, f"{command} did not fail: {done.stdout}"

@@ -61,19 +61,19 @@ class Service:
         with self._explained():
             self.machine.run("systemctl", verb, self.unit)
 
-    def shown(self, name: str) -> str:
+    def property_value(self, name: str) -> str:
         return self.machine.run("systemctl", "show", "--value", f"--property={name}", self.unit).strip()
 
-    def until_shown(self, name: str, value: str) -> None:
+    def until_property(self, name: str, value: str) -> None:
         def is_so() -> bool:
             time.sleep(0.05)  # each look is a process, which takes time from what is looked at
-            return self.shown(name) == value
+            return self.property_value(name) == value
 
         with self._explained():
             until(is_so, f"{name} = {value}")
 
     def until_streaming(self, mailboxes: int = 4) -> None:
-        self.until_shown("StatusText", f"{mailboxes} of {mailboxes} mailboxes streaming")
+        self.until_property("StatusText", f"{mailboxes} of {mailboxes} mailboxes streaming")
 
     def journal(self, *options: str) -> str:
         return self.machine.run("journalctl", "--no-pager", f"--unit={self.unit}", *options)
@@ -83,13 +83,13 @@ class Service:
         wanted = [f"EWS_{name.upper()}={value}" for name, value in {"event": event, **fields}.items()]
         return [json.loads(line) for line in self.journal("--output=json", *wanted).splitlines()]
 
-    def kept(self, name: str) -> Path:
+    def state_file(self, name: str) -> Path:
         """A file in its state directory. What systemd shows of that to others is a link to this place."""
         return self.machine.path(f"/var/lib/private/{Path(self.state).name}/{name}")
 
     def metrics(self) -> dict[str, float]:
         """Those that have no labels, from its socket."""
-        way = httpx.HTTPTransport(uds=str(self.kept("ews-listener.sock")))
+        way = httpx.HTTPTransport(uds=str(self.state_file("ews-listener.sock")))
         with httpx.Client(transport=way, base_url="http://ews-listener") as daemon:
             text = daemon.get("/metrics").raise_for_status().text
         lines = [line.split(" ") for line in text.splitlines() if line[0] != "#" and "{" not in line]
@@ -100,7 +100,7 @@ class Service:
         wanted = {line["item_id"] for line in ledger if "item_id" in line}
 
         def missing() -> set[str]:
-            return wanted - {line["data"].get("item_id") for line in json_lines(self.kept(file))}
+            return wanted - {line["data"].get("item_id") for line in json_lines(self.state_file(file))}
 
         with self._explained():
             until(lambda: not missing(), f"{len(wanted)} deliveries")

@@ -16,7 +16,7 @@ def event_of(line: dict[str, Any]) -> MailboxEvent:
     return MailboxEvent(type=line["type"], time=line["time"], **line["data"])
 
 
-def judge(ledger: Path, output: Path, gaps: Mapping[str, Gaps] | None = None) -> Verdict:
+def compare_with_ledger(ledger: Path, output: Path, gaps: Mapping[str, Gaps] | None = None) -> Verdict:
     """What of the ledger a handler has been told. In these gaps a thing may go unseen, by mailbox; at any time, if
     nothing is said of them.
 
