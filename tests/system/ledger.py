@@ -1,4 +1,4 @@
-"""What handlers wrote down, held against the simulator's ledger."""
+"""Compare the output of handlers with the simulator's ledger."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,29 +12,31 @@ from tests.system.processes import json_lines
 
 
 def event_of(line: dict[str, Any]) -> MailboxEvent:
-    """The event of a CloudEvent."""
+    """Convert a CloudEvent to a MailboxEvent."""
     return MailboxEvent(type=line["type"], time=line["time"], **line["data"])
 
 
 def compare_with_ledger(ledger: Path, output: Path, gaps: Mapping[str, Gaps] | None = None) -> Verdict:
-    """What of the ledger a handler has been told. In these gaps a thing may go unseen, by mailbox; at any time, if
-    nothing is said of them.
+    """Compare the events in `output` with the ledger.
 
-    When the handler was called is not written down. An event tells nothing later than the state that its change key
-    stands for, or, without one, than its own time, which servers tell in whole seconds.
+    `gaps` has, by mailbox, the times in which a change may stay unseen; without it, that is any time. The output does
+    not record when the handler was called, so the time is derived from the event: the time of the state that its
+    change key stands for, or else its own time, which servers report in whole seconds.
     """
     with ledger.open("rb") as file:
         changes, _ = read_ledger(line for line in file if line.endswith(b"\n"))
-    moments = {(change.thing, change.change_key): change.time for change in changes if change.change_key}
+    change_times = {(change.thing, change.change_key): change.time for change in changes if change.change_key}
 
-    def moment(event: MailboxEvent) -> float:
-        stated = moments.get((event.subject or "", event.change_key or ""))
-        told = datetime.fromisoformat(event.time).timestamp()
-        return stated or (told if event.recovered else told + 1)
+    def call_time(event: MailboxEvent) -> float:
+        known = change_times.get((event.subject or "", event.change_key or ""))
+        reported = datetime.fromisoformat(event.time).timestamp()
+        return known or (reported if event.recovered else reported + 1)
 
     events = [event_of(line) for line in json_lines(output)]
     calls = [
-        call_of(event, moment(event)) for event in events if not event.type.startswith("exchange.listener.")
+        call_of(event, call_time(event))
+        for event in events
+        if not event.type.startswith("exchange.listener.")
     ]
     if gaps is None:
         gaps = dict.fromkeys((change.mailbox for change in changes), Gaps(without=((-inf, inf),)))
