@@ -1,4 +1,4 @@
-"""`ews-listener check --connect` against a started simulator; the proof of the scope; the audit."""
+"""`ews-listener check --connect` against a simulator; must_deny mailboxes; the audit log."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Listen = Callable[..., Listener]
 CEO = "ceo@contoso.example"
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     code: int
     out: str
     err: str
@@ -28,23 +28,23 @@ class Checked(NamedTuple):
         return json.loads(self.out)
 
 
-def check(simulator: Simulator, *options: str) -> Checked:
+def check(simulator: Simulator, *options: str) -> CheckResult:
     command = [sys.executable, "-m", "listener", "check", "--config", str(simulator.config), "--connect"]
     done = forked.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
-    return Checked(done.returncode, done.stdout, done.stderr)
+    return CheckResult(done.returncode, done.stdout, done.stderr)
 
 
-def refused(simulator: Simulator) -> int:
-    """How many requests came with credentials that are not good."""
+def unauthorized_requests(simulator: Simulator) -> int:
+    """Return the number of requests with wrong credentials."""
     return sum(count.get("401", 0) for count in simulator.state()["requests"].values())
 
 
-def matter(report: Any, mailbox: str) -> Any:
-    (found,) = (each for each in report["checked"] if each["mailbox"] == mailbox)
-    return found
+def finding_of(report: Any, mailbox: str) -> Any:
+    (results,) = (each for each in report["checked"] if each["mailbox"] == mailbox)
+    return results
 
 
-def test_all_is_well(simulator: Start) -> None:
+def test_everything_passes(simulator: Start) -> None:
     office = simulator()
     checked = check(office, "--json")
     assert (checked.code, checked.err) == (0, "")
@@ -63,13 +63,13 @@ def test_all_is_well(simulator: Start) -> None:
     assert [each["mailbox"] for each in report["checked"] if each["ok"]] == sorted(office.mailboxes)
 
 
-def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -> None:
+def test_each_failure_has_a_cause_and_a_fix(simulator: Start) -> None:
     office = simulator()
-    outside, without_ews, theirs, good = office.mailboxes
+    outside, without_ews, delegated, good = office.mailboxes
     office.set_rights(outside, in_scope=False)
     office.set_rights(without_ews, ews=False)
     office.append_config(
-        f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["calendar"]\n'
+        f'\n[[mailboxes.overrides]]\naddresses = ["{delegated}"]\naccess = "delegate"\nfolders = ["calendar"]\n'
         '[[mailboxes.overrides]]\naddresses = ["nobody@contoso.example"]\n'
     )
     checked = check(office, "--json")
@@ -78,25 +78,25 @@ def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -
     assert {each["mailbox"]: each.get("code") for each in report["checked"]} == {
         outside: "ErrorImpersonateUserDenied",
         without_ews: "Http403",
-        theirs: "ErrorSubscriptionDelegateAccessNotSupported",
+        delegated: "ErrorSubscriptionDelegateAccessNotSupported",
         "nobody@contoso.example": "InvalidUser",
         good: None,
     }
     user = office.info["user"]
-    assert "outside its scope" in matter(report, outside)["cause"]
-    assert "New-ManagementScope" in matter(report, outside)["fix"]
-    assert f"-User {user} -CustomRecipientWriteScope" in matter(report, outside)["fix"]
-    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in matter(report, without_ews)["fix"]
-    assert f"Add-MailboxFolderPermission {theirs}:" in matter(report, theirs)["fix"]
-    told = check(office).out
-    assert "1 of 5 mailboxes can be reached." in told
-    assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in told
-    assert "      Fix: grant permission: Add-MailboxFolderPermission" in told
-    office.set_rights(theirs, folders=["calendar"])
-    assert check(office, "--mailbox", theirs.upper(), "--mailbox", good).code == 0
+    assert "outside its scope" in finding_of(report, outside)["cause"]
+    assert "New-ManagementScope" in finding_of(report, outside)["fix"]
+    assert f"-User {user} -CustomRecipientWriteScope" in finding_of(report, outside)["fix"]
+    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in finding_of(report, without_ews)["fix"]
+    assert f"Add-MailboxFolderPermission {delegated}:" in finding_of(report, delegated)["fix"]
+    text = check(office).out
+    assert "1 of 5 mailboxes can be reached." in text
+    assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in text
+    assert "      Fix: grant permission: Add-MailboxFolderPermission" in text
+    office.set_rights(delegated, folders=["calendar"])
+    assert check(office, "--mailbox", delegated.upper(), "--mailbox", good).code == 0
 
 
-def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> None:
+def test_refused_account_is_tried_once_and_mailboxes_are_skipped(simulator: Start) -> None:
     office = simulator()
     office.replace_config('password = "', 'password = "x')
     checked = check(office, "--json")
@@ -105,7 +105,7 @@ def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> 
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert not any(each["ok"] or each["tried"] for each in report["checked"])
     assert office.info["password"] not in checked.out + checked.err
-    # The same where Autodiscover is not asked.
+    # The same without Autodiscover.
     office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
     report = check(office, "--json").json
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
@@ -116,32 +116,32 @@ def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> 
 def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
     office = simulator("--lock-after", "4")
     office.replace_config(office.info["password"], "wrong-Secret")
-    found = [check(office, "--json") for _ in range(6)]
-    assert {each.code for each in found} == {3}
-    assert "held" not in found[0].json["servers"][0]
-    server = found[-1].json["servers"][0]
+    results = [check(office, "--json") for _ in range(6)]
+    assert {each.code for each in results} == {3}
+    assert "held" not in results[0].json["servers"][0]
+    server = results[-1].json["servers"][0]
     assert (server["stage"], server["code"]) == ("authenticate", "Http401")
     assert 0 < server["held"] <= 60
-    assert 0 < refused(office) < 4
-    people = check(office).out
-    assert "      These credentials are not tried again for " in people
-    # Another password is tried at once, and so is the same one where the operator says so.
+    assert 0 < unauthorized_requests(office) < 4
+    text = check(office).out
+    assert "      These credentials are not tried again for " in text
+    # A changed password is tried at once. So is the same one after the operator deletes the stored refusals.
     office.replace_config("wrong-Secret", office.info["password"])
     assert check(office).code == 0
     office.replace_config(office.info["password"], "wrong-Secret")
     for _ in range(3):
         assert check(office).code == 3
-    (kept,) = office.folder.rglob("refusals.json")
-    assert kept.stat().st_mode & 0o777 == 0o600
-    before = refused(office)
+    (refusals,) = office.folder.rglob("refusals.json")
+    assert refusals.stat().st_mode & 0o777 == 0o600
+    before = unauthorized_requests(office)
     check(office)
-    assert refused(office) == before
-    kept.unlink()
+    assert unauthorized_requests(office) == before
+    refusals.unlink()
     check(office)
-    assert refused(office) == before + 1
+    assert unauthorized_requests(office) == before + 1
 
 
-def test_a_server_that_is_not_there(simulator: Start) -> None:
+def test_server_that_does_not_listen(simulator: Start) -> None:
     office = simulator()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -153,7 +153,7 @@ def test_a_server_that_is_not_there(simulator: Start) -> None:
     assert (server["stage"], server["code"]) == ("connect", "ConnectFailed")
 
 
-def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
+def test_untrusted_certificate(simulator: Start) -> None:
     office = simulator("--tls")
     office.replace_config('ca_file = "ca.pem"\n', "autodiscover = false\n")
     checked = check(office, "--json")
@@ -163,7 +163,7 @@ def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
     assert "ca_file" in server["fix"]
 
 
-def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start) -> None:
+def test_throttled_server_is_checked_completely_with_lower_concurrency(simulator: Start) -> None:
     office = simulator("--mailboxes", "150")
     office.replace_config("[auth]", "concurrency = 40\n\n[auth]")
     office.inject_fault(kind="throttled", seconds=60, concurrency=27, back_off_ms=300)
@@ -184,33 +184,33 @@ def test_distribution_groups_are_expanded(simulator: Start) -> None:
     assert [each["ok"] for each in checked.json["checked"]] == [True] * 4
 
 
-def test_one_ill_mailbox_is_not_taken_for_an_ill_server(simulator: Start) -> None:
+def test_one_failing_mailbox_does_not_fail_the_server(simulator: Start) -> None:
     office = simulator("--backends", "1")
-    ill, *_ = sorted(office.mailboxes)
-    office.inject_fault(kind="http", status=503, mailbox=ill, operation="GetFolder")
+    failing, *_ = sorted(office.mailboxes)
+    office.inject_fault(kind="http", status=503, mailbox=failing, operation="GetFolder")
     checked = check(office, "--json")
     assert checked.code == 4
     assert [server["ok"] for server in checked.json["servers"]] == [True]
-    assert [each["mailbox"] for each in checked.json["checked"] if not each["ok"]] == [ill]
+    assert [each["mailbox"] for each in checked.json["checked"] if not each["ok"]] == [failing]
 
 
-def test_on_a_terminal_there_is_a_progress_bar(simulator: Start) -> None:
+def test_progress_bar_on_a_terminal(simulator: Start) -> None:
     office = simulator()
     reading, writing = pty.openpty()
     command = [sys.executable, "-m", "listener", "check", "--config", str(office.config), "--connect"]
     with forked.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True) as process:
         os.close(writing)
-        told, shown = process.communicate(timeout=60)[0], bytearray()
+        output, screen = process.communicate(timeout=60)[0], bytearray()
         with suppress(OSError), open(reading, "rb", buffering=0) as terminal:
             while chunk := terminal.read(4096):
-                shown += chunk
+                screen += chunk
     assert process.returncode == 0
-    assert "4 of 4 mailboxes can be reached." in told
-    assert b"checking mailboxes" in shown
-    assert b"4/4" in shown
+    assert "4 of 4 mailboxes can be reached." in output
+    assert b"checking mailboxes" in screen
+    assert b"4/4" in screen
 
 
-def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) -> None:
+def test_invalid_configuration_is_reported_before_any_request(simulator: Start) -> None:
     office = simulator()
     office.append_config(
         '\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n'
@@ -223,14 +223,14 @@ def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) 
     assert office.state()["requests"] == {}
 
 
-# --- the scope
+# --- must_deny mailboxes
 
 
 def must_deny(simulator: Simulator, *mailboxes: str, more: str = "") -> None:
     simulator.append_config(f"\n[impersonation]\nmust_deny = {json.dumps(mailboxes)}\n{more}\n")
 
 
-def test_the_check_proves_the_scope(simulator: Start) -> None:
+def test_check_verifies_must_deny(simulator: Start) -> None:
     office = simulator()
     must_deny(office, CEO)
     checked = check(office, "--json")
@@ -242,15 +242,15 @@ def test_the_check_proves_the_scope(simulator: Start) -> None:
     assert f"{CEO} must refuse the account, and DOES NOT" in checked.out
 
 
-def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_servers(simulator: Start) -> None:
+def test_must_deny_is_checked_as_delegate_and_at_group_servers(simulator: Start) -> None:
     office = simulator("--backends", "1")
-    theirs = office.mailboxes[0]
-    office.set_rights(theirs, folders=["inbox"])
+    delegated = office.mailboxes[0]
+    office.set_rights(delegated, folders=["inbox"])
     url = office.info["ews_url"]
     office.replace_config(f'ews_url = "{url}"', "autodiscover = false")
     office.replace_config('file = "mailboxes.txt"', 'access = "delegate"')
     office.append_config(
-        f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{theirs}"]\n'
+        f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{delegated}"]\n'
     )
     must_deny(office, CEO)
     checked = check(office, "--json")
@@ -264,12 +264,12 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
         f'Subscribe on the folder "inbox" of the mailbox, as a delegate, at 127.0.0.1:{office.port}'
         in checked.out
     )
-    # Free/busy is for everybody, and no proof.
+    # Everyone may read free/busy times, so they do not prove access.
     office.set_rights(CEO, folders=[])
     office.replace_config(
         '[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]'
     )
-    office.set_rights(theirs, folders=["inbox", "calendar"])
+    office.set_rights(delegated, folders=["inbox", "calendar"])
     assert check(office, "--json").json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
     office.set_rights(CEO, folders=["calendar"])
     office.create_events(CEO, kind="FreeBusyChangedEvent")
@@ -284,9 +284,7 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
     }
 
 
-def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
-    simulator: Start, listen: Listen
-) -> None:
+def test_daemon_warns_or_refuses_to_start_on_a_scope_violation(simulator: Start, listen: Listen) -> None:
     office = simulator()
     office.set_rights(CEO, in_scope=True)
     must_deny(office, CEO, more='interval = "1s"')
@@ -308,16 +306,16 @@ def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
     assert office.state()["streams"] == []
 
 
-# --- the audit
+# --- the audit log
 
 
-def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Listen) -> None:
+def test_audit_log_records_first_use_of_each_identity(simulator: Start, listen: Listen) -> None:
     office = simulator()
-    theirs = office.mailboxes[0]
-    office.set_rights(theirs, folders=["inbox"])
+    delegated = office.mailboxes[0]
+    office.set_rights(delegated, folders=["inbox"])
     must_deny(office, CEO)
     office.append_config(
-        f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
+        f'\n[[mailboxes.overrides]]\naddresses = ["{delegated}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
         '[log]\naudit_file = "audit.jsonl"\n'
     )
     listener = listen(office)
@@ -333,7 +331,7 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
     assert len(used) == len(set(used))
     assert set(used) == {
         ("own", office.info["user"]),
-        ("delegate", theirs),
+        ("delegate", delegated),
         ("delegate", CEO),
         *(("impersonation", mailbox) for mailbox in (*office.mailboxes[1:], CEO)),
     }
@@ -341,27 +339,29 @@ def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Li
     assert not listener.logged("audit.identity_used")
 
 
-# --- advice
+# --- diagnostics
 
 
-def test_an_unknown_code_is_named_as_unknown(simulator: Start) -> None:
+def test_unknown_code_is_reported_as_unknown(simulator: Start) -> None:
     office = simulator("--backends", "1")
-    ill, *_ = sorted(office.mailboxes)
-    office.inject_fault(kind="response_code", code="ErrorMailboxIsPurple", mailbox=ill, operation="GetFolder")
-    checked = check(office, "--mailbox", ill)
+    failing, *_ = sorted(office.mailboxes)
+    office.inject_fault(
+        kind="response_code", code="ErrorMailboxIsPurple", mailbox=failing, operation="GetFolder"
+    )
+    checked = check(office, "--mailbox", failing)
     assert checked.code == 4
-    head, *told = checked.out.partition("FAIL  ")[2].splitlines()
-    assert head == f"{ill}   ErrorMailboxIsPurple"
-    assert told[-2].startswith(
+    head, *text = checked.out.partition("FAIL  ")[2].splitlines()
+    assert head == f"{failing}   ErrorMailboxIsPurple"
+    assert text[-2].startswith(
         "      The code ErrorMailboxIsPurple is not known to this version of ews-listener."
     )
-    assert told[-1].startswith(
+    assert text[-1].startswith(
         "      Fix: look for ErrorMailboxIsPurple in the list of response codes of EWS"
     )
     assert "wait" not in checked.out.lower()
 
 
-def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
+def test_wrong_url_is_diagnosed_from_the_response(simulator: Start) -> None:
     office = simulator()
     office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
     good = office.info["ews_url"]
@@ -379,7 +379,7 @@ def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
     assert "the port does not speak TLS" in server["cause"]
 
 
-def test_http_to_a_port_with_tls_is_diagnosed(simulator: Start) -> None:
+def test_http_url_of_a_tls_port_is_diagnosed(simulator: Start) -> None:
     office = simulator("--tls", "--auth", "ntlm")
     office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
     office.replace_config('ews_url = "https:', 'ews_url = "http:')

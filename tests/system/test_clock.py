@@ -1,4 +1,4 @@
-"""The clock of the machine is set back while the daemon runs (libfaketime gives it a clock of its own)."""
+"""The system clock is set back while the daemon runs (simulated with libfaketime)."""
 
 import os
 import sys
@@ -14,8 +14,8 @@ from tests.system.processes import Listen, Start, json_lines, until
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
-@pytest.mark.skipif(not LIBRARIES, reason="there is no libfaketime (Debian: faketime)")
-def test_a_clock_that_is_set_back_an_hour_loses_nothing(
+@pytest.mark.skipif(not LIBRARIES, reason="libfaketime is not installed (Debian: faketime)")
+def test_no_event_is_lost_when_the_clock_is_set_back_an_hour(
     simulator: Start, listen: Listen, tmp_path: Path
 ) -> None:
     ledger, output, clock = (tmp_path / name for name in ("ledger.jsonl", "deliveries.jsonl", "clock"))
@@ -23,7 +23,7 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
         "LD_PRELOAD": str(LIBRARIES[-1]),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # only the time of day is set, as by an operator
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # only the wall clock changes, as when an operator sets it
     }
     clock.write_text("+0\n")
     there = simulator("--ledger", str(ledger), "--backends", "1")
@@ -32,36 +32,36 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
     there.until_streaming(4)
     listening = time.monotonic()
 
-    def events_arrive() -> None:
+    def check_events_arrive() -> None:
         for mailbox in there.mailboxes:
             there.create_events(mailbox, count=5)
         until(lambda: compare_with_ledger(ledger, output).lost == 0, "every event")
 
-    events_arrive()
+    check_events_arrive()
     before = daemon.log[-1]["time"]
     clock.write_text("-3600\n")
-    events_arrive()
+    check_events_arrive()
     assert compare_with_ledger(ledger, output).duplicates == 0
-    told = there.deliveries
-    assert len({event["id"] for event in told}) == len(told)
+    delivered = there.deliveries
+    assert len({event["id"] for event in delivered}) == len(delivered)
     for mailbox in there.mailboxes:
         lines = [line for line in json_lines(ledger) if line["mailbox"] == mailbox]
         made = [line.get("item_id") or line["folder_id"] for line in lines]
-        assert [event["subject"] for event in told if event["data"]["mailbox"] == mailbox] == made
+        assert [event["subject"] for event in delivered if event["data"]["mailbox"] == mailbox] == made
 
-    # Of the second of the first Subscribe a comparison cannot tell what is new.
+    # Catch-up cannot detect changes within the second of the first Subscribe.
     until(lambda: time.monotonic() > listening + 1.0, "the next second")
-    # A gap that began before the clock was set back.
+    # A gap whose start lies in the future of the new clock.
     there.inject_fault(kind="backend_restart")
     for mailbox in there.mailboxes:
         there.create_events(mailbox)
     there.until_streaming(4)
-    events_arrive()
+    check_events_arrive()
     assert daemon.log[-1]["time"] < before
     assert compare_with_ledger(ledger, output).unseen == 0
     assert [event_of(line) for line in there.deliveries if line["data"].get("recovered")]
 
-    # What was journaled under the old clock lies in the future of the new one, and is not forgotten.
+    # Events that were journaled under the old clock lie in the future of the new one. Replay includes them.
     count = len(there.deliveries)
     replay = forked.run(
         [
@@ -72,5 +72,5 @@ def test_a_clock_that_is_set_back_an_hour_loses_nothing(
         check=False,
     )
     assert replay.returncode == 0
-    until(lambda: len(there.deliveries) >= 2 * count, "everything once more")
+    until(lambda: len(there.deliveries) >= 2 * count, "the replayed events")
     assert daemon.stop() == 0

@@ -105,7 +105,7 @@ class HugeError(Exception):
         return "\x1b[31m" + "x" * 5_000_000
 
 
-async def _stored_cancelled() -> BaseException:
+async def _kept_cancelled() -> BaseException:
     caught: list[BaseException] = []
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -133,7 +133,7 @@ async def open_explosive(*, kind: str) -> AsyncIterator[Handler]:
     """Open a handler that raises this kind of exception for each event."""
 
     async def handle(_event: MailboxEvent) -> None:
-        raise await _stored_cancelled() if kind == "cancelled" else RAISED[kind]()
+        raise await _kept_cancelled() if kind == "cancelled" else RAISED[kind]()
 
     yield handle
 
