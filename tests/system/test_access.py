@@ -27,17 +27,17 @@ def override(simulator: Simulator, mailbox: str, access: str, *lines: str) -> No
 def test_delegate_streams_permitted_folders(
     simulator: Callable[..., Simulator], listen: Listen, record: Callable[[Simulator], Recorder]
 ) -> None:
-    office = simulator("--backends", "1")
-    recorder = record(office)
-    delegated, *others = office.mailboxes
-    office.set_rights(delegated, folders=["inbox"], in_scope=False)
-    override(office, delegated, "delegate", 'folders = ["inbox"]')
-    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
-    office.replace_config(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{recorder.port}/EWS")
-    listener = listen(office)
-    office.until_streaming(4)
-    check_delivery(office, delegated)
-    check_delivery(office, others[0])
+    exchange = simulator("--backends", "1")
+    recorder = record(exchange)
+    delegated, *others = exchange.mailboxes
+    exchange.set_rights(delegated, folders=["inbox"], in_scope=False)
+    override(exchange, delegated, "delegate", 'folders = ["inbox"]')
+    exchange.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    exchange.replace_config(f"127.0.0.1:{exchange.port}/EWS", f"127.0.0.1:{recorder.port}/EWS")
+    listener = listen(exchange)
+    exchange.until_streaming(4)
+    check_delivery(exchange, delegated)
+    check_delivery(exchange, others[0])
     groups = {line["anchor"]: line["mailboxes"] for line in listener.logged("group.streaming")}
     assert groups == {delegated: 1, min(others): 3}
     (request,) = [r for r in recorder.requests if r.operation == "Subscribe" and delegated in r.body]
@@ -47,92 +47,92 @@ def test_delegate_streams_permitted_folders(
 
 
 def test_delegate_catches_up_after_a_gap(simulator: Callable[..., Simulator], listen: Listen) -> None:
-    office = simulator("--backends", "1")
-    delegated = office.mailboxes[0]
-    office.set_rights(delegated, folders=["inbox"], in_scope=False)
-    office.replace_config('file = "mailboxes.txt"', f'addresses = ["{delegated}"]\naccess = "delegate"')
-    office.append_config('\n[subscription]\nfolders = ["inbox"]\n')
-    listen(office).until_logged("group.streaming")
-    office.inject_fault(kind="backend_restart", seconds=1)
-    check_delivery(office, delegated)
-    assert any(event["data"].get("recovered") for event in office.deliveries)
+    exchange = simulator("--backends", "1")
+    delegated = exchange.mailboxes[0]
+    exchange.set_rights(delegated, folders=["inbox"], in_scope=False)
+    exchange.replace_config('file = "mailboxes.txt"', f'addresses = ["{delegated}"]\naccess = "delegate"')
+    exchange.append_config('\n[subscription]\nfolders = ["inbox"]\n')
+    listen(exchange).until_logged("group.streaming")
+    exchange.inject_fault(kind="backend_restart", seconds=1)
+    check_delivery(exchange, delegated)
+    assert any(event["data"].get("recovered") for event in exchange.deliveries)
 
 
 def test_own_mailbox_streams(simulator: Callable[..., Simulator], listen: Listen) -> None:
-    office = simulator()
-    own_mailbox = office.mailboxes[0]
-    office.replace_config('file = "mailboxes.txt"', f'addresses = ["{own_mailbox}"]\naccess = "own"')
-    office.replace_config(f'user = "{office.info["user"]}"', f'user = "{own_mailbox}"')
-    listen(office)
-    office.until_streaming(1)
-    check_delivery(office, own_mailbox)
+    exchange = simulator()
+    own_mailbox = exchange.mailboxes[0]
+    exchange.replace_config('file = "mailboxes.txt"', f'addresses = ["{own_mailbox}"]\naccess = "own"')
+    exchange.replace_config(f'user = "{exchange.info["user"]}"', f'user = "{own_mailbox}"')
+    listen(exchange)
+    exchange.until_streaming(1)
+    check_delivery(exchange, own_mailbox)
 
 
 def test_delegate_without_permission_is_suspended_until_granted(
     simulator: Callable[..., Simulator], listen: Listen
 ) -> None:
-    office = simulator()
-    delegated = office.mailboxes[0]
-    override(office, delegated, "delegate", 'folders = ["inbox"]')
-    office.append_config('\n[backoff]\nsuspended_first = "0.5s"\n')
-    listener = listen(office)
-    office.until_streaming(3)
+    exchange = simulator()
+    delegated = exchange.mailboxes[0]
+    override(exchange, delegated, "delegate", 'folders = ["inbox"]')
+    exchange.append_config('\n[backoff]\nsuspended_first = "0.5s"\n')
+    listener = listen(exchange)
+    exchange.until_streaming(3)
     (line,) = listener.until_logged("mailbox.suspended", mailbox=delegated)
     assert line["code"] == "ErrorSubscriptionDelegateAccessNotSupported"
-    office.set_rights(delegated, folders=["*"])
+    exchange.set_rights(delegated, folders=["*"])
     listener.until_logged("mailbox.resumed", mailbox=delegated)
-    office.until_streaming(4)
+    exchange.until_streaming(4)
 
 
 def test_distribution_group_changes_do_not_affect_other_mailboxes(
     simulator: Callable[..., Simulator], listen: Listen
 ) -> None:
-    office = simulator("--mailboxes", "8")
-    people = sorted(office.mailboxes)
-    office.set_group(
+    exchange = simulator("--mailboxes", "8")
+    people = sorted(exchange.mailboxes)
+    exchange.set_group(
         "team@contoso.example", [*people[:4], "everyone-else@contoso.example", "x@fabrikam.example"]
     )
-    office.set_group("everyone-else@contoso.example", [*people[4:6], "team@contoso.example"])
-    office.replace_config(
+    exchange.set_group("everyone-else@contoso.example", [*people[4:6], "team@contoso.example"])
+    exchange.replace_config(
         'file = "mailboxes.txt"', 'distribution_groups = ["team@contoso.example"]\nrefresh = "0.3s"'
     )
-    listener = listen(office)
-    office.until_streaming(6)
-    check_delivery(office, people[0])
-    office.set_group("everyone-else@contoso.example", people[4:])
-    office.until_streaming(8)
-    check_delivery(office, people[7])
+    listener = listen(exchange)
+    exchange.until_streaming(6)
+    check_delivery(exchange, people[0])
+    exchange.set_group("everyone-else@contoso.example", people[4:])
+    exchange.until_streaming(8)
+    check_delivery(exchange, people[7])
     # A member leaves: the daemon ends only its subscription.
-    subscriptions = office.state()["requests"]["Subscribe"]["200"]
-    office.set_group("team@contoso.example", [*people[1:4], "everyone-else@contoso.example"])
-    until(lambda: office.state()["subscriptions"] == 7, "seven subscriptions")
-    office.until_streaming(7)
-    assert office.state()["requests"]["Subscribe"]["200"] == subscriptions
+    subscriptions = exchange.state()["requests"]["Subscribe"]["200"]
+    exchange.set_group("team@contoso.example", [*people[1:4], "everyone-else@contoso.example"])
+    until(lambda: exchange.state()["subscriptions"] == 7, "seven subscriptions")
+    exchange.until_streaming(7)
+    assert exchange.state()["requests"]["Subscribe"]["200"] == subscriptions
     # A group that was emptied by mistake does not remove its mailboxes.
-    office.set_group("team@contoso.example", [])
+    exchange.set_group("team@contoso.example", [])
     (line,) = listener.until_logged("mailboxes.refresh_rejected")[:1]
     assert (line["level"], line["mailboxes"], line["dropped"]) == ("error", 7, 7)
-    office.until_streaming(7)
+    exchange.until_streaming(7)
     # Nor does a restart while the group is empty.
     assert listener.stop() == 0
-    listener = listen(office)
+    listener = listen(exchange)
     listener.until_logged("listener.started")
-    office.until_streaming(7)
+    exchange.until_streaming(7)
 
 
 def test_reload_applies_new_groups_and_access(simulator: Callable[..., Simulator], listen: Listen) -> None:
-    office = simulator("--mailboxes", "6")
-    people = sorted(office.mailboxes)
-    office.set_group("one@contoso.example", people[:2])
-    office.set_group("two@contoso.example", people[2:])
-    office.replace_config('file = "mailboxes.txt"', 'distribution_groups = ["one@contoso.example"]')
-    listener = listen(office)
-    office.until_streaming(2)
-    office.set_rights(people[0], folders=["inbox"], in_scope=False)
-    office.replace_config('"one@contoso.example"]', '"one@contoso.example", "two@contoso.example"]')
-    override(office, people[0], "delegate", 'folders = ["inbox"]')
+    exchange = simulator("--mailboxes", "6")
+    people = sorted(exchange.mailboxes)
+    exchange.set_group("one@contoso.example", people[:2])
+    exchange.set_group("two@contoso.example", people[2:])
+    exchange.replace_config('file = "mailboxes.txt"', 'distribution_groups = ["one@contoso.example"]')
+    listener = listen(exchange)
+    exchange.until_streaming(2)
+    exchange.set_rights(people[0], folders=["inbox"], in_scope=False)
+    exchange.replace_config('"one@contoso.example"]', '"one@contoso.example", "two@contoso.example"]')
+    override(exchange, people[0], "delegate", 'folders = ["inbox"]')
     listener.process.send_signal(signal.SIGHUP)
-    office.until_streaming(6)
-    check_delivery(office, people[0])
-    check_delivery(office, people[5])
+    exchange.until_streaming(6)
+    check_delivery(exchange, people[0])
+    check_delivery(exchange, people[5])
     assert {line["code"] for line in listener.logged("mailbox.suspended")} <= {"ErrorImpersonateUserDenied"}

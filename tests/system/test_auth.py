@@ -29,24 +29,24 @@ Listen = Callable[..., Listener]
 
 @pytest.mark.parametrize("kind", ["ntlm", "negotiate"])
 def test_extended_protection_is_supported(simulator: Start, listen: Listen, kind: str) -> None:
-    there = simulator("--auth", kind, "--extended-protection", "require")
-    daemon = listen(there)
-    there.until_streaming(4)
-    there.create_events(there.mailboxes[0])
-    until(lambda: json_lines(there.folder / "deliveries.jsonl"), "the event")
+    exchange = simulator("--auth", kind, "--extended-protection", "require")
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: json_lines(exchange.folder / "deliveries.jsonl"), "the event")
     assert daemon.stop() == 0
     assert not daemon.logged("auth.refused")
 
 
 def test_short_lived_tokens_are_renewed_while_streaming(simulator: Start, listen: Listen) -> None:
-    there = simulator("--auth", "oauth", "--token-lifetime", "2")
-    there.append_config('\n[catch_up]\ninterval = "1s"\n')
-    there.append_config('\n[log]\nlevel = "debug"\n')
-    daemon = listen(there)
-    there.until_streaming(4)
+    exchange = simulator("--auth", "oauth", "--token-lifetime", "2")
+    exchange.append_config('\n[catch_up]\ninterval = "1s"\n')
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
     daemon.until_logged("auth.token_renewed", count=3)
-    there.create_events(there.mailboxes[0])
-    until(lambda: json_lines(there.folder / "deliveries.jsonl"), "the event")
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: json_lines(exchange.folder / "deliveries.jsonl"), "the event")
     assert daemon.stop() == 0
     assert not daemon.logged("auth.refused")
     assert not daemon.logged("stream.refused")
@@ -54,22 +54,22 @@ def test_short_lived_tokens_are_renewed_while_streaming(simulator: Start, listen
 
 @pytest.mark.parametrize("credential", ["certificate", "PKCS#12", "federated token"])
 def test_oauth_without_client_secret(simulator: Start, listen: Listen, credential: str) -> None:
-    there = simulator("--auth", "oauth", "--token-lifetime", "2")
-    oauth, folder = there.info["oauth"], there.folder
+    exchange = simulator("--auth", "oauth", "--token-lifetime", "2")
+    oauth, folder = exchange.info["oauth"], exchange.folder
     secret = f'client_secret = "{oauth["client_secret"]}"'
     pem = (folder / "application.pem").read_bytes()
     key, certificate = load_pem_private_key(pem, None), load_pem_x509_certificate(pem)
     assert isinstance(key, RSAPrivateKey)
     match credential:
         case "certificate":
-            there.replace_config(secret, 'certificate = "application.pem"')
+            exchange.replace_config(secret, 'certificate = "application.pem"')
         case "PKCS#12":
             password = "Pw-of-the-store"
             plant(password)
             encryption = BestAvailableEncryption(password.encode())
             store = serialize_key_and_certificates(b"listener", key, certificate, None, encryption)
             (folder / "application.pfx").write_bytes(store)
-            there.replace_config(
+            exchange.replace_config(
                 secret, f'certificate = "application.pfx"\ncertificate_password = "{password}"'
             )
         case "federated token":
@@ -80,22 +80,22 @@ def test_oauth_without_client_secret(simulator: Start, listen: Listen, credentia
             token = jwt.encode(claims, key, algorithm="PS256", headers={"x5t#S256": thumbprint})
             plant(token)
             (folder / "token.txt").write_text(token + "\n")
-            there.replace_config(secret, 'federated_token_file = "token.txt"')
-    there.append_config('\n[catch_up]\ninterval = "1s"\n\n[log]\nlevel = "debug"\n')
-    daemon = listen(there)
-    there.until_streaming(4)
+            exchange.replace_config(secret, 'federated_token_file = "token.txt"')
+    exchange.append_config('\n[catch_up]\ninterval = "1s"\n\n[log]\nlevel = "debug"\n')
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
     daemon.until_logged("auth.token_renewed", count=2)
-    there.create_events(there.mailboxes[0])
-    until(lambda: there.deliveries, "the event")
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: exchange.deliveries, "the event")
     assert daemon.stop() == 0
     assert not daemon.logged("auth.refused")
 
 
 def test_managed_identity(simulator: Start, listen: Listen) -> None:
     """A stand-in for Azure's instance metadata service, which gets its tokens from the simulator's Entra ID."""
-    there = simulator("--auth", "oauth")
-    oauth = there.info["oauth"]
-    context = ssl.create_default_context(cafile=there.info["ca_file"])
+    exchange = simulator("--auth", "oauth")
+    oauth = exchange.info["oauth"]
+    context = ssl.create_default_context(cafile=exchange.info["ca_file"])
     resources: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,26 +116,26 @@ def test_managed_identity(simulator: Start, listen: Listen) -> None:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (name of the base class)
             pass
 
-    text = there.config.read_text()
+    text = exchange.config.read_text()
     section = text[text.index("[auth]") : text.index("[mailboxes]")]
-    there.replace_config(section, '[auth]\nkind = "oauth"\nmanaged_identity = true\n\n')
+    exchange.replace_config(section, '[auth]\nkind = "oauth"\nmanaged_identity = true\n\n')
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
-        daemon = listen(there, AZURE_POD_IDENTITY_AUTHORITY_HOST=host)
-        there.until_streaming(4)
-        there.create_events(there.mailboxes[0])
-        until(lambda: there.deliveries, "the event")
+        daemon = listen(exchange, AZURE_POD_IDENTITY_AUTHORITY_HOST=host)
+        exchange.until_streaming(4)
+        exchange.create_events(exchange.mailboxes[0])
+        until(lambda: exchange.deliveries, "the event")
         assert daemon.stop() == 0
         server.shutdown()
     assert resources == ["https://outlook.office365.com"]
 
 
 def test_wrong_client_secret_is_logged_quickly(simulator: Start, listen: Listen) -> None:
-    there = simulator("--auth", "oauth")
-    there.replace_config('client_secret = "', 'client_secret = "not-')
-    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
-    daemon = listen(there)
+    exchange = simulator("--auth", "oauth")
+    exchange.replace_config('client_secret = "', 'client_secret = "not-')
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    daemon = listen(exchange)
     (started,) = daemon.until_logged("listener.started")
     refused = daemon.until_logged("auth.refused", code="AADSTS7000215")[0]
     assert refused["text"].endswith("is wrong: configure the secret's value, not its ID")
@@ -150,10 +150,10 @@ def seconds_between(earlier: dict[str, Any], later: dict[str, Any]) -> float:
 
 
 def test_wrong_password_is_sent_once_per_attempt(simulator: Start, listen: Listen) -> None:
-    there = simulator("--auth", "ntlm", "--extended-protection", "require", "--mailboxes", "12")
-    there.replace_config(there.info["password"], "Pw-wrong")
-    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
-    daemon = listen(there)
+    exchange = simulator("--auth", "ntlm", "--extended-protection", "require", "--mailboxes", "12")
+    exchange.replace_config(exchange.info["password"], "Pw-wrong")
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    daemon = listen(exchange)
     refused = daemon.until_logged("auth.refused", code="HandshakeRefused")
     assert "the password is wrong, or the account is locked" in refused[0]["text"]
     daemon.until_logged("auth.refused", attempts=2)

@@ -39,19 +39,19 @@ def resources(process: int) -> Resources:
     )
 
 
-def until_events_arrive(there: Simulator, deadline: float) -> None:
+def until_events_arrive(exchange: Simulator, deadline: float) -> None:
     """Wait for an event of each mailbox. Create new ones every second, because a stream may turn out to be dead."""
-    waiting = set(there.mailboxes)
+    waiting = set(exchange.mailboxes)
     while waiting:
         assert time.monotonic() < deadline, f"no events of {len(waiting)} mailboxes: {sorted(waiting)[:5]}"
         made = {
             line.get("item_id") or line.get("folder_id"): mailbox
             for mailbox in sorted(waiting)
-            for line in there.create_events(mailbox)
+            for line in exchange.create_events(mailbox)
         }
         next_round = time.monotonic() + 1
         while waiting and time.monotonic() < next_round:
-            waiting -= {made[event["subject"]] for event in there.deliveries if event["subject"] in made}
+            waiting -= {made[event["subject"]] for event in exchange.deliveries if event["subject"] in made}
             time.sleep(0.05)
 
 
@@ -59,24 +59,24 @@ def until_events_arrive(there: Simulator, deadline: float) -> None:
 def test_recovers_from_heavy_random_faults(
     simulator: Callable[..., Simulator], listen: Callable[..., Listener], seed: int
 ) -> None:
-    there = simulator(
+    exchange = simulator(
         *("--mailboxes", str(MAILBOXES), "--seed", str(seed), "--heartbeat", "1"),
     )
-    daemon = listen(there)
-    there.until_streaming(MAILBOXES)
-    until_events_arrive(there, time.monotonic() + 10)
+    daemon = listen(exchange)
+    exchange.until_streaming(MAILBOXES)
+    until_events_arrive(exchange, time.monotonic() + 10)
     before = resources(daemon.process.pid)
 
-    there.inject_fault(profile="heavy")
+    exchange.inject_fault(profile="heavy")
     time.sleep(SECONDS)
-    there.inject_fault(profile="none")
+    exchange.inject_fault(profile="none")
     started_at = time.monotonic()
-    made = there.fault_status()["made"]
-    until(lambda: there.state()["mailboxes_streaming"] == MAILBOXES, "every mailbox streaming", 60)
-    until_events_arrive(there, started_at + 60)
+    made = exchange.fault_status()["made"]
+    until(lambda: exchange.state()["mailboxes_streaming"] == MAILBOXES, "every mailbox streaming", 60)
+    until_events_arrive(exchange, started_at + 60)
     took = time.monotonic() - started_at
 
-    state = there.state()
+    state = exchange.state()
     groups = len(state["streams"])
     after = until(
         lambda: now if (now := resources(daemon.process.pid)).memory <= before.memory + MARGIN else None,
@@ -98,4 +98,4 @@ def test_recovers_from_heavy_random_faults(
     assert "Traceback" not in text
     assert not [line for line in daemon.log if line["level"] == "error"]
     assert daemon.log[-1]["event"] == "listener.stopped"
-    assert there.state()["streams"] == []
+    assert exchange.state()["streams"] == []

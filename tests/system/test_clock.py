@@ -26,15 +26,15 @@ def test_no_event_is_lost_when_the_clock_is_set_back_an_hour(
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # only the wall clock changes, as when an operator sets it
     }
     clock.write_text("+0\n")
-    there = simulator("--ledger", str(ledger), "--backends", "1")
-    there.append_config("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
-    daemon = listen(there, **environment)
-    there.until_streaming(4)
+    exchange = simulator("--ledger", str(ledger), "--backends", "1")
+    exchange.append_config("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
+    daemon = listen(exchange, **environment)
+    exchange.until_streaming(4)
     listening = time.monotonic()
 
     def check_events_arrive() -> None:
-        for mailbox in there.mailboxes:
-            there.create_events(mailbox, count=5)
+        for mailbox in exchange.mailboxes:
+            exchange.create_events(mailbox, count=5)
         until(lambda: compare_with_ledger(ledger, output).lost == 0, "every event")
 
     check_events_arrive()
@@ -42,9 +42,9 @@ def test_no_event_is_lost_when_the_clock_is_set_back_an_hour(
     clock.write_text("-3600\n")
     check_events_arrive()
     assert compare_with_ledger(ledger, output).duplicates == 0
-    delivered = there.deliveries
+    delivered = exchange.deliveries
     assert len({event["id"] for event in delivered}) == len(delivered)
-    for mailbox in there.mailboxes:
+    for mailbox in exchange.mailboxes:
         lines = [line for line in json_lines(ledger) if line["mailbox"] == mailbox]
         made = [line.get("item_id") or line["folder_id"] for line in lines]
         assert [event["subject"] for event in delivered if event["data"]["mailbox"] == mailbox] == made
@@ -52,25 +52,25 @@ def test_no_event_is_lost_when_the_clock_is_set_back_an_hour(
     # Catch-up cannot detect changes within the second of the first Subscribe.
     until(lambda: time.monotonic() > listening + 1.0, "the next second")
     # A gap whose start lies in the future of the new clock.
-    there.inject_fault(kind="backend_restart")
-    for mailbox in there.mailboxes:
-        there.create_events(mailbox)
-    there.until_streaming(4)
+    exchange.inject_fault(kind="backend_restart")
+    for mailbox in exchange.mailboxes:
+        exchange.create_events(mailbox)
+    exchange.until_streaming(4)
     check_events_arrive()
     assert daemon.log[-1]["time"] < before
     assert compare_with_ledger(ledger, output).unseen == 0
-    assert [event_of(line) for line in there.deliveries if line["data"].get("recovered")]
+    assert [event_of(line) for line in exchange.deliveries if line["data"].get("recovered")]
 
     # Events that were journaled under the old clock lie in the future of the new one. Replay includes them.
-    count = len(there.deliveries)
+    count = len(exchange.deliveries)
     replay = forked.run(
         [
-            *(sys.executable, "-m", "listener", "replay", "--config", str(there.config)),
+            *(sys.executable, "-m", "listener", "replay", "--config", str(exchange.config)),
             *("--handler", "deliveries", "--since", "10m"),
         ],
         env={**os.environ, **environment},
         check=False,
     )
     assert replay.returncode == 0
-    until(lambda: len(there.deliveries) >= 2 * count, "the replayed events")
+    until(lambda: len(exchange.deliveries) >= 2 * count, "the replayed events")
     assert daemon.stop() == 0

@@ -167,7 +167,7 @@ def test_terminal_view_until_control_c(environment: dict[str, str]) -> None:
         assert shown in screen
     assert "nothing was lost" in screen[-200:]
     assert "Traceback" not in screen
-    assert '"event"' not in screen  # no log lines on the screen
+    assert '"event"' not in screen  # log lines must not disturb the display
 
 
 def read_screen(master: int, screen: str) -> str:

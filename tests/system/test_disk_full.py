@@ -47,11 +47,11 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def write_error(there: Simulator, daemon: Listener) -> dict[str, object]:
+def write_error(exchange: Simulator, daemon: Listener) -> dict[str, object]:
     """Create events until the free space inside the database files is used up; return the logged error."""
 
     def write_failures() -> list[dict[str, object]]:
-        there.create_events(there.mailboxes[0], count=50)
+        exchange.create_events(exchange.mailboxes[0], count=50)
         return daemon.logged("journal.write_failed")
 
     return until(write_failures, "a line about the full disk")[0]
@@ -61,26 +61,26 @@ def test_full_disk_pauses_ingestion_and_loses_nothing(
     simulator: Start, listen: Listen, disk: Path, tmp_path: Path
 ) -> None:
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
-    there = simulator("--heartbeat", "0.5", "--ledger", str(ledger))
-    daemon = listen(there)
-    there.until_streaming(4)
-    first = there.create_events(there.mailboxes[0])
-    until(lambda: len(there.deliveries) == len(first), "all deliveries before")
+    exchange = simulator("--heartbeat", "0.5", "--ledger", str(ledger))
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    first = exchange.create_events(exchange.mailboxes[0])
+    until(lambda: len(exchange.deliveries) == len(first), "all deliveries before")
 
     ballast = fill(disk)
-    line = write_error(there, daemon)
+    line = write_error(exchange, daemon)
     assert line["level"] == "error"
     assert "full" in str(line["reason"])
     assert line["free"] == 0
     assert line["path"] == str(disk / "journal.db")
-    before = len(there.deliveries)
-    for mailbox in there.mailboxes:
-        there.create_events(mailbox, count=20)
+    before = len(exchange.deliveries)
+    for mailbox in exchange.mailboxes:
+        exchange.create_events(mailbox, count=20)
     end = time.monotonic() + PAUSE
     while time.monotonic() < end:
-        assert len(there.deliveries) == before, "delivered without having been journaled"
+        assert len(exchange.deliveries) == before, "delivered without having been journaled"
         time.sleep(0.1)
-    there.until_streaming(4)
+    exchange.until_streaming(4)
     assert not daemon.logged("journal.recovered")
 
     ballast.unlink()
@@ -90,26 +90,26 @@ def test_full_disk_pauses_ingestion_and_loses_nothing(
     assert (verdict.lost, verdict.unseen, verdict.duplicates) == (0, 0, 0)
     assert verdict.delivered == verdict.generated
     # Ingestion only paused: the daemon did not re-subscribe and did not treat any stream as dead.
-    assert there.state()["requests"]["Subscribe"] == {"200": 4}
+    assert exchange.state()["requests"]["Subscribe"] == {"200": 4}
     assert not daemon.logged("group.backoff")
     assert len(daemon.logged("journal.write_failed")) == 1
     assert daemon.stop() == 0
 
 
 def test_read_only_disk_is_reported_at_start(simulator: Start, listen: Listen, disk: Path) -> None:
-    there = simulator()
-    first = listen(there)
-    there.until_streaming(4)
-    there.create_events(there.mailboxes[0])
+    exchange = simulator()
+    first = listen(exchange)
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
     assert first.stop() == 0
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    refused = listen(there)
+    refused = listen(exchange)
     assert refused.wait() == 2
     last = refused.log_file.read_text().splitlines()[-1]
     assert str(disk) in last
     assert "Read-only file system" in last or "readonly" in last
     subprocess.run(["mount", "-o", f"remount,rw,size={SIZE}", str(disk)], check=True)
-    again = listen(there)
-    there.until_streaming(4)
+    again = listen(exchange)
+    exchange.until_streaming(4)
     assert again.stop() == 0
     assert not again.logged("journal.write_failed")
