@@ -221,7 +221,7 @@ def test_hostile_servers(simulator: Start, listen: Listen) -> None:
             server.close()
     for name, (peak, delay) in figures.items():
         print(f"{name}: {peak:.0f} MiB, {delay:.2f} s")
-    print(f"end: {stopped_in:.2f} s; log: {listener.log_file.stat().st_size} bytes")
+    print(f"stop: {stopped_in:.2f} s; log: {listener.log_file.stat().st_size} bytes")
     assert {name: peak for name, (peak, _) in figures.items() if peak >= MAX_MEMORY} == {}
     # The load of other processes slows the work down by this factor.
     factor = load_factor()
