@@ -40,9 +40,11 @@ def demo(
 
     from listener import log
     from listener.cli.exits import exit_on_errors, run_until_signal
+    from listener.cli.extras import require_demo_extra
     from listener.demo.session import Plan, Session, fault_requests
     from listener.demo.view import print_summary, run_with_view
 
+    require_demo_extra("demo")
     live = sys.stdout.isatty() and not json
     log.configure("warning" if live else "info", "auto", stream=sys.stderr, audit=not live)
     with TemporaryDirectory(prefix="ews-listener-demo-") as directory, exit_on_errors():

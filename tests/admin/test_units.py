@@ -75,4 +75,6 @@ def test_template_unit_matches_the_single_unit() -> None:
         expected,
         flags=re.MULTILINE,
     )
-    assert re.sub(r"# An account of its own .*", "# An account of its own …", template) == expected
+    assert (
+        re.sub(r"# Each instance has its own account, .*", "# An account of its own …", template) == expected
+    )

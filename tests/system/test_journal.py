@@ -33,20 +33,20 @@ def test_what_a_handler_had_no_time_for_comes_after_the_restart(
 ) -> None:
     there = simulator()
     slow = there.folder / "slow.jsonl"
-    there.append(
+    there.append_config(
         handler("slow", "acme:open_slow", f'path = "{slow}"', "seconds = 60") + "\n[shutdown]\ngrace = 0.2\n"
     )
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0], count=20)
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0], count=20)
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert daemon.logged("handler.stopped", handler="slow")[0]["lag"] == len(ledger)
-    there.change("seconds = 60", "seconds = 0")
+    there.replace_config("seconds = 60", "seconds = 0")
     again = listen(there, PYTHONPATH=plugins)
     until(lambda: len(json_lines(slow)) == len(ledger), "all deliveries to the slow handler")
     assert [event["id"] for event in json_lines(slow)] == [event["id"] for event in there.deliveries]
-    assert again.end() == 0
+    assert again.stop() == 0
     assert len(there.deliveries) == len(ledger)
 
 
@@ -54,11 +54,11 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_r
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("picky", "acme:open_picky", "attempts = 1"))
-    there.append("\n[log]\nrepeat_interval = 0\n")
+    there.append_config(handler("picky", "acme:open_picky", "attempts = 1"))
+    there.append_config("\n[log]\nrepeat_interval = 0\n")
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0])
     until(lambda: daemon.logged("handler.rejected", handler="picky"), "a rejected event")
     until(lambda: len(daemon.logged("handler.dead_lettered")) == len(ledger) - 1, "the others given up")
     letters = asked(there, "dead-letters", "list")
@@ -78,7 +78,7 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_r
     until(lambda: len(daemon.logged("handler.dead_lettered")) == len(ledger), "given up once more")
     assert command(there, "dead-letters", "show", "999").returncode == 1
     assert "there is no dead letter 999" in command(there, "dead-letters", "show", "999").stderr
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     left = asked(there, "dead-letters", "list")  # the daemon does not run any more
     assert isinstance(left, list)
     assert len(left) == len(ledger) - 1
@@ -87,8 +87,8 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted_while_the_daemon_r
 def test_a_handler_gets_again_what_was_journaled_lately(simulator: Start, listen: Listen) -> None:
     there = simulator()
     daemon = listen(there)
-    there.streaming(4)
-    first, second = there.make(there.mailboxes[0]), there.make(there.mailboxes[1])
+    there.until_streaming(4)
+    first, second = there.create_events(there.mailboxes[0]), there.create_events(there.mailboxes[1])
     until(lambda: len(there.deliveries) == len(first) + len(second), "all deliveries")
     told = asked(there, "replay", "--handler", "deliveries", "--since", "1h", "--mailbox", there.mailboxes[1])
     assert told == {"count": len(second)}
@@ -99,7 +99,7 @@ def test_a_handler_gets_again_what_was_journaled_lately(simulator: Start, listen
     assert refused.returncode == 1
     assert "nobody" in refused.stderr
     assert command(there, "replay", "--handler", "deliveries", "--since", "soon").returncode == 2
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_handler_of_batches_gets_them_in_order_and_all_again_after_a_retry(
@@ -107,10 +107,10 @@ def test_a_handler_of_batches_gets_them_in_order_and_all_again_after_a_retry(
 ) -> None:
     there = simulator("--mailboxes", "1")
     loaded = there.folder / "loaded.jsonl"
-    there.append(handler("loader", "acme:open_loader", f'path = "{loaded}"'))
+    there.append_config(handler("loader", "acme:open_loader", f'path = "{loaded}"'))
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(1)
-    ledger = there.make(there.mailboxes[0], count=100)
+    there.until_streaming(1)
+    ledger = there.create_events(there.mailboxes[0], count=100)
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
     batches = until(
         lambda: found if sum(map(len, found := json_lines(loaded))) == len(ledger) else None, "all batches"
@@ -118,7 +118,7 @@ def test_a_handler_of_batches_gets_them_in_order_and_all_again_after_a_retry(
     assert [id_ for batch in batches for id_ in batch] == [event["id"] for event in there.deliveries]
     assert max(map(len, batches)) == 50
     assert daemon.logged("handler.retry", handler="loader")[0]["batch"] == len(batches[1])
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_journal_that_is_full_of_what_a_handler_has_not_done_holds_the_streams_and_loses_nothing(
@@ -126,43 +126,43 @@ def test_a_journal_that_is_full_of_what_a_handler_has_not_done_holds_the_streams
 ) -> None:
     there = simulator("--heartbeat", "0.5")
     slow = there.folder / "slow.jsonl"
-    there.append(
+    there.append_config(
         handler("slow", "acme:open_slow", f'path = "{slow}"', "seconds = 60", "attempts = 100")
         + f"\n[journal]\nsize = {1 << 20}\n\n[shutdown]\ngrace = 0.2\n"
     )
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
+    there.until_streaming(4)
     made = 0
 
     def full() -> bool:
         nonlocal made
-        made += len(there.make(there.mailboxes[made % 4], count=100))
+        made += len(there.create_events(there.mailboxes[made % 4], count=100))
         return bool(daemon.logged("journal.full"))
 
     until(full, "a full journal")
     (line,) = daemon.logged("journal.full")
     assert (line["slowest"], line["limit"]) == ("slow", 1 << 20)
     assert line["lag"] > 0
-    there.streaming(4)  # it waits, and lives
-    assert daemon.end() == 0
-    there.change("seconds = 60", "seconds = 0")
+    there.until_streaming(4)  # it waits, and lives
+    assert daemon.stop() == 0
+    there.replace_config("seconds = 60", "seconds = 0")
     again = listen(there, PYTHONPATH=plugins)
     again.until_logged("journal.room")
     subjects = {event["subject"] for event in there.deliveries}
     until(lambda: {event["subject"] for event in json_lines(slow)} >= subjects, "all that was held")
-    there.streaming(4)
-    new = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    new = there.create_events(there.mailboxes[0])
     wanted = {line.get("item_id") or line.get("folder_id") for line in new}
     until(lambda: wanted <= {event["subject"] for event in json_lines(slow)}, "what comes after it")
-    assert again.end() == 0
+    assert again.stop() == 0
 
 
 def test_a_damaged_journal_is_named_and_left_as_it_is(simulator: Start, listen: Listen) -> None:
     there = simulator()
     daemon = listen(there)
-    there.streaming(4)
-    there.make(there.mailboxes[0], count=100)
-    assert daemon.end() == 0
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0], count=100)
+    assert daemon.stop() == 0
     journal = journal_of(there)
     with journal.open("r+b") as file:
         file.seek(100)
@@ -170,7 +170,7 @@ def test_a_damaged_journal_is_named_and_left_as_it_is(simulator: Start, listen: 
     before = journal.read_bytes()
     refused = listen(there)
     assert refused.wait() == 2
-    (line,) = refused.errors.read_text().splitlines()[-1:]
+    (line,) = refused.log_file.read_text().splitlines()[-1:]
     assert str(journal) in line
     assert "damaged" in line or "malformed" in line
     assert journal.read_bytes() == before
@@ -181,17 +181,19 @@ def test_who_was_listened_to_when_the_daemon_was_killed_is_known_at_once(
     simulator: Start, listen: Listen, mode: str
 ) -> None:
     there = simulator("--heartbeat", "0.5")
-    there.append(f'filter.types = ["exchange.*"]\n\n[catch_up]\nmode = "{mode}"\n')
+    there.append_config(f'filter.types = ["exchange.*"]\n\n[catch_up]\nmode = "{mode}"\n')
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     daemon.process.kill()
     daemon.wait()
-    missed = {line["item_id"] for line in there.make(there.mailboxes[0]) if line.get("item_id")}
+    missed = {line["item_id"] for line in there.create_events(there.mailboxes[0]) if line.get("item_id")}
     for backend in there.state()["backends"]:
-        there.break_(kind="backend_restart", backend=backend["name"])  # what it held for the stream is gone
+        there.inject_fault(
+            kind="backend_restart", backend=backend["name"]
+        )  # what it held for the stream is gone
     again = listen(there)
-    there.streaming(4)
-    after = {line["item_id"] for line in there.make(there.mailboxes[0]) if line.get("item_id")}
+    there.until_streaming(4)
+    after = {line["item_id"] for line in there.create_events(there.mailboxes[0]) if line.get("item_id")}
 
     def told() -> set[str]:
         return {event["subject"] for event in there.deliveries if event["type"].startswith("exchange.item.")}
@@ -205,7 +207,7 @@ def test_who_was_listened_to_when_the_daemon_was_killed_is_known_at_once(
         until(lambda: gaps() == set(there.mailboxes), "a gap of each mailbox")
     if mode == "sync":
         until(lambda: missed <= told(), "what was missed")
-    assert again.end() == 0
+    assert again.stop() == 0
     if mode != "sync":
         assert not missed & told()
         assert not {"SyncFolderItems", "FindFolder", "GetFolder"} & there.state()["requests"].keys()
@@ -220,7 +222,7 @@ def journal_of(there: Simulator) -> Path:
 def test_one_process_a_state_directory(simulator: Start, listen: Listen) -> None:
     there = simulator()
     first: Listener = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     second = forked.run(
         [sys.executable, "-m", "listener", "run", "--config", str(there.config)],
         capture_output=True,
@@ -231,4 +233,4 @@ def test_one_process_a_state_directory(simulator: Start, listen: Listen) -> None
     (error,) = (line for line in second.stderr.splitlines() if line.startswith("error:"))
     assert str(there.folder / "state") in error
     assert str(first.process.pid) in error
-    assert first.end() == 0
+    assert first.stop() == 0

@@ -61,7 +61,7 @@ def test_curl_gets_in_by_ticket(
         return subprocess.run(
             [
                 *("curl", "-s", "-k", "--negotiate", "-u", ":", "-o", "/dev/null", "-w", "%{http_code}"),
-                *("-H", "Content-Type: text/xml", "--data-binary", f"@{body}", there.told["ews_url"]),
+                *("-H", "Content-Type: text/xml", "--data-binary", f"@{body}", there.info["ews_url"]),
             ],
             env={**os.environ, **realm.environment},
             capture_output=True,
@@ -81,9 +81,11 @@ def test_curl_gets_in_by_ticket(
 
 def credentials(simulator: Simulator, **keys: str) -> None:
     """The configuration has these keys under [auth], and no others."""
-    simulator.change(f'user = "{simulator.told["user"]}"\npassword = "{simulator.told["password"]}"\n', "")
+    simulator.replace_config(
+        f'user = "{simulator.info["user"]}"\npassword = "{simulator.info["password"]}"\n', ""
+    )
     given = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
-    simulator.change('kind = "negotiate"\n', f'kind = "negotiate"\n{given}')
+    simulator.replace_config('kind = "negotiate"\n', f'kind = "negotiate"\n{given}')
 
 
 @pytest.mark.parametrize("by", ["ticket", "keytab", "password"])
@@ -101,12 +103,12 @@ def test_the_daemon_gets_in(exchange: Start, listen: Listen, realm: Realm, by: s
         case "password":
             credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
     daemon = listen(there, **environment)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     until(lambda: there.deliveries, "the event")
     assert proved(there).keys() == {"kerberos"}
     assert there.state()["authentication"]["refused"] == {}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("by", ["keytab", "password"])
@@ -121,20 +123,20 @@ def test_a_ticket_that_ends_is_replaced_and_the_stream_goes_on(
         credentials(there)
     else:
         credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
-    there.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
+    there.append_config('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
     daemon = listen(there, **environment)
-    there.streaming(4)
+    there.until_streaming(4)
     started_at = time.monotonic()
     requests = proved(there)["kerberos"]
     until(lambda: time.monotonic() - started_at > 12, "two lives of a ticket")
     after = proved(there)["kerberos"]
     until(lambda: proved(there)["kerberos"] > after, "requests with another ticket")
     assert after > requests
-    there.make(there.mailboxes[0])
+    there.create_events(there.mailboxes[0])
     until(lambda: there.deliveries, "the event")
     assert proved(there).keys() == {"kerberos"}
     assert there.state()["authentication"]["refused"] == {}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     for event in ("auth.refused", "stream.refused", "stream.broken", "group.backoff"):
         assert not daemon.logged(event)
 
@@ -144,13 +146,13 @@ def test_ntlm_takes_over_where_there_is_no_ticket_to_be_had(
 ) -> None:
     """The KDC does not know the server under the name that the daemon calls it by."""
     there = exchange("--extended-protection", "require")
-    there.change("localhost", "127.0.0.1")
-    there.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
-    realm.add(ACCOUNT, there.told["password"])
+    there.replace_config("localhost", "127.0.0.1")
+    there.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    realm.add(ACCOUNT, there.info["password"])
     daemon = listen(there, **realm.environment)
-    there.streaming(4)
+    there.until_streaming(4)
     assert proved(there).keys() == {"ntlm"}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.skipif(kdc.faketime() is None, reason="there is no libfaketime (Debian: faketime)")
@@ -167,7 +169,7 @@ def test_the_servers_clock_is_off(exchange: Start, listen: Listen, realm: Realm)
     assert refused["code"] == "ClockSkew"
     assert refused["text"] == "the clocks of the server and of the domain differ by more than 5 minutes"
     assert there.state()["authentication"]["reasons"] == {"ticket": 1}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 REFUSALS = {
@@ -206,8 +208,8 @@ def test_what_the_domain_says_is_told_and_not_asked_again(
     credentials(there, user=account, password=PASSWORD)
     daemon = listen(there, **realm.environment)
     (refused, *_) = daemon.until_logged("auth.refused")
-    assert daemon.seconds_to(refused) < 5
+    assert daemon.seconds_since_start(refused) < 5
     code, text = REFUSALS[why]
     assert (refused["code"], refused["text"]) == (code, text.format(account=account))
     assert there.state()["authentication"]["refused"] == {}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

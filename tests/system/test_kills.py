@@ -18,8 +18,8 @@ from random import Random
 from listener.demo.verdict import Gaps
 from listener.journal.progress import Progress
 from listener.journal.schema import FILE_NAME
-from tests.system.processes import Listen, Listener, Start, handler, json_lines, load_share, until
-from tests.system.truth import judge
+from tests.system.ledger import compare_with_ledger
+from tests.system.processes import Listen, Listener, Start, handler, json_lines, load_factor, until
 
 KILLS = int(os.environ.get("EWS_LISTENER_KILLS", "3"))
 MAILBOXES = 40
@@ -35,10 +35,12 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
 ) -> None:
     ledger, output, written = (tmp_path / name for name in ("ledger.jsonl", "deliveries.jsonl", "exec.jsonl"))
     there = simulator("--mailboxes", str(MAILBOXES), "--ledger", str(ledger))
-    there.append(handler("program", "exec", f'command = ["tee", "-a", "{written}"]', "concurrency = 4"))
+    there.append_config(
+        handler("program", "exec", f'command = ["tee", "-a", "{written}"]', "concurrency = 4")
+    )
     daemon = listen(there)
-    there.streaming(MAILBOXES)
-    there.rate(RATE)
+    there.until_streaming(MAILBOXES)
+    there.set_rate(RATE)
     rng = Random(1)
     lives: list[float] = []
     kills: list[float] = []
@@ -54,26 +56,26 @@ def test_after_the_last_restart_every_change_is_in_both_outputs(
         note_filled(daemon, filled)
         assert not daemon.logged("handler.dead_lettered")
         daemon = listen(there)
-    there.streaming(MAILBOXES)
+    there.until_streaming(MAILBOXES)
     time.sleep(1)
-    there.rate(0)
+    there.set_rate(0)
     started_at = time.monotonic()
 
     def nothing_lost() -> bool:
         time.sleep(2)  # the judge needs the processor too
-        return not judge(ledger, output).lost and not judge(ledger, written).lost
+        return not compare_with_ledger(ledger, output).lost and not compare_with_ledger(ledger, written).lost
 
-    until(nothing_lost, "every change in both outputs", patience=300 + 12 * KILLS)
+    until(nothing_lost, "every change in both outputs", timeout=300 + 12 * KILLS)
     took = time.monotonic() - started_at
     until(
         lambda: {line["mailbox"] for line in daemon.logged("catchup.finished")} == filled.keys(),
         "no gap open",
     )
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not daemon.logged("handler.dead_lettered")
     note_filled(daemon, filled)
     gaps = {mailbox: Gaps(open_gaps(kills, moments)) for mailbox, moments in filled.items()}
-    file, program = judge(ledger, output, gaps), judge(ledger, written, gaps)
+    file, program = compare_with_ledger(ledger, output, gaps), compare_with_ledger(ledger, written, gaps)
     print(
         f"{KILLS} kills after {min(lives):.1f} to {max(lives):.1f} s each; all there {took:.1f} s after the traffic; "
         f"file: {file}, repeated {repeats(output)}; exec: {program}, repeated {repeats(written)}; "
@@ -121,7 +123,7 @@ def note_filled(daemon: Listener, filled: dict[str, list[float]]) -> None:
 
 def open_gaps(kills: Sequence[float], filled: Sequence[float]) -> list[tuple[float, float]]:
     """From each kill until the mailbox was next compared to the end, and what was on its way to the daemon then."""
-    on_its_way = ON_ITS_WAY * load_share()
+    on_its_way = ON_ITS_WAY * load_factor()
     return [
         (kill - on_its_way, min((moment for moment in filled if moment > kill), default=time.time()))
         for kill in kills

@@ -26,21 +26,21 @@ def check(office: Simulator) -> "subprocess.CompletedProcess[str]":
 def test_the_daemon_reads_exports_at_the_start_and_later(simulator: Start, listen: Listen) -> None:
     office = simulator()
     file, everybody = office.folder / "mailboxes.txt", office.mailboxes
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    office.change('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nrefresh = "1s"\nmax_drop = 0.5')
+    office.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    office.replace_config('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nrefresh = "1s"\nmax_drop = 0.5')
     file.write_bytes(b"\xff\xfe" + export([*everybody[:3], ABROAD]).encode("utf-16-le"))
     listener = listen(office)
-    office.streaming(3)
+    office.until_streaming(3)
     listener.until_logged("listener.started", mailboxes=4)
     listener.until_logged("mailbox.suspended", mailbox=ABROAD)
     file.write_text(export(everybody, ","), encoding="utf-8-sig")
-    office.streaming(4)
+    office.until_streaming(4)
     listener.until_logged("mailboxes.refreshed", mailboxes=4, added=1, removed=1)
     file.write_bytes(export(["jürgen@contoso.example"]).encode("cp1252"))
     (failed, *_) = listener.until_logged("mailboxes.refresh_failed", level="warning")
     assert failed["text"].startswith("is not UTF-8 text (byte 0xfc in line 3)")
     assert office.state()["mailboxes_streaming"] == 4
-    assert listener.end() == 0
+    assert listener.stop() == 0
 
 
 def test_check_reports_ten_bad_lines_and_counts_the_others(simulator: Start) -> None:
@@ -56,11 +56,11 @@ def test_check_reports_ten_bad_lines_and_counts_the_others(simulator: Start) -> 
 
 def test_check_warns_of_a_doubtful_url(simulator: Start) -> None:
     office = simulator()
-    office.change("/EWS/Exchange.asmx", "/owa")
+    office.replace_config("/EWS/Exchange.asmx", "/owa")
     checked = check(office)
     assert checked.returncode == 0
     assert checked.stderr == (
-        f"warning: exchange.ews_url: /owa is Outlook on the web, not the EWS endpoint. Use {office.told['ews_url']}\n"
+        f"warning: exchange.ews_url: /owa is Outlook on the web, not the EWS endpoint. Use {office.info['ews_url']}\n"
     )
     command = [sys.executable, "-m", "listener", "check", "--json", "--config", str(office.config)]
     told = json.loads(forked.run(command, capture_output=True, timeout=60, check=True).stdout)

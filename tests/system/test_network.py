@@ -91,15 +91,15 @@ def test_all_goes_through_the_proxy(simulator: Start, listen: Callable[..., List
     plant(PROXY_PASSWORD)
     there = simulator("--tls")
     with proxy() as between:
-        there.change(
+        there.replace_config(
             "[exchange]",
             f'[exchange]\nproxy = "{between.url}"\nproxy_user = "listener"\nproxy_password = "{PROXY_PASSWORD}"',
         )
         daemon = listen(there)
-        there.streaming(4)
-        ledger = there.make(there.mailboxes[0])
+        there.until_streaming(4)
+        ledger = there.create_events(there.mailboxes[0])
         until(lambda: len(there.deliveries) == len(ledger), "all deliveries")
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         assert set(between.asked) == {f"127.0.0.1:{there.port}"}
         assert between.refused == 0
 
@@ -107,11 +107,11 @@ def test_all_goes_through_the_proxy(simulator: Start, listen: Callable[..., List
 def test_a_proxy_that_does_not_take_us_is_named(simulator: Start, listen: Callable[..., Listener]) -> None:
     there = simulator("--tls")
     with proxy() as between:
-        there.change("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{between.url}"')
+        there.replace_config("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{between.url}"')
         daemon = listen(there)
         line = daemon.until_logged("mailbox.suspended", code="Http407")[0]
         assert "proxy" in line["text"].lower()
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
     assert there.state()["requests"] == {}
 
 
@@ -138,17 +138,17 @@ def test_nothing_older_than_tls_1_2_is_spoken(simulator: Start, listen: Callable
                         handshakes.append(error.reason)
 
         threading.Thread(target=serve, daemon=True).start()
-        there.change("[exchange]", "[exchange]\nautodiscover = false")
-        there.change(
-            there.told["ews_url"],
-            there.told["ews_url"].replace(str(there.port), str(server.getsockname()[1])),
+        there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+        there.replace_config(
+            there.info["ews_url"],
+            there.info["ews_url"].replace(str(there.port), str(server.getsockname()[1])),
         )
         daemon = listen(there)
         line = daemon.until_logged("mailbox.refused", code="TlsFailed")[0]
         assert "protocol" in line["text"].lower()
         until(lambda: handshakes, "a handshake")
         assert set(handshakes) == {"UNSUPPORTED_PROTOCOL"}
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
 
 
 def test_servers_with_accounts_of_their_own(tmp_path: Path) -> None:
@@ -159,25 +159,25 @@ def test_servers_with_accounts_of_their_own(tmp_path: Path) -> None:
     ):
         authorities = [(each.folder / "ca.pem").read_text() for each in (one, two)]
         (one.folder / "ca.pem").write_text("".join(authorities))
-        one.change('[mailboxes]\nfile = "mailboxes.txt"\n', "")
-        one.change("[exchange]", "[exchange]\nautodiscover = false")
-        one.append(
+        one.replace_config('[mailboxes]\nfile = "mailboxes.txt"\n', "")
+        one.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+        one.append_config(
             f'\n[[groups]]\nname = "one"\nmailboxes = {json.dumps(one.mailboxes[:2])}\n'
-            f'\n[[groups]]\nname = "two"\news_url = "{two.told["ews_url"]}"\n'
+            f'\n[[groups]]\nname = "two"\news_url = "{two.info["ews_url"]}"\n'
             f"mailboxes = {json.dumps(two.mailboxes[2:])}\n"
             f'\n[[servers]]\nhosts = ["localhost"]\n'
-            f'auth = {{ kind = "basic", user = "{two.told["user"]}", password = "{two.told["password"]}" }}\n'
+            f'auth = {{ kind = "basic", user = "{two.info["user"]}", password = "{two.info["password"]}" }}\n'
         )
         daemon = start_listener(one.config, {})
         with daemon.process as process:
             try:
-                one.streaming(2)
-                two.streaming(2)
-                made = len(one.make(one.mailboxes[0])) + len(two.make(two.mailboxes[2]))
+                one.until_streaming(2)
+                two.until_streaming(2)
+                made = len(one.create_events(one.mailboxes[0])) + len(two.create_events(two.mailboxes[2]))
                 until(lambda: len(one.deliveries) == made, "events of both")
-                assert daemon.end() == 0
+                assert daemon.stop() == 0
                 assert not daemon.logged("auth.refused")
-                assert two.told["password"] not in daemon.errors.read_text()
+                assert two.info["password"] not in daemon.log_file.read_text()
             finally:
                 process.kill()
         assert one.state()["authentication"]["proved"].keys() == {"ntlm"}

@@ -51,9 +51,9 @@ def test_a_life_in_lines(simulator: Start, listen: Listen, manager: Manager) -> 
     assert any(line.startswith("STATUS=Opening") for line in manager.lines[: manager.lines.index("READY=1")])
     beats = manager.lines.count("WATCHDOG=1")
     until(lambda: manager.lines.count("WATCHDOG=1") > beats + 3, "more beats")
-    there.make(there.mailboxes[0])
+    there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) > 0, "a delivery")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert manager.lines.count("READY=1") == 1
     ending = manager.lines[manager.lines.index("STOPPING=1") :]
     assert ending[1].startswith("STATUS=Ending; ")
@@ -61,7 +61,7 @@ def test_a_life_in_lines(simulator: Start, listen: Listen, manager: Manager) -> 
 
 def test_a_bad_start_is_never_ready(simulator: Start, listen: Listen, manager: Manager) -> None:
     there = simulator()
-    there.append('\n[handlers.other]\nuse = "file"\npath = "no/such/folder/x.jsonl"\n')
+    there.append_config('\n[handlers.other]\nuse = "file"\npath = "no/such/folder/x.jsonl"\n')
     daemon = listen(there, NOTIFY_SOCKET=manager.address)
     assert daemon.wait() == 1
     assert "READY=1" not in manager.lines
@@ -71,10 +71,10 @@ def test_the_end_may_come_in_the_midst_of_the_start(
     simulator: Start, listen: Listen, manager: Manager, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("mute", "acme:open_mute"))  # never open
+    there.append_config(handler("mute", "acme:open_mute"))  # never open
     daemon = listen(there, NOTIFY_SOCKET=manager.address, PYTHONPATH=plugins)
     daemon.until_logged("handler.started", handler="deliveries")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert "READY=1" not in manager.lines
     until(lambda: "STOPPING=1" in manager.lines, "the begin of the end")
     assert daemon.logged("listener.stopping")
@@ -85,16 +85,16 @@ def test_what_is_told_only_to_us_is_not_handed_on(
 ) -> None:
     there = simulator()
     environment = tmp_path / "environment"
-    there.append(f'\n[handlers.shell]\nuse = "exec"\ncommand = ["sh", "-c", "env > {environment}"]\n')
+    there.append_config(f'\n[handlers.shell]\nuse = "exec"\ncommand = ["sh", "-c", "env > {environment}"]\n')
     watchdog = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
     daemon = listen(there, NOTIFY_SOCKET=manager.address, **watchdog)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     until(
         lambda: environment.exists() and "EWS_MAILBOX" in environment.read_text(), "the command's environment"
     )
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & {
         line.partition("=")[0] for line in environment.read_text().splitlines()
     }
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert "WATCHDOG=1" not in manager.lines  # another process was meant

@@ -29,34 +29,34 @@ def entra(setup: Callable[[Simulator], object], code: int, text: str) -> Case:
 
 
 def with_certificate(simulator: Simulator) -> None:
-    secret = simulator.told["oauth"]["client_secret"]
-    simulator.change(f'client_secret = "{secret}"', 'certificate = "application.pem"')
+    secret = simulator.info["oauth"]["client_secret"]
+    simulator.replace_config(f'client_secret = "{secret}"', 'certificate = "application.pem"')
 
 
 def wrong_password(simulator: Simulator) -> None:
-    simulator.change(simulator.told["password"], "wrong-Secret")
+    simulator.replace_config(simulator.info["password"], "wrong-Secret")
 
 
 def wrong_authority(simulator: Simulator) -> None:
-    simulator.change('ca_file = "ca.pem"\n', "")
-    simulator.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    simulator.replace_config('ca_file = "ca.pem"\n', "")
+    simulator.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
 
 
 def wrong_secret(simulator: Simulator) -> None:
-    simulator.change(simulator.told["oauth"]["client_secret"], "wrong-Secret")
+    simulator.replace_config(simulator.info["oauth"]["client_secret"], "wrong-Secret")
 
 
 def wrong_tenant(simulator: Simulator) -> None:
-    simulator.change(simulator.told["oauth"]["tenant"], "fabrikam.example")
+    simulator.replace_config(simulator.info["oauth"]["tenant"], "fabrikam.example")
 
 
 def clock_off(simulator: Simulator) -> None:
     with_certificate(simulator)
-    simulator.break_(kind="clock_off", offset=-600, seconds=600)
+    simulator.inject_fault(kind="clock_off", offset=-600, seconds=600)
 
 
 def broken(kind: str, **parameters: object) -> Callable[[Simulator], object]:
-    return lambda simulator: simulator.break_(kind=kind, seconds=600, **parameters)
+    return lambda simulator: simulator.inject_fault(kind=kind, seconds=600, **parameters)
 
 
 CLOSED = (
@@ -134,9 +134,9 @@ def test_it_gets_in_by_certificate(simulator: Start, listen: Listen) -> None:
     there = simulator("--auth", "oauth")
     with_certificate(there)
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     assert there.state()["authentication"]["tokens"] == 1
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -147,28 +147,30 @@ def test_each_refusal_has_its_own_message(simulator: Start, listen: Listen, case
     daemon = listen(there)
     refused = daemon.until_logged(event)[0]
     assert refused["code"] == code
-    pattern = re.escape(text.format(**names(there.told))).replace("…", ".+")
+    pattern = re.escape(text.format(**names(there.info))).replace("…", ".+")
     assert re.fullmatch(pattern, refused["text"]), refused["text"]
-    assert daemon.seconds_to(refused) < SOON
-    assert daemon.end() == 0
+    assert daemon.seconds_since_start(refused) < SOON
+    assert daemon.stop() == 0
 
 
 def test_tokens_end_and_are_asked_for_more_while_streams_go_on(simulator: Start, listen: Listen) -> None:
     """None is sent that has ended; and a claims challenge is answered with a token that has the claim."""
     there = simulator("--auth", "oauth", "--token-lifetime", "2")
-    there.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')  # requests that can be challenged
+    there.append_config(
+        '\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n'
+    )  # requests that can be challenged
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     streams = there.state()["requests"]["GetStreamingEvents"]
-    there.break_(kind="claims_challenge", seconds=600)
-    there.make(there.mailboxes[0])
+    there.inject_fault(kind="claims_challenge", seconds=600)
+    there.create_events(there.mailboxes[0])
     until(lambda: there.deliveries, "the event")
     until(lambda: there.state()["authentication"]["reasons"].get("claims"), "a challenge")
     until(lambda: there.state()["authentication"]["tokens"] >= 2, "another token")
     state = there.state()
     assert state["requests"]["GetStreamingEvents"] == streams
     assert state["authentication"]["reasons"].keys() == {"claims"}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 HAMMERING = {
@@ -182,16 +184,16 @@ HAMMERING = {
 def test_twelve_groups_do_not_lock_the_account(simulator: Start, listen: Listen, kind: str) -> None:
     """A second try comes soon, and then a pause of a minute and more, for all groups together."""
     there = simulator(*HAMMERING[kind], "--mailboxes", "12")
-    there.change(
-        there.told["oauth"]["client_secret"] if kind == "oauth" else there.told["password"], "wrong-Secret"
+    there.replace_config(
+        there.info["oauth"]["client_secret"] if kind == "oauth" else there.info["password"], "wrong-Secret"
     )
-    there.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
-    there.append("\n[affinity]\ngroup_size = 1\n")
+    there.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    there.append_config("\n[affinity]\ngroup_size = 1\n")
     daemon = listen(there)
     daemon.until_logged("auth.refused", attempts=2, pause=60.0)
     time.sleep(1)
     state = there.state()["authentication"]
     assert sum(state["token_errors" if kind == "oauth" else "refused"].values()) == 2
     assert state["locked"] == []
-    assert daemon.end() == 0
-    assert "wrong-Secret" not in daemon.errors.read_text()
+    assert daemon.stop() == 0
+    assert "wrong-Secret" not in daemon.log_file.read_text()

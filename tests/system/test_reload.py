@@ -24,7 +24,7 @@ def test_mailboxes_come_and_go_and_the_groups_of_others_stream_on(simulator: Sta
     everybody = there.mailboxes
     homes: dict[str, list[str]] = {}
     listen(there)
-    there.streaming(12)
+    there.until_streaming(12)
     before = until(lambda: (it := status(there))["streaming"] == 12 and it, "all in the status")
     until(lambda: len(there.state()["streams"]) == len(before["groups"]), "one stream for each group")
     for group in before["groups"]:
@@ -46,12 +46,12 @@ def test_mailboxes_come_and_go_and_the_groups_of_others_stream_on(simulator: Sta
     file.write_text("\n".join(everybody))
     streams, old = opened(there), ages(there)
     assert command(there, "reload").returncode == 0
-    there.streaming(12)
+    there.until_streaming(12)
     until(lambda: status(there)["streaming"] == 12, "all again")
     changed = {name for name, moment in ages(there).items() if moment != old[name]}
     assert len(changed) == 1
     assert opened(there) - streams == 1
-    line = there.make(leaving)[0]
+    line = there.create_events(leaving)[0]
     until(lambda: any(e["subject"] == line["item_id"] for e in there.deliveries), "an event of who came back")
 
 
@@ -59,23 +59,23 @@ def test_handlers_filters_and_the_level_of_the_log_change(simulator: Start, list
     there = simulator()
     first, second = there.mailboxes[:2]
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     streams = opened(there)
-    there.make(first)
+    there.create_events(first)
     until(lambda: there.deliveries, "a delivery")
-    there.append(handler("more", "file", 'path = "more.jsonl"', f'filter.mailboxes = ["{first}"]'))
-    there.append('\n[log]\nlevel = "debug"\n')
+    there.append_config(handler("more", "file", 'path = "more.jsonl"', f'filter.mailboxes = ["{first}"]'))
+    there.append_config('\n[log]\nlevel = "debug"\n')
     assert command(there, "reload").returncode == 0
     for mailbox in (first, second):
-        there.make(mailbox)
+        there.create_events(mailbox)
     more = until(lambda: json_lines(there.folder / "more.jsonl"), "the new handler's line")
     assert {event["data"]["mailbox"] for event in more} == {first}
 
-    there.change(first, second)
-    there.change('use = "file"\npath = "more', 'use = "file"\ntimeout = 3\npath = "more')
+    there.replace_config(first, second)
+    there.replace_config('use = "file"\npath = "more', 'use = "file"\ntimeout = 3\npath = "more')
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until_logged("listener.reloaded", count=2)
-    there.make(second)
+    there.create_events(second)
     until(
         lambda: json_lines(there.folder / "more.jsonl")[-1]["data"]["mailbox"] == second, "by the new filter"
     )
@@ -86,16 +86,16 @@ def test_handlers_filters_and_the_level_of_the_log_change(simulator: Start, list
     there.config.write_text(config[: config.index("[handlers.more]")])
     assert command(there, "reload").returncode == 0
     daemon.until_logged("handler.stopped", handler="more")
-    made = {line.get("item_id") or line["folder_id"] for line in there.make(second)}
+    made = {line.get("item_id") or line["folder_id"] for line in there.create_events(second)}
     until(lambda: made <= {event["subject"] for event in there.deliveries}, "the old handler goes on")
     assert [h["name"] for h in status(there)["handlers"]] == ["deliveries"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_bad_configuration_changes_nothing_and_says_why(simulator: Start, listen: Listen) -> None:
     there = simulator()
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     good = there.config.read_text()
     mailboxes = (there.folder / "mailboxes.txt").read_text()
     bad: list[tuple[str, str]] = [
@@ -116,19 +116,19 @@ def test_a_bad_configuration_changes_nothing_and_says_why(simulator: Start, list
     it = status(there) if there.config.write_text(good) else {}
     assert (it["mailboxes"], it["streaming"], it["reloads"]["refused"]) == (4, 4, 3)
     assert "handlers.x: could not be opened" in it["reloads"]["problems"][0]
-    made = there.make(there.mailboxes[0])
+    made = there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(made), "events go on")
 
 
 def test_a_reload_goes_on_when_nobody_waits_for_it(simulator: Start, listen: Listen, plugins: str) -> None:
     there = simulator()
     slow = handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 2")
-    there.append(slow)
+    there.append_config(slow)
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    made = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    made = there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(made), "the deliveries to the other handler")
-    there.change("seconds = 2", "seconds = 0.01")
+    there.replace_config("seconds = 2", "seconds = 0.01")
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(str(socket_of(there)))
         asking.sendall(b"POST /reload HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
@@ -141,8 +141,8 @@ def test_a_reload_goes_on_when_nobody_waits_for_it(simulator: Start, listen: Lis
 def test_what_waits_for_the_next_start_is_told(simulator: Start, listen: Listen) -> None:
     there = simulator()
     listen(there)
-    there.streaming(4)
-    there.change("[exchange]", '[exchange]\nuser_agent = "other/1"')
+    there.until_streaming(4)
+    there.replace_config("[exchange]", '[exchange]\nuser_agent = "other/1"')
     done = command(there, "reload")
     assert done.returncode == 0
     assert "exchange.user_agent takes effect at the next start" in done.stdout

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from tests.system import forked
+from tests.system.ledger import compare_with_ledger
 from tests.system.processes import Listen, Listener, Recorder, Simulator, Start, until
-from tests.system.truth import judge
 
 MAILBOXES = int(os.environ.get("RESTART_MAILBOXES", "120"))
-PATIENCE = max(15.0, MAILBOXES / 50)
+TIMEOUT = max(15.0, MAILBOXES / 50)
 KEPT = 3.0  # seconds after which changes are on the disk
 
 
@@ -51,7 +51,7 @@ def streaming(there: Simulator, mailboxes: int = 4) -> float:
     """Waits until so many mailboxes stream; returns how many seconds that took."""
     started_at = time.monotonic()
     seen = lambda: there.state()["mailboxes_streaming"] == mailboxes  # noqa: E731
-    until(seen, f"{mailboxes} mailboxes streaming", PATIENCE)
+    until(seen, f"{mailboxes} mailboxes streaming", TIMEOUT)
     return time.monotonic() - started_at
 
 
@@ -68,7 +68,7 @@ def mail_for_all(there: Simulator) -> Iterator[None]:
         for mailbox in itertools.cycle(there.mailboxes):
             if enough.wait(0.01):
                 return
-            there.make(mailbox)
+            there.create_events(mailbox)
 
     postman = threading.Thread(target=deliver)
     postman.start()
@@ -94,10 +94,10 @@ def test_a_restart_under_load_subscribes_nobody_and_loses_nothing(
     daemon = listen(there)
     streaming(there, MAILBOXES)
     # Until a mailbox was compared once, nothing is known that its folders could differ from.
-    until(lambda: requests(there, "FindFolder") >= MAILBOXES, "all mailboxes compared", 10 * PATIENCE)
+    until(lambda: requests(there, "FindFolder") >= MAILBOXES, "all mailboxes compared", 10 * TIMEOUT)
     with mail_for_all(there):
         kept(daemon)
-        daemon.end(number)
+        daemon.stop(number)
         nobody_streams(there)
         since, queued = Requests(there), there.state()["queued"]
         until(lambda: there.state()["queued"] >= queued + 50, "events while nobody listens")
@@ -108,11 +108,11 @@ def test_a_restart_under_load_subscribes_nobody_and_loses_nothing(
         assert not daemon.logged("group.subscribing")
         (line,) = daemon.logged("subscriptions.restored")
         assert (line["mailboxes"], line["abandoned"]) == (MAILBOXES, 0)
-    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
-    verdict = judge(ledger, output)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "everything that happened", timeout=60)
+    verdict = compare_with_ledger(ledger, output)
     assert verdict.generated > 100
     assert since["Subscribe"] == 0
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     print(f"{MAILBOXES} mailboxes streaming {took:.1f} s after the start; {verdict}")
 
 
@@ -125,28 +125,28 @@ def test_a_restart_with_three_configured_groups_subscribes_each_mailbox_once(
     configured_groups(there, 3)
     daemon = listen(there)
     streaming(there, 150)
-    until(lambda: requests(there, "FindFolder") >= 150, "all mailboxes compared", 10 * PATIENCE)
+    until(lambda: requests(there, "FindFolder") >= 150, "all mailboxes compared", 10 * TIMEOUT)
     started = daemon.log[0]["time"]
     with mail_for_all(there):
         kept(daemon)
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         nobody_streams(there)
         since, queued = Requests(there), there.state()["queued"]
         until(lambda: there.state()["queued"] >= queued + 50, "events while nobody listens")
         daemon = listen(there)
         streaming(there, 150)
         kept(daemon)
-    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "everything that happened", timeout=60)
     status = state_of(there)
     assert (status["streaming"], status["mailboxes"]) == (150, 150)
     assert sorted(group["mailboxes"] for group in status["groups"]) == [50, 50, 50]
     assert (since["Subscribe"], there.state()["subscriptions"]) == (0, 150)
     ids = [event["id"] for event in there.deliveries]
-    assert judge(ledger, output).generated > 200
+    assert compare_with_ledger(ledger, output).generated > 200
     assert len(ids) - len(set(ids)) <= len(ids) / 100
     assert min(event["time"] for event in there.deliveries) >= started[:19]
     assert not daemon.logged("group.subscribing")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailbox_once(
@@ -156,21 +156,21 @@ def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailb
     configured_groups(there, 2)
     daemon = listen(there)
     streaming(there, 12)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     nobody_streams(there)
     moved = there.mailboxes[0]
     first = json.dumps(there.mailboxes[0::2])
-    there.change(first, json.dumps([m for m in there.mailboxes[0::2] if m != moved]))
+    there.replace_config(first, json.dumps([m for m in there.mailboxes[0::2] if m != moved]))
     second = json.dumps(there.mailboxes[1::2])
-    there.change(second, json.dumps([moved, *there.mailboxes[1::2]]))
-    there.append("\n[affinity]\ngroup_size = 4\n")
+    there.replace_config(second, json.dumps([moved, *there.mailboxes[1::2]]))
+    there.append_config("\n[affinity]\ngroup_size = 4\n")
     daemon = listen(there)
     streaming(there, 12)
     until(lambda: there.state()["subscriptions"] == 12, "the old ones unsubscribed")
     until(lambda: state_of(there)["streaming"] == 12, "12 mailboxes streaming")
     status = state_of(there)
     assert sorted(group["mailboxes"] for group in status["groups"]) == [1, 3, 4, 4]
-    ledger = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+    ledger = [line for mailbox in there.mailboxes for line in there.create_events(mailbox)]
     items = {line["item_id"] for line in ledger if line["kind"] == "NewMailEvent"}
 
     def came() -> list[str]:
@@ -179,7 +179,7 @@ def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailb
     until(lambda: items <= set(came()), "events of all")
     time.sleep(1)
     assert sorted(came()) == sorted(items), "no event twice"
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wrong_mailbox(
@@ -192,9 +192,9 @@ def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wron
     streaming(there, 4)
     until(lambda: requests(there, "FindFolder") >= 4, "all mailboxes compared")
     kept(daemon)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     nobody_streams(there)
-    there.break_(kind="backend_restart")
+    there.inject_fault(kind="backend_restart")
     taker, *others = there.mailboxes
     for _ in there.mailboxes:
         subscribe(there, taker)
@@ -203,13 +203,13 @@ def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wron
     daemon.until_logged("group.streaming")
     homes: dict[str, Any] = {}
     for _ in range(10):
-        lines = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+        lines = [line for mailbox in there.mailboxes for line in there.create_events(mailbox)]
         homes |= {line["item_id"]: line["mailbox"] for line in lines if line["kind"] == "NewMailEvent"}
         time.sleep(0.2)
     (line, *_) = daemon.until_logged("subscription.not_proven")  # repeated lines are summed up
     assert line["mailbox"] in others
     until(lambda: since["Subscribe"] == len(others), "new subscriptions for all but the taker")
-    until(lambda: judge(ledger, output).lost == 0, "everything that happened", patience=60)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "everything that happened", timeout=60)
     wrong = [
         event
         for event in there.deliveries
@@ -217,7 +217,7 @@ def test_ids_that_another_client_was_given_meanwhile_bring_no_event_under_a_wron
     ]
     assert wrong == []
     assert since["Subscribe"] == len(others), "the taker's id is proven to be its own"
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def subscribe(there: Simulator, mailbox: str) -> None:
@@ -233,19 +233,19 @@ def subscribe(there: Simulator, mailbox: str) -> None:
         '</s:Header><s:Body><m:Subscribe><m:StreamingSubscriptionRequest SubscribeToAllFolders="true">'
         f"<t:EventTypes>{kinds}</t:EventTypes></m:StreamingSubscriptionRequest></m:Subscribe></s:Body></s:Envelope>"
     )
-    token = b64encode(f"{there.told['user']}:{there.told['password']}".encode()).decode()
+    token = b64encode(f"{there.info['user']}:{there.info['password']}".encode()).decode()
     headers = {"Authorization": f"Basic {token}", "Content-Type": "text/xml", "X-AnchorMailbox": mailbox}
-    request = urllib.request.Request(there.told["ews_url"], body.encode(), headers)
+    request = urllib.request.Request(there.info["ews_url"], body.encode(), headers)
     with urllib.request.urlopen(request, timeout=10) as reply:
         assert b"NoError" in reply.read()
 
 
 def configured_groups(there: Simulator, count: int) -> None:
     """Gives all mailboxes a placement in the configuration, in so many groups, and turns Autodiscover off."""
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
     for number in range(count):
         addresses = json.dumps(there.mailboxes[number::count])
-        there.append(f'\n[[groups]]\nname = "SITE{number}"\nmailboxes = {addresses}\n')
+        there.append_config(f'\n[[groups]]\nname = "SITE{number}"\nmailboxes = {addresses}\n')
 
 
 def state_of(there: Simulator) -> dict[str, Any]:
@@ -267,18 +267,18 @@ def test_only_what_the_server_forgot_is_subscribed_anew(
     there = simulator("--mailboxes", "8", "--backends", "1", "--ledger", str(ledger))
     daemon = listen(there)
     streaming(there, 8)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     nobody_streams(there)
     forgotten = there.mailboxes[3]
-    there.make(forgotten, count=3)
-    there.break_(kind="overflow", mailbox=forgotten)
+    there.create_events(forgotten, count=3)
+    there.inject_fault(kind="overflow", mailbox=forgotten)
     since = Requests(there)
     daemon = listen(there)
     streaming(there, 8)
     assert (since["Subscribe"], since["Autodiscover"], since["Unsubscribe"]) == (1, 0, 0)
-    there.make(forgotten)
-    until(lambda: judge(ledger, output).lost == 0, "everything that happened")
-    assert daemon.end() == 0
+    there.create_events(forgotten)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "everything that happened")
+    assert daemon.stop() == 0
 
 
 def test_what_was_told_before_is_not_told_again_and_what_has_gone_meanwhile_is_told(
@@ -286,19 +286,19 @@ def test_what_was_told_before_is_not_told_again_and_what_has_gone_meanwhile_is_t
 ) -> None:
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
     there = simulator("--backends", "1", "--ledger", str(ledger))
-    there.append('\n[log]\nlevel = "debug"\n')
+    there.append_config('\n[log]\nlevel = "debug"\n')
     daemon = listen(there)
     ann = there.mailboxes[0]
     daemon.until_logged("catchup.ready", mailbox=ann)
-    told = there.make(ann, count=5)
+    told = there.create_events(ann, count=5)
     until(lambda: len(there.deliveries) == len(told), "what happened before")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     nobody_streams(there)
-    there.make(ann, "DeletedEvent", count=3)
-    missed = there.make(ann, count=2)
-    there.break_(kind="overflow", mailbox=ann)
+    there.create_events(ann, "DeletedEvent", count=3)
+    missed = there.create_events(ann, count=2)
+    there.inject_fault(kind="overflow", mailbox=ann)
     daemon = listen(there)
-    until(lambda: judge(ledger, output).lost == 0, "what happened meanwhile")
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "what happened meanwhile")
     daemon.until_logged("catchup.finished", mailbox=ann)
     (recalled,) = daemon.logged("catchup.history_loaded")
     assert recalled["events"] == len(told)
@@ -309,22 +309,22 @@ def test_what_was_told_before_is_not_told_again_and_what_has_gone_meanwhile_is_t
     }
     twice = {(line["item_id"], line["change_key"]) for line in told if line.get("item_id")}
     assert twice.isdisjoint((event["subject"], event["data"].get("change_key")) for event in again)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_server_that_forgot_everything_is_asked_for_everything(simulator: Start, listen: Listen) -> None:
     there = simulator("--mailboxes", "8", "--backends", "1")
     daemon = listen(there)
     streaming(there, 8)
-    assert daemon.end() == 0
-    there.break_(kind="backend_restart")
+    assert daemon.stop() == 0
+    there.inject_fault(kind="backend_restart")
     since = Requests(there)
     daemon = listen(there)
     streaming(there, 8)
     assert (since["Subscribe"], since["Unsubscribe"]) == (8, 0)
-    ledger = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+    ledger = [line for mailbox in there.mailboxes for line in there.create_events(mailbox)]
     until(lambda: len(there.deliveries) == len(ledger), "events of the new subscriptions")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_another_wish_needs_other_subscriptions_and_the_old_ones_are_not_left_behind(
@@ -333,15 +333,15 @@ def test_another_wish_needs_other_subscriptions_and_the_old_ones_are_not_left_be
     there = simulator("--mailboxes", "8")
     daemon = listen(there)
     streaming(there, 8)
-    assert daemon.end() == 0
-    there.append('\n[subscription]\nfolders = ["inbox"]\n')
+    assert daemon.stop() == 0
+    there.append_config('\n[subscription]\nfolders = ["inbox"]\n')
     since = Requests(there)
     daemon = listen(there)
     streaming(there, 8)
     until(lambda: since["Unsubscribe"] == 8, "the old ones unsubscribed")
     assert (since["Subscribe"], since["Autodiscover"]) == (8, 0)
     assert there.state()["subscriptions"] == 8
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_mailboxes_come_and_go_between_two_starts(simulator: Start, listen: Listen) -> None:
@@ -351,18 +351,18 @@ def test_mailboxes_come_and_go_between_two_starts(simulator: Start, listen: List
     addresses.write_text("\n".join(everybody[:-1]))
     daemon = listen(there)
     streaming(there, 7)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     addresses.write_text("\n".join(others))  # the anchor leaves, and a new one comes
     since = Requests(there)
     daemon = listen(there)
     until(lambda: since["Unsubscribe"] == 1, "the one that left unsubscribed")
     streaming(there, 7)
     assert (since["Subscribe"], since["Autodiscover"]) == (1, 1)
-    ledger = [line for mailbox in others for line in there.make(mailbox)]
-    there.make(first)
+    ledger = [line for mailbox in others for line in there.create_events(mailbox)]
+    there.create_events(first)
     until(lambda: len(there.deliveries) == len(ledger), "events of the others")
     assert {event["data"]["mailbox"] for event in there.deliveries} == set(others)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_the_groups_cookie_is_sent_with_the_first_request_after_the_restart_and_shown_to_nobody(
@@ -370,16 +370,18 @@ def test_the_groups_cookie_is_sent_with_the_first_request_after_the_restart_and_
 ) -> None:
     there = simulator("--mailboxes", "8", "--backends", "2")
     wire = record(there)
-    there.change('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
-    there.change(there.told["ews_url"], there.told["ews_url"].replace(str(there.port), str(wire.port)))
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
-    there.append('\n[log]\nlevel = "debug"\n')
+    there.replace_config('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
+    there.replace_config(
+        there.info["ews_url"], there.info["ews_url"].replace(str(there.port), str(wire.port))
+    )
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    there.append_config('\n[log]\nlevel = "debug"\n')
     daemon = listen(there)
     streaming(there, 8)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     nobody_streams(there)
     before = wire.requests
-    log = daemon.errors.read_text()
+    log = daemon.log_file.read_text()
     daemon = listen(there)
     streaming(there, 8)
     after = wire.requests[len(before) :]
@@ -389,8 +391,8 @@ def test_the_groups_cookie_is_sent_with_the_first_request_after_the_restart_and_
     assert again.headers["x-anchormailbox"] == stream.headers["x-anchormailbox"]
     assert ids(again) == ids(stream)
     assert all("cookie" in request.headers for request in after)
-    assert cookie(again) not in log + daemon.errors.read_text()
-    assert daemon.end() == 0
+    assert cookie(again) not in log + daemon.log_file.read_text()
+    assert daemon.stop() == 0
 
 
 def cookie(request: Any) -> str:
@@ -404,14 +406,14 @@ def ids(request: Any) -> list[str]:
 
 def test_told_to_unsubscribe_it_leaves_nothing_behind_and_knows_it(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.append("\n[shutdown]\nunsubscribe = true\n")
+    there.append_config("\n[shutdown]\nunsubscribe = true\n")
     daemon = listen(there)
     streaming(there)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert there.state()["subscriptions"] == 0
     since = Requests(there)
     daemon = listen(there)
     streaming(there)
     assert (since["Subscribe"], since["Autodiscover"]) == (4, 0)
     assert not daemon.logged("stream.refused")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.system.processes import PATIENCE, Listen, Recorder, Simulator, Start, handler, json_lines, until
+from tests.system.processes import TIMEOUT, Listen, Recorder, Simulator, Start, handler, json_lines, until
 
 TYPES = {
     "CreatedEvent": "created",
@@ -28,9 +28,12 @@ TYPES = {
 def test_every_kind_of_change_arrives_as_a_cloudevent(simulator: Start, listen: Listen) -> None:
     there = simulator()
     listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     ledger = [
-        line for mailbox in there.mailboxes[:2] for kind in TYPES for line in there.make(mailbox, kind, 2)
+        line
+        for mailbox in there.mailboxes[:2]
+        for kind in TYPES
+        for line in there.create_events(mailbox, kind, 2)
     ]
     events = until(lambda: len(there.deliveries) >= len(ledger) and there.deliveries, "all deliveries")
     assert len(events) == len(ledger)
@@ -64,19 +67,19 @@ def test_a_plugin_from_pythonpath_with_its_options_and_filter(
 ) -> None:
     there = simulator()
     first, second = there.mailboxes[:2]
-    there.append(
+    there.append_config(
         handler(
             "acme", "acme:open_slow", 'path = "acme.jsonl"', 'filter.types = ["new_mail"]',
             f'filter.mailboxes = ["{second}"]',
         )
     )  # fmt: skip
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = [*there.make(first), *there.make(second)]
+    there.until_streaming(4)
+    ledger = [*there.create_events(first), *there.create_events(second)]
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries")
     (event,) = until(lambda: json_lines(there.folder / "acme.jsonl"), "the plugin's line")
     assert (event["type"], event["data"]["mailbox"]) == ("exchange.item.new_mail", second)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert (there.folder / "acme.closed").read_text() == "closed\n"
 
 
@@ -87,12 +90,12 @@ def test_one_that_raises_and_one_that_hangs_harm_no_other(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("raising", "acme:open_raising"))
-    there.append(handler("hanging", "acme:open_hanging", "timeout = 0.2"))
-    there.append("\n[delivery]\nattempts = 2\nretry_first = 0.05\n\n[shutdown]\ngrace = 0.1\n")
+    there.append_config(handler("raising", "acme:open_raising"))
+    there.append_config(handler("hanging", "acme:open_hanging", "timeout = 0.2"))
+    there.append_config("\n[delivery]\nattempts = 2\nretry_first = 0.05\n\n[shutdown]\ngrace = 0.1\n")
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0], count=30)
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0], count=30)
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the handler that works")
     failed = daemon.until_logged("handler.failed", handler="raising")
     assert "LookupError: no such customer" in failed[0]["exception"]
@@ -101,7 +104,7 @@ def test_one_that_raises_and_one_that_hangs_harm_no_other(
     daemon.until_logged("handler.timeout", handler="hanging")
     daemon.until_logged("handler.dead_lettered", handler="hanging")
     assert not daemon.logged("handler.failed", handler="deliveries")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     (end,) = daemon.logged("handler.stopped", handler="deliveries")
     assert (end["delivered"], end["dead_lettered"], end["lag"]) == (len(ledger), 0, 0)
 
@@ -114,13 +117,13 @@ def test_a_signal_ends_it_in_order(
     simulator: Start, listen: Listen, plugins: str, number: signal.Signals
 ) -> None:
     there = simulator()
-    there.append(handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 0.05"))
-    there.append("\n[shutdown]\nunsubscribe = true\n")
+    there.append_config(handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 0.05"))
+    there.append_config("\n[shutdown]\nunsubscribe = true\n")
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0], count=5)
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0], count=5)
     until(lambda: json_lines(there.folder / "slow.jsonl"), "the first event at the slow handler")
-    assert daemon.end(number) == 0
+    assert daemon.stop(number) == 0
     assert len(json_lines(there.folder / "slow.jsonl")) == len(ledger)
     assert (there.folder / "slow.closed").exists()
     state = there.state()
@@ -137,12 +140,12 @@ def test_a_handler_that_takes_too_long_is_cut_off_after_the_grace(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 0.2\n")
+    there.append_config(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 0.2\n")
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     (end,) = daemon.logged("handler.stopped", handler="hanging")
     assert (end["delivered"], end["lag"]) == (0, len(ledger))
     assert there.state()["subscriptions"] == 4
@@ -150,24 +153,24 @@ def test_a_handler_that_takes_too_long_is_cut_off_after_the_grace(
 
 def test_a_second_signal_ends_it_at_once(simulator: Start, listen: Listen, plugins: str) -> None:
     there = simulator()
-    there.append(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 600\n")
+    there.append_config(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 600\n")
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries to the other handler")
     daemon.process.send_signal(signal.SIGTERM)
     daemon.until_logged("group.stopped")
-    assert daemon.end() == -signal.SIGTERM
+    assert daemon.stop() == -signal.SIGTERM
 
 
 def test_a_handler_that_blocks_everything_can_be_ended_too(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("blocking", "acme:open_blocking", 'path = "blocked"'))
+    there.append_config(handler("blocking", "acme:open_blocking", 'path = "blocked"'))
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     until((there.folder / "blocked").exists, "the handler that blocks")
 
     def ended() -> bool:
@@ -181,21 +184,21 @@ def test_a_handler_that_blocks_everything_can_be_ended_too(
 def test_it_ends_in_order_though_exchange_is_gone(simulator: Start, listen: Listen) -> None:
     there = simulator()
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     there.process.kill()
     daemon.until_logged("group.backoff")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert daemon.log[-1]["event"] == "listener.stopped"
 
 
 def test_it_ends_in_order_though_exchange_never_answers(simulator: Start, listen: Listen) -> None:
     there = simulator()
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        there.change(f":{there.port}/", f":{mute.getsockname()[1]}/")
+        there.replace_config(f":{there.port}/", f":{mute.getsockname()[1]}/")
         daemon = listen(there)
-        mute.settimeout(PATIENCE)
+        mute.settimeout(TIMEOUT)
         with mute.accept()[0]:
-            assert daemon.end() == 0
+            assert daemon.stop() == 0
     assert daemon.log[-1]["event"] == "listener.stopped"
 
 
@@ -204,16 +207,16 @@ def test_it_ends_in_order_though_exchange_never_answers(simulator: Start, listen
 
 def test_a_bad_configuration_is_told_whole(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.change("heartbeat = ", "hartbeat = ")
-    there.append('colour = "red"\n[affinity]\ngroup_size = 201\n[handlers.other]\nuse = "fiel"\n')
+    there.replace_config("heartbeat = ", "hartbeat = ")
+    there.append_config('colour = "red"\n[affinity]\ngroup_size = 201\n[handlers.other]\nuse = "fiel"\n')
     daemon = listen(there)
     assert daemon.wait() == 2
-    told = daemon.errors.read_text().splitlines()
+    told = daemon.log_file.read_text().splitlines()
     assert all(line.startswith("error: ") for line in told)
     for key in ("stream.hartbeat", "handlers.deliveries.colour", "affinity.group_size", "handlers.other.use"):
         assert len([line for line in told if line.startswith(f"error: {key}: ")]) == 1, told
     assert len(told) == 4
-    assert there.told["password"] not in daemon.errors.read_text()
+    assert there.info["password"] not in daemon.log_file.read_text()
     assert there.state()["requests"] == {}
 
 
@@ -221,18 +224,18 @@ def test_a_handler_that_never_opens_does_not_hold_up_the_end(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     there = simulator()
-    there.append(handler("mute", "acme:open_mute"))
+    there.append_config(handler("mute", "acme:open_mute"))
     daemon = listen(there, PYTHONPATH=plugins)
     daemon.until_logged("handler.started", handler="deliveries")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_handler_that_cannot_be_opened_is_named(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.append(handler("archive", "file", 'path = "no/such/folder/x.jsonl"'))
+    there.append_config(handler("archive", "file", 'path = "no/such/folder/x.jsonl"'))
     daemon = listen(there)
     assert daemon.wait() == 1  # it may be there the next time
-    last = daemon.errors.read_text().splitlines()[-1]
+    last = daemon.log_file.read_text().splitlines()[-1]
     assert last.startswith("error: handlers.archive: could not be opened: FileNotFoundError")
     assert there.state()["requests"] == {}
 
@@ -243,14 +246,14 @@ def test_a_handler_that_cannot_be_opened_is_named(simulator: Start, listen: List
 def test_tls_with_the_companys_authority(simulator: Start, listen: Listen) -> None:
     there = simulator("--tls")
     listen(there)
-    there.streaming(4)
-    ledger = there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    ledger = there.create_events(there.mailboxes[0])
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries")
 
 
 def test_tls_without_an_authority_that_vouches_is_told(simulator: Start, listen: Listen) -> None:
     there = simulator("--tls")
-    there.change('ca_file = "ca.pem"\n', "")
+    there.replace_config('ca_file = "ca.pem"\n', "")
     daemon = listen(there)
     (line, *_) = daemon.until_logged("mailbox.refused", code="TlsFailed")
     assert "certificate" in line["text"].lower()
@@ -262,13 +265,15 @@ def test_what_a_group_says_on_the_wire(
 ) -> None:
     there = simulator("--mailboxes", "8")
     wire = record(there)
-    there.change('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
-    there.change(there.told["ews_url"], there.told["ews_url"].replace(str(there.port), str(wire.port)))
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
-    there.append('\n[shutdown]\nunsubscribe = true\n\n[catch_up]\nmode = "off"\n')
+    there.replace_config('file = "mailboxes.txt"', f"addresses = {json.dumps(there.mailboxes)}")
+    there.replace_config(
+        there.info["ews_url"], there.info["ews_url"].replace(str(there.port), str(wire.port))
+    )
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    there.append_config('\n[shutdown]\nunsubscribe = true\n\n[catch_up]\nmode = "off"\n')
     daemon = listen(there)
-    there.streaming(8)
-    assert daemon.end() == 0
+    there.until_streaming(8)
+    assert daemon.stop() == 0
     anchor, *others = there.mailboxes
     assert there.state()["requests"] == {
         "GetStreamingEvents": {"200": 1}, "Subscribe": {"200": 8}, "Unsubscribe": {"200": 8},
@@ -306,20 +311,20 @@ def test_what_a_group_says_on_the_wire(
 def test_static_groups_without_autodiscover(simulator: Start, listen: Listen) -> None:
     there = simulator()
     ann, bob, cat, dan = there.mailboxes
-    there.change('[mailboxes]\nfile = "mailboxes.txt"\n', "")
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
-    there.append(
+    there.replace_config('[mailboxes]\nfile = "mailboxes.txt"\n', "")
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    there.append_config(
         f"\n[affinity]\nimpersonate_anchor_on_stream = false\n"
         f'\n[[groups]]\nname = "one"\nmailboxes = {json.dumps([bob, ann])}\n'
         f'\n[[groups]]\nname = "two"\nmailboxes = {json.dumps([cat, dan])}\n'
     )
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     state = there.state()
     assert sorted(stream["ids"] for stream in state["streams"]) == [2, 2]
     assert "Autodiscover" not in state["requests"]
-    assert state["hanging"] == {there.told["user"]: 2}
-    ledger = there.make(cat)
+    assert state["hanging"] == {there.info["user"]: 2}
+    ledger = there.create_events(cat)
     until(lambda: len(there.deliveries) == len(ledger), "all deliveries")
     streaming = daemon.until_logged("group.streaming", count=2)
     assert {(line["group"], line["anchor"]) for line in streaming} == {("one/1", ann), ("two/1", cat)}
@@ -328,7 +333,7 @@ def test_static_groups_without_autodiscover(simulator: Start, listen: Listen) ->
 def test_autodiscover_sorts_mailboxes_by_back_end(simulator: Start, listen: Listen) -> None:
     there = simulator("--mailboxes", "30")
     daemon = listen(there)
-    there.streaming(30)
+    there.until_streaming(30)
     state = there.state()
     homes = {backend["name"]: backend["mailboxes"] for backend in state["backends"]}
     assert {stream["backend"]: stream["ids"] for stream in state["streams"]} == homes
@@ -342,20 +347,20 @@ def test_a_mailbox_that_is_not_there_is_told_and_harms_no_other(simulator: Start
     with (there.folder / "mailboxes.txt").open("a") as file:
         file.write("nobody@contoso.example\n")
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     (failed,) = daemon.until_logged("discovery.failed")
     assert (failed["mailbox"], failed["code"]) == ("nobody@contoso.example", "InvalidUser")
     (found,) = daemon.logged("discovery.found")
     assert (found["mailboxes"], found["missing"], found["codes"]) == (4, 1, {"InvalidUser": 1})
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_an_exchange_that_dies_and_comes_back_is_listened_to_again(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.append("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
+    there.append_config("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
     daemon = listen(there)
-    there.streaming(4)
-    before = len(there.make(there.mailboxes[0]))
+    there.until_streaming(4)
+    before = len(there.create_events(there.mailboxes[0]))
     until(lambda: len(there.deliveries) == before, "all deliveries before")
     there.process.kill()
     there.process.wait()
@@ -363,8 +368,8 @@ def test_an_exchange_that_dies_and_comes_back_is_listened_to_again(simulator: St
     config = there.config.read_text()
     there = simulator("--port", str(there.port))
     assert there.config.read_text() in config
-    there.streaming(4)
-    after = [line for mailbox in there.mailboxes for line in there.make(mailbox)]
+    there.until_streaming(4)
+    after = [line for mailbox in there.mailboxes for line in there.create_events(mailbox)]
     until(lambda: len(there.deliveries) == before + len(after), "all deliveries after")
     assert sorted(event["subject"] for event in there.deliveries[before:]) == sorted(
         line.get("item_id") or line["folder_id"] for line in after
@@ -376,28 +381,28 @@ def test_an_exchange_that_dies_and_comes_back_is_listened_to_again(simulator: St
 
 def test_the_log_is_json_lines_and_holds_no_secret(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.append('\n[log]\nlevel = "debug"\n')
-    there.append(handler("log", "log"))
+    there.append_config('\n[log]\nlevel = "debug"\n')
+    there.append_config(handler("log", "log"))
     daemon = listen(there)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     daemon.until_logged("mailbox.event", mailbox=there.mailboxes[0])
-    assert daemon.end() == 0
-    text = daemon.errors.read_text()
+    assert daemon.stop() == 0
+    text = daemon.log_file.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert all(list(line)[:3] == ["time", "level", "event"] for line in lines)
     assert {"group.streaming", "mailbox.subscribed", "handler.started"} <= {line["event"] for line in lines}
-    assert there.told["password"] not in text
+    assert there.info["password"] not in text
     assert "X-BackEndOverrideCookie" not in text
 
 
 def test_a_wrong_password_is_told_and_not_tried_over_and_over(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.change(there.told["password"], "Pw-wrong")
-    there.change("[exchange]", "[exchange]\nautodiscover = false")
+    there.replace_config(there.info["password"], "Pw-wrong")
+    there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
     daemon = listen(there)
     daemon.until_logged("mailbox.refused", code="Http401")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     # The second one shows that the refusal is not about the anchor only.
     assert there.state()["requests"]["-"] == {"401": 2}
-    assert "Pw-wrong" not in daemon.errors.read_text()
+    assert "Pw-wrong" not in daemon.log_file.read_text()

@@ -20,12 +20,12 @@ from tests.system.processes import Listen, Start, json_lines, until
 
 def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:
     there, port = simulator(), free_port()
-    there.append(f'\n[status]\nlisten = "127.0.0.1:{port}"\n')
+    there.append_config(f'\n[status]\nlisten = "127.0.0.1:{port}"\n')
     with (there.folder / "mailboxes.txt").open("a") as file:
         file.write("nobody@contoso.example\n")
     daemon = listen(there)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
+    there.until_streaming(4)
+    there.create_events(there.mailboxes[0])
     until(lambda: there.deliveries, "a delivery")
     it = until(
         lambda: (found := status(there))["handlers"][0]["delivered"] and found, "a delivery in the status"
@@ -54,7 +54,7 @@ def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:
         get(f"{url}/watch/{there.mailboxes[0]}")
 
     assert stat.S_IMODE(socket_of(there).stat().st_mode) == 0o600
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not socket_of(there).exists()
     gone = command(there, "status")
     assert gone.returncode == 1
@@ -65,9 +65,9 @@ def test_the_command_and_the_port(simulator: Start, listen: Listen) -> None:
 
 def test_a_token_and_a_socket_that_a_dead_daemon_left(simulator: Start, listen: Listen) -> None:
     there, port = simulator(), free_port()
-    there.append(f'\n[status]\nlisten = "127.0.0.1:{port}"\ntoken = "t0ken"\n')
+    there.append_config(f'\n[status]\nlisten = "127.0.0.1:{port}"\ntoken = "t0ken"\n')
     first = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
     assert socket_of(there).exists()
@@ -78,36 +78,36 @@ def test_a_token_and_a_socket_that_a_dead_daemon_left(simulator: Start, listen: 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         get(url)
     assert "ews_listener_ready 1.0" in get(url, Authorization="Bearer t0ken")
-    assert "t0ken" not in second.errors.read_text()
+    assert "t0ken" not in second.log_file.read_text()
 
 
 def test_a_port_that_is_taken_is_told(simulator: Start, listen: Listen) -> None:
     there = simulator()
-    there.append(f'\n[status]\nlisten = "127.0.0.1:{there.port}"\n')
+    there.append_config(f'\n[status]\nlisten = "127.0.0.1:{there.port}"\n')
     daemon = listen(there)
     assert daemon.wait() == 2
     assert f"error: status.listen: cannot listen at 127.0.0.1:{there.port}: Address already in use" in (
-        daemon.errors.read_text()
+        daemon.log_file.read_text()
     )
 
 
 def test_a_socket_that_cannot_be_opened_harms_nobody(simulator: Start, listen: Listen) -> None:
     there = simulator()
     deep = there.folder / ("x" * 100)
-    there.change(
+    there.replace_config(
         "state_directory", "#state_directory"
     ) if "state_directory" in there.config.read_text() else None
     there.config.write_text(f'state_directory = "{deep}"\n' + there.config.read_text())
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     (line,) = daemon.until_logged("status.unavailable")
     assert "AF_UNIX path too long" in line["reason"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_other_hosts_take_a_token(simulator: Start) -> None:
     there = simulator()
-    there.append('\n[status]\nlisten = "0.0.0.0:1"\n')
+    there.append_config('\n[status]\nlisten = "0.0.0.0:1"\n')
     told = command(there, "check")
     assert told.returncode == 2
     assert "error: status.listen: requires token" in told.stderr
@@ -117,8 +117,8 @@ def test_the_status_of_a_configuration_that_has_become_bad(simulator: Start, lis
     """The daemon that runs can still be asked."""
     there = simulator()
     listen(there)
-    there.streaming(4)
-    there.append('\n[log]\nlevel = "loud"\n')
+    there.until_streaming(4)
+    there.append_config('\n[log]\nlevel = "loud"\n')
     assert status(there)["streaming"] == 4
     os.unlink(there.config)
     told = command(there, "status")
@@ -129,7 +129,7 @@ def test_the_status_of_a_configuration_that_has_become_bad(simulator: Start, lis
 def test_it_is_shown_again_and_again_until_it_is_interrupted(simulator: Start, listen: Listen) -> None:
     there = simulator()
     listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     shown = there.folder / "shown.jsonl"
     words = [sys.executable, "-m", "listener", "status", "--watch", "--json", "--config", str(there.config)]
     with shown.open("w") as file, interruptible(words, file.fileno()) as process:

@@ -23,7 +23,7 @@ def run(program: str, simulator: Simulator, **given: object) -> Any:
     """What the client's program prints, from JSON; it finds `told` by the simulator and `given`."""
     address = simulator.mailboxes[0]
     values = {
-        "told": simulator.told,
+        "told": simulator.info,
         "address": address,
         "body": envelope(GET_INBOX, impersonate=address).decode(),
         **given,
@@ -35,7 +35,7 @@ def run(program: str, simulator: Simulator, **given: object) -> Any:
         text=True,
         timeout=60,
         check=False,
-        env={"REQUESTS_CA_BUNDLE": simulator.told["ca_file"] or "", "PATH": "/usr/bin:/bin"},
+        env={"REQUESTS_CA_BUNDLE": simulator.info["ca_file"] or "", "PATH": "/usr/bin:/bin"},
     )
     assert client.returncode == 0, client.stderr
     return json.loads(client.stdout)
@@ -55,7 +55,7 @@ def test_curl(simulator: Callable[..., Simulator], tmp_path: Path, auth: str, us
     if not curl or "NTLM" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
         pytest.skip("there is no curl that speaks NTLM")
     there = simulator("--auth", auth)
-    told = there.told
+    told = there.info
     body, answer = tmp_path / "body.xml", tmp_path / "answer.xml"
     body.write_bytes(envelope(GET_INBOX, impersonate=there.mailboxes[0]))
     password = "wrong" if wrong else told["password"]

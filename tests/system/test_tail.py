@@ -31,13 +31,13 @@ def tail(*options: str, given: str | None = None, **environment: str) -> subproc
 def test_the_log_of_a_daemon(simulator: Callable[..., Simulator], listen: Callable[..., Listener]) -> None:
     there = simulator()
     daemon = listen(there)
-    there.streaming(4)
-    assert daemon.end() == 0
-    log = daemon.errors.read_text()
+    there.until_streaming(4)
+    assert daemon.stop() == 0
+    log = daemon.log_file.read_text()
     whole = tail(given=log)
     assert whole.returncode == 0
     assert len(whole.stdout.splitlines()) == len(log.splitlines())
-    some = tail(str(daemon.errors), "--event", "group.*", "--level", "info", "--since", "1h")
+    some = tail(str(daemon.log_file), "--event", "group.*", "--level", "info", "--since", "1h")
     lines = some.stdout.splitlines()
     assert lines
     assert all("  group." in line for line in lines)

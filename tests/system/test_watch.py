@@ -19,9 +19,9 @@ from tests.system.processes import Listen, Simulator, Start, handler, json_lines
 def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: str) -> None:
     there = simulator()
     mailbox, other = there.mailboxes[:2]
-    there.append(handler("raising", "acme:open_raising", "attempts = 1"))
+    there.append_config(handler("raising", "acme:open_raising", "attempts = 1"))
     daemon = listen(there, PYTHONPATH=plugins)
-    there.streaming(4)
+    there.until_streaming(4)
     out, shown = there.folder / "watched.jsonl", there.folder / "shown"
     words = [sys.executable, "-m", "listener", "watch", mailbox, "--config", str(there.config)]
     with (
@@ -32,10 +32,10 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
     ):
         try:
             until(lambda: json_lines(out) and "watching" in shown.read_text(), "watchers")
-            made = there.make(mailbox)
-            there.make(other)
+            made = there.create_events(mailbox)
+            there.create_events(other)
             until(lambda: any(line["kind"] == "event" for line in json_lines(out)), "an event")
-            there.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
+            there.inject_fault(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
 
             def seen() -> set[str]:
                 return {
@@ -55,7 +55,7 @@ def test_what_happens_with_a_mailbox(simulator: Start, listen: Listen, plugins: 
             assert subjects >= {line.get("item_id") or line["folder_id"] for line in made}
             assert other not in out.read_text()
             until(lambda: "delivery" in shown.read_text(), "the same for people")
-            assert daemon.end() == 0
+            assert daemon.stop() == 0
             assert machine.wait(15) == 1
             assert machine.stderr is not None
             assert "the daemon has stopped" in machine.stderr.read()
@@ -82,12 +82,12 @@ def watched(there: Simulator, mailbox: str) -> Iterator[Path]:
 def test_requests_about_the_accounts_own_mailbox(simulator: Start, listen: Listen) -> None:
     there = simulator()
     mine, other = there.mailboxes[:2]
-    there.change('file = "mailboxes.txt"', f'addresses = ["{mine}"]\naccess = "own"')
-    there.change(f'user = "{there.told["user"]}"', f'user = "{mine}"')
+    there.replace_config('file = "mailboxes.txt"', f'addresses = ["{mine}"]\naccess = "own"')
+    there.replace_config(f'user = "{there.info["user"]}"', f'user = "{mine}"')
     listen(there)
-    there.streaming(1)
+    there.until_streaming(1)
     with watched(there, mine) as out:
-        there.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mine)
+        there.inject_fault(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mine)
         until(
             lambda: (
                 {"Subscribe", "GetStreamingEvents"}
@@ -105,14 +105,14 @@ def test_a_mailbox_that_is_known_by_its_sid(simulator: Start, listen: Listen) ->
     known = {person.address: people.sid(person).upper() for person in people}
     mailbox = there.mailboxes[0]
     (there.folder / "mailboxes.txt").write_text("\n".join(known.values()))
-    there.change('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nimpersonate_by = "SID"')
-    there.change("[auth]", "autodiscover = false\n\n[auth]")
+    there.replace_config('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nimpersonate_by = "SID"')
+    there.replace_config("[auth]", "autodiscover = false\n\n[auth]")
     listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     with watched(there, known[mailbox].lower()) as out:
-        there.make(mailbox)
+        there.create_events(mailbox)
         until(lambda: any(line["kind"] == "event" for line in json_lines(out)), "an event")
-        there.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
+        there.inject_fault(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
         until(
             lambda: any(line.get("operation") == "Subscribe" for line in json_lines(out)),
             "a new subscription",
@@ -123,7 +123,7 @@ def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(simulator: Start,
     there = simulator()
     mailbox = there.mailboxes[0]
     daemon = listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     with socket.socket(socket.AF_UNIX) as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         idle.connect(str(socket_of(there)))
@@ -131,10 +131,10 @@ def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(simulator: Start,
         time.sleep(0.5)
         before = len(there.deliveries)
         for _ in range(3):
-            there.make(mailbox, count=1000)  # more than any buffer on the way holds
-        until(lambda: len(there.deliveries) >= before + 3000, "the deliveries", patience=60)
+            there.create_events(mailbox, count=1000)  # more than any buffer on the way holds
+        until(lambda: len(there.deliveries) >= before + 3000, "the deliveries", timeout=60)
         started_at = time.monotonic()
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         assert time.monotonic() - started_at < 10
 
 
@@ -142,7 +142,7 @@ def test_a_mailbox_that_is_not_listened_to(simulator: Start, listen: Listen) -> 
     there = simulator()
     assert "no daemon answers" in command(there, "watch", "nobody@contoso.example").stderr
     listen(there)
-    there.streaming(4)
+    there.until_streaming(4)
     told = command(there, "watch", "nobody@contoso.example")
     assert told.returncode == 1
     assert told.stderr == "error: unknown mailbox nobody@contoso.example: the daemon does not listen to it\n"
