@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 
 import httpx
 
@@ -12,7 +11,6 @@ from listener.backoff import Backoff
 from listener.config import AccessOverride, Config, Exchange, Mailboxes
 from listener.config.mailbox_file import MailboxReader
 from listener.delivery.delivery import DeliveryLimits
-from listener.ews.codes import Failure
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation
 from listener.exchange.auth import accounts
@@ -27,7 +25,6 @@ from listener.groups.subscription_spec import SubscriptionSpec
 from listener.journal import Retention
 from listener.mailboxes import MailboxSource, Sources
 from listener.placement import Placement
-from listener.preflight.scope import Scope
 
 
 def access(config: Config) -> Access:
@@ -130,55 +127,6 @@ def mailbox_sources(config: Config) -> Sources:
         never=frozenset(config.impersonation.must_deny),
         parse=MailboxReader(mailboxes.impersonate_by).addresses,
     )
-
-
-def scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
-    """Return the test of the must_deny mailboxes, from [impersonation]."""
-
-    async def places(mailboxes: Sequence[str]) -> Mapping[str, Sequence[str] | Failure]:
-        if not config.exchange.autodiscover:
-            return dict.fromkeys(mailboxes, _urls(config))
-        found = await discovery.discover(mailboxes)
-        return {
-            mailbox: each if isinstance(each, Failure) else (each.ews_url,) for mailbox, each in found.items()
-        }
-
-    impersonation = config.impersonation
-    return Scope(
-        mailboxes=impersonation.must_deny,
-        access=access,
-        version=config.exchange.version,
-        places=places,
-        ways=partial(_ways, config),
-        interval=impersonation.interval,
-    )
-
-
-def _urls(config: Config) -> tuple[str, ...]:
-    """Return the EWS URLs that may serve a mailbox without Autodiscover that is in no configured group."""
-    if config.exchange.ews_url is not None:
-        return (config.exchange.ews_url,)
-    return tuple(dict.fromkeys(group.ews_url for group in config.groups if group.ews_url is not None))
-
-
-def _ways(config: Config, url: str) -> tuple[AccessRule, ...]:
-    """Return the access rules to try on a must_deny mailbox at this URL: all that the configuration uses.
-
-    If the configuration uses only the account's own mailbox, both impersonation and delegate access are tried. An
-    application (OAuth) can only impersonate.
-    """
-    rules = access_rules(config)
-    every = (rules.default, *rules.others.values())
-    kinds = {rule.kind for rule in every}
-    delegates = not kinds <= {"impersonation"} and config.auth_for(url).kind != "oauth"
-    ways = []
-    if not delegates or "impersonation" in kinds or "delegate" not in kinds:
-        ways.append(AccessRule("impersonation"))
-    if delegates:
-        # One rule for each folder: access to one of them is enough to fail.
-        used = [folder for rule in every if rule.kind == "delegate" for folder in rule.folders or ()]
-        ways += [AccessRule("delegate", folders=(folder,)) for folder in dict.fromkeys(["inbox", *used])]
-    return tuple(ways)
 
 
 def access_rules(config: Config) -> AccessRules:

@@ -30,7 +30,6 @@ from listener.build import (
     mailbox_sources,
     manager_settings,
     retention,
-    scope,
     spec,
 )
 from listener.catchup.catchup import NO_OBSERVER, CatchUp, Observer
@@ -54,7 +53,7 @@ from listener.journal import Journal, sqlite
 from listener.log import open_audit, tell_repeated
 from listener.mailboxes import MailboxSource
 from listener.placement import Placement
-from listener.preflight.scope import Attempt, Finding
+from listener.preflight.scope import Attempt, Finding, build_scope
 from listener.tracing import Home
 
 log = structlog.get_logger()
@@ -179,7 +178,7 @@ class Daemon:
             },
             started_at=moment,
         )
-        self.scope = scope(config, access, discovery)
+        self.scope = build_scope(config, access, discovery)
         self.mailbox_source = mailbox_source
         mailbox_source.changed = self._mailboxes_changed
         self.tracing.home, self.tracing.changed = self._home, self._trace_log
@@ -310,7 +309,7 @@ class Daemon:
         """
         if self.config.impersonation.if_not_denied != "refuse_to_start" or not self.scope.mailboxes:
             return None
-        attempts = await self.scope.prove()
+        attempts = await self.scope.verify()
         if reached := [each for each in attempts if each.finding is Finding.REACHED]:
             raise ConfigError(
                 [
@@ -353,8 +352,7 @@ class Daemon:
             idle_interval=config.catch_up.idle_interval,
             initial=config.catch_up.initial,
         )
-        other = scope(config, self.access, self.discovery)
-        self.scope.places, self.scope.ways = other.places, other.ways
+        self.scope.reconfigure(config, self.discovery)
         mailboxes = config.mailboxes
         self.mailbox_source.expand = expander(config, self.access, self.discovery).expand
         self.mailbox_source.change(

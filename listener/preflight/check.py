@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from listener.access import AccessKind, AccessRules
-from listener.build import access, access_rules, configured_placements, discovery, expander, scope
+from listener.build import access, access_rules, configured_placements, discovery, expander
 from listener.config import Config
 from listener.errors import ExchangeError
 from listener.ews.codes import VERDICTS, Failure, Verdict
@@ -25,7 +25,7 @@ from listener.log import open_audit
 from listener.mailboxes import members_of
 from listener.placement import Placement
 from listener.preflight.probe import Probe, open_probe
-from listener.preflight.scope import Attempt, Finding
+from listener.preflight.scope import Attempt, Finding, build_scope
 
 Progress = Callable[[int, int], None]
 
@@ -103,7 +103,7 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
         checks = _Checks(config, account, rules, report, progress, total=len(mailboxes))
         await checks.run()
         if config.impersonation.must_deny and not report.unreachable and not only:
-            report.attempts = await scope(config, account, discovery(config, account)).prove()
+            report.attempts = await build_scope(config, account, discovery(config, account)).verify()
     return report
 
 

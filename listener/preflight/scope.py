@@ -13,15 +13,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import structlog
 import trio
 
 from listener.access import AccessKind, AccessRule
 from listener.backoff import Backoff
+from listener.build import access_rules
+from listener.config import Config
 from listener.ews.codes import Failure
 from listener.ews.urls import server_of
 from listener.exchange.client import Access
+from listener.exchange.discovery import Autodiscover
 from listener.preflight.probe import Reach, open_probe
 
 log = structlog.get_logger()
@@ -60,24 +64,28 @@ class Attempt:
 class Scope:
     """The must_deny mailboxes.
 
-    `places` returns the EWS URLs where each mailbox may be, `ways` the access rules to try at a URL; both may be
-    changed at any time. `interval` is in seconds.
+    `urls` returns the EWS URLs where each mailbox may be, `rules` the access rules to try at a URL. `interval` is in
+    seconds.
     """
 
     mailboxes: tuple[str, ...]
     access: Access
     version: str
-    places: Callable[[Sequence[str]], Awaitable[Mapping[str, Sequence[str] | Failure]]]
-    ways: Callable[[str], Sequence[AccessRule]]
+    urls: Callable[[Sequence[str]], Awaitable[Mapping[str, Sequence[str] | Failure]]]
+    rules: Callable[[str], Sequence[AccessRule]]
     interval: float = 86400.0
 
-    async def prove(self) -> tuple[Attempt, ...]:
+    def reconfigure(self, config: Config, discovery: Autodiscover) -> None:
+        """Use another configuration from the next verification on. must_deny itself needs a restart."""
+        self.urls, self.rules = partial(_urls_of, config, discovery), partial(_rules_at, config)
+
+    async def verify(self) -> tuple[Attempt, ...]:
         """Verify all mailboxes concurrently and log the results."""
-        places = await self.places(self.mailboxes)
+        urls = await self.urls(self.mailboxes)
         results: dict[str, Attempt] = {}
 
         async def verify(mailbox: str) -> None:
-            results[mailbox] = attempt = await self._attempt(mailbox, places[mailbox])
+            results[mailbox] = attempt = await self._attempt(mailbox, urls[mailbox])
             _log(attempt)
 
         async with trio.open_nursery() as nursery:
@@ -94,7 +102,7 @@ class Scope:
         refused = unproved = None
         for url in urls:
             async with open_probe(url, self.access, self.version) as probe:
-                for rule in self.ways(url):
+                for rule in self.rules(url):
                     reach = await probe.reach(mailbox, rule.of(mailbox))
                     attempt = _evaluate(mailbox, rule.kind, server_of(url), reach)
                     match attempt.finding:
@@ -110,14 +118,14 @@ class Scope:
         """Repeat the verification until cancelled. The first one is now, unless `attempts` has its results."""
         if not self.mailboxes:
             return
-        attempts = await self.prove() if attempts is None else attempts
+        attempts = await self.verify() if attempts is None else attempts
         unproved = 0
         while True:
             any_unproved = any(attempt.finding is Finding.NOT_PROVED for attempt in attempts)
             unproved = unproved + 1 if any_unproved else 0
             pause = min(RETRY.longest(unproved), self.interval) if unproved else self.interval
             await trio.sleep(pause)
-            attempts = await self.prove()
+            attempts = await self.verify()
 
 
 def _evaluate(mailbox: str, kind: AccessKind, server: str, reach: Reach) -> Attempt:
@@ -154,7 +162,7 @@ NO_VISIBLE_ITEM = Failure(
 # The backoff between two verifications while a mailbox is not proved.
 RETRY = Backoff(first=60.0, factor=2.0, cap=3600.0)
 
-# Codes that prove a denial. A delegate gets ErrorAccessDenied, or an error that the folder or item does not exist.
+# Codes that verify a denial. A delegate gets ErrorAccessDenied, or an error that the folder or item does not exist.
 # Impersonation has its own codes. There, ErrorAccessDenied is no proof: it may mean that EWS is disabled for the
 # mailbox, which would become accessible when EWS is enabled. ErrorImpersonationFailed reports only an internal error.
 REFUSALS: Mapping[AccessKind, frozenset[str]] = {
@@ -162,3 +170,52 @@ REFUSALS: Mapping[AccessKind, frozenset[str]] = {
     "delegate": frozenset(("ErrorAccessDenied", "ErrorFolderNotFound", "ErrorItemNotFound")),
     "own": frozenset(),
 }
+
+
+def build_scope(config: Config, access: Access, discovery: Autodiscover) -> Scope:
+    """Return the test of the must_deny mailboxes, from [impersonation]."""
+    impersonation = config.impersonation
+    return Scope(
+        mailboxes=impersonation.must_deny,
+        access=access,
+        version=config.exchange.version,
+        urls=partial(_urls_of, config, discovery),
+        rules=partial(_rules_at, config),
+        interval=impersonation.interval,
+    )
+
+
+async def _urls_of(
+    config: Config, discovery: Autodiscover, mailboxes: Sequence[str]
+) -> Mapping[str, Sequence[str] | Failure]:
+    """Return the EWS URLs that may serve each mailbox, or why they are not known."""
+    exchange = config.exchange
+    if exchange.autodiscover:
+        found = await discovery.discover(mailboxes)
+        return {
+            mailbox: each if isinstance(each, Failure) else (each.ews_url,) for mailbox, each in found.items()
+        }
+    if exchange.ews_url is not None:
+        return dict.fromkeys(mailboxes, (exchange.ews_url,))
+    urls = dict.fromkeys(group.ews_url for group in config.groups if group.ews_url is not None)
+    return dict.fromkeys(mailboxes, tuple(urls))
+
+
+def _rules_at(config: Config, url: str) -> tuple[AccessRule, ...]:
+    """Return the access rules to try on a must_deny mailbox at this URL: all that the configuration uses.
+
+    If the configuration uses only the account's own mailbox, both impersonation and delegate access are tried. An
+    application (OAuth) can only impersonate.
+    """
+    rules = access_rules(config)
+    every = (rules.default, *rules.others.values())
+    kinds = {rule.kind for rule in every}
+    delegates = not kinds <= {"impersonation"} and config.auth_for(url).kind != "oauth"
+    tried = []
+    if not delegates or "impersonation" in kinds or "delegate" not in kinds:
+        tried.append(AccessRule("impersonation"))
+    if delegates:
+        # One rule for each folder: access to one of them is enough to fail.
+        used = [folder for rule in every if rule.kind == "delegate" for folder in rule.folders or ()]
+        tried += [AccessRule("delegate", folders=(folder,)) for folder in dict.fromkeys(["inbox", *used])]
+    return tuple(tried)

@@ -12,11 +12,10 @@ import trio.testing
 
 from listener.access import AccessKind, AccessRule
 from listener.build import discovery
-from listener.build import scope as assembled
 from listener.config import parse
 from listener.ews.codes import Failure
 from listener.ews.soap import acting_as, owner_of_folders
-from listener.preflight.scope import Finding, Scope
+from listener.preflight.scope import Finding, Scope, build_scope
 from tests.ews.samples import refused, reply
 from tests.exchange.test_client import access
 
@@ -98,7 +97,7 @@ def scope(
     lost: Sequence[str] = (),
     interval: float = 86400.0,
     urls: Sequence[str] = (URL,),
-    ways: Sequence[AccessRule] = (AccessRule(),),
+    rules: Sequence[AccessRule] = (AccessRule(),),
 ) -> Scope:
     async def places(requests: Sequence[str]) -> Mapping[str, Sequence[str] | Failure]:
         return {m: Failure(code="InvalidUser") if m in lost else urls for m in requests}
@@ -107,8 +106,8 @@ def scope(
         mailboxes=mailboxes,
         access=access(transport=server),
         version="Exchange2013_SP1",
-        places=places,
-        ways=lambda _: ways,
+        urls=places,
+        rules=lambda _: rules,
         interval=interval,
     )
 
@@ -131,7 +130,7 @@ async def test_findings_by_impersonation(
     code: str | None, finding: Finding, autojump_clock: trio.testing.MockClock
 ) -> None:
     server = Server(**({"ceo": code} if code else {}))
-    (attempt,) = await scope(server, "ceo").prove()
+    (attempt,) = await scope(server, "ceo").verify()
     assert attempt.finding is finding
 
 
@@ -151,7 +150,7 @@ async def test_findings_as_a_delegate(
     code: str | None, finding: Finding, autojump_clock: trio.testing.MockClock
 ) -> None:
     server = Server({"delegate/ceo": code} if code else {})
-    (attempt,) = await scope(server, "ceo", ways=[DELEGATE]).prove()
+    (attempt,) = await scope(server, "ceo", rules=[DELEGATE]).verify()
     assert attempt.finding is finding
     assert not [body for body in server.bodies if b"Subscribe" in body]  # a visible item is enough
 
@@ -168,7 +167,7 @@ async def test_calendar_with_availability_only_is_not_reached(
         "delegate/ceo/calendar#FindItem": "ErrorAccessDenied",
         "delegate/ceo/calendar#Subscribe": "ErrorSubscriptionDelegateAccessNotSupported",
     }
-    (attempt,) = await scope(Server(codes), "ceo", ways=(DELEGATE, CALENDAR)).prove()
+    (attempt,) = await scope(Server(codes), "ceo", rules=(DELEGATE, CALENDAR)).verify()
     assert attempt.finding is Finding.REFUSED
 
 
@@ -186,7 +185,7 @@ async def test_folder_without_visible_items_is_tested_by_a_subscription(
     denied = {"delegate/ceo/calendar#Subscribe": "ErrorSubscriptionDelegateAccessNotSupported"}
     server = Server({} if subscribes else denied, items=items)
     with structlog.testing.capture_logs() as log:
-        (attempt,) = await scope(server, "ceo", ways=[CALENDAR]).prove()
+        (attempt,) = await scope(server, "ceo", rules=[CALENDAR]).verify()
     assert (attempt.finding, attempt.operation, attempt.folder) == (finding, operation, "calendar")
     (line,) = (each for each in log if each["event"].startswith("scope."))
     assert (line["operation"], line["folder"]) == (operation, "calendar")
@@ -197,20 +196,20 @@ async def test_folder_without_visible_items_is_tested_by_a_subscription(
 async def test_impersonation_reaches_an_empty_folder(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    (attempt,) = await scope(Server(items=""), "ceo").prove()
+    (attempt,) = await scope(Server(items=""), "ceo").verify()
     assert (attempt.finding, attempt.operation, attempt.folder) == (Finding.REACHED, "FindItem", "inbox")
 
 
 async def test_every_kind_of_access_must_be_denied(autojump_clock: trio.testing.MockClock) -> None:
     denied = {"ceo": "ErrorImpersonateUserDenied", "delegate/ceo/inbox": "ErrorFolderNotFound"}
-    ways = (AccessRule(), DELEGATE, CALENDAR)
+    rules = (AccessRule(), DELEGATE, CALENDAR)
     with structlog.testing.capture_logs() as log:
-        (attempt,) = await scope(Server(denied), "ceo", ways=ways).prove()
+        (attempt,) = await scope(Server(denied), "ceo", rules=rules).verify()
         assert (attempt.finding, attempt.access) == (Finding.REACHED, "delegate")
         busy = Server(denied, **{"delegate/ceo/calendar": "ErrorInternalServerError"})
-        (attempt,) = await scope(busy, "ceo", ways=ways).prove()
+        (attempt,) = await scope(busy, "ceo", rules=rules).verify()
         assert attempt.finding is Finding.NOT_PROVED
-        (attempt,) = await scope(Server(denied), "ceo", ways=ways[:2]).prove()
+        (attempt,) = await scope(Server(denied), "ceo", rules=rules[:2]).verify()
         assert attempt.finding is Finding.REFUSED
     logged = [
         (line["event"], line.get("access"), line.get("server")) for line in log if "scope" in line["event"]
@@ -225,15 +224,15 @@ async def test_every_kind_of_access_must_be_denied(autojump_clock: trio.testing.
 async def test_every_server_must_deny_access(autojump_clock: trio.testing.MockClock) -> None:
     urls = [URL, URL.replace("mail", "other")]
     denied = "ErrorImpersonateUserDenied"
-    (attempt,) = await scope(Server({"mail.example/ceo": denied}), "ceo", urls=urls).prove()
+    (attempt,) = await scope(Server({"mail.example/ceo": denied}), "ceo", urls=urls).verify()
     assert (attempt.finding, attempt.server) == (Finding.REACHED, "other.example")
-    (attempt,) = await scope(Server(ceo=denied), "ceo", urls=urls).prove()
+    (attempt,) = await scope(Server(ceo=denied), "ceo", urls=urls).verify()
     assert attempt.finding is Finding.REFUSED
 
 
 async def test_no_url_or_no_rule_is_not_proved(autojump_clock: trio.testing.MockClock) -> None:
-    for untested in (scope(Server(), "ceo", urls=()), scope(Server(), "ceo", ways=())):
-        (attempt,) = await untested.prove()
+    for untested in (scope(Server(), "ceo", urls=()), scope(Server(), "ceo", rules=())):
+        (attempt,) = await untested.verify()
         assert attempt.finding is Finding.NOT_PROVED
 
 
@@ -248,7 +247,7 @@ def from_configuration(mailboxes: str, *more: str) -> Scope:
         ]
     )
     config = parse(tomllib.loads(text), Path("/nowhere"))
-    return assembled(config, access(), discovery(config, access()))
+    return build_scope(config, access(), discovery(config, access()))
 
 
 GROUPS = [
@@ -260,15 +259,15 @@ GROUPS = [
 async def test_urls_of_groups_are_tried_without_a_global_url() -> None:
     off = "[exchange]\nautodiscover = false"
     configured = from_configuration("", off, *GROUPS)
-    assert await configured.places(["ceo@b.c"]) == {
+    assert await configured.urls(["ceo@b.c"]) == {
         "ceo@b.c": ("https://one.example/EWS/Exchange.asmx", "https://two.example/EWS/Exchange.asmx")
     }
     configured = from_configuration("", f'{off}\news_url = "{URL}"', *GROUPS)
-    assert await configured.places(["ceo@b.c"]) == {"ceo@b.c": (URL,)}
+    assert await configured.urls(["ceo@b.c"]) == {"ceo@b.c": (URL,)}
 
 
 @pytest.mark.parametrize(
-    ("mailboxes", "ways"),
+    ("mailboxes", "rules"),
     [
         ('addresses = ["a@b.c"]', [("impersonation", None)]),
         (
@@ -290,18 +289,18 @@ async def test_urls_of_groups_are_tried_without_a_global_url() -> None:
     ],
 )
 def test_access_rules_are_those_of_the_configuration(
-    mailboxes: str, ways: list[tuple[AccessKind, tuple[str, ...] | None]]
+    mailboxes: str, rules: list[tuple[AccessKind, tuple[str, ...] | None]]
 ) -> None:
     exchange = f'[exchange]\news_url = "{URL}"'
-    assert [(way.kind, way.folders) for way in from_configuration(mailboxes, exchange).ways(URL)] == ways
+    assert [(way.kind, way.folders) for way in from_configuration(mailboxes, exchange).rules(URL)] == rules
 
 
 def test_application_is_not_tested_as_a_delegate() -> None:
     server = '[[servers]]\nhosts = ["*.cloud.example"]\nauth = {kind = "oauth", managed_identity = true}'
     mailboxes = 'access = "delegate"\naddresses = ["a@b.c"]\n[subscription]\nfolders = ["inbox"]'
-    ways = from_configuration(mailboxes, server, f'[exchange]\news_url = "{URL}"').ways
-    assert [way.kind for way in ways(URL)] == ["delegate"]
-    assert [way.kind for way in ways("https://x.cloud.example/EWS/Exchange.asmx")] == ["impersonation"]
+    rules = from_configuration(mailboxes, server, f'[exchange]\news_url = "{URL}"').rules
+    assert [way.kind for way in rules(URL)] == ["delegate"]
+    assert [way.kind for way in rules("https://x.cloud.example/EWS/Exchange.asmx")] == ["impersonation"]
 
 
 async def test_log_has_each_mailbox_not_denied_or_one_success(
@@ -309,8 +308,8 @@ async def test_log_has_each_mailbox_not_denied_or_one_success(
 ) -> None:
     denied = "ErrorImpersonateUserDenied"
     with structlog.testing.capture_logs() as log:
-        await scope(Server(ceo=denied, cfo=denied), "ceo", "cfo").prove()
-        await scope(Server(ceo=denied), "ceo", "cfo", "cto", lost=["cto"]).prove()
+        await scope(Server(ceo=denied, cfo=denied), "ceo", "cfo").verify()
+        await scope(Server(ceo=denied), "ceo", "cfo", "cto", lost=["cto"]).verify()
     logged = [(line["event"], line.get("mailbox")) for line in log if line["event"].startswith("scope.")]
     assert logged[0] == ("scope.verified", None)
     assert sorted(logged[1:]) == [("scope.not_verified", "cto"), ("scope.violation", "cfo")]
