@@ -15,6 +15,7 @@ FLOORS = {
     "listener.groups.actions": 1, "listener.groups.affinity": 1, "listener.groups.gaps": 1,
     "listener.groups.group": 1, "listener.groups.member": 1,
     "listener.catchup.delay_queue": 1, "listener.catchup.history": 1, "listener.catchup.differences": 1,
+    "listener.catchup.strategy": 1,
     "listener.preflight.remedies": 1,
     "listener.exchange": 2, "listener.handlers": 2, "listener.journal": 2, "listener.plugins": 2,
     "listener.catchup": 3, "listener.delivery": 3, "listener.groups": 3, "listener.mailboxes": 3,

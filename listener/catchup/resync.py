@@ -42,6 +42,17 @@ from listener.catchup.differences import (
 from listener.catchup.history import FOLDERS, DeliveryHistory, Notes, report_key
 from listener.catchup.queries import BATCH, GONE, Queries
 from listener.catchup.snapshots import Known, Mark, States, encoded
+from listener.catchup.strategy import (
+    FolderFacts,
+    NothingToRead,
+    ReadAll,
+    ReportAll,
+    SearchByTime,
+    Skip,
+    SyncFrom,
+    after_lost_state,
+    choose,
+)
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure, Verdict
@@ -307,16 +318,20 @@ class Resync:
         told = made | self.delivered.present.of(self.mailbox, id_)
         self._seen = set()
         about = self._context(folder=folder, cutoff=self._cutoff(record, fresh=fresh))
-        reaches = record is not None and record.complete and not (record.young or fresh or self.distrusted)
+        strategy = choose(self._facts(folder, record, about.cutoff, fresh=fresh, reported=bool(told)))
         try:
-            if record is None:
-                whole = await self._list(replace(about, cutoff=None), None)
-            elif reaches:
-                whole = await self._sync(about, record, told)
-            elif self.trusting and not (record.complete or _is_small(folder)):
-                return  # nothing to compare with yet
-            else:
-                whole = await self._make_up(about, record, told, known=not (fresh or self.distrusted))
+            match strategy:
+                case Skip():
+                    return
+                case ReportAll():
+                    whole = await self._list(replace(about, cutoff=None), None)
+                case SyncFrom():
+                    assert record is not None
+                    whole = await self._sync(about, record, strategy, told)
+                case ReadAll() | SearchByTime() | NothingToRead():
+                    assert record is not None
+                    known = not (fresh or self.distrusted)
+                    whole = await self._make_up(about, record, told, strategy, known=known)
             if self._notes.forgetful:
                 whole = True  # of what has gone since then, these are all that is remembered
                 self._may_be_unseen(folder, None if record is None else record.folder)
@@ -327,6 +342,24 @@ class Resync:
             if record is None and error.failure.code in GONE:
                 self._records[id_] = Record(folder=folder)
             self._pass_over(folder, error)
+
+    def _facts(
+        self, folder: Folder, record: Record | None, cutoff: datetime | None, *, fresh: bool, reported: bool
+    ) -> FolderFacts:
+        """Return what decides how the changes in a folder are found."""
+        return FolderFacts(
+            is_new=record is None,
+            has_snapshot=not fresh,
+            snapshot_too_recent=self.distrusted,
+            state_complete=record is not None and record.complete,
+            state_too_recent=record is not None and record.young,
+            sync_state=None if record is None else record.sync_state,
+            is_sweep=self.trusting,
+            fits_page=_is_small(folder),
+            has_reported_items=reported,
+            cutoff=cutoff,
+            unchanged_since_cutoff=_is_older(folder, cutoff),
+        )
 
     def _pass_over(self, folder: Folder, error: ExchangeError) -> None:
         """A folder cannot be read. Raises the error if that is a matter of the whole mailbox."""
@@ -366,23 +399,30 @@ class Resync:
             yield page.changes
 
     async def _make_up(
-        self, about: Context, record: Record, told: set[str], *, known: bool, whole: bool = False
+        self,
+        about: Context,
+        record: Record,
+        told: set[str],
+        strategy: ReadAll | SearchByTime | NothingToRead,
+        *,
+        known: bool,
     ) -> bool:
-        """Tells what changed in a folder whose state does not reach back far enough. `known`: how it looked does;
-        `whole`: it is to be told as a whole, however large it is.
+        """Tells what changed in a folder whose state does not reach back far enough. `known`: how it looked does.
 
         Returns whether what it does not show of the items that were told of may have gone.
         """
         assert about.folder is not None
         folder, before = about.folder, record.folder if known else None
-        if whole or (_is_small(folder) and (bool(told) or not _is_older(folder, about.cutoff))):
+        if isinstance(strategy, ReadAll):
             await self._list(about, record)
         else:
-            await self._find(about)
+            if isinstance(strategy, SearchByTime):
+                await self._find(about, folder, strategy.since)
             settled = self._is_settled(record, folder)
             self._records[folder.folder_id] = msgspec.structs.replace(record, folder=folder, settled=settled)
-        if record.complete and record.sync_state is not None:
-            await self._sync(replace(about, cutoff=self._cutoff(record, fresh=False)), record, told)
+        if strategy.then is not None:
+            about = replace(about, cutoff=self._cutoff(record, fresh=False))
+            await self._sync(about, record, strategy.then, told)
         self._may_be_unseen(folder, before)
         return _may_have_lost(folder, before)
 
@@ -422,11 +462,11 @@ class Resync:
         # Times are of whole seconds: there may be more in the last one, unless that was over when it was looked at.
         return committed + SECOND if record.settled else committed
 
-    async def _sync(self, about: Context, record: Record, told: set[str]) -> bool:
+    async def _sync(self, about: Context, record: Record, start: SyncFrom, told: set[str]) -> bool:
         """Tells what changed since a state. Whether what it does not show of the items that were told of may have
         gone."""
         assert about.folder is not None
-        folder, state, full = about.folder, record.sync_state, False
+        folder, state, full = about.folder, start.state, False
         most = most_created(record.folder, folder)
         # Created, but older than what is known: moved here, or the server took the state for none.
         held: list[Change] = []
@@ -438,7 +478,8 @@ class Resync:
             except ExchangeError as error:
                 if error.failure.verdict is not Verdict.RESYNC:
                     raise
-                return await self._make_up(about, Record(folder=record.folder), told, known=True, whole=True)
+                lost = Record(folder=record.folder)
+                return await self._make_up(about, lost, told, after_lost_state(), known=True)
             state = page.sync_state
             kinds += (change.kind for change in page.changes)
             self._seen.update(change.item_id for change in page.changes)
@@ -466,7 +507,7 @@ class Resync:
         if full:
             self._may_be_unseen(folder, record.folder)
         self._keep(folder, record, state)
-        return full or record.sync_state is None or whole
+        return full or start.state is None or whole
 
     async def _list(self, about: Context, record: Record | None) -> bool:
         """Tells what is new in a folder, of all that there is; `record` None: all. True, since it is the whole."""
@@ -499,14 +540,11 @@ class Resync:
             folder=folder, sync_state=state, complete=True, settled=settled, start=start
         )
 
-    async def _find(self, about: Context) -> None:
-        """Tells the items that were modified since the cutoff. Those that are gone it cannot see."""
-        folder, cutoff = about.folder, about.cutoff
-        if folder is None or cutoff is None or _is_older(folder, cutoff):
-            return
+    async def _find(self, about: Context, folder: Folder, since: datetime) -> None:
+        """Tells the items that were modified since then. Those that are gone it cannot see."""
         # What is found like this may have been reported long ago.
         about = self._asking(replace(about, trusting=False))
-        async for items in self.queries.modified_since(folder, cutoff):
+        async for items in self.queries.modified_since(folder, since):
             self._seen.update(item.item_id for item in items)
             for item in items:
                 self._add_found(item, about)
