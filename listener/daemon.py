@@ -265,7 +265,7 @@ class Daemon:
 
         async with trio.open_nursery() as handlers:
             handlers.start_soon(self._announce_end, stop)
-            handlers.start_soon(JournalStates(self.journal).forget_strangers, self.manager.addresses)
+            handlers.start_soon(JournalStates(self.journal).forget_removed, self.manager.addresses)
             if await unless(stop, check_scope) and await unless(
                 stop, partial(handlers.start, self.delivery.run, self.journal)
             ):

@@ -2,14 +2,14 @@
 
 `choose()` maps what is known of a folder to a strategy. `Resync` performs it.
 
-| strategy        | requests                             | finds                                                       |
-|-----------------|--------------------------------------|-------------------------------------------------------------|
-| `ReportAll`     | SyncFolderItems without a SyncState  | every item of a folder that is new in the mailbox           |
-| `SyncFrom`      | SyncFolderItems from a SyncState     | every change since the SyncState, with deletions            |
-| `ReadAll`       | SyncFolderItems without a SyncState  | every item that was created or modified since the cutoff    |
-| `SearchByTime`  | FindItem                             | the same, of a large folder; no deletions                   |
-| `NothingToRead` | none                                 | nothing: no item was created or modified since the cutoff   |
-| `Skip`          | none                                 | nothing: the folder's first SyncState is not complete yet   |
+| strategy        | requests                             | finds                                                     |
+|-----------------|--------------------------------------|-----------------------------------------------------------|
+| `ReportAll`     | SyncFolderItems without a SyncState  | every item of a folder that is new in the mailbox         |
+| `SyncFrom`      | SyncFolderItems from a SyncState     | every change since the SyncState, with deletions          |
+| `ReadAll`       | SyncFolderItems without a SyncState  | every item that was created or modified since the cutoff  |
+| `SearchByTime`  | FindItem                             | the same, of a large folder; no deletions                 |
+| `NothingToRead` | none                                 | nothing: no item was created or modified since the cutoff |
+| `Skip`          | none                                 | nothing: the folder's first SyncState is not complete yet |
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ CASES: list[tuple[str, dict[str, Any], Strategy]] = [
 
 
 def facts(**changes: Any) -> FolderFacts:
-    return FolderFacts(**{"sync_state": "state", "cutoff": CUTOFF} | changes)
+    given: dict[str, Any] = {"sync_state": "state", "cutoff": CUTOFF}
+    return FolderFacts(**given | changes)
 
 
 @pytest.mark.parametrize(("reason", "changes", "strategy"), CASES, ids=[case[0] for case in CASES])

@@ -14,7 +14,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.catchup.snapshots import load_known
+from listener.catchup.snapshots import load_snapshot
 from listener.catchup.sync_states import JournalStates
 from listener.errors import ConfigError
 from listener.ews.directory import Expansion
@@ -170,7 +170,7 @@ async def test_state_that_cannot_be_read_is_discarded(state: Path, value: object
     with structlog.testing.capture_logs() as lines:
         async with opened(state) as journal:
             states = JournalStates(journal)
-            assert await load_known(states, "ann@x.example") == (None, {}, None)
+            assert await load_snapshot(states, "ann@x.example") == (None, {}, None)
             mailbox_source = MailboxSource(
                 sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
             )
@@ -246,7 +246,7 @@ async def start(state: Path) -> None:
             pass
         states = JournalStates(journal)
         for mailbox in ("ann@x.example", "bob@x.example"):
-            await load_known(states, mailbox)
+            await load_snapshot(states, mailbox)
         mailbox_source = MailboxSource(
             sources=Sources(groups=("g@x.example",)), expand=nobody, changed=lambda: None
         )

@@ -28,7 +28,7 @@ async def delays(there: World, good: list[str], seconds: float = SECONDS) -> lis
     return [there.notes.came[item] - moment for item, moment in made.items()]
 
 
-async def again_and_again(order: Callable[[], object], every: float = 5.0) -> None:
+async def repeat(order: Callable[[], object], every: float = 5.0) -> None:
     for _ in range(round(SECONDS / every)):
         order()
         await trio.sleep(every)
@@ -39,7 +39,7 @@ FAILING = ["ErrorSubscriptionNotFound", "ErrorInternalServerTransientError", "Er
 
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("code", FAILING)
-async def test_a_subscription_that_fails_again_and_again_delays_no_other(
+async def test_repeatedly_failing_subscription_delays_no_other_mailbox(
     autojump_clock: trio.testing.MockClock, code: str, ends: bool
 ) -> None:
     settings = Settings(mailboxes=200, backends=1, network=Network(latency=0.05))
@@ -48,7 +48,7 @@ async def test_a_subscription_that_fails_again_and_again_delays_no_other(
         bad, good = there.mailboxes[77], [m for m in there.mailboxes if m != there.mailboxes[77]]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                again_and_again,
+                repeat,
                 lambda: there.order("stream_code", code=code, mailbox=bad, ends=ends, within=4.0),
             )
             late = await delays(there, good)
@@ -60,7 +60,7 @@ async def test_a_subscription_that_fails_again_and_again_delays_no_other(
 @pytest.mark.parametrize(
     "code", ["ErrorNonExistentMailbox", "ErrorInternalServerError", "ErrorReadEventsFailed"]
 )
-async def test_a_mailbox_that_cannot_be_subscribed_delays_no_other(
+async def test_mailbox_that_cannot_be_subscribed_delays_no_other(
     autojump_clock: trio.testing.MockClock, code: str
 ) -> None:
     settings = Settings(mailboxes=200, backends=1, network=Network(latency=0.05))
@@ -83,7 +83,7 @@ async def test_a_mailbox_that_cannot_be_subscribed_delays_no_other(
 
 
 @pytest.mark.parametrize("which", [0, 77])
-async def test_an_impersonation_that_is_withdrawn_delays_no_other(
+async def test_revoked_impersonation_delays_no_other_mailbox(
     autojump_clock: trio.testing.MockClock, which: int
 ) -> None:
     """That of the anchor, in whose name the stream is asked for, and that of somebody else."""
@@ -96,7 +96,7 @@ async def test_an_impersonation_that_is_withdrawn_delays_no_other(
         there.order("stream_code", code="ErrorSubscriptionNotFound", mailbox=bad)
         async with trio.open_nursery() as nursery:
             await trio.sleep(15)
-            nursery.start_soon(again_and_again, lambda: there.order("closed", within=4.0), 15.0)
+            nursery.start_soon(repeat, lambda: there.order("closed", within=4.0), 15.0)
             late = await delays(there, good)
         assert max(late) <= 1
         print(f"{max(late):.3f} s at most")
@@ -104,7 +104,7 @@ async def test_an_impersonation_that_is_withdrawn_delays_no_other(
         await there.until_streaming(within=600)
 
 
-async def test_a_bad_mailbox_is_asked_for_less_and_less(autojump_clock: trio.testing.MockClock) -> None:
+async def test_retry_delay_of_a_failing_mailbox_grows(autojump_clock: trio.testing.MockClock) -> None:
     """In half a day: from every quarter of a minute to every hour."""
     async with world(Settings(mailboxes=10, backends=1, heartbeat=300.0)) as there:
         bad = there.mailboxes[7]
@@ -126,7 +126,7 @@ GAPS = {"exchange.listener.gap", "exchange.listener.recovered"}
 
 
 @pytest.mark.parametrize("mailboxes", [3, 24])
-async def test_a_server_that_wants_one_user_a_connection_gets_groups_of_one(
+async def test_server_that_allows_one_user_per_connection_gets_groups_of_one(
     autojump_clock: trio.testing.MockClock, mailboxes: int
 ) -> None:
     settings = Settings(mailboxes=mailboxes, backends=2, rules=Rules(one_user_per_stream=True))
@@ -149,7 +149,9 @@ async def test_a_server_that_wants_one_user_a_connection_gets_groups_of_one(
 
 @pytest.mark.parametrize("wire", [Wire(), Wire(ends_after_bad_id=False)])
 @pytest.mark.parametrize("which", ["anchor", "other"])
-async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, which: str, wire: Wire) -> None:
+async def test_mailbox_that_moves_to_another_server(
+    autojump_clock: trio.testing.MockClock, which: str, wire: Wire
+) -> None:
     async with world(Settings(mailboxes=60, backends=3, wire=wire)) as there:
         await there.until_streaming()
         await trio.sleep(60)
@@ -179,7 +181,7 @@ async def test_a_mailbox_that_moves(autojump_clock: trio.testing.MockClock, whic
         assert there.streaming == 60
 
 
-async def test_a_back_end_that_dies(autojump_clock: trio.testing.MockClock) -> None:
+async def test_back_end_that_fails(autojump_clock: trio.testing.MockClock) -> None:
     """Its mailboxes live on others now, which nobody tells: they stream at once, and are sorted in time."""
     async with world(Settings(mailboxes=60, backends=3), affinity={"refresh": 3600}) as there:
         await there.until_streaming()
@@ -194,7 +196,7 @@ async def test_a_back_end_that_dies(autojump_clock: trio.testing.MockClock) -> N
         print(f"a fail-over of a third is over after {took:.2f} s")
 
 
-async def test_a_move_that_nobody_tells_is_found_by_the_refresh(
+async def test_unannounced_move_is_found_by_the_refresh(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with world(Settings(mailboxes=30, backends=3), affinity={"refresh": 3600}) as there:

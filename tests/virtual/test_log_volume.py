@@ -40,7 +40,7 @@ def scaled(there: World, lines: list[dict[str, Any]], group_size: int) -> float:
 
 
 @pytest.mark.parametrize("group_size", [200, 1])
-async def test_a_quiet_day_of_a_thousand_mailboxes(
+async def test_log_volume_of_a_quiet_day_with_a_thousand_mailboxes(
     autojump_clock: trio.testing.MockClock, group_size: int
 ) -> None:
     settings = Settings(mailboxes=4, backends=2, seed=1)

@@ -11,7 +11,7 @@ from tests.virtual.world import world
 
 
 @pytest.mark.parametrize("seed", range(1))
-async def test_heavy_faults_lose_nothing(seed: int, autojump_clock: trio.testing.MockClock) -> None:
+async def test_heavy_faults_lose_no_event(seed: int, autojump_clock: trio.testing.MockClock) -> None:
     settings = Settings(mailboxes=40, backends=3, seed=seed, heartbeat=5.0)
     async with world(settings, traffic=30.0, catch_up={"interval": "10s"}) as there:
         await there.until_streaming()

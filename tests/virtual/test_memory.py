@@ -9,7 +9,7 @@ from tests.virtual.world import world
 
 
 @pytest.mark.parametrize("mode", ["signal", "off"])
-async def test_events_are_not_kept_where_nothing_is_compared(
+async def test_events_are_not_remembered_without_comparisons(
     autojump_clock: trio.testing.MockClock, mode: str
 ) -> None:
     async with world(Settings(mailboxes=3), traffic=5.0, catch_up={"mode": mode}) as running:

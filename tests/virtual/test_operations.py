@@ -45,7 +45,7 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
-async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
+async def test_reload_changes_limits_without_reopening_streams(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with world(SETTINGS) as there:
@@ -76,7 +76,7 @@ async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
         assert dict(there_is.streaming()) == dict.fromkeys(there.mailboxes, True)
 
 
-async def test_mailboxes_leave_and_come_back(autojump_clock: trio.testing.MockClock) -> None:
+async def test_mailboxes_are_removed_and_added_again(autojump_clock: trio.testing.MockClock) -> None:
     async with world(SETTINGS) as there:
         await there.until_streaming()
         everybody = there.mailboxes
@@ -92,7 +92,7 @@ async def test_mailboxes_leave_and_come_back(autojump_clock: trio.testing.MockCl
         assert made <= there.notes.came.keys()
 
 
-async def test_a_mistake_of_ours_ends_nothing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_bug_in_an_operation_does_not_stop_the_daemon(autojump_clock: trio.testing.MockClock) -> None:
     def load() -> NoReturn:
         raise LookupError("a mistake")
 
@@ -105,7 +105,7 @@ async def test_a_mistake_of_ours_ends_nothing(autojump_clock: trio.testing.MockC
         assert there.streaming == 3
 
 
-async def test_nothing_is_reloaded_before_the_start_is_over(
+async def test_reload_waits_until_the_start_is_complete(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -119,14 +119,16 @@ async def test_nothing_is_reloaded_before_the_start_is_over(
         await there.until_streaming()
 
 
-async def test_who_is_not_listened_to_cannot_be_watched(autojump_clock: trio.testing.MockClock) -> None:
+async def test_mailbox_that_is_not_configured_cannot_be_watched(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with world(FEW) as there:
         await there.until_streaming()
         with pytest.raises(LookupError, match="is not listened to"):
             operations(there, there.daemon.config).watch("nobody@contoso.example")
 
 
-async def test_a_mailbox_is_watched_in_whatever_case_it_is_named(
+async def test_watch_ignores_the_case_of_the_address(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with world(FEW) as there:

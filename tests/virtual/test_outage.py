@@ -32,7 +32,7 @@ def by_group(there: World, since: float) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("how", ["refuse", "reset", "503"])
-async def test_after_an_hours_outage_nobody_hammers_and_all_are_back_soon(
+async def test_after_an_hour_of_outage_retries_are_slow_and_recovery_is_fast(
     autojump_clock: trio.testing.MockClock, how: str, seed: int
 ) -> None:
     settings = Settings(mailboxes=60, backends=4, seed=seed)
@@ -56,7 +56,7 @@ async def test_after_an_hours_outage_nobody_hammers_and_all_are_back_soon(
         print(f"{how}: {max(map(len, asked.values()))} requests a group, back after {took:.1f} s")
 
 
-async def test_a_lonely_group_is_back_soon_too(autojump_clock: trio.testing.MockClock) -> None:
+async def test_single_group_recovers_fast_too(autojump_clock: trio.testing.MockClock) -> None:
     """Nobody else hears the server first and wakes it."""
     async with world(Settings(mailboxes=5, backends=1)) as there:
         await there.until_streaming()
@@ -81,7 +81,7 @@ async def test_200_subscriptions_of_a_back_end_that_was_killed(
         print(f"200 subscriptions are back after {took:.2f} s")
 
 
-async def test_thousands_of_mailboxes_that_must_be_subscribed_do_not_stampede(
+async def test_thousands_of_mailboxes_are_subscribed_without_a_burst(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     settings = Settings(mailboxes=MANY, backends=10, heartbeat=300.0, network=Network(latency=0.05))

@@ -16,14 +16,14 @@ from tests.virtual.world import World, world
 COUNTED = Settings(mailboxes=8, backends=1, rules=Rules(counted_ids=True))
 
 
-def wrongly_told(there: World) -> list[Any]:
+def misattributed(there: World) -> list[Any]:
     """The events that a handler was told under another mailbox than the one that they happened in."""
     homes = {line.item_id or line.folder_id: line.mailbox for line in there.lines}
     return [c for c in there.notes.calls if homes.get(c.key.thing, c.key.mailbox) != c.key.mailbox]
 
 
 @pytest.mark.parametrize("strangers", [0, 5])
-async def test_no_event_comes_under_another_mailbox_after_a_server_restarted(
+async def test_no_event_is_attributed_to_another_mailbox_after_a_server_restart(
     autojump_clock: trio.testing.MockClock, strangers: int
 ) -> None:
     """After the restart the old ids are other mailboxes', or those of another client of the same account."""
@@ -41,7 +41,7 @@ async def test_no_event_comes_under_another_mailbox_after_a_server_restarted(
                 await trio.sleep(0.5)
         await there.until_streaming(within=300)
         await there.caught_up(within=600)
-        assert wrongly_told(there) == []
+        assert misattributed(there) == []
         books = there.books()
         assert books.lost == []
         made = there.touch()
@@ -64,7 +64,7 @@ REGROUP = ["ErrorProxyRequestNotAllowed", "ErrorReadEventsFailed", "ErrorMailbox
 
 
 @pytest.mark.parametrize("code", REGROUP)
-async def test_mailboxes_that_the_anchors_back_end_refuses_get_groups_of_their_own(
+async def test_mailboxes_refused_by_the_anchors_back_end_get_their_own_groups(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """97 Subscribe and 48 Autodiscover requests in 35 s, and it never ended."""
@@ -97,7 +97,7 @@ async def test_mailboxes_that_the_anchors_back_end_refuses_get_groups_of_their_o
         assert not there.daemon.manager.duplicates
 
 
-async def test_a_mailbox_that_is_refused_wherever_it_is_is_asked_for_slowly(
+async def test_mailbox_refused_in_every_group_is_retried_slowly(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with world(Settings(mailboxes=6, backends=1)) as there:
