@@ -12,7 +12,7 @@ The rules:
    unless its present state was.
 5. Nothing is reported of a thing after an event reported its deletion, or its move to another id. An answer of the
    server is older than the events that came since its request was sent: if the answer shows a thing that such an
-   event deleted, the thing is gone. If the event came before the request was sent, the thing has come back with the
+   event deleted, the thing is gone. If the event came before the request was sent, the thing is back with the
    same id, and counts as new.
 6. A move looks the same as a deletion here and a creation there, since the item has another id there.
 """

@@ -149,12 +149,12 @@ def test_in_a_sweep(
 
 def test_calendar_changes_include_free_busy_events() -> None:
     calendar = folder(folder_id="calendar", folder_class="IPF.Appointment")
-    subject_context = context(folder=calendar, is_inbox=False)
-    assert words(item_events(change(UPDATE), subject_context, MailboxHistory())) == [
+    about_folder = context(folder=calendar, is_inbox=False)
+    assert words(item_events(change(UPDATE), about_folder, MailboxHistory())) == [
         "item.modified",
         "item.free_busy_changed",
     ]
-    assert item_events(change(UPDATE), subject_context, history(event("item.modified"))) == []
+    assert item_events(change(UPDATE), about_folder, history(event("item.modified"))) == []
 
 
 def test_recovered_events_have_the_ids_of_streamed_events() -> None:
@@ -205,8 +205,8 @@ def test_created_deleted_and_moved_folders() -> None:
         comes,
     ]
     differences = compare(known, {each.folder_id: each for each in now})
-    subject_context = context(folder=None)
-    events = folder_events(differences, subject_context, MailboxHistory())
+    about_folder = context(folder=None)
+    events = folder_events(differences, about_folder, MailboxHistory())
     assert [(each.type, each.folder_id) for each in events] == [
         ("exchange.folder.created", "c"),
         ("exchange.folder.moved", "m"),
@@ -220,10 +220,10 @@ def test_created_deleted_and_moved_folders() -> None:
         event("folder.modified", item="r", key="r2"),
         event("folder.deleted", item="g", key="g2"),
     )
-    assert folder_events(differences, subject_context, reported) == []
+    assert folder_events(differences, about_folder, reported) == []
     # It was moved twice, and the last move was not reported.
     reported = history(event("folder.moved", item="m", key="m1", parent_folder_id="elsewhere"))
-    assert "folder.moved" in words(folder_events(differences, subject_context, reported))
+    assert "folder.moved" in words(folder_events(differences, about_folder, reported))
 
 
 def test_changed_contents_of_folders() -> None:
@@ -263,11 +263,13 @@ def test_deleted_folder_tree_is_one_event_per_folder() -> None:
 
 
 def test_uncertain_folder_is_reported_unless_its_state_was() -> None:
-    doubt = Differences((), (), (), frozenset(), uncertain=(INBOX,))
-    assert words(folder_events(doubt, context(), MailboxHistory())) == ["folder.modified"]
-    assert folder_events(doubt, context(), history(event("folder.modified", item="inbox", key="i1"))) == []
+    differences = Differences((), (), (), frozenset(), uncertain=(INBOX,))
+    assert words(folder_events(differences, context(), MailboxHistory())) == ["folder.modified"]
+    assert (
+        folder_events(differences, context(), history(event("folder.modified", item="inbox", key="i1"))) == []
+    )
     earlier = history(event("folder.modified", item="inbox", key="i0"))
-    assert words(folder_events(doubt, context(), earlier)) == ["folder.modified"]
+    assert words(folder_events(differences, context(), earlier)) == ["folder.modified"]
 
 
 def test_subtree() -> None:
@@ -275,8 +277,8 @@ def test_subtree() -> None:
     folders = {id_: folder(folder_id=id_, parent_folder_id=parent) for id_, parent in tree.items()}
     assert [each.folder_id for each in subtree("top", folders)] == ["top", "inbox", "sub"]
     # A faulty server may send a cycle of parents.
-    circle = {a: folder(folder_id=a, parent_folder_id=b) for a, b in (("a", "b"), ("b", "a"))}
-    assert subtree("top", circle) == []
+    cycle = {a: folder(folder_id=a, parent_folder_id=b) for a, b in (("a", "b"), ("b", "a"))}
+    assert subtree("top", cycle) == []
 
 
 def test_max_created() -> None:
@@ -391,7 +393,7 @@ def test_history_is_bounded_for_all_mailboxes() -> None:
     ]
     delivered.note(ben)
     assert len(delivered) <= 100
-    assert [delivered.of(who).incomplete for who in (ANNA, "ben@example.org")] == [True, False]
+    assert [delivered.of(mailbox).incomplete for mailbox in (ANNA, "ben@example.org")] == [True, False]
     delivered.drop("ben@example.org")
     assert len(delivered) == len(delivered.of(ANNA))
 

@@ -41,11 +41,11 @@ def reply(operation: str, content: str) -> bytes:
 
 
 def changes(state: object, *ids: object, last: bool = False) -> bytes:
-    told = "".join(f'<t:Create><t:Message><t:ItemId Id="{id_}"/></t:Message></t:Create>' for id_ in ids)
+    content = "".join(f'<t:Create><t:Message><t:ItemId Id="{id_}"/></t:Message></t:Create>' for id_ in ids)
     return reply(
         "SyncFolderItems",
         f"<m:SyncState>{state}</m:SyncState><m:IncludesLastItemInRange>{str(last).lower()}"
-        f"</m:IncludesLastItemInRange><m:Changes>{told}</m:Changes>",
+        f"</m:IncludesLastItemInRange><m:Changes>{content}</m:Changes>",
     )
 
 
@@ -93,10 +93,10 @@ class Server:
     """Answers each request with the next of these pages."""
 
     def __init__(self, pages: Pages) -> None:
-        self.pages, self.asked = pages, 0
+        self.pages, self.request_count = pages, 0
 
     async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
-        self.asked += 1
+        self.request_count += 1
         await trio.sleep(0.005)
         page = next(self.pages)
         if isinstance(page, Failure):
@@ -161,9 +161,9 @@ async def test_endless_listing_is_an_error(
     with pytest.raises(ExchangeError) as caught:
         await walk(Queries(server.route))
     assert caught.value.failure.code == "UnexpectedReply"
-    assert server.asked <= most
+    assert server.request_count <= most
     if most > FEW_PAGES:
-        assert server.asked / trio.current_time() < 10  # requests a second
+        assert server.request_count / trio.current_time() < 10  # requests a second
 
 
 async def test_long_listing_completes(autojump_clock: trio.testing.MockClock) -> None:
@@ -232,7 +232,7 @@ async def test_endless_first_sync_state_is_retried_with_growing_delays(
     catch_up._builds.put("a@x.example", 0.0)
     with trio.move_on_after(3600):
         await catch_up.run()
-    assert 3 < server.asked < 150  # in an hour
+    assert 3 < server.request_count < 150  # in an hour
 
 
 async def test_first_sync_state_is_built_page_by_page() -> None:

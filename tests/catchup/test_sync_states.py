@@ -26,15 +26,15 @@ async def test_removed_mailbox_is_forgotten_after_a_month(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     clock = Clock()
-    here = {"ann@example.com", "bob@example.com"}
+    configured = {"ann@example.com", "bob@example.com"}
     async with open_journal(None, now=clock) as journal, trio.open_nursery() as nursery:
         states = JournalStates(journal)
-        for mailbox in here:
+        for mailbox in configured:
             await states.save(mailbox, (), {"inbox": b"1"})
-        nursery.start_soon(states.forget_removed, lambda: here, clock)
+        nursery.start_soon(states.forget_removed, lambda: configured, clock)
         with structlog.testing.capture_logs() as log:
             clock.time += KEEP_REMOVED - DAY
-            here.remove("bob@example.com")
+            configured.remove("bob@example.com")
             await trio.sleep(DAY + 3601)
             assert await states.load("bob@example.com") == {"inbox": b"1"}
             clock.time += 2 * DAY
