@@ -296,7 +296,7 @@ class Daemon:
 
     async def _catch_up(self) -> None:
         """Compare mailboxes, as soon as it is known what handlers received before this process began."""
-        since = self._last_process_end - self.catch_up.memory
+        since = self._last_process_end - self.catch_up.history_seconds
         await self.ingest.load_history(
             self.journal.recent(since, MAX_HISTORY), MAX_HISTORY, self.manager.addresses()
         )

@@ -177,10 +177,7 @@ PENDING: set[str] = set(
     docs/EVENTS.md config.example.toml listener/access.py listener/admin/app.py listener/admin/hosts.py
     listener/admin/listener_socket.py listener/admin/metrics.py listener/admin/notifier.py
     listener/admin/server.py listener/admin/snapshot.py listener/admin/status_line.py
-    listener/admin/systemd.py listener/backoff.py listener/build.py listener/catchup/__init__.py
-    listener/catchup/catchup.py listener/catchup/differences.py listener/catchup/history.py
-    listener/catchup/history_loader.py listener/catchup/paging.py listener/catchup/queries.py
-    listener/catchup/resync.py listener/catchup/snapshots.py listener/catchup/sync_states.py
+    listener/admin/systemd.py listener/backoff.py listener/build.py
     listener/cli/check_report.py listener/cli/dead_letters.py listener/cli/demo.py listener/cli/offline.py
     listener/cli/reload.py listener/cli/run.py listener/cli/simulate.py listener/cli/status.py
     listener/cli/tail.py listener/config/__init__.py listener/config/auth.py listener/config/endpoints.py

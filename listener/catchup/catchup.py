@@ -145,7 +145,7 @@ class CatchUp:
         return found
 
     @property
-    def memory(self) -> float:
+    def history_seconds(self) -> float:
         """Longest time in seconds since a mailbox was last compared. Events of that time are needed to compare it."""
         return self.interval + self.idle_interval
 

@@ -290,7 +290,8 @@ class Resync:
                 case Skip():
                     return
                 case ReportAll():
-                    check_all = await self._read_all(replace(context, cutoff=None), None)
+                    await self._read_all(replace(context, cutoff=None), None)
+                    check_all = True
                 case SyncFrom():
                     assert record is not None
                     check_all = await self._sync(context, record, strategy, reported)
@@ -467,8 +468,8 @@ class Resync:
         self._set_record(folder, record, state)
         return ignored_state or start.state is None or maybe_all
 
-    async def _read_all(self, context: Context, record: FolderRecord | None) -> bool:
-        """Read all items of a folder and report the new ones; `record` None: all. Returns True, as _sync() may."""
+    async def _read_all(self, context: Context, record: FolderRecord | None) -> None:
+        """Read all items of a folder and report the new ones; `record` None: all."""
         assert context.folder is not None
         folder, state = context.folder, None
         if record is not None:
@@ -489,7 +490,6 @@ class Resync:
             if len(self._pending) >= MAX_PENDING:
                 await self._flush()
         self._set_record(folder, record, state)
-        return True
 
     def _set_record(self, folder: Folder, record: FolderRecord | None, state: str | None) -> None:
         """Set what is stored of a folder that was compared to its end."""

@@ -32,7 +32,7 @@ MAILBOX = MailboxRecord(
     scope=("inbox",),
 )
 FIRST = FirstSubscription(start=5.0, backfill=3.0)
-STORED = {
+STORED: dict[str, dict[str, object]] = {
     "f": {
         "folder": {"folder_id": "f"},
         "sync_state": "state",
