@@ -56,7 +56,7 @@ async def test_hours_of_faults(autojump_clock: trio.testing.MockClock, seed: int
         streams = len(world.exchange.streams)
         groups = len(world.daemon.runners.by_group)
         assert streams == groups == world.wire.open
-        # A group has one task, and its stream another. A leak would leave more than two of thousands of faults.
+        # A group has one task, and its stream another. Leaks of thousands of faults would leave more than two.
         assert trio.lowlevel.current_statistics().tasks_living <= tasks + 2 * (groups - 3) + 2
         assert not world.logged("group.crashed")
         log_counts = Counter(line["event"] for line in world.log)

@@ -47,8 +47,8 @@ async def another_process(harness: CatchUpHarness, **settings: object) -> AsyncI
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("behind", [-600.0, 0.0, 600.0])
-@pytest.mark.parametrize("looked", [False, True])
+@pytest.mark.parametrize("clock_lag", [-600.0, 0.0, 600.0])
+@pytest.mark.parametrize("compared", [False, True])
 async def test_restart_right_after_the_first_start(
     compared: bool, clock_lag: float, autojump_clock: trio.testing.MockClock
 ) -> None:
