@@ -265,7 +265,7 @@ class Daemon:
 
         async with trio.open_nursery() as handlers:
             handlers.start_soon(self._announce_end, stop)
-            handlers.start_soon(JournalStates(self.journal).forget_strangers, self.manager.addresses)
+            handlers.start_soon(JournalStates(self.journal).forget_removed, self.manager.addresses)
             if await run_unless(stop, check_scope) and await run_unless(
                 stop, partial(handlers.start, self.delivery.run, self.journal)
             ):
@@ -296,7 +296,7 @@ class Daemon:
 
     async def _catch_up(self) -> None:
         """Load the events that handlers received before this process, and then run catch-up."""
-        since = self._last_process_end - self.catch_up.memory
+        since = self._last_process_end - self.catch_up.history_seconds
         await self.ingest.load_history(
             self.journal.recent(since, MAX_HISTORY), MAX_HISTORY, self.manager.addresses()
         )

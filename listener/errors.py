@@ -3,7 +3,7 @@
     ListenerError                   base class
     ├── ConfigError                 the configuration has problems; lists all, each with its location  (exit code 2)
     │   └── OpeningError            something it names cannot be opened now; a later start may succeed (exit code 1)
-    ├── ExchangeError               a request to Exchange failed; `failure` has the reason
+    ├── ExchangeError               a request to Exchange failed (listener/ews/codes.py)
     └── JournalError                the journal cannot do what was requested (listener/journal)
 
 listener/cli maps them to exit codes, and docs/CLI.md documents those. How the daemon reacts to a failure of Exchange
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from listener.ews.codes import Failure
 
 
 class ListenerError(Exception):
@@ -47,11 +45,3 @@ class ConfigError(ListenerError):
 
 class OpeningError(ConfigError):
     """The configuration is valid, but but something it names cannot be opened now, such as a starting database."""
-
-
-class ExchangeError(ListenerError):
-    """A request to Exchange failed. `failure` has the reason."""
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-        super().__init__(str(failure))

@@ -61,8 +61,8 @@ class Ingest:
             await recent.aclose()
             return
         started_at = trio.current_time()
-        loaded = await self.history.recall(recent, mailboxes)
+        loaded = await self.history.load(recent, mailboxes)
         if loaded.read >= limit:
-            self._catch_up.delivered.doubt(mailboxes)
+            self._catch_up.delivered.mark_incomplete(mailboxes)
         seconds = round(trio.current_time() - started_at, 3)
         log.info("catchup.history_loaded", events=loaded.noted, seconds=seconds)

@@ -21,8 +21,7 @@ import trio
 
 from listener.backoff import Backoff
 from listener.config.mailbox_file import MailboxReader
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.directory import GROUPS, MAILBOXES, Expansion
 from listener.journal import Drop, Journal, Put
 

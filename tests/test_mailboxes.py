@@ -14,8 +14,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.directory import Expansion, GroupMember
 from listener.journal.sqlite import open_journal
 from listener.mailboxes import MAX_GROUPS, MAX_MEMBERS, MailboxSource, Sources, members_of

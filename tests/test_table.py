@@ -12,9 +12,8 @@ import pytest
 import structlog.testing
 
 from listener.backoff import Backoff
-from listener.errors import ExchangeError
 from listener.ews.autodiscover import read_pox, read_user_settings
-from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.ews.codes import VERDICTS, ExchangeError, Failure, Verdict
 from listener.ews.http import http_failure
 from listener.ews.stream import StreamParser
 from listener.ews.subscription import read_subscribe

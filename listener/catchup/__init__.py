@@ -1,1 +1,1 @@
-"""What no stream told is found by comparing mailboxes with what is known of them."""
+"""Catch-up: finds changes that no stream reported, by comparing mailboxes with their snapshots."""

@@ -1,4 +1,4 @@
-"""Who is to be worked on next, and when."""
+"""A queue of mailboxes, each with the time at which it is due."""
 
 from heapq import heappop, heappush
 from math import inf
@@ -7,27 +7,27 @@ import trio
 
 
 class DelayQueue:
-    """Mailboxes and when each is to be worked on."""
+    """Mailboxes and when each is due, in seconds on trio's clock. A mailbox is in it once."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._count = 0
-        self._news = trio.Event()
-        self._turn = trio.Lock()
+        self._changed = trio.Event()
+        self._taking = trio.Lock()
 
     def put(self, mailbox: str, when: float) -> None:
-        """It is due then, or earlier if it was to be."""
+        """Add a mailbox, or make it due earlier. An earlier time that it has already stays."""
         if self._due.get(mailbox, inf) <= when:
             return
         self._due[mailbox] = when
         self._count += 1
         heappush(self._heap, (when, self._count, mailbox))
-        self._news.set()
-        self._news = trio.Event()
+        self._changed.set()
+        self._changed = trio.Event()
 
     def hasten(self, mailbox: str, when: float) -> None:
-        """It is due then, if it is here at all."""
+        """Make a mailbox due earlier, if it is in the queue."""
         if mailbox in self._due:
             self.put(mailbox, when)
 
@@ -35,8 +35,8 @@ class DelayQueue:
         self._due.pop(mailbox, None)
 
     async def take(self) -> str:
-        """The next that is due, when it is."""
-        async with self._turn:  # of all who wait, one is woken by news and by the clock
+        """Wait until a mailbox is due, remove it and return it."""
+        async with self._taking:  # so that a change or the clock wakes only one of the waiting tasks
             while True:
                 while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
                     heappop(self._heap)
@@ -45,6 +45,6 @@ class DelayQueue:
                     mailbox = heappop(self._heap)[2]
                     del self._due[mailbox]
                     return mailbox
-                news = self._news
+                changed = self._changed
                 with trio.CancelScope(deadline=when):
-                    await news.wait()
+                    await changed.wait()

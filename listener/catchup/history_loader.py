@@ -1,8 +1,8 @@
-"""What handlers were told before this process began, for whoever compares mailboxes with it.
+"""Loads the events of earlier processes into the delivery history.
 
-Without it a comparison would tell again what had been told, and could not see that a thing is gone which nobody but
-the streams had told of. The journal has it. It is noted in its order: first what is older than this process, then
-what has come meanwhile, which waits, then what comes. So streams need not wait for it.
+Without them, a comparison would report changes again, and would miss the deletion of things that only streams had
+reported. The journal has these events. They are noted in their order: first those of earlier processes, then those
+that arrived while the former were read, then each as it arrives. So streams need not wait for the journal.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import trio
 from listener.event import MailboxEvent
 
 
-class Recalled(NamedTuple):
-    """How many events were noted that had been told before, of how many that were read."""
+class Loaded(NamedTuple):
+    """Number of events that were noted, and of those that were read."""
 
     noted: int
     read: int
 
 
 class HistoryLoader:
-    """Stands before `note`, which is to be called with all events in their order."""
+    """Passes all events to `note` in their order, and holds new ones until the earlier ones are loaded."""
 
     def __init__(self, note: Callable[[Sequence[MailboxEvent]], None]) -> None:
         self._note = note
         self._waiting: list[Sequence[MailboxEvent]] | None = []
 
     def note(self, batch: Sequence[MailboxEvent]) -> None:
-        """These have been told now. Never waits."""
+        """Note events that have been delivered now. Never waits."""
         if self._waiting is None:
             self._note(batch)
         else:
             self._waiting.append(batch)
 
     def skip(self) -> None:
-        """Do without the history: pass on what comes from now on, and nothing else."""
+        """Work without the history: pass on only events from now on."""
         self._waiting = None
 
-    async def recall(
-        self, before: AsyncGenerator[Sequence[MailboxEvent], None], mailboxes: Container[str]
-    ) -> Recalled:
-        """Notes what was told before, of these mailboxes, and then what has come meanwhile."""
+    async def load(
+        self, earlier: AsyncGenerator[Sequence[MailboxEvent], None], mailboxes: Container[str]
+    ) -> Loaded:
+        """Note the earlier events of these mailboxes, and then those that have arrived meanwhile."""
         count = read = 0
-        async with aclosing(before):
-            async for batch in before:
-                wanted = [_as_told(event) for event in batch if event.mailbox in mailboxes]
+        async with aclosing(earlier):
+            async for batch in earlier:
+                wanted = [_as_live(event) for event in batch if event.mailbox in mailboxes]
                 self._note(wanted)
                 count += len(wanted)
                 read += len(batch)
@@ -57,9 +57,12 @@ class HistoryLoader:
         waiting, self._waiting = self._waiting or [], None
         for batch in waiting:
             self._note(batch)
-        return Recalled(count, read)
+        return Loaded(count, read)
 
 
-def _as_told(event: MailboxEvent) -> MailboxEvent:
-    """What was found by looking is, for another process, something that was told like any other."""
+def _as_live(event: MailboxEvent) -> MailboxEvent:
+    """Return the event without its `recovered` mark.
+
+    A recovered event is part of the snapshot of the process that found it. Another process treats it like any other.
+    """
     return msgspec.structs.replace(event, recovered=False) if event.recovered else event

@@ -1,4 +1,4 @@
-"""What is asked about one mailbox, to compare it: its folders, what changed in one of them, what is still there."""
+"""Requests about one mailbox, to compare it: its folders, the changes in one of them, the items that still exist."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import trio
 
 from listener.access import MailboxAccess
 from listener.catchup.paging import Progress
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.folders import Folder, find_folder, get_folder, read_find_folder, read_get_folder
 from listener.ews.items import (
     Item,
@@ -38,10 +37,10 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxRoute:
-    """How to ask about one mailbox: through its group's client, with the group's headers, as it is got at.
+    """How to send requests about one mailbox: with its group's client and headers, and its own access.
 
-    `server_offset` are the seconds from trio's clock to the server's (Unix seconds); None: the server has not sent
-    its time."""
+    `server_offset`: seconds from trio's clock to the server's (Unix seconds); None: the server has not sent its time.
+    """
 
     client: Caller
     headers: Mapping[str, str]
@@ -52,9 +51,9 @@ class MailboxRoute:
 
 @dataclass(slots=True)
 class Queries:
-    """Asks about one mailbox, and counts the requests. All methods raise ExchangeError.
+    """Sends requests about one mailbox and counts them. All methods raise ExchangeError.
 
-    A listing that makes no progress is one (paging.py).
+    A listing that makes no progress raises it too (paging.py).
     """
 
     route: MailboxRoute
@@ -62,16 +61,16 @@ class Queries:
     _listings: dict[str, Progress] = field(default_factory=dict)  # by folder
 
     async def folders(self, refs: tuple[FolderRef, ...]) -> dict[FolderRef, Folder]:
-        """Those of these folders that are there."""
-        told = await self._ask(get_folder, lambda content: read_get_folder(content, refs), refs)
-        for failure in told.values():
-            # Those that are gone are left out; that one cannot be told does not mean that it is gone.
+        """Return those of these folders that exist."""
+        found = await self._send(get_folder, lambda content: read_get_folder(content, refs), refs)
+        for failure in found.values():
+            # Deleted folders are left out. Another failure does not mean that the folder is deleted.
             if isinstance(failure, Failure) and failure.code not in GONE:
                 raise ExchangeError(failure)
-        return {ref: folder for ref, folder in told.items() if isinstance(folder, Folder)}
+        return {ref: folder for ref, folder in found.items() if isinstance(folder, Folder)}
 
     async def all_folders(self) -> dict[str, Folder]:
-        """All folders of the mailbox, by their ids."""
+        """Return all folders of the mailbox by id."""
         for _ in range(SURVEYS):
             found: dict[str, Folder] = {}
             offset: int | None = 0
@@ -79,16 +78,21 @@ class Queries:
             while offset is not None:
                 start = offset
                 read = partial(read_find_folder, offset=start)
-                page = await self._ask(find_folder, read, self.route.access.folder("root"), offset=start)
+                page = await self._send(find_folder, read, self.route.access.folder("root"), offset=start)
                 found |= {folder.folder_id: folder for folder in page.found}
                 offset = page.next_offset
                 if offset is not None:
                     progress = progress or Progress("FindFolder", page.total)
-                    await _turn(progress, offset, [folder.folder_id for folder in page.found])
-            # A folder that went between two pages moves another one past the offset.
+                    await _advance(progress, offset, [folder.folder_id for folder in page.found])
+            # If a folder is deleted between two pages, the next page begins one folder too late.
             if start == 0 or page.total is None or len(found) == page.total:
                 return found
-        raise ExchangeError(Failure(code="UnexpectedReply", text="the folders changed while they were told"))
+        raise ExchangeError(
+            Failure(
+                code="UnexpectedReply",
+                text=f"FindFolder: the folders changed between the pages, {SURVEYS} times in a row",
+            )
+        )
 
     async def changes(
         self,
@@ -98,10 +102,10 @@ class Queries:
         *,
         progress: Progress | None = None,
     ) -> ItemChanges:
-        """A page of a folder's changes since a state.
+        """Return a page of a folder's changes since a SyncState.
 
-        `progress` is that of a listing that other objects have begun; else one begins with any state that is not that
-        of the last page.
+        `progress` belongs to a listing that another object has begun. Without it, a listing begins with each state
+        that is not the one of the last page.
         """
         id_ = folder.folder_id
         if progress is None:
@@ -109,7 +113,7 @@ class Queries:
             if progress is None or progress.position != state:
                 progress = Progress("SyncFolderItems", folder.total_count)
             self._listings[id_] = progress
-        page = await self._ask(
+        page = await self._send(
             sync_folder_items,
             read_sync_folder_items,
             FolderRef(folder_id=folder.folder_id),
@@ -124,11 +128,11 @@ class Queries:
             )
         else:
             changed = [(change.kind, change.item_id, change.change_key) for change in page.changes]
-            await _turn(progress, page.sync_state, changed)
+            await _advance(progress, page.sync_state, changed)
         return page
 
     async def all_items(self, folder: Folder) -> set[str]:
-        """The ids of all items in a folder."""
+        """Return the ids of all items in a folder."""
         found, state = set[str](), None
         while True:
             page = await self.changes(folder, state)
@@ -143,52 +147,53 @@ class Queries:
         cutoff: datetime,
         properties: tuple[ItemProperty, ...] = (ItemProperty.DATE_TIME_CREATED,),
     ) -> AsyncIterator[tuple[Item, ...]]:
-        """The items of a folder that were modified since then, page by page; some may come twice."""
+        """Yield the items of a folder that were modified since then, page by page; some may come twice."""
         ref = FolderRef(folder_id=folder.folder_id)
         following: tuple[datetime | None, int] | None = (cutoff, 0)
         progress = Progress("FindItem", folder.total_count)
         while following is not None:
             since, start = following
             read = partial(read_find_item, offset=start)
-            page = await self._ask(find_item, read, ref, since=since, offset=start, properties=properties)
+            page = await self._send(find_item, read, ref, since=since, offset=start, properties=properties)
             following = next_page(page, since)
             if following is not None:
-                await _turn(progress, following, [(item.item_id, item.change_key) for item in page.found])
+                await _advance(progress, following, [(item.item_id, item.change_key) for item in page.found])
             yield page.found
 
     async def gone(self, ids: Collection[str]) -> list[str]:
-        """Those of these items that are not there any more."""
+        """Return those of these items that do not exist any more."""
         missing, rest = [], sorted(ids)
         while rest:
             batch, rest = rest[:BATCH], rest[BATCH:]
-            told = await self._ask(get_item, partial(read_get_item, item_ids=batch), batch)
-            for id_, found in told.items():
-                if isinstance(found, Item):
+            found = await self._send(get_item, partial(read_get_item, item_ids=batch), batch)
+            for id_, item in found.items():
+                if isinstance(item, Item):
                     continue
-                if found.code not in GONE:
-                    raise ExchangeError(found)
+                if item.code not in GONE:
+                    raise ExchangeError(item)
                 missing.append(id_)
         return missing
 
-    async def _ask(
-        self, request: Callable[..., bytes], read: Callable[[bytes], T], *what: object, **how: Any
+    async def _send(
+        self, request: Callable[..., bytes], read: Callable[[bytes], T], *args: object, **options: Any
     ) -> T:
         self.requests += 1
         route = self.route
-        body = request(*what, **how, version=route.version, impersonate=route.access.impersonate)
+        body = request(*args, **options, version=route.version, impersonate=route.access.impersonate)
         return await route.client.call(body, route.headers, read)
 
 
-async def _turn(progress: Progress, position: Hashable, entries: Iterable[Hashable]) -> None:
-    progress.turn(position, entries)
+async def _advance(progress: Progress, position: Hashable, entries: Iterable[Hashable]) -> None:
+    progress.next_page(position, entries)
     if progress.pause:
         await trio.sleep(progress.pause)
 
 
 GONE = frozenset(("ErrorFolderNotFound", "ErrorItemNotFound", "ErrorSyncFolderNotFound"))
 
-# Items a GetItem. More are not recommended ("Best practices for EWS batch requests", learn.microsoft.com).
+# Items of one GetItem request. More are not recommended ("Best practices for EWS batch requests",
+# learn.microsoft.com).
 BATCH = 10
 
-# How often folders are asked for if they change between two pages.
+# Attempts to list the folders, if they change between two pages.
 SURVEYS = 3

@@ -1,4 +1,4 @@
-"""What catching up knows of mailboxes, kept in the journal: events and states in one transaction."""
+"""Stores snapshots of mailboxes in the journal: events and SyncStates in one transaction."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,21 +15,21 @@ NAMESPACE = "sync"
 
 
 class JournalStates:
-    """The States of listener/catchup/resync.py."""
+    """The StateStore of listener/catchup/snapshots.py."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
     async def load(self, mailbox: str, /) -> Mapping[str, bytes]:
-        """All that is kept of a mailbox, by key."""
+        """Return all that is stored for a mailbox, by key."""
         prefix = mailbox + OWNED
-        kept = await self._journal.load(NAMESPACE, prefix)
-        return {key.removeprefix(prefix): value for key, value in kept.items()}
+        stored = await self._journal.load(NAMESPACE, prefix)
+        return {key.removeprefix(prefix): value for key, value in stored.items()}
 
     async def save(
         self, mailbox: str, events: Sequence[MailboxEvent], changes: Mapping[str, bytes | None], /
     ) -> None:
-        """Returns when the events and the changes (None removes) are on the disk."""
+        """Store the events and the changes (None removes a key); return when they are on the disk."""
         prefix = mailbox + OWNED
         written = [
             Drop(NAMESPACE, prefix + key) if value is None else Put(NAMESPACE, prefix + key, value)
@@ -37,19 +37,22 @@ class JournalStates:
         ]
         await self._journal.append(events, written)
 
-    async def forget_strangers(
-        self, here: Callable[[], Collection[str]], now: Callable[[], float] = time.time
+    async def forget_removed(
+        self, configured: Callable[[], Collection[str]], now: Callable[[], float] = time.time
     ) -> None:
-        """Every day, forgets mailboxes that are not `here` any more and were not compared for STRANGE seconds."""
+        """Delete, every day, what is stored for mailboxes that are not configured any more.
+
+        A mailbox that was compared in the last KEEP_REMOVED seconds is kept.
+        """
         pause = FIRST
         while True:
             await trio.sleep(pause)
             pause = DAY
-            if gone := await self._journal.forget(NAMESPACE, here(), now() - STRANGE):
-                log.info("catchup.forgotten", mailboxes=gone)
+            if removed := await self._journal.forget(NAMESPACE, configured(), now() - KEEP_REMOVED):
+                log.info("catchup.forgotten", mailboxes=removed)
 
 
 FIRST = 3600.0
 DAY = 86400.0
-# Whoever was left out by mistake is still caught up with for so long.
-STRANGE = 30 * DAY
+# A mailbox that was removed by mistake is still caught up within this time.
+KEEP_REMOVED = 30 * DAY

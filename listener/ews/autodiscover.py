@@ -10,8 +10,7 @@ from typing import TypeAlias
 import msgspec
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.soap import build, child, child_text, parse, serialize, text
 from listener.ews.values import URL_LENGTH, response_code
 from listener.ews.xml import excerpt, local_name, read

@@ -10,8 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import msgspec
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.soap import (
     back_off,
     build,

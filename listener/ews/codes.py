@@ -17,6 +17,8 @@ from enum import StrEnum
 
 import msgspec
 
+from listener.errors import ListenerError
+
 # Seconds. The upper bound for a wait that a server requests: an hour exceeds every throttling window, and a wrong
 # clock of the server must not stop requests for days.
 LONGEST_WAIT = 3600.0
@@ -61,6 +63,14 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.text}" if self.text else self.code
+
+
+class ExchangeError(ListenerError):
+    """A request to Exchange failed. `failure` has the reason."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(str(failure))
 
 
 _EXCHANGE = {

@@ -6,8 +6,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from listener.errors import ExchangeError
-from listener.ews.codes import LONGEST_WAIT, UNKNOWN_TO_FRONT_END, Failure
+from listener.ews.codes import LONGEST_WAIT, UNKNOWN_TO_FRONT_END, ExchangeError, Failure
 from listener.ews.soap import message_failure, parse, response_messages
 from listener.ews.values import URL_LENGTH, amount, http_date
 from listener.ews.xml import excerpt, html_title, is_html

@@ -12,8 +12,7 @@ from xml.sax.saxutils import unescape
 import msgspec
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import LONGEST_WAIT, Failure
+from listener.ews.codes import LONGEST_WAIT, ExchangeError, Failure
 from listener.ews.values import amount, response_code
 from listener.ews.xml import excerpt, local_name, read
 

@@ -24,8 +24,7 @@ from typing import TypeAlias
 import msgspec
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.events import Notification, read_notification
 from listener.ews.soap import message_failure, parse, response_messages, text
 from listener.ews.values import identifier

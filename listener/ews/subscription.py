@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation, build, child_text, envelope, only_message
 from listener.ews.values import identifier

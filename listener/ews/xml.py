@@ -15,8 +15,7 @@ import re
 
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 
 _PARSER = etree.XMLParser(
     resolve_entities=False, no_network=True, collect_ids=False, remove_comments=True, remove_pis=True

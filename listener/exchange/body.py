@@ -23,8 +23,7 @@ from typing import Any
 import httpx
 import trio
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.xml import excerpt
 from listener.exchange.transport_errors import mapped_errors
 

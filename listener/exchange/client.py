@@ -20,9 +20,8 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from listener.errors import ExchangeError
 from listener.ews.addresses import header_value
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.folders import get_folder
 from listener.ews.http import http_failure
 from listener.ews.soap import acting_as, owner_of_folders

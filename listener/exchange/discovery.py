@@ -17,7 +17,6 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from listener.errors import ExchangeError
 from listener.ews.addresses import AddressError, mail_domain, parse_address
 from listener.ews.autodiscover import (
     POX_PATH,
@@ -30,7 +29,7 @@ from listener.ews.autodiscover import (
     read_pox,
     read_user_settings,
 )
-from listener.ews.codes import UNKNOWN_TO_FRONT_END, Failure
+from listener.ews.codes import UNKNOWN_TO_FRONT_END, ExchangeError, Failure
 from listener.ews.urls import UrlError, host_of, join_url, parse_url
 from listener.ews.xml import excerpt
 from listener.exchange.body import AUTODISCOVER_LIMIT

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.directory import Expansion, expand_dl, read_expand_dl
 from listener.ews.soap import Impersonation
 from listener.exchange.client import Access, ExchangeClient

@@ -27,9 +27,8 @@ import httpx
 import structlog
 import trio
 
-from listener.errors import ExchangeError
 from listener.ews.autodiscover import POX_PATH, SOAP_PATH
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.urls import Url, UrlError, is_ip_address, join_url, parse_host, parse_url
 from listener.ews.xml import excerpt
 from listener.exchange.network import Network, hide_location, location_of

@@ -13,8 +13,7 @@ import httpcore
 import httpx
 import trio
 
-from listener.errors import ExchangeError
-from listener.ews.codes import NO_TLS, ONLY_TLS, Failure
+from listener.ews.codes import NO_TLS, ONLY_TLS, ExchangeError, Failure
 from listener.ews.xml import excerpt
 
 

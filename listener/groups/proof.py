@@ -20,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.ews.events import Event
 from listener.groups.group_context import GroupContext
 

@@ -27,8 +27,7 @@ from typing import Protocol
 
 import trio
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.stream import Closed, Signal, StreamParser
 
 

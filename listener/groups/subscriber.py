@@ -10,8 +10,7 @@ import structlog
 import trio
 
 from listener.catchup.queries import GONE
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict, crash
+from listener.ews.codes import ExchangeError, Failure, Verdict, crash
 from listener.ews.folders import get_folder, read_get_folder
 from listener.ews.subscription import read_subscribe, read_unsubscribe, subscribe, unsubscribe
 from listener.exchange.auth.lockout import MAILBOX_REFUSAL_CODES

@@ -16,8 +16,7 @@ import trio
 from listener.access import AccessKind, AccessRules
 from listener.build import access, access_rules, configured_placements, discovery, expander
 from listener.config import Config
-from listener.errors import ExchangeError
-from listener.ews.codes import VERDICTS, Failure, Verdict
+from listener.ews.codes import VERDICTS, ExchangeError, Failure, Verdict
 from listener.exchange.auth.lockout import REFUSALS
 from listener.exchange.client import Access
 from listener.groups.affinity import Group, groups

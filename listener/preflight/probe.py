@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from listener.access import MailboxAccess
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.events import EventKind
 from listener.ews.folders import get_folder, read_get_folder
 from listener.ews.items import find_item, read_find_item

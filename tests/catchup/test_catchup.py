@@ -1,4 +1,4 @@
-"""Catching up: whose turn it is, what is joined, what is said; and how it goes on in another process."""
+"""Catch-up: its delay queue, joined gaps, concurrency, and how another process continues."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,20 +7,21 @@ import pytest
 import trio
 import trio.testing
 
-from listener.catchup.catchup import CatchUp, Gap
+from listener.catchup.catchup import CatchUp
 from listener.catchup.delay_queue import DelayQueue
+from listener.catchup.mailbox_state import Gap
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
-from tests.virtual.office import MemoryStates, Office, office, ready
+from tests.virtual.harness import CatchUpHarness, MemoryStates, open_harness, ready_harness
 from tests.virtual.wire import clock
 
 SENDER = "ben@example.org"
 
 
-# --- turns
+# --- delay queue
 
 
-async def test_whoever_is_due_first_comes_first(autojump_clock: trio.testing.MockClock) -> None:
+async def test_mailboxes_are_taken_in_order_of_due_time(autojump_clock: trio.testing.MockClock) -> None:
     delay_queue, taken = DelayQueue(), []
     for mailbox, when in (("late", 30.0), ("soon", 10.0), ("dropped", 5.0), ("now", 0.0)):
         delay_queue.put(mailbox, when)
@@ -34,14 +35,14 @@ async def test_whoever_is_due_first_comes_first(autojump_clock: trio.testing.Moc
         nursery.start_soon(worker)
         await trio.sleep(20)
         delay_queue.hasten("late", 25.0)
-        delay_queue.hasten("nobody", 25.0)
-        delay_queue.put("late", 100.0)  # it stays with the earlier time
+        delay_queue.hasten("unknown", 25.0)
+        delay_queue.put("late", 100.0)  # the earlier time stays
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert taken == [("now", 0.0), ("soon", 10.0), ("late", 25.0)]
 
 
-async def test_nobody_is_taken_twice(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_mailbox_is_taken_twice(autojump_clock: trio.testing.MockClock) -> None:
     delay_queue, taken = DelayQueue(), []
 
     async def worker() -> None:
@@ -60,7 +61,7 @@ async def test_nobody_is_taken_twice(autojump_clock: trio.testing.MockClock) -> 
     assert sorted(taken) == [f"{number}" for number in range(10)]
 
 
-async def test_of_all_who_wait_one_is_woken(autojump_clock: trio.testing.MockClock) -> None:
+async def test_only_one_waiting_worker_is_woken(autojump_clock: trio.testing.MockClock) -> None:
     delay_queue = DelayQueue()
 
     class Steps(trio.abc.Instrument):
@@ -90,168 +91,172 @@ async def test_of_all_who_wait_one_is_woken(autojump_clock: trio.testing.MockClo
 def test_gaps_are_joined() -> None:
     start, lost, again = (
         Gap(None, {"start": None}),
-        Gap(20.0, {"lost": None}, told=True),
+        Gap(20.0, {"lost": None}, reported=True),
         Gap(50.0, {"lost": None}),
     )
     assert start.joined(None) is start
-    assert lost.joined(again) == Gap(20.0, {"lost": None}, told=True)
-    before = Gap(None, {"start": None}, before=True)
-    assert again.joined(before) == Gap(50.0, {"lost": None, "start": None}, before=True)
+    assert lost.joined(again) == Gap(20.0, {"lost": None}, reported=True)
+    before = Gap(None, {"start": None}, before_start=True)
+    assert again.joined(before) == Gap(50.0, {"lost": None, "start": None}, before_start=True)
     assert again.joined(lost).since == 20.0
-    # What handlers have not been told of must be told.
-    assert lost.joined(Gap(30.0, {"missed": None})) == Gap(20.0, {"lost": None, "missed": None}, told=False)
-    assert start.joined(lost) == Gap(20.0, {"start": None, "lost": None}, told=False)
+    # Reasons that handlers do not know yet must be reported.
+    assert lost.joined(Gap(30.0, {"missed": None})) == Gap(
+        20.0, {"lost": None, "missed": None}, reported=False
+    )
+    assert start.joined(lost) == Gap(20.0, {"start": None, "lost": None}, reported=False)
 
 
-# --- side by side
+# --- concurrency and failures
 
 
-async def test_so_many_mailboxes_side_by_side(autojump_clock: trio.testing.MockClock) -> None:
+async def test_concurrency_limits_the_mailboxes_compared_at_the_same_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     most = under_way = 0
-    async with office(mailboxes=20, concurrency=3, builders=0) as one:
+    async with open_harness(mailboxes=20, concurrency=3, builders=0) as harness:
 
         async def call(body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
             nonlocal most, under_way
             under_way += 1
             most = max(most, under_way)
             try:
-                return await Office.call(one, body, headers, read)
+                return await CatchUpHarness.call(harness, body, headers, read)
             finally:
                 under_way -= 1
 
-        one.call = call  # type: ignore[method-assign, assignment]
-        for mailbox in one.exchange.directory:
-            one.catch_up.gap(mailbox.address, None, "start")
-        await one.settle()
-        assert one.asked["FindFolder"] == 20
+        harness.call = call  # type: ignore[method-assign, assignment]
+        for mailbox in harness.exchange.directory:
+            harness.catch_up.gap(mailbox.address, None, "start")
+        await harness.settle()
+        assert harness.requests["FindFolder"] == 20
         assert most == 3
 
 
-async def test_a_gap_does_not_wait_for_first_states(autojump_clock: trio.testing.MockClock) -> None:
-    async with office(mailboxes=20) as one:
-        one.delay = 5.0
-        mailboxes = [mailbox.address for mailbox in one.exchange.directory]
-        for mailbox in one.exchange.directory:
-            await one.keep(mailbox.deliver("old", SENDER, clock()))
-            one.catch_up.gap(mailbox.address, None, "start")
-        await one.settle(50)
-        built = one.asked["SyncFolderItems"]
+async def test_gap_does_not_wait_for_first_sync_states(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_harness(mailboxes=20) as harness:
+        harness.delay = 5.0
+        mailboxes = [mailbox.address for mailbox in harness.exchange.directory]
+        for mailbox in harness.exchange.directory:
+            await harness.hold_back(mailbox.deliver("old", SENDER, clock()))
+            harness.catch_up.gap(mailbox.address, None, "start")
+        await harness.settle(50)
+        built = harness.requests["SyncFolderItems"]
         assert 0 < built < 20
-        one.catch_up.gap(mailboxes[-1], trio.current_time(), "lost")
-        await one.settle(20)
-        assert [kind for kind, _ in one.lifecycle] == ["gap", "recovered"]
-        # The states are built on from where they were.
-        await one.settle(3600)
-        assert one.asked["SyncFolderItems"] >= 20
-        assert len(one.logged("catchup.ready")) >= 20
+        harness.catch_up.gap(mailboxes[-1], trio.current_time(), "lost")
+        await harness.settle(20)
+        assert [kind for kind, _ in harness.listener_events] == ["gap", "recovered"]
+        # Building the SyncStates continues where it stopped.
+        await harness.settle(3600)
+        assert harness.requests["SyncFolderItems"] >= 20
+        assert len(harness.logged("catchup.ready")) >= 20
 
 
-async def test_a_first_state_goes_on_page_by_page(autojump_clock: trio.testing.MockClock) -> None:
-    async with office() as one:
+async def test_first_sync_state_is_continued_page_by_page(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_harness() as harness:
         for number in range(1200):
-            await one.keep(one.mailbox.deliver(f"{number}", SENDER, clock()))
-        one.fail["SyncFolderItems"] = [Failure(code="ErrorInternalServerError")] * 2
-        one.gap(None, "start")
-        await one.settle(120)
+            await harness.hold_back(harness.mailbox.deliver(f"{number}", SENDER, clock()))
+        harness.failures["SyncFolderItems"] = [Failure(code="ErrorInternalServerError")] * 2
+        harness.gap(None, "start")
+        await harness.settle(120)
         # Three pages, two failures.
-        assert one.asked["SyncFolderItems"] == 5
-        assert one.handed == []
+        assert harness.requests["SyncFolderItems"] == 5
+        assert harness.published == []
 
 
-async def test_a_folder_whose_state_cannot_be_had_is_passed_over(
+async def test_folder_without_a_readable_sync_state_is_skipped(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with office() as one:
-        box = one.mailbox
-        await one.keep(box.deliver("old", SENDER, clock()))
-        await one.keep(box.save(box.distinguished("drafts"), "IPM.Note", "old", clock()))
-        one.fail["SyncFolderItems"] = [Failure(code="ErrorAccessDenied")]
-        one.gap(None, "start")
-        await one.settle()
-        assert one.asked["SyncFolderItems"] == 2
-        assert len(one.logged("catchup.folder_skipped")) == 1
-        assert one.logged("catchup.ready")
+    async with open_harness() as harness:
+        box = harness.mailbox
+        await harness.hold_back(box.deliver("old", SENDER, clock()))
+        await harness.hold_back(box.save(box.distinguished("drafts"), "IPM.Note", "old", clock()))
+        harness.failures["SyncFolderItems"] = [Failure(code="ErrorAccessDenied")]
+        harness.gap(None, "start")
+        await harness.settle()
+        assert harness.requests["SyncFolderItems"] == 2
+        assert len(harness.logged("catchup.folder_skipped")) == 1
+        assert harness.logged("catchup.ready")
 
 
 @pytest.mark.parametrize("code", ["Http503", "Http401", "Http403", "ErrorImpersonateUserDenied"])
-async def test_a_passing_failure_leaves_no_folder_without_a_state(
+async def test_temporary_failure_leaves_no_folder_without_a_sync_state(
     autojump_clock: trio.testing.MockClock, code: str
 ) -> None:
-    async with office() as one:
+    async with open_harness() as harness:
         for number in range(600):  # more than a page
-            await one.keep(one.mailbox.deliver(f"{number}", SENDER, clock()))
-        one.fail["SyncFolderItems"] = [Failure(code=code)] * 5
-        one.gap(None, "start")
-        await one.settle(4 * 3600)
-        assert not one.fail["SyncFolderItems"]
-        one.clear()
-        # The sweep sees what the stream kept back.
-        await one.keep(one.mailbox.deliver("kept back", SENDER, clock()))
-        await one.settle(3 * 3600)
-        told = {kind for kind, _ in one.told}
-        assert told >= {"item.created", "item.new_mail"}
+            await harness.hold_back(harness.mailbox.deliver(f"{number}", SENDER, clock()))
+        harness.failures["SyncFolderItems"] = [Failure(code=code)] * 5
+        harness.gap(None, "start")
+        await harness.settle(4 * 3600)
+        assert not harness.failures["SyncFolderItems"]
+        harness.clear()
+        # The sweep finds the change that the stream held back.
+        await harness.hold_back(harness.mailbox.deliver("held back", SENDER, clock()))
+        await harness.settle(3 * 3600)
+        reported = {kind for kind, _ in harness.recovered_changes}
+        assert reported >= {"item.created", "item.new_mail"}
 
 
-async def test_a_mailbox_that_left_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:
-    async with ready(interval=900) as one:
-        await one.happen(one.mailbox.deliver("mail", SENDER, clock()))
-        one.catch_up.drop(one.mailbox.address)
-        one.clear()
+async def test_dropped_mailbox_gets_no_requests(autojump_clock: trio.testing.MockClock) -> None:
+    async with ready_harness(interval=900) as harness:
+        await harness.report(harness.mailbox.deliver("mail", SENDER, clock()))
+        harness.catch_up.drop(harness.mailbox.address)
+        harness.clear()
         await trio.sleep(86400)
-        assert not one.asked
-        assert len(one.catch_up.delivered) == 0
+        assert not harness.requests
+        assert len(harness.catch_up.delivered) == 0
 
 
-async def test_a_mailbox_that_left_while_it_was_worked_on_is_left_alone(
+async def test_mailbox_dropped_during_a_comparison_gets_no_more_requests(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with ready(interval=900) as one:
-        one.delay = 5.0
-        one.gap(trio.current_time())
-        await one.settle(2)
-        one.catch_up.drop(one.mailbox.address)
-        await one.settle(600)  # what is under way comes to its end
-        one.clear()
+    async with ready_harness(interval=900) as harness:
+        harness.delay = 5.0
+        harness.gap(trio.current_time())
+        await harness.settle(2)
+        harness.catch_up.drop(harness.mailbox.address)
+        await harness.settle(600)  # until the running comparison has ended
+        harness.clear()
         await trio.sleep(86400)
-        assert not one.asked
-        assert one.catch_up.lagging(trio.current_time()) == 0
+        assert not harness.requests
+        assert harness.catch_up.lagging(trio.current_time()) == 0
 
 
-# --- from one process to the next
+# --- another process
 
 
-async def restart(one: Office) -> CatchUp:
-    """What another process would begin with."""
-    return CatchUp(routes=one, states=one.states, kinds=one.kinds, now=one.now)
+async def restart(harness: CatchUpHarness) -> CatchUp:
+    """Return the CatchUp of another process."""
+    return CatchUp(routes=harness, states=harness.states, kinds=harness.kinds, now=harness.now)
 
 
-async def test_another_process_goes_on(autojump_clock: trio.testing.MockClock) -> None:
-    async with ready() as one:
-        box, drafts = one.mailbox, one.mailbox.distinguished("drafts")
-        await one.happen(box.deliver("told", SENDER, clock()))
-        (told,) = box.latest(box.distinguished("inbox"), 1)
-        journal = list(one.events)
-        await one.keep(box.save(drafts, "IPM.Note", "missed", clock()))
-        await one.keep(box.purge(told, clock()))
+async def test_another_process_continues(autojump_clock: trio.testing.MockClock) -> None:
+    async with ready_harness() as harness:
+        box, drafts = harness.mailbox, harness.mailbox.distinguished("drafts")
+        await harness.report(box.deliver("reported", SENDER, clock()))
+        (reported,) = box.latest(box.distinguished("inbox"), 1)
+        journal = list(harness.events)
+        await harness.hold_back(box.save(drafts, "IPM.Note", "missed", clock()))
+        await harness.hold_back(box.purge(reported, clock()))
         (missed,) = box.latest(drafts, 1)
-        one.catch_up = await restart(one)
+        harness.catch_up = await restart(harness)
         async with trio.open_nursery() as nursery:
-            one.catch_up.note(journal)
-            one.gap(None, "start")
-            nursery.start_soon(one.catch_up.run)
-            await one.settle()
+            harness.catch_up.note(journal)
+            harness.gap(None, "start")
+            nursery.start_soon(harness.catch_up.run)
+            await harness.settle()
             nursery.cancel_scope.cancel()
-        items = [(type_, id_) for type_, id_ in one.told if type_.startswith("item.")]
-        assert sorted(items) == sorted([("item.created", missed.id), ("item.deleted", told.id)])
-        assert one.lost() == []
-        kind, reason = one.lifecycle[0]
+        items = [(type_, id_) for type_, id_ in harness.recovered_changes if type_.startswith("item.")]
+        assert sorted(items) == sorted([("item.created", missed.id), ("item.deleted", reported.id)])
+        assert harness.lost() == []
+        kind, reason = harness.listener_events[0]
         assert (kind, (reason or "")[:11]) == ("gap", "start: from")
         # It was compared a minute ago.
         assert "08:06:4" in (reason or "")
 
 
 class Crashing(MemoryStates):
-    """The process ends after so many writes."""
+    """A store whose process ends after a number of writes."""
 
     def __init__(self, publish: Callable[[Sequence[MailboxEvent]], Any], writes: int) -> None:
         super().__init__(publish)
@@ -269,32 +274,30 @@ class Crashing(MemoryStates):
 
 
 @pytest.mark.parametrize("writes", range(7))
-async def test_a_crash_at_any_write_loses_nothing(
-    writes: int, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with ready() as one:
-        box, inbox = one.mailbox, one.mailbox.distinguished("inbox")
+async def test_crash_at_any_write_loses_no_event(writes: int, autojump_clock: trio.testing.MockClock) -> None:
+    async with ready_harness() as harness:
+        box, inbox = harness.mailbox, harness.mailbox.distinguished("inbox")
         (first,) = box.latest(inbox, 1)
         since = trio.current_time()
-        await one.keep(box.create_folder("new", inbox, clock()))
-        await one.keep(box.deliver("missed", SENDER, clock()))
-        await one.keep(box.move(first, box.own_folders()[0], clock()))
-        crashing = Crashing(one.publish, writes)
-        crashing._kept = one.states._kept
-        one.catch_up.states = crashing
-        one.gap(since)
-        await one.settle()
-        one.catch_up = await restart(one)
-        one.gap(None, "start")
+        await harness.hold_back(box.create_folder("new", inbox, clock()))
+        await harness.hold_back(box.deliver("missed", SENDER, clock()))
+        await harness.hold_back(box.move(first, box.own_folders()[0], clock()))
+        crashing = Crashing(harness.publish, writes)
+        crashing._stored = harness.states._stored
+        harness.catch_up.states = crashing
+        harness.gap(since)
+        await harness.settle()
+        harness.catch_up = await restart(harness)
+        harness.gap(None, "start")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.catch_up.run)
-            await one.settle()
+            nursery.start_soon(harness.catch_up.run)
+            await harness.settle()
             nursery.cancel_scope.cancel()
-        assert one.lost() == []
+        assert harness.lost() == []
 
 
-async def test_an_error_of_the_journal_is_no_end(autojump_clock: trio.testing.MockClock) -> None:
-    async with ready() as one:
+async def test_journal_error_does_not_stop_catch_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with ready_harness() as harness:
 
         class Full(MemoryStates):
             failing = 2
@@ -307,36 +310,36 @@ async def test_an_error_of_the_journal_is_no_end(autojump_clock: trio.testing.Mo
                     raise OSError("no space left on device")
                 await super().save(mailbox, events, changes)
 
-        full = Full(one.publish)
-        full._kept = one.states._kept
-        one.catch_up.states = full
+        full = Full(harness.publish)
+        full._stored = harness.states._stored
+        harness.catch_up.states = full
         since = trio.current_time()
-        await one.keep(one.mailbox.deliver("missed", SENDER, clock()))
-        one.gap(since)
-        await one.settle(300)
-        assert one.lost() == []
-        assert len(one.logged("catchup.crashed")) == 2
-        one.log.clear()
+        await harness.hold_back(harness.mailbox.deliver("missed", SENDER, clock()))
+        harness.gap(since)
+        await harness.settle(300)
+        assert harness.lost() == []
+        assert len(harness.logged("catchup.crashed")) == 2
+        harness.log.clear()
 
 
-async def test_a_mailbox_whose_events_lack_their_ids_is_compared_soon_but_not_all_the_time(
+async def test_events_without_ids_cause_paced_comparisons(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with ready(interval=100_000.0) as one:
-        mailbox = next(iter(one.exchange.directory))
-        mailbox.deliver("second", SENDER, clock())  # and the event of it had no id
-        one.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
+    async with ready_harness(interval=100_000.0) as harness:
+        mailbox = next(iter(harness.exchange.directory))
+        mailbox.deliver("second", SENDER, clock())  # the event has no id
+        harness.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
         await trio.sleep(20)
-        assert "exchange.item.created" in [event.type for _, event in one.handed]
-        before = one.asked["FindFolder"]
+        assert "exchange.item.created" in [event.type for _, event in harness.published]
+        before = harness.requests["FindFolder"]
         for _ in range(600):
-            one.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
+            harness.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
             await trio.sleep(1)
-        assert 8 <= one.asked["FindFolder"] - before <= 11
+        assert 8 <= harness.requests["FindFolder"] - before <= 11
         await trio.sleep(61)
-        one.clear()
+        harness.clear()
         mailbox.deliver("third", SENDER, clock())
-        one.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
-        one.catch_up.gap(mailbox.address, trio.current_time(), "lost")  # another reason does not wait
+        harness.catch_up.gap(mailbox.address, trio.current_time(), "EventWithoutId")
+        harness.catch_up.gap(mailbox.address, trio.current_time(), "lost")  # another reason does not wait
         await trio.sleep(10)
-        assert "exchange.item.created" in [event.type for _, event in one.handed]
+        assert "exchange.item.created" in [event.type for _, event in harness.published]

@@ -1,4 +1,4 @@
-"""What differs and what was told, as transcripts of made-up mailboxes."""
+"""Differences between snapshots and mailboxes, and the events that report them."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from listener.catchup.differences import (
     Context,
     Differences,
-    Record,
-    as_found,
-    below,
+    FolderRecord,
+    as_change,
     compare,
     folder_events,
     item_events,
-    most_created,
-    parted,
+    max_created,
+    split_old,
+    subtree,
 )
-from listener.catchup.history import DeliveryHistory, Notes
+from listener.catchup.history import DeliveryHistory, MailboxHistory
 from listener.event import MailboxEvent
 from listener.ews.folders import Folder
 from listener.ews.sync import Change, ChangeKind
@@ -52,7 +52,7 @@ def event(type_: str, item: str = "x", key: str | None = "k1", **more: Any) -> M
     return MailboxEvent(type=f"exchange.{type_}", mailbox=ANNA, time=T2, change_key=key, **what, **fields)
 
 
-def notes(*events: MailboxEvent) -> Notes:
+def history(*events: MailboxEvent) -> MailboxHistory:
     delivered = DeliveryHistory()
     delivered.note(events)
     return delivered.of(ANNA)
@@ -75,14 +75,14 @@ CREATE, UPDATE, DELETE, READ = ChangeKind.CREATE, ChangeKind.UPDATE, ChangeKind.
 
 
 @pytest.mark.parametrize(
-    ("told", "found", "wanted"),
+    ("reported", "found", "expected"),
     [
-        # Nothing was told.
+        # Nothing was reported.
         ((), change(CREATE), ["item.created", "item.new_mail"]),
         ((), change(UPDATE), ["item.modified"]),
         ((), change(READ), ["item.modified"]),
         ((), change(DELETE), ["item.deleted"]),
-        # All was told.
+        # All was reported.
         ((event("item.created"), event("item.new_mail")), change(CREATE), []),
         ((event("item.moved", old_item_id="y"),), change(CREATE), []),
         ((event("item.moved", item="y", old_item_id="x"),), change(DELETE), []),
@@ -90,20 +90,20 @@ CREATE, UPDATE, DELETE, READ = ChangeKind.CREATE, ChangeKind.UPDATE, ChangeKind.
         ((event("item.modified"),), change(UPDATE), []),
         ((event("item.modified"),), change(READ), []),
         ((event("item.deleted"),), change(DELETE), []),
-        # An earlier state was told.
+        # An earlier state was reported.
         (
             (event("item.created", key="k0"), event("item.new_mail", key="k0")),
             change(CREATE),
             ["item.modified"],
         ),
         ((event("item.modified", key="k0"),), change(UPDATE), ["item.modified"]),
-        # A later deed was told, the creation was not.
+        # A later change was reported, the creation was not.
         ((event("item.modified"),), change(CREATE), ["item.created", "item.new_mail"]),
-        # Of the creation only a half was told.
+        # Of the two events of a creation, only one was reported.
         ((event("item.created"),), change(CREATE), ["item.new_mail"]),
         # A read flag may change without the change key.
         ((event("item.created"), event("item.new_mail")), change(READ), ["item.modified"]),
-        # What is older than the knowledge of the folder was moved here.
+        # An item that is older than the folder's snapshot was moved here.
         ((), change(CREATE, made="2025-01-01T00:00:00Z"), ["item.created"]),
         # A server that leaves out change keys.
         (
@@ -111,13 +111,13 @@ CREATE, UPDATE, DELETE, READ = ChangeKind.CREATE, ChangeKind.UPDATE, ChangeKind.
             change(CREATE),
             ["item.modified"],
         ),
-        # Of another item.
+        # Another item was reported as deleted.
         ((event("item.deleted", item="y"),), change(DELETE), ["item.deleted"]),
     ],
 )
-def test_after_a_gap(told: tuple[MailboxEvent, ...], found: Change, wanted: list[str]) -> None:
-    events = item_events(found, context(), notes(*told))
-    assert words(events) == wanted
+def test_after_a_gap(reported: tuple[MailboxEvent, ...], found: Change, expected: list[str]) -> None:
+    events = item_events(found, context(), history(*reported))
+    assert words(events) == expected
     for each in events:
         assert each.recovered
         assert (each.item_id, each.parent_folder_id, each.time) == ("x", "inbox", T3)
@@ -125,13 +125,13 @@ def test_after_a_gap(told: tuple[MailboxEvent, ...], found: Change, wanted: list
 
 
 @pytest.mark.parametrize(
-    ("kinds", "told", "found", "wanted"),
+    ("kinds", "reported", "found", "expected"),
     [
         (ALL, (), change(CREATE), ["item.created", "item.new_mail"]),
         (ALL, (event("item.created"),), change(CREATE), []),
         (ALL, (event("item.created", key=None),), change(CREATE), []),
         (ALL, (event("item.modified", key=None),), change(UPDATE), []),
-        # Without moves in the subscription, the stream says nothing of them.
+        # If moves are not subscribed, the stream does not report them.
         (ALL - {"moved"}, (), change(CREATE, made="2025-01-01T00:00:00Z"), []),
         (ALL - {"moved"}, (), change(DELETE), []),
         (frozenset(("new_mail",)), (), change(CREATE), ["item.new_mail"]),
@@ -140,31 +140,36 @@ def test_after_a_gap(told: tuple[MailboxEvent, ...], found: Change, wanted: list
     ],
 )
 def test_in_a_sweep(
-    kinds: frozenset[str], told: tuple[MailboxEvent, ...], found: Change, wanted: list[str]
+    kinds: frozenset[str], reported: tuple[MailboxEvent, ...], found: Change, expected: list[str]
 ) -> None:
-    assert words(item_events(found, context(trusting=True, kinds=kinds), notes(*told))) == wanted
+    assert (
+        words(item_events(found, context(stream_reliable=True, kinds=kinds), history(*reported))) == expected
+    )
 
 
-def test_a_calendar_has_free_and_busy_times() -> None:
+def test_calendar_changes_include_free_busy_events() -> None:
     calendar = folder(folder_id="calendar", folder_class="IPF.Appointment")
-    about = context(folder=calendar, is_inbox=False)
-    assert words(item_events(change(UPDATE), about, Notes())) == ["item.modified", "item.free_busy_changed"]
-    assert item_events(change(UPDATE), about, notes(event("item.modified"))) == []
+    about_folder = context(folder=calendar, is_inbox=False)
+    assert words(item_events(change(UPDATE), about_folder, MailboxHistory())) == [
+        "item.modified",
+        "item.free_busy_changed",
+    ]
+    assert item_events(change(UPDATE), about_folder, history(event("item.modified"))) == []
 
 
-def test_the_ids_are_those_of_the_streamed_events() -> None:
-    (found, mail) = item_events(change(CREATE), context(), Notes())
+def test_recovered_events_have_the_ids_of_streamed_events() -> None:
+    (found, mail) = item_events(change(CREATE), context(), MailboxHistory())
     assert found.id == event("item.created").id
     assert mail.id == event("item.new_mail").id
-    (gone,) = item_events(change(DELETE, key=None), context(), Notes())
+    (gone,) = item_events(change(DELETE, key=None), context(), MailboxHistory())
     assert gone.id == event("item.deleted").id
 
 
 # --- folders
 
 
-def test_a_folder_that_has_not_changed_is_not_touched() -> None:
-    same = {"inbox": Record(folder=INBOX, settled=True)}
+def test_unchanged_folder_is_not_touched() -> None:
+    same = {"inbox": FolderRecord(folder=INBOX, settled=True)}
     assert compare(same, {"inbox": INBOX}) == ((), (), (), frozenset(), ())
 
 
@@ -176,32 +181,32 @@ def test_a_folder_that_has_not_changed_is_not_touched() -> None:
         {"total_count": 11},
         {"unread_count": 3},
         {"change_key": "i2"},
-        # A server that does not tell is asked each time.
+        # If a server sends no marks, the folder is compared each time.
         {"commit_time_max": None},
         {"deleted_count_total": None},
     ],
 )
-def test_marks_that_moved(changes: dict[str, Any]) -> None:
-    known = {"inbox": Record(folder=INBOX, settled=True)}
+def test_changed_marks_touch_the_folder(changes: dict[str, Any]) -> None:
+    known = {"inbox": FolderRecord(folder=INBOX, settled=True)}
     assert compare(known, {"inbox": folder(**changes)}).touched == {"inbox"}
 
 
-def test_what_changed_lately_is_looked_at_once_more() -> None:
-    assert compare({"inbox": Record(folder=INBOX)}, {"inbox": INBOX}).touched == {"inbox"}
+def test_recently_changed_folder_is_compared_once_more() -> None:
+    assert compare({"inbox": FolderRecord(folder=INBOX)}, {"inbox": INBOX}).touched == {"inbox"}
 
 
-def test_folders_come_and_go_and_move() -> None:
+def test_created_deleted_and_moved_folders() -> None:
     moved, goes, renamed = (folder(folder_id=id_, change_key=f"{id_}1") for id_ in ("m", "g", "r"))
     comes = folder(folder_id="c", change_key="c1", parent_folder_id="m")
-    known = {each.folder_id: Record(folder=each) for each in (moved, goes, renamed)}
+    known = {each.folder_id: FolderRecord(folder=each) for each in (moved, goes, renamed)}
     now = [
         folder(moved, parent_folder_id="bin", change_key="m2"),
         folder(renamed, display_name="other", change_key="r2"),
         comes,
     ]
     differences = compare(known, {each.folder_id: each for each in now})
-    about = context(folder=None)
-    events = folder_events(differences, about, Notes())
+    about_folder = context(folder=None)
+    events = folder_events(differences, about_folder, MailboxHistory())
     assert [(each.type, each.folder_id) for each in events] == [
         ("exchange.folder.created", "c"),
         ("exchange.folder.moved", "m"),
@@ -209,85 +214,89 @@ def test_folders_come_and_go_and_move() -> None:
         ("exchange.folder.deleted", "g"),
     ]
     assert (events[1].old_parent_folder_id, events[1].parent_folder_id) == ("top", "bin")
-    told = notes(
+    reported = history(
         event("folder.created", item="c", key="c1", parent_folder_id="m"),
         event("folder.moved", item="m", key="m2", parent_folder_id="bin"),
         event("folder.modified", item="r", key="r2"),
         event("folder.deleted", item="g", key="g2"),
     )
-    assert folder_events(differences, about, told) == []
-    # It was moved twice, and the last move was not told.
-    told = notes(event("folder.moved", item="m", key="m1", parent_folder_id="elsewhere"))
-    assert "folder.moved" in words(folder_events(differences, about, told))
+    assert folder_events(differences, about_folder, reported) == []
+    # It was moved twice, and the last move was not reported.
+    reported = history(event("folder.moved", item="m", key="m1", parent_folder_id="elsewhere"))
+    assert "folder.moved" in words(folder_events(differences, about_folder, reported))
 
 
-def test_the_contents_of_folders() -> None:
+def test_changed_contents_of_folders() -> None:
     now = folder(total_count=11, unread_count=3)
-    differences = compare({"inbox": Record(folder=INBOX)}, {"inbox": now})
-    # This server gives the folder the same change key all the time: then the count tells.
-    assert words(folder_events(differences, context(), Notes())) == ["folder.modified"]
+    differences = compare({"inbox": FolderRecord(folder=INBOX)}, {"inbox": now})
+    # This server never changes the folder's change key. The unread count shows the change.
+    assert words(folder_events(differences, context(), MailboxHistory())) == ["folder.modified"]
     earlier, latest = (event("folder.modified", item="inbox", key="i1", unread_count=n) for n in (2, 3))
-    assert words(folder_events(differences, context(), notes(earlier))) == ["folder.modified"]
-    assert folder_events(differences, context(), notes(earlier, latest)) == []
-    # In a sweep any of its events will do, since they cannot be told apart.
-    assert folder_events(differences, context(trusting=True), notes(earlier)) == []
-    assert words(folder_events(differences, context(trusting=True), Notes())) == ["folder.modified"]
+    assert words(folder_events(differences, context(), history(earlier))) == ["folder.modified"]
+    assert folder_events(differences, context(), history(earlier, latest)) == []
+    # In a sweep any event about the folder suffices, since they do not differ.
+    assert folder_events(differences, context(stream_reliable=True), history(earlier)) == []
+    assert words(folder_events(differences, context(stream_reliable=True), MailboxHistory())) == [
+        "folder.modified"
+    ]
 
 
-def test_of_a_folder_that_was_copied_with_all_in_it_one_event_tells() -> None:
+def test_copied_folder_tree_is_one_event() -> None:
     upper, lower = folder(folder_id="u"), folder(folder_id="l", parent_folder_id="u")
     came = compare({}, {each.folder_id: each for each in (upper, lower)})
-    copied = notes(event("folder.copied", item="u", key="i1"))
-    assert folder_events(came, context(trusting=True), copied) == []
+    copied = history(event("folder.copied", item="u", key="i1"))
+    assert folder_events(came, context(stream_reliable=True), copied) == []
     assert [each.folder_id for each in folder_events(came, context(), copied)] == ["l"]
-    # Of two folders that were made one after the other, each is told of.
-    made = notes(event("folder.created", item="u", key="i1"))
-    assert [each.folder_id for each in folder_events(came, context(trusting=True), made)] == ["l"]
+    # Two folders that were created one after the other are both reported.
+    made = history(event("folder.created", item="u", key="i1"))
+    assert [each.folder_id for each in folder_events(came, context(stream_reliable=True), made)] == ["l"]
 
 
-def test_of_a_tree_that_went_each_folder_is_told_of() -> None:
+def test_deleted_folder_tree_is_one_event_per_folder() -> None:
     upper, lower = folder(folder_id="u"), folder(folder_id="l", parent_folder_id="u")
     tree = {each.folder_id: each for each in (upper, lower)}
-    gone = compare({id_: Record(folder=each) for id_, each in tree.items()}, {})
-    told = notes(event("folder.deleted", item="u"))
-    for trusting in (True, False):
-        events = folder_events(gone, context(trusting=trusting), told)
+    gone = compare({id_: FolderRecord(folder=each) for id_, each in tree.items()}, {})
+    reported = history(event("folder.deleted", item="u"))
+    for stream_reliable in (True, False):
+        events = folder_events(gone, context(stream_reliable=stream_reliable), reported)
         assert [each.folder_id for each in events] == ["l"]
 
 
-def test_of_a_folder_that_may_have_changed_its_present_state_is_told() -> None:
-    doubt = Differences((), (), (), frozenset(), doubtful=(INBOX,))
-    assert words(folder_events(doubt, context(), Notes())) == ["folder.modified"]
-    assert folder_events(doubt, context(), notes(event("folder.modified", item="inbox", key="i1"))) == []
-    earlier = notes(event("folder.modified", item="inbox", key="i0"))
-    assert words(folder_events(doubt, context(), earlier)) == ["folder.modified"]
+def test_uncertain_folder_is_reported_unless_its_state_was() -> None:
+    differences = Differences((), (), (), frozenset(), uncertain=(INBOX,))
+    assert words(folder_events(differences, context(), MailboxHistory())) == ["folder.modified"]
+    assert (
+        folder_events(differences, context(), history(event("folder.modified", item="inbox", key="i1"))) == []
+    )
+    earlier = history(event("folder.modified", item="inbox", key="i0"))
+    assert words(folder_events(differences, context(), earlier)) == ["folder.modified"]
 
 
-def test_below() -> None:
-    tree = {"root": "root", "top": "root", "inbox": "top", "sub": "inbox", "other": "root", "lost": "nowhere"}
+def test_subtree() -> None:
+    tree = {"root": "root", "top": "root", "inbox": "top", "sub": "inbox", "other": "root", "lost": "missing"}
     folders = {id_: folder(folder_id=id_, parent_folder_id=parent) for id_, parent in tree.items()}
-    assert [each.folder_id for each in below("top", folders)] == ["top", "inbox", "sub"]
-    # Nobody should send us circles, but who knows.
-    circle = {a: folder(folder_id=a, parent_folder_id=b) for a, b in (("a", "b"), ("b", "a"))}
-    assert below("top", circle) == []
+    assert [each.folder_id for each in subtree("top", folders)] == ["top", "inbox", "sub"]
+    # A faulty server may send a cycle of parents.
+    cycle = {a: folder(folder_id=a, parent_folder_id=b) for a, b in (("a", "b"), ("b", "a"))}
+    assert subtree("top", cycle) == []
 
 
-def test_how_many_can_have_come() -> None:
-    assert most_created(INBOX, folder(total_count=12, deleted_count_total=4)) == 3
-    assert most_created(INBOX, folder(total_count=5, deleted_count_total=8)) == 0
-    assert most_created(INBOX, folder(total_count=None)) is None
-    assert most_created(folder(deleted_count_total=None), INBOX) is None
+def test_max_created() -> None:
+    assert max_created(INBOX, folder(total_count=12, deleted_count_total=4)) == 3
+    assert max_created(INBOX, folder(total_count=5, deleted_count_total=8)) == 0
+    assert max_created(INBOX, folder(total_count=None)) is None
+    assert max_created(folder(deleted_count_total=None), INBOX) is None
 
 
 def test_items_that_were_found_by_their_times() -> None:
-    assert as_found(change(UPDATE, made=T2), moment(T1)).kind is CREATE
-    assert as_found(change(CREATE, made=T1), moment(T2)).kind is UPDATE
-    assert as_found(change(UPDATE, made=None), moment(T2)).kind is CREATE
+    assert as_change(change(UPDATE, made=T2), moment(T1)).kind is CREATE
+    assert as_change(change(CREATE, made=T1), moment(T2)).kind is UPDATE
+    assert as_change(change(UPDATE, made=None), moment(T2)).kind is CREATE
     new = Change(kind=CREATE, item_id="n", last_modified_time=T2)
     old = Change(kind=CREATE, item_id="o", last_modified_time=T1)
     gone = change(DELETE)
-    assert parted([new, old, gone], moment(T2)) == ([old], [new, gone])
-    assert parted([new, old, gone], None) == ([], [new, old, gone])
+    assert split_old([new, old, gone], moment(T2)) == ([old], [new, gone])
+    assert split_old([new, old, gone], None) == ([], [new, old, gone])
 
 
 def test_moments() -> None:
@@ -296,27 +305,27 @@ def test_moments() -> None:
         assert moment(nonsense) is None
 
 
-# --- what was told
+# --- history
 
 
-def test_what_came_before_a_comparison_began_is_forgotten_when_it_is_done() -> None:
+def test_events_before_a_comparison_are_dropped_when_it_succeeds() -> None:
     delivered = DeliveryHistory()
     delivered.note([event("item.modified", key="before")])
-    delivered.begin(ANNA)
+    delivered.begin_comparison(ANNA)
     delivered.note([event("item.modified", key="meanwhile")])
     known = delivered.of(ANNA)
     assert known.has("x", "before")
-    # It came to nothing, and is tried again.
-    delivered.begin(ANNA)
+    # The comparison failed and is retried.
+    delivered.begin_comparison(ANNA)
     assert known.has("x", "before")
-    delivered.done(ANNA)
+    delivered.complete_comparison(ANNA)
     assert not known.has("x", "before")
     assert not known.has("x", "meanwhile")
-    assert known.seen("inbox") == {"x"}
+    assert known.known_ids("inbox") == {"x"}
 
 
-def test_things_that_were_seen() -> None:
-    known = notes(
+def test_known_ids() -> None:
+    known = history(
         event("item.created", item="a"),
         event("item.modified", item="b"),
         event("item.moved", item="c", old_item_id="b", old_parent_folder_id="inbox", parent_folder_id="bin"),
@@ -325,14 +334,14 @@ def test_things_that_were_seen() -> None:
         event("folder.modified", item="g"),
         event("item.created", item="d", recovered=True),
     )
-    assert known.seen("inbox") == {"a"}
-    assert known.seen("bin") == set()
-    assert known.seen() == {"f"}
-    known.look({"a", "z"}, "inbox")
-    assert known.seen("inbox") == set()
+    assert known.known_ids("inbox") == {"a"}
+    assert known.known_ids("bin") == set()
+    assert known.known_ids() == {"f"}
+    known.mark_compared({"a", "z"}, "inbox")
+    assert known.known_ids("inbox") == set()
 
 
-def test_the_items_that_are_there_as_far_as_handlers_know() -> None:
+def test_reported_items() -> None:
     delivered = DeliveryHistory(present=3)
     delivered.note(
         [
@@ -345,14 +354,14 @@ def test_the_items_that_are_there_as_far_as_handlers_know() -> None:
             event("folder.created", item="f"),
         ]
     )
-    here = delivered.present
+    here = delivered.reported_items
     assert (here.of(ANNA, "inbox"), here.of(ANNA, "bin"), len(here)) == ({"a"}, {"c"}, 2)
-    # Comparing does not make them forgotten; going does.
-    delivered.begin(ANNA)
-    delivered.done(ANNA)
+    # A comparison does not drop them. A deletion does.
+    delivered.begin_comparison(ANNA)
+    delivered.complete_comparison(ANNA)
     delivered.note([event("item.deleted", item="c", parent_folder_id="bin")])
     assert (here.of(ANNA, "inbox"), here.of(ANNA, "bin")) == ({"a"}, set())
-    # The latest are kept: those that were told of again are among them.
+    # The latest are kept. A repeated report counts as new.
     delivered.note(event("item.created", item=id_) for id_ in "de")
     delivered.note(event("item.modified", item=id_) for id_ in "ag")
     assert (here.of(ANNA, "inbox"), len(here)) == ({"a", "e", "g"}, 3)
@@ -360,22 +369,22 @@ def test_the_items_that_are_there_as_far_as_handlers_know() -> None:
     assert (here.of(ANNA, "inbox"), len(here)) == (set(), 0)
 
 
-def test_memory_is_bounded_for_each_mailbox() -> None:
+def test_history_is_bounded_for_each_mailbox() -> None:
     delivered = DeliveryHistory(each=100)
     delivered.note(event("item.modified", item=f"{number}") for number in range(60))
-    assert delivered.of(ANNA).forgetful
+    assert delivered.of(ANNA).incomplete
     assert len(delivered) == len(delivered.of(ANNA)) <= 100
-    # Comparing makes up for it, unless it was too much again meanwhile.
-    delivered.begin(ANNA)
+    # A successful comparison makes the history complete, unless it overflowed again meanwhile.
+    delivered.begin_comparison(ANNA)
     delivered.note(event("item.modified", item=f"{number}") for number in range(60))
-    delivered.done(ANNA)
-    assert delivered.of(ANNA).forgetful
-    delivered.begin(ANNA)
-    delivered.done(ANNA)
-    assert not delivered.of(ANNA).forgetful
+    delivered.complete_comparison(ANNA)
+    assert delivered.of(ANNA).incomplete
+    delivered.begin_comparison(ANNA)
+    delivered.complete_comparison(ANNA)
+    assert not delivered.of(ANNA).incomplete
 
 
-def test_memory_is_bounded_for_all_mailboxes() -> None:
+def test_history_is_bounded_for_all_mailboxes() -> None:
     delivered = DeliveryHistory(total=100)
     delivered.note(event("item.modified", item=f"{number}") for number in range(20))
     ben = [
@@ -384,7 +393,7 @@ def test_memory_is_bounded_for_all_mailboxes() -> None:
     ]
     delivered.note(ben)
     assert len(delivered) <= 100
-    assert [delivered.of(who).forgetful for who in (ANNA, "ben@example.org")] == [True, False]
+    assert [delivered.of(mailbox).incomplete for mailbox in (ANNA, "ben@example.org")] == [True, False]
     delivered.drop("ben@example.org")
     assert len(delivered) == len(delivered.of(ANNA))
 
@@ -400,16 +409,16 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=60), st.integers(5, 40))
-def test_the_count_is_right(steps: list[Any], each: int) -> None:
+def test_fact_count_is_right(steps: list[Any], each: int) -> None:
     delivered = DeliveryHistory(each=each, total=60)
     for step in steps:
         match step:
             case "begin":
-                delivered.begin(ANNA)
+                delivered.begin_comparison(ANNA)
             case "done":
-                delivered.done(ANNA)
+                delivered.complete_comparison(ANNA)
             case "look":
-                delivered.look(ANNA, "abc", "inbox")
+                delivered.mark_compared(ANNA, "abc", "inbox")
             case _:
                 delivered.note([step])
         assert len(delivered) == len(delivered.of(ANNA)) <= each

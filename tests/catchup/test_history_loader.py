@@ -1,4 +1,4 @@
-"""What was told before this process began is noted first, in its order, and nothing waits for that."""
+"""Events of earlier processes are noted first, in their order, and no stream waits for that."""
 
 from collections.abc import AsyncGenerator, Sequence
 
@@ -19,29 +19,29 @@ def event(item: str, mailbox: str = "ann", *, recovered: bool = False) -> Mailbo
     )
 
 
-async def test_the_order_is_kept_while_events_come(autojump_clock: trio.testing.MockClock) -> None:
+async def test_order_is_preserved_while_new_events_arrive(autojump_clock: trio.testing.MockClock) -> None:
     async def journal() -> AsyncGenerator[Sequence[MailboxEvent], None]:
         for number in range(3):
             await trio.sleep(1)
-            yield [event(f"old {number}"), event("of a mailbox that left", "eve")]
+            yield [event(f"old {number}"), event("of a removed mailbox", "eve")]
 
     noted: list[str | None] = []
-    one = HistoryLoader(lambda batch: noted.extend(e.item_id for e in batch))
+    loader = HistoryLoader(lambda batch: noted.extend(e.item_id for e in batch))
     async with trio.open_nursery() as nursery:
-        one.note([event("new 0")])
-        nursery.start_soon(one.recall, journal(), {"ann"})
+        loader.note([event("new 0")])
+        nursery.start_soon(loader.load, journal(), {"ann"})
         await trio.sleep(1.5)
-        one.note([event("new 1"), event("new 2")])
-    one.note([event("new 3")])
+        loader.note([event("new 1"), event("new 2")])
+    loader.note([event("new 3")])
     assert noted == ["old 0", "old 1", "old 2", "new 0", "new 1", "new 2", "new 3"]
 
 
-async def test_what_was_found_by_looking_was_told_like_anything_else() -> None:
+async def test_recovered_events_of_earlier_processes_are_noted_like_live_ones() -> None:
     async def journal() -> AsyncGenerator[Sequence[MailboxEvent], None]:
         yield [event("A", recovered=True), event("B", "eve")]
 
     noted: list[MailboxEvent] = []
-    one = HistoryLoader(noted.extend)
-    assert await one.recall(journal(), {"ann"}) == (1, 2)
-    one.note([event("C", recovered=True)])
+    loader = HistoryLoader(noted.extend)
+    assert await loader.load(journal(), {"ann"}) == (1, 2)
+    loader.note([event("C", recovered=True)])
     assert [(e.item_id, e.recovered) for e in noted] == [("A", False), ("C", True)]

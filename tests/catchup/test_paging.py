@@ -1,4 +1,4 @@
-"""Listings that a server does not let come to an end."""
+"""Listings that a server never completes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from listener.access import AccessRule
 from listener.catchup.catchup import CatchUp
-from listener.catchup.differences import Record
-from listener.catchup.paging import FEW_PAGES, LONGEST_PAUSE, MOST_BARREN, Progress
+from listener.catchup.differences import FolderRecord
+from listener.catchup.paging import FEW_PAGES, LONGEST_PAUSE, MOST_REPEATS, Progress
 from listener.catchup.queries import MailboxRoute, Queries
-from listener.catchup.snapshots import Known, build_page, encoded
-from listener.errors import ExchangeError
+from listener.catchup.snapshot_builder import build_page
+from listener.catchup.snapshots import MailboxRecord, encoded
 from listener.event import MailboxEvent
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.folders import Folder
 from tests.ews.samples import MESSAGES, TYPES
 
@@ -40,11 +40,11 @@ def reply(operation: str, content: str) -> bytes:
 
 
 def changes(state: object, *ids: object, last: bool = False) -> bytes:
-    told = "".join(f'<t:Create><t:Message><t:ItemId Id="{id_}"/></t:Message></t:Create>' for id_ in ids)
+    content = "".join(f'<t:Create><t:Message><t:ItemId Id="{id_}"/></t:Message></t:Create>' for id_ in ids)
     return reply(
         "SyncFolderItems",
         f"<m:SyncState>{state}</m:SyncState><m:IncludesLastItemInRange>{str(last).lower()}"
-        f"</m:IncludesLastItemInRange><m:Changes>{told}</m:Changes>",
+        f"</m:IncludesLastItemInRange><m:Changes>{content}</m:Changes>",
     )
 
 
@@ -77,7 +77,7 @@ def time_of(seconds: int) -> str:
 
 
 class OneRoute:
-    """The routes of a mailbox that is reached at a server."""
+    """Routes with one mailbox at one server."""
 
     def __init__(self, server: "Server") -> None:
         self.server = server
@@ -89,13 +89,13 @@ class OneRoute:
 
 
 class Server:
-    """Answers with the next of these pages, whatever is asked."""
+    """Answers each request with the next of these pages."""
 
     def __init__(self, pages: Pages) -> None:
-        self.pages, self.asked = pages, 0
+        self.pages, self.request_count = pages, 0
 
     async def call(self, body: bytes, headers: Mapping[str, str], read: Callable[[bytes], Any]) -> Any:
-        self.asked += 1
+        self.request_count += 1
         await trio.sleep(0.005)
         page = next(self.pages)
         if isinstance(page, Failure):
@@ -127,20 +127,24 @@ async def all_modified(queries: Queries) -> None:
         ((changes("S") for _ in count()), all_items, 2),
         ((changes("S", n) for n in count()), all_items, 2),
         ((changes(f"S{n % 3}", n) for n in count()), all_items, 4),
-        ((changes(f"S{n}") for n in count()), all_items, MOST_BARREN),
-        ((changes(f"S{n}", *range(512)) for n in count()), all_items, 1 + MOST_BARREN),
-        ((changes(f"S{n}", n % 7) for n in count()), all_items, 7 + MOST_BARREN),
+        ((changes(f"S{n}") for n in count()), all_items, MOST_REPEATS),
+        ((changes(f"S{n}", *range(512)) for n in count()), all_items, 1 + MOST_REPEATS),
+        ((changes(f"S{n}", n % 7) for n in count()), all_items, 7 + MOST_REPEATS),
         ((changes(f"S{n}", n) for n in count()), all_items, FEW_PAGES + 100),
         ((folders(*range(9), IndexedPagingOffset=9) for _ in count()), all_folders, 5),
-        ((folders(*range(9), IndexedPagingOffset=9 * n + 9) for n in count()), all_folders, 1 + MOST_BARREN),
+        ((folders(*range(9), IndexedPagingOffset=9 * n + 9) for n in count()), all_folders, 1 + MOST_REPEATS),
         (
             (folders(*range(9), IncludesLastItemInRange="false") for _ in count()),
             all_folders,
-            1 + MOST_BARREN,
+            1 + MOST_REPEATS,
         ),
         ((folders(n, IncludesLastItemInRange="false") for n in count()), all_folders, FEW_PAGES),
         ((items(*range(9), IndexedPagingOffset=9) for _ in count()), all_modified, 5),
-        ((items(*range(9), IncludesLastItemInRange="false") for _ in count()), all_modified, 1 + MOST_BARREN),
+        (
+            (items(*range(9), IncludesLastItemInRange="false") for _ in count()),
+            all_modified,
+            1 + MOST_REPEATS,
+        ),
         ((items(n, IncludesLastItemInRange="false") for n in count()), all_modified, FEW_PAGES + 100),
         (
             (items(n, times=count(n), IncludesLastItemInRange="false") for n in count()),
@@ -149,20 +153,20 @@ async def all_modified(queries: Queries) -> None:
         ),
     ],
 )
-async def test_a_listing_without_end_is_an_error(
+async def test_endless_listing_is_an_error(
     autojump_clock: trio.testing.MockClock, pages: Pages, walk: Callable[[Queries], Any], most: int
 ) -> None:
     server = Server(pages)
     with pytest.raises(ExchangeError) as caught:
         await walk(Queries(server.route))
     assert caught.value.failure.code == "UnexpectedReply"
-    assert server.asked <= most
+    assert server.request_count <= most
     if most > FEW_PAGES:
-        assert server.asked / trio.current_time() < 10  # requests a second
+        assert server.request_count / trio.current_time() < 10  # requests a second
 
 
-async def test_a_long_listing_comes_to_its_end(autojump_clock: trio.testing.MockClock) -> None:
-    """A folder that is as large as any, in pages as Exchange makes them."""
+async def test_long_listing_completes(autojump_clock: trio.testing.MockClock) -> None:
+    """The largest plausible folder, in pages as Exchange sends them."""
     count_ = 150_000
     starts = range(0, count_, 512)
     pages = (changes(f"S{n}", *range(n, n + 512), last=n == starts[-1]) for n in starts)
@@ -172,28 +176,28 @@ async def test_a_long_listing_comes_to_its_end(autojump_clock: trio.testing.Mock
     assert trio.current_time() < 600
 
 
-async def test_a_page_without_changes_may_come_now_and_then(autojump_clock: trio.testing.MockClock) -> None:
+async def test_occasional_page_without_changes_is_allowed(autojump_clock: trio.testing.MockClock) -> None:
     pages = [changes("1", "a"), changes("2"), changes("3", "b"), changes("4"), changes("5", "c", last=True)]
     assert await Queries(Server(iter(pages)).route).all_items(FOLDER) == {"a", "b", "c"}
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=60))
-def test_whatever_comes_there_is_an_end(pages: list[list[int]]) -> None:
+def test_any_sequence_of_pages_ends(pages: list[list[int]]) -> None:
     progress = Progress("X", 10)
     with pytest.raises(ExchangeError):
         for n in count():
-            progress.turn(n, pages[n % len(pages)])
+            progress.next_page(n, pages[n % len(pages)])
             assert progress.pages < FEW_PAGES + 10
             assert 0 <= progress.pause <= LONGEST_PAUSE
 
 
 class States:
-    """What is kept of one mailbox, with a folder whose first state is not there yet."""
+    """The stored state of one mailbox, with a folder that has no SyncState yet."""
 
     def __init__(self) -> None:
-        known = Known(top="T", inbox="F", compared=0.0)
+        known = MailboxRecord(top_id="T", inbox_id="F", compared_at=0.0)
         self.kept: dict[str, bytes] = {
-            key: value for key, value in encoded({"F": Record(folder=FOLDER)}, known).items() if value
+            key: value for key, value in encoded({"F": FolderRecord(folder=FOLDER)}, known).items() if value
         }
 
     async def load(self, mailbox: str, /) -> Mapping[str, bytes]:
@@ -218,7 +222,7 @@ INVALID = Failure(code="ErrorInvalidSyncStateData")
         lambda: (changes(f"S{n}", n) if n % 2 == 0 else INVALID for n in count()),
     ],
 )
-async def test_first_states_without_end_are_tried_ever_more_seldom(
+async def test_endless_first_sync_state_is_retried_with_growing_delays(
     autojump_clock: trio.testing.MockClock, pages: Callable[[], Pages]
 ) -> None:
     server = Server(pages())
@@ -227,10 +231,10 @@ async def test_first_states_without_end_are_tried_ever_more_seldom(
     catch_up._builds.put("a@x.example", 0.0)
     with trio.move_on_after(3600):
         await catch_up.run()
-    assert 3 < server.asked < 150  # in an hour
+    assert 3 < server.request_count < 150  # in an hour
 
 
-async def test_a_first_state_is_built_page_by_page() -> None:
+async def test_first_sync_state_is_built_page_by_page() -> None:
     states, listings = States(), dict[str, Progress]()
     server = Server(iter([changes("1", "a"), changes("2", "b"), changes("3", "c", last=True)]))
     built = [await build_page(Queries(server.route), states, "a", (), listings) for _ in range(4)]  # type: ignore[arg-type]

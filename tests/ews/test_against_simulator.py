@@ -4,9 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from listener.errors import ExchangeError
 from listener.ews.batch import Page
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.folders import Folder, find_folder, get_folder, read_find_folder, read_get_folder
 from listener.ews.items import (
     Item,

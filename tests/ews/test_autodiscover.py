@@ -3,7 +3,6 @@
 import pytest
 from lxml import etree
 
-from listener.errors import ExchangeError
 from listener.ews.autodiscover import (
     POX_PATH,
     Redirect,
@@ -14,7 +13,7 @@ from listener.ews.autodiscover import (
     read_pox,
     read_user_settings,
 )
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from tests.ews.samples import envelope, fault
 
 A = "http://schemas.microsoft.com/exchange/2010/Autodiscover"

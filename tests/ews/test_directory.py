@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.ews.directory import Expansion, GroupMember, expand_dl, read_expand_dl
 from listener.ews.soap import Impersonation
 from tests.ews.samples import SOAP, TYPES, fault, refused, reply

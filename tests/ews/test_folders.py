@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from listener.errors import ExchangeError
 from listener.ews.batch import Page
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.folders import Folder, find_folder, get_folder, read_find_folder, read_get_folder
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from listener.errors import ExchangeError
 from listener.ews.batch import Page
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.items import (
     Item,
     ItemProperty,

@@ -3,8 +3,7 @@
 import pytest
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.soap import (
     Impersonation,
     ImpersonationKind,

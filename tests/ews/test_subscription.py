@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import (

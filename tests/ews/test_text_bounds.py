@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.errors import ExchangeError
 from listener.ews import values
 from listener.ews.autodiscover import Redirect, UserSettings, read_pox, read_user_settings
 from listener.ews.batch import TEXT_LENGTH
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.directory import read_expand_dl
 from listener.ews.folders import read_find_folder
 from listener.ews.http import http_failure

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.xml import MAX_MARKUP, excerpt, html_title, local_name, read
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from listener.config.secrets import Secret, SecretError
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.exchange.auth import Basic, Credentials
 from tests.exchange.internet import network
 

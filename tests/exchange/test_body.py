@@ -11,7 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.exchange.body import (
     EXPANSION_FREE,
     MAX_EXPANSION,

@@ -14,7 +14,7 @@ import trio.testing
 
 from listener.config.auth import tls_context
 from listener.config.secrets import Secret
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.exchange.auth import Accounts, Basic, Credentials
 from listener.exchange.body import SOAP_LIMIT
 from listener.exchange.client import Access, ExchangeClient

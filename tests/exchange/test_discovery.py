@@ -14,8 +14,7 @@ import trio.testing
 from lxml import etree
 
 from listener.config.secrets import Secret
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.exchange.auth import Accounts, Credentials
 from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access

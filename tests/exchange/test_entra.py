@@ -21,7 +21,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from listener.config import OAuthAuth
 from listener.config.secrets import Secret
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.exchange.auth.entra import CLOUDS, Entra, _valid_claims
 from tests.exchange.test_refusals import organization, subscribe
 

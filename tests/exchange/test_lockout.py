@@ -8,8 +8,7 @@ import structlog
 import trio
 import trio.testing
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.soap import Impersonation
 from listener.exchange.auth.lockout import (
     MAX_ATTEMPTS,

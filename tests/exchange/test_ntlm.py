@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from listener.config.secrets import Secret
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.exchange.auth import Accounts, Credentials
 from listener.exchange.auth.ntlm import Ntlm
 from listener.exchange.client import Access, ExchangeClient

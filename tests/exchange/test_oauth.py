@@ -10,8 +10,7 @@ import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.exchange.auth.oauth import OAuth, Token, Tokens, requested_claims
 from listener.exchange.auth.scheme import challenge_token, offered_schemes
 from tests.exchange.internet import network

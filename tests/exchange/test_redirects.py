@@ -15,8 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.exchange.network import Network
 from listener.exchange.redirects import RedirectAllowList, RedirectDiscovery, SrvRecord, srv_records
 from listener.placement import Placement

@@ -14,8 +14,7 @@ import trustme
 
 from listener.build import access
 from listener.config import parse
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.http import http_failure
 from listener.exchange.client import ExchangeClient
 from listener.simulator.fault_effects import Conditions

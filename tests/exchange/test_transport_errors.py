@@ -9,8 +9,7 @@ import httpx
 import pytest
 import trio
 
-from listener.errors import ExchangeError
-from listener.ews.codes import NO_TLS, ONLY_TLS, Failure
+from listener.ews.codes import NO_TLS, ONLY_TLS, ExchangeError, Failure
 from listener.exchange.client import ExchangeClient
 from tests.exchange.test_client import access
 

@@ -18,9 +18,8 @@ import trio.testing
 
 from listener.access import AccessRule, AccessRules
 from listener.backoff import Backoff
-from listener.errors import ExchangeError
 from listener.event import MailboxEvent
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.events import EventKind, mailbox_event
 from listener.exchange.throttle import Throttle
 from listener.groups.actions import Discovered, Joined, Left, Stop

@@ -7,8 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.events import Notification
 from listener.ews.stream import Signal
 from listener.groups.stream_reader import AFTER_CLOSED, StreamReader

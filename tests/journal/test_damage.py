@@ -15,7 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.catchup.snapshots import load_known
+from listener.catchup.snapshots import load_snapshot
 from listener.catchup.sync_states import JournalStates
 from listener.errors import ConfigError
 from listener.ews.directory import Expansion
@@ -169,7 +169,7 @@ async def test_unreadable_state_is_discarded(state: Path, value: object) -> None
     with structlog.testing.capture_logs() as lines:
         async with opened(state) as journal:
             states = JournalStates(journal)
-            assert await load_known(states, "ann@x.example") == (None, {}, None)
+            assert await load_snapshot(states, "ann@x.example") == (None, {}, None)
             mailbox_source = MailboxSource(
                 sources=Sources(groups=("g@x.example",)), expand=never, changed=lambda: None
             )
@@ -245,7 +245,7 @@ async def start(state: Path) -> None:
             pass
         states = JournalStates(journal)
         for mailbox in ("ann@x.example", "bob@x.example"):
-            await load_known(states, mailbox)
+            await load_snapshot(states, mailbox)
         mailbox_source = MailboxSource(
             sources=Sources(groups=("g@x.example",)), expand=never, changed=lambda: None
         )

@@ -1,4 +1,4 @@
-"""What operators ask of a daemon at work, in the virtual world."""
+"""Operations on a running daemon, on a virtual clock."""
 
 import json
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ from listener.delivery.delivery import Source
 from listener.errors import ConfigError
 from listener.operations import Operations
 from listener.simulator.settings import Settings
-from tests.virtual.world import World, world
+from tests.virtual.world import World, open_world
 
 SETTINGS = Settings(mailboxes=12, backends=3, seed=2)
 FEW = Settings(mailboxes=3, backends=3, seed=2)
 
 
-def changed(there: World, **sections: dict[str, Any]) -> Config:
-    """The daemon's configuration with these values in these sections."""
-    config = there.daemon.config
+def changed(world: World, **sections: dict[str, Any]) -> Config:
+    """Return the daemon's configuration with these values in these sections."""
+    config = world.daemon.config
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     )
 
 
-def operations(there: World, config: Config) -> Operations:
+def operations(world: World, config: Config) -> Operations:
     def load() -> tuple[Config, Sequence[Source]]:
-        return config, [there.notes]
+        return config, [world.recorder]
 
-    return Operations(there.daemon, load)
+    return Operations(world.daemon, load)
 
 
 @pytest.fixture(autouse=True)
 def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread would let the virtual clock leap."""
+    """Run thread work inline: the virtual clock would jump while a thread runs."""
 
     async def run_sync(work: Any, *args: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -45,92 +45,94 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
-async def test_limits_and_patience_change_and_no_stream_is_opened_for_it(
+async def test_reload_changes_limits_without_reopening_streams(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with world(SETTINGS) as there:
-        await there.until_streaming()
+    async with open_world(SETTINGS) as world:
+        await world.until_streaming()
         await trio.sleep(100)
-        before = there.daemon.delivery.workers
-        opened = {name: runner.opened for name, runner in there.daemon.runners.by_group.items()}
-        asked = len(there.wire.asked)
+        before = world.daemon.delivery.workers
+        opened = {name: runner.opened for name, runner in world.daemon.runners.by_group.items()}
+        requests = len(world.wire.requests)
         config = changed(
-            there, exchange={"concurrency": 3, "user_agent": "x"}, backoff={"first": 7.0}, stream={"window": 300.0},
+            world, exchange={"concurrency": 3, "user_agent": "x"}, backoff={"first": 7.0}, stream={"window": 300.0},
             catch_up={"interval": 77.0},
         )  # fmt: skip
-        there_is = operations(there, config)
-        assert await there_is.reload() == ("exchange.user_agent",)
-        assert len(there.wire.asked) == asked
-        daemon = there.daemon
+        service = operations(world, config)
+        assert await service.reload() == ("exchange.user_agent",)
+        assert len(world.wire.requests) == requests
+        daemon = world.daemon
         assert {name: runner.opened for name, runner in daemon.runners.by_group.items()} == opened
         assert daemon.delivery.workers == before
         assert daemon.access.throttles.limit == 3
         assert daemon.catch_up.interval == 77
         assert {runner.state.policy.backoff.first for runner in daemon.runners.by_group.values()} == {7.0}
         assert {runner.spec.window for runner in daemon.runners.by_group.values()} == {5}
-        it = there_is.snapshot()
+        it = service.snapshot()
         assert (it.state, it.streaming, it.reloads.done, it.reloads.pending) == (
             "listening", 12, 1, ("exchange.user_agent",),
         )  # fmt: skip
         assert all(group.stream_opened is not None for group in it.groups)
-        assert dict(there_is.streaming()) == dict.fromkeys(there.mailboxes, True)
+        assert dict(service.streaming()) == dict.fromkeys(world.mailboxes, True)
 
 
-async def test_mailboxes_leave_and_come_back(autojump_clock: trio.testing.MockClock) -> None:
-    async with world(SETTINGS) as there:
-        await there.until_streaming()
-        everybody = there.mailboxes
-        few = changed(there, mailboxes={"addresses": tuple(everybody[:9])})
-        await operations(there, few).reload()
+async def test_mailboxes_are_removed_and_added_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_world(SETTINGS) as world:
+        await world.until_streaming()
+        all_addresses = world.mailboxes
+        few = changed(world, mailboxes={"addresses": tuple(all_addresses[:9])})
+        await operations(world, few).reload()
         await trio.sleep(60)
-        assert (there.daemon.manager.streaming, there.daemon.manager.mailboxes) == (9, 9)
-        all_ = changed(there, mailboxes={"addresses": tuple(everybody)})
-        await operations(there, all_).reload()
-        await there.until_streaming()
-        made = there.touch(everybody[-1])
+        assert (world.daemon.manager.streaming, world.daemon.manager.mailboxes) == (9, 9)
+        all_ = changed(world, mailboxes={"addresses": tuple(all_addresses)})
+        await operations(world, all_).reload()
+        await world.until_streaming()
+        made = world.change_each(all_addresses[-1])
         await trio.sleep(1)
-        assert made <= there.notes.came.keys()
+        assert made <= world.recorder.received_at.keys()
 
 
-async def test_a_mistake_of_ours_ends_nothing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_bug_in_an_operation_does_not_stop_the_daemon(autojump_clock: trio.testing.MockClock) -> None:
     def load() -> NoReturn:
-        raise LookupError("a mistake")
+        raise LookupError("a bug")
 
-    async with world(FEW) as there:
-        await there.until_streaming()
-        there_is = Operations(there.daemon, load)
+    async with open_world(FEW) as world:
+        await world.until_streaming()
+        service = Operations(world.daemon, load)
         with pytest.raises(ConfigError, match="failed because of an internal error; see the log"):
-            await there_is.reload()
-        assert there.logged("listener.reload_crashed")
-        assert there.streaming == 3
+            await service.reload()
+        assert world.logged("listener.reload_crashed")
+        assert world.streaming == 3
 
 
-async def test_nothing_is_reloaded_before_the_start_is_over(
+async def test_reload_waits_until_the_start_is_complete(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    async with world(FEW) as there:
+    reported: list[str] = []
+    async with open_world(FEW) as world:
         monkeypatch.setattr(
-            type(there.daemon.systemd.notifier), "_send", lambda _, *lines: told.extend(lines)
+            type(world.daemon.systemd.notifier), "_send", lambda _, *lines: reported.extend(lines)
         )
         with pytest.raises(ConfigError, match="the daemon is starting"):
-            await operations(there, there.daemon.config).reload()
-        assert not told  # READY=1 would end the start for the service manager
-        await there.until_streaming()
+            await operations(world, world.daemon.config).reload()
+        assert not reported  # READY=1 would report the start as complete to the service manager
+        await world.until_streaming()
 
 
-async def test_who_is_not_listened_to_cannot_be_watched(autojump_clock: trio.testing.MockClock) -> None:
-    async with world(FEW) as there:
-        await there.until_streaming()
-        with pytest.raises(LookupError, match=r"unknown mailbox .*: the daemon does not listen to it"):
-            operations(there, there.daemon.config).watch("nobody@contoso.example")
-
-
-async def test_a_mailbox_is_watched_in_whatever_case_it_is_named(
+async def test_mailbox_that_is_not_configured_cannot_be_watched(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with world(FEW) as there:
-        mailbox = there.mailboxes[0]
-        lines = operations(there, there.daemon.config).watch(mailbox.title())
+    async with open_world(FEW) as world:
+        await world.until_streaming()
+        with pytest.raises(LookupError, match=r"unknown mailbox .*: the daemon does not listen to it"):
+            operations(world, world.daemon.config).watch("unknown@contoso.example")
+
+
+async def test_watch_ignores_the_case_of_the_address(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_world(FEW) as world:
+        mailbox = world.mailboxes[0]
+        lines = operations(world, world.daemon.config).watch(mailbox.title())
         assert json.loads(await anext(lines))["mailbox"] == mailbox
         await lines.aclose()  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""A network of nothing: httpx on one side, the simulator's Exchange on the other, and a virtual clock between.
+"""An httpx transport that calls the simulator's Exchange directly, without sockets, on a virtual clock.
 
-Faults of the wire are those of listener/simulator/connection.py, as far as they can be told apart above the sockets.
+It has the transport faults of listener/simulator/server.py, as far as they are visible above the sockets.
 """
 
 import time
@@ -19,33 +19,33 @@ from listener.simulator.http import HttpRequest, Reply, page
 from listener.simulator.subscriptions import Stream
 
 EPOCH = 1_800_000_000.0
-STUMP = 40
+CUT_BYTES = 40
 
 
 def clock() -> float:
-    """Unix seconds of the virtual world."""
+    """Return the virtual Unix time in seconds."""
     return EPOCH + trio.current_time()
 
 
-class Socket:
-    """What httpx tells of the connection."""
+class NetworkStream:
+    """The connection object that httpx passes on."""
 
-    def get_extra_info(self, _name: str) -> "Socket":
+    def get_extra_info(self, _name: str) -> "NetworkStream":
         return self
 
     def shutdown(self, _how: int) -> None: ...
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """Hands requests to `exchange`, which may be changed meanwhile. What it counts:
+    """Passes requests to `exchange`, which a test may replace.
 
-    `asked` has (moment, anchor, operation) of each request, refused connections too; `now`, `most` are the requests
-    that are, and were at most, under way side by side until their headers have come.
+    `requests` has (moment, anchor, operation) of each request, also of refused connections. `under_way` and `most`:
+    the number of requests without response headers yet, now and at most. `open`: responses that are not closed.
     """
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.asked: list[tuple[float, str, str]] = []
+        self.requests: list[tuple[float, str, str]] = []
         self.under_way = 0
         self.most = 0
         self.open = 0
@@ -53,7 +53,7 @@ class Wire(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
         anchor = request.headers.get("X-AnchorMailbox", "")
-        self.asked.append((trio.current_time(), anchor, operation(body)))
+        self.requests.append((trio.current_time(), anchor, operation(body)))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
@@ -92,7 +92,7 @@ class Wire(httpx.AsyncBaseTransport):
             reply.status,
             headers=headers,
             stream=Body(self, reply),
-            extensions={"network_stream": Socket()},
+            extensions={"network_stream": NetworkStream()},
         )
 
     def _reply(self, request: httpx.Request, body: bytes) -> Reply:
@@ -100,12 +100,12 @@ class Wire(httpx.AsyncBaseTransport):
         outcome = self.exchange.authenticator.scheme.login(None).check(headers.get("authorization"), clock())
         if isinstance(outcome, Denied):
             return page(401, "Unauthorized", outcome.headers)
-        asked = HttpRequest(request.method, request.url.path, headers, body, outcome.account)
-        return self.exchange.handle(asked, clock())
+        requests = HttpRequest(request.method, request.url.path, headers, body, outcome.account)
+        return self.exchange.handle(requests, clock())
 
 
 class Body(httpx.AsyncByteStream):
-    """The body of an answer, written when its time comes."""
+    """The body of a response, sent at the time that the server sends it."""
 
     def __init__(self, wire: Wire, reply: Reply) -> None:
         self._wire = wire
@@ -116,7 +116,7 @@ class Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         body = self._reply.body
         if isinstance(body, Stream):
-            async for data in written(body):
+            async for data in stream_content(body):
                 yield self._piece(data)
         else:
             for data in cut(body, self._reply.fault):
@@ -146,12 +146,12 @@ def cut(body: bytes, fault: faults.Fault | None) -> Any:
     if not isinstance(fault, faults.Cut):
         yield body
         return
-    yield body[:-STUMP] if fault.where == "envelope" else body
+    yield body[:-CUT_BYTES] if fault.where == "envelope" else body
     if fault.how != "order":
-        raise trouble(fault.how)
+        raise body_error(fault.how)
 
 
-def trouble(how: str) -> httpx.HTTPError:
+def body_error(how: str) -> httpx.HTTPError:
     if how == "reset":
         return httpx.ReadError("connection reset")
     return httpx.RemoteProtocolError(
@@ -159,8 +159,8 @@ def trouble(how: str) -> httpx.HTTPError:
     )
 
 
-async def written(stream: Stream) -> AsyncIterator[bytes]:
-    """What a stream writes, in its own time."""
+async def stream_content(stream: Stream) -> AsyncIterator[bytes]:
+    """Yield what a stream sends, when it sends it."""
     fault: faults.Fault | None = None
     while True:
         news = trio.Event()
@@ -172,10 +172,10 @@ async def written(stream: Stream) -> AsyncIterator[bytes]:
         fault = stream.fault
         match fault:
             case faults.SilentStream():
-                await changed(stream, fault)
+                await wait_until_changed(stream, fault)
                 continue
             case faults.HangUp():
-                raise trouble("reset")
+                raise body_error("reset")
             case faults.Slow() as slow:
                 data = stream.take(clock())
                 while data and stream.fault is slow:
@@ -188,10 +188,10 @@ async def written(stream: Stream) -> AsyncIterator[bytes]:
                 continue
             case faults.Cut() as how:
                 data = stream.take(clock()) or stream.heartbeat_with_text()
-                yield data[:-STUMP] if how.where == "envelope" else data
+                yield data[:-CUT_BYTES] if how.where == "envelope" else data
                 if how.how == "order":
                     return
-                raise trouble(how.how)
+                raise body_error(how.how)
         if data := stream.take(clock()):
             yield data
         if stream.ended:
@@ -200,7 +200,7 @@ async def written(stream: Stream) -> AsyncIterator[bytes]:
             return
 
 
-async def changed(stream: Stream, fault: faults.Fault) -> None:
+async def wait_until_changed(stream: Stream, fault: faults.Fault) -> None:
     while stream.fault is fault:
         news = trio.Event()
         stream.wake = news.set

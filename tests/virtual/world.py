@@ -1,4 +1,4 @@
-"""The whole daemon and a whole organisation in one process, without a socket, on a virtual clock."""
+"""A daemon and a simulated organization in one process, without sockets, on a virtual clock."""
 
 import dataclasses
 from collections.abc import AsyncIterator
@@ -36,16 +36,16 @@ URL = "https://mail.contoso.example"
 
 
 @dataclass
-class Notes:
-    """A handler that notes when each event came to it, by the id of its item."""
+class RecordingHandler:
+    """A handler that records when it received each event, by the id of the item or folder."""
 
-    came: dict[str, float] = field(default_factory=dict)
+    received_at: dict[str, float] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     lifecycle: list[MailboxEvent] = field(default_factory=list)
     name: str = "notes"
 
     @property
-    def accepts(self) -> "Notes":
+    def accepts(self) -> "RecordingHandler":
         return self
 
     def matches(self, _event: MailboxEvent, /) -> bool:
@@ -58,19 +58,22 @@ class Notes:
                 self.lifecycle.append(event)
             else:
                 self.calls.append(call_of(event, clock()))
-                self.came.setdefault(event.item_id or event.folder_id or "", trio.current_time())
+                self.received_at.setdefault(event.item_id or event.folder_id or "", trio.current_time())
 
         yield handle
 
 
 @dataclass
 class World:
-    """A running daemon (`roster`) and what it listens to (`exchange`, behind `wire`); `log` is its log so far."""
+    """A running daemon, the simulated Exchange that it listens to, and the transport (`wire`) between them.
+
+    `recorder`: its handler. `log`: its log so far. `lines`: the ledger of all changes.
+    """
 
     daemon: Daemon
     exchange: Exchange
     wire: Wire
-    notes: Notes
+    recorder: RecordingHandler
     log: list[Any]
     users: Traffic
     lines: list[Line]
@@ -83,16 +86,16 @@ class World:
 
     @property
     def streaming(self) -> int:
-        """Mailboxes with a stream on both sides: what the daemon believes must be what the server knows."""
+        """Number of mailboxes with a stream on both sides: the daemon's view must agree with the server's."""
         known = {each.mailbox for each in self.exchange.subscriptions if each.stream and not each.gone}
         return min(self.daemon.manager.streaming, len(known))
 
     def all_stream(self, count: int) -> bool:
-        """Whether so many mailboxes have a stream. The cheap side is asked first."""
+        """Return whether at least `count` mailboxes have a stream. The cheaper check comes first."""
         return self.daemon.manager.streaming >= count and self.streaming >= count
 
     async def until_streaming(self, count: int | None = None, *, within: float = 60.0) -> float:
-        """Returns how many seconds it took until so many mailboxes, or all, stream."""
+        """Wait until `count` mailboxes, or all, stream; return the seconds that it took."""
         count = len(self.mailboxes) if count is None else count
         started_at = trio.current_time()
         while not self.all_stream(count):
@@ -100,55 +103,54 @@ class World:
             await trio.sleep(0.05)
         return trio.current_time() - started_at
 
-    def make(self, mailbox: str, kind: str = "NewMailEvent") -> list[Line]:
-        """A change in a mailbox, and what the ledger says of it."""
+    def change(self, mailbox: str, kind: str = "NewMailEvent") -> list[Line]:
+        """Make a change in a mailbox; return its lines of the ledger."""
         found = self.exchange.directory.find(mailbox)
         assert found is not None
         made = self.exchange.publish(make(found, kind, self.rng, clock()))
         self.lines += made
         return made
 
-    def touch(self, *mailboxes: str) -> set[str]:
-        """A change in each of these mailboxes, or in all; the ids of what was changed."""
-        lines = [line for mailbox in mailboxes or self.mailboxes for line in self.make(mailbox)]
+    def change_each(self, *mailboxes: str) -> set[str]:
+        """Make a change in each of these mailboxes, or in all; return the ids of the changed things."""
+        lines = [line for mailbox in mailboxes or self.mailboxes for line in self.change(mailbox)]
         return {line.item_id or line.folder_id or "" for line in lines}
 
-    def order(self, kind: str, **parameters: Any) -> list[Line]:
-        """A fault, now."""
+    def inject(self, kind: str, **parameters: Any) -> list[Line]:
+        """Inject a fault now."""
         return self.exchange.fault_scheduler.make_now(faults.parse({"kind": kind, **parameters}), clock())
 
     def books(self) -> Comparison:
-        """What happened, held against what the handler was told."""
+        """Compare the changes with the events that the handler received."""
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
-        return compare_in_detail(ledger, self.notes.calls, self.observer.gaps())
+        return compare_in_detail(ledger, self.recorder.calls, self.observer.gaps())
 
     async def caught_up(self, *, within: float) -> None:
-        """Returns when each mailbox has been compared since now."""
+        """Wait until each mailbox has been compared."""
         catch_up, started_at = self.daemon.catch_up, trio.current_time()
         catch_up.sweep()
-        while behind := catch_up.lagging(started_at):
-            assert trio.current_time() - started_at <= within, f"{behind} mailboxes after {within} s"
+        while lagging := catch_up.lagging(started_at):
+            assert trio.current_time() - started_at <= within, f"{lagging} mailboxes after {within} s"
             await trio.sleep(0.5)
 
-    def subscribes(self, since: float) -> int:
-        """How many Subscribe requests there were since then."""
-        return sum(moment >= since for moment, _, what in self.wire.asked if what == "Subscribe")
+    def subscribe_count(self, since: float) -> int:
+        """Return the number of Subscribe requests since then."""
+        return sum(moment >= since for moment, _, what in self.wire.requests if what == "Subscribe")
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log if line["event"] == event]
 
 
 @asynccontextmanager
-async def world(
+async def open_world(
     settings: Settings, *, plan: Plan = (), traffic: float = 0.0, **sections: dict[str, Any]
 ) -> AsyncIterator[World]:
-    """A daemon at work on such an organisation, with these sections of the configuration; it has ended in order
-    when the context is left."""
+    """Run a daemon with these sections of the configuration. It has stopped regularly when the context is left."""
     exchange = Exchange(settings, Ledger(None), clock())
     exchange.base_url = URL
     exchange.fault_scheduler.start_plan(plan, clock())
     wire = Wire(exchange)
-    notes = Notes()
+    recorder = RecordingHandler()
     original = listener.build.access
     observer = GapObserver(lambda moment: moment + EPOCH)
     with (
@@ -164,15 +166,15 @@ async def world(
         users = Traffic(list(exchange.directory), traffic, Random(f"traffic {settings.seed}"))
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pulse, exchange, users, lines)
+            nursery.start_soon(run_exchange, exchange, users, lines)
             async with (
                 open_daemon(
-                    config, [notes], open_journal=partial(open_journal, None), observer=observer
+                    config, [recorder], open_journal=partial(open_journal, None), observer=observer
                 ) as daemon,
                 trio.open_nursery() as listening,
             ):
                 listening.start_soon(daemon.run, stop)
-                yield World(daemon, exchange, wire, notes, log, users, lines, observer)
+                yield World(daemon, exchange, wire, recorder, log, users, lines, observer)
                 stop.set()
             nursery.cancel_scope.cancel()
 
@@ -181,8 +183,8 @@ def now() -> datetime:
     return datetime.fromtimestamp(clock(), UTC)
 
 
-async def pulse(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None:
-    """Let users do things, faults happen, and time pass."""
+async def run_exchange(exchange: Exchange, traffic: Traffic, lines: list[Line]) -> None:
+    """Run the user traffic and the planned faults, and advance the server's clock."""
     fault_scheduler = exchange.fault_scheduler
     while True:
         changed = trio.Event()

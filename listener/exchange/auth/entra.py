@@ -25,8 +25,7 @@ import trio
 from listener.config import OAuthAuth
 from listener.config.auth import CertificateError, load_key_pair
 from listener.config.secrets import Secret, SecretError
-from listener.errors import ExchangeError
-from listener.ews.codes import VERDICTS, Failure
+from listener.ews.codes import VERDICTS, ExchangeError, Failure
 from listener.ews.http import MAX_CLOCK_SKEW, describe_clock_skew
 from listener.ews.values import http_date, json_object
 from listener.ews.xml import excerpt

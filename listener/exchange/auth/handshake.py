@@ -29,8 +29,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.xml import excerpt
 from listener.exchange.auth.scheme import Credentials, challenge_token, offered_schemes
 from listener.exchange.network import KEEP_ALIVE, MAX_IDLE, Network

@@ -31,8 +31,7 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure, Verdict
+from listener.ews.codes import ExchangeError, Failure, Verdict
 from listener.ews.soap import Impersonation
 from listener.ews.urls import server_of
 from listener.files import open_own

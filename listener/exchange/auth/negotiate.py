@@ -22,8 +22,7 @@ import structlog
 import trio
 from spnego.exceptions import SpnegoError
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.exchange.auth.handshake import Handshake, HandshakeTransport
 from listener.exchange.auth.ntlm import (
     SpnegoHandshake,

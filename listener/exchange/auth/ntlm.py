@@ -16,8 +16,7 @@ import trio
 from spnego.channel_bindings import GssChannelBindings
 from spnego.exceptions import SpnegoError
 
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.ews.xml import excerpt
 from listener.exchange.auth.handshake import Handshake, HandshakeTransport
 from listener.exchange.auth.scheme import Credentials, choose_scheme, password_refused

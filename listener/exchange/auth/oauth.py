@@ -19,7 +19,7 @@ import httpx
 import structlog
 import trio
 
-from listener.errors import ExchangeError
+from listener.ews.codes import ExchangeError
 from listener.exchange.auth.scheme import (
     challenge_parameters,
     choose_scheme,

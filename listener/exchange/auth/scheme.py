@@ -13,8 +13,7 @@ import trio
 
 from listener.config.secrets import Secret, SecretError
 from listener.config.values import is_loopback
-from listener.errors import ExchangeError
-from listener.ews.codes import Failure
+from listener.ews.codes import ExchangeError, Failure
 from listener.exchange.network import Network
 
 log = structlog.get_logger()
