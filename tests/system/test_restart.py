@@ -29,7 +29,7 @@ TIMEOUT = max(15.0, MAILBOXES / 50)
 PERSIST_DELAY = 3.0  # seconds after which changes are on disk
 
 
-def request_count(exchange: Simulator, operation: str) -> int:
+def requests(exchange: Simulator, operation: str) -> int:
     """Return the number of requests of this operation that the simulator has received."""
     answers: dict[str, int] = exchange.state()["requests"].get(operation, {})
     return sum(answers.values())
@@ -44,7 +44,7 @@ class RequestCounter:
 
     def __getitem__(self, operation: str) -> int:
         before: int = sum(self._before.get(operation, {}).values())
-        return request_count(self._exchange, operation) - before
+        return requests(self._exchange, operation) - before
 
 
 def until_streaming(exchange: Simulator, mailboxes: int = 4) -> float:
@@ -95,7 +95,7 @@ def test_a_restart_under_load_reuses_all_subscriptions_and_loses_no_event(
     until_streaming(exchange, MAILBOXES)
     # Before the first resync of a mailbox there is no folder snapshot that a later resync can compare with.
     until(
-        lambda: request_count(exchange, "FindFolder") >= MAILBOXES,
+        lambda: requests(exchange, "FindFolder") >= MAILBOXES,
         "a folder snapshot of every mailbox",
         10 * TIMEOUT,
     )
@@ -130,7 +130,7 @@ def test_a_restart_with_three_configured_groups_subscribes_each_mailbox_once(
     daemon = listen(exchange)
     until_streaming(exchange, 150)
     until(
-        lambda: request_count(exchange, "FindFolder") >= 150,
+        lambda: requests(exchange, "FindFolder") >= 150,
         "a folder snapshot of every mailbox",
         10 * TIMEOUT,
     )
@@ -198,7 +198,7 @@ def test_subscription_ids_reassigned_to_another_client_cause_no_event_of_a_wrong
     exchange = simulator("--backends", "1", "--counted-ids", "--ledger", str(ledger))
     daemon = listen(exchange)
     until_streaming(exchange, 4)
-    until(lambda: request_count(exchange, "FindFolder") >= 4, "a folder snapshot of every mailbox")
+    until(lambda: requests(exchange, "FindFolder") >= 4, "a folder snapshot of every mailbox")
     until_persisted(daemon)
     assert daemon.end() == 0
     until_no_streams(exchange)

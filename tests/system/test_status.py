@@ -109,7 +109,7 @@ def test_a_port_for_other_hosts_requires_a_token(simulator: Start) -> None:
     exchange.append('\n[status]\nlisten = "0.0.0.0:1"\n')
     done = command(exchange, "check")
     assert done.returncode == 2
-    assert "error: status.listen: takes a token" in done.stderr
+    assert "error: status.listen: requires token" in done.stderr
 
 
 def test_status_works_after_the_configuration_becomes_invalid(simulator: Start, listen: Listen) -> None:
