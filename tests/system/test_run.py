@@ -394,7 +394,7 @@ def test_the_log_is_json_lines_and_contains_no_secret(simulator: Start, listen: 
     assert "X-BackEndOverrideCookie" not in text
 
 
-def test_a_wrong_password_is_reported_and_not_retried_at_once(simulator: Start, listen: Listen) -> None:
+def test_a_wrong_password_is_reported_and_not_retried_repeatedly(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     exchange.change(exchange.told["password"], "Pw-wrong")
     exchange.change("[exchange]", "[exchange]\nautodiscover = false")
