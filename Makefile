@@ -1,25 +1,26 @@
-# `make demo` and `make test` need nothing but python3 (3.11 or later), make and a package index.
+# `make demo` and `make test` need only python3 (3.11 or later), make and a package index.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-# Compiled once, and not again in each of the hundreds of processes that the tests start.
+# Compile modules once, not in each of the hundreds of processes that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
-# Tests of real processes wait more than they compute: four workers for two cores.
+# Tests with real processes mostly wait: use twice as many workers as cores.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 2)')
 SCRIPTS := .ci/run packaging/install packaging/uninstall $(addprefix packaging/deb/,build postinst prerm postrm) tests/system/machine/boot.sh
 
-.PHONY: help demo test lint format bench coverage reference clean install uninstall deb test-deb lint-deb
+.PHONY: help demo demo-svg test lint format bench coverage reference clean install uninstall deb test-deb lint-deb
 help:
-	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   the daemon against a simulated Exchange"
+	@echo "make demo [ARGS='--mailboxes 300 --rate 200']   run the daemon against a simulated Exchange"
+	@echo "make demo-svg                                   draw docs/demo.svg, the picture in the README, from the running demo"
 	@echo "make test | lint | format | coverage | bench | reference | clean"
-	@echo "make install [PREFIX=/usr/local] [DESTDIR=]     with an environment of its own, units, man page, completions"
-	@echo "make uninstall [PREFIX=/usr/local]              what \`make install\` put there; configuration and state stay"
-	@echo "make deb | test-deb                             a Debian package in dist/; and try it (as root)"
+	@echo "make install [PREFIX=/usr/local] [DESTDIR=]     install with its own environment, units, man page, completions"
+	@echo "make uninstall [PREFIX=/usr/local]              remove what \`make install\` installed, except configuration and state"
+	@echo "make deb | test-deb                             build a Debian package in dist/; build and test it (as root)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
@@ -28,6 +29,9 @@ $(VENV)/.dev: $(VENV)/.run
 
 demo: $(VENV)/.run
 	@$(BIN)/ews-listener demo $(ARGS)
+
+demo-svg: $(VENV)/.run
+	$(BIN)/python docs/demo_svg.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
@@ -61,7 +65,7 @@ install:
 uninstall:
 	@PREFIX="$(PREFIX)" packaging/uninstall
 
-# The package depends on the system's own Python, whatever $(PYTHON) is.
+# The package always depends on the system's Python, independent of $(PYTHON).
 deb:
 	@packaging/deb/build
 

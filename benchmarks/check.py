@@ -1,7 +1,7 @@
-"""How many mailboxes a second `check --connect` tries, against a simulator that allows 27 requests at a time.
+"""Measure how many mailboxes per second `check --connect` tests, with a server that allows 27 concurrent requests.
 
-`python benchmarks/check.py [DIRECTORY]`. The simulator is a process of its own; what is more than 27 gets
-ErrorServerBusy, and the account is to wait a second. [exchange] concurrency is above that, so that it is met.
+`python benchmarks/check.py [DIRECTORY]`. The simulator is a separate process. It answers further requests with
+ErrorServerBusy and asks the account to wait a second. [exchange] concurrency exceeds the limit, so that this happens.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ async def main(where: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as simulator:
             assert simulator.stdout is not None
             try:
-                told = json.loads(simulator.stdout.readline())
+                addresses = json.loads(simulator.stdout.readline())
                 order = {"kind": "throttled", "seconds": 3600, "concurrency": ALLOWED}
-                urllib.request.urlopen(f"{told['control_url']}/faults", json.dumps(order).encode()).close()
+                urllib.request.urlopen(
+                    f"{addresses['control_url']}/faults", json.dumps(order).encode()
+                ).close()
                 text = config.read_text().replace("[auth]", f"concurrency = {CONCURRENCY}\n[auth]")
                 config.write_text(text)
                 started_at = time.perf_counter()

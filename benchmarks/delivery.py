@@ -1,8 +1,8 @@
-"""How many events a second go all the way: published, journaled on the disk, handed to a handler, acknowledged.
+"""Measure events per second through all steps: publish, journal on the disk, deliver to a handler, acknowledge.
 
-`python benchmarks/delivery.py [DIRECTORY]`: the directory says which disk is measured, a temporary one by default.
-50 groups publish as fast as the journal takes it, ten events a batch; the clock stops when the handler is done with
-the last of them and the journal knows.
+`python benchmarks/delivery.py [DIRECTORY]`: the directory selects the disk to measure; by default a temporary one.
+50 groups publish batches of ten events as fast as the journal accepts them. The time ends when the handler has
+finished the last event and the journal has stored the acknowledgement.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from listener.handlers.file import open_file
 from listener.journal.sqlite import open_journal
 
 GROUPS = 50
-MAILBOXES = 200  # a group
+MAILBOXES = 200  # in each group
 BATCH = 10
 SECONDS = 5.0
 
 
 def events(group: int, start: int) -> list[MailboxEvent]:
-    """As large as real ones: ids of 152 and 120 characters. Of as many mailboxes as there are events."""
+    """Return events of realistic size: ids of 152 and 120 characters. Each event is of another mailbox."""
     return [
         MailboxEvent(
             type="exchange.item.created",
@@ -47,7 +47,7 @@ def events(group: int, start: int) -> list[MailboxEvent]:
 
 
 class Loader:
-    """A handler of batches that does what one does: it makes JSON of the events and writes it."""
+    """A batch handler with a typical task: convert the events to JSON and write them."""
 
     max_batch = 500
 
@@ -79,7 +79,7 @@ async def open_lines(path: Path) -> AsyncIterator[BatchHandler]:
 
 
 class Measured(NamedTuple):
-    """A handler as the configuration would give it."""
+    """A handler, as the daemon gets it from the configuration."""
 
     name: str
     open: Callable[[], HandlerContext]
@@ -87,7 +87,7 @@ class Measured(NamedTuple):
 
 
 async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> float:
-    """Events a second."""
+    """Return events per second."""
     source = Measured("measured", lambda: opener(directory / "out.jsonl"), EventFilter())
     worker = Worker(source, DeliveryLimits())
     delivery = Delivery((worker,))
@@ -115,13 +115,13 @@ async def rate(directory: Path, opener: Callable[[Path], HandlerContext]) -> flo
 
 
 async def main(where: Path) -> None:
-    for what, opener in (
+    for title, opener in (
         ("batches of 500, written as JSON lines", open_loader),
-        ("one event a call, nothing done", open_nothing),
-        ("the built-in file handler, each batch on the disk", open_lines),
+        ("one event per call, no work", open_nothing),
+        ("built-in file handler, each batch synced to disk", open_lines),
     ):
         with tempfile.TemporaryDirectory(dir=where) as directory:
-            print(f"{what:56} {await rate(Path(directory), opener):10,.0f} events/s", flush=True)
+            print(f"{title:56} {await rate(Path(directory), opener):10,.0f} events/s", flush=True)
 
 
 if __name__ == "__main__":

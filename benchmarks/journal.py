@@ -1,9 +1,9 @@
-"""How fast the journal is on this machine: `python benchmarks/journal.py [DIRECTORY]`.
+"""Measure the journal on this machine: `python benchmarks/journal.py [DIRECTORY]`.
 
-The directory says which disk is measured; the default is a temporary one. In the lines "busy" the event loop never
-rests, so the journal's thread has to fight for the interpreter's lock; "0.2 ms" is `sys.setswitchinterval`, whose
-default of 5 ms lets a thread that only just woke lose against a loop that gives the lock up, and takes it back,
-more often than that.
+The directory selects the disk to measure; the default is a temporary one. In the lines "busy" the event loop never
+sleeps, so that the journal's thread competes for the interpreter lock (GIL). "5 ms" and "0.2 ms" are values of
+`sys.setswitchinterval`. With the default of 5 ms, a thread that wakes up waits too long for the lock: the loop
+releases it and takes it again more often than that.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from listener.journal.sqlite import SqliteJournal, open_journal
 
 GROUPS = 50
 SECONDS = 3.0
-LATE = 200_000  # events that the handler which lags has before it
+LATE = 200_000  # events that the lagging handler has not read
 
 
 def events(count: int, start: int = 0, mailbox: str = "ann@example.com") -> list[MailboxEvent]:
-    """As large as real ones: ids of 152 and 120 characters."""
+    """Return events of realistic size: ids of 152 and 120 characters."""
     return [
         MailboxEvent(
             type="exchange.item.created",
@@ -41,10 +41,10 @@ def events(count: int, start: int = 0, mailbox: str = "ann@example.com") -> list
     ]
 
 
-async def appending(
+async def append_rate(
     journal: SqliteJournal, size: int, busy: float | None = None, state: bool = False
 ) -> float:
-    """Events a second, from GROUPS tasks with batches of this size."""
+    """Return events per second that GROUPS tasks append in batches of `size` events."""
     done = 0
 
     async def group(number: int) -> None:
@@ -55,10 +55,10 @@ async def appending(
             await journal.append(batch, changes)
             done += size
 
-    async def work() -> None:
+    async def keep_busy() -> None:
         while True:
-            until = time.perf_counter() + 0.001
-            while time.perf_counter() < until:
+            end = time.perf_counter() + 0.001
+            while time.perf_counter() < end:
                 pass
             await trio.lowlevel.checkpoint()
 
@@ -69,12 +69,12 @@ async def appending(
             for number in range(GROUPS):
                 nursery.start_soon(group, number)
             if busy:
-                nursery.start_soon(work)
+                nursery.start_soon(keep_busy)
     return done / (time.perf_counter() - started_at)
 
 
-async def whole_way(journal: SqliteJournal, size: int, read: int) -> float:
-    """Events a second that are appended, read and acknowledged, by two handlers at the same time."""
+async def all_steps_rate(journal: SqliteJournal, size: int, read: int) -> float:
+    """Return events per second that two concurrent handlers read and acknowledge while tasks append."""
     finished = 0
 
     async def handler(name: str) -> None:
@@ -90,7 +90,7 @@ async def whole_way(journal: SqliteJournal, size: int, read: int) -> float:
         nursery.start_soon(handler, "one")
         nursery.start_soon(handler, "two")
         await trio.sleep(0.05)
-        await appending(journal, size)
+        await append_rate(journal, size)
         while any(journal.figures.lag.values()):
             await trio.sleep(0.01)
         await journal.flush()
@@ -98,13 +98,13 @@ async def whole_way(journal: SqliteJournal, size: int, read: int) -> float:
     return finished / 2 / (time.perf_counter() - started_at)
 
 
-async def from_disk(journal: SqliteJournal) -> float:
-    """Events a second that a handler reads and acknowledges which lags far behind."""
+async def from_disk_rate(journal: SqliteJournal) -> float:
+    """Return events per second that a handler with a large lag reads from the disk and acknowledges."""
     reader = await journal.reader("late")
     for start in range(0, LATE, 5000):
         await journal.append(events(min(5000, LATE - start)))
     started_at, count = time.perf_counter(), 0
-    while count < LATE * 3 // 4:  # the rest may still be in memory
+    while count < LATE * 3 // 4:  # the journal may still hold the rest in memory
         entries = await reader.read(1000)
         reader.acknowledge([entry.position for entry in entries])
         count += len(entries)
@@ -113,24 +113,30 @@ async def from_disk(journal: SqliteJournal) -> float:
 
 async def main(where: Path) -> None:
     measures: list[tuple[str, Callable[[SqliteJournal], Awaitable[float]]]] = [
-        *((f"append, {GROUPS} groups, batches of {n}", lambda j, n=n: appending(j, n)) for n in (1, 10, 100)),
-        *((f"busy, 5 ms, batches of {n}", lambda j, n=n: appending(j, n, busy=0.005)) for n in (1, 10, 100)),
         *(
-            (f"busy, 0.2 ms, batches of {n}", lambda j, n=n: appending(j, n, busy=0.0002))
+            (f"append, {GROUPS} groups, batches of {n}", lambda j, n=n: append_rate(j, n))
             for n in (1, 10, 100)
         ),
-        ("batches of 10, each event with a value of state", lambda j: appending(j, 10, state=True)),
-        ("append, read, acknowledge, 2 handlers, batches of 10", lambda j: whole_way(j, 10, 500)),
-        ("append, read, acknowledge, 2 handlers, batches of 100", lambda j: whole_way(j, 100, 500)),
-        ("append, read, acknowledge, one event a read", lambda j: whole_way(j, 10, 1)),
-        ("read and acknowledge from disk", from_disk),
+        *(
+            (f"busy, 5 ms, batches of {n}", lambda j, n=n: append_rate(j, n, busy=0.005))
+            for n in (1, 10, 100)
+        ),
+        *(
+            (f"busy, 0.2 ms, batches of {n}", lambda j, n=n: append_rate(j, n, busy=0.0002))
+            for n in (1, 10, 100)
+        ),
+        ("batches of 10, each event with a state change", lambda j: append_rate(j, 10, state=True)),
+        ("append, read, acknowledge, 2 handlers, batches of 10", lambda j: all_steps_rate(j, 10, 500)),
+        ("append, read, acknowledge, 2 handlers, batches of 100", lambda j: all_steps_rate(j, 100, 500)),
+        ("append, read, acknowledge, one event per read", lambda j: all_steps_rate(j, 10, 1)),
+        ("read and acknowledge from disk", from_disk_rate),
     ]
-    for what, measure in measures:
+    for title, measure in measures:
         with tempfile.TemporaryDirectory(dir=where) as directory:
             async with open_journal(Path(directory)) as journal:
                 rate = await measure(journal)
                 size = journal.figures.size / max(journal.figures.end, 1)
-            print(f"{what:56} {rate:10,.0f} events/s   {size:4.0f} bytes/event", flush=True)
+            print(f"{title:56} {rate:10,.0f} events/s   {size:4.0f} bytes/event", flush=True)
 
 
 if __name__ == "__main__":

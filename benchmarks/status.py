@@ -1,7 +1,7 @@
-"""How fast a daemon of 10,000 mailboxes says how it is, and for how long that keeps its loop from everything else.
+"""Measure how fast a daemon with 10,000 mailboxes answers status requests, and how long they block its event loop.
 
-`python benchmarks/status.py [DIRECTORY]`. The daemon is whole, but for its connections; it is asked over its Unix
-socket, while a task looks how late the loop comes to it.
+`python benchmarks/status.py [DIRECTORY]`. The daemon is complete, without connections to Exchange. Requests use its
+Unix socket, while a task measures how late the event loop wakes it.
 """
 
 from __future__ import annotations
@@ -49,41 +49,40 @@ async def main(where: Path) -> None:
                         for at, member in enumerate(runner.state.members)
                     )
                     runner.state = replace(runner.state, members=members)
-                # They stand as they are: nothing is asked of anybody.
+                # The groups keep this state: stop them before they send a request.
                 nursery.cancel_scope.cancel()
             async with Operations(daemon, lambda: (config, [])).at_hand():
                 for path in ("/status.json", "/metrics"):
-                    seconds, lateness = await asked(config.status_socket, path)
+                    seconds, delay = await measure(config.status_socket, path)
                     print(
-                        f"{path}: {seconds * 1000:.1f} ms in the middle, the loop late by {lateness * 1000:.1f} ms "
-                        "at most",
+                        f"{path}: {seconds * 1000:.1f} ms (median), event loop delay {delay * 1000:.1f} ms at most",
                         flush=True,
                     )
 
 
-async def asked(socket: Path, path: str) -> tuple[float, float]:
-    """Seconds until an answer, in the middle; and how late the loop was meanwhile, at most."""
-    late = 0.0
+async def measure(socket: Path, path: str) -> tuple[float, float]:
+    """Return the median seconds of a request, and the maximum delay of the event loop in seconds."""
+    delay = 0.0
 
-    async def look() -> None:
-        nonlocal late
+    async def measure_delay() -> None:
+        nonlocal delay
         while True:
             started_at = time.perf_counter()
             await trio.sleep(0.001)
-            late = max(late, time.perf_counter() - started_at - 0.001)
+            delay = max(delay, time.perf_counter() - started_at - 0.001)
 
     durations = []
     async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket))) as client:
         await client.get(f"http://x{path}")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(look)
+            nursery.start_soon(measure_delay)
             for _ in range(TIMES):
                 started_at = time.perf_counter()
                 answer = (await client.get(f"http://x{path}")).raise_for_status()
                 durations.append(time.perf_counter() - started_at)
                 assert len(answer.content) > 500
             nursery.cancel_scope.cancel()
-    return median(durations), late
+    return median(durations), delay
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one event costs on its way from bytes to values: `make bench`. Microseconds, the best of five."""
+"""Measure the time to parse one event and convert it: microseconds, the best of five runs."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from listener.event import MailboxEvent
 from listener.ews.events import Notification, mailbox_event
 from listener.ews.stream import StreamParser
 
-EVENTS_AN_ENVELOPE = 3
+EVENTS_PER_ENVELOPE = 3
 ENVELOPES = 5_000
 EVENT = (
     '<t:CreatedEvent><t:TimeStamp>2026-01-01T12:00:00Z</t:TimeStamp><t:ItemId Id="AAMkAGI2TG93AAAA{n:060d}" '
@@ -31,28 +31,28 @@ ENVELOPE = (
 
 
 def main() -> None:
-    """Prints a row a step."""
+    """Print one row for each step."""
     log.configure("error")
     body = "".join(
-        ENVELOPE.format(events="".join(EVENT.format(n=3 * e + n) for n in range(EVENTS_AN_ENVELOPE)))
+        ENVELOPE.format(events="".join(EVENT.format(n=3 * e + n) for n in range(EVENTS_PER_ENVELOPE)))
         for e in range(ENVELOPES)
     ).encode()
     chunks = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
-    count = EVENTS_AN_ENVELOPE * ENVELOPES
+    count = EVENTS_PER_ENVELOPE * ENVELOPES
     parsed = parse(chunks)
     events = to_events(parsed)
-    print(f"{count} events, {EVENTS_AN_ENVELOPE} an envelope, {len(body) / count:.0f} bytes an event")
-    row("parse the stream", count, lambda: parse(chunks))
-    row("make mailbox events", count, lambda: to_events(parsed))
-    row("to CloudEvents JSON", count, lambda: [event.to_json() for event in events])
+    print(f"{count} events, {EVENTS_PER_ENVELOPE} per envelope, {len(body) / count:.0f} bytes per event")
+    print_row("parse the stream", count, lambda: parse(chunks))
+    print_row("make mailbox events", count, lambda: to_events(parsed))
+    print_row("to CloudEvents JSON", count, lambda: [event.to_json() for event in events])
 
 
-def row(name: str, count: int, work: Callable[[], object]) -> None:
-    best = min(timed(work) for _ in range(5))
-    print(f"{name:30} {best / count * 1e6:7.2f} µs an event {count / best:12,.0f} events/s")
+def print_row(name: str, count: int, work: Callable[[], object]) -> None:
+    best = min(measure(work) for _ in range(5))
+    print(f"{name:30} {best / count * 1e6:7.2f} µs per event {count / best:12,.0f} events/s")
 
 
-def timed(work: Callable[[], object]) -> float:
+def measure(work: Callable[[], object]) -> float:
     started_at = time.perf_counter()
     work()
     return time.perf_counter() - started_at

@@ -1,4 +1,4 @@
-"""`python -m listener` is `ews-listener`."""
+"""Entry point of `python -m listener`, which is the same as `ews-listener`."""
 
 from listener.cli import main
 

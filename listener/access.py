@@ -1,11 +1,10 @@
-"""How a mailbox is got at: in whose name requests about it are made, and which of its folders are asked for.
+"""Access to a mailbox: the identity that requests use, and the folders that they name.
 
 Three kinds ("Impersonation and EWS in Exchange", "Delegate access and EWS in Exchange", learn.microsoft.com):
 
-- `impersonation`: requests are made in the owner's name, who is told by SMTP address, UPN or SID;
-- `delegate`: requests are made in the account's own name, and folders are named together with their owner. A
-  permission on a folder works in the same way. All folders at once cannot be subscribed to like this: the request has
-  no place for an owner;
+- `impersonation`: requests act as the owner, identified by SMTP address, UPN or SID;
+- `delegate`: requests act as the account itself, and name each folder with its owner. Folder permissions work in the
+  same way. A subscription to all folders is impossible: that request has no element for an owner;
 - `own`: the account's own mailbox.
 """
 
@@ -21,8 +20,11 @@ AccessKind: TypeAlias = Literal["impersonation", "delegate", "own"]
 
 @dataclass(frozen=True, slots=True)
 class MailboxAccess:
-    """The way into one mailbox. `impersonate` is None where requests are made in the account's own name; `owner` is
-    named with each folder if that is not the account; `folders` None means all."""
+    """Access to one mailbox.
+
+    `impersonate` is None if requests act as the account itself. `owner` is sent with each folder, and None if it is
+    not needed. `folders` None means all folders.
+    """
 
     kind: AccessKind
     impersonate: Impersonation | None
@@ -30,20 +32,20 @@ class MailboxAccess:
     folders: tuple[FolderRef, ...] | None
 
     def folder(self, name: str) -> FolderRef:
-        """A folder of this mailbox, by its distinguished name."""
+        """Return a folder of this mailbox by its distinguished name."""
         return FolderRef(name, mailbox=self.owner)
 
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:
-    """How some mailboxes are got at; `folders` are distinguished names, None means all."""
+    """Access that several mailboxes have in common. `folders` are distinguished names; None means all folders."""
 
     kind: AccessKind = "impersonation"
     impersonate_by: ImpersonationKind = "PrimarySmtpAddress"
     folders: tuple[str, ...] | None = None
 
     def of(self, mailbox: str) -> MailboxAccess:
-        """The way into this mailbox."""
+        """Return the access to this mailbox."""
         owner = mailbox if self.kind == "delegate" else None
         return MailboxAccess(
             kind=self.kind,
@@ -57,15 +59,15 @@ class AccessRule:
 
 @dataclass(slots=True)
 class AccessRules:
-    """One rule for all mailboxes, and others for some. It may be changed while it is in use."""
+    """The default rule, and rules of single mailboxes. They may change during use."""
 
     default: AccessRule = AccessRule()
     others: Mapping[str, AccessRule] = field(default_factory=dict)
 
     def of(self, mailbox: str) -> MailboxAccess:
-        """The way into this mailbox."""
+        """Return the access to this mailbox."""
         return self.others.get(mailbox, self.default).of(mailbox)
 
     def kind_of(self, mailbox: str) -> AccessKind:
-        """What kind of way it is."""
+        """Return the kind of access to this mailbox."""
         return self.others.get(mailbox, self.default).kind

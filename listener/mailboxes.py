@@ -1,9 +1,9 @@
-"""Who is to be listened to: the configuration, a file, members of distribution groups; asked again on a schedule.
+"""The mailbox source: the list of mailboxes from the configuration, a file and distribution groups.
 
-A group or a file that cannot be read keeps those that it had, and a group of which only a part is told loses nobody.
-If what is told anew would drop more than `max_drop` of all mailboxes, nothing is changed, and the log warns: a group
-that was emptied by mistake must not silence everybody. What groups told last is kept in the journal, so that neither
-a start without Exchange nor one after a mistake forgets them.
+The file and the groups are read again on a schedule. A source that cannot be read keeps its previous mailboxes, and
+a group with an incomplete answer loses none. If a refresh would drop more than the share `max_drop` of all mailboxes,
+it is rejected and logged, because a group that was emptied by mistake must not stop the daemon's work. The members of
+groups are stored in the journal, so that a start without Exchange, or after such a mistake, still knows them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ Expand = Callable[[str], Awaitable[Expansion]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where mailboxes come from. `listed` are those of the configuration, `in_file` those that its file has now;
-    `parse` reads the bytes of that file, and raises ValueError. Those that are in `never` are left out of both."""
+    """The configured sources.
+
+    `listed` are the mailboxes in the configuration, `in_file` those in the file now. `parse` parses the content of
+    the file; it raises ValueError. `never` are must_deny mailboxes, which are removed from the file and the groups.
+    """
 
     listed: tuple[str, ...] = ()
     file: Path | None = None
@@ -46,7 +49,7 @@ class Sources:
 
 @dataclass(slots=True, kw_only=True)
 class MailboxSource:
-    """All mailboxes, as far as is known. `changed` is called when they are others; `refresh` is in seconds."""
+    """The current list of mailboxes. `changed` is called after each change. `refresh` is the interval in seconds."""
 
     sources: Sources
     expand: Expand
@@ -56,99 +59,102 @@ class MailboxSource:
     _in_file: tuple[str, ...] = field(init=False)
     _members: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
     _journal: Journal | None = None
-    _woken: trio.Event = field(default_factory=trio.Event)
+    _refresh_requested: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self._in_file = self.sources.in_file
 
     @property
     def mailboxes(self) -> tuple[str, ...]:
-        """Everybody, each once."""
-        return self._everybody(self._in_file, self._members)
+        """All mailboxes without duplicates."""
+        return self._combine(self._in_file, self._members)
 
     def change(self, sources: Sources, *, refresh: float, max_drop: float) -> None:
-        """Other sources from now on, by the operator's will: groups that stay keep their members, and all are asked
-        at once. Calls `changed`."""
+        """Replace the sources after a reload and refresh at once.
+
+        Groups that remain keep their members. `max_drop` does not apply, because the operator made the change. Calls
+        `changed`.
+        """
         self.sources, self.refresh, self.max_drop = sources, refresh, max_drop
         self._in_file = sources.in_file
         self._members = {group: self._members.get(group, ()) for group in sources.groups}
         self.changed()
-        self._woken.set()
-        self._woken = trio.Event()
+        self._refresh_requested.set()
+        self._refresh_requested = trio.Event()
 
     async def recall(self, journal: Journal) -> None:
-        """What groups told before this process began counts until they tell anew."""
+        """Load the stored members of groups. They are used until the first refresh."""
         self._journal = journal
-        kept = await journal.load(NAMESPACE)
-        self._members = {group: _members_in(group, kept.get(group)) for group in self.sources.groups}
-        if strangers := kept.keys() - set(self.sources.groups):
-            await journal.append((), [Drop(NAMESPACE, group) for group in sorted(strangers)])
+        stored = await journal.load(NAMESPACE)
+        self._members = {group: _decode_members(group, stored.get(group)) for group in self.sources.groups}
+        if removed := stored.keys() - set(self.sources.groups):
+            await journal.append((), [Drop(NAMESPACE, group) for group in sorted(removed)])
 
     async def run(self) -> None:
-        """Asks again and again, until it is cancelled."""
+        """Refresh at the interval, and sooner after a failure, until cancelled."""
         failures = 0
         while True:
-            woken = self._woken
+            requested = self._refresh_requested
             pause = inf
             if self.sources.groups or self.sources.file:
                 try:
-                    whole = await self.take()
-                except Exception as error:  # it must not end the daemon: the mailboxes of before stay
+                    complete = await self.refresh_now()
+                except Exception as error:  # must not stop the daemon: the previous mailboxes remain
                     log.error("mailboxes.refresh_crashed", exc_info=error)
-                    whole = False
-                failures = 0 if whole else failures + 1
-                pause = min(self.refresh, AGAIN.longest(failures)) if failures else self.refresh
+                    complete = False
+                failures = 0 if complete else failures + 1
+                pause = min(self.refresh, RETRY.longest(failures)) if failures else self.refresh
             with trio.move_on_after(pause):
-                await woken.wait()
+                await requested.wait()
 
-    async def take(self) -> bool:
-        """Asks all sources, and takes up what they tell; whether all of them told."""
-        sources, whole = self.sources, True
-        told: dict[str, tuple[str, ...]] = {}
+    async def refresh_now(self) -> bool:
+        """Read all sources and apply the result. Return whether all of them could be read completely."""
+        sources, complete = self.sources, True
+        found: dict[str, tuple[str, ...]] = {}
         for group in sources.groups:
             try:
                 members = await members_of(group, self.expand)
             except ExchangeError as error:
-                whole = False
-                _tell_failure(group, group, error.failure)
+                complete = False
+                _log_failure(group, group, error.failure)
                 continue
-            except Exception as error:  # a fence: the answer about one group must not end the others' refresh
-                whole = False
+            except Exception as error:  # an unexpected answer about one group must not affect the others
+                complete = False
                 log.error("mailboxes.refresh_crashed", source=group, exc_info=error)
                 continue
-            told[group] = members.mailboxes
+            found[group] = members.mailboxes
             if members.failures:
-                whole = False
-                told[group] = tuple(sorted({*members.mailboxes, *self._members.get(group, ())}))
+                complete = False
+                found[group] = tuple(sorted({*members.mailboxes, *self._members.get(group, ())}))
             for within, failure in members.failures.items():
-                _tell_failure(group, within, failure)
+                _log_failure(group, within, failure)
         in_file = self._in_file
         if sources.file is not None:
             try:
                 in_file = sources.parse(await trio.Path(sources.file).read_bytes())
             except (OSError, ValueError) as error:
-                whole = False
+                complete = False
                 log.warning("mailboxes.refresh_failed", source=str(sources.file), text=str(error))
-        if sources is self.sources:  # else it was changed meanwhile, and is asked again
+        if sources is self.sources:  # otherwise a reload replaced them, and another refresh follows
             for mailbox in sources.never.intersection(in_file):
                 log.warning("mailboxes.must_deny", source=str(sources.file), mailbox=mailbox)
-            await self._take_up(told, in_file)
-        return whole
+            await self._apply(found, in_file)
+        return complete
 
-    async def _take_up(self, told: dict[str, tuple[str, ...]], in_file: tuple[str, ...]) -> None:
-        members = self._members | told
-        before, after = set(self.mailboxes), set(self._everybody(in_file, members))
+    async def _apply(self, found: dict[str, tuple[str, ...]], in_file: tuple[str, ...]) -> None:
+        members = self._members | found
+        before, after = set(self.mailboxes), set(self._combine(in_file, members))
         dropped = before - after
         if len(dropped) > self.max_drop * len(before):
             figures = {"mailboxes": len(before), "dropped": len(dropped), "max_drop": self.max_drop}
             log.error("mailboxes.refresh_rejected", **figures)
             return
-        news = [Put(NAMESPACE, group, _ENCODE(those)) for group, those in told.items()]
+        changes = [Put(NAMESPACE, group, _ENCODE(addresses)) for group, addresses in found.items()]
         if self._journal is not None and members != self._members:
             sources = self.sources
-            await self._journal.append((), news)
+            await self._journal.append((), changes)
             if sources is not self.sources:
-                return  # it was changed meanwhile, and is asked again
+                return  # a reload replaced the sources, and another refresh follows
         self._members, self._in_file = members, in_file
         if before != after:
             log.info(
@@ -156,30 +162,29 @@ class MailboxSource:
             )
             self.changed()
 
-    def _everybody(self, in_file: Sequence[str], members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-        told = dict.fromkeys(chain(in_file, *members.values()))
-        kept = (mailbox for mailbox in told if mailbox not in self.sources.never)
-        return tuple(dict.fromkeys((*self.sources.listed, *kept)))
+    def _combine(self, in_file: Sequence[str], members: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        found = chain(in_file, *members.values())
+        allowed = (mailbox for mailbox in found if mailbox not in self.sources.never)
+        return tuple(dict.fromkeys((*self.sources.listed, *allowed)))
 
 
 class Members(NamedTuple):
-    """The addresses of mailboxes in a group and in the groups within it, sorted; and by group why not all of its
-    members could be told."""
+    """The sorted addresses of the mailboxes in a group and its nested groups, and the failures by group."""
 
     mailboxes: tuple[str, ...]
     failures: Mapping[str, Failure]
 
 
 async def members_of(group: str, expand: Expand) -> Members:
-    """Everybody in a group. Raises ExchangeError if nothing can be told of the group itself."""
+    """Return all members of a group. Raises ExchangeError if the group itself cannot be expanded."""
     seen, todo, found = {group}, [group], set[str]()
     failures: dict[str, Failure] = {}
     expanded = 0
     while todo:
         source = todo.pop()
         expanded += 1
-        if expanded > MOST_GROUPS or len(found) > MOST_MEMBERS:
-            failures[group] = ENDLESS
+        if expanded > MAX_GROUPS or len(found) > MAX_MEMBERS:
+            failures[group] = TOO_LARGE
             break
         try:
             expansion = await expand(source)
@@ -192,7 +197,7 @@ async def members_of(group: str, expand: Expand) -> Members:
             failures[source] = INCOMPLETE
         for member in expansion.members:
             if member.type in GROUPS and member.address:
-                if member.address not in seen:  # groups may hold each other
+                if member.address not in seen:  # groups may contain each other
                     seen.add(member.address)
                     todo.append(member.address)
             elif member.type in MAILBOXES and member.address:
@@ -204,37 +209,35 @@ async def members_of(group: str, expand: Expand) -> Members:
     return Members(tuple(sorted(found)), failures)
 
 
-def _members_in(group: str, kept: bytes | None) -> tuple[str, ...]:
+def _decode_members(group: str, stored: bytes | None) -> tuple[str, ...]:
     try:
-        return () if kept is None else _DECODE(kept)
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # a damaged row: the group is asked anyway
+        return () if stored is None else _DECODE(stored)
+    # A damaged row is ignored: the next refresh reads the group again.
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         log.warning("mailboxes.state_unreadable", group=group, reason=str(error))
         return ()
 
 
-def _tell_failure(group: str, source: str, failure: Failure) -> None:
+def _log_failure(group: str, source: str, failure: Failure) -> None:
     within = {} if source == group else {"within": group}
     log.warning("mailboxes.refresh_failed", source=source, **within, code=failure.code, text=failure.text)
 
 
+# Namespace in the journal. Existing journals have this name.
 NAMESPACE = "census"
 
-# The server left members out (IncludesLastItemInRange).
-INCOMPLETE = Failure(code="UnexpectedReply", text="only a part of its members was told")
+# The server omitted members (IncludesLastItemInRange).
+INCOMPLETE = Failure(code="UnexpectedReply", text="the server returned only some of the members")
 
-# A server can name another group within each group, without end.
-MOST_GROUPS, MOST_MEMBERS = 1000, 100_000
-ENDLESS = Failure(
-    code="UnexpectedReply", text=f"over {MOST_GROUPS} groups within it, or over {MOST_MEMBERS} members"
+# Limits, because a server could return another nested group for each group, without end.
+MAX_GROUPS, MAX_MEMBERS = 1000, 100_000
+TOO_LARGE = Failure(
+    code="UnexpectedReply",
+    text=f"the group has over {MAX_GROUPS} nested groups or over {MAX_MEMBERS} members",
 )
 
-# The patience where a source could not be read.
-AGAIN = Backoff(first=30.0, factor=2.0, cap=3600.0)
+# The backoff while a source cannot be read.
+RETRY = Backoff(first=30.0, factor=2.0, cap=3600.0)
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(tuple[str, ...]).decode

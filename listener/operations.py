@@ -1,4 +1,4 @@
-"""What the operator sees of a running daemon and can ask of it: its snapshot, a reload, a look at one mailbox."""
+"""Operations on a running daemon: status snapshot, reload, tracing of one mailbox."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ Load = Callable[[], tuple[Config, Sequence[Source]]]
 
 
 class Operations:
-    """Made for one daemon; `load` reads its configuration anew, and raises ConfigError if it is bad. It may block."""
+    """Operations on one daemon. `load` reads the configuration; it may block, and raises ConfigError if it is
+    invalid."""
 
     def __init__(self, daemon: Daemon, load: Load) -> None:
         self._daemon = daemon
@@ -41,26 +42,29 @@ class Operations:
 
     @asynccontextmanager
     async def at_hand(self) -> AsyncIterator[None]:
-        """Operators are answered, and SIGHUP is obeyed, while the context lasts. Raises as open_door() does."""
+        """Serve the HTTP interface and handle SIGHUP while the context is open.
+
+        Raises ConfigError like open_listener_socket().
+        """
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
             async with open_listener_socket(self._daemon.config, self), trio.open_nursery() as nursery:
-                nursery.start_soon(self._obey, signals)
+                nursery.start_soon(self._reload_on_signal, signals)
                 yield
                 nursery.cancel_scope.cancel()
 
-    async def _obey(self, signals: AsyncIterator[int]) -> None:
+    async def _reload_on_signal(self, signals: AsyncIterator[int]) -> None:
         async for _ in signals:
-            with suppress(ConfigError):  # the log has it
+            with suppress(ConfigError):  # reload() has logged it
                 await self.reload()
 
-    # --- looking
+    # --- status
 
     def snapshot(self) -> Snapshot:
-        """How the daemon is now."""
+        """Return the current status."""
         daemon, now = self._daemon, trio.current_time()
         manager, runners = daemon.manager, daemon.runners
         offset = time.time() - now
-        groups = take.group_statuses(manager, now, lambda moment: round(moment + offset, 3))
+        groups = take.group_statuses(manager, now, lambda time: round(time + offset, 3))
         return Snapshot(
             version=__version__,
             pid=os.getpid(),
@@ -86,7 +90,7 @@ class Operations:
         )
 
     def streaming(self) -> Iterator[tuple[str, bool]]:
-        """Each mailbox, and whether it has a stream."""
+        """Return each mailbox, and whether it has a stream."""
         for runner in self._daemon.runners.by_group.values():
             open_ones = (
                 set(runner.state.stream.subscriptions) if runner.streaming and runner.state.stream else set()
@@ -94,31 +98,33 @@ class Operations:
             for member in runner.state.members:
                 yield member.mailbox, (member.mailbox, member.subscription) in open_ones
 
-    # --- reloading
+    # --- reload
 
     async def reload(self) -> tuple[str, ...]:
-        """Takes up the configuration anew; returns the keys whose new values take effect at the next start.
+        """Reload the configuration. Return the keys whose new values take effect at the next start.
 
-        Raises ConfigError if it is bad, or a handler cannot be opened; then nothing has changed.
+        Raises ConfigError if the configuration is invalid or a handler cannot be opened; then nothing has changed.
         """
         async with self._one_reload:
             daemon = self._daemon
-            if daemon.stage != "listening":  # the service manager must not take the end of this for a start
+            # The end of a reload sends READY=1 to systemd, which must not look like the end of the start.
+            if daemon.stage != "listening":
                 problem = Problem("reload", f"the daemon is {daemon.stage}; try again later")
-                self._refuse((str(problem),))
+                self._reject((str(problem),))
                 raise ConfigError([problem])
             with daemon.systemd.reloading():
                 try:
                     pending = await self._reload()
                 except ConfigError as error:
-                    self._refuse(tuple(str(problem) for problem in error.problems))
+                    self._reject(tuple(str(problem) for problem in error.problems))
                     raise
                 except Exception as error:
-                    # A mistake in the listener itself; what has been changed by then stays changed.
+                    # A bug in the daemon. Changes made before the exception remain in effect.
                     log.error("listener.reload_crashed", exc_info=error)
-                    raise ConfigError([Problem("reload", "broke off: the log has the reason")]) from error
+                    problem = Problem("reload", "failed because of an internal error; see the log")
+                    raise ConfigError([problem]) from error
             log.info("listener.reloaded", mailboxes=self._daemon.manager.mailboxes, pending=pending)
-            self._note(done=self._reloads.done + 1, problems=(), pending=pending)
+            self._record(done=self._reloads.done + 1, problems=(), pending=pending)
             return pending
 
     async def _reload(self) -> tuple[str, ...]:
@@ -129,19 +135,21 @@ class Operations:
         logging.change(config.log.level, config.log.repeat_interval)
         return pending
 
-    def _refuse(self, problems: tuple[str, ...]) -> None:
+    def _reject(self, problems: tuple[str, ...]) -> None:
         log.error("listener.reload_rejected", problems=problems)
-        self._note(refused=self._reloads.refused + 1, problems=problems)
+        self._record(refused=self._reloads.refused + 1, problems=problems)
 
-    def _note(self, **changes: Any) -> None:
+    def _record(self, **changes: Any) -> None:
         self._reloads = structs.replace(self._reloads, last=round(time.time(), 3), **changes)
 
-    # --- watching
+    # --- tracing
 
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
-        """Lines of JSON about what happens with a mailbox, as it happens, in whatever case it is named. Raises
-        LookupError if it is unknown."""
+        """Trace a mailbox in real time, as lines of JSON. The case of the address does not matter.
+
+        Raises LookupError if it is unknown.
+        """
         for address in self._daemon.manager.addresses():
             if address.casefold() == mailbox.casefold():
                 return self._daemon.tracing.watch(address)
-        raise LookupError(f"{mailbox} is not listened to")
+        raise LookupError(f"unknown mailbox {mailbox}: the daemon does not listen to it")

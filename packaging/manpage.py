@@ -1,4 +1,4 @@
-"""Writes the manual page ews-listener(1): the commands from the program itself, the rest from docs/CLI.md."""
+"""Print the manual page ews-listener(1): commands from the program itself, the rest from docs/CLI.md."""
 
 import re
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from listener.cli import app
 PAGE = (Path(__file__).parent.parent / "docs" / "CLI.md").read_text(encoding="utf-8")
 FILES = {
     "/etc/ews-listener/config.toml": "The configuration of the service ews-listener.",
-    "/etc/ews-listener/NAME.toml": "That of the instance ews-listener@NAME.",
-    "/var/lib/ews-listener": "What the service must remember: the journal of events, the state of mailboxes.",
+    "/etc/ews-listener/NAME.toml": "The configuration of the instance ews-listener@NAME.",
+    "/var/lib/ews-listener": "The state of the service: the event journal and the state of mailboxes.",
 }
 
 
 def text(words: str) -> str:
-    """Plain text or Markdown of one paragraph, as roff."""
+    """Return one paragraph of plain text or Markdown as roff."""
     words = re.sub(r"\[([^]]+)]\([^)]+\)", r"\1", " ".join(words.split()))
     words = words.replace("\\", r"\e").replace("-", r"\-").replace("…", "...")
     words = re.sub(r"`([^`]+)`", r"\\fB\1\\fR", words)
@@ -27,19 +27,21 @@ def text(words: str) -> str:
 
 
 def section(title: str) -> str:
-    """What docs/CLI.md says under a heading."""
-    return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    """Return the text below a heading of docs/CLI.md."""
+    _, heading, rest = PAGE.partition(f"\n## {title}\n")
+    assert heading, f"docs/CLI.md has no heading {title!r}"
+    return rest.partition("\n## ")[0]
 
 
 def rows(table: str) -> Iterator[list[str]]:
-    """The cells of a table's rows, without its head."""
+    """Yield the cells of each row of a table, its header included, without the separator line."""
     for line in table.splitlines():
         if line.startswith("|") and not set(line) <= set("|-"):
             yield [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """All commands below this one, with their whole names."""
+    """Yield the full name and the command of each visible leaf command below `command`."""
     for word, below in getattr(command, "commands", {}).items():
         if not below.hidden:
             if getattr(below, "commands", None):
@@ -68,7 +70,7 @@ def describe(name: str, command: Any) -> Iterator[str]:
 def page() -> Iterator[str]:
     yield f'.TH EWS\\-LISTENER 1 "" "ews\\-listener {text(__version__)}" "User Commands"'
     yield ".SH NAME"
-    yield r"ews\-listener \- listens to Exchange mailboxes and hands each event to handlers"
+    yield r"ews\-listener \- stream changes from Microsoft Exchange mailboxes to handlers"
     yield ".SH SYNOPSIS"
     yield r".B ews\-listener"
     yield r".I COMMAND"
@@ -90,7 +92,7 @@ def page() -> Iterator[str]:
     yield ".SH ENVIRONMENT"
     yield ".TP"
     yield r"\fBEWS_LISTENER_CONFIG\fR"
-    yield r"The configuration file, where \fB\-\-config\fR names none."
+    yield r"The configuration file, if the option \fB\-\-config\fR is not given."
     yield ".SH FILES"
     for file, means in FILES.items():
         yield ".TP"

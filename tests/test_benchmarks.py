@@ -1,4 +1,4 @@
-"""The benchmarks run. How fast things are is not for a test to say."""
+"""Each benchmark runs with small numbers. A test does not judge speed."""
 
 import importlib.util
 from pathlib import Path
@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {"SECONDS": 0.02, "GROUPS": 2, "ENVELOPES": 10, "LATE": 20, "SAVED": 1.0, "COUNT": 30, "TIMES": 2}
 
 
-def small(path: Path) -> ModuleType:
-    """The benchmark with small numbers."""
+def load_with_small_numbers(path: Path) -> ModuleType:
+    """Import the benchmark and reduce its constants."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -25,11 +25,11 @@ def small(path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
-def test_it_runs(
+def test_benchmark(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(FOLDER)
-    main: Any = small(path).main
+    main: Any = load_with_small_numbers(path).main
     if path.stem == "stream":
         main()
     elif path.stem == "restart":

@@ -1,4 +1,4 @@
-"""Logging, and the catalogue of its event names in docs/LOGS.md."""
+"""Logging, and the catalog of event names in docs/LOGS.md."""
 
 import ast
 import functools
@@ -37,7 +37,7 @@ class Terminal(io.TextIOWrapper):
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     root, libraries = logging.getLogger(), [logging.getLogger(name) for name in LIBRARIES]
     before = [(logger, logger.level, list(logger.handlers)) for logger in (root, *libraries)]
     yield
@@ -50,7 +50,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture
 def lines() -> Callable[[], list[dict[str, Any]]]:
-    """JSON logging at level info; what was logged since the last call."""
+    """Configure JSON logging at level info. Return a function that returns the lines since its last call."""
     stream = io.TextIOWrapper(buffer := io.BytesIO())
     log.configure("info", "auto", stream)
 
@@ -58,13 +58,13 @@ def lines() -> Callable[[], list[dict[str, Any]]]:
         found = [json.loads(line) for line in buffer.getvalue().splitlines()]
         buffer.truncate(0)
         buffer.seek(0)
-        assert not stream.closed  # and so it is kept alive
+        assert not stream.closed  # this reference keeps the stream alive
         return found
 
     return read
 
 
-def test_a_line_is_one_json_object(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_line_is_one_json_object(lines: Callable[[], list[dict[str, Any]]]) -> None:
     logger = structlog.get_logger()
     logger.debug("group.asleep")
     logger.info("group.started", group="a", mailboxes=3, wait=1.5, path=Path("/x"), none=None)
@@ -77,7 +77,7 @@ def test_a_line_is_one_json_object(lines: Callable[[], list[dict[str, Any]]]) ->
     }  # fmt: skip
 
 
-def test_what_is_no_good_json_is_logged_all_the_same(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_values_that_json_cannot_encode_are_logged(lines: Callable[[], list[dict[str, Any]]]) -> None:
     structlog.get_logger().info("a.b", text="\udc80", table={(1, 2): 3})
     structlog.get_logger().info("a.c", raw=b"bytes")
     (first, second) = lines()
@@ -134,19 +134,19 @@ def test_credentials_in_texts_and_tracebacks_are_masked(text: str, format_: Any)
     except ValueError as error:
         structlog.get_logger().exception("a.b", reason=str(error), reasons=[str(error)], error=error)
     stream.flush()
-    told = buffer.getvalue().decode()
-    assert "a.b" in told
-    assert "***" in told
-    assert SECRET not in told
+    output = buffer.getvalue().decode()
+    assert "a.b" in output
+    assert "***" in output
+    assert SECRET not in output
 
 
-def test_words_about_secrets_are_no_secrets(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_words_about_secrets_are_not_masked(lines: Callable[[], list[dict[str, Any]]]) -> None:
     text = "Basic authentication was refused; see the cookie table at https://example.com/@x"
     structlog.get_logger().info("a.b", text=text)
     assert lines()[0]["text"] == text
 
 
-def test_other_libraries_and_warnings_come_in(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_other_libraries_and_warnings_are_logged(lines: Callable[[], list[dict[str, Any]]]) -> None:
     logging.getLogger("httpx").info("HTTP Request: POST …")
     logging.getLogger("httpcore.connection").debug("connect_tcp.started")
     logging.getLogger("acme").warning("password is %s", "long")
@@ -154,7 +154,7 @@ def test_other_libraries_and_warnings_come_in(lines: Callable[[], list[dict[str,
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
-        logging.captureWarnings(True)  # anew, since the test runner catches warnings itself
+        logging.captureWarnings(True)  # again, because the test runner captures warnings itself
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     first, second, third = lines()
     assert (first["event"], first["logger"], first["message"]) == ("python.log", "acme", "password is long")
@@ -172,7 +172,7 @@ def test_exceptions_of_other_libraries(lines: Callable[[], list[dict[str, Any]]]
     assert "ValueError: boom" in line["exception"]
 
 
-def test_it_can_be_configured_again(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_logging_can_be_configured_again(lines: Callable[[], list[dict[str, Any]]]) -> None:
     logger = structlog.get_logger()
     logger.info("a.b")
     stream = io.TextIOWrapper(buffer := io.BytesIO())
@@ -184,7 +184,7 @@ def test_it_can_be_configured_again(lines: Callable[[], list[dict[str, Any]]]) -
     stream.close()
 
 
-def test_the_level_changes_for_loggers_that_are_bound_already(
+def test_level_changes_for_bound_loggers(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     bound = structlog.get_logger().bind(group="g")
@@ -198,8 +198,8 @@ def test_the_level_changes_for_loggers_that_are_bound_already(
     assert [(line["event"], line["level"]) for line in lines()] == [("a.c", "debug"), ("python.log", "debug")]
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
-def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch, no_color: str | None, coloured: bool) -> None:
+@pytest.mark.parametrize(("no_color", "colored"), [(None, True), ("1", False)])
+def test_terminal_gets_text(monkeypatch: pytest.MonkeyPatch, no_color: str | None, colored: bool) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", no_color)
@@ -210,21 +210,21 @@ def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch, no_color: str | N
     text = buffer.getvalue().decode()
     assert "group.started" in text
     assert SECRET not in text
-    assert ("\x1b[" in text) is coloured
+    assert ("\x1b[" in text) is colored
 
 
 @functools.cache
 def logged() -> dict[str, set[str]]:
-    """The names of log events in the source, and where each stands.
+    """Return the names of log events in the source, with their locations.
 
-    They are the first arguments of `….info("…")` and so on, and then every other text that looks like one of them:
-    it begins with the same word, and is no module's name.
+    These are the first arguments of `….info("…")` and similar calls, and all other strings that look like an event:
+    they start with the same word as one and are not the name of a module, a file or a configuration key.
     """
     files = {path: ast.parse(path.read_text()) for path in (ROOT / "listener").rglob("*.py")}
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     modules |= {module.removesuffix(".__init__") for module in modules}
-    said = {name for tree in files.values() for name in names_in_calls(tree)}
-    subjects = {name.partition(".")[0] for name in said}
+    in_calls = {name for tree in files.values() for name in names_in_calls(tree)}
+    subjects = {name.partition(".")[0] for name in in_calls}
     found: dict[str, set[str]] = {}
     for path, tree in files.items():
         for node in ast.walk(tree):
@@ -233,11 +233,9 @@ def logged() -> dict[str, set[str]]:
             name = node.value
             if not isinstance(name, str) or not NAME.fullmatch(name) or name in modules:
                 continue
-            if (
-                name.endswith((".db", ".txt")) or name in OPTIONS
-            ):  # the name of a file, a key of the configuration
+            if name.endswith((".db", ".txt")) or name in OPTIONS:
                 continue
-            if name in said or name.partition(".")[0] in subjects:
+            if name in in_calls or name.partition(".")[0] in subjects:
                 found.setdefault(name, set()).add(f"{path.relative_to(ROOT)}:{node.lineno}")
     return found
 
@@ -245,24 +243,24 @@ def logged() -> dict[str, set[str]]:
 def names_in_calls(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            place = 0 if node.func.attr in METHODS else 1 if node.func.attr == "log" else len(node.args)
-            for argument in node.args[place : place + 1]:
+            index = 0 if node.func.attr in METHODS else 1 if node.func.attr == "log" else len(node.args)
+            for argument in node.args[index : index + 1]:
                 if isinstance(argument, ast.Constant) and NAME.fullmatch(str(argument.value)):
                     yield str(argument.value)
 
 
-def test_docs_list_every_log_event_and_no_other() -> None:
+def test_docs_list_exactly_the_existing_log_events() -> None:
     listed = re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/LOGS.md").read_text(), re.MULTILINE)
     assert len(listed) == len(set(listed)), "docs/LOGS.md lists a name twice"
     found = logged()
-    assert found, "no log event was found in the source: has the way of logging changed?"
+    assert found, "no log event was found in the source: have the names of the logger methods changed?"
     unlisted = {name: sorted(found[name]) for name in sorted(found.keys() - set(listed))}
-    assert not unlisted, f"logged, but without a row in docs/LOGS.md: {unlisted}"
+    assert not unlisted, f"logged, but not listed in docs/LOGS.md: {unlisted}"
     unknown = sorted(set(listed) - found.keys())
-    assert not unknown, f"listed in docs/LOGS.md, but logged nowhere in listener/: {unknown}"
+    assert not unknown, f"listed in docs/LOGS.md, but not logged in listener/: {unknown}"
 
 
-def test_the_audit_goes_to_a_file_of_its_own_at_the_end_and_masks_secrets(tmp_path: Path) -> None:
+def test_audit_file_is_appended_and_secrets_are_masked(tmp_path: Path) -> None:
     path = tmp_path / "new" / "audit.jsonl"
     for identity in ("anna", "ben"):
         with log.open_audit(path) as logger:
@@ -276,12 +274,12 @@ def test_the_audit_goes_to_a_file_of_its_own_at_the_end_and_masks_secrets(tmp_pa
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_audit_that_cannot_be_written_is_a_problem_of_the_configuration(tmp_path: Path) -> None:
+def test_audit_file_that_cannot_be_opened_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"log\.audit_file: cannot write"), log.open_audit(tmp_path):
         pass
 
 
-def test_the_audit_goes_on_in_the_file_that_the_path_names(tmp_path: Path) -> None:
+def test_audit_continues_in_a_new_file_after_a_rotation(tmp_path: Path) -> None:
     path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
     with log.open_audit(path) as logger:
         logger.info("audit.identity_used", identity="anna")
@@ -294,7 +292,7 @@ def test_the_audit_goes_on_in_the_file_that_the_path_names(tmp_path: Path) -> No
     assert [json.loads(line)["identity"] for line in path.read_text().splitlines()] == ["cem"]
 
 
-def test_a_line_that_was_cut_off_is_continued_by_none(tmp_path: Path) -> None:
+def test_audit_line_after_an_incomplete_line_starts_on_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text('{"identity": "ann')
     with log.open_audit(path) as logger:
@@ -303,13 +301,13 @@ def test_a_line_that_was_cut_off_is_continued_by_none(tmp_path: Path) -> None:
     assert (torn, json.loads(line)["identity"]) == ('{"identity": "ann', "ben")
 
 
-def test_a_full_disk_raises_and_names_the_file() -> None:
+def test_full_disk_raises_with_the_path_of_the_audit_file() -> None:
     with log.open_audit(Path("/dev/full")) as logger, pytest.raises(OSError, match="No space left") as caught:
         logger.info("audit.identity_used", identity="anna")
     assert caught.value.filename == "/dev/full"
 
 
-def test_the_audit_is_in_the_log_at_every_level(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_audit_is_logged_at_every_level(lines: Callable[[], list[dict[str, Any]]]) -> None:
     log.change("error", 60.0)
     with log.open_audit(None) as logger:
         logger.info("audit.identity_used", identity="anna")
@@ -317,7 +315,7 @@ def test_the_audit_is_in_the_log_at_every_level(lines: Callable[[], list[dict[st
     assert [(line["event"], line["level"]) for line in lines()] == [("audit.identity_used", "info")]
 
 
-def test_a_command_may_leave_the_audit_to_its_file() -> None:
+def test_commands_can_disable_the_audit_in_the_log() -> None:
     stream = io.TextIOWrapper(buffer := io.BytesIO())
     log.configure("error", "json", stream, audit=False)
     with log.open_audit(None) as logger:
@@ -326,7 +324,7 @@ def test_a_command_may_leave_the_audit_to_its_file() -> None:
     stream.close()
 
 
-def test_what_makes_tokens_is_not_heard_at_debug(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_authentication_libraries_are_not_logged_at_debug(lines: Callable[[], list[dict[str, Any]]]) -> None:
     log.change("debug", 0)
     for library in ("spnego._ntlm", "msal.application"):
         logging.getLogger(library).debug("token %s", "TlRMTVNTUAAD")

@@ -1,4 +1,4 @@
-"""Who is to be listened to, on a virtual clock: groups and a file that change, fail, and are emptied by mistake."""
+"""The mailbox source on a virtual clock: groups and a file that change, fail, or are emptied by mistake."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,30 +18,30 @@ from listener.errors import ExchangeError
 from listener.ews.codes import Failure
 from listener.ews.directory import Expansion, GroupMember
 from listener.journal.sqlite import open_journal
-from listener.mailboxes import MOST_GROUPS, MOST_MEMBERS, MailboxSource, Sources, members_of
+from listener.mailboxes import MAX_GROUPS, MAX_MEMBERS, MailboxSource, Sources, members_of
 
-GONE = Failure(code="ErrorNameResolutionNoResults")
+NOT_FOUND = Failure(code="ErrorNameResolutionNoResults")
 
 
 @dataclass
 class Groups:
-    """`says` has the members by group: an @ makes a group of them, a ! a contact, a … leaves others out; a Failure
-    instead is raised."""
+    """Distribution groups. `members` is by group: "@" marks a nested group, "!" a contact, "#" a public folder; "…"
+    omits other members. A Failure is raised."""
 
-    says: dict[str, list[str] | Failure] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    members: dict[str, list[str] | Failure] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
 
     async def expand(self, group: str) -> Expansion:
-        self.asked.append(group)
+        self.requests.append(group)
         await trio.lowlevel.checkpoint()
-        told = self.says.get(group, GONE)
-        if isinstance(told, Failure):
-            raise ExchangeError(told)
+        result = self.members.get(group, NOT_FOUND)
+        if isinstance(result, Failure):
+            raise ExchangeError(result)
         kinds = {"@": "PublicDL", "!": "Contact", "#": "PublicFolder"}
-        members = (
-            GroupMember(address=m.strip("@!#"), type=kinds.get(m[0], "Mailbox")) for m in told if m != "…"
+        found = (
+            GroupMember(address=m.strip("@!#"), type=kinds.get(m[0], "Mailbox")) for m in result if m != "…"
         )
-        return Expansion(tuple(members), complete="…" not in told)
+        return Expansion(tuple(found), complete="…" not in result)
 
 
 @dataclass
@@ -75,170 +75,172 @@ async def running(
 
 
 class TestMembers:
-    async def test_groups_within_groups_and_no_contacts(self) -> None:
+    async def test_nested_groups_without_contacts(self) -> None:
         groups = Groups({"all": ["zoe", "@team", "!partner", "#folder"], "team": ["ann", "zoe"]})
         assert await members_of("all", groups.expand) == (("ann", "zoe"), {})
 
-    async def test_groups_that_hold_each_other(self) -> None:
+    async def test_groups_that_contain_each_other(self) -> None:
         groups = Groups({"a": ["@b", "ann"], "b": ["@c", "@b"], "c": ["@a", "bob"]})
         assert await members_of("a", groups.expand) == (("ann", "bob"), {})
-        assert sorted(groups.asked) == ["a", "b", "c"]
+        assert sorted(groups.requests) == ["a", "b", "c"]
 
-    async def test_one_within_that_cannot_be_asked_is_named_and_the_others_are_told(self) -> None:
+    async def test_failure_of_a_nested_group_is_returned_with_the_other_members(self) -> None:
         found = await members_of("a", Groups({"a": ["@b", "ann", "@c"], "c": ["bob"]}).expand)
-        assert found == (("ann", "bob"), {"b": GONE})
+        assert found == (("ann", "bob"), {"b": NOT_FOUND})
 
-    async def test_one_that_is_told_in_part_is_named(self) -> None:
+    async def test_incomplete_nested_group_is_a_failure(self) -> None:
         found = await members_of("a", Groups({"a": ["@b"], "b": ["ann", "…"]}).expand)
         assert found.mailboxes == ("ann",)
-        assert [(group, why.text) for group, why in found.failures.items()] == [
-            ("b", "only a part of its members was told")
+        assert [(group, failure.text) for group, failure in found.failures.items()] == [
+            ("b", "the server returned only some of the members")
         ]
 
-    async def test_one_that_cannot_be_asked_itself_is_an_error(self) -> None:
+    async def test_failure_of_the_group_itself_is_raised(self) -> None:
         with pytest.raises(ExchangeError):
             await members_of("a", Groups().expand)
 
     @pytest.mark.parametrize("more", [("PublicDL", 1), ("PublicDL", 3), ("Mailbox", 5000)])
-    async def test_groups_without_end_have_a_bound(self, more: tuple[str, int]) -> None:
-        """What was found so far counts, and those from before stay: not all of it was told."""
-        asked = 0
+    async def test_endless_nesting_is_limited(self, more: tuple[str, int]) -> None:
+        """The members found so far are returned, with a failure, so that no previous member is dropped."""
+        requests = 0
 
         async def expand(_group: str) -> Expansion:
-            nonlocal asked
-            asked += 1
+            nonlocal requests
+            requests += 1
             kind, count = more
-            members = [GroupMember(address=f"{asked}-{n}@x.example", type=kind) for n in range(count)]
-            return Expansion((*members, GroupMember(address=f"next-{asked}@x.example", type="PublicDL")))
+            members = [GroupMember(address=f"{requests}-{n}@x.example", type=kind) for n in range(count)]
+            return Expansion((*members, GroupMember(address=f"next-{requests}@x.example", type="PublicDL")))
 
         found = await members_of("a", expand)
-        assert asked <= MOST_GROUPS
-        assert len(found.mailboxes) <= MOST_MEMBERS + 5000
+        assert requests <= MAX_GROUPS
+        assert len(found.mailboxes) <= MAX_MEMBERS + 5000
         assert found.failures["a"].code == "UnexpectedReply"
 
     @given(
         st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from(["@a", "@b", "@c", "1", "2"])))
     )
-    def test_it_comes_to_an_end_whatever_holds_what(self, says: dict[str, list[str]]) -> None:
-        groups = Groups({name: list(says.get(name, [])) for name in "abcdef"})
+    def test_expansion_ends_for_any_nesting(self, members: dict[str, list[str]]) -> None:
+        groups = Groups({name: list(members.get(name, [])) for name in "abcdef"})
         found = trio.run(members_of, "a", groups.expand)
-        assert len(groups.asked) == len(set(groups.asked))
+        assert len(groups.requests) == len(set(groups.requests))
         assert set(found.mailboxes) == {
-            m for group in groups.asked for m in says.get(group, []) if m[0] != "@"
+            m for group in groups.requests for m in members.get(group, []) if m[0] != "@"
         }
 
 
-async def test_members_join_those_of_the_configuration_and_are_asked_for_again() -> None:
+async def test_members_are_added_to_the_configured_mailboxes_and_refreshed() -> None:
     groups = Groups({"sales": ["ann", "bob"]})
     async with running(groups, Sources(listed=("zoe", "ann"), groups=("sales",)), refresh=0.05) as run:
         assert run.mailbox_source.mailboxes == ("zoe", "ann")
         await trio.sleep(0.02)
         assert run.mailbox_source.mailboxes == ("zoe", "ann", "bob")
-        groups.says["sales"] = ["ann", "bob", "cat"]
+        groups.members["sales"] = ["ann", "bob", "cat"]
         await trio.sleep(0.1)
         assert run.changes == [("zoe", "ann", "bob"), ("zoe", "ann", "bob", "cat")]
         assert run.logged("mailboxes.refreshed")[-1]["added"] == 1
 
 
-def census_of(groups: Groups, sources: Sources, **options: Any) -> MailboxSource:
+def source_of(groups: Groups, sources: Sources, **options: Any) -> MailboxSource:
     return MailboxSource(sources=sources, expand=groups.expand, changed=lambda: None, **options)
 
 
 @pytest.mark.parametrize(
-    ("left", "stopped"), [(["a", "b", "c", "d"], False), (["a", "b", "c"], True), ([], True)]
+    ("remaining", "rejected"), [(["a", "b", "c", "d"], False), (["a", "b", "c"], True), ([], True)]
 )
-async def test_a_refresh_that_would_drop_too_many_changes_nothing(left: list[str], *, stopped: bool) -> None:
+async def test_refresh_that_would_drop_too_many_mailboxes_is_rejected(
+    remaining: list[str], *, rejected: bool
+) -> None:
     groups = Groups({"all": ["a", "b", "c", "d", "e"]})
-    mailbox_source = census_of(groups, Sources(groups=("all",)), max_drop=0.2)
-    await mailbox_source.take()
-    groups.says["all"] = list(left)
+    mailbox_source = source_of(groups, Sources(groups=("all",)), max_drop=0.2)
+    await mailbox_source.refresh_now()
+    groups.members["all"] = list(remaining)
     with structlog.testing.capture_logs() as log:
-        await mailbox_source.take()
-    if stopped:
+        await mailbox_source.refresh_now()
+    if rejected:
         assert mailbox_source.mailboxes == ("a", "b", "c", "d", "e")
         (line,) = (line for line in log if line["event"] == "mailboxes.refresh_rejected")
-        assert (line["log_level"], line["mailboxes"], line["dropped"]) == ("error", 5, 5 - len(left))
+        assert (line["log_level"], line["mailboxes"], line["dropped"]) == ("error", 5, 5 - len(remaining))
     else:
-        assert mailbox_source.mailboxes == tuple(left)
+        assert mailbox_source.mailboxes == tuple(remaining)
 
 
-async def test_a_group_that_cannot_be_asked_keeps_its_members_while_others_change() -> None:
+async def test_failing_group_keeps_its_members_while_others_change() -> None:
     groups = Groups({"one": ["ann"], "two": ["bob"]})
-    mailbox_source = census_of(groups, Sources(groups=("one", "two")))
-    assert await mailbox_source.take()
-    groups.says |= {"one": GONE, "two": ["bob", "cat"]}
-    assert not await mailbox_source.take()
+    mailbox_source = source_of(groups, Sources(groups=("one", "two")))
+    assert await mailbox_source.refresh_now()
+    groups.members |= {"one": NOT_FOUND, "two": ["bob", "cat"]}
+    assert not await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("ann", "bob", "cat")
 
 
-@pytest.mark.parametrize("told", [["ann", "@team"], ["ann", "…"]])
-async def test_a_group_of_which_only_a_part_is_told_loses_nobody_and_others_come(told: list[str]) -> None:
+@pytest.mark.parametrize("answer", [["ann", "@team"], ["ann", "…"]])
+async def test_incomplete_group_loses_no_member_and_gains_new_ones(answer: list[str]) -> None:
     groups = Groups({"all": ["ann", "bob", "cat"]})
-    mailbox_source = census_of(groups, Sources(groups=("all",)))
-    assert await mailbox_source.take()
-    groups.says["all"] = [*told, "dan"]
+    mailbox_source = source_of(groups, Sources(groups=("all",)))
+    assert await mailbox_source.refresh_now()
+    groups.members["all"] = [*answer, "dan"]
     with structlog.testing.capture_logs() as log:
-        assert not await mailbox_source.take()
+        assert not await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("ann", "bob", "cat", "dan")
     (line,) = (line for line in log if line["event"] == "mailboxes.refresh_failed")
-    assert (line["source"], line.get("within")) == (("team", "all") if "@team" in told else ("all", None))
-    groups.says |= {"team": ["bob"], "all": [told[0], "dan", "cat", "@team"]}
-    assert await mailbox_source.take()
-    groups.says["all"] = ["ann", "dan", "cat", "@team"]
-    groups.says["team"] = []
+    assert (line["source"], line.get("within")) == (("team", "all") if "@team" in answer else ("all", None))
+    groups.members |= {"team": ["bob"], "all": [answer[0], "dan", "cat", "@team"]}
+    assert await mailbox_source.refresh_now()
+    groups.members["all"] = ["ann", "dan", "cat", "@team"]
+    groups.members["team"] = []
     mailbox_source.max_drop = 0.5
-    assert await mailbox_source.take()
+    assert await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("ann", "cat", "dan")
 
 
-async def test_failures_are_asked_again_sooner(autojump_clock: trio.testing.MockClock) -> None:
+async def test_refresh_is_retried_sooner_after_failures(autojump_clock: trio.testing.MockClock) -> None:
     groups = Groups()
-    mailbox_source = census_of(groups, Sources(groups=("all",)), refresh=86400.0)
+    mailbox_source = source_of(groups, Sources(groups=("all",)), refresh=86400.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mailbox_source.run)
         await trio.sleep(100)
-        assert len(groups.asked) == 3  # at 0, 30 and 90 s
-        groups.says["all"] = ["ann"]
+        assert len(groups.requests) == 3  # at 0, 30 and 90 s
+        groups.members["all"] = ["ann"]
         await trio.sleep(1000)
         assert mailbox_source.mailboxes == ("ann",)
-        assert len(groups.asked) == 4
+        assert len(groups.requests) == 4
         nursery.cancel_scope.cancel()
 
 
-async def test_the_file_is_read_again(tmp_path: Path) -> None:
+async def test_file_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "mailboxes.txt"
     sources = Sources(listed=("zoe@b.c",), file=file, in_file=("ann@b.c", "bob@b.c"))
-    mailbox_source = census_of(Groups(), sources, max_drop=0.5)
-    assert not await mailbox_source.take()
+    mailbox_source = source_of(Groups(), sources, max_drop=0.5)
+    assert not await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("zoe@b.c", "ann@b.c", "bob@b.c")
     file.write_text("bob@b.c\nno address\n")
-    assert not await mailbox_source.take()
+    assert not await mailbox_source.refresh_now()
     file.write_text("# new\nCat@b.c\nbob@b.c\n")
-    assert await mailbox_source.take()
+    assert await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("zoe@b.c", "cat@b.c", "bob@b.c")
 
 
-async def test_who_must_deny_is_left_out_of_groups() -> None:
+async def test_must_deny_mailboxes_are_removed_from_groups() -> None:
     sources = Sources(groups=("all",), never=frozenset(["ceo"]))
-    mailbox_source = census_of(Groups({"all": ["ann", "ceo"]}), sources)
-    await mailbox_source.take()
+    mailbox_source = source_of(Groups({"all": ["ann", "ceo"]}), sources)
+    await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("ann",)
 
 
-async def test_who_must_deny_is_left_out_of_the_file(tmp_path: Path) -> None:
+async def test_must_deny_mailboxes_are_removed_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mailboxes.txt"
     file.write_text("ann@b.c\nceo@b.c\n")
-    mailbox_source = census_of(
+    mailbox_source = source_of(
         Groups(), Sources(file=file, in_file=("ann@b.c",), never=frozenset(["ceo@b.c"]))
     )
     with structlog.testing.capture_logs() as logs:
-        assert await mailbox_source.take()
+        assert await mailbox_source.refresh_now()
     assert mailbox_source.mailboxes == ("ann@b.c",)
-    told = [(line["event"], line["log_level"], line.get("mailbox")) for line in logs]
-    assert told == [("mailboxes.must_deny", "warning", "ceo@b.c")]
+    logged = [(line["event"], line["log_level"], line.get("mailbox")) for line in logs]
+    assert logged == [("mailboxes.must_deny", "warning", "ceo@b.c")]
 
 
-async def test_what_groups_told_last_is_known_after_a_start_without_exchange(tmp_path: Path) -> None:
+async def test_members_are_known_after_a_start_without_exchange(tmp_path: Path) -> None:
     sources = Sources(groups=("all", "other"))
     start = partial(running, sources=sources, directory=tmp_path)
     async with start(Groups({"all": ["ann", "bob"], "other": ["cat"]})) as run:
@@ -256,9 +258,11 @@ async def test_what_groups_told_last_is_known_after_a_start_without_exchange(tmp
         assert run.mailbox_source.mailboxes == ("cat",)
 
 
-async def test_other_sources_count_at_once_and_are_asked(autojump_clock: trio.testing.MockClock) -> None:
+async def test_changed_sources_apply_and_are_refreshed_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     groups = Groups({"one": ["ann"], "two": ["bob"]})
-    mailbox_source = census_of(groups, Sources(listed=("zoe",), groups=("one",)))
+    mailbox_source = source_of(groups, Sources(listed=("zoe",), groups=("one",)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mailbox_source.run)
         await trio.sleep(1)
@@ -267,11 +271,11 @@ async def test_other_sources_count_at_once_and_are_asked(autojump_clock: trio.te
         await trio.sleep(1)
         assert mailbox_source.mailboxes == ("ann", "bob")
         await trio.sleep(60)
-        assert groups.asked == ["one", "one", "two", "one", "two"]
+        assert groups.requests == ["one", "one", "two", "one", "two"]
         nursery.cancel_scope.cancel()
 
 
-async def test_a_reload_while_members_are_being_written_has_the_last_word() -> None:
+async def test_reload_during_a_refresh_takes_precedence() -> None:
     groups = Groups({"sales": ["ann", "bob"]})
     async with running(groups, Sources(listed=("zoe",), groups=("sales",)), max_drop=1.0) as run:
         await trio.sleep(0.02)
@@ -279,24 +283,24 @@ async def test_a_reload_while_members_are_being_written_has_the_last_word() -> N
         assert journal is not None
 
         class Slow:
-            async def append(self, *what: Any) -> None:
+            async def append(self, *arguments: Any) -> None:
                 mailbox_source.change(Sources(listed=("zoe",)), refresh=3600.0, max_drop=1.0)
                 assert journal is not None
-                await journal.append(*what)
+                await journal.append(*arguments)
 
-        groups.says["sales"] = ["ann", "cat"]
+        groups.members["sales"] = ["ann", "cat"]
         mailbox_source._journal = Slow()  # type: ignore[assignment]
-        await mailbox_source.take()
+        await mailbox_source.refresh_now()
         assert mailbox_source.mailboxes == ("zoe",)
 
 
-async def test_an_unknown_exception_is_asked_again_later_and_ends_nothing(
+async def test_unexpected_exception_is_logged_and_retried(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Fragile(Groups):
         async def expand(self, group: str) -> Expansion:
-            if len(self.asked) < 2:
-                self.asked.append(group)
+            if len(self.requests) < 2:
+                self.requests.append(group)
                 raise ValueError("a date of the year 99999")
             return await super().expand(group)
 

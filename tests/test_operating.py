@@ -1,4 +1,4 @@
-"""docs/OPERATING.md: what its troubles say can be said, and its backup is one."""
+"""docs/OPERATING.md quotes only messages that exist, and its backup command works."""
 
 import ast
 import re
@@ -17,13 +17,13 @@ from tests.test_log import logged
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/OPERATING.md").read_text()
-TROUBLES = re.split(r"^### ", PAGE.partition("<!-- troubles")[2], flags=re.MULTILINE)[1:]
+ENTRIES = re.split(r"^### ", PAGE.partition("<!-- troubles")[2], flags=re.MULTILINE)[1:]
 EVENT = MailboxEvent(type="exchange.item.created", mailbox="a@b.c", time="2026-01-01T00:00:00Z", item_id="x")
 
 
 @cache
 def words() -> str:
-    """Every text in the program, f-strings in one piece, and the names of values that go into its log."""
+    """Return all strings in the source, f-strings in one piece, and the names of keyword arguments (log fields)."""
     return "\n".join(
         text for path in (ROOT / "listener").rglob("*.py") for text in texts(ast.parse(path.read_text()))
     )
@@ -40,8 +40,8 @@ def texts(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def is_said(span: str) -> bool:
-    """Whether the listener says this: a log event, a code, or words, in which … stands for what differs."""
+def exists(span: str) -> bool:
+    """Return whether the program can print this: a log event, a code, or a text with … in place of variable parts."""
     if re.fullmatch(r"[a-z]+\.[a-z_]+", span):
         return span in logged()
     if re.fullmatch(r"[A-Z][A-Za-z0-9]+", span):
@@ -49,30 +49,28 @@ def is_said(span: str) -> bool:
     return all(piece.strip(" :)") in words() for piece in re.split(r"…|\(", span) if piece.strip(" :)"))
 
 
-def test_there_are_twenty_each_with_what_is_said_its_cause_and_its_remedy() -> None:
-    assert [int(write_error.partition(".")[0]) for write_error in TROUBLES] == list(range(1, 21))
-    for write_error in TROUBLES:
-        assert re.findall(r"^- \*\*(\w+):\*\*", write_error, re.MULTILINE) == ["Message", "Cause", "Fix"], (
-            write_error
-        )
+def test_there_are_twenty_entries_with_message_cause_and_remedy() -> None:
+    assert [int(entry.partition(".")[0]) for entry in ENTRIES] == list(range(1, 21))
+    for entry in ENTRIES:
+        assert re.findall(r"^- \*\*(\w+):\*\*", entry, re.MULTILINE) == ["Message", "Cause", "Fix"], entry
 
 
-@pytest.mark.parametrize("write_error", TROUBLES, ids=lambda write_error: write_error.partition("\n")[0])
-def test_what_is_said_can_be_said(write_error: str) -> None:
-    said = write_error.partition("- **Message:**")[2].partition("- **Cause:**")[0]
-    spans = re.findall(r"`([^`]+)`", said)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.partition("\n")[0])
+def test_quoted_messages_exist(entry: str) -> None:
+    quoted = entry.partition("- **Message:**")[2].partition("- **Cause:**")[0]
+    spans = re.findall(r"`([^`]+)`", quoted)
     assert spans
-    assert [span for span in spans if not is_said(" ".join(span.split()))] == []
+    assert [span for span in spans if not exists(" ".join(span.split()))] == []
 
 
 @pytest.mark.parametrize(
-    "made_up", ["journal.overflowing", "ErrorNoSuchCode", "is held by nobody … (ask somebody)"]
+    "text", ["journal.overflowing", "ErrorNoSuchCode", "was never printed … (by any code)"]
 )
-def test_what_is_never_said_is_found_out(made_up: str) -> None:
-    assert not is_said(made_up)
+def test_made_up_messages_do_not_exist(text: str) -> None:
+    assert not exists(text)
 
 
-async def test_its_backup_is_a_journal(tmp_path: Path) -> None:
+async def test_backup_is_a_journal(tmp_path: Path) -> None:
     there, copy = tmp_path / "there", tmp_path / "copy"
     copy.mkdir()
     (command,) = re.findall(r"^sqlite3 \S+ \"(VACUUM INTO) '", PAGE, re.MULTILINE)
@@ -81,8 +79,8 @@ async def test_its_backup_is_a_journal(tmp_path: Path) -> None:
         await journal.append([EVENT] * 3)
         reader.acknowledge([entry.position for entry in await reader.read(1)])
         await journal.flush()
-        with closing(sqlite3.connect(there / "journal.db")) as beside:
-            beside.execute(f"{command} '{copy / 'journal.db'}'")
+        with closing(sqlite3.connect(there / "journal.db")) as connection:
+            connection.execute(f"{command} '{copy / 'journal.db'}'")
         await journal.append([EVENT])
     async with open_journal(copy) as journal:
         assert len(await (await journal.reader("audit")).read(10)) == 2

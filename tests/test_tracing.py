@@ -1,4 +1,4 @@
-"""Looking at one mailbox: who watches is told, who does not costs nothing, and nobody waits for a watcher."""
+"""Tracing of single mailboxes: watchers get the lines of their mailbox and never delay the daemon."""
 
 import json
 from typing import Any
@@ -9,22 +9,24 @@ import trio.testing
 from listener.ews.events import EventKind
 from listener.ews.soap import Impersonation
 from listener.ews.subscription import FolderRef, subscribe
-from listener.tracing import MOST, Home, Tracing
+from listener.tracing import MAX_LINES, Home, Tracing
 
 ANN, BOB = "ann@x.example", "bob@x.example"
 
 
 def request(*, as_: str | None = None, owner: str | None = None) -> bytes:
-    who = None if as_ is None else Impersonation("SmtpAddress", as_)
+    impersonation = None if as_ is None else Impersonation("SmtpAddress", as_)
     inbox = [FolderRef("inbox", mailbox=owner)]
-    return subscribe(version="Exchange2016", impersonate=who, events=[EventKind.NEW_MAIL], folders=inbox)
+    return subscribe(
+        version="Exchange2016", impersonate=impersonation, events=[EventKind.NEW_MAIL], folders=inbox
+    )
 
 
 def read(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]
 
 
-async def test_who_watches_is_told_of_that_mailbox_only() -> None:
+async def test_watcher_gets_lines_of_its_mailbox_only() -> None:
     tracing = Tracing()
     lines = tracing.watch(ANN)
     assert not tracing.on
@@ -40,7 +42,7 @@ async def test_who_watches_is_told_of_that_mailbox_only() -> None:
     assert not tracing.on
 
 
-async def test_several_watch_and_the_last_one_turns_out_the_light() -> None:
+async def test_tracing_is_on_until_the_last_watcher_ends() -> None:
     tracing, seen = Tracing(), list[bool]()
     tracing.changed = seen.append
     one, other = tracing.watch(ANN), tracing.watch(ANN)
@@ -54,21 +56,21 @@ async def test_several_watch_and_the_last_one_turns_out_the_light() -> None:
     assert seen == [True, False]
 
 
-async def test_whoever_reads_too_slowly_loses_lines_and_is_told_so() -> None:
+async def test_slow_watcher_loses_lines_and_gets_their_number() -> None:
     tracing = Tracing()
     lines = tracing.watch(ANN)
     await anext(lines)
-    for number in range(MOST + 7):
+    for number in range(MAX_LINES + 7):
         tracing.emit(ANN, "event", number=number)
     found = read(await anext(lines))
-    assert [line["number"] for line in found[:-1]] == list(range(MOST))
+    assert [line["number"] for line in found[:-1]] == list(range(MAX_LINES))
     assert (found[-1]["kind"], found[-1]["lines"]) == ("lost", 7)
     tracing.emit(ANN, "event", number=-1)
     assert [line["number"] for line in read(await anext(lines))] == [-1]
     await lines.aclose()
 
 
-async def test_a_watcher_waits_for_news_and_may_be_cancelled(autojump_clock: trio.testing.MockClock) -> None:
+async def test_watcher_waits_and_can_be_cancelled(autojump_clock: trio.testing.MockClock) -> None:
     tracing = Tracing()
     with trio.move_on_after(5):
         async for _ in tracing.watch(ANN):
@@ -77,7 +79,7 @@ async def test_a_watcher_waits_for_news_and_may_be_cancelled(autojump_clock: tri
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
+async def test_requests_with_the_address_and_stream_of_the_group() -> None:
     tracing = Tracing()
     tracing.home = {ANN: Home("site/1", BOB)}.get
     lines = tracing.watch(ANN)
@@ -95,7 +97,7 @@ async def test_requests_about_the_mailbox_and_the_stream_of_its_group() -> None:
     await lines.aclose()
 
 
-async def test_a_request_names_a_mailbox_as_xml_does() -> None:
+async def test_address_is_found_in_its_xml_form() -> None:
     for mailbox in ("research&development@x.example", "S-1-5-21-7-8-9", "jörg@x.example"):
         tracing = Tracing()
         lines = tracing.watch(mailbox)
@@ -105,27 +107,27 @@ async def test_a_request_names_a_mailbox_as_xml_does() -> None:
         await lines.aclose()
 
 
-async def test_requests_about_the_accounts_own_mailbox_name_nobody() -> None:
+async def test_requests_without_an_address_are_about_the_own_mailbox() -> None:
     tracing = Tracing()
     tracing.home = {ANN: Home("site/1", ANN, own=True), BOB: Home("site/2", BOB)}.get
-    mine, theirs = tracing.watch(ANN), tracing.watch(BOB)
-    await anext(mine)
-    await anext(theirs)
+    own, other = tracing.watch(ANN), tracing.watch(BOB)
+    await anext(own)
+    await anext(other)
     for body, anchor, code in (
-        (request(), ANN, "mine"),
-        (request(), BOB, "a delegate's"),
-        (request(), "", "nobody's"),
+        (request(), ANN, "own"),
+        (request(), BOB, "own, other anchor"),
+        (request(), "", "no anchor"),
         (request(as_=BOB), BOB, "impersonated"),
-        (request(owner=BOB), ANN, "beside me"),
+        (request(owner=BOB), ANN, "delegate"),
     ):
         tracing.trace_request("Subscribe", body, anchor, code=code, seconds=0.1)
-    assert [line["code"] for line in read(await anext(mine))] == ["mine"]
-    assert [line["code"] for line in read(await anext(theirs))] == ["impersonated", "beside me"]
-    await mine.aclose()
-    await theirs.aclose()
+    assert [line["code"] for line in read(await anext(own))] == ["own"]
+    assert [line["code"] for line in read(await anext(other))] == ["impersonated", "delegate"]
+    await own.aclose()
+    await other.aclose()
 
 
-async def test_lines_of_the_log_about_it_or_about_its_group() -> None:
+async def test_log_lines_about_the_mailbox_or_its_group() -> None:
     tracing = Tracing()
     tracing.home = {ANN: Home("site/1", BOB)}.get
     lines = tracing.watch(ANN)

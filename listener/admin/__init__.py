@@ -1,1 +1,1 @@
-"""What faces the operator and the machine's service manager."""
+"""Interfaces for operators (HTTP, status, metrics) and for systemd."""

@@ -1,7 +1,7 @@
-"""What the daemon answers to operators and machines over HTTP; docs/METRICS.md and docs/CLI.md tell the paths.
+"""HTTP application for status, metrics, reload and tracing. docs/METRICS.md and docs/CLI.md describe the paths.
 
-Who comes by the Unix socket is the daemon's own user, and may do all. Over TCP reading is free, unless a token is
-configured; what changes anything, or shows the mail of one mailbox, takes the token.
+Only the daemon's own user and root can open the Unix socket, so every request over it is allowed. Over TCP, reading
+needs a token only if one is configured. A reload, or tracing one mailbox, always needs the token.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Operable(Protocol):
-    """What the operator sees of the daemon and can ask of it."""
+    """Operations of the daemon that the application exposes."""
 
     def snapshot(self) -> Snapshot: ...
 
     def streaming(self) -> Iterable[tuple[str, bool]]:
-        """Each mailbox, and whether it has a stream."""
+        """Return each mailbox, and whether it has a stream."""
 
     async def reload(self) -> tuple[str, ...]:
-        """Takes up the configuration anew; returns the keys that take effect at the next start only.
+        """Reload the configuration. Return the keys that take effect only at the next start.
 
-        Raises ConfigError if it is bad; then nothing has changed.
+        Raises ConfigError if it is invalid; then nothing has changed.
         """
 
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
-        """Lines of JSON about what happens with a mailbox, as it happens. Raises LookupError if it is unknown."""
+        """Trace a mailbox in real time, as lines of JSON. Raises LookupError if it is unknown."""
 
 
 def build(
@@ -50,36 +50,39 @@ def build(
     *,
     token: str | None = None,
     by_mailbox: bool = False,
-    is_ours: Callable[[str | None], bool] = lambda _host: True,
+    host_allowed: Callable[[str | None], bool] = lambda _host: True,
 ) -> ASGIApp:
-    """The ASGI application. `by_mailbox`: the metrics have a series a mailbox; `is_ours`: whether a request over TCP
-    with this Host header is answered (listener/admin/hosts.py)."""
+    """Return the ASGI application.
 
-    def guarded(endpoint: Endpoint, *, strictly: bool) -> Endpoint:
-        async def guard(request: Request) -> Response:
+    `by_mailbox`: the metrics have one series per mailbox. `host_allowed`: whether a TCP request with this Host header
+    is answered (listener/admin/hosts.py).
+    """
+
+    def authorized(endpoint: Endpoint, *, always: bool) -> Endpoint:
+        """Require the token; with `always`, even if none is configured."""
+
+        async def check(request: Request) -> Response:
             local = request.client is None  # a Unix socket has no address
-            if local or (token is None and not strictly) or _has(request, token):
+            if local or (token is None and not always) or _has_token(request, token):
                 return await endpoint(request)
             if token is None:
-                return _says(403, "only over the Unix socket, or with [status] token")
-            return _says(401, "a token is needed", headers={"WWW-Authenticate": "Bearer"})
+                return _text(403, "allowed only over the Unix socket, or with a token ([status] token)")
+            return _text(401, "a token is required", headers={"WWW-Authenticate": "Bearer"})
 
-        return guard
+        return check
 
     async def healthz(_: Request) -> Response:
-        return (
-            _says(200, "ok") if daemon.snapshot().healthy else _says(503, "the journal's writer stands still")
-        )
+        return _text(200, "ok") if daemon.snapshot().healthy else _text(503, "the journal writer is stuck")
 
     async def readyz(_: Request) -> Response:
-        it = daemon.snapshot()
-        return _says(200 if it.ready else 503, it.state)
+        snapshot = daemon.snapshot()
+        return _text(200 if snapshot.ready else 503, snapshot.state)
 
     async def metrics(request: Request) -> Response:
         snapshot = daemon.snapshot()
         streaming = list(daemon.streaming()) if by_mailbox else []
         accept = request.headers.get("accept", "")
-        # In a thread: the text of thousands of series must not keep events waiting.
+        # In a thread: rendering thousands of series must not delay events.
         text, kind = await trio.to_thread.run_sync(render, snapshot, streaming, accept)
         return Response(text, media_type=kind)
 
@@ -97,41 +100,47 @@ def build(
         try:
             lines = daemon.watch(request.path_params["mailbox"])
         except LookupError as error:
-            return _says(404, str(error))
+            return _text(404, str(error))
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
-    answers = Starlette(
+    routes = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-            Route("/metrics", guarded(metrics, strictly=False)),
-            Route("/status.json", guarded(status, strictly=False)),
-            Route("/reload", guarded(reload, strictly=True), methods=["POST"]),
-            Route("/watch/{mailbox}", guarded(watch, strictly=True)),
+            Route("/metrics", authorized(metrics, always=False)),
+            Route("/status.json", authorized(status, always=False)),
+            Route("/reload", authorized(reload, always=True), methods=["POST"]),
+            Route("/watch/{mailbox}", authorized(watch, always=True)),
         ]
     )
 
-    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope.get("client") is not None:
             host = Headers(scope=scope).get("host")
-            if not is_ours(host):
-                told = "no Host header" if host is None else f'the host "{printable(shortened(host, 200))}"'
-                text = f"{told} is not answered here; add a name to [status] allowed_hosts"
-                await _says(421, text)(scope, receive, send)
+            if not host_allowed(host):
+                problem = (
+                    "the request has no Host header"
+                    if host is None
+                    else f'the Host header "{printable(shortened(host, 200))}" is not allowed'
+                )
+                text = f"{problem}; to allow a name, add it to [status] allowed_hosts"
+                await _text(421, text)(scope, receive, send)
                 return
-        await answers(scope, receive, send)
+        await routes(scope, receive, send)
 
-    return checked
+    return application
 
 
-def _has(request: Request, token: str | None) -> bool:
-    kind, _, given = request.headers.get("authorization", "").partition(" ")
+def _has_token(request: Request, token: str | None) -> bool:
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     return (
-        token is not None and kind.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())
+        token is not None
+        and scheme.lower() == "bearer"
+        and hmac.compare_digest(sent.encode(), token.encode())
     )
 
 
-def _says(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+def _text(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     return PlainTextResponse(text + "\n", status_code=status, headers=headers)
 
 

@@ -1,7 +1,7 @@
-"""Which Host headers the status port answers: against DNS rebinding (pure).
+"""Check of the Host header on the TCP status port, against DNS rebinding (pure).
 
-A page in a browser on this machine may name a host of its own that it lets resolve to 127.0.0.1, and so read what the
-port answers. The browser then sends that name as Host. Names that are nobody's but ours are answered, others are not.
+An attacker's web page can use a hostname that resolves to 127.0.0.1, to read the port from a browser on this machine.
+The browser then sends that hostname in the Host header. Only names of this machine are allowed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
 def host_check(listen: str, allowed: Sequence[str] = ()) -> Callable[[str | None], bool]:
-    """Return a function of a Host header: whether it may be answered.
+    """Return a function that checks whether a Host header is allowed.
 
-    `listen` is the HOST:PORT of the configuration, `allowed` are further names or globs of names. If all addresses of
-    the machine are listened at, any address is allowed: no name leads to it, so nothing can be rebound.
+    `listen` is the configured HOST:PORT. `allowed` are additional names or globs. If `listen` is the unspecified
+    address, any IP address is allowed: a request by address involves no name that could be rebound.
     """
-    here = host_of(listen)
-    everywhere = here is None or (is_address(here) and ip_address(here.strip("[]")).is_unspecified)
-    more = [_normal(pattern) for pattern in allowed]
-    patterns = tuple(pattern for pattern in more if "*" in pattern or "?" in pattern)
-    names = {*_LOCAL, *([here] if here else []), *more}
+    own = host_of(listen)
+    unspecified = own is None or (is_address(own) and ip_address(own.strip("[]")).is_unspecified)
+    extra = [_normalize(pattern) for pattern in allowed]
+    patterns = tuple(pattern for pattern in extra if "*" in pattern or "?" in pattern)
+    names = {*_LOCAL, *([own] if own else []), *extra}
 
     def check(header: str | None) -> bool:
         host = None if header is None else host_of(header)
@@ -34,23 +34,24 @@ def host_check(listen: str, allowed: Sequence[str] = ()) -> Callable[[str | None
             return False
         if host in names or any(fnmatchcase(host, pattern) for pattern in patterns):
             return True
-        return everywhere and is_address(host)
+        return unspecified and is_address(host)
 
     return check
 
 
 def host_of(header: str) -> str | None:
-    """Return the host of `host:port` in lower case, without a dot at the end; None if it is not of that form."""
+    """Return the host of `host:port` in lower case, without a trailing dot; None if the form is invalid."""
     match = _HOST.fullmatch(header.strip().lower())
     return match[1].rstrip(".") or None if match else None
 
 
-def _normal(pattern: str) -> str:
-    """A configured name as host_of() gives it: the port, if somebody named it, does not count."""
+def _normalize(pattern: str) -> str:
+    """Return a configured name in the form of host_of(), without a port."""
     return f"[{pattern}]" if is_address(f"[{pattern}]") else host_of(pattern) or pattern
 
 
 def is_address(host: str) -> bool:
+    """Return whether this is an IPv4 address, or an IPv6 address in brackets."""
     try:
         ip_address(host.strip("[]"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where operators come in: a Unix socket in the state directory, and a TCP port if one is configured."""
+"""Sockets of the HTTP interface: a Unix socket in the state directory, and a TCP port if one is configured."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Seconds until a server that broke is started again.
-AGAIN = 5.0
+# Seconds until a crashed HTTP server is restarted.
+RESTART_DELAY = 5.0
 
 
 @asynccontextmanager
 async def open_listener_socket(config: Config, daemon: Operable) -> AsyncIterator[None]:
-    """Answers operators while the context lasts.
+    """Serve the HTTP interface while the context is open.
 
-    Raises ConfigError if a socket that was configured cannot be opened. The daemon does its work without the socket
-    that nobody configured: the log says why.
+    Raises ConfigError if an explicitly configured socket cannot be opened. If the default socket cannot be opened,
+    the daemon logs `status.unavailable` and runs without it.
     """
-    # Late: a command line that only asks for help should not wait for a web server.
+    # Imported late: `--help` must not wait for a web server.
     from listener.admin.app import build
     from listener.admin.server import tcp_socket, unix_socket
 
@@ -50,8 +50,8 @@ async def open_listener_socket(config: Config, daemon: Operable) -> AsyncIterato
             except OSError as error:
                 raise _problem("listen", status.listen, error) from error
         token = None if status.token is None else status.token.reveal()
-        is_ours = host_check(status.listen or "localhost", status.allowed_hosts)
-        app: Any = build(daemon, token=token, by_mailbox=status.mailbox_metrics, is_ours=is_ours)
+        allowed = host_check(status.listen or "localhost", status.allowed_hosts)
+        app: Any = build(daemon, token=token, by_mailbox=status.mailbox_metrics, host_allowed=allowed)
         async with trio.open_nursery() as nursery:
             if sockets:
                 nursery.start_soon(_serve, app, sockets)
@@ -60,7 +60,7 @@ async def open_listener_socket(config: Config, daemon: Operable) -> AsyncIterato
 
 
 async def _serve(app: ASGIFramework, sockets: list[socket.socket]) -> None:
-    """A server that breaks must not end the daemon: it is started again."""
+    """Run the HTTP server and restart it after a crash, which must not stop the daemon."""
     from listener.admin.server import serve
 
     while True:
@@ -68,7 +68,7 @@ async def _serve(app: ASGIFramework, sockets: list[socket.socket]) -> None:
             await serve(app, sockets)
         except Exception as error:
             log.error("status.broken", exc_info=error)
-        await trio.sleep(AGAIN)
+        await trio.sleep(RESTART_DELAY)
 
 
 def _problem(key: str, value: str, error: OSError) -> ConfigError:

@@ -1,4 +1,4 @@
-"""What a new configuration changes while the daemon runs, and what only at its next start (pure)."""
+"""Split of a new configuration into what a reload applies and what needs a restart (pure)."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ LIVE: Final[Mapping[str, frozenset[str] | None]] = {
     "shutdown": None,
     "stream": None,
 }
-"""What a reload takes up, by section: these keys, or all of them (None). docs/CLI.md lists it."""
+"""What a reload applies, by section: these keys, or all keys (None). docs/CLI.md lists them."""
 
 
 def merged(running: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
-    """The configuration that holds from now on, and the keys of `new` that wait for the next start.
+    """Return the configuration to apply now, and the keys of `new` that take effect at the next start.
 
-    Raises ConfigError where what is new does not go together with what has to wait.
+    Raises ConfigError if the applied values conflict with old values that need a restart to change.
     """
-    taken: dict[str, object] = {}
+    applied: dict[str, object] = {}
     pending: list[str] = []
     for name in Config.model_fields:
         before, after = getattr(running, name), getattr(new, name)
         live = LIVE.get(name, frozenset())
         if live is None or before == after:
-            taken[name] = after
+            applied[name] = after
         elif isinstance(before, BaseModel) and type(before) is type(after):
             changed = {
                 key: getattr(after, key)
@@ -46,21 +46,22 @@ def merged(running: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
                 if getattr(before, key) != getattr(after, key)
             }
             pending += [f"{name}.{key}" for key in changed if key not in live]
-            taken[name] = before.model_copy(update={key: changed[key] for key in changed.keys() & live})
+            applied[name] = before.model_copy(update={key: changed[key] for key in changed.keys() & live})
         else:
             pending.append(name)
-            taken[name] = before
-    mixed = running.model_copy(update=taken)
+            applied[name] = before
+    mixed = running.model_copy(update=applied)
     if pending:
         _check(mixed, ", ".join(pending))
     return mixed, tuple(pending)
 
 
 def _check(mixed: Config, pending: str) -> None:
-    """Both were sound by themselves. Raises ConfigError where the mixture is not."""
+    """Raises ConfigError if the mix of two valid configurations is invalid."""
     problems = [
         Problem(
-            ".".join(map(str, loc)), f"{what} (until {pending} takes effect: restart instead of a reload)"
+            ".".join(map(str, loc)),
+            f"{what} (until {pending} takes effect; restart the daemon instead of reloading)",
         )
         for rule in RULES
         for loc, what in rule.find(mixed)

@@ -1,4 +1,4 @@
-"""The sockets that operators come by, and the server behind them: hypercorn's trio worker."""
+"""Listening sockets and the HTTP server (hypercorn's trio worker)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ASGIFramework
 
-# Connections that may wait to be accepted.
+# Maximum number of connections that wait to be accepted.
 BACKLOG = 16
 
 
 @contextmanager
 def unix_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening socket that only its owner can open. One of that name that is there already is replaced: whoever
-    holds the lock of the state directory is the only one. Raises OSError."""
+    """Open a listening socket that only its owner can connect to. Raises OSError.
+
+    An existing socket file is replaced. That is safe, because the lock of the state directory excludes other daemons.
+    """
     temporary = path.with_name(f"{path.name}.new")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as there:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         with suppress(FileNotFoundError):
             temporary.unlink()
-        # The file has this mode from its beginning (unix(7) on Linux): a chmod() afterwards would follow a link that
-        # somebody put in its place.
-        os.fchmod(there.fileno(), 0o600)
-        there.bind(str(temporary))
-        there.listen(BACKLOG)
+        # bind() creates the file with this mode (unix(7) on Linux). A chmod() afterwards would follow a symbolic link
+        # that an attacker put in its place.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(str(temporary))
+        listener.listen(BACKLOG)
         temporary.rename(path)
         try:
-            yield there
+            yield listener
         finally:
             with suppress(OSError):
                 path.unlink()
@@ -45,21 +47,23 @@ def unix_socket(path: Path) -> Iterator[socket.socket]:
 
 @contextmanager
 def tcp_socket(address: str) -> Iterator[socket.socket]:
-    """A listening socket at HOST:PORT. Raises OSError."""
+    """Open a listening socket at HOST:PORT. Raises OSError."""
     parts = urlsplit(f"//{address}")
     family, kind, protocol, _, where = socket.getaddrinfo(
         parts.hostname, parts.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    with socket.socket(family, kind, protocol) as there:
-        there.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        there.bind(where)
-        there.listen(BACKLOG)
-        yield there
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+        yield listener
 
 
 class Connection(TCPServer):
-    """One that can be given up: hypercorn's own shields what it sends, and so waits for ever, even at the end, for
-    somebody who has stopped reading."""
+    """A connection whose writes can be cancelled.
+
+    hypercorn shields its writes from cancellation. A client that stops reading would block the stop of the daemon.
+    """
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
@@ -69,14 +73,14 @@ class Connection(TCPServer):
             try:
                 await self.stream.send_all(event.data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                gone = True
+                closed = True
             else:
-                gone = False
-        if gone:
+                closed = False
+        if closed:
             await self.protocol.handle(Closed())
 
 
-# It has no place for this.
+# hypercorn has no setting for the connection class.
 hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]
 
 
@@ -86,9 +90,9 @@ async def serve(
     *,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves until it is cancelled."""
+    """Serve requests until cancelled."""
     settings = Hypercorn()
-    # It closes what it is given: it gets descriptors of its own.
+    # hypercorn closes the descriptors that it gets, so it gets duplicates.
     settings.bind = [f"fd://{os.dup(each.fileno())}" for each in sockets]
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.accesslog = None

@@ -1,6 +1,6 @@
-"""How the daemon is at one moment, as one frozen value: taken once, and shown as JSON, as metrics or to people.
+"""Snapshot of the daemon's status, rendered as JSON, metrics or a terminal view.
 
-Taking it reads what the parts tell of themselves and waits for nothing. Durations are seconds, moments Unix time.
+Taking a snapshot only reads state and never waits. Durations are in seconds, times are Unix time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from listener.groups.member import Member
 from listener.groups.runner import GroupRunner
 from listener.journal import Figures
 
-# Mailboxes in trouble that are listed one by one; the counts are whole.
-MOST_LISTED = 1000
+# Maximum number of listed mailboxes with problems. The counts include all of them.
+MAX_LISTED = 1000
 
 
 class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One group. `state` has lasted since `since`; `stream_opened` is when its newest connection was first heard.
+    """Status of one group.
 
-    `subscribed` mailboxes have a subscription, `streaming` ones an open stream. `failures` are those in a row;
-    `pause` is how long it still waits after them.
+    `since` is the start of the current `state`; `stream_opened` is the time of the first data on the newest stream.
+    `subscribed` mailboxes have a subscription, `streaming` mailboxes an open stream. `failures` are consecutive;
+    `pause` is the remaining backoff.
     """
 
     name: str
@@ -50,8 +51,11 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One handler. `state` is starting, running, broken or ending; `lag` are the events it has not finished with,
-    at most; `last_delivered` is when it last finished one."""
+    """Status of one handler.
+
+    `state` is starting, running, broken or ending. `lag` is an upper bound of the events that it has not finished.
+    `last_delivered` is the time when it last finished an event.
+    """
 
     name: str
     state: str
@@ -63,7 +67,7 @@ class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MailboxProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """A mailbox that is not listened to, and why. `retry` is in how many seconds it is tried again; None: unknown."""
+    """A mailbox without a subscription, and the reason. `retry` is the time to the next attempt; None if unknown."""
 
     mailbox: str
     group: str | None
@@ -75,9 +79,9 @@ class MailboxProblem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One server: requests side by side that it is asked now and at most, and the pause that it asked for.
+    """Status of one server: the current and the maximum limit of concurrent requests, and the requested pause.
 
-    `answers` counts requests by what came of them: "ok" or a code.
+    `answers` counts requests by result: "ok" or a code.
     """
 
     host: str
@@ -88,7 +92,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JournalStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The journal: the position of its newest event, its bytes, and what is wrong with it. `waiting` appends wait."""
+    """Status of the journal. `end` is the offset of the newest event, `size` and `limit` are bytes, `waiting` is the
+    number of waiting appends."""
 
     end: int
     size: int
@@ -99,7 +104,7 @@ class JournalStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CatchUpStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Gaps: how many there were, how many are not filled, and what was found."""
+    """Status of catch-up: the number of gaps, of mailboxes with an open gap, and of recovered and missed changes."""
 
     mode: str
     gaps: int
@@ -110,16 +115,16 @@ class CatchUpStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """An access token, and how long it is good for."""
+    """An access token and its remaining lifetime."""
 
     name: str
     remaining: float
 
 
 class ReloadStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Reloads that were made and that were refused, and the last of them: when, and its problems if it was refused.
+    """Numbers of accepted and of rejected reloads; time and problems of the last one.
 
-    `pending` are the keys whose new values take effect at the next start.
+    `pending` has the keys whose new values take effect at the next start.
     """
 
     done: int = 0
@@ -130,7 +135,7 @@ class ReloadStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole. `state` is starting, listening or ending; `healthy`: the journal's writer works."""
+    """Status of the daemon. `state` is starting, listening or ending; `healthy`: the journal writer is not stuck."""
 
     version: str
     pid: int
@@ -156,18 +161,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ready(self) -> bool:
-        """Whether configuration, journal and handlers stand, and the end has not begun."""
+        """Return whether journal and handlers are open and the daemon is not stopping."""
         return self.state == "listening"
 
 
 class Clock(Protocol):
-    """The loop's seconds as Unix time."""
+    """Conversion of the event loop's time to Unix time."""
 
-    def __call__(self, moment: float, /) -> float: ...
+    def __call__(self, time: float, /) -> float: ...
 
 
 def group_statuses(manager: GroupManager, now: float, wall: Clock) -> tuple[GroupStatus, ...]:
-    """All groups, by name."""
+    """Return the status of all groups, sorted by name."""
     return tuple(_group(runner, now, wall) for _, runner in sorted(manager.runners.by_group.items()))
 
 
@@ -184,7 +189,7 @@ def _group(runner: GroupRunner, now: float, wall: Clock) -> GroupStatus:
         subscribed=sum(member.subscription is not None for member in state.members),
         streaming=runner.mailboxes_streaming,
         suspended=sum(member.suspended for member in state.members),
-        refused=sum(is_troubled(member) and not member.suspended for member in state.members),
+        refused=sum(has_failed(member) and not member.suspended for member in state.members),
         events=runner.events,
         failures=state.failures or state.flaps,
         pause=0.0 if state.paused_until is None else max(0.0, round(state.paused_until - now, 1)),
@@ -193,7 +198,7 @@ def _group(runner: GroupRunner, now: float, wall: Clock) -> GroupStatus:
 
 
 def handler_statuses(delivery: Delivery) -> tuple[HandlerStatus, ...]:
-    """All handlers, in their order."""
+    """Return the status of all handlers, in their order."""
     return tuple(
         HandlerStatus(
             name=worker.name,
@@ -209,7 +214,7 @@ def handler_statuses(delivery: Delivery) -> tuple[HandlerStatus, ...]:
 
 
 def server_statuses(throttles: Throttles) -> tuple[ServerStatus, ...]:
-    """All servers that were asked anything, by host."""
+    """Return the status of all servers that received a request, sorted by host."""
     return tuple(
         ServerStatus(
             host=host,
@@ -223,7 +228,7 @@ def server_statuses(throttles: Throttles) -> tuple[ServerStatus, ...]:
 
 
 def token_statuses(accounts: Accounts) -> tuple[TokenStatus, ...]:
-    """The access tokens of all accounts that have one."""
+    """Return the access tokens of all accounts that have one."""
     schemes = [account.scheme for account in accounts.in_use]
     return tuple(
         TokenStatus(name=scheme.account, remaining=round(scheme.remaining, 1))
@@ -257,40 +262,40 @@ def catch_up_status(catch_up: CatchUp) -> CatchUpStatus:
 def mailbox_problems(
     runners: Iterable[GroupRunner], missing: Mapping[str, Failure], now: float
 ) -> tuple[MailboxProblem, ...]:
-    """Mailboxes that are not listened to, MOST_LISTED at most."""
+    """Return up to MAX_LISTED mailboxes without a subscription, and the reasons."""
 
-    def each() -> Iterator[MailboxProblem]:
+    def problems() -> Iterator[MailboxProblem]:
         for runner in runners:
             for member in runner.state.members:
-                if is_troubled(member):
+                if has_failed(member):
                     yield _mailbox_problem(member, runner.group.name, now)
-        for mailbox, why in missing.items():
+        for mailbox, failure in missing.items():
             yield MailboxProblem(
                 mailbox=mailbox,
                 group=None,
                 state="missing",
-                code=why.code,
-                text=why.text,
+                code=failure.code,
+                text=failure.text,
                 failures=0,
                 retry=None,
             )
 
-    return tuple(islice(each(), MOST_LISTED))
+    return tuple(islice(problems(), MAX_LISTED))
 
 
-def is_troubled(member: Member) -> bool:
-    """Whether it cannot be listened to just now, and the server said why."""
+def has_failed(member: Member) -> bool:
+    """Return whether the mailbox is suspended, or has no subscription after a failure that the server explained."""
     return member.suspended or (member.failure is not None and member.subscription is None)
 
 
 def _mailbox_problem(member: Member, group: str, now: float) -> MailboxProblem:
-    why = member.failure
+    failure = member.failure
     return MailboxProblem(
         mailbox=member.mailbox,
         group=group,
         state="suspended" if member.suspended else "refused",
-        code="" if why is None else why.code,
-        text="" if why is None else why.text,
+        code="" if failure is None else failure.code,
+        text="" if failure is None else failure.text,
         failures=member.failures,
         retry=max(0.0, round(member.due - now, 1)),
     )

@@ -1,4 +1,4 @@
-"""One line that says how the daemon is: `systemctl status` shows it. Pure."""
+"""Status line that `systemctl status` shows (pure)."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ def status_line(
     pause: float,
     journal: Figures | None,
 ) -> str:
-    """What goes on, and what is not as it should be. `phase` stands before it, unless it is empty.
+    """Return the phase, if it is not empty, the mailbox counts and current problems.
 
-    `missing` are mailboxes that were sought in vain, `pause` the seconds that Exchange wants to be left alone.
+    `missing` counts the mailboxes that Autodiscover did not find. `pause` is the remaining pause, in seconds, that
+    Exchange requested.
     """
-    people = f"{streaming:,} of {mailboxes:,} mailboxes streaming"
+    counts = f"{streaming:,} of {mailboxes:,} mailboxes streaming"
     if suspended:
-        people += f", {suspended:,} suspended"
+        counts += f", {suspended:,} suspended"
     if missing:
-        people += f", {missing:,} not found"
-    said = [phase] if phase else []
-    said.append(people)
+        counts += f", {missing:,} not found"
+    parts = [phase] if phase else []
+    parts.append(counts)
     if pause:
-        said.append(f"Exchange asks for a pause of {ceil(pause):,} s")
+        parts.append(f"Exchange requested a pause of {ceil(pause):,} s")
     if journal is not None:
-        said += _of_journal(journal)
-    return "; ".join(said)
+        parts += _journal_problems(journal)
+    return "; ".join(parts)
 
 
-def _of_journal(figures: Figures) -> Iterator[str]:
+def _journal_problems(figures: Figures) -> Iterator[str]:
     if figures.write_error is not None:
-        yield f"the journal cannot be written: {figures.write_error}"
+        yield f"cannot write the journal: {figures.write_error}"
     if figures.full:
-        yield "the journal is full, nothing new is taken in"
+        yield "journal full: ingestion paused until handlers catch up"
     for name, lag in figures.lag.items():
-        if lag >= NOTABLE:
-            yield f"handler {name} is {lag:,} events behind"
+        if lag >= NOTABLE_LAG:
+            yield f"handler {name} lags by {lag:,} events"
 
 
-# Events that a handler may be behind without being mentioned.
-NOTABLE = 1000
+# Handlers with at least this many undelivered events are mentioned.
+NOTABLE_LAG = 1000

@@ -1,8 +1,8 @@
-"""Keeps the service manager informed while the daemon lives: what it does, and that it still makes progress.
+"""Status line and watchdog for systemd.
 
-What is progress? That this task gets its turn, so the loop runs; and that the journal's writer has finished a turn
-lately, for without it nothing is delivered any more. A disk that refuses, a journal that is full, an Exchange that is
-down and a handler that fails are no reasons for a restart, which would not help: the status line tells of them.
+The watchdog is fed while the event loop runs this task and the journal writer makes progress, because without the
+writer no event is delivered. Disk errors, a full journal, an unreachable Exchange and failing handlers appear in the
+status line only: a restart would not fix them.
 """
 
 from __future__ import annotations
@@ -21,61 +21,64 @@ from listener.admin.notifier import Notifier
 log = structlog.get_logger()
 
 
-class Heart(Protocol):
-    """What must not stand still."""
+class Progress(Protocol):
+    """A component whose progress the watchdog monitors."""
 
     @property
     def idle(self) -> float:
-        """Seconds since its last sign of life."""
+        """Seconds since the last progress."""
 
 
 @dataclass(slots=True)
 class Systemd:
-    """Speaks for the daemon to the service manager, while it is at_hand().
+    """The systemd side of the daemon, active while at_hand() is open.
 
-    `describe` gives the status line at any moment. `heart` may stand still for `limit` seconds.
+    `describe` returns the current status line. `heart` is the journal; it counts as stuck after `limit` seconds
+    without progress.
     """
 
     notifier: Notifier
     describe: Callable[[], str]
-    heart: Heart | None = None
+    heart: Progress | None = None
     limit: float = 60.0
-    _under_way: int = field(
-        default=1, init=False
-    )  # of start, reload and end: they may take longer while all moves
+    # Starts, reloads and stops in progress. Their timeout is extended while the daemon makes progress.
+    _in_progress: int = field(default=1, init=False)
     _within: float = field(default=inf, init=False)
-    _end_by: float = field(default=inf, init=False)
+    _stop_by: float = field(default=inf, init=False)
     _overdue: bool = field(default=False, init=False)
-    _told: str = field(default="", init=False)
+    _last_status: str = field(default="", init=False)
     _stuck: bool = field(default=False, init=False)
 
     def ready(self) -> None:
-        """Configuration, journal and handlers stand."""
-        self._under_way -= 1
-        self._told = self.describe()
-        self.notifier.ready(self._told)
+        """Report that journal and handlers are open."""
+        self._in_progress -= 1
+        self._last_status = self.describe()
+        self.notifier.ready(self._last_status)
 
     def stopping(self, within: float) -> None:
-        """From now on all is about ending in order. What takes longer than `within` seconds hangs, though the loop
-        runs: then the service manager's own patience counts."""
-        self._under_way += 1
-        self._within, self._end_by = within, trio.current_time() + within
-        self._told = self.describe()
-        self.notifier.stopping(self._told)
+        """Report that the daemon is stopping.
+
+        After `within` seconds the stop counts as hanging, although the loop runs. Its timeout is then no longer
+        extended, and systemd kills the daemon after its own timeout.
+        """
+        self._in_progress += 1
+        self._within, self._stop_by = within, trio.current_time() + within
+        self._last_status = self.describe()
+        self.notifier.stopping(self._last_status)
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """A reload is on its way while the context lasts, whatever comes of it."""
-        self._under_way += 1
+        """Report a reload while the context is open, and its end, with or without success, afterwards."""
+        self._in_progress += 1
         try:
             with self.notifier.reloading():
                 yield
         finally:
-            self._under_way -= 1
+            self._in_progress -= 1
 
     @asynccontextmanager
     async def at_hand(self) -> AsyncIterator[None]:
-        """Attends while the context lasts. Does nothing where there is no service manager."""
+        """Send notifications while the context is open. Does nothing without a service manager."""
         async with trio.open_nursery() as nursery:
             if self.notifier.address is not None:
                 nursery.start_soon(self._run)
@@ -84,20 +87,20 @@ class Systemd:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the daemon makes no progress, though the loop runs."""
+        """Return whether the journal makes no progress although the event loop runs."""
         return self.heart is not None and self.heart.idle > self.limit
 
     async def _run(self) -> None:
         while True:
-            self._attend()
-            await trio.sleep(self._pause)
+            self._update()
+            await trio.sleep(self._interval)
 
     @property
-    def _pause(self) -> float:
-        """A beat twice in the interval of the watchdog is what systemd asks for; thrice bears a busy moment."""
-        return min(STATUS_EVERY, (self.notifier.watchdog or STATUS_EVERY * 3) / 3)
+    def _interval(self) -> float:
+        """Seconds between updates. systemd recommends two beats per watchdog interval; three tolerate a delay."""
+        return min(STATUS_INTERVAL, (self.notifier.watchdog or STATUS_INTERVAL * 3) / 3)
 
-    def _attend(self) -> None:
+    def _update(self) -> None:
         if self.heart is not None and self.is_stuck:
             if not self._stuck:
                 log.error("service.stuck", idle=round(self.heart.idle, 1), limit=self.limit)
@@ -105,18 +108,18 @@ class Systemd:
         else:
             self._stuck = False
             self.notifier.beat()
-            if trio.current_time() >= self._end_by:
+            if trio.current_time() >= self._stop_by:
                 if not self._overdue:
                     log.error("service.end_overdue", within=self._within)
                 self._overdue = True
-            elif self._under_way:
+            elif self._in_progress:
                 self.notifier.extend(EXTENSION)
         status = self.describe()
-        if status != self._told:
-            self._told = status
+        if status != self._last_status:
+            self._last_status = status
             self.notifier.status(status)
 
 
-# Seconds: how often the status line may change, and how long a start or an end that still moves may go on from now.
-STATUS_EVERY = 1.0
+# Seconds: the minimum time between two status lines, and the timeout extension of a start, reload or stop.
+STATUS_INTERVAL = 1.0
 EXTENSION = 15.0

@@ -1,4 +1,4 @@
-"""A snapshot for people, as a picture on a terminal (pure)."""
+"""Terminal view of a snapshot, for `ews-listener status` (pure)."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from rich.text import Text
 from listener.admin.snapshot import GroupStatus, HandlerStatus, MailboxProblem, Snapshot
 from listener.text import printable
 
-# Rows that a terminal is given at most; what is in trouble comes first.
-MOST_GROUPS = 20
+# Maximum number of rows. Rows with problems come first.
+MAX_GROUPS = 20
 MAX_PROBLEMS = 20
-COLOURS = {
+COLORS = {
     "streaming": "green", "running": "green", "listening": "green", "subscribing": "cyan", "starting": "cyan",
     "waiting": "yellow", "refused": "yellow", "missing": "yellow", "ending": "yellow", "stopping": "yellow",
     "suspended": "red", "broken": "red",
 }  # fmt: skip
 
 
-def picture(it: Snapshot, before: Snapshot | None = None) -> RenderableType:
-    """What a terminal shows; with the snapshot `before`, how many events came a second."""
-    parts: list[RenderableType] = [_head(it, before), *_warnings(it), _handlers(it), _groups(it)]
+def render_status(it: Snapshot, previous: Snapshot | None = None) -> RenderableType:
+    """Return the view of a snapshot. With the `previous` snapshot, it includes the event rate."""
+    parts: list[RenderableType] = [_head(it, previous), *_warnings(it), _handlers(it), _groups(it)]
     if it.mailbox_problems:
-        parts.append(_troubles(it))
+        parts.append(_problems(it))
     return Group(*parts)
 
 
 def duration(seconds: float) -> str:
-    """A duration in two units at most: 45s, 12m 3s, 3h 20m, 2d 4h."""
+    """Format a duration with at most two units: 45s, 12m 3s, 3h 20m, 2d 4h."""
     whole = max(0, int(seconds))
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    for at, (unit, size) in enumerate(units):
+    for index, (unit, size) in enumerate(units):
         if whole >= size:
             count, rest = divmod(whole, size)
-            smaller = "" if at == 3 else f" {rest // units[at + 1][1]}{units[at + 1][0]}"
+            smaller = "" if index == 3 else f" {rest // units[index + 1][1]}{units[index + 1][0]}"
             return f"{count}{unit}{smaller}"
     return "0s"
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that fits."""
+    """Format a number of bytes with a suitable unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -49,16 +49,16 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _head(it: Snapshot, before: Snapshot | None) -> RenderableType:
-    colour = "green" if it.streaming == it.mailboxes else "red" if it.streaming > it.mailboxes else "yellow"
+def _head(it: Snapshot, previous: Snapshot | None) -> RenderableType:
+    color = "green" if it.streaming == it.mailboxes else "red" if it.streaming > it.mailboxes else "yellow"
     rate = ""
-    if before is not None and it.time > before.time:
-        rate = f" ({(it.events - before.events) / (it.time - before.time):,.0f}/s)"
+    if previous is not None and it.time > previous.time:
+        rate = f" ({(it.events - previous.events) / (it.time - previous.time):,.0f}/s)"
     first = [
         Text(f"ews-listener {printable(it.version)}", "bold"),
         _state(it.state),
         _pair("up", duration(it.time - it.started)),
-        _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", colour),
+        _pair("streaming", f"{it.streaming:,}/{it.mailboxes:,}", color),
         _pair("suspended", f"{it.suspended:,}", "red" if it.suspended else ""),
         _pair("events", f"{it.events:,}{rate}"),
     ]
@@ -82,31 +82,35 @@ def _pair(name: str, value: str, style: str = "") -> Text:
 
 
 def _text(value: str) -> Text:
-    """What others said or named: no markup, and nothing that a terminal obeys."""
+    """Return external text without markup and control characters."""
     return Text(printable(value))
 
 
 def _warnings(it: Snapshot) -> list[Text]:
-    said = []
+    warnings = []
     if not it.healthy:
-        said.append("the journal's writer stands still")
+        warnings.append("the journal writer is stuck")
     if it.journal is not None and it.journal.write_error is not None:
-        said.append(f"the journal cannot be written: {it.journal.write_error}")
+        warnings.append(f"cannot write the journal: {it.journal.write_error}")
     if it.journal is not None and it.journal.full:
-        said.append("the journal is full, nothing new is taken in")
+        warnings.append("journal full: ingestion paused until handlers catch up")
     if it.streaming > it.mailboxes:
-        said.append(f"{it.streaming - it.mailboxes} mailboxes stream twice: their events come twice")
-    said += [
-        f"{server.host} asks for a pause of {duration(server.pause)}" for server in it.servers if server.pause
+        warnings.append(
+            f"{it.streaming - it.mailboxes} mailboxes have two streams: their events are duplicated"
+        )
+    warnings += [
+        f"{server.host} requested a pause of {duration(server.pause)}"
+        for server in it.servers
+        if server.pause
     ]
-    said += [f"the last reload was refused: {problem}" for problem in it.reloads.problems]
+    warnings += [f"the last reload was rejected: {problem}" for problem in it.reloads.problems]
     if it.reloads.pending:
-        said.append(f"takes effect at the next start: {', '.join(it.reloads.pending)}")
-    return [Text(f"! {printable(text)}", "bold yellow") for text in said]
+        warnings.append(f"takes effect at the next start: {', '.join(it.reloads.pending)}")
+    return [Text(f"! {printable(text)}", "bold yellow") for text in warnings]
 
 
 def _table(*columns: str) -> Table:
-    """Columns of numbers stand to the right and keep their width; those that begin with "<" give way."""
+    """Return a table. Columns are right-aligned with a fixed width; those with a "<" are left-aligned and shrink."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         name, text = column.lstrip("<"), column.startswith("<")
@@ -117,7 +121,7 @@ def _table(*columns: str) -> Table:
 
 
 def _state(state: str) -> Text:
-    return Text(printable(state), COLOURS.get(state, ""))
+    return Text(printable(state), COLORS.get(state, ""))
 
 
 def _handlers(it: Snapshot) -> Table:
@@ -142,12 +146,12 @@ def _groups(it: Snapshot) -> Table:
     table = _table(
         "<group", "<anchor", "<state", "since", "streaming", "suspended", "events", "failures", "stream"
     )
-    # Those in trouble first.
+    # Groups with mailboxes that do not stream come first.
     ordered = sorted(it.groups, key=lambda group: (group.streaming == group.mailboxes, group.name))
-    for group in ordered[:MOST_GROUPS]:
+    for group in ordered[:MAX_GROUPS]:
         table.add_row(*_group(group, it.time))
-    if len(ordered) > MOST_GROUPS:
-        table.add_row(f"… {len(ordered) - MOST_GROUPS} more")
+    if len(ordered) > MAX_GROUPS:
+        table.add_row(f"… {len(ordered) - MAX_GROUPS} more")
     return table
 
 
@@ -168,25 +172,23 @@ def _group(group: GroupStatus, now: float) -> list[str | Text]:
     ]
 
 
-def _troubles(it: Snapshot) -> Table:
-    table = _table("<mailbox", "<state", "<group", "again in", "<why")
+def _problems(it: Snapshot) -> Table:
+    table = _table("<mailbox", "<state", "<group", "retry in", "<reason")
     table.columns[-1].no_wrap = False
-    ordered = sorted(
-        it.mailbox_problems, key=lambda write_error: (write_error.state != "suspended", write_error.mailbox)
-    )
-    for write_error in ordered[:MAX_PROBLEMS]:
-        table.add_row(*_mailbox_problem(write_error))
-    whole = it.suspended + it.refused + it.missing
-    if whole > MAX_PROBLEMS:
-        table.add_row(f"… {whole - MAX_PROBLEMS:,} more")
+    ordered = sorted(it.mailbox_problems, key=lambda problem: (problem.state != "suspended", problem.mailbox))
+    for problem in ordered[:MAX_PROBLEMS]:
+        table.add_row(*_problem(problem))
+    total = it.suspended + it.refused + it.missing
+    if total > MAX_PROBLEMS:
+        table.add_row(f"… {total - MAX_PROBLEMS:,} more")
     return table
 
 
-def _mailbox_problem(write_error: MailboxProblem) -> list[str | Text]:
+def _problem(problem: MailboxProblem) -> list[str | Text]:
     return [
-        _text(write_error.mailbox),
-        _state(write_error.state),
-        _text(write_error.group or "-"),
-        "-" if write_error.retry is None else duration(write_error.retry),
-        _text(f"{write_error.code}: {write_error.text}" if write_error.text else write_error.code),
+        _text(problem.mailbox),
+        _state(problem.state),
+        _text(problem.group or "-"),
+        "-" if problem.retry is None else duration(problem.retry),
+        _text(f"{problem.code}: {problem.text}" if problem.text else problem.code),
     ]

@@ -1,6 +1,6 @@
-"""The command line. One file a command; errors become exit codes here, and only here (docs/CLI.md lists them).
+"""The command line. Each command has its own module. Only this package turns errors into exit codes (docs/CLI.md).
 
-The commands' modules import nothing heavy at their top: `--help` and completion must answer at once.
+Command modules import heavy packages inside functions, so that `--help` and completion respond at once.
 """
 
 import os
@@ -23,9 +23,9 @@ from listener.cli.watch import watch
 
 app = typer.Typer(
     name="ews-listener",
-    help="Listens to Exchange mailboxes over EWS streaming notifications and hands each event to your handlers.",
+    help="Stream changes from Exchange mailboxes (EWS streaming notifications) and deliver them to your handlers.",
     no_args_is_help=True,
-    # Shells ask in this way; no options of its own then clutter `--help`.
+    # Shells set this variable to ask for completions. Otherwise typer would add two options to `--help`.
     add_completion="_EWS_LISTENER_COMPLETE" in os.environ,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,8 +42,8 @@ app.command()(demo)
 app.command()(simulate)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -52,27 +52,27 @@ def _print_version(wanted: bool) -> None:
 def _top(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None: ...
 
 
 def main() -> None:
-    """The `ews-listener` command."""
+    """Run the `ews-listener` command."""
     _open_standard_streams()
     app()
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null where standard input, output or error was closed when the process began.
+    """Open /dev/null in place of each standard stream that was closed when the process started.
 
-    Otherwise the first file that is opened gets the number, and what is meant for standard error is written into it.
+    Otherwise the next opened file would get that descriptor, and text for standard error would be written into it.
     """
     for number, mode in ((0, "r"), (1, "w"), (2, "w")):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free is this one: the lower ones are open.
+            # open() returns the lowest free descriptor. That is this one, because the lower ones are open.
             descriptor = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
             os.set_inheritable(descriptor, True)
         name = ("stdin", "stdout", "stderr")[number]

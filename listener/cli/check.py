@@ -1,4 +1,4 @@
-"""`ews-listener check`: is the configuration good, and does the account get in everywhere?"""
+"""`ews-listener check`: validate the configuration and, with --connect, test the access to every mailbox."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,20 +15,22 @@ if TYPE_CHECKING:
 def check(
     config: ConfigFile,
     connect: Annotated[
-        bool, typer.Option("--connect", help="Connect, and try whether the account gets into every mailbox.")
+        bool, typer.Option("--connect", help="Connect to the servers and test the access to every mailbox.")
     ] = False,
     mailbox: Annotated[
-        list[str] | None, typer.Option(help="With --connect: only this mailbox. May be given several times.")
+        list[str] | None, typer.Option(help="With --connect: test only this mailbox. Repeatable.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Check the configuration and the options of its handlers; with --connect, the servers and all mailboxes too.
+    """Check the configuration and the handler options. With --connect, also test the servers and all mailboxes.
 
-    Ends with exit code 0 if all is well, 2 if the configuration is not good, 3 if a server cannot be reached or does
-    not take the account, 4 if some mailboxes are refused, or reached though they must not be.
+    Exit code 0: all checks passed.
+    Exit code 2: the configuration is invalid.
+    Exit code 3: a server cannot be reached or rejects the account.
+    Exit code 4: access to a mailbox is denied, or a must_deny mailbox is accessible or not proved.
     """
     if mailbox and not connect:
-        raise typer.BadParameter("goes with --connect", param_hint="--mailbox")
+        raise typer.BadParameter("requires --connect", param_hint="--mailbox")
     from json import dumps
 
     from listener.errors import ConfigError, Problem
@@ -39,31 +41,31 @@ def check(
     try:
         settings, _ = load_all(config)
         if connect:
-            report = _connect(settings, _addresses(mailbox or []), live=not json)
+            report = _connect(settings, _addresses(mailbox or []), interactive=not json)
     except ConfigError as error:
         settings, problems = None, list(error.problems)
-    doubts = _warnings(settings)
+    warnings = _warnings(settings)
     if json:
-        told = _report(settings) | {"problems": [problem._asdict() for problem in problems]}
-        if doubts:
-            told["warnings"] = [doubt._asdict() for doubt in doubts]
+        result = _report(settings) | {"problems": [problem._asdict() for problem in problems]}
+        if warnings:
+            result["warnings"] = [warning._asdict() for warning in warnings]
         if report is not None:
             from listener.cli.check_report import as_json
 
-            told |= as_json(report)
-        typer.echo(dumps(told))
+            result |= as_json(report)
+        typer.echo(dumps(result))
     elif settings is not None:
         typer.echo("\n".join(map(printable, _summary(str(config), settings))))
-        for doubt in doubts:
-            typer.echo(f"warning: {printable(str(doubt))}", err=True)
+        for warning in warnings:
+            typer.echo(f"warning: {printable(str(warning))}", err=True)
         if report is not None:
-            from listener.cli.check_report import show
+            from listener.cli.check_report import print_report
 
-            show(report)
+            print_report(report)
     else:
         for problem in problems:
             typer.echo(f"error: {printable(str(problem))}", err=True)
-    raise typer.Exit(_exit_code(report, good=not problems))
+    raise typer.Exit(_exit_code(report, valid=not problems))
 
 
 def _warnings(config: "Config | None") -> "list[Problem]":
@@ -72,25 +74,26 @@ def _warnings(config: "Config | None") -> "list[Problem]":
     return [] if config is None else warnings(config)
 
 
-def _exit_code(report: "Report | None", *, good: bool) -> int:
-    if not good:
+def _exit_code(report: "Report | None", *, valid: bool) -> int:
+    if not valid:
         return CONFIGURATION
     if report is None:
         return 0
     return UNREACHABLE if report.unreachable else REFUSED if report.refused else 0
 
 
-def _addresses(given: list[str]) -> list[str]:
+def _addresses(names: list[str]) -> list[str]:
+    """Parse addresses and SIDs. Raises BadParameter."""
     from listener.config.values import parse_address, parse_sid
 
     try:
-        return [(parse_address if "@" in name else parse_sid)(name) for name in given]
+        return [(parse_address if "@" in name else parse_sid)(name) for name in names]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--mailbox") from None
 
 
-def _connect(config: "Config", only: list[str], *, live: bool) -> "Report":
-    """Checks with a progress bar, if standard error is a terminal and a person reads along."""
+def _connect(config: "Config", only: list[str], *, interactive: bool) -> "Report":
+    """Run the preflight, with a progress bar if `interactive` and standard error is a terminal."""
     import sys
     from functools import partial
 
@@ -100,9 +103,9 @@ def _connect(config: "Config", only: list[str], *, live: bool) -> "Report":
     from listener.cli.check_report import progress_bar
     from listener.preflight.check import check as preflight
 
-    # What is found out stands in the report; lines about it would only be in the way.
+    # The report has all results; log lines about them would only clutter the output.
     log.configure("error", config.log.format if config.log.format != "journal" else "json", audit=False)
-    with progress_bar(shown=live and sys.stderr.isatty()) as progress:
+    with progress_bar(shown=interactive and sys.stderr.isatty()) as progress:
         return trio.run(partial(preflight, config, only, progress))
 
 
@@ -125,9 +128,9 @@ def _summary(path: str, config: "Config") -> list[str]:
     groups = f", {grouped} of them in {len(config.groups)} static group(s)" if config.groups else ""
     expanded = len(config.mailboxes.distribution_groups)
     members = f", and the members of {expanded} distribution group(s)" if expanded else ""
-    lines = [f"{path} is good.", f"mailboxes: {len(config.all_mailboxes)}{groups}{members}"]
+    lines = [f"{path} is valid.", f"mailboxes: {len(config.all_mailboxes)}{groups}{members}"]
     for name, handler in config.handlers.items():
-        wanted = handler.filter.model_dump(exclude_defaults=True)
-        told = "; ".join(f"{key} {', '.join(values)}" for key, values in wanted.items()) or "every change"
-        lines.append(f"handler {name} ({handler.use}): {told}")
+        filters = handler.filter.model_dump(exclude_defaults=True)
+        text = "; ".join(f"{key} {', '.join(values)}" for key, values in filters.items()) or "all changes"
+        lines.append(f"handler {name} ({handler.use}): {text}")
     return lines

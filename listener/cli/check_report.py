@@ -1,4 +1,4 @@
-"""What `ews-listener check --connect` found, for people and for machines."""
+"""Report of `ews-listener check --connect`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from listener.preflight.remedies import Remedy, remedy
 from listener.preflight.scope import Attempt, Finding
 from listener.text import LONGEST_REASON, printable, shortened
 
-FEW = 50
-"""So many mailboxes are listed one by one; of more, only those that something is the matter with."""
+MAX_LISTED = 50
+"""Up to this number of mailboxes, all are listed. Above it, only those with a failure are."""
 
 
 @contextmanager
 def progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function to tell how many mailboxes of how many are done."""
+    """Return a function that reports progress: the number of checked mailboxes, and the total."""
     if not shown:
         yield lambda _done, _total: None
         return
@@ -39,11 +39,11 @@ def progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-# --- for machines
+# --- JSON
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The keys that --connect adds; docs/CLI.md lists them."""
+    """Return the keys that --connect adds. docs/CLI.md lists them."""
     return {
         "ok": not (report.unreachable or report.refused),
         "servers": [
@@ -53,7 +53,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "ok": server.failure is None,
                 "stage": server.stage,
             }
-            | _why(server.failure, _advice_of_server(server))
+            | _explanation(server.failure, _server_remedy(server))
             for server in report.servers
         ],
         "groups": [
@@ -67,9 +67,13 @@ def as_json(report: Report) -> dict[str, Any]:
             for group in report.groups
         ],
         "distribution_groups": [
-            {"group": name, "ok": isinstance(found, int)}
-            | ({"members": found} if isinstance(found, int) else _why(found, remedy(found, mailbox=name)))
-            for name, found in report.expansions.items()
+            {"group": name, "ok": isinstance(result, int)}
+            | (
+                {"members": result}
+                if isinstance(result, int)
+                else _explanation(result, remedy(result, mailbox=name))
+            )
+            for name, result in report.expansions.items()
         ],
         "checked": [
             {
@@ -79,45 +83,47 @@ def as_json(report: Report) -> dict[str, Any]:
                 "ok": check.failure is None,
                 "tried": check.tried,
             }
-            | _why(check.failure, _advice(report, check))
-            for check in _in_order(report)
+            | _explanation(check.failure, _mailbox_remedy(report, check))
+            for check in _sorted_mailboxes(report)
         ],
         "must_deny": [
             {"mailbox": attempt.mailbox, "finding": str(attempt.finding)}
-            | ({} if attempt.finding is Finding.REFUSED else _tried(attempt))
+            | ({} if attempt.finding is Finding.REFUSED else _attempt_details(attempt))
             for attempt in report.attempts
         ],
     }
 
 
-def _why(failure: Failure | None, advice: Remedy) -> dict[str, object]:
+def _explanation(failure: Failure | None, advice: Remedy) -> dict[str, object]:
     if failure is None:
         return {}
     cause, fix = advice
-    found: dict[str, object] = {"code": failure.code, "text": failure.text, "cause": cause, "fix": fix}
-    return found | ({"held": round(held)} if (held := _held(failure)) else {})
+    keys: dict[str, object] = {"code": failure.code, "text": failure.text, "cause": cause, "fix": fix}
+    return keys | ({"held": round(seconds)} if (seconds := _blocked_for(failure)) else {})
 
 
-def _tried(attempt: Attempt) -> dict[str, object]:
-    """What was tried on a mailbox that must refuse, and what came of it."""
-    tried = {
+def _attempt_details(attempt: Attempt) -> dict[str, object]:
+    """Return what was tried on a must_deny mailbox, and the result."""
+    details: dict[str, object] = {
         "access": attempt.access,
         "server": attempt.server,
         "operation": attempt.operation,
         "folder": attempt.folder,
     }
     failure = attempt.failure
-    return tried | ({} if failure is None else _why(failure, remedy(failure, mailbox=attempt.mailbox)))
+    if failure is None:
+        return details
+    return details | _explanation(failure, remedy(failure, mailbox=attempt.mailbox))
 
 
-def _advice_of_server(server: ServerCheck) -> Remedy:
+def _server_remedy(server: ServerCheck) -> Remedy:
     if server.failure is None:
         return Remedy("")
     return remedy(server.failure, account=server.account, url=server.url, autodiscover=server.autodiscover)
 
 
-def _advice(report: Report, check: MailboxCheck, mailbox: str | None = None) -> Remedy:
-    """The advice for a mailbox, with its address or this word in place of it."""
+def _mailbox_remedy(report: Report, check: MailboxCheck, mailbox: str | None = None) -> Remedy:
+    """Return the remedy for a mailbox. `mailbox` is a placeholder for its address."""
     if check.failure is None:
         return Remedy("")
     name = check.mailbox if mailbox is None else mailbox
@@ -126,45 +132,46 @@ def _advice(report: Report, check: MailboxCheck, mailbox: str | None = None) -> 
     return remedy(check.failure, mailbox=name, account=account, url=url, autodiscover=group is None)
 
 
-def _held(failure: Failure) -> float | None:
-    """Seconds for which refused credentials are not tried again."""
+def _blocked_for(failure: Failure) -> float | None:
+    """Return the seconds during which the lockout protection does not use the rejected credentials again."""
     return failure.wait if failure.verdict is Verdict.CREDENTIALS else None
 
 
 def _account(report: Report, check: MailboxCheck) -> str:
-    """Who tried to get into a mailbox."""
+    """Return the account that accessed a mailbox."""
     url = check.group.ews_url if check.group else ""
     return next((server.account for server in report.servers if server.url == url), "SERVICE")
 
 
-def _in_order(report: Report) -> list[MailboxCheck]:
+def _sorted_mailboxes(report: Report) -> list[MailboxCheck]:
     return sorted(report.mailboxes, key=lambda check: check.mailbox)
 
 
-# --- for people
+# --- text
 
 
-def show(report: Report) -> None:
-    """Prints tables on standard output, and what is the matter with what mends it."""
-    # Where nobody looks at it, nothing is folded to fit.
+def print_report(report: Report) -> None:
+    """Print tables on standard output, then each failure with its cause and fix."""
+    # Output to a pipe or file is not folded to the width of a terminal.
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(_servers(report.servers))
     if report.groups:
         console.print(_groups(report))
     if report.expansions:
         console.print(_expansions(report))
-    if len(report.mailboxes) <= FEW:
+    if len(report.mailboxes) <= MAX_LISTED:
         console.print(_mailboxes(report))
     failed = sum(check.failure is not None for check in report.mailboxes)
     console.print(f"{len(report.mailboxes) - failed} of {len(report.mailboxes)} mailboxes can be reached.")
     for attempt in report.attempts:
-        console.print(_cell(_attempt_line(attempt)), soft_wrap=True)
-    for line in _matters(report):
+        for line in _attempt_lines(attempt):
+            console.print(_cell(line), soft_wrap=True)
+    for line in _failures(report):
         console.print(_cell(line), soft_wrap=True)
 
 
 def _cell(text: str) -> Text:
-    """What a server said, or somebody named: no markup, bounded, and nothing that a terminal obeys."""
+    """Return external text without markup and control characters, and of limited length."""
     return Text(printable(shortened(text, LONGEST_REASON)))
 
 
@@ -175,8 +182,8 @@ def _servers(servers: list[ServerCheck]) -> Table:
     for stage in STAGES:
         table.add_column(stage, no_wrap=True)
     for server in servers:
-        reached = len(STAGES) if server.stage is None else STAGES.index(server.stage)
-        marks = ["yes" if at < reached else "NO" if at == reached else "" for at in range(len(STAGES))]
+        passed = len(STAGES) if server.stage is None else STAGES.index(server.stage)
+        marks = ["ok" if at < passed else "FAIL" if at == passed else "" for at in range(len(STAGES))]
         table.add_row(*map(_cell, (server.url or "Autodiscover", server.account, *marks)))
     return table
 
@@ -191,73 +198,76 @@ def _groups(report: Report) -> Table:
 
 def _expansions(report: Report) -> Table:
     table = Table("distribution group", "mailboxes")
-    for name, found in report.expansions.items():
-        table.add_row(_cell(name), _cell(str(found) if isinstance(found, int) else found.code))
+    for name, result in report.expansions.items():
+        table.add_row(_cell(name), _cell(str(result) if isinstance(result, int) else result.code))
     return table
 
 
 def _mailboxes(report: Report) -> Table:
-    table = Table("mailbox", "access", "group", "")
-    for check in _in_order(report):
-        told = "reached" if check.failure is None else check.failure.code
-        row = (check.mailbox, check.access, check.group.name if check.group else "", told)
+    table = Table("mailbox", "access", "group", "result")
+    for check in _sorted_mailboxes(report):
+        result = "ok" if check.failure is None else check.failure.code
+        row = (check.mailbox, check.access, check.group.name if check.group else "", result)
         table.add_row(*map(_cell, row))
     return table
 
 
-def _attempt_line(attempt: Attempt) -> str:
+def _attempt_lines(attempt: Attempt) -> Iterator[str]:
+    """Return the result for a must_deny mailbox."""
     mailbox = attempt.mailbox
     match attempt.finding:
         case Finding.REFUSED:
-            return f"{mailbox} must refuse the account, and does."
+            yield f"{mailbox} denies access to the account, as must_deny requires."
         case Finding.REACHED:
-            fix = (
-                "take its permissions on the mailbox away"
-                if attempt.access == "delegate"
-                else "narrow the scope of the role assignment"
-            )
-            return f"{mailbox} must refuse the account, and DOES NOT: {fix}. Proof: {attempt.proof}."
-    return f"{mailbox} must refuse the account: not proved ({attempt.failure}). Tried: {attempt.proof}."
+            yield f"FAIL  {mailbox}   the account can access this must_deny mailbox"
+            yield f"      Proof: {attempt.proof}."
+            if attempt.access == "delegate":
+                yield "      Fix: remove the account's permissions on the mailbox"
+            else:
+                yield "      Fix: narrow the scope of the role assignment"
+        case Finding.NOT_PROVED:
+            yield f"FAIL  {mailbox}   must_deny could not be verified ({attempt.failure})"
+            yield f"      Tried: {attempt.proof}."
 
 
-def _matters(report: Report) -> Iterator[str]:
-    """What is the matter, once for all mailboxes that have it in common."""
+def _failures(report: Report) -> Iterator[str]:
+    """Return the text of all failures. Mailboxes with the same failure and remedy share one entry."""
     for server in report.servers:
         if server.failure is not None:
-            what = "Autodiscover" if server.autodiscover else ""
-            yield from _matter(
-                " ".join(filter(None, [what, server.url])), server.failure, _advice_of_server(server)
+            prefix = "Autodiscover" if server.autodiscover else ""
+            yield from _failure_lines(
+                " ".join(filter(None, [prefix, server.url])), server.failure, _server_remedy(server)
             )
-    for name, found in report.expansions.items():
-        if isinstance(found, Failure):
-            yield from _matter(name, found, remedy(found, mailbox=name))
-    said = {(server.url, server.failure.code) for server in report.servers if server.failure}
-    alike: defaultdict[tuple[str, Remedy], list[MailboxCheck]] = defaultdict(list)
-    for check in _in_order(report):
+    for name, result in report.expansions.items():
+        if isinstance(result, Failure):
+            yield from _failure_lines(name, result, remedy(result, mailbox=name))
+    reported = {(server.url, server.failure.code) for server in report.servers if server.failure}
+    similar: defaultdict[tuple[str, Remedy], list[MailboxCheck]] = defaultdict(list)
+    for check in _sorted_mailboxes(report):
         url = check.group.ews_url if check.group else ""
-        if check.failure is not None and check.tried and (url, check.failure.code) not in said:
-            alike[check.failure.code, _advice(report, check, "MAILBOX")].append(check)
-    for checks in alike.values():
+        if check.failure is not None and check.tried and (url, check.failure.code) not in reported:
+            similar[check.failure.code, _mailbox_remedy(report, check, "MAILBOX")].append(check)
+    for checks in similar.values():
         first, count = checks[0], len(checks)
         assert first.failure is not None
-        named = ", ".join(check.mailbox for check in checks[:FEW])
-        more = f" and {count - FEW} more" if count > FEW else ""
-        advice = _advice(report, first, None if count == 1 else "MAILBOX")
-        yield from _matter(f"{named}{more}", first.failure, advice)
+        listed = ", ".join(check.mailbox for check in checks[:MAX_LISTED])
+        more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+        advice = _mailbox_remedy(report, first, None if count == 1 else "MAILBOX")
+        yield from _failure_lines(f"{listed}{more}", first.failure, advice)
 
 
-def _matter(who: str, failure: Failure, advice: Remedy) -> Iterator[str]:
+def _failure_lines(subject: str, failure: Failure, advice: Remedy) -> Iterator[str]:
     yield ""
-    yield f"FAIL  {who}   {failure.code}"
-    shown = () if excerpt(failure.text) in advice.cause else (failure.text,)
-    yield from (f"      {line}" for line in (*shown, advice.cause) if line)
+    yield f"FAIL  {subject}   {failure.code}"
+    text = () if excerpt(failure.text) in advice.cause else (failure.text,)
+    yield from (f"      {line}" for line in (*text, advice.cause) if line)
     first, *more = re.split(r"; (?=\d\. )", advice.fix)
     if first:
         yield f"      Fix: {first}"
     yield from (f"           {step}" for step in more)
-    if held := _held(failure):
+    if seconds := _blocked_for(failure):
         yield (
-            f"      These credentials are not tried again for {format_duration(round(held))}, so that the account is "
-            "not locked. Other credentials are tried at once."
+            f"      Lockout protection: these credentials are not used again for {format_duration(round(seconds))}. "
+            "Other credentials are used at once."
         )
-        yield f"      To try these credentials now, delete {REFUSALS} in the state directory."
+        yield f"      To use these credentials now, delete {REFUSALS} in the state directory."

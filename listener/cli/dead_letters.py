@@ -1,10 +1,10 @@
-"""`ews-listener dead-letters`: what handlers could not handle."""
+"""`ews-listener dead-letters`: list, show, requeue and delete dead letters."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from listener.cli.offline import Json, at_offline, print_json, tell_count
+from listener.cli.offline import Json, print_count, print_json, with_offline_journal
 from listener.cli.options import ConfigFile
 from listener.text import printable
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dead-letters",
-    help="Events that a handler gave up: list them, look at one, give them back or delete them.",
+    help="List, show, requeue or delete events that a handler did not accept.",
     no_args_is_help=True,
 )
 
-Numbers = Annotated[list[int], typer.Argument(help="Numbers, as `list` tells them.")]
+Numbers = Annotated[list[int], typer.Argument(help="Numbers of dead letters, as shown by `list`.")]
 
 
 @app.command("list")
 def list_(
     config: ConfigFile,
-    handler: Annotated[str | None, typer.Option(help="Only those of this handler.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 100,
-    after: Annotated[int, typer.Option(min=0, help="Only those with higher numbers.")] = 0,
+    handler: Annotated[str | None, typer.Option(help="Only dead letters of this handler.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of dead letters.")] = 100,
+    after: Annotated[int, typer.Option(min=0, help="Only dead letters with a higher number.")] = 0,
     json: Json = False,
 ) -> None:
     """List dead letters, oldest first."""
     letters = [
         _summary(letter)
-        for letter in at_offline(
-            config, lambda offline: offline.dead_letters(handler, after=after, limit=limit)
+        for letter in with_offline_journal(
+            config, lambda journal: journal.dead_letters(handler, after=after, limit=limit)
         )
     ]
     if json:
@@ -42,22 +42,26 @@ def list_(
     for letter in letters:
         event = letter["event"]
         line = f"{letter['handler']}  {event['type']}  {event['data']['mailbox']}  {letter['reason']}"
-        typer.echo(f"{letter['number']:>6}  {_moment(letter['time'])}  {printable(line)}")
+        typer.echo(f"{letter['number']:>6}  {_format_time(letter['time'])}  {printable(line)}")
     if not letters:
         typer.echo("no dead letters")
 
 
 @app.command()
-def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Json = False) -> None:
-    """Show one dead letter, with its event and its traceback."""
-    found = at_offline(config, lambda offline: _found(offline, number))
-    letter = _summary(found) | {"traceback": found.traceback}
+def show(
+    config: ConfigFile,
+    number: Annotated[int, typer.Argument(help="Number of the dead letter, as shown by `list`.")],
+    json: Json = False,
+) -> None:
+    """Show one dead letter, with its event and traceback."""
+    record = with_offline_journal(config, lambda journal: _find(journal, number))
+    letter = _summary(record) | {"traceback": record.traceback}
     if json:
         print_json(letter)
         return
     typer.echo(f"number    {letter['number']}")
     typer.echo(f"handler   {printable(letter['handler'])}")
-    typer.echo(f"time      {_moment(letter['time'])}")
+    typer.echo(f"time      {_format_time(letter['time'])}")
     typer.echo(f"attempts  {letter['attempts']}")
     typer.echo(f"reason    {printable(letter['reason'])}")
     print_json(letter["event"])
@@ -66,27 +70,27 @@ def show(config: ConfigFile, number: Annotated[int, typer.Argument()], json: Jso
 
 @app.command()
 def retry(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
-    """Give dead letters back to their handlers."""
-    tell_count(at_offline(config, lambda offline: offline.requeue(numbers)), "given back", json)
+    """Requeue dead letters: deliver them to their handlers again."""
+    print_count(with_offline_journal(config, lambda journal: journal.requeue(numbers)), "requeued", json)
 
 
 @app.command()
 def discard(config: ConfigFile, numbers: Numbers, json: Json = False) -> None:
     """Delete dead letters."""
-    tell_count(at_offline(config, lambda offline: offline.discard(numbers)), "deleted", json)
+    print_count(with_offline_journal(config, lambda journal: journal.discard(numbers)), "deleted", json)
 
 
-def _found(offline: "OfflineJournal", number: int) -> "DeadLetter":
+def _find(journal: "OfflineJournal", number: int) -> "DeadLetter":
     from listener.journal import JournalError
 
-    letter = offline.dead_letter(number)
+    letter = journal.dead_letter(number)
     if letter is None:
         raise JournalError(f"there is no dead letter {number}")
     return letter
 
 
 def _summary(letter: "DeadLetter") -> dict[str, Any]:
-    """A dead letter as JSON: number, handler, time, attempts, reason, event (its CloudEvents form)."""
+    """Return the JSON form: number, handler, time, attempts, reason, event (a CloudEvent)."""
     return {
         "number": letter.number,
         "handler": letter.handler,
@@ -97,7 +101,7 @@ def _summary(letter: "DeadLetter") -> dict[str, Any]:
     }
 
 
-def _moment(time: float) -> str:
+def _format_time(time: float) -> str:
     from datetime import UTC, datetime
 
     try:

@@ -1,4 +1,4 @@
-"""How a command ends: errors become exit codes, signals become an orderly end."""
+"""Exit of commands: errors become exit codes, signals become an orderly stop."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from listener.text import printable
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Prints what is wrong, a line a problem, and ends: with 2 for the configuration, with 1 for what may pass."""
+def exit_on_errors() -> Iterator[None]:
+    """Print each problem on its own line and exit: with 2 for a permanent error, with 1 if a restart may help."""
     errors: list[ListenerError] = []
     try:
         yield
@@ -25,17 +25,18 @@ def reported() -> Iterator[None]:
         errors = list(_leaves(group))
     if errors:
         if any(isinstance(error, JournalDamagedError) for error in errors):
-            # What else was raised then, such as by those whose writes were lost, only follows from that.
+            # Other errors, such as those of failed writes, are only consequences of the damage.
             errors = [error for error in errors if isinstance(error, JournalDamagedError)]
         lines = dict.fromkeys(line for error in errors for line in str(error).splitlines())
         print_errors("".join(f"error: {printable(line)}\n" for line in lines))
-        raise SystemExit(CONFIGURATION if any(map(_is_final, errors)) else FAILED)
+        raise SystemExit(CONFIGURATION if any(map(_is_permanent, errors)) else FAILED)
 
 
-def _is_final(error: ListenerError) -> bool:
-    """Whether the next start will end in the same way: systemd does not try again then (RestartPreventExitStatus)."""
-    final = isinstance(error, ConfigError | JournalDamagedError)
-    return final and not isinstance(error, OpeningError)
+def _is_permanent(error: ListenerError) -> bool:
+    """Return whether the next start would fail in the same way. systemd then does not restart the daemon
+    (RestartPreventExitStatus)."""
+    permanent = isinstance(error, ConfigError | JournalDamagedError)
+    return permanent and not isinstance(error, OpeningError)
 
 
 def _leaves(group: BaseExceptionGroup[ListenerError]) -> Iterator[ListenerError]:
@@ -46,23 +47,23 @@ def _leaves(group: BaseExceptionGroup[ListenerError]) -> Iterator[ListenerError]
             yield error
 
 
-async def signalled(work: Callable[[trio.Event], Awaitable[None]]) -> None:
-    """Runs `work(stop)`: the first SIGINT or SIGTERM sets `stop`, a second one ends the process as if unhandled."""
-    stop, asked = trio.Event(), False
+async def run_until_signal(work: Callable[[trio.Event], Awaitable[None]]) -> None:
+    """Run `work(stop)`. The first SIGINT or SIGTERM sets `stop`; a second one kills the process as if unhandled."""
+    stop, stopping = trio.Event(), False
     token = trio.lowlevel.current_trio_token()
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        # Not trio's own receiver: this must work while a handler that blocks keeps all tasks waiting.
-        nonlocal asked
-        if asked:
+    def handle_signal(number: int, _frame: FrameType | None) -> None:
+        # Not trio.open_signal_receiver(): the second signal must work while a handler blocks the event loop.
+        nonlocal stopping
+        if stopping:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        asked = True
+        stopping = True
         token.run_sync_soon(stop.set)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         await work(stop)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""How commands ask the journal, and what they say of it."""
+"""Access of commands to the journal, with or without a running daemon."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,24 +11,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def at_offline(config: Path, work: "Callable[[OfflineJournal], T]") -> T:
-    """What `work` makes of the journal, beside a daemon or without one. Ends the command if it cannot be asked.
+def with_offline_journal(config: Path, work: "Callable[[OfflineJournal], T]") -> T:
+    """Return what `work` returns for the journal. Exit the command with an error if the journal cannot be opened.
 
-    The daemon's secrets are no affair of the journal: they need not be there.
+    Reads only the path of the state directory from the configuration. The daemon's secrets need not be available,
+    because an operator's shell does not have the credentials of the service.
     """
-    from listener.cli.exits import reported
+    from listener.cli.exits import exit_on_errors
     from listener.config.load import load_paths
     from listener.journal.offline import open_offline
 
-    with reported(), open_offline(load_paths(config).state_directory) as offline:
-        return work(offline)
+    with exit_on_errors(), open_offline(load_paths(config).state_directory) as journal:
+        return work(journal)
     raise AssertionError("errors end the command")
 
 
-def tell_count(count: int, what: str, json: bool) -> None:
+def print_count(count: int, what: str, json: bool) -> None:
     if json:
         print_json({"count": count})
     else:

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options and exit codes that several commands share."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`ews-listener reload`: the configuration, taken up by the daemon that runs."""
+"""`ews-listener reload`: reload the configuration of the running daemon."""
 
 import typer
 
@@ -6,28 +6,29 @@ from listener.cli.options import CONFIGURATION, FAILED, ConfigFile
 
 
 def reload(config: ConfigFile) -> None:
-    """Have the running daemon take up its configuration anew; returns when that is done.
+    """Reload the running daemon's configuration and wait for the result.
 
-    Ends with exit code 2 if the daemon does not take it up, and tells why: mostly the new configuration is bad, and
-    then nothing has changed. Ends with exit code 1 if it takes longer than two minutes: then the reload goes on.
+    Exit code 1: the reload takes longer than two minutes. It continues in the daemon.
+    Exit code 2: the daemon rejected the reload. The reasons are printed. If the configuration is invalid, nothing
+    has changed.
     """
     from httpx import ReadTimeout
 
-    from listener.cli.daemon_client import RELOADING, daemon_of
+    from listener.cli.daemon_client import RELOAD_TIMEOUT, connect_daemon
     from listener.text import printable
 
-    with daemon_of(config) as daemon:
+    with connect_daemon(config) as daemon:
         try:
-            answer = daemon.post("/reload", timeout=RELOADING)
+            response = daemon.post("/reload", timeout=RELOAD_TIMEOUT)
         except ReadTimeout:
-            told = "the reload goes on, and ews-listener status tells what comes of it"
-            typer.echo(f"error: not done within {RELOADING:g} s; {told}", err=True)
+            hint = "it continues in the daemon; run ews-listener status to see the result"
+            typer.echo(f"error: the reload did not finish within {RELOAD_TIMEOUT:g} s; {hint}", err=True)
             raise typer.Exit(FAILED) from None
-    news = answer.json()
-    for problem in news.get("problems", ()):
+    result = response.json()
+    for problem in result.get("problems", ()):
         typer.echo(f"error: {printable(problem)}", err=True)
-    if answer.is_error:
+    if response.is_error:
         raise typer.Exit(CONFIGURATION)
     typer.echo("reloaded")
-    for key in news["pending"]:
+    for key in result["pending"]:
         typer.echo(f"{key} takes effect at the next start")

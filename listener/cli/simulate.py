@@ -82,10 +82,9 @@ def simulate(
 
     The first line on standard output is a JSON object with its URLs and credentials.
     """
+    from listener.cli.extras import require_demo_extra
     from listener.simulator.fault_plans import load, to_toml
     from listener.simulator.faults import FaultError
-    from listener.simulator.run import main
-    from listener.simulator.settings import Rules, Settings
 
     try:
         plan = load(faults)
@@ -98,6 +97,10 @@ def simulate(
     if keytab and auth != "negotiate":
         typer.echo("error: --keytab requires --auth negotiate", err=True)
         raise typer.Exit(2)
+    require_demo_extra("simulate")
+    from listener.simulator.run import main
+    from listener.simulator.settings import Rules, Settings
+
     settings = Settings(
         port=port,
         name=hostname,

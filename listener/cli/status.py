@@ -1,4 +1,4 @@
-"""`ews-listener status`: how the daemon is."""
+"""`ews-listener status`: show the status of the running daemon."""
 
 import os
 import sys
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 def status(
     config: ConfigFile,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every second.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the display every second.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the status as one JSON object.")] = False,
 ) -> None:
-    """Show how the running daemon is: mailboxes, groups, handlers, journal, and what is not as it should be.
+    """Show the status of the running daemon: mailboxes, groups, handlers, journal and problems.
 
-    Ends with exit code 1 if no daemon answers, or it is not well.
+    The exit code is 1 if no daemon answers, or if the daemon is not healthy or not ready.
     """
     from contextlib import suppress
 
-    from listener.cli.daemon_client import daemon_of
+    from listener.cli.daemon_client import connect_daemon
 
-    with daemon_of(config) as daemon, suppress(KeyboardInterrupt):
+    with connect_daemon(config) as daemon, suppress(KeyboardInterrupt):
         if watch:
             _watch(daemon, json=json)
         text = daemon.get("/status.json").text
@@ -37,11 +37,11 @@ def status(
         else:
             from rich.console import Console
 
-            from listener.admin.view import picture
+            from listener.admin.view import render_status
 
-            # Where nobody looks at a terminal, lines need not fit one.
+            # Output to a pipe or file is not wrapped to the width of a terminal.
             width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-            Console(highlight=False, width=width).print(picture(snapshot))
+            Console(highlight=False, width=width).print(render_status(snapshot))
         if not (snapshot.healthy and snapshot.ready):
             raise typer.Exit(FAILED)
 
@@ -53,7 +53,7 @@ def _echo_json(text: str) -> None:
 
 
 def _watch(daemon: "httpx.Client", *, json: bool) -> None:
-    """Until it is interrupted, or the daemon ends."""
+    """Show the status every second until the user interrupts or the daemon stops."""
     import time
 
     if json:
@@ -64,14 +64,14 @@ def _watch(daemon: "httpx.Client", *, json: bool) -> None:
 
     from rich.live import Live
 
-    from listener.admin.view import picture
+    from listener.admin.view import render_status
 
-    before: Snapshot | None = None
+    previous: Snapshot | None = None
     with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
         while True:
             snapshot = _read(daemon.get("/status.json").text)
-            live.update(picture(snapshot, before), refresh=True)
-            before = snapshot
+            live.update(render_status(snapshot, previous), refresh=True)
+            previous = snapshot
             time.sleep(1)
 
 

@@ -1,4 +1,4 @@
-"""`ews-listener tail`: the log, for people."""
+"""`ews-listener tail`: show the log in columns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,54 +16,56 @@ def tail(
     file: Annotated[
         Path | None,
         typer.Argument(
-            help="The log; - is standard input. Left out: standard input, or the journal if that is a terminal.",
+            help="The log file; - means standard input. Default: standard input, or the systemd journal if standard "
+            "input is a terminal.",
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more at the end.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new lines at the end.")] = False,
     mailbox: Annotated[str | None, typer.Option(help="Only lines about this mailbox.")] = None,
     group: Annotated[str | None, typer.Option(help="Only lines about this group.")] = None,
     handler: Annotated[str | None, typer.Option(help="Only lines about this handler.")] = None,
-    level: Annotated[str, typer.Option(help="The least: debug, info, warning or error.")] = "debug",
+    level: Annotated[str, typer.Option(help="Minimum level: debug, info, warning or error.")] = "debug",
     event: Annotated[str | None, typer.Option(help='Only this event, or a glob such as "group.*".')] = None,
     since: Annotated[
-        str | None, typer.Option(help="How far back (90s, 30m, 2h, 1d), or a moment (2026-03-01T12:00).")
+        str | None, typer.Option(help="How far to go back (90s, 30m, 2h, 1d), or a time (2026-03-01T12:00).")
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="The journal of this unit only.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Only the journal of this systemd unit.")] = None,
 ) -> None:
-    """Show the log to people: in columns, coloured, and only what is asked for."""
+    """Show the log in columns and colors, filtered by the options."""
     import sys
     from contextlib import suppress
 
     from rich.console import Console
 
-    from listener.log.reading import LEVELS, Reading, Wanted
+    from listener.log.reader import LEVELS, LogReader, Selection
 
     if level not in LEVELS:
         raise typer.BadParameter(f"must be one of {', '.join(LEVELS)}", param_hint="--level")
-    from_then = None if since is None else _moment(since)
-    wanted = Wanted(mailbox=mailbox, group=group, handler=handler, event=event, level=level, since=from_then)
-    reading = Reading(wanted)
+    start = None if since is None else _parse_since(since)
+    reader = LogReader(
+        Selection(mailbox=mailbox, group=group, handler=handler, event=event, level=level, since=start)
+    )
     console = Console(highlight=False, soft_wrap=True)
     with suppress(KeyboardInterrupt, BrokenPipeError):
-        for text in _lines(file, follow, from_then, unit):
-            if (shown := reading.show(text)) is not None:
-                console.print(shown)
+        for text in _lines(file, follow, start, unit):
+            if (rendered := reader.render(text)) is not None:
+                console.print(rendered)
         sys.stdout.flush()
         return
-    # Nobody reads any more: the interpreter must not try to write what is left.
+    # The pipe was closed. At exit the interpreter must not try to flush the rest into it.
     with suppress(OSError):
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
 
 
-def _moment(text: str) -> "datetime":
-    """Raises BadParameter."""
+def _parse_since(text: str) -> "datetime":
+    """Return the time that --since means. Raises BadParameter."""
     from datetime import UTC, datetime, timedelta
 
     from listener.config.values import parse_duration
 
     try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone() if moment.tzinfo is None else moment
+        time = datetime.fromisoformat(text)
+        return time.astimezone() if time.tzinfo is None else time
     except ValueError:
         try:
             return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
@@ -90,7 +92,8 @@ def _lines(file: Path | None, follow: bool, since: "datetime | None", unit: str 
 
 
 def _file(path: Path, follow: bool) -> Iterator[str]:
-    """The lines of a file, and those to come; a file that is replaced or made shorter is read from its beginning."""
+    """Yield the lines of a file and, with `follow`, new ones. A file that was replaced or truncated is read from its
+    start."""
     import os
     import time
 
@@ -109,13 +112,11 @@ def _file(path: Path, follow: bool) -> Iterator[str]:
                     return
                 time.sleep(0.2)
                 try:
-                    there = path.stat()
+                    current = path.stat()
                 except FileNotFoundError:
-                    continue  # between two files
-                if (there.st_dev, there.st_ino) != (
-                    opened.st_dev,
-                    opened.st_ino,
-                ) or there.st_size < file.tell():
+                    continue  # during a rotation
+                replaced = (current.st_dev, current.st_ino) != (opened.st_dev, opened.st_ino)
+                if replaced or current.st_size < file.tell():
                     break
 
 
@@ -124,19 +125,15 @@ def _journal(follow: bool, since: "datetime | None", unit: str | None) -> Iterat
 
     from listener.log.journald import IDENTIFIER
 
-    command = [
-        "journalctl",
-        "--output=json",
-        "--all",
-        "--no-pager",
-    ]  # else long fields, as tracebacks, are null
+    # Without --all, long fields such as tracebacks are null.
+    command = ["journalctl", "--output=json", "--all", "--no-pager"]
     command += [f"--identifier={IDENTIFIER}"] if unit is None else [f"--unit={unit}"]
     command += ["--lines=1000"] if since is None else [f"--since=@{int(since.timestamp())}", "--lines=all"]
     command += ["--follow"] if follow else []
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
     except FileNotFoundError:
-        typer.echo("error: there is no journalctl here; name the file of the log", err=True)
+        typer.echo("error: journalctl is not installed; pass the log file as an argument", err=True)
         raise typer.Exit(FAILED) from None
     with process:
         assert process.stdout is not None

@@ -1,1 +1,1 @@
-"""The daemon against a simulated Exchange, in one command, with the deliveries held against the ledger."""
+"""Demo: the daemon with a simulated Exchange server, and a comparison of its deliveries with the changes made."""

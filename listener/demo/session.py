@@ -1,4 +1,4 @@
-"""Runs the simulator as a process of its own and the daemon here, over real sockets, and takes the measure."""
+"""Run of the demo: starts the simulator as a separate process and the daemon in this one, over real sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import trio
 
 from listener.catchup.catchup import CatchUp, Observer
 from listener.daemon import Daemon, open_daemon
-from listener.demo.verdict import Call, Gaps, balance, call_of, read_ledger
+from listener.demo.verdict import Call, Gaps, call_of, compare_in_detail, read_ledger
 from listener.errors import ConfigError, ListenerError, Problem
 from listener.event import MailboxEvent
 from listener.handler import Handler
@@ -32,24 +32,23 @@ from listener.simulator.faults import FaultError
 
 log = structlog.get_logger()
 
-# How long traffic waits for the mailboxes to stream, at most, and the end for the next of what is still on its way;
-# seconds.
-SETTLE = 120.0
-LAST_CALL = 10.0
-# A stream that keeps things back, and says nothing, is found by sweeps: soon enough for a demo.
-SWEEPS = '\n[catch_up]\ninterval = "10s"\n'
-# Somebody has to ask for something while tokens end.
-REQUESTS = '\n[catch_up]\ninterval = "40s"\n'
+# Seconds: the maximum wait for all mailboxes to stream, and for the next outstanding event at the end.
+SETTLE_TIMEOUT = 120.0
+DRAIN_TIMEOUT = 10.0
+# Frequent sweeps, so that the demo finds events that a stream withholds without an error.
+SWEEP_CONFIG = '\n[catch_up]\ninterval = "10s"\n'
+# Sweeps make requests, so that expired tokens are noticed.
+OAUTH_CONFIG = '\n[catch_up]\ninterval = "40s"\n'
 POLL = 0.05
-# The simulator's; short, so that a stream that fell silent is found within a demo.
+# Heartbeat interval of the simulator in seconds. It is short, so that the demo detects a silent stream.
 HEARTBEAT = 5.0
-AS_STRICT_AS = {
+AUTH_OPTIONS = {
     "basic": (),
     "ntlm": ("--extended-protection", "require"),
     "negotiate": ("--extended-protection", "require"),
     "oauth": ("--token-lifetime", "20"),
 }
-"""What makes each kind of authentication worth showing; a token that ends often shows that streams do not mind."""
+"""Simulator options for each authentication method. Short-lived tokens show that streams survive token renewal."""
 
 
 class SimulatorError(ListenerError):
@@ -58,9 +57,9 @@ class SimulatorError(ListenerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be shown. `rate` is in events per second, `duration` in seconds (None: until told to stop).
+    """Parameters of a demo. `rate` is in events per second, `duration` in seconds (None: until stopped).
 
-    `faults` is a profile of the simulator or a file of faults, `auth` one of its kinds of authentication.
+    `faults` is a fault profile of the simulator or a file of faults, `auth` one of its authentication methods.
     """
 
     mailboxes: int
@@ -73,15 +72,15 @@ class Plan:
 
 @dataclass(slots=True)
 class Probe:
-    """A handler that notes what it is called with, and when (Unix seconds)."""
+    """A handler that records its calls and their times (Unix seconds)."""
 
     calls: list[Call] = field(default_factory=list)
     latest: deque[MailboxEvent] = field(default_factory=lambda: deque(maxlen=8))
     name: str = "demo"
 
     @property
-    def told(self) -> int:
-        """Calls with events that came on a stream."""
+    def streamed(self) -> int:
+        """Number of calls with streamed events."""
         return sum(not call.recovered for call in self.calls)
 
     @property
@@ -122,7 +121,7 @@ class GapObserver(Observer):
 
 
 class Session:
-    """One run of the demo. What it shows while it runs: `daemon`, `probe`, `generating`, `started` (Unix time)."""
+    """One run of the demo. The view reads `daemon` and `probe` while it runs."""
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self.plan = plan
@@ -131,48 +130,48 @@ class Session:
         self.daemon: Daemon | None = None
         self.started = time.time()
         self.generating_since: float | None = None
-        self.observer = GapObserver(_wall)
+        self.observer = GapObserver(_unix_time)
         self.streaming_at_end = 0
         self.groups_at_end = 0
 
     async def run(self, stop: trio.Event) -> None:
-        """Runs until the duration is over or `stop` is set. Raises SimulatorError."""
+        """Run for the duration of the plan or until `stop` is set. Raises SimulatorError."""
         async with (
             self._simulator() as (control_url, tls),
             httpx.AsyncClient(verify=tls, trust_env=False) as http,
         ):
             file = self.directory / "config.toml"
             if self.plan.faults != "none":
-                file.write_text(file.read_text() + SWEEPS)
+                file.write_text(file.read_text() + SWEEP_CONFIG)
             elif self.plan.auth == "oauth":
-                file.write_text(file.read_text() + REQUESTS)
+                file.write_text(file.read_text() + OAUTH_CONFIG)
             config, handlers = load_all(file)
-            end = trio.Event()
+            stop_daemon = trio.Event()
             async with (
                 open_daemon(config, [*handlers, self.probe], observer=self.observer) as daemon,
                 trio.open_nursery() as nursery,
             ):
                 self.daemon = daemon
-                nursery.start_soon(daemon.run, end)
+                nursery.start_soon(daemon.run, stop_daemon)
                 await self._measure(daemon, http, control_url, stop)
                 self.streaming_at_end = daemon.manager.streaming
                 self.groups_at_end = len(daemon.runners.by_group)
-                end.set()
+                stop_daemon.set()
 
     @property
     def gaps(self) -> dict[str, Gaps]:
-        """By mailbox."""
+        """The recorded gaps and comparisons by mailbox."""
         return self.observer.gaps()
 
     def summary(self) -> dict[str, object]:
-        """The fixed keys of `demo --json`."""
+        """Log each lost change and return the summary. docs/CLI.md lists its keys."""
         with (self.directory / "ledger.jsonl").open("rb") as file:
             ledger, faults = read_ledger(file)
-        books = balance(ledger, self.probe.calls, self.gaps)
-        for line in books.lost:
-            what = {"type": line.key.kind, "subject": line.thing, "happened": f"{line.time:.3f}"}
-            log.error("demo.lost", mailbox=line.mailbox, **what)
-        verdict = books.verdict()
+        comparison = compare_in_detail(ledger, self.probe.calls, self.gaps)
+        for line in comparison.lost:
+            fields = {"type": line.key.kind, "subject": line.id, "happened": f"{line.time:.3f}"}
+            log.error("demo.lost", mailbox=line.mailbox, **fields)
+        verdict = comparison.verdict()
         return {
             "mailboxes": self.plan.mailboxes,
             "streaming": self.streaming_at_end,
@@ -190,39 +189,39 @@ class Session:
     async def _measure(
         self, daemon: Daemon, http: httpx.AsyncClient, control_url: str, stop: trio.Event
     ) -> None:
-        await self._all_streaming(daemon, stop)
+        await self._wait_until_streaming(daemon, stop)
         await _post(http, f"{control_url}/traffic", {"rate": self.plan.rate})
-        for order in orders(self.plan.faults):
-            await _post(http, f"{control_url}/faults", order)
+        for request in fault_requests(self.plan.faults):
+            await _post(http, f"{control_url}/faults", request)
         self.generating_since = time.time()
         with trio.move_on_after(math.inf if self.plan.duration is None else self.plan.duration):
             await stop.wait()
         await _post(http, f"{control_url}/traffic", {"rate": 0})
         if self.plan.faults != "none":
             await _post(http, f"{control_url}/faults", {"profile": "none"})
-            await self._all_streaming(daemon)
-            await self._caught_up(daemon.catch_up)
+            await self._wait_until_streaming(daemon)
+            await self._wait_until_caught_up(daemon.catch_up)
         state = (await http.get(f"{control_url}/state")).raise_for_status().json()
-        with trio.move_on_after(LAST_CALL) as waiting:
-            told = self.probe.told
-            while self.probe.told < state["generated"] and self.plan.faults == "none":
+        with trio.move_on_after(DRAIN_TIMEOUT) as waiting:
+            streamed = self.probe.streamed
+            while self.probe.streamed < state["generated"] and self.plan.faults == "none":
                 await trio.sleep(POLL)
-                if self.probe.told > told:
-                    told = self.probe.told
-                    waiting.deadline = trio.current_time() + LAST_CALL
+                if self.probe.streamed > streamed:
+                    streamed = self.probe.streamed
+                    waiting.deadline = trio.current_time() + DRAIN_TIMEOUT
 
     @staticmethod
-    async def _caught_up(catch_up: CatchUp) -> None:
-        """Returns when each mailbox has been compared since now and has no open gap, or after SETTLE seconds."""
-        with trio.move_on_after(SETTLE):
+    async def _wait_until_caught_up(catch_up: CatchUp) -> None:
+        """Wait until a sweep of all mailboxes is complete and no gap is open; at most SETTLE_TIMEOUT seconds."""
+        with trio.move_on_after(SETTLE_TIMEOUT):
             since = trio.current_time()
             catch_up.sweep()
             while catch_up.lagging(since):  # noqa: ASYNC110
                 await trio.sleep(POLL)
 
-    async def _all_streaming(self, daemon: Daemon, stop: trio.Event | None = None) -> None:
-        """Returns when every mailbox streams, or after SETTLE seconds, or when told to stop."""
-        with trio.move_on_after(SETTLE):
+    async def _wait_until_streaming(self, daemon: Daemon, stop: trio.Event | None = None) -> None:
+        """Wait until all mailboxes stream or `stop` is set; at most SETTLE_TIMEOUT seconds."""
+        with trio.move_on_after(SETTLE_TIMEOUT):
             while daemon.manager.streaming < self.plan.mailboxes:
                 if stop is not None and stop.is_set():
                     return
@@ -230,13 +229,13 @@ class Session:
 
     @asynccontextmanager
     async def _simulator(self) -> AsyncIterator[tuple[str, ssl.SSLContext]]:
-        """Where its control interface is, and what to trust there."""
-        plan, here = self.plan, self.directory
+        """Start the simulator. Return the URL of its control interface and a TLS context that trusts it."""
+        plan, directory = self.plan, self.directory
         command = [
             *(sys.executable, "-m", "listener", "simulate", "--rate", "0", "--until-stdin-closes"),
             *("--mailboxes", str(plan.mailboxes), "--seed", str(plan.seed)),
-            *("--heartbeat", str(HEARTBEAT), "--auth", plan.auth, *AS_STRICT_AS[plan.auth]),
-            *("--ledger", str(here / "ledger.jsonl"), "--write-config", str(here / "config.toml")),
+            *("--heartbeat", str(HEARTBEAT), "--auth", plan.auth, *AUTH_OPTIONS[plan.auth]),
+            *("--ledger", str(directory / "ledger.jsonl"), "--write-config", str(directory / "config.toml")),
         ]
         process = await trio.lowlevel.open_process(
             command,
@@ -247,16 +246,16 @@ class Session:
         )
         try:
             assert process.stdout is not None
-            first = bytearray()
-            while b"\n" not in first:
+            output = bytearray()
+            while b"\n" not in output:
                 chunk = await process.stdout.receive_some()
                 if not chunk:
                     raise SimulatorError(
-                        f"the simulator ended before it began, with exit code {await process.wait()}"
+                        f"the simulator did not start; its exit code is {await process.wait()}"
                     )
-                first += chunk
-            told = msgspec.json.decode(first.partition(b"\n")[0])
-            yield str(told["control_url"]), ssl.create_default_context(cafile=told["ca_file"])
+                output += chunk
+            info = msgspec.json.decode(output.partition(b"\n")[0])
+            yield str(info["control_url"]), ssl.create_default_context(cafile=info["ca_file"])
         finally:
             with trio.CancelScope(shield=True):
                 process.terminate()
@@ -267,10 +266,10 @@ class Session:
                     await process.wait()
 
 
-def orders(faults: str) -> list[dict[str, object]]:
-    """What is to be posted to the simulator: a profile by its name, or the entries of a file of faults.
+def fault_requests(faults: str) -> list[dict[str, object]]:
+    """Return the requests to post to the simulator: the name of a profile, or the entries of a file of faults.
 
-    Raises ConfigError if it is neither, or the file makes no sense.
+    Raises ConfigError if it is neither, or if the file is invalid.
     """
     try:
         fault_plans.load(faults)
@@ -284,9 +283,9 @@ def orders(faults: str) -> list[dict[str, object]]:
     return entries
 
 
-def _wall(moment: float) -> float:
-    """A moment of trio's clock in Unix seconds."""
-    return time.time() - (trio.current_time() - moment)
+def _unix_time(loop_time: float) -> float:
+    """Convert a time of trio's clock to Unix time."""
+    return time.time() - (trio.current_time() - loop_time)
 
 
 async def _post(http: httpx.AsyncClient, url: str, content: dict[str, object]) -> None:

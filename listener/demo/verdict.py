@@ -1,12 +1,12 @@
-"""Holds what was delivered against what happened. Pure.
+"""Comparison of the delivered events with the simulator's ledger of changes (pure).
 
-The ledger is the truth: one line a change. A change and a delivery belong together when mailbox, kind, thing, parent
-folder and change key are the same; the first delivery belongs to the first such change, and so on. Beyond that, a
-recovered event tells a state of the thing, which its change key names, or that the thing is gone.
+The ledger has one line per change. A delivery matches a change if mailbox, kind, id, parent folder and change key are
+equal. The first delivery matches the first such change, and so on. In addition, a recovered event reports a state of
+its item or folder, which the change key identifies, or that it was deleted.
 
-A change is lost if no delivery about that thing tells its state or a later one. A thing that was moved stays the same
-thing, under its new id. What came and went inside one gap leaves no trace that anyone could find: it is unseen, not
-lost. What lies in a folder goes with it.
+A change is lost if no delivery reports that state of the item or folder or a later one. A moved item stays the same
+item under its new id. An item that was created and deleted within one gap leaves no trace in the mailbox: its changes
+are unseen, not lost. Deleting a folder deletes its items.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from listener.event import MailboxEvent
 
 
 class Key(NamedTuple):
-    """What a change in the ledger and a delivery have in common. `kind` is a CloudEvents type."""
+    """Values by which a delivery matches a change. `kind` is a CloudEvents type, `id` that of an item or folder."""
 
     mailbox: str
     kind: str
-    thing: str
+    id: str
     parent_folder_id: str | None
     change_key: str | None = None
 
@@ -46,19 +46,19 @@ class LedgerLine(msgspec.Struct):
     change_key: str | None = None
 
     @property
-    def thing(self) -> str:
+    def id(self) -> str:
         """The id of the item or folder."""
         return self.item_id or self.folder_id or ""
 
     @property
     def key(self) -> Key:
-        what = "item" if self.item_id is not None else "folder"
-        kind = f"exchange.{what}.{_TYPE_OF.get(self.kind, self.kind)}"
-        return Key(self.mailbox, kind, self.thing, self.parent_folder_id, self.change_key)
+        subject = "item" if self.item_id is not None else "folder"
+        kind = f"exchange.{subject}.{_EVENT_TYPES.get(self.kind, self.kind)}"
+        return Key(self.mailbox, kind, self.id, self.parent_folder_id, self.change_key)
 
 
 class Call(NamedTuple):
-    """A handler was called, at `time` in Unix seconds, with an event of this key."""
+    """A call of a handler, at `time` in Unix seconds, with an event of this key."""
 
     key: Key
     time: float
@@ -66,30 +66,33 @@ class Call(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """From when to when a mailbox had no stream that was well, and was looked at; Unix seconds.
+    """The intervals in which a mailbox had no working stream, and those of its resyncs; Unix seconds.
 
-    What happened shortly before its stream broke may have been on its way, if it came after all that the stream told.
+    A change made up to LATE seconds before the stream broke may have been in transit, unless the stream delivered a
+    later change before.
     """
 
     without: Sequence[tuple[float, float]] = ()
-    looks: Sequence[tuple[float, float]] = ()
+    resyncs: Sequence[tuple[float, float]] = ()
 
-    def hide(self, *moments: tuple[float, float]) -> bool:
-        """Whether there was no stream at any of these moments, and nobody looked in between: a gap that is not filled
-        goes on. With each moment comes when a stream first told of something later."""
-        unheard = all(
-            any(
-                since - (LATE if until < overtaken else 0) <= moment <= until for since, until in self.without
-            )
-            for moment, overtaken in moments
+    def hide(self, *changes: tuple[float, float]) -> bool:
+        """Return whether the changes were made within one gap, that is, without a stream and without a resync between
+        them. A gap lasts until a resync closes it.
+
+        Each change is its time, and the time when a stream first delivered a later change of the mailbox.
+        """
+        not_streamed = all(
+            any(since - (LATE if until < overtaken else 0) <= time <= until for since, until in self.without)
+            for time, overtaken in changes
         )
-        first, last = min(moments)[0], max(moments)[0]
-        return unheard and not any(first < started_at and done < last for started_at, done in self.looks)
+        first, last = min(changes)[0], max(changes)[0]
+        return not_streamed and not any(
+            first < started_at and ended_at < last for started_at, ended_at in self.resyncs
+        )
 
 
 class Verdict(NamedTuple):
-    """How the deliveries compare with the ledger. Latencies, in milliseconds, are of events that a stream told, and
-    None if there were none."""
+    """Result of the comparison. Latencies, in milliseconds, are of streamed events, and None if there were none."""
 
     generated: int
     delivered: int
@@ -100,21 +103,21 @@ class Verdict(NamedTuple):
     unseen: int = 0
 
 
-class Books(NamedTuple):
-    """The ledger, held against the calls, which are in the order of time: `told_by` are the changes that streamed
-    calls tell of, by the number of the call."""
+class Comparison(NamedTuple):
+    """Details of the comparison. `calls` are in the order of time; `streamed` has the changes that match streamed
+    calls, by the index of the call."""
 
     ledger: list[LedgerLine]
     calls: list[Call]
     lost: list[LedgerLine]
     unseen: list[LedgerLine]
     duplicates: int
-    told_by: dict[int, LedgerLine]
+    streamed: dict[int, LedgerLine]
 
     def verdict(self) -> Verdict:
-        """What it comes to."""
+        """Return the totals and the latencies."""
         latencies = sorted(
-            1000 * (self.calls[number].time - line.time) for number, line in self.told_by.items()
+            1000 * (self.calls[number].time - line.time) for number, line in self.streamed.items()
         )
         return Verdict(
             generated=len(self.ledger),
@@ -128,7 +131,7 @@ class Books(NamedTuple):
 
 
 def call_of(event: MailboxEvent, time: float) -> Call:
-    """The call of a handler with this event."""
+    """Return the call of a handler with this event."""
     key = Key(event.mailbox, event.type, event.subject or "", event.parent_folder_id, event.change_key)
     return Call(key, time, event.recovered)
 
@@ -136,50 +139,50 @@ def call_of(event: MailboxEvent, time: float) -> Call:
 def compare(
     ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Mapping[str, Gaps] | None = None
 ) -> Verdict:
-    """The verdict on the calls of one handler; `gaps` by mailbox."""
-    return balance(ledger, calls, gaps).verdict()
+    """Return the verdict on the calls of one handler. `gaps` are by mailbox."""
+    return compare_in_detail(ledger, calls, gaps).verdict()
 
 
-def balance(
+def compare_in_detail(
     ledger: Iterable[LedgerLine], calls: Iterable[Call], gaps: Mapping[str, Gaps] | None = None
-) -> Books:
-    """Which changes nobody was told of, and which calls told nothing new."""
+) -> Comparison:
+    """Return the lost and unseen changes, the number of duplicate calls and the streamed changes."""
     lines = sorted(ledger, key=lambda line: line.seq)
     calls = sorted(calls, key=lambda call: call.time)
-    matches = _matched(lines, calls)
-    things = _Things(lines)
+    matches = _match(lines, calls)
+    histories = _Histories(lines)
     duplicates = 0
     for number, call in enumerate(calls):
         line = matches.get(number)
-        seqs = (None if line is None else line.seq, things.stated(call))
-        new = things.tell(call.key, max((seq for seq in seqs if seq is not None), default=None))
+        seqs = (None if line is None else line.seq, histories.recovered_seq(call))
+        new = histories.report(call.key, max((seq for seq in seqs if seq is not None), default=None))
         duplicates += line is None and not new
     matched = {line.seq for line in matches.values()}
-    missing = [line for line in lines if line.seq not in matched and not things.told(line)]
-    streamed = _Streamed(
-        (line, calls[number].time) for number, line in matches.items() if not calls[number].recovered
-    )
+    missing = [line for line in lines if line.seq not in matched and not histories.is_reported(line)]
+    streamed = {number: line for number, line in matches.items() if not calls[number].recovered}
+    progress = _StreamProgress((line, calls[number].time) for number, line in streamed.items())
     unseen = []
     for line in missing:
-        life = things.untold_life(line)
-        hidden = (gaps or {}).get(line.mailbox, Gaps())
-        if life is not None and hidden.hide(*((end.time, streamed.overtook(end)) for end in life)):
+        lifetime = histories.unreported_lifetime(line)
+        mailbox_gaps = (gaps or {}).get(line.mailbox, Gaps())
+        if lifetime is not None and mailbox_gaps.hide(
+            *((change.time, progress.overtaken_at(change)) for change in lifetime)
+        ):
             unseen.append(line)
-    passed = {line.seq for line in unseen}
-    told_by = {number: line for number, line in matches.items() if not calls[number].recovered}
-    lost = [line for line in missing if line.seq not in passed]
-    return Books(lines, calls, lost, unseen, duplicates, told_by)
+    unseen_seqs = {line.seq for line in unseen}
+    lost = [line for line in missing if line.seq not in unseen_seqs]
+    return Comparison(lines, calls, lost, unseen, duplicates, streamed)
 
 
-def _matched(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine]:
-    """Which line each call belongs to, by the number of the call."""
-    waiting: defaultdict[Key, deque[LedgerLine]] = defaultdict(deque)
+def _match(lines: list[LedgerLine], calls: list[Call]) -> dict[int, LedgerLine]:
+    """Return the matching change of each call, by the index of the call."""
+    unmatched: defaultdict[Key, deque[LedgerLine]] = defaultdict(deque)
     for line in lines:
-        waiting[line.key].append(line)
+        unmatched[line.key].append(line)
     return {
-        number: waiting[call.key].popleft()
+        number: unmatched[call.key].popleft()
         for number, call in enumerate(calls)
-        if waiting.get(call.key) and waiting[call.key][0].time <= call.time
+        if unmatched.get(call.key) and unmatched[call.key][0].time <= call.time
     }
 
 
@@ -187,55 +190,56 @@ _Id: TypeAlias = tuple[str, str]
 """A mailbox, and the id of an item or folder in it."""
 
 
-class _Things:
-    """Items and folders, each with its changes and how far these have been told."""
+class _Histories:
+    """The changes of each item and folder, and the last change that was reported."""
 
     def __init__(self, lines: list[LedgerLine]) -> None:
-        self._root: dict[_Id, _Id] = {}
+        self._original: dict[_Id, _Id] = {}  # the first id of an item that was moved
         self._lines: defaultdict[_Id, list[LedgerLine]] = defaultdict(list)
         self._end: dict[_Id, LedgerLine] = {}
-        self._told: dict[_Id, int] = {}
-        self._named: set[_Id] = set()
+        self._reported: dict[_Id, int] = {}
+        self._called: set[_Id] = set()
         for line in lines:
-            id_ = line.mailbox, line.thing
+            id_ = line.mailbox, line.id
             self._lines[id_].append(line)
-            if line.kind == "MovedEvent" and line.old_id not in (None, line.thing):
+            if line.kind == "MovedEvent" and line.old_id not in (None, line.id):
                 old = line.mailbox, line.old_id or ""
-                self._root[id_] = self._root.get(old, old)
+                self._original[id_] = self._original.get(old, old)
                 self._end[old] = line
             elif line.kind == "DeletedEvent":
                 self._end[id_] = line
 
-    def tell(self, key: Key, seq: int | None) -> bool:
-        """Takes note that all up to `seq` has been told of the thing; whether that was new."""
-        id_ = key.mailbox, key.thing
-        self._named.add(id_)
-        root = self._root.get(id_, id_)
-        if seq is None or seq <= self._told.get(root, 0):
+    def report(self, key: Key, seq: int | None) -> bool:
+        """Record that a call reported the state at `seq`. Return whether that state was new."""
+        id_ = key.mailbox, key.id
+        self._called.add(id_)
+        original = self._original.get(id_, id_)
+        if seq is None or seq <= self._reported.get(original, 0):
             return False
-        self._told[root] = seq
+        self._reported[original] = seq
         return True
 
-    def told(self, line: LedgerLine) -> bool:
-        id_ = line.mailbox, line.thing
-        return line.seq <= self._told.get(self._root.get(id_, id_), 0)
+    def is_reported(self, line: LedgerLine) -> bool:
+        """Return whether a call reported this state or a later one."""
+        id_ = line.mailbox, line.id
+        return line.seq <= self._reported.get(self._original.get(id_, id_), 0)
 
-    def stated(self, call: Call) -> int | None:
-        """The last change that a recovered event tells of; None if it tells nothing that was ever so."""
+    def recovered_seq(self, call: Call) -> int | None:
+        """Return the last change that a recovered event reports; None if the reported state never existed."""
         if not call.recovered:
             return None
-        id_ = call.key.mailbox, call.key.thing
+        id_ = call.key.mailbox, call.key.id
         lines = [line for line in self._lines.get(id_, ()) if line.time <= call.time]
         if call.key.kind.endswith(".deleted"):
             end = self._end_of(id_)
-            # What it went with may be a change of another thing: its folder.
+            # The end of an item may be the deletion of its folder, which is later than the item's own changes.
             return (
                 max(line.seq for line in (*lines, end)) if end is not None and end.time <= call.time else None
             )
         return max((line.seq for line in lines if line.change_key == call.key.change_key), default=None)
 
     def _end_of(self, id_: _Id) -> LedgerLine | None:
-        """The change with which a thing went, under this id."""
+        """Return the change after which this id no longer existed: its own, or the deletion of its folder."""
         if (end := self._end.get(id_)) is not None:
             return end
         lines = self._lines.get(id_)
@@ -243,34 +247,35 @@ class _Things:
             return None
         return self._end.get((id_[0], lines[-1].parent_folder_id or ""))
 
-    def untold_life(self, line: LedgerLine) -> tuple[LedgerLine, LedgerLine] | None:
-        """The changes with which a thing came and went, under this id; None if it did not, or was ever told of."""
-        id_ = line.mailbox, line.thing
+    def unreported_lifetime(self, line: LedgerLine) -> tuple[LedgerLine, LedgerLine] | None:
+        """Return the first and the last change of an id that was created and deleted; None if it was not, or if any
+        call was about it."""
+        id_ = line.mailbox, line.id
         first, end = self._lines[id_][0], self._end_of(id_)
-        came = first.kind in _CAME or (first.kind == "MovedEvent" and first.old_id != first.thing)
-        return None if id_ in self._named or not came or end is None else (first, end)
+        created = first.kind in _CREATING or (first.kind == "MovedEvent" and first.old_id != first.id)
+        return None if id_ in self._called or not created or end is None else (first, end)
 
 
-class _Streamed:
-    """What streams told, mailbox by mailbox, and when."""
+class _StreamProgress:
+    """The streamed changes of each mailbox, and when they were delivered."""
 
-    def __init__(self, told: Iterable[tuple[LedgerLine, float]]) -> None:
-        # From the last change to the first: when this or a later one was told first.
+    def __init__(self, delivered: Iterable[tuple[LedgerLine, float]]) -> None:
+        # From the last change to the first: the earliest delivery of this or a later change.
         self._seqs: defaultdict[str, list[int]] = defaultdict(list)
-        self._first: defaultdict[str, list[float]] = defaultdict(list)
-        for line, time in sorted(told, key=lambda each: each[0].seq, reverse=True):
-            first = self._first[line.mailbox]
+        self._earliest: defaultdict[str, list[float]] = defaultdict(list)
+        for line, time in sorted(delivered, key=lambda each: each[0].seq, reverse=True):
+            earliest = self._earliest[line.mailbox]
             self._seqs[line.mailbox].append(-line.seq)
-            first.append(min(time, first[-1]) if first else time)
+            earliest.append(min(time, earliest[-1]) if earliest else time)
 
-    def overtook(self, line: LedgerLine) -> float:
-        """When a stream first told of something later in its mailbox."""
+    def overtaken_at(self, line: LedgerLine) -> float:
+        """Return when a stream first delivered a later change of the mailbox; infinity if never."""
         later = bisect_left(self._seqs[line.mailbox], -line.seq)
-        return self._first[line.mailbox][later - 1] if later else inf
+        return self._earliest[line.mailbox][later - 1] if later else inf
 
 
 def read_ledger(lines: Iterable[bytes]) -> tuple[list[LedgerLine], int]:
-    """The changes of a ledger, and the number of faults that it tells of."""
+    """Return the changes in a ledger, and the number of faults in it."""
     changes, faults = [], 0
     for line in lines:
         entry = _DECODE(line)
@@ -287,12 +292,12 @@ def _percentile(ordered: list[float], percent: int) -> float | None:
     return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 1)
 
 
-# How long, in seconds, a change may have been on its way when its stream broke.
+# Maximum seconds that a change may have been in transit when its stream broke.
 LATE = 15.0
 
 _DECODE = msgspec.json.Decoder(LedgerLine).decode
-_CAME = frozenset(("CreatedEvent", "CopiedEvent", "NewMailEvent"))
-_TYPE_OF = {
+_CREATING = frozenset(("CreatedEvent", "CopiedEvent", "NewMailEvent"))
+_EVENT_TYPES = {
     "CreatedEvent": "created",
     "ModifiedEvent": "modified",
     "DeletedEvent": "deleted",

@@ -1,4 +1,4 @@
-"""The demo on a terminal: groups and what they do, events a second, the latest events."""
+"""Terminal view of the demo: groups, event rate and latest events."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from listener.demo.session import Session
 from listener.event import MailboxEvent
 
 REFRESH = 0.25
-MOST_GROUPS = 16
-COLOURS = {"streaming": "green", "subscribing": "cyan", "waiting": "yellow", "stopping": "dim"}
+MAX_GROUPS = 16
+COLORS = {"streaming": "green", "subscribing": "cyan", "waiting": "yellow", "stopping": "dim"}
 
 
-async def shown(session: Session, stop: trio.Event) -> None:
-    """Runs the session with a live view of it."""
+async def run_with_view(session: Session, stop: trio.Event) -> None:
+    """Run the session with a live view."""
     rates: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=round(2 / REFRESH))
     with Live(console=Console(), auto_refresh=False, screen=False, redirect_stderr=False) as live:
         async with trio.open_nursery() as nursery:
@@ -31,7 +31,7 @@ async def shown(session: Session, stop: trio.Event) -> None:
             async def refresh() -> None:
                 while True:
                     rates.append((time.monotonic(), len(session.probe.calls)))
-                    live.update(picture(session, _rate(rates)), refresh=True)
+                    live.update(render(session, _rate(rates)), refresh=True)
                     await trio.sleep(REFRESH)
 
             nursery.start_soon(refresh)
@@ -39,21 +39,21 @@ async def shown(session: Session, stop: trio.Event) -> None:
             nursery.cancel_scope.cancel()
 
 
-def picture(session: Session, rate: float) -> RenderableType:
-    """What the terminal shows at this moment; `rate` is in events per second."""
+def render(session: Session, rate: float) -> RenderableType:
+    """Return the current view. `rate` is in events per second."""
     daemon = session.daemon
     if daemon is None:
-        return Text("Starting a simulated Exchange …", style="dim")
+        return Text("Starting the simulated Exchange server …", style="dim")
     streaming, total = daemon.manager.streaming, session.plan.mailboxes
     head = Table.grid(padding=(0, 3))
-    colour = "green" if streaming == total else "yellow"
+    color = "green" if streaming == total else "yellow"
     head.add_row(
         Text("ews-listener demo", "bold"),
-        Text.assemble(("mailboxes streaming ", "dim"), (f"{streaming}/{total}", colour)),
+        Text.assemble(("mailboxes streaming ", "dim"), (f"{streaming}/{total}", color)),
         Text.assemble(("events ", "dim"), f"{len(session.probe.calls):,}"),
-        Text.assemble(("a second ", "dim"), f"{rate:,.0f}"),
+        Text.assemble(("per second ", "dim"), f"{rate:,.0f}"),
         Text.assemble(("faults ", "dim"), session.plan.faults),
-        Text("Ctrl-C ends it", "dim"),
+        Text("Press Ctrl-C to stop", "dim"),
     )
     return Group(head, _groups(session), _latest(session.probe.latest))
 
@@ -65,17 +65,17 @@ def _groups(session: Session) -> Table:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("events", justify="right")
     runners = list(session.daemon.runners.by_group.values())
-    for runner in runners[:MOST_GROUPS]:
+    for runner in runners[:MAX_GROUPS]:
         phase = runner.state.phase
         table.add_row(
             runner.group.name,
             runner.state.anchor,
             f"{runner.mailboxes_streaming}/{len(runner.state.members)}",
-            Text(phase, style=COLOURS.get(phase, "")),
+            Text(phase, style=COLORS.get(phase, "")),
             f"{runner.events:,}",
         )
-    if len(runners) > MOST_GROUPS:
-        table.add_row(f"… {len(runners) - MOST_GROUPS} more", "", "", "", "")
+    if len(runners) > MAX_GROUPS:
+        table.add_row(f"… {len(runners) - MAX_GROUPS} more", "", "", "", "")
     return table
 
 
@@ -87,9 +87,9 @@ def _latest(events: deque[MailboxEvent]) -> Table:
         table.add_column(name, no_wrap=True)
     for event in reversed(events):
         subject = event.subject or ""
-        shape = f"{subject[:6]}…{subject[-10:]}"
+        short = f"{subject[:6]}…{subject[-10:]}"
         table.add_row(
-            event.time[11:23].rstrip("Z"), unquote(event.mailbox), event.type, Text(shape, style="dim")
+            event.time[11:23].rstrip("Z"), unquote(event.mailbox), event.type, Text(short, style="dim")
         )
     return table
 
@@ -100,11 +100,14 @@ def _rate(rates: deque[tuple[float, int]]) -> float:
 
 
 def print_summary(summary: dict[str, object]) -> None:
-    """The end of a demo, for people."""
-    nothing = summary["lost"] == 0
+    """Print the summary as a table, and whether events were lost."""
+    lost = summary["lost"]
     console = Console(file=sys.stdout, highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in summary.items():
         table.add_row(Text(key, style="dim"), "-" if value is None else f"{value:,}")
     console.print(table)
-    console.print(Text("nothing was lost", "bold green") if nothing else Text("events were lost", "bold red"))
+    if lost == 0:
+        console.print(Text("No event was lost.", "bold green"))
+    else:
+        console.print(Text(f"Lost events: {lost}.", "bold red"))

@@ -1,12 +1,12 @@
-"""The one place that configures logging: structlog, and what the standard library's logging and warnings bring in.
+"""Configuration of logging: structlog, the standard library's logging, and Python warnings.
 
 A line has `time` (RFC 3339, UTC, milliseconds), `level`, `event` (a stable dotted name; docs/LOGS.md lists all)
-and typed fields. On a terminal it is coloured text, in the journal of systemd a field for each value, elsewhere one
-JSON object. Values under keys that name a secret are masked, and so are credentials inside texts and tracebacks.
-Failures that repeat are summed up.
+and typed fields. The output is colored text on a terminal, one field per value in the systemd journal, otherwise one
+JSON object. Values of keys that name a secret are masked, and so are credentials inside texts and tracebacks.
+Repeated failures are rate-limited.
 
-Logging never stops the service: no value, however it is made, makes a call of a logger raise, texts are bounded, and
-lines that nobody takes are dropped and counted (listener/log/queue_writer.py).
+Logging never stops the service: a logger call raises for no value, texts are truncated, and lines that cannot be
+written are dropped and counted (listener/log/queue_writer.py).
 """
 
 import atexit
@@ -31,7 +31,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from listener.errors import ConfigError, Problem
 from listener.log import journald
 from listener.log.audit import AuditFile
-from listener.log.queue_writer import LAST, QueueWriter, channel_of, print_errors
+from listener.log.queue_writer import EXIT_TIMEOUT, QueueWriter, channel_of, print_errors
 from listener.log.rate_limit import WINDOW, RateLimiter
 from listener.log.redaction import MASK, redact_secrets
 from listener.text import (
@@ -54,9 +54,9 @@ __all__ = [
     "close",
     "configure",
     "log_crashes",
-    "mask_secrets",
     "open_audit",
     "print_errors",
+    "redact_secrets",
     "tell_repeated",
     "watch",
 ]
@@ -73,23 +73,24 @@ _LEVELS: Final = {
     "critical": logging.CRITICAL,
 }
 AUDIT: Final = "audit.identity_used"
-"""What is logged at every level: to have it is no matter of how much somebody wants to read."""
+"""This event is logged at every level, because the audit must be complete."""
 
 
 class _State:
-    """What a processor must look up: loggers that are bound to a value keep the processors of their first day."""
+    """Settings that processors look up. Bound loggers keep the processors of the time when they were bound, so a
+    later configuration must not be stored in the processors."""
 
-    least = audit = logging.INFO
-    repeats = RateLimiter()
+    level = audit_level = logging.INFO
+    limiter = RateLimiter()
     clock: Callable[[], float] = time.monotonic
-    outlets: tuple[QueueWriter[Any], ...] = ()
-    end: tuple[Processor, ...] = ()
+    writers: tuple[QueueWriter[Any], ...] = ()
+    renderers: tuple[Processor, ...] = ()
     watch: Callable[[str, Mapping[str, Any]], None] | None = None
 
 
 def configure(
     level: Level = "info",
-    format: Format = "auto",  # noqa: A002  (the configuration's own word)
+    format: Format = "auto",  # noqa: A002  (named like the configuration key)
     stream: TextIO | None = None,
     *,
     audit: bool = True,
@@ -99,52 +100,51 @@ def configure(
 ) -> None:
     """Send all logging to `stream` (standard error if None), or to the journal's socket. May be called again.
 
-    Without `audit`, the audit counts as other lines do: for commands whose standard error nobody keeps.
+    `audit`: log audit events at every level. Commands whose standard error is not stored set it to False.
 
-    Lines of other libraries (httpx and httpcore from warning on, all others from `level` on) come as `python.log`,
-    warnings as `python.warning`. Failures that repeat are told once in `repeat_interval` seconds
-    of `clock`.
+    Log records of other libraries are logged as `python.log` (httpx and similar ones from level warning, others from
+    `level`), warnings as `python.warning`. Repeated failures are logged once in `repeat_interval` seconds of `clock`.
     """
     stream = sys.stderr if stream is None else stream
     if format == "auto":
-        format = _fitting(stream)  # noqa: A001
-    _State.repeats, _State.clock = RateLimiter(repeat_interval), clock
-    _State.audit = logging.INFO if audit else _LEVELS[level]
+        format = _detect_format(stream)  # noqa: A001
+    _State.limiter, _State.clock = RateLimiter(repeat_interval), clock
+    _State.audit_level = logging.INFO if audit else _LEVELS[level]
     close()
-    end: tuple[Processor, ...]
-    outlet: QueueWriter[Any]
+    renderers: tuple[Processor, ...]
+    writer: QueueWriter[Any]
     match format:
         case "console":
-            end = (_printable_values, _renderer(stream), _to_line)
-            outlet = QueueWriter(channel_of(stream), partial(_report_drops, end))
-            _State.outlets = (outlet,)
+            renderers = (_printable_values, _console_renderer(stream), _to_line)
+            writer = QueueWriter(channel_of(stream), partial(_render_dropped, renderers))
+            _State.writers = (writer,)
         case "json":
-            end = (_first_things_first, _to_json_line)
-            outlet = QueueWriter(channel_of(stream), partial(_report_drops, end))
-            _State.outlets = (outlet,)
+            renderers = (_order_keys, _to_json_line)
+            writer = QueueWriter(channel_of(stream), partial(_render_dropped, renderers))
+            _State.writers = (writer,)
         case "journal":
-            end = (_first_things_first, _to_entry)
-            plain = (_first_things_first, _to_json_line)
-            beside = QueueWriter(channel_of(stream), partial(_report_drops, plain))
-            channel = journald.JournalChannel(journal, partial(_write_beside, beside))
-            outlet = QueueWriter(channel, partial(_report_drops, end))
-            _State.outlets = (outlet, beside)
-    _State.end = end
+            renderers = (_order_keys, _to_entry)
+            json_renderers = (_order_keys, _to_json_line)
+            fallback = QueueWriter(channel_of(stream), partial(_render_dropped, json_renderers))
+            channel = journald.JournalChannel(journal, partial(_write_fallback, fallback))
+            writer = QueueWriter(channel, partial(_render_dropped, renderers))
+            _State.writers = (writer, fallback)
+    _State.renderers = renderers
     structlog.configure(
         processors=[
-            _drop_the_lesser,
+            _filter_level,
             structlog.contextvars.merge_contextvars,
-            _sum_up,
+            _limit_repeats,
             structlog.processors.add_log_level,
             structlog.processors.StackInfoRenderer(),
             _render_exception,
             _add_time,
-            _bound,
+            _truncate,
             redact_secrets,
-            *end,
+            *renderers,
         ],
-        wrapper_class=_Unfailing,
-        logger_factory=lambda *_: _Writer(outlet),
+        wrapper_class=_SafeLogger,
+        logger_factory=lambda *_: _WriterLogger(writer),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -156,19 +156,21 @@ def configure(
 
 
 def close() -> None:
-    """Write what has not been written yet, as long as somebody reads it, and give up the outlet.
+    """Write the backlog while its reader makes progress, then close the output.
 
-    Lines that are logged later are dropped. The end of the process calls it.
+    Later lines are dropped. Runs at the exit of the process.
     """
-    for outlet in _State.outlets:
-        outlet.flush(LAST)
-        outlet.close()
-    _State.outlets = ()
+    for writer in _State.writers:
+        writer.flush(EXIT_TIMEOUT)
+        writer.close()
+    _State.writers = ()
 
 
 def log_crashes() -> None:
-    """Have the log tell what Python would print on standard error, where a reader that has gone could hold it up: the
-    exception that ends the process, that ends a thread, or that was raised where nobody can catch it."""
+    """Log uncaught exceptions of the process and of threads, and unraisable exceptions.
+
+    Python would print them on standard error, and would block if that is a full pipe.
+    """
 
     def crashed(_kind: type[BaseException], error: BaseException, _trace: object) -> None:
         structlog.get_logger().error("listener.crashed", exc_info=error)
@@ -185,28 +187,28 @@ def log_crashes() -> None:
 
 
 def change(level: Level, repeat_interval: float) -> None:
-    """The least that is logged from now on, by every logger that there is, and how long failures are summed up.
+    """Change the level and the interval of repeated failures for all existing loggers.
 
-    The audit is logged in any case.
+    The level does not apply to the audit.
     """
-    _State.repeats.window = repeat_interval
-    _State.least = _LEVELS[level]
+    _State.limiter.window = repeat_interval
+    _State.level = _LEVELS[level]
     logging.getLogger().setLevel(_LEVELS[level])
     for library in ("httpx", "httpcore", "hypercorn", "msal", "spnego"):
         logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
 
 
-def watch(tell: Callable[[str, Mapping[str, Any]], None] | None) -> None:
-    """Hands every line, of whatever level, to somebody who looks on; None ends that."""
-    _State.watch = tell
+def watch(callback: Callable[[str, Mapping[str, Any]], None] | None) -> None:
+    """Call back for every log line of the main thread, at any level. None removes the callback."""
+    _State.watch = callback
 
 
 def tell_repeated(*, everything: bool = False) -> None:
-    """Tells how often failures were repeated in minutes that are over; or all that has been held back.
+    """Log the summaries of repeated failures whose window has ended; with `everything`, of all.
 
-    To be called every few seconds, and with `everything` at the end.
+    Must be called every few seconds, and with `everything` at the end.
     """
-    for method, line, count, seconds in _State.repeats.due(_State.clock(), everything=everything):
+    for method, line, count, seconds in _State.limiter.summaries(_State.clock(), everything=everything):
         fields = {key: value for key, value in line.items() if key not in ("event", "exc_info")}
         fields |= {"repeated": count, "within": round(seconds, 1)}
         structlog.get_logger().log(_LEVELS[method], line["event"], **fields)
@@ -214,9 +216,9 @@ def tell_repeated(*, everything: bool = False) -> None:
 
 @contextmanager
 def open_audit(path: Path | None) -> Iterator[Any]:
-    """The logger of the audit: lines of JSON at the end of the file, or the common log without one.
+    """Open the audit logger. It appends lines of JSON to the file; without a path, it is the common log.
 
-    Raises ConfigError if the file cannot be opened. When a line cannot be written, logging it raises OSError.
+    Raises ConfigError if the file cannot be opened. A logger call raises OSError if its line cannot be written.
     """
     if path is None:
         yield structlog.get_logger()
@@ -233,31 +235,31 @@ def open_audit(path: Path | None) -> Iterator[Any]:
                 structlog.processors.add_log_level,
                 _add_time,
                 redact_secrets,
-                _first_things_first,
+                _order_keys,
                 _to_json,
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         )
 
 
-def _fitting(stream: TextIO) -> Literal["console", "json", "journal"]:
+def _detect_format(stream: TextIO) -> Literal["console", "json", "journal"]:
     if journald.is_journal(stream, os.environ):
         return "journal"
     return "console" if stream.isatty() else "json"
 
 
-def _drop_the_lesser(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    # Watchers belong to the event loop: what other threads log is not for them.
+def _filter_level(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    # The callback belongs to the event loop and must not run in other threads.
     if _State.watch is not None and threading.current_thread() is threading.main_thread():
         _State.watch(method, redact_secrets(None, method, {**event}))
-    least = _State.audit if event["event"] == AUDIT else _State.least
-    if _LEVELS[method] < least:
+    minimum = _State.audit_level if event["event"] == AUDIT else _State.level
+    if _LEVELS[method] < minimum:
         raise structlog.DropEvent
     return event
 
 
-def _sum_up(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    if "repeated" not in event and not _State.repeats.admits(method, event, _State.clock()):
+def _limit_repeats(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if "repeated" not in event and not _State.limiter.allows(method, event, _State.clock()):
         raise structlog.DropEvent
     return event
 
@@ -267,7 +269,7 @@ def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
     return event
 
 
-def _first_things_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _order_keys(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     head = {key: event.pop(key) for key in ("time", "level", "event") if key in event}
     return head | dict(event)
 
@@ -293,34 +295,35 @@ def _to_entry(
     return (journald.Entry(event, journald.encode(event)),), {}
 
 
-def _write_beside(beside: QueueWriter[bytes], line: Mapping[str, Any]) -> bool:
-    """Writes a line that the journal did not take; whether it was taken here."""
-    beside.write(_to_json_line(None, "", dict(line)))
-    return beside.take_dropped() == 0
+def _write_fallback(fallback: QueueWriter[bytes], line: Mapping[str, Any]) -> bool:
+    """Write a line that the journal did not accept to standard error. Return whether it was accepted."""
+    fallback.write(_to_json_line(None, "", dict(line)))
+    return fallback.take_dropped() == 0
 
 
-def _report_drops(end: tuple[Processor, ...], count: int) -> Any:
-    """The line that tells how many were dropped, as the processors at the end make it."""
-    return _Plain(end).warning("log.dropped", count=count)
+def _render_dropped(renderers: tuple[Processor, ...], count: int) -> Any:
+    """Return the rendered line that reports the number of dropped lines."""
+    return _LineRenderer(renderers).warning("log.dropped", count=count)
 
 
-class _Plain:
-    """Makes lines of plain values, past all but the last processors, and returns what the outlet takes."""
+class _LineRenderer:
+    """Renders lines of plain values with the last processors only. Returns what a QueueWriter accepts."""
 
-    def __init__(self, end: tuple[Processor, ...]) -> None:
-        self._end = end
+    def __init__(self, renderers: tuple[Processor, ...]) -> None:
+        self._renderers = renderers
 
+    # Named like a logger method, so that tests find the name of the event.
     def warning(self, name: str, **fields: Any) -> Any:
-        return self.make("warning", name, fields)
+        return self.render("warning", name, fields)
 
-    def make(self, level: str, name: str, fields: Mapping[str, Any]) -> Any:
+    def render(self, level: str, name: str, fields: Mapping[str, Any]) -> Any:
         line: Any = _add_time(None, level, {"event": name, "level": level, **fields})
-        for process in self._end:
+        for process in self._renderers:
             line = process(None, level, line)
         return line[0][0] if isinstance(line, tuple) and isinstance(line[0], tuple) else line
 
 
-def _renderer(stream: TextIO) -> Processor:
+def _console_renderer(stream: TextIO) -> Processor:
     return structlog.dev.ConsoleRenderer(
         colors=stream.isatty() and "NO_COLOR" not in os.environ,
         timestamp_key="time",
@@ -340,17 +343,17 @@ def _render_exception(_logger: WrappedLogger, _method: str, event: EventDict) ->
     return event
 
 
-def _bound(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Texts of servers, plugins and programs may have any length, and tables of theirs any size."""
+def _truncate(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Limit the length of texts and the size of tables. Those of servers, plugins and programs can be huge."""
     return {
-        _bounded(key): shortened_inside(value, LONGEST_TRACEBACK + 100)
+        _truncated(key): shortened_inside(value, LONGEST_TRACEBACK + 100)
         if key in ("exception", "stack") and isinstance(value, str)
-        else _bounded(value)
+        else _truncated(value)
         for key, value in event.items()
     }
 
 
-def _bounded(value: Any, depth: int = 0) -> Any:
+def _truncated(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return shortened(value, LONGEST_REASON)
     if isinstance(value, bytes | bytearray):
@@ -358,54 +361,54 @@ def _bounded(value: Any, depth: int = 0) -> Any:
     if isinstance(value, BaseException):
         return describe(value)
     if isinstance(value, Mapping):
-        if depth >= DEEPEST:
+        if depth >= MAX_DEPTH:
             return f"({len(value)} entries left out)"
-        few = islice(value.items(), MOST_ENTRIES)
-        made = {_key(key): _bounded(item, depth + 1) for key, item in few}
-        return made | _left_out(len(value))
+        items = islice(value.items(), MAX_ENTRIES)
+        return {_key(key): _truncated(item, depth + 1) for key, item in items} | _left_out(len(value))
     if isinstance(value, list | tuple | set | frozenset):
-        if depth >= DEEPEST:
+        if depth >= MAX_DEPTH:
             return f"({len(value)} entries left out)"
-        some = [_bounded(item, depth + 1) for item in islice(value, MOST_ENTRIES)]
-        left = [f"… ({len(value) - MOST_ENTRIES} entries left out)"] if len(value) > MOST_ENTRIES else []
-        return (*some, *left) if isinstance(value, tuple) else [*some, *left]
+        entries = [_truncated(item, depth + 1) for item in islice(value, MAX_ENTRIES)]
+        if len(value) > MAX_ENTRIES:
+            entries.append(f"… ({len(value) - MAX_ENTRIES} entries left out)")
+        return tuple(entries) if isinstance(value, tuple) else entries
     return value
 
 
 def _key(key: Any) -> Any:
-    return _bounded(key) if isinstance(key, str | bytes) else key
+    return _truncated(key) if isinstance(key, str | bytes) else key
 
 
 def _left_out(entries: int) -> dict[str, str]:
-    return {} if entries <= MOST_ENTRIES else {"…": f"({entries - MOST_ENTRIES} entries left out)"}
+    return {} if entries <= MAX_ENTRIES else {"…": f"({entries - MAX_ENTRIES} entries left out)"}
 
 
 def _printable_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Nothing that a server, a plugin or a program said moves the cursor of a terminal or changes its colours."""
+    """Escape control characters, so that external text cannot move the cursor or change the colors of a terminal."""
     return {
-        printable(str(key)): printable(_shown(value), multiline=key in ("exception", "stack"))
+        printable(str(key)): printable(_to_text(value), multiline=key in ("exception", "stack"))
         for key, value in event.items()
     }
 
 
-def _shown(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else represent(value)
 
 
-class _Writer:
-    """What structlog writes to: the last processor has made the line that the outlet takes."""
+class _WriterLogger:
+    """The logger that structlog wraps. It passes rendered lines to a QueueWriter."""
 
-    def __init__(self, outlet: QueueWriter[Any]) -> None:
-        self._outlet = outlet
+    def __init__(self, writer: QueueWriter[Any]) -> None:
+        self._writer = writer
 
     def msg(self, line: Any) -> None:
-        self._outlet.write(line)
+        self._writer.write(line)
 
     log = debug = info = warning = warn = error = critical = exception = fatal = failure = err = msg
 
 
-class _Unfailing(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc]
-    """A logger that does not raise, whatever it is given."""
+class _SafeLogger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc]
+    """A logger that never raises, whatever the values are."""
 
     def _proxy_to_logger(self, method_name: str, event: Any = None, *args: Any, **fields: Any) -> Any:
         try:
@@ -414,14 +417,17 @@ class _Unfailing(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type:
             failure = describe(error, 200)
         level = "error" if method_name == "exception" else method_name
         name = shortened(event, 200) if isinstance(event, str) else represent(event)[:200]
-        about = {key: fields[key] for key in ("mailbox", "group", "handler") if type(fields.get(key)) is str}
-        # Plain values only: nothing in this line can raise.
-        self._logger.msg(_Plain(_State.end).make(level, name, {**about, "unloggable": failure}))
+        subject = {
+            key: fields[key] for key in ("mailbox", "group", "handler") if type(fields.get(key)) is str
+        }
+        # Only plain strings, so that rendering this line cannot raise.
+        line = _LineRenderer(_State.renderers).render(level, name, {**subject, "unloggable": failure})
+        self._logger.msg(line)
         return None
 
 
 class _ToStructlog(logging.Handler):
-    """Hands the records of the standard library's loggers on, and of warnings."""
+    """Passes records of the standard library's loggers, and Python warnings, to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
@@ -437,11 +443,11 @@ class _ToStructlog(logging.Handler):
         log.log(level, "python.log", logger=record.name, message=text, exc_info=error)
 
 
-# Entries of a table or a list in a line, and how deep they may be nested.
-MOST_ENTRIES: Final = 1000
-DEEPEST: Final = 8
+# Maximum number of entries of a table or list in a line, and maximum nesting.
+MAX_ENTRIES: Final = 1000
+MAX_DEPTH: Final = 8
 
 _ENCODER = msgspec.json.Encoder(enc_hook=represent)
 
-# Before Python's own streams are flushed.
+# This runs before Python flushes its standard streams.
 atexit.register(close)

@@ -1,6 +1,6 @@
-"""The file of the audit: whole lines at its end, in whatever file the path names just now.
+"""Audit file: appends whole lines to the file that currently has the path.
 
-Whoever rotates it renames it, or takes it away, and the next line begins a new file.
+To rotate it, rename or remove the file. The next line then creates a new file.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from listener.files import open_log
 
 
 class AuditFile:
-    """A file that is made here is its owner's alone. Raises OSError, with the path, if it cannot be opened."""
+    """A new file is readable only by its owner. Raises OSError, with the path, if it cannot be opened."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
             self._descriptor, self._identity, self._torn = self._open()
         except OSError as error:
-            raise self._named(error) from error
+            raise self._with_path(error) from error
 
     def info(self, line: bytes) -> None:
-        """Writes a line. Raises OSError, with the path; the line is then to be written again."""
+        """Write a line. Raises OSError, with the path; the caller may then write the line again."""
         try:
             if self._was_rotated():
-                old = self._descriptor
+                previous = self._descriptor
                 self._descriptor, self._identity, self._torn = self._open()
-                os.close(old)
+                os.close(previous)
             data = memoryview((b"\n" if self._torn else b"") + line + b"\n")
             while data:
                 written = os.write(self._descriptor, data)
-                # Until all of it is written: after an error, the next line starts on its own.
+                # After an error in the middle of a line, the next line must start with a newline.
                 self._torn = written < len(data)
                 data = data[written:]
         except OSError as error:
-            raise self._named(error) from error
+            raise self._with_path(error) from error
 
     def close(self) -> None:
         os.close(self._descriptor)
 
     def _open(self) -> tuple[int, tuple[int, int], bool]:
-        """A descriptor, which file it is, and whether its last line was cut off."""
+        """Return the descriptor, the identity of the file, and whether its last line is incomplete."""
         descriptor = open_log(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         status = os.fstat(descriptor)
         torn = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
@@ -54,5 +54,5 @@ class AuditFile:
             return True
         return (status.st_dev, status.st_ino) != self._identity
 
-    def _named(self, error: OSError) -> OSError:
+    def _with_path(self, error: OSError) -> OSError:
         return OSError(error.errno, error.strerror, str(self._path))

@@ -1,8 +1,8 @@
-"""The journal of systemd: a line of the log as a datagram with a field for each value.
+"""Output to the systemd journal: one datagram per log line, with one field per value.
 
-Source: "Native Journal Protocol", systemd.io/JOURNAL_NATIVE_PROTOCOL. A field is `NAME=value` and a newline, or,
-where the value has a newline in it, the name, a newline, the length (64 bits, little-endian), the value, a newline.
-What is too large for a datagram goes as a sealed memory file, whose descriptor is sent instead.
+Source: "Native Journal Protocol", systemd.io/JOURNAL_NATIVE_PROTOCOL. A field is `NAME=value` and a newline. If the
+value contains a newline, the field is the name, a newline, the length (64 bits, little-endian), the value, a newline.
+An entry that is too large for a datagram is written to a sealed memory file, whose descriptor is sent instead.
 """
 
 from __future__ import annotations
@@ -25,42 +25,43 @@ from listener.text import printable, represent
 SOCKET: Final = "/run/systemd/journal/socket"
 IDENTIFIER: Final = "ews-listener"
 PREFIX: Final = "EWS_"
-LONGEST_NAME: Final = 64
+MAX_NAME: Final = 64
 # syslog(3)
 PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _BUFFER: Final = 8 * 1024 * 1024
-_PAUSE: Final = 0.05  # seconds between two tries of an entry that the journal had no room for
+_PAUSE: Final = 0.05  # seconds between two attempts to send an entry while the journal's socket is full
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_OTHER_SIGNS = re.compile(r"[^A-Z0-9_]")
+_INVALID_IN_NAME = re.compile(r"[^A-Z0-9_]")
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether the stream leads to the journal: JOURNAL_STREAM has its device and inode then (systemd.exec(5))."""
+    """Return whether the stream is connected to the journal. JOURNAL_STREAM then has its device and inode
+    (systemd.exec(5))."""
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
     if not (device.isdecimal() and inode.isdecimal()):
         return False
     try:
         status = os.fstat(stream.fileno())
-    except (OSError, ValueError):  # closed, or none of the system's files
+    except (OSError, ValueError):  # closed, or without a file descriptor
         return False
     return (status.st_dev, status.st_ino) == (int(device), int(inode))
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
-    """A line of the log as the journal takes it: `event` and `level`, and any other values."""
+    """Return a log line (`event`, `level` and other values) in the format of the journal."""
     fields = {
         "MESSAGE": message(line),
         "PRIORITY": str(PRIORITIES.get(str(line.get("level")), 6)),
         "SYSLOG_IDENTIFIER": IDENTIFIER,
     }
     for key, value in line.items():
-        if key not in ("time", "level"):  # the journal has its own for these
+        if key not in ("time", "level"):  # the journal has its own fields for these
             fields[name(key)] = _text(value)
     return b"".join(_field(key, value) for key, value in fields.items())
 
 
 def message(line: Mapping[str, Any]) -> str:
-    """The line for people: the event, its values, and the traceback below if there is one."""
+    """Return the readable form: the event, its values, and a traceback on the following lines."""
     values = [
         f"{key}={printable(_text(value))}"
         for key, value in line.items()
@@ -71,8 +72,8 @@ def message(line: Mapping[str, Any]) -> str:
 
 
 def name(key: str) -> str:
-    """The journal's name of a value: EWS_ and its key in capital letters."""
-    return (PREFIX + _OTHER_SIGNS.sub("_", key.upper()))[:LONGEST_NAME]
+    """Return the field name of a key: EWS_ and the key in capital letters."""
+    return (PREFIX + _INVALID_IN_NAME.sub("_", key.upper()))[:MAX_NAME]
 
 
 def _text(value: Any) -> str:
@@ -89,33 +90,33 @@ def _field(key: str, text: str) -> bytes:
 
 
 class Entry(NamedTuple):
-    """A line of the log, and the same encoded for the journal."""
+    """A log line, and its encoded form."""
 
     line: Mapping[str, Any]
     data: bytes
 
 
 class JournalChannel:
-    """Sends entries to the journal's socket. One that the journal does not take goes to `otherwise`, which returns
-    whether it could be written there."""
+    """Sends entries to the journal's socket. If the journal is not available, `fallback` gets the line and returns
+    whether it could write it."""
 
-    def __init__(self, path: str, otherwise: Callable[[Mapping[str, Any]], bool]) -> None:
+    def __init__(self, path: str, fallback: Callable[[Mapping[str, Any]], bool]) -> None:
         self._path = path
-        self._otherwise = otherwise
+        self._fallback = fallback
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
     def send(self, line: Entry) -> None:
         try:
             self._send(line.data)
-        except BlockingIOError:  # the journal is slow, or stopped
+        except BlockingIOError:  # the journal is slow or stopped
             raise
-        except OSError:  # the journal is being restarted
-            if not self._otherwise(line.line):
+        except OSError:  # the journal is restarting
+            if not self._fallback(line.line):
                 raise
 
     def wait(self, seconds: float) -> None:
-        # Whether the other end of an unconnected socket has room cannot be waited for.
+        # poll() on an unconnected socket does not wait for room at the receiver.
         time.sleep(min(seconds, _PAUSE))
 
     def size(self, line: Entry) -> int:

@@ -1,12 +1,12 @@
-"""Writes lines of the log without ever waiting for whoever reads them.
+"""Writer for log lines that never blocks on a slow reader.
 
-The thread that logs a line writes it at once if that does not block. Otherwise the line joins a backlog of at most
-`MOST` bytes, which a thread writes as soon as there is room; lines stay in their order. What does not fit into the
-backlog, or cannot be written (the reader is gone, the disk is full), is dropped and counted. A line of its own,
-`log.dropped`, reports the number as soon as writing works again.
+The thread that logs a line writes it at once if that does not block. Otherwise the line is queued in a backlog of at
+most `MAX_BACKLOG` bytes, which a background thread writes in order as soon as there is room. Lines that do not fit
+into the backlog, or cannot be written (the reader is gone, the disk is full), are dropped and counted. A separate
+line, `log.dropped`, reports their number as soon as writing works again.
 
-A pipe is opened a second time with O_NONBLOCK: the flag belongs to the open file description, which the process
-shares with its parent and with others that have the same standard error.
+A pipe is opened a second time with O_NONBLOCK. The flag belongs to the open file description, which the process
+shares with its parent and with other processes that have the same standard error.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Generic, Protocol, TextIO, TypeVar
 
-MOST: Final = 4 << 20
-"""Bytes of lines that wait."""
-LAST: Final = 5.0
-"""Seconds that the end of the process waits for a backlog that somebody still reads."""
-_LOOK: Final = 0.2  # seconds between two looks of the thread whether there is room, where nothing wakes it
-_STALLED: Final = 0.5  # seconds without progress after which flush() ends
+MAX_BACKLOG: Final = 4 << 20
+"""Maximum size of the backlog in bytes."""
+EXIT_TIMEOUT: Final = 5.0
+"""Maximum seconds that the exit of the process waits for a backlog that is still being read."""
+_POLL: Final = 0.2  # maximum seconds between two attempts of the background thread
+_STALLED: Final = 0.5  # flush() returns after this many seconds without progress
 
 T = TypeVar("T")
 
 
 class Channel(Protocol[T]):
-    """Where lines go. Neither method blocks, apart from `wait` for as long as it is told to."""
+    """Destination of lines. Only `wait` blocks."""
 
     def send(self, line: T) -> T | None:
-        """Write the line; return what is left of it to be written, or None. Raise BlockingIOError if there is no room
-        for any of it, and OSError if it cannot be written: it is then lost."""
+        """Write the line, and return its unwritten rest or None.
+
+        Raises BlockingIOError if there is no room for any of it, and OSError if it cannot be written and is lost.
+        """
 
     def wait(self, seconds: float) -> None:
-        """Return when there may be room, or after so many seconds."""
+        """Return when there may be room, or after `seconds`."""
 
     def size(self, line: T) -> int: ...
 
@@ -49,15 +51,17 @@ class Channel(Protocol[T]):
 
 
 class QueueWriter(Generic[T]):
-    """One channel, its backlog and its count of dropped lines. `report` makes the line that tells the count.
+    """One channel with its backlog and its count of dropped lines. `report` returns the line that reports the count.
 
     write() and flush() never raise, and may be called from any thread.
     """
 
-    def __init__(self, channel: Channel[T], report: Callable[[int], T], most: int = MOST) -> None:
+    def __init__(
+        self, channel: Channel[T], report: Callable[[int], T], max_backlog: int = MAX_BACKLOG
+    ) -> None:
         self._channel = channel
         self._report = report
-        self._most = most
+        self._max_backlog = max_backlog
         self._lock = threading.RLock()
         self._writing = False
         self._backlog: deque[tuple[T, int]] = deque()
@@ -72,15 +76,15 @@ class QueueWriter(Generic[T]):
         return self._dropped
 
     def take_dropped(self) -> int:
-        """Return the count for somebody else to report."""
+        """Return and reset the count, so that the caller reports it."""
         with self._lock:
             count, self._dropped = self._dropped, 0
             return count
 
     def write(self, line: T) -> None:
-        """Write the line now, or later, or count it."""
+        """Write the line, or queue it, or drop and count it."""
         with self._lock:
-            if self._writing:  # a destructor logs, in the midst of a write by this same thread
+            if self._writing:  # reentrant call: a destructor logs during a write by the same thread
                 self._put(line)
                 return
             self._writing = True
@@ -91,54 +95,55 @@ class QueueWriter(Generic[T]):
                 self._put(line)
                 self._drain()
                 if self._backlog and not self._closed:
-                    self._start()
+                    self._start_thread()
             finally:
                 self._writing = False
 
     def flush(self, seconds: float) -> None:
-        """Write the backlog, for at most so many seconds, and only while somebody reads."""
-        until = time.monotonic() + seconds
-        moved = time.monotonic()
+        """Write the backlog. Returns after `seconds` at most, or earlier if the reader makes no progress."""
+        deadline = time.monotonic() + seconds
+        last_progress = time.monotonic()
         while True:
             with self._lock:
                 before = self._size
-                self._turn()
-                left = self._size
+                self._write_backlog()
+                remaining = self._size
             now = time.monotonic()
-            if not left:
+            if not remaining:
                 return
-            if left < before:
-                moved = now
-            if now >= until or now >= moved + _STALLED:
+            if remaining < before:
+                last_progress = now
+            if now >= deadline or now >= last_progress + _STALLED:
                 return
-            self._channel.wait(min(_LOOK, until - now))
+            self._channel.wait(min(_POLL, deadline - now))
 
     def close(self) -> None:
-        """Give up the channel; what has not been written is dropped."""
+        """Close the channel and drop the backlog."""
         with self._lock:
             self._closed = True
             self._backlog.clear()
             self._size = 0
             self._channel.close()
 
-    # --- with the lock held
+    # The methods below run with the lock held. `count` is the number of lines that a line stands for: a report of
+    # dropped lines that is dropped itself must restore their count.
 
-    def _put(self, line: T, worth: int = 1) -> None:
+    def _put(self, line: T, count: int = 1) -> None:
         size = self._channel.size(line)
-        if self._closed or (self._backlog and self._size + size > self._most):
-            self._dropped += worth
+        if self._closed or (self._backlog and self._size + size > self._max_backlog):
+            self._dropped += count
             return
-        self._backlog.append((line, worth))
+        self._backlog.append((line, count))
         self._size += size
 
     def _report_drops(self) -> None:
-        """Stands where the dropped lines would have stood. If it is lost itself, its count is not."""
-        if self._dropped and self._size <= self._most // 2:
+        """Write the report in place of the dropped lines."""
+        if self._dropped and self._size <= self._max_backlog // 2:
             count, self._dropped = self._dropped, 0
-            self._put(self._report(count), worth=count)
+            self._put(self._report(count), count)
             self._drain()
 
-    def _turn(self) -> None:
+    def _write_backlog(self) -> None:
         if self._writing or self._closed:
             return
         self._writing = True
@@ -150,43 +155,43 @@ class QueueWriter(Generic[T]):
             self._writing = False
 
     def _drain(self) -> None:
-        """Write what there is room for. A line that cannot be written is dropped."""
+        """Write lines until there is no room. A line that cannot be written is dropped."""
         while self._backlog:
-            line, worth = self._backlog[0]
+            line, count = self._backlog[0]
             try:
                 rest = self._channel.send(line)
             except BlockingIOError:
                 return
-            except Exception:  # noqa: BLE001  (whatever it is: no line is worth the service)
+            except Exception:  # noqa: BLE001  (no error of logging may stop the service)
                 rest = None
-                self._dropped += worth
+                self._dropped += count
             self._size -= self._channel.size(line)
             if rest is None:
                 self._backlog.popleft()
             else:
-                self._backlog[0] = rest, worth
+                self._backlog[0] = rest, count
                 self._size += self._channel.size(rest)
 
-    def _start(self) -> None:
+    def _start_thread(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="log", daemon=True)
             try:
                 self._thread.start()
-            except RuntimeError:  # no more threads, or the interpreter ends
+            except RuntimeError:  # too many threads, or the interpreter is shutting down
                 self._thread = None
 
     def _work(self) -> None:
         while True:
-            self._channel.wait(_LOOK)
+            self._channel.wait(_POLL)
             with self._lock:
-                self._turn()
+                self._write_backlog()
                 if not self._backlog or self._closed:
                     self._thread = None
                     return
 
 
 class StreamChannel:
-    """Bytes to a stream that is no file of the system's, as tests have it. Raises ValueError if it is closed."""
+    """Channel to a stream without a file descriptor, as in tests. Raises ValueError if it is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -206,11 +211,11 @@ class StreamChannel:
 
 
 class DescriptorChannel:
-    """Bytes to a file descriptor, which stays the caller's."""
+    """Channel to a file descriptor that the caller owns."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._mine: int | None = None  # the same file, opened by us without blocking
+        self._nonblocking: int | None = None  # the same file, opened again without blocking
         self._socket: socket.socket | None = None
         mode = os.fstat(descriptor).st_mode
         self._may_block = stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and os.isatty(descriptor))
@@ -218,9 +223,10 @@ class DescriptorChannel:
             self._socket = socket.socket(fileno=os.dup(descriptor))
         elif self._may_block:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            with suppress(OSError):  # no /proc, somebody else's pipe, or nobody reads it
-                self._mine = os.open(f"/proc/self/fd/{descriptor}", flags)
-        self._middle = self._torn = False
+            with suppress(OSError):  # no /proc, a pipe of another user, or no reader
+                self._nonblocking = os.open(f"/proc/self/fd/{descriptor}", flags)
+        self._partial = False  # a part of the current line has been written
+        self._torn = False  # the last line in the output is incomplete
 
     def send(self, line: bytes) -> bytes | None:
         if self._torn:
@@ -230,17 +236,17 @@ class DescriptorChannel:
         except BlockingIOError:
             raise
         except OSError:
-            # What was written of it stays there: the next line begins on a line of its own.
-            self._torn, self._middle = self._torn or self._middle, False
+            # The written part stays in the output, so the next line must start with a newline.
+            self._torn, self._partial = self._torn or self._partial, False
             raise
         self._torn = self._torn and not written
         rest = line[written:]
-        self._middle = bool(rest)
+        self._partial = bool(rest)
         return rest or None
 
     def wait(self, seconds: float) -> None:
         poll = select.poll()
-        poll.register(self._descriptor if self._mine is None else self._mine, select.POLLOUT)
+        poll.register(self._descriptor if self._nonblocking is None else self._nonblocking, select.POLLOUT)
         with suppress(OSError):
             poll.poll(seconds * 1000)
 
@@ -250,26 +256,26 @@ class DescriptorChannel:
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-        if self._mine is not None:
-            os.close(self._mine)
-            self._mine = None
+        if self._nonblocking is not None:
+            os.close(self._nonblocking)
+            self._nonblocking = None
 
     def _write(self, line: bytes) -> int:
         if self._socket is not None:
             return self._socket.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        if self._mine is not None:
-            return os.write(self._mine, line)
+        if self._nonblocking is not None:
+            return os.write(self._nonblocking, line)
         if self._may_block:
             poll = select.poll()
             poll.register(self._descriptor, select.POLLOUT)
             if not poll.poll(0):
                 raise BlockingIOError
-            line = line[: select.PIPE_BUF]  # there is room for so many bytes (pipe(7))
+            line = line[: select.PIPE_BUF]  # a writable pipe has room for this many bytes (pipe(7))
         return os.write(self._descriptor, line)
 
 
 def channel_of(stream: TextIO) -> Channel[bytes]:
-    """Return the channel to a stream; what the stream has in its own buffer is written first."""
+    """Flush the stream's own buffer and return a channel to the stream."""
     with suppress(OSError, ValueError):
         stream.flush()
     try:
@@ -279,11 +285,11 @@ def channel_of(stream: TextIO) -> Channel[bytes]:
 
 
 def print_errors(text: str, stream: TextIO | None = None) -> None:
-    """Write text to standard error, without the log. A standard error that nobody reads does not block."""
+    """Write text to standard error without the log, and without blocking on a full pipe."""
     stream = stream or sys.stderr
-    if stream is None:  # it was closed when the process began
+    if stream is None:  # it was closed when the process started
         return
-    outlet = QueueWriter(channel_of(stream), lambda count: f"{count} lines were dropped\n".encode())
-    outlet.write(text.encode("utf-8", "backslashreplace"))
-    outlet.flush(LAST)
-    outlet.close()
+    writer = QueueWriter(channel_of(stream), lambda count: f"{count} lines were dropped\n".encode())
+    writer.write(text.encode("utf-8", "backslashreplace"))
+    writer.flush(EXIT_TIMEOUT)
+    writer.close()

@@ -1,12 +1,13 @@
-"""Failures that repeat are summed up instead of flooding the log (pure).
+"""Rate limiting of repeated failures in the log (pure).
 
-Two lines are alike if event, code (or the type of what was raised), group and handler are the same. The first is
-told at once. Those that follow within a minute are held back, and at its end one line tells how many there were,
-with the fields of the last of them; while they go on, there is one such line a minute.
+Lines repeat each other if event, code (or the type of the exception), group and handler are the same. The first is
+logged at once. Those that follow within the window are suppressed. At the end of the window, one summary line with
+the fields of the last line has their number. While the failure continues, there is one summary per window.
 
-Only failures are summed up: lines from level warning on, all that have a code, and what tells that a failure is over,
-which comes as often as it does (`OVER`). What came last is told last. Lines that tell once and for all how a thing
-stands (`ONCE`) are never held back, nor what other libraries say, where only the text tells things apart.
+Only failures are limited: lines from level warning on, all lines with a code, and reports that a failure has ended
+(`RECOVERIES`), which are as frequent as the failure. Summaries are in the order of the last lines, so that the
+latest state is logged last. Lines that report a lasting state (`UNLIMITED`) and lines of other libraries, which
+differ only in their text, are never suppressed.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 WINDOW: Final = 60.0
-MOST: Final = 1000
+MAX_KEYS: Final = 1000
 FAILURES: Final = frozenset({"warning", "error", "critical", "exception"})
-OVER: Final = frozenset({"journal.room", "journal.recovered"})
-ONCE: Final = frozenset(
+RECOVERIES: Final = frozenset({"journal.room", "journal.recovered"})
+UNLIMITED: Final = frozenset(
     {
         "auth.refused",
         "mailboxes.refresh_failed",
@@ -38,70 +39,77 @@ ONCE: Final = frozenset(
 
 
 class Summary(NamedTuple):
-    """The last of several lines alike, how many were held back, and in how many seconds."""
+    """The last of several repeated lines, the number of suppressed lines, and the seconds in which they came."""
 
     method: str
     line: Mapping[str, Any]
-    held_back: int
+    suppressed: int
     seconds: float
 
 
 @dataclass(slots=True)
-class _Held:
+class _Repeats:
     since: float
     method: str
     line: Mapping[str, Any]
-    count: int = 0
+    suppressed: int = 0
 
 
 class RateLimiter:
-    """Moments are seconds on any one clock that does not go back.
+    """Decides which lines are logged. Times are seconds of any monotonic clock.
 
-    It keeps `MOST` kinds of failures in mind; when there are more of them in a minute, the rest is told as it comes.
-    `window` are the seconds of that minute, which may be changed; with 0 every line is told.
+    It tracks at most `MAX_KEYS` different failures per window; further ones are not limited. `window` is in seconds
+    and may be changed; 0 disables the limit.
     """
 
     def __init__(self, window: float = WINDOW) -> None:
         self.window = window
-        self._held: dict[Hashable, _Held] = {}
+        self._repeats: dict[Hashable, _Repeats] = {}
         self._next = float("inf")
 
-    def admits(self, method: str, line: Mapping[str, Any], now: float) -> bool:
-        """Whether the line is to be told now; if not, it is counted."""
-        kind = kind_of(method, line)
-        if kind is None or not self.window:
+    def allows(self, method: str, line: Mapping[str, Any], now: float) -> bool:
+        """Return whether to log the line now. If not, it is counted as suppressed."""
+        key = repeat_key(method, line)
+        if key is None or not self.window:
             return True
-        held = self._held.get(kind)
-        if held is None:
-            if len(self._held) < MOST:
-                self._held[kind] = _Held(now, method, line)
+        repeats = self._repeats.get(key)
+        if repeats is None:
+            if len(self._repeats) < MAX_KEYS:
+                self._repeats[key] = _Repeats(now, method, line)
                 self._next = min(self._next, now + self.window)
             return True
-        held.method, held.line = method, line
-        held.count += 1
-        self._held[kind] = self._held.pop(kind)
+        repeats.method, repeats.line = method, line
+        repeats.suppressed += 1
+        self._repeats[key] = self._repeats.pop(
+            key
+        )  # to the end: summaries are in the order of the last lines
         return False
 
-    def due(self, now: float, *, everything: bool = False) -> list[Summary]:
-        """What is to be told of minutes that are over, or of all that has been held back."""
+    def summaries(self, now: float, *, everything: bool = False) -> list[Summary]:
+        """Return summaries of the windows that have ended; with `everything`, of all suppressed lines."""
         if now < self._next and not everything:
             return []
-        over = [kind for kind, held in self._held.items() if everything or now >= held.since + self.window]
-        summaries = []
-        for kind in over:
-            held = self._held.pop(kind)
-            if held.count:
-                summaries.append(Summary(held.method, held.line, held.count, now - held.since))
-                if not everything:  # it may go on: what comes within the next minute is counted again
-                    self._held[kind] = _Held(now, held.method, held.line)
-        self._next = min((held.since + self.window for held in self._held.values()), default=float("inf"))
-        return summaries
+        ended = [
+            key for key, repeats in self._repeats.items() if everything or now >= repeats.since + self.window
+        ]
+        found = []
+        for key in ended:
+            repeats = self._repeats.pop(key)
+            if repeats.suppressed:
+                summary = Summary(repeats.method, repeats.line, repeats.suppressed, now - repeats.since)
+                found.append(summary)
+                if not everything:  # the failure may continue: lines in the next window are suppressed too
+                    self._repeats[key] = _Repeats(now, repeats.method, repeats.line)
+        self._next = min(
+            (repeats.since + self.window for repeats in self._repeats.values()), default=float("inf")
+        )
+        return found
 
 
-def kind_of(method: str, line: Mapping[str, Any]) -> Hashable | None:
-    """What makes lines alike; None for a line that is told in any case."""
-    failure = method in FAILURES or "code" in line or line["event"] in OVER
-    if line["event"] in ONCE or not failure:
+def repeat_key(method: str, line: Mapping[str, Any]) -> Hashable | None:
+    """Return the key that repeated lines have in common; None for a line that is not limited."""
+    failure = method in FAILURES or "code" in line or line["event"] in RECOVERIES
+    if line["event"] in UNLIMITED or not failure:
         return None
     raised = line.get("exc_info")
     code = line.get("code") or (type(raised).__name__ if isinstance(raised, BaseException) else None)

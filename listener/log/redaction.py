@@ -1,4 +1,4 @@
-"""No password, token, cookie or Authorization header leaves by the log (pure)."""
+"""Redaction of passwords, tokens, cookies and Authorization headers in log lines (pure)."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _SECRET_TEXT = (
 
 
 def redact_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A structlog processor: no password, token, cookie or Authorization header leaves, however deep it lies."""
+    """Mask passwords, tokens, cookies and Authorization headers at any depth. This is a structlog processor."""
     return {key: _masked(key, value) for key, value in event.items()}
 
 
@@ -43,7 +43,7 @@ def _masked(key: object, value: object) -> object:
     if isinstance(value, Mapping):
         return {_text(name): _masked(name, item) for name, item in value.items()}
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str | bytes):
-        return [_masked(None, value[0]), _masked(value[0], value[1])]  # one of a list of headers
+        return [_masked(None, value[0]), _masked(value[0], value[1])]  # a header in a list of headers
     if isinstance(value, list | tuple | set | frozenset):
         return [_masked(None, item) for item in value]
     return value

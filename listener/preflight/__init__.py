@@ -1,1 +1,1 @@
-"""What the account may reach: every mailbox that it is to serve, and none that must refuse it."""
+"""Tests of the account's access: it must reach every configured mailbox, and no must_deny mailbox."""

@@ -1,8 +1,8 @@
-"""Whether the account gets in everywhere: servers, groups, every mailbox, and those that must refuse it.
+"""Preflight: tests servers, groups, the access to every mailbox, and must_deny mailboxes.
 
-A mailbox of each server is tried first, alone. If that shows that the server cannot be reached or does not take
-the account, its other mailboxes are not tried: it would be the same again, and an account can be locked. The rest is
-tried side by side, as far as the budget of the account allows.
+For each server, a few mailboxes are tested first, one at a time. If the server cannot be reached or rejects the
+account, its other mailboxes are not tested: they would fail in the same way, and the account could be locked. The
+remaining mailboxes are tested concurrently, within the throttle of the account.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STAGES = ("resolve", "connect", "secure", "authenticate", "speak")
 
 @dataclass(frozen=True, slots=True)
 class ServerCheck:
-    """One EWS URL, or Autodiscover (`url` empty); with a failure, `stage` is where it came to an end."""
+    """Result for one EWS URL, or for Autodiscover. After a failure, `stage` is the stage that failed."""
 
     url: str
     account: str
@@ -49,7 +49,8 @@ class ServerCheck:
 
 @dataclass(frozen=True, slots=True)
 class MailboxCheck:
-    """One mailbox. Without a place it has no group; `tried` is False where its server had failed already."""
+    """Result for one mailbox. It has no group if Autodiscover did not find it. `tried` is False if it was not tested,
+    because its server had failed."""
 
     mailbox: str
     access: AccessKind
@@ -60,7 +61,7 @@ class MailboxCheck:
 
 @dataclass(slots=True)
 class Report:
-    """All that was found out."""
+    """All results of a preflight."""
 
     servers: list[ServerCheck] = field(default_factory=list)
     groups: tuple[Group, ...] = ()
@@ -68,27 +69,28 @@ class Report:
     expansions: dict[str, Failure | int] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     autodiscover_url: str = ""
-    """Where mailboxes without a group were asked for, if it is configured."""
+    """The configured Autodiscover URL, or empty."""
 
     @property
     def unreachable(self) -> bool:
-        """Whether a server cannot be reached, or does not take the account."""
+        """Return whether a server cannot be reached or rejects the account."""
         return any(server.failure for server in self.servers)
 
     @property
     def refused(self) -> bool:
-        """Whether something about a mailbox is not as it should be."""
+        """Return whether a mailbox or distribution group failed, or a must_deny mailbox is not proved."""
         return (
             any(check.failure for check in self.mailboxes)
-            or any(isinstance(found, Failure) for found in self.expansions.values())
+            or any(isinstance(result, Failure) for result in self.expansions.values())
             or any(attempt.finding is not Finding.REFUSED for attempt in self.attempts)
         )
 
 
 async def check(config: Config, only: Sequence[str], progress: Progress) -> Report:
-    """Checks all mailboxes of the configuration, or `only` these. `progress` is told how many of how many are done.
+    """Test all mailboxes of the configuration, or `only` these.
 
-    Raises ConfigError if the audit log cannot be written.
+    `progress` is called with the number of tested mailboxes and their total. Raises ConfigError if the audit log
+    cannot be opened.
     """
     report = Report(autodiscover_url=config.exchange.autodiscover_url or "")
     account = access(config)
@@ -106,8 +108,8 @@ async def check(config: Config, only: Sequence[str], progress: Progress) -> Repo
 
 
 async def _expand(config: Config, account: Access, report: Report) -> tuple[str, ...]:
-    """All mailboxes, those of distribution groups too."""
-    found = dict.fromkeys(config.all_mailboxes)
+    """Return all mailboxes, including the members of distribution groups."""
+    mailboxes = dict.fromkeys(config.all_mailboxes)
     expand = expander(config, account, discovery(config, account)).expand
     for group in config.mailboxes.distribution_groups:
         try:
@@ -122,31 +124,32 @@ async def _expand(config: Config, account: Access, report: Report) -> tuple[str,
         else:
             report.expansions[group] = len(members.mailboxes)
             report.expansions |= members.failures
-            never = config.impersonation.must_deny
-            found |= dict.fromkeys(member for member in members.mailboxes if member not in never)
-    return tuple(found)
+            excluded = config.impersonation.must_deny
+            mailboxes |= dict.fromkeys(member for member in members.mailboxes if member not in excluded)
+    return tuple(mailboxes)
 
 
 async def _discover(
     config: Config, account: Access, rules: AccessRules, mailboxes: Sequence[str], report: Report
 ) -> list[Placement]:
-    """Where the mailboxes live; those without a place are reported."""
-    known, sought = sorted_out(config, mailboxes)
-    found = await discovery(config, account).discover(sought)
-    placed = list(known)
-    for mailbox, place in found.items():
-        if isinstance(place, Failure):
+    """Return the placements of the mailboxes. Add those that Autodiscover did not find to the report."""
+    known, unknown = sorted_out(config, mailboxes)
+    discovered = await discovery(config, account).discover(unknown)
+    placements = list(known)
+    failures = list[Failure]()
+    for mailbox, result in discovered.items():
+        if isinstance(result, Failure):
+            failures.append(result)
             report.mailboxes.append(
-                MailboxCheck(mailbox, rules.kind_of(mailbox), failure=place, tried=stage_of(place) is None)
+                MailboxCheck(mailbox, rules.kind_of(mailbox), failure=result, tried=stage_of(result) is None)
             )
         else:
-            placed.append(place)
-    failures = [place for place in found.values() if isinstance(place, Failure)]
-    if (ill := next((f for f in failures if stage_of(f)), None)) is not None:
+            placements.append(result)
+    if (server_failure := next(filter(stage_of, failures), None)) is not None:
         url = config.exchange.autodiscover_url or ""
         name = account.auth.of(url).scheme.account
-        report.servers.append(ServerCheck(url, name, ill, autodiscover=True))
-    return [place._replace(access=rules.kind_of(place.mailbox)) for place in placed]
+        report.servers.append(ServerCheck(url, name, server_failure, autodiscover=True))
+    return [placement._replace(access=rules.kind_of(placement.mailbox)) for placement in placements]
 
 
 @dataclass(slots=True)
@@ -162,36 +165,36 @@ class _Checks:
         by_url: defaultdict[str, list[Group]] = defaultdict(list)
         for group in self.report.groups:
             by_url[group.ews_url].append(group)
-        self._tell_progress()
+        self._report_progress()
         async with trio.open_nursery() as nursery:
-            for url, those in by_url.items():
-                nursery.start_soon(self._server, url, those)
+            for url, groups in by_url.items():
+                nursery.start_soon(self._check_server, url, groups)
 
-    async def _server(self, url: str, those: Sequence[Group]) -> None:
-        todo = [(mailbox, group) for group in those for mailbox in group.mailboxes]
+    async def _check_server(self, url: str, groups: Sequence[Group]) -> None:
+        todo = [(mailbox, group) for group in groups for mailbox in group.mailboxes]
         name = self.account.auth.of(url).scheme.account
         async with open_probe(url, self.account, self.config.exchange.version) as probe:
-            todo.reverse()
-            failure = await self._first(probe, todo)
+            todo.reverse()  # pop() takes from the end
+            failure = await self._check_first(probe, todo)
             self.report.servers.append(ServerCheck(url, name, failure))
             if failure is not None:
                 for mailbox, group in todo:
-                    self._done(mailbox, group, failure, tried=False)
+                    self._add(mailbox, group, failure, tried=False)
                 return
             async with trio.open_nursery() as nursery:
                 for _ in range(min(self.config.exchange.concurrency, len(todo))):
                     nursery.start_soon(self._worker, probe, todo)
 
-    async def _first(self, probe: Probe, todo: list[tuple[str, Group]]) -> Failure | None:
-        """Tries some mailboxes, one after the other, until the server says something about one; why it does not.
+    async def _check_first(self, probe: Probe, todo: list[tuple[str, Group]]) -> Failure | None:
+        """Test mailboxes one at a time until the server answers for one. Return the failure of the server, or None.
 
-        What may be an illness of one back end must be met with several.
+        Several mailboxes are tested, because an error may come from a single back-end server.
         """
         failure: Failure | None = None
-        for _ in range(min(FIRST, len(todo))):
+        for _ in range(min(MAX_FIRST, len(todo))):
             mailbox, group = todo.pop()
-            failure = await probe.ask(mailbox, self.rules.of(mailbox), attempts=1)
-            self._done(mailbox, group, failure)
+            failure = await probe.check(mailbox, self.rules.of(mailbox), attempts=1)
+            self._add(mailbox, group, failure)
             if failure is None or stage_of(failure) is None:
                 return None
             if stage_of(failure) != "speak" or failure.verdict is Verdict.STOP:
@@ -201,30 +204,30 @@ class _Checks:
     async def _worker(self, probe: Probe, todo: list[tuple[str, Group]]) -> None:
         while todo:
             mailbox, group = todo.pop()
-            self._done(mailbox, group, await probe.ask(mailbox, self.rules.of(mailbox)))
+            self._add(mailbox, group, await probe.check(mailbox, self.rules.of(mailbox)))
 
-    def _done(self, mailbox: str, group: Group, failure: Failure | None, *, tried: bool = True) -> None:
+    def _add(self, mailbox: str, group: Group, failure: Failure | None, *, tried: bool = True) -> None:
         self.report.mailboxes.append(
             MailboxCheck(mailbox, self.rules.kind_of(mailbox), group, failure, tried)
         )
-        self._tell_progress()
+        self._report_progress()
 
-    def _tell_progress(self) -> None:
+    def _report_progress(self) -> None:
         self.progress(len(self.report.mailboxes), self.total)
 
 
 def stage_of(failure: Failure) -> str | None:
-    """At which of the STAGES a request came to an end; None if the server said something about the mailbox."""
+    """Return the stage at which a request failed; None if the failure is about the mailbox only."""
     if failure.code in _STAGE:
         return _STAGE[failure.code]
     if failure.verdict is Verdict.CREDENTIALS:
         return "authenticate"
-    strange = failure.code.startswith("Http") and failure.code not in VERDICTS
-    return "speak" if strange or failure.verdict is Verdict.STOP else None
+    unknown_status = failure.code.startswith("Http") and failure.code not in VERDICTS
+    return "speak" if unknown_status or failure.verdict is Verdict.STOP else None
 
 
-# Mailboxes of a server that are tried before it is taken for ill.
-FIRST = 3
+# Maximum number of mailboxes that are tested before a server counts as failed.
+MAX_FIRST = 3
 
 _STAGE = {
     "NameNotResolved": "resolve",

@@ -1,10 +1,11 @@
-"""Tries whether the account gets into a mailbox, with the cheapest request that tells.
+"""Test of the access to one mailbox, with as few requests as possible.
 
-That is a GetFolder for the inbox, or for the folders that are configured. A delegate may be allowed to read and yet
-not to subscribe (ErrorSubscriptionDelegateAccessNotSupported), so for a delegate a subscription is made, and ended.
+The test is a GetFolder request for the inbox, or for the configured folders. A delegate may have the right to read
+but not to subscribe (ErrorSubscriptionDelegateAccessNotSupported). For a delegate, the test therefore also creates a
+subscription and ends it.
 
-To prove that the account does not reach a mailbox, GetFolder is not enough: *Default* gives everybody a right
-(AvailabilityOnly) on the calendar. GetFolder succeeds there, but no item can be read. So `reach()` asks for an item.
+To prove that a mailbox is inaccessible, GetFolder is not enough: *Default* grants everyone AvailabilityOnly on the
+calendar, so GetFolder succeeds although no item can be read. `reach()` therefore requests an item.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from listener.exchange.client import Access, ExchangeClient
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What came of an attempt to read items: the `operation` that was tried on the `folder`, and its failure.
+    """Result of an attempt to read items: the `operation` on the `folder`, and its failure.
 
-    `reached` says that it succeeded. Without a failure and without `reached` nothing is known: the folder showed no
-    item, because it is empty or because items are hidden from the account.
+    `reached` is True if it succeeded. Without a failure and without `reached`, the result is unknown: the folder
+    showed no item, because it is empty or because its items are hidden from the account.
     """
 
     operation: str
@@ -40,87 +41,87 @@ class Reach:
 
 
 class Probe:
-    """The way to one server, for questions about many mailboxes. Use open_probe()."""
+    """Client of one server that tests the access to many mailboxes. Use open_probe()."""
 
     def __init__(self, client: ExchangeClient, version: str) -> None:
         self._client = client
         self._version = version
 
-    async def ask(self, mailbox: str, way: MailboxAccess, *, attempts: int = 3) -> Failure | None:
-        """Why the account does not get in; None if it does.
+    async def check(self, mailbox: str, access: MailboxAccess, *, attempts: int = 3) -> Failure | None:
+        """Return why the account cannot access the mailbox; None if it can.
 
-        Trouble that may pass is tried so often. A server that is busy is waited for, as the budget of the account
-        says, BUSY_TRIES times.
+        A transient failure is retried up to `attempts` times in total. While the server is busy, the test waits as
+        the throttle of the account requires, up to MAX_BUSY_ATTEMPTS times.
         """
-        return await _patiently(lambda: self._get_in(mailbox, way), attempts)
+        return await _with_retries(lambda: self._access(mailbox, access), attempts)
 
-    async def reach(self, mailbox: str, way: MailboxAccess) -> Reach:
-        """Try to read an item in each folder of `way`, else in the inbox. Return the first that can be reached, else
-        the first of which nothing is known, else the last refusal."""
-        unknown = refused = None
-        for folder in way.folders or (way.folder("inbox"),):
-            reach = await self._reach(mailbox, way, folder)
+    async def reach(self, mailbox: str, access: MailboxAccess) -> Reach:
+        """Try to read an item in each folder of `access`, or in the inbox. Return the first folder that was reached,
+        else the first unknown result, else the last failure."""
+        unknown = failed = None
+        for folder in access.folders or (access.folder("inbox"),):
+            reach = await self._reach(mailbox, access, folder)
             if reach.reached:
                 return reach
             if reach.failure is None:
                 unknown = unknown or reach
-            refused = reach
-        found = unknown or refused
-        assert found is not None  # there is at least one folder
-        return found
+            failed = reach
+        result = unknown or failed
+        assert result is not None  # there is at least one folder
+        return result
 
-    async def _reach(self, mailbox: str, way: MailboxAccess, folder: FolderRef) -> Reach:
+    async def _reach(self, mailbox: str, access: MailboxAccess, folder: FolderRef) -> Reach:
         name = folder.name or ""
-        seen = False
+        visible = False
 
-        async def look() -> None:
-            nonlocal seen
-            seen = await self._sees_items(mailbox, way, folder)
+        async def find() -> None:
+            nonlocal visible
+            visible = await self._has_visible_items(mailbox, access, folder)
 
-        failure = await _patiently(look, 1)
-        # Who impersonates has all rights of the owner, in an empty folder too.
-        if failure is not None or seen or way.impersonate is not None:
+        failure = await _with_retries(find, 1)
+        # Impersonation has all rights of the owner, so success proves access even if the folder is empty.
+        if failure is not None or visible or access.impersonate is not None:
             return Reach("FindItem", name, failure, reached=failure is None)
-        if await _patiently(lambda: self._subscribe(mailbox, way, (folder,)), 1) is None:
+        if await _with_retries(lambda: self._subscribe(mailbox, access, (folder,)), 1) is None:
             return Reach("Subscribe", name, reached=True)
         return Reach("FindItem", name)
 
-    async def _sees_items(self, mailbox: str, way: MailboxAccess, folder: FolderRef) -> bool:
-        body = find_item(folder, page_size=1, version=self._version, impersonate=way.impersonate)
+    async def _has_visible_items(self, mailbox: str, access: MailboxAccess, folder: FolderRef) -> bool:
+        body = find_item(folder, page_size=1, version=self._version, impersonate=access.impersonate)
         page = await self._client.call(body, self._headers(mailbox), read_find_item)
         return bool(page.found or page.total)
 
-    async def _get_in(self, mailbox: str, way: MailboxAccess) -> None:
-        folders = way.folders or (way.folder("inbox"),)
-        body = get_folder(folders, id_only=True, version=self._version, impersonate=way.impersonate)
+    async def _access(self, mailbox: str, access: MailboxAccess) -> None:
+        folders = access.folders or (access.folder("inbox"),)
+        body = get_folder(folders, id_only=True, version=self._version, impersonate=access.impersonate)
         headers = self._headers(mailbox)
-        told = await self._client.call(body, headers, lambda content: read_get_folder(content, folders))
-        for failure in told.values():
-            if isinstance(failure, Failure):
-                raise ExchangeError(failure)
-        if way.kind == "delegate":
-            await self._subscribe(mailbox, way, folders)
+        results = await self._client.call(body, headers, lambda content: read_get_folder(content, folders))
+        for result in results.values():
+            if isinstance(result, Failure):
+                raise ExchangeError(result)
+        if access.kind == "delegate":
+            await self._subscribe(mailbox, access, folders)
 
-    async def _subscribe(self, mailbox: str, way: MailboxAccess, folders: tuple[FolderRef, ...]) -> None:
-        """Subscribe to the folders, and unsubscribe."""
-        version, impersonate = self._version, way.impersonate
+    async def _subscribe(self, mailbox: str, access: MailboxAccess, folders: tuple[FolderRef, ...]) -> None:
+        """Subscribe to the folders and unsubscribe."""
+        version, impersonate = self._version, access.impersonate
         headers = self._headers(mailbox)
         body = subscribe(
             events=[EventKind.NEW_MAIL], folders=folders, version=version, impersonate=impersonate
         )
-        made = await self._client.call(body, headers, read_subscribe)
-        with suppress(ExchangeError):  # it dies by itself
-            body = unsubscribe(made, version=version, impersonate=impersonate)
+        subscription = await self._client.call(body, headers, read_subscribe)
+        with suppress(ExchangeError):  # the server ends unused subscriptions itself
+            body = unsubscribe(subscription, version=version, impersonate=impersonate)
             await self._client.call(body, headers, read_unsubscribe)
 
     def _headers(self, mailbox: str) -> dict[str, str]:
-        # Each mailbox is to be routed by its anchor, and by nothing that was learned with another one.
+        # Exchange must route each request by its anchor mailbox, not by the affinity cookies of another mailbox.
         self._client.forget_cookies()
         return {"X-AnchorMailbox": mailbox}
 
 
-async def _patiently(attempt: Callable[[], Awaitable[None]], attempts: int) -> Failure | None:
-    """Why the attempt failed, after so many tries where the failure may pass; None if it succeeded."""
+async def _with_retries(attempt: Callable[[], Awaitable[None]], attempts: int) -> Failure | None:
+    """Retry transient failures up to `attempts` times in total. Return the last failure; None after success."""
     failed = busy = 0
     while True:
         try:
@@ -131,9 +132,9 @@ async def _patiently(attempt: Callable[[], Awaitable[None]], attempts: int) -> F
             return None
         if failure.verdict is Verdict.WAIT:
             busy += 1
-        elif failure.verdict in PASSING:
+        elif failure.verdict in TRANSIENT:
             failed += 1
-        if failure.verdict not in PASSING or failed >= attempts or busy >= MAX_BUSY_ATTEMPTS:
+        if failure.verdict not in TRANSIENT or failed >= attempts or busy >= MAX_BUSY_ATTEMPTS:
             return failure
         if failure.verdict is not Verdict.WAIT:
             await trio.sleep(PAUSE * failed)
@@ -141,13 +142,13 @@ async def _patiently(attempt: Callable[[], Awaitable[None]], attempts: int) -> F
 
 @asynccontextmanager
 async def open_probe(url: str, access: Access, version: str) -> AsyncIterator[Probe]:
-    """A probe of the server at this URL."""
+    """Open a probe for the server at this URL."""
     async with ExchangeClient(url, access) as client:
         yield Probe(client, version)
 
 
-PASSING = frozenset((Verdict.RETRY, Verdict.WAIT))
+TRANSIENT = frozenset((Verdict.RETRY, Verdict.WAIT))
 MAX_BUSY_ATTEMPTS = 30
 
-# Seconds; it grows with each try.
+# Seconds; multiplied by the number of failed attempts.
 PAUSE = 1.0

@@ -1,11 +1,11 @@
-"""Proves that the account cannot reach what it must not: it tries to, and must be refused.
+"""Verification that the account cannot access must_deny mailboxes: every attempt must be denied.
 
-It tries to read items in every way of access that the configuration uses, at every server where the mailbox may
-be. All must refuse: one that lets it in is a failure. A GetFolder that succeeds is no proof. Everybody can open a
-calendar whose *Default* right is AvailabilityOnly, as it is in every mailbox of Exchange, and cannot read its items.
+The attempts read items with each kind of access that the configuration uses, at each server where the mailbox may be.
+One success is a violation. A successful GetFolder is not a proof of access: the *Default* permission of every
+Exchange calendar is AvailabilityOnly, so everyone can open the folder, but cannot read its items.
 
-What is neither a refusal nor a success proves nothing, and is said to. A scope that was proved once may be widened by
-anybody with the right to: so it is tried again, and sooner where it was not proved.
+A result that is neither a denial nor a success is reported as not proved. The verification is repeated, because
+an administrator may widen the scope later. It is repeated sooner if a mailbox was not proved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class Finding(StrEnum):
-    """What came of an attempt to reach a mailbox that must refuse."""
+    """Result of the verification of one must_deny mailbox."""
 
     REFUSED = "refused"
     REACHED = "reached"
@@ -37,8 +37,7 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of all attempts on one mailbox: the one that decided, by its operation and folder, and what was said
-    to it."""
+    """The decisive attempt on one mailbox: its operation and folder, and the failure that the server reported."""
 
     mailbox: str
     finding: Finding
@@ -50,18 +49,19 @@ class Attempt:
 
     @property
     def proof(self) -> str:
-        """Which operation was tried, on which folder, in which way and where."""
+        """Return a text with the operation, the folder, the kind of access and the server."""
         if self.operation is None:
             return "nothing was tried"
-        how = "as a delegate" if self.access == "delegate" else "by impersonation"
-        return f'{self.operation} on the folder "{self.folder}" of the mailbox, {how}, at {self.server}'
+        access = "as a delegate" if self.access == "delegate" else "by impersonation"
+        return f'{self.operation} on the folder "{self.folder}" of the mailbox, {access}, at {self.server}'
 
 
 @dataclass(slots=True, kw_only=True)
 class Scope:
-    """The mailboxes that must refuse. `places` tells at which URLs they may be, `ways` how to try to get in there.
+    """The must_deny mailboxes.
 
-    Durations are seconds. `places` and `ways` may be changed at any time.
+    `places` returns the EWS URLs where each mailbox may be, `ways` the access rules to try at a URL; both may be
+    changed at any time. `interval` is in seconds.
     """
 
     mailboxes: tuple[str, ...]
@@ -72,18 +72,18 @@ class Scope:
     interval: float = 86400.0
 
     async def prove(self) -> tuple[Attempt, ...]:
-        """Tries all, side by side, and tells the log."""
+        """Verify all mailboxes concurrently and log the results."""
         places = await self.places(self.mailboxes)
-        found: dict[str, Attempt] = {}
+        results: dict[str, Attempt] = {}
 
-        async def one(mailbox: str) -> None:
-            found[mailbox] = attempt = await self._attempt(mailbox, places[mailbox])
-            _tell(attempt)
+        async def verify(mailbox: str) -> None:
+            results[mailbox] = attempt = await self._attempt(mailbox, places[mailbox])
+            _log(attempt)
 
         async with trio.open_nursery() as nursery:
             for mailbox in self.mailboxes:
-                nursery.start_soon(one, mailbox)
-        attempts = tuple(found[mailbox] for mailbox in self.mailboxes)
+                nursery.start_soon(verify, mailbox)
+        attempts = tuple(results[mailbox] for mailbox in self.mailboxes)
         if all(attempt.finding is Finding.REFUSED for attempt in attempts):
             log.info("scope.verified", mailboxes=len(attempts))
         return attempts
@@ -94,9 +94,9 @@ class Scope:
         refused = unproved = None
         for url in urls:
             async with open_probe(url, self.access, self.version) as probe:
-                for way in self.ways(url):
-                    reach = await probe.reach(mailbox, way.of(mailbox))
-                    attempt = _judged(mailbox, way.kind, server_of(url), reach)
+                for rule in self.ways(url):
+                    reach = await probe.reach(mailbox, rule.of(mailbox))
+                    attempt = _evaluate(mailbox, rule.kind, server_of(url), reach)
                     match attempt.finding:
                         case Finding.REACHED:
                             return attempt
@@ -107,31 +107,31 @@ class Scope:
         return unproved or refused or Attempt(mailbox, Finding.NOT_PROVED)
 
     async def watch(self, attempts: Sequence[Attempt] | None = None) -> None:
-        """Tries again and again, until it is cancelled; at first now, unless these attempts were made just now."""
+        """Repeat the verification until cancelled. The first one is now, unless `attempts` has its results."""
         if not self.mailboxes:
             return
         attempts = await self.prove() if attempts is None else attempts
         unproved = 0
         while True:
-            open_questions = any(attempt.finding is Finding.NOT_PROVED for attempt in attempts)
-            unproved = unproved + 1 if open_questions else 0
-            pause = min(AGAIN.longest(unproved), self.interval) if unproved else self.interval
+            any_unproved = any(attempt.finding is Finding.NOT_PROVED for attempt in attempts)
+            unproved = unproved + 1 if any_unproved else 0
+            pause = min(RETRY.longest(unproved), self.interval) if unproved else self.interval
             await trio.sleep(pause)
             attempts = await self.prove()
 
 
-def _judged(mailbox: str, kind: AccessKind, server: str, reach: Reach) -> Attempt:
+def _evaluate(mailbox: str, kind: AccessKind, server: str, reach: Reach) -> Attempt:
     failure = reach.failure
     if reach.reached:
         finding = Finding.REACHED
     elif failure is None:
-        finding, failure = Finding.NOT_PROVED, NO_ITEM
+        finding, failure = Finding.NOT_PROVED, NO_VISIBLE_ITEM
     else:
         finding = Finding.REFUSED if failure.code in REFUSALS[kind] else Finding.NOT_PROVED
     return Attempt(mailbox, finding, failure, kind, server, reach.operation, reach.folder)
 
 
-def _tell(attempt: Attempt) -> None:
+def _log(attempt: Attempt) -> None:
     fields: dict[str, object] = {"mailbox": attempt.mailbox}
     if attempt.access is not None:
         fields |= {"access": attempt.access, "server": attempt.server}
@@ -145,19 +145,18 @@ def _tell(attempt: Attempt) -> None:
             log.warning("scope.not_verified", **fields)
 
 
-# The folder could be opened, and there was nothing to be seen in it.
-NO_ITEM = Failure(
+# The folder could be opened but showed no item.
+NO_VISIBLE_ITEM = Failure(
     code="NoItem",
-    text="the account may open the folder, which is empty or hides its items; it may not subscribe",
+    text="the account can open the folder but not subscribe to it; the folder is empty or its items are hidden",
 )
 
-# The patience between two attempts where nothing was proved.
-AGAIN = Backoff(first=60.0, factor=2.0, cap=3600.0)
+# The backoff between two verifications while a mailbox is not proved.
+RETRY = Backoff(first=60.0, factor=2.0, cap=3600.0)
 
-# With these the server says that the account may not get in. To a delegate it says that there is no such folder, or
-# ErrorAccessDenied. For whom it may not impersonate it has words of its own: there ErrorAccessDenied may mean that
-# EWS is switched off for the mailbox, and hides what could be reached with it. ErrorImpersonationFailed says only
-# that something went wrong.
+# Codes that prove a denial. A delegate gets ErrorAccessDenied, or an error that the folder or item does not exist.
+# Impersonation has its own codes. There, ErrorAccessDenied is no proof: it may mean that EWS is disabled for the
+# mailbox, which would become accessible when EWS is enabled. ErrorImpersonationFailed reports only an internal error.
 REFUSALS: Mapping[AccessKind, frozenset[str]] = {
     "impersonation": frozenset(("ErrorImpersonateUserDenied", "ErrorImpersonationDenied")),
     "delegate": frozenset(("ErrorAccessDenied", "ErrorFolderNotFound", "ErrorItemNotFound")),

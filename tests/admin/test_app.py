@@ -1,4 +1,4 @@
-"""What the daemon answers, without a socket: who may ask for what."""
+"""Responses and access control of the HTTP application, without a socket."""
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Daemon:
 
     def watch(self, mailbox: str) -> AsyncIterator[bytes]:
         if mailbox.casefold() != "bob@x.example":
-            raise LookupError(f"{mailbox} is not listened to")
+            raise LookupError(f"unknown mailbox {mailbox}")
 
         async def lines() -> AsyncIterator[bytes]:
             yield b'{"n":1}\n'
@@ -77,11 +77,11 @@ async def test_status_is_the_snapshot() -> None:
         ("/nowhere", {}, 404),
     ],
 )
-async def test_how_it_is_in_one_number(path: str, changes: Any, status: int) -> None:
+async def test_health_status_codes(path: str, changes: Any, status: int) -> None:
     assert (await ask(Daemon(snapshot(**changes)), path, local=False, token=TOKEN)).status_code == status
 
 
-async def test_metrics_by_mailbox_only_if_asked_for() -> None:
+async def test_metrics_by_mailbox_only_if_enabled() -> None:
     assert "mailbox_streaming{" not in (await ask(Daemon(), "/metrics")).text
     assert (
         'mailbox_streaming{mailbox="bob@x.example"} 1.0'
@@ -90,7 +90,7 @@ async def test_metrics_by_mailbox_only_if_asked_for() -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/status.json"])
-async def test_reading_is_free_unless_there_is_a_token(path: str) -> None:
+async def test_reading_needs_a_token_only_if_one_is_configured(path: str) -> None:
     assert (await ask(Daemon(), path, local=False)).status_code == 200
     refused = await ask(Daemon(), path, local=False, token=TOKEN)
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -99,13 +99,13 @@ async def test_reading_is_free_unless_there_is_a_token(path: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["Bearer t0ke", "Bearer", "Basic t0ken", "Bearer t\u00f6ken", ""])
-async def test_a_wrong_token(given: str) -> None:
+async def test_wrong_token_is_rejected(given: str) -> None:
     headers = {"Authorization": given.encode()}
     assert (await ask(Daemon(), "/metrics", local=False, token=TOKEN, headers=headers)).status_code == 401
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/reload"), ("GET", "/watch/bob@x.example")])
-async def test_what_changes_or_shows_more_takes_the_token_over_tcp(method: str, path: str) -> None:
+async def test_reload_and_watch_always_need_the_token_over_tcp(method: str, path: str) -> None:
     daemon = Daemon()
     assert (await ask(daemon, path, method=method, local=False)).status_code == 403
     assert (await ask(daemon, path, method=method, local=False, token=TOKEN)).status_code == 401
@@ -116,18 +116,18 @@ async def test_what_changes_or_shows_more_takes_the_token_over_tcp(method: str, 
     assert (await ask(daemon, path, method=method)).status_code == 200
 
 
-async def test_a_reload_is_no_get() -> None:
+async def test_get_does_not_reload() -> None:
     daemon = Daemon()
     assert (await ask(daemon, "/reload")).status_code == 405
     assert daemon.reloads == 0
 
 
-async def test_a_reload_says_what_waits_or_what_is_wrong() -> None:
+async def test_reload_returns_pending_keys_or_problems() -> None:
     assert (await ask(Daemon(), "/reload", method="POST")).json() == {"pending": ["exchange.proxy"]}
     refused = await ask(Daemon(problems=[Problem("log.level", "is wrong")]), "/reload", method="POST")
     assert (refused.status_code, refused.json()) == (422, {"problems": ["log.level: is wrong"]})
 
 
-async def test_watching_gives_lines() -> None:
+async def test_watch_streams_lines() -> None:
     assert (await ask(Daemon(), "/watch/Bob@x.example")).text == '{"n":1}\n{"n":2}\n'
     assert (await ask(Daemon(), "/watch/ann@x.example")).status_code == 404

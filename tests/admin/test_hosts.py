@@ -1,4 +1,4 @@
-"""Whose Host header the status port answers."""
+"""Which Host headers the status port accepts."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from tests.admin.test_app import BEARER, TOKEN, Daemon, ask
 
 
 @pytest.mark.parametrize(
-    ("listen", "allowed", "host", "ours"),
+    ("listen", "allowed", "host", "accepted"),
     [
         ("127.0.0.1:9817", (), "127.0.0.1:9817", True),
         ("127.0.0.1:9817", (), "127.0.0.1", True),
@@ -42,8 +42,8 @@ from tests.admin.test_app import BEARER, TOKEN, Daemon, ask
         ("127.0.0.1:9817", ("2001:db8::1",), "[2001:db8::1]:9817", True),
     ],
 )
-def test_which_hosts_are_ours(listen: str, allowed: tuple[str, ...], host: str | None, ours: bool) -> None:
-    assert host_check(listen, allowed)(host) is ours
+def test_accepted_hosts(listen: str, allowed: tuple[str, ...], host: str | None, accepted: bool) -> None:
+    assert host_check(listen, allowed)(host) is accepted
 
 
 @given(st.text(max_size=40))
@@ -52,20 +52,20 @@ def test_no_header_raises(header: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/metrics", "/status.json", "/nowhere", "/watch/bob@x.example"])
-async def test_a_foreign_host_is_refused_with_a_reason(path: str) -> None:
-    is_ours = host_check("127.0.0.1:9817")
+async def test_foreign_host_is_rejected_with_a_reason(path: str) -> None:
+    allowed = host_check("127.0.0.1:9817")
     headers = {**BEARER, "Host": "evil.example:9817"}
-    answer = await ask(Daemon(), path, local=False, headers=headers, token=TOKEN, is_ours=is_ours)
+    answer = await ask(Daemon(), path, local=False, headers=headers, token=TOKEN, host_allowed=allowed)
     assert answer.status_code == 421
     assert "evil.example" in answer.text
     assert "allowed_hosts" in answer.text
     assert answer.headers["content-type"].startswith("text/plain")
-    good = await ask(Daemon(), "/healthz", local=False, headers={"Host": "localhost"}, is_ours=is_ours)
+    good = await ask(Daemon(), "/healthz", local=False, headers={"Host": "localhost"}, host_allowed=allowed)
     assert good.status_code == 200
 
 
-async def test_over_the_unix_socket_any_host_will_do() -> None:
+async def test_unix_socket_accepts_any_host() -> None:
     answer = await ask(
-        Daemon(), "/status.json", headers={"Host": "ews-listener"}, is_ours=host_check("127.0.0.1:9817")
+        Daemon(), "/status.json", headers={"Host": "ews-listener"}, host_allowed=host_check("127.0.0.1:9817")
     )
     assert answer.status_code == 200

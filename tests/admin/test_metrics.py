@@ -1,4 +1,4 @@
-"""Metrics: their names and labels are a promise, and what watches them asks for no others."""
+"""Names and labels of the metrics. Alerts and dashboard use only metrics that exist."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import process_collector
 from prometheus_client.parser import text_string_to_metric_families
 
-from listener.admin.metrics import MOST_GROUPS, render
+from listener.admin.metrics import MAX_GROUPS, render
 from tests.admin.statuses import group, snapshot
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -31,16 +31,16 @@ def rendered(by_mailbox: bool = True) -> bytes:
     return render(snapshot(), [("ann@x.example", True), ("bob@x.example", False)] if by_mailbox else [])[0]
 
 
-def test_docs_list_every_metric_with_its_labels_and_no_other() -> None:
+def test_docs_list_exactly_the_existing_metrics_and_labels() -> None:
     listed = re.findall(
         r"^\| `([a-z_]+)(?:\{([a-z,]+)\})?` \| (gauge|counter)",
         (DOCS / "METRICS.md").read_text(),
         re.MULTILINE,
     )
-    promised = {f"ews_listener_{name}": set(filter(None, labels.split(","))) for name, labels, _ in listed}
-    assert len(promised) == len(listed)
+    documented = {f"ews_listener_{name}": set(filter(None, labels.split(","))) for name, labels, _ in listed}
+    assert len(documented) == len(listed)
     found = {name: set(labels) for name, labels, _ in samples(rendered()) if name.startswith("ews_listener")}
-    assert promised == found
+    assert documented == found
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)", rendered().decode(), re.MULTILINE))
     assert {f"ews_listener_{name}": kind for name, _, kind in listed} == {
         name: kind for name, kind in kinds.items() if name.startswith("ews_listener")
@@ -66,10 +66,10 @@ def test_no_label_is_a_mailbox_unless_asked_for() -> None:
     assert b"bob@" not in rendered(by_mailbox=False)
 
 
-def test_groups_that_are_too_many_for_series_of_their_own_are_counted_only() -> None:
-    """With group_size = 1, a label that is a group is a label that is a mailbox."""
+def test_groups_above_the_limit_are_only_counted() -> None:
+    """With group_size = 1, a group label is in effect a mailbox label."""
 
-    def told(groups: int) -> tuple[set[str], float, float]:
+    def sampled(groups: int) -> tuple[set[str], float, float]:
         it = snapshot(groups=tuple(group(f"site/{number}") for number in range(groups)))
         found = list(samples(render(it)[0]))
         names = {labels["group"] for _, labels, _ in found if "group" in labels}
@@ -77,13 +77,13 @@ def test_groups_that_are_too_many_for_series_of_their_own_are_counted_only() -> 
         left_out = next(value for name, _, value in found if name == "ews_listener_groups_left_out")
         return names, count, left_out
 
-    names, count, left_out = told(MOST_GROUPS)
-    assert (len(names), count, left_out) == (MOST_GROUPS, MOST_GROUPS, 0)
-    names, count, left_out = told(MOST_GROUPS + 1)
-    assert (len(names), count, left_out) == (0, MOST_GROUPS + 1, MOST_GROUPS + 1)
+    names, count, left_out = sampled(MAX_GROUPS)
+    assert (len(names), count, left_out) == (MAX_GROUPS, MAX_GROUPS, 0)
+    names, count, left_out = sampled(MAX_GROUPS + 1)
+    assert (len(names), count, left_out) == (0, MAX_GROUPS + 1, MAX_GROUPS + 1)
 
 
-def test_a_daemon_that_has_just_begun_has_metrics_too() -> None:
+def test_metrics_while_starting() -> None:
     early = snapshot(
         state="starting", journal=None, catch_up=None, groups=(), handlers=(), servers=(), tokens=()
     )
@@ -92,46 +92,46 @@ def test_a_daemon_that_has_just_begun_has_metrics_too() -> None:
     assert "ews_listener_journal_size_bytes" not in found
 
 
-def test_labels_may_hold_anything() -> None:
+def test_label_values_are_escaped() -> None:
     name = 'a"b\\c\nd'
     text, _ = render(snapshot(groups=(group(name),)))
     assert name in {labels.get("group") for _, labels, _ in samples(text)}
 
 
-def test_the_process_is_measured_where_nothing_but_processes_can_be_seen(
+def test_process_metrics_without_proc_stat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As under ProcSubset=pid, which the unit has."""
+    """The unit sets ProcSubset=pid, which hides /proc/stat."""
 
-    def without_the_machine(path: str, mode: str = "r") -> IO[Any]:
+    def open_without_stat(path: str, mode: str = "r") -> IO[Any]:
         if path == "/proc/stat":
             raise FileNotFoundError(path)
         return open(path, mode)
 
-    monkeypatch.setattr(process_collector, "open", without_the_machine, raising=False)
+    monkeypatch.setattr(process_collector, "open", open_without_stat, raising=False)
     found = {name: value for name, _, value in samples(rendered())}
     assert found["process_resident_memory_bytes"] > 1e6
     assert found["process_open_fds"] > 2
     assert time.time() - 3600 * 24 < found["process_start_time_seconds"] < time.time() + 1
 
 
-def test_openmetrics_for_who_wants_it() -> None:
+def test_openmetrics_if_accepted() -> None:
     text, kind = render(snapshot(), accept="application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
 
 
-def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
+def test_alerts_and_dashboard_use_existing_metrics() -> None:
     known = {name for name, _, _ in samples(rendered())}
     dashboard = json.loads((DOCS / "grafana.json").read_text())
-    asked = set(NAME.findall((DOCS / "alerts.yml").read_text()))
-    asked |= {name for expression in questions(dashboard) for name in NAME.findall(expression)}
-    asked |= {name for each in dashboard["templating"]["list"] for name in NAME.findall(str(each["query"]))}
-    assert len(asked) > 20
-    assert asked <= known
+    used = set(NAME.findall((DOCS / "alerts.yml").read_text()))
+    used |= {name for expression in expressions(dashboard) for name in NAME.findall(expression)}
+    used |= {name for each in dashboard["templating"]["list"] for name in NAME.findall(str(each["query"]))}
+    assert len(used) > 20
+    assert used <= known
 
 
-def questions(dashboard: Any) -> list[str]:
+def expressions(dashboard: Any) -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
@@ -142,20 +142,20 @@ def promtool() -> str:
     return found
 
 
-def test_promtool_likes_the_rules() -> None:
+def test_promtool_accepts_the_alert_rules() -> None:
     done = subprocess.run([promtool(), "check", "rules", DOCS / "alerts.yml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_promtool_likes_what_the_dashboard_asks(tmp_path: Path) -> None:
-    asked = questions(json.loads((DOCS / "grafana.json").read_text()))
-    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(asked)]
+def test_promtool_accepts_the_dashboard_expressions(tmp_path: Path) -> None:
+    used = expressions(json.loads((DOCS / "grafana.json").read_text()))
+    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(used)]
     path = tmp_path / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML, too
     done = subprocess.run([promtool(), "check", "rules", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_promtool_likes_the_metrics() -> None:
+def test_promtool_accepts_the_metrics() -> None:
     done = subprocess.run([promtool(), "check", "metrics"], input=rendered(), capture_output=True)
     assert done.returncode == 0, done.stderr

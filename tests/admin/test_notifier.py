@@ -1,4 +1,4 @@
-"""The protocol of sd_notify, held against a socket as a service manager has it."""
+"""The sd_notify protocol, tested against a socket like that of a service manager."""
 
 import os
 import socket
@@ -13,13 +13,13 @@ from listener.admin.notifier import Notifier
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """The address of a service manager, as $NOTIFY_SOCKET has it, and what it was told since the last call."""
+    """Return an address for $NOTIFY_SOCKET, and a function that returns the lines received since its last call."""
     name = str(tmp_path / "notify") if request.param == "path" else f"@ews-listener-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(name.replace("@", "\0", 1))
         server.setblocking(False)
 
-        def told() -> list[str]:
+        def received() -> list[str]:
             lines: list[str] = []
             while True:
                 try:
@@ -27,39 +27,39 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
                 except BlockingIOError:
                     return lines
 
-        yield name, told
+        yield name, received
 
 
-def test_a_life(manager: tuple[str, Callable[[], list[str]]]) -> None:
-    address, told = manager
+def test_messages(manager: tuple[str, Callable[[], list[str]]]) -> None:
+    address, received = manager
     notifier = Notifier.take({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2500000"})
     notifier.ready("two\nlines")
-    assert told() == ["READY=1", "STATUS=two lines"]
+    assert received() == ["READY=1", "STATUS=two lines"]
     notifier.status("Größe")
-    assert told() == ["STATUS=Größe"]
+    assert received() == ["STATUS=Größe"]
     notifier.beat()
-    assert told() == ["WATCHDOG=1"]
+    assert received() == ["WATCHDOG=1"]
     notifier.extend(1.5)
-    assert told() == ["EXTEND_TIMEOUT_USEC=1500000"]
+    assert received() == ["EXTEND_TIMEOUT_USEC=1500000"]
     notifier.stopping("bye")
-    assert told() == ["STOPPING=1", "STATUS=bye"]
+    assert received() == ["STOPPING=1", "STATUS=bye"]
 
 
-def test_a_reload_is_over_whatever_came_of_it(manager: tuple[str, Callable[[], list[str]]]) -> None:
-    address, told = manager
+def test_end_of_reload_is_reported_after_an_error(manager: tuple[str, Callable[[], list[str]]]) -> None:
+    address, received = manager
     notifier = Notifier(address)
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     with pytest.raises(ValueError), notifier.reloading():
-        reloading, moment = told()
+        reloading, moment = received()
         raise ValueError
     assert reloading == "RELOADING=1"
     name, _, number = moment.partition("=")
     assert name == "MONOTONIC_USEC"
     assert before <= int(number) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    assert told() == ["READY=1"]
+    assert received() == ["READY=1"]
 
 
-def test_the_environment_is_taken() -> None:
+def test_take_removes_the_variables() -> None:
     environ = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000", "WATCHDOG_PID": str(os.getpid()), "HOME": "/"}
     assert Notifier.take(environ) == Notifier("/x", 0.001)
     assert environ == {"HOME": "/"}
@@ -74,14 +74,14 @@ def test_the_environment_is_taken() -> None:
         {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": str(os.getpid() + 1)},
     ],
 )
-def test_a_watchdog_that_is_not_ours(
+def test_watchdog_for_another_process_is_ignored(
     watchdog: dict[str, str], manager: tuple[str, Callable[[], list[str]]]
 ) -> None:
-    address, told = manager
+    address, received = manager
     notifier = Notifier.take({"NOTIFY_SOCKET": address, **watchdog})
     assert notifier == Notifier(address, None)
     notifier.beat()
-    assert told() == []
+    assert received() == []
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
@@ -94,9 +94,9 @@ def test_without_a_service_manager_nothing_happens(environ: dict[str, str]) -> N
         pass
 
 
-def test_a_service_manager_that_is_gone_or_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+def test_missing_or_unresponsive_service_manager_does_not_block(tmp_path: Path) -> None:
     Notifier(str(tmp_path / "gone")).ready("")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
-        deaf.bind(str(tmp_path / "deaf"))
-        for _ in range(1000):  # far more than its queue takes
-            Notifier(str(tmp_path / "deaf")).status("x" * 1000)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unresponsive:
+        unresponsive.bind(str(tmp_path / "unresponsive"))
+        for _ in range(1000):  # far more than the queue of the socket can hold
+            Notifier(str(tmp_path / "unresponsive")).status("x" * 1000)

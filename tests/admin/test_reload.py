@@ -1,4 +1,4 @@
-"""What a reload takes up, and what waits for the next start."""
+"""Which keys a reload applies, and which need a restart."""
 
 from typing import Any
 
@@ -46,29 +46,31 @@ CHANGES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("sections", "pending"), CHANGES)
-def test_what_waits_is_told_and_stays_as_it_was(sections: dict[str, Any], pending: tuple[str, ...]) -> None:
+def test_pending_keys_are_returned_and_keep_their_old_values(
+    sections: dict[str, Any], pending: tuple[str, ...]
+) -> None:
     running, new = config(), config(**sections)
-    taken, waiting = merged(running, new)
-    assert set(waiting) == set(pending)
-    for key in waiting:
-        of, _, name = key.partition(".")
-        before, after = getattr(running, of), getattr(taken, of)
+    applied, found = merged(running, new)
+    assert set(found) == set(pending)
+    for key in found:
+        section, _, name = key.partition(".")
+        before, after = getattr(running, section), getattr(applied, section)
         assert (getattr(before, name), before) == (getattr(after, name), before) if name else before == after
     if not pending:
-        assert taken == new
+        assert applied == new
 
 
-def test_what_waits_is_told_again_by_the_next_reload_and_no_more_when_it_is_taken_back() -> None:
+def test_pending_key_is_returned_again_until_it_is_reverted() -> None:
     running, new = config(), config(exchange={"user_agent": "x"})
-    taken, _ = merged(running, new)
-    assert merged(taken, new)[1] == ("exchange.user_agent",)
-    assert merged(taken, config())[1] == ()
+    applied, _ = merged(running, new)
+    assert merged(applied, new)[1] == ("exchange.user_agent",)
+    assert merged(applied, config())[1] == ()
 
 
 @pytest.mark.parametrize(
     ("before", "after", "where"),
     [
-        (  # a delegate subscribes to folders: to all, it would be to the account's own
+        (  # a delegate must subscribe to named folders; all folders would mean the account's own mailbox
             {},
             {
                 "mailboxes": {"addresses": ["a@b.c"], "access": "delegate"},
@@ -91,21 +93,21 @@ def test_what_waits_is_told_again_by_the_next_reload_and_no_more_when_it_is_take
         ),
     ],
 )
-def test_what_does_not_go_together_with_what_waits_changes_nothing(
+def test_conflict_with_a_pending_key_is_rejected(
     before: dict[str, Any], after: dict[str, Any], where: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         merged(config(**before), config(**after))
     assert where in str(caught.value)
-    assert "restart instead of a reload" in str(caught.value)
+    assert "restart the daemon instead of reloading" in str(caught.value)
 
 
-def test_docs_list_what_a_reload_takes_up() -> None:
+def test_docs_list_the_keys_that_a_reload_applies() -> None:
     text = (ROOT / "docs/CLI.md").read_text()
     for section, keys in LIVE.items():
-        shown = (
+        listed = (
             f"`[{section}]`"
             if keys is None
             else f"`[{section}]` {', '.join(f'`{key}`' for key in sorted(keys))}"
         )
-        assert shown in text, f"docs/CLI.md does not say that a reload takes up {shown}"
+        assert listed in text, f"docs/CLI.md does not say that a reload applies {listed}"

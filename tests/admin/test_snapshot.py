@@ -1,4 +1,4 @@
-"""Taking a snapshot of ten thousand mailboxes: what it says, and that events need not wait for it."""
+"""Content of snapshots, and the time to take one of 10,000 mailboxes, during which events wait."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from listener.admin.metrics import render
-from listener.admin.snapshot import MOST_LISTED, TokenStatus, group_statuses, mailbox_problems, token_statuses
+from listener.admin.snapshot import MAX_LISTED, TokenStatus, group_statuses, mailbox_problems, token_statuses
 from listener.config.secrets import Secret
 from listener.ews.codes import Failure
 from listener.exchange.auth import Account, Accounts
@@ -24,12 +24,12 @@ from listener.groups.runners import Runners
 from tests.admin.statuses import snapshot
 
 GROUPS = 50
-WHY = Failure(code="ErrorAccessDenied", text="no")
+DENIED = Failure(code="ErrorAccessDenied", text="no")
 
 
 @dataclass
 class Runner:
-    """What a snapshot sees of a GroupRunner."""
+    """The attributes of a GroupRunner that a snapshot reads."""
 
     group: Group
     state: GroupState
@@ -45,38 +45,38 @@ class Runner:
 
 @dataclass
 class Fleet:
-    """What it sees of a GroupManager."""
+    """The attributes of a GroupManager that a snapshot reads."""
 
     runners: Runners = field(default_factory=Runners)
     missing: dict[str, Failure] = field(default_factory=dict)
 
 
 def fleet(*, groups: int = GROUPS, suspended: int = 1) -> Fleet:
-    there = Fleet()
+    manager = Fleet()
     for number in range(groups):
         names = tuple(f"user{member:03}.{number:02}@contoso.example" for member in range(200))
         group = Group(f"site/{number}", "https://mail.contoso.example/EWS/Exchange.asmx", "site", names)
         state = GroupState.start(names)
         members = tuple(
-            replace(member, suspended=True, failure=WHY, due=400.0, failures=2)
+            replace(member, suspended=True, failure=DENIED, due=400.0, failures=2)
             if at < suspended
             else replace(member, subscription=f"id-{number}-{at}")
             for at, member in enumerate(state.members)
         )
-        there.runners.by_group[group.name] = Runner(group, replace(state, members=members))  # type: ignore[assignment]
-    return there
+        manager.runners.by_group[group.name] = Runner(group, replace(state, members=members))  # type: ignore[assignment]
+    return manager
 
 
-def taken(there: Fleet) -> Any:
-    runners = cast(Any, there.runners.by_group.values())
-    groups = group_statuses(cast(GroupManager, there), 100.0, lambda moment: moment + 1000)
-    return snapshot(groups=groups, mailbox_problems=mailbox_problems(runners, there.missing, 100.0))
+def take(manager: Fleet) -> Any:
+    runners = cast(Any, manager.runners.by_group.values())
+    groups = group_statuses(cast(GroupManager, manager), 100.0, lambda time: time + 1000)
+    return snapshot(groups=groups, mailbox_problems=mailbox_problems(runners, manager.missing, 100.0))
 
 
-async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
-    there = fleet(groups=2, suspended=3)
-    there.missing["nobody@contoso.example"] = Failure(code="InvalidUser")
-    it = taken(there)
+async def test_groups_and_mailbox_problems() -> None:
+    manager = fleet(groups=2, suspended=3)
+    manager.missing["missing@contoso.example"] = Failure(code="InvalidUser")
+    it = take(manager)
     group = it.groups[0]
     assert (group.mailboxes, group.subscribed, group.streaming, group.suspended, group.refused) == (
         200,
@@ -91,13 +91,13 @@ async def test_what_it_says_of_groups_and_of_mailboxes_in_trouble() -> None:
     ]  # fmt: skip
 
 
-async def test_mailboxes_in_trouble_are_listed_up_to_a_number() -> None:
-    assert len(taken(fleet(groups=10, suspended=200)).mailbox_problems) == MOST_LISTED
+async def test_number_of_listed_mailbox_problems_is_limited() -> None:
+    assert len(take(fleet(groups=10, suspended=200)).mailbox_problems) == MAX_LISTED
 
 
 @pytest.mark.parametrize("suspended", [1, 200])
-async def test_ten_thousand_mailboxes_answer_at_once(suspended: int) -> None:
-    there = fleet(suspended=suspended)
+async def test_snapshot_of_ten_thousand_mailboxes_is_fast(suspended: int) -> None:
+    manager = fleet(suspended=suspended)
 
     def best(work: Any) -> float:
         durations = []
@@ -107,19 +107,19 @@ async def test_ten_thousand_mailboxes_answer_at_once(suspended: int) -> None:
             durations.append(time.perf_counter() - started_at)
         return min(durations)
 
-    it = taken(there)
+    it = take(manager)
     figures = {
-        "snapshot": best(lambda: taken(there)),
+        "snapshot": best(lambda: take(manager)),
         "json": best(lambda: msgspec.json.encode(it)),
         "metrics": best(lambda: render(it)),
     }
     print({name: f"{seconds * 1000:.1f} ms" for name, seconds in figures.items()})
     assert sum(figures.values()) < 0.1
-    # The text of metrics is made in a thread: only these two keep the loop.
+    # A thread renders the metrics. Only these two block the event loop.
     assert figures["snapshot"] + figures["json"] < 0.05
 
 
-async def test_how_long_tokens_are_good_for(autojump_clock: trio.testing.MockClock) -> None:
+async def test_remaining_lifetime_of_tokens(autojump_clock: trio.testing.MockClock) -> None:
     async def fetch(_claims: str | None) -> Token:
         return Token("hush", 3600)
 
@@ -136,6 +136,6 @@ async def test_how_long_tokens_are_good_for(autojump_clock: trio.testing.MockClo
     assert token_statuses(accounts) == (TokenStatus(name="app", remaining=0.0),)
 
 
-def test_a_series_a_mailbox() -> None:
+def test_one_series_per_mailbox() -> None:
     text, _ = render(snapshot(), [(f"user{n}@contoso.example", True) for n in range(10_000)])
     assert text.count(b"mailbox_streaming{") == 10_000

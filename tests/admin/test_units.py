@@ -1,4 +1,4 @@
-"""The units: systemd understands them, and finds that they expose little."""
+"""The systemd units are valid and hardened."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 UNITS = ROOT / "systemd"
-MOST_EXPOSED = 1.5
+MAX_EXPOSURE = 1.5
 NAMES = ["ews-listener.service", "ews-listener@.service"]
 
 needs_systemd = pytest.mark.skipif(
@@ -18,7 +18,7 @@ needs_systemd = pytest.mark.skipif(
 
 
 def installed(folder: Path, unit: str, *drop_ins: str) -> Path:
-    """The unit where nothing else is, with a command that exists, and with these of our drop-ins."""
+    """Write the unit into a new directory, with an existing command and these drop-ins."""
     text = (UNITS / unit).read_text().replace("/usr/bin/ews-listener", "/bin/true")
     name = unit.replace("@.", "@office.")
     (folder / f"{name}.d").mkdir(parents=True)
@@ -41,27 +41,30 @@ def version() -> int:
 @needs_systemd
 @pytest.mark.parametrize("unit", NAMES)
 @pytest.mark.parametrize("drop_in", [None, "credentials.conf", "commands.conf", "growing-delay.conf"])
-def test_systemd_has_nothing_to_say_against_it(tmp_path: Path, unit: str, drop_in: str | None) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path, unit: str, drop_in: str | None) -> None:
     path = installed(tmp_path, unit, *([drop_in] if drop_in else []))
-    told = analyze("verify", "--man=no", str(path))
-    lines = [line for line in told.stderr.splitlines() if str(tmp_path) in line or path.name in line]
+    result = analyze("verify", "--man=no", str(path))
+    lines = [line for line in result.stderr.splitlines() if str(tmp_path) in line or path.name in line]
     if drop_in == "growing-delay.conf" and version() < 254:
-        unknown = re.findall(r"Unknown key (?:name )?'(\w+)'", told.stderr)
-        assert sorted(unknown) == ["RestartMaxDelaySec", "RestartSteps"]  # and is why it is a drop-in
+        unknown = re.findall(r"Unknown key (?:name )?'(\w+)'", result.stderr)
+        assert sorted(unknown) == [
+            "RestartMaxDelaySec",
+            "RestartSteps",
+        ]  # the reason why they are in a drop-in
         lines = [line for line in lines if "Unknown key" not in line]
-    assert (told.returncode, lines) == (0, [])
+    assert (result.returncode, lines) == (0, [])
 
 
 @needs_systemd
 @pytest.mark.parametrize("unit", NAMES)
-def test_it_exposes_little(tmp_path: Path, unit: str) -> None:
-    told = analyze("security", "--offline=true", "--no-pager", str(installed(tmp_path, unit)))
-    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", told.stdout)
-    assert found is not None, told.stderr
-    assert float(found[1]) <= MOST_EXPOSED
+def test_exposure_level_is_low(tmp_path: Path, unit: str) -> None:
+    result = analyze("security", "--offline=true", "--no-pager", str(installed(tmp_path, unit)))
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
+    assert found is not None, result.stderr
+    assert float(found[1]) <= MAX_EXPOSURE
 
 
-def test_an_instance_is_as_the_single_service() -> None:
+def test_template_unit_matches_the_single_unit() -> None:
     single, template = ((UNITS / name).read_text() for name in NAMES)
     expected = single.replace("notifications)", "notifications), instance %i")
     expected = expected.replace("config.toml", "%i.toml")
@@ -72,4 +75,6 @@ def test_an_instance_is_as_the_single_service() -> None:
         expected,
         flags=re.MULTILINE,
     )
-    assert re.sub(r"# An account of its own .*", "# An account of its own …", template) == expected
+    assert (
+        re.sub(r"# Each instance has its own account, .*", "# An account of its own …", template) == expected
+    )

@@ -1,4 +1,4 @@
-"""How the daemon is, on a terminal."""
+"""Terminal view of the status."""
 
 import io
 
@@ -6,54 +6,54 @@ import pytest
 from rich.console import Console
 
 from listener.admin.snapshot import ReloadStatus, Snapshot
-from listener.admin.view import duration, picture, size
+from listener.admin.view import duration, render_status, size
 from tests.admin.statuses import group, snapshot
 
 
-def shown(it: Snapshot, before: Snapshot | None = None, width: int = 180) -> str:
+def shown(it: Snapshot, previous: Snapshot | None = None, width: int = 180) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(picture(it, before))
+    console.print(render_status(it, previous))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)
     return text
 
 
-def test_all_that_matters_is_on_it() -> None:
+def test_main_values_are_shown() -> None:
     text = shown(snapshot())
     for word in ("1.2.3", "listening", "399/400", "up 1m 40s", "audit", "site/2", "199/200", "bob@x.example",
-                 "ErrorAccessDenied", "mail.x.example asks for a pause of 12s", "token x 50m 0s"):  # fmt: skip
+                 "ErrorAccessDenied", "mail.x.example requested a pause of 12s", "token x 50m 0s"):  # fmt: skip
         assert word in text
 
 
-def test_what_is_wrong_is_said_first() -> None:
+def test_warnings_are_shown_first() -> None:
     reloads = ReloadStatus(refused=1, problems=("log.level: must be",), pending=("exchange.proxy",))
     text = shown(snapshot(healthy=False, reloads=reloads))
-    for said in ("writer stands still", "refused: log.level: must be", "at the next start: exchange.proxy"):
-        assert said in text
-        assert text.index(said) < text.index("audit")
+    for warning in ("writer is stuck", "rejected: log.level: must be", "at the next start: exchange.proxy"):
+        assert warning in text
+        assert text.index(warning) < text.index("audit")
 
 
 def test_more_streams_than_mailboxes_are_flagged() -> None:
-    assert "2 mailboxes stream twice" in shown(snapshot(mailboxes=10, streaming=12))
-    assert "stream twice" not in shown(snapshot(mailboxes=10, streaming=10))
+    assert "2 mailboxes have two streams" in shown(snapshot(mailboxes=10, streaming=12))
+    assert "two streams" not in shown(snapshot(mailboxes=10, streaming=10))
 
 
-def test_groups_in_trouble_stand_first_and_there_are_not_too_many() -> None:
+def test_groups_with_problems_come_first_and_rows_are_limited() -> None:
     groups = (*(group(f"site/{n:03}") for n in range(60)), group("site/999", streaming=1))
     text = shown(snapshot(groups=groups))
     assert text.index("site/999") < text.index("site/000")
     assert "41 more" in text
 
 
-def test_events_a_second() -> None:
+def test_event_rate() -> None:
     assert "(7/s)" in shown(snapshot(events=84, time=1010.0), snapshot())
 
 
-def test_a_servers_words_do_not_move_the_cursor() -> None:
+def test_control_characters_are_escaped() -> None:
     assert "\x1b[2J" not in shown(snapshot())
 
 
-def test_a_narrow_terminal_and_one_that_has_just_begun() -> None:
+def test_narrow_terminal_and_starting_daemon() -> None:
     shown(snapshot(), width=40)
     shown(
         snapshot(

@@ -50,19 +50,19 @@ def run(*arguments: object, env: dict[str, str] | None = None) -> Any:
     return result
 
 
-def test_a_good_configuration_is_summed_up(config: Path) -> None:
+def test_valid_configuration_is_summarized(config: Path) -> None:
     config.write_text(GOOD)
     result = run("--config", config)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        f"{config} is good.",
+        f"{config} is valid.",
         "mailboxes: 3, 1 of them in 1 static group(s)",
-        "handler all (listener.handlers.log:open_log): every change",
+        "handler all (listener.handlers.log:open_log): all changes",
         "handler new (listener.handlers.exec:open_exec): types new_mail, created",
     ]
 
 
-def test_every_problem_is_a_line_on_standard_error(config: Path) -> None:
+def test_each_problem_is_one_line_on_standard_error(config: Path) -> None:
     config.write_text(BAD)
     result = run("-c", config)
     assert result.exit_code == 2
@@ -70,7 +70,7 @@ def test_every_problem_is_a_line_on_standard_error(config: Path) -> None:
     assert result.stderr.splitlines() == [f"error: {where}: {what}" for where, what in WRONG]
 
 
-def test_json_of_a_good_one(config: Path) -> None:
+def test_json_of_valid_configuration(config: Path) -> None:
     config.write_text(GOOD)
     result = run("--config", config, "--json")
     assert result.exit_code == 0
@@ -91,7 +91,7 @@ def test_json_of_a_good_one(config: Path) -> None:
     }
 
 
-def test_json_of_a_bad_one(config: Path) -> None:
+def test_json_of_invalid_configuration(config: Path) -> None:
     config.write_text(BAD)
     result = run("--config", config, "--json")
     assert result.exit_code == 2
@@ -104,22 +104,22 @@ def test_json_of_a_bad_one(config: Path) -> None:
     }
 
 
-def test_where_the_file_is_looked_for(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_path_and_environment_variable(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.parent)
     assert run().stderr == "error: config.toml: cannot be read: No such file or directory\n"
     config.write_text(GOOD)
-    assert run().stdout.startswith("config.toml is good.\n")
+    assert run().stdout.startswith("config.toml is valid.\n")
     result = run(env={"EWS_LISTENER_CONFIG": "other.toml"})
     assert result.stderr == "error: other.toml: cannot be read: No such file or directory\n"
 
 
-def test_its_import_is_light() -> None:
+def test_module_imports_no_heavy_packages() -> None:
     text = "import sys, listener.cli.check; print(*{'pydantic', 'trio', 'structlog', 'lxml'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
     assert found.stdout == "\n"
 
 
-def test_distribution_groups_are_named(config: Path) -> None:
+def test_summary_counts_distribution_groups(config: Path) -> None:
     address = 'addresses = ["alice@example.com", "bob@example.com"]'
     assert address in GOOD
     url = '[exchange]\news_url = "https://mail.example.com/EWS/Exchange.asmx"\n'
@@ -133,14 +133,14 @@ def test_distribution_groups_are_named(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--mailbox", "a@b.c"], "goes with --connect"),
+        (["--mailbox", "a@b.c"], "requires --connect"),
         (["--connect", "--mailbox", "anna"], "security identifier"),
     ],
 )
-def test_a_mailbox_to_check(config: Path, options: list[str], said: str) -> None:
+def test_invalid_mailbox_option(config: Path, options: list[str], message: str) -> None:
     config.write_text(GOOD)
     result = run("--config", config, *options)
     assert result.exit_code == 2
-    assert said in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())

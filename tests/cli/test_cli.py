@@ -1,4 +1,4 @@
-"""The command line itself: what it says of itself, and that it says so quickly."""
+"""Help, version and import time of the command line."""
 
 import json
 import subprocess
@@ -21,10 +21,10 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_help_names_every_command() -> None:
-    status, told, _ = invoke("--help")
+    status, output, _ = invoke("--help")
     assert status == 0
     for command in COMMANDS:
-        assert f" {command} " in told
+        assert f" {command} " in output
 
 
 @pytest.mark.parametrize(
@@ -43,17 +43,17 @@ def test_help_names_every_command() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_of_a_command_names_its_options(command: str, options: list[str], flag: str) -> None:
-    status, told, _ = invoke(command, flag)
+def test_help_of_a_command_lists_its_options(command: str, options: list[str], flag: str) -> None:
+    status, output, _ = invoke(command, flag)
     assert status == 0
     for option in options:
-        assert f"{option} " in told
+        assert f"{option} " in output
 
 
-def test_no_command_is_asked_for_help() -> None:
-    status, told, errors = invoke()
+def test_no_command_prints_usage() -> None:
+    status, output, errors = invoke()
     assert status == 2
-    assert "Usage" in told + errors
+    assert "Usage" in output + errors
 
 
 def test_version() -> None:
@@ -73,14 +73,14 @@ def test_version() -> None:
     ],
     ids=" ".join,
 )
-def test_what_it_does_not_understand_is_exit_code_2(arguments: list[str]) -> None:
+def test_usage_errors_exit_with_code_2(arguments: list[str]) -> None:
     status, _, errors = invoke(*arguments)
     assert status == 2
     assert "Error" in errors
 
 
 @pytest.mark.parametrize(
-    ("code", "may_have"),
+    ("code", "allowed"),
     [
         ("import listener", set()),
         ("import listener.cli", set()),
@@ -88,21 +88,21 @@ def test_what_it_does_not_understand_is_exit_code_2(arguments: list[str]) -> Non
         (
             "from listener.cli import app; app(['run', '--help'], standalone_mode=False)",
             {"rich", "pydantic"},
-        ),  # typer's own
+        ),  # typer imports these itself
     ],
-    ids=["plugin author's names", "cli", "--version", "--help"],
+    ids=["plugin API", "cli", "--version", "--help"],
 )
-def test_nothing_heavy_is_imported_before_it_is_needed(code: str, may_have: set[str]) -> None:
+def test_heavy_packages_are_imported_only_when_needed(code: str, allowed: set[str]) -> None:
     script = (
         f"import sys, json\n{code}\nprint()\nprint(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
     )
-    assert set(json.loads(run.stdout.splitlines()[-1])) <= may_have
+    assert set(json.loads(run.stdout.splitlines()[-1])) <= allowed
 
 
-def test_it_can_be_run_as_a_module_and_names_its_version() -> None:
+def test_module_can_be_run_and_prints_its_version() -> None:
     command = [sys.executable, "-m", "listener", "--version"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     assert run.stdout == f"{__version__}\n"

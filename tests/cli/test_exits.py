@@ -1,8 +1,8 @@
-"""How errors become exit codes."""
+"""Mapping of errors to exit codes."""
 
 import pytest
 
-from listener.cli.exits import reported
+from listener.cli.exits import exit_on_errors
 from listener.errors import ConfigError, ListenerError, OpeningError, Problem
 from listener.journal import JournalDamagedError, JournalError
 
@@ -11,7 +11,7 @@ OTHER = ConfigError([Problem("auth.user", "is required"), Problem("mailboxes.fil
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "lines"),
     [
         (ONE, ["error: handlers.audit: could not be opened"]),
         (OTHER, ["error: auth.user: is required", "error: mailboxes.file: cannot read x"]),
@@ -27,13 +27,13 @@ OTHER = ConfigError([Problem("auth.user", "is required"), Problem("mailboxes.fil
     ],
     ids=["alone", "several problems", "from a nursery", "several errors"],
 )  # fmt: skip
-def test_what_is_wrong_with_the_configuration_is_told_line_by_line(
-    error: Exception, told: list[str], capsys: pytest.CaptureFixture[str]
+def test_configuration_problems_are_printed_one_per_line(
+    error: Exception, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught, reported():
+    with pytest.raises(SystemExit) as caught, exit_on_errors():
         raise error
     assert caught.value.code == 2
-    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in told))
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
 
 
 LATE = OpeningError([Problem("handlers.store", "could not be opened")])
@@ -48,31 +48,31 @@ LATE = OpeningError([Problem("handlers.store", "could not be opened")])
         (ExceptionGroup("", [LATE, ONE]), 2),
     ],
 )
-def test_what_another_start_may_mend_has_a_code_of_its_own(error: Exception, code: int) -> None:
-    with pytest.raises(SystemExit) as caught, reported():
+def test_errors_that_a_restart_may_fix_exit_with_code_1(error: Exception, code: int) -> None:
+    with pytest.raises(SystemExit) as caught, exit_on_errors():
         raise error
     assert caught.value.code == code
 
 
-def test_what_is_no_such_error_is_not_swallowed() -> None:
-    with pytest.raises(ExceptionGroup) as caught, reported():
-        raise ExceptionGroup("", [ONE, ZeroDivisionError("a fault in us")])
+def test_other_exceptions_are_not_caught() -> None:
+    with pytest.raises(ExceptionGroup) as caught, exit_on_errors():
+        raise ExceptionGroup("", [ONE, ZeroDivisionError("a bug")])
     assert caught.group_contains(ZeroDivisionError)
 
 
 def test_without_an_error_nothing_happens(capsys: pytest.CaptureFixture[str]) -> None:
-    with reported():
+    with exit_on_errors():
         pass
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_damaged_journal_ends_with_2_and_nothing_that_only_follows(
+def test_damaged_journal_exits_with_2_and_hides_consequential_errors(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     damaged = JournalDamagedError("/x/journal.db is damaged: no (copy it)")
-    with pytest.raises(SystemExit) as ended, reported():
+    with pytest.raises(SystemExit) as caught, exit_on_errors():
         raise ExceptionGroup(
             "", [JournalError("the journal is closed"), ExceptionGroup("", [damaged, damaged])]
         )
-    assert ended.value.code == 2
+    assert caught.value.code == 2
     assert capsys.readouterr().err == "error: /x/journal.db is damaged: no (copy it)\n"

@@ -1,4 +1,4 @@
-"""The commands that work on the journal: they need to know where it is, and nothing else of the configuration."""
+"""Commands that access the journal. They need only its path from the configuration."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from listener.event import MailboxEvent
 from listener.journal.sqlite import open_journal
 
 EVENT = MailboxEvent(type="exchange.item.created", mailbox="a@b.c", time="2026-01-01T00:00:00Z", item_id="x")
-# As the unit has it: no operator's shell has the credentials of the service.
+# As in the unit: an operator's shell does not have the credentials of the service.
 CONFIG = """
 state_directory = "there"
 auth = { user = "svc@b.c", password_credential = "password" }
@@ -23,7 +23,7 @@ def ask(config: Path, *arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-async def test_secrets_of_the_daemon_need_not_be_there(tmp_path: Path) -> None:
+async def test_secrets_of_the_daemon_are_not_required(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(CONFIG)
     async with open_journal(tmp_path / "there") as journal:
@@ -31,14 +31,17 @@ async def test_secrets_of_the_daemon_need_not_be_there(tmp_path: Path) -> None:
         await journal.append([EVENT])
         (entry,) = await reader.read(1)
         await reader.dead_letter([entry], reason="no room")
-        status, told = ask(config, "dead-letters", "list")
+        status, output = ask(config, "dead-letters", "list")
         assert status == 0
-        assert "no room" in told
-        assert ask(config, "dead-letters", "retry", "1") == (0, "1 given back\n")
-        assert ask(config, "replay", "--handler", "audit", "--since", "1h") == (0, "1 on their way again\n")
+        assert "no room" in output
+        assert ask(config, "dead-letters", "retry", "1") == (0, "1 requeued\n")
+        assert ask(config, "replay", "--handler", "audit", "--since", "1h") == (
+            0,
+            "1 queued for redelivery\n",
+        )
 
 
-def test_a_configuration_that_is_not_there_is_told(tmp_path: Path) -> None:
-    status, told = ask(tmp_path / "none.toml", "dead-letters", "list")
+def test_missing_configuration_is_reported(tmp_path: Path) -> None:
+    status, output = ask(tmp_path / "none.toml", "dead-letters", "list")
     assert status == 2
-    assert "none.toml: cannot be read" in told
+    assert "none.toml: cannot be read" in output

@@ -1,4 +1,4 @@
-"""What the demo says at its end."""
+"""The summary of the demo."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from listener.demo.session import Plan, Session
 LINE = b'{"seq":1,"time":1767225600.25,"kind":"CreatedEvent","mailbox":"ann@x.example","item_id":"one"}\n'
 
 
-def test_what_is_lost_is_named(tmp_path: Path) -> None:
+def test_lost_changes_are_logged(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_bytes(LINE)
     plan = Plan(mailboxes=1, rate=1, seed=1, duration=1, faults="none", auth="basic")
     with capture_logs() as lines:

@@ -4,6 +4,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ async def test_unreadable_events_are_skipped_and_logged(state: Path, body: objec
 
 
 async def test_one_unreadable_event_does_not_affect_the_rest_of_its_chunk(state: Path) -> None:
-    with sqlite3.connect(state / FILE_NAME) as connection:
+    with closing(sqlite3.connect(state / FILE_NAME)) as connection:
         (body,) = connection.execute("SELECT body FROM chunks WHERE last = 16").fetchone()
     change(state, "UPDATE chunks SET body = ? WHERE last = 16", body.replace(b"\xa214", b"\xa2\xff4"))
     found, logged = await read_all(state)

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,8 @@ def test_journal_of_a_newer_version_is_rejected_and_not_changed(tmp_path: Path) 
 
 
 def test_older_journal_is_migrated_with_its_contents(tmp_path: Path) -> None:
-    sqlite3.connect(tmp_path / FILE_NAME).execute("VACUUM").close()  # version 0: a database without a table
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as empty:
+        empty.execute("VACUUM")  # version 0: a database without a table
     open_database(tmp_path).close()
     connection = open_database(tmp_path)
     connection.execute("INSERT INTO state VALUES ('n', 'k', x'00', 0)")

@@ -1,4 +1,4 @@
-"""Logging is one for the process: it is as it was afterwards."""
+"""Logging is configured per process. Each test restores the configuration."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import structlog
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in (None, "httpx", "httpcore")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     yield

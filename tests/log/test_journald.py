@@ -1,4 +1,4 @@
-"""The native protocol of systemd's journal, against a reader of our own on a real socket."""
+"""The native protocol of the systemd journal, tested against a receiver on a real socket."""
 
 import array
 import io
@@ -21,7 +21,7 @@ from listener.log import journald
 
 
 def decode(entry: bytes) -> list[tuple[str, str]]:
-    """What journald makes of an entry."""
+    """Decode an entry like journald."""
     fields = []
     while entry:
         head, _, entry = entry.partition(b"\n")
@@ -53,12 +53,12 @@ class Journald:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journald]:
-    there = Journald(tmp_path / "socket")
-    yield there
-    there.socket.close()
+    server = Journald(tmp_path / "socket")
+    yield server
+    server.socket.close()
 
 
-def test_a_line_is_an_entry_with_a_field_for_each_value(journal: Journald) -> None:
+def test_entry_has_one_field_per_value(journal: Journald) -> None:
     log.configure("info", "journal", journal=journal.path)
     structlog.get_logger().bind(group="g/1").warning(
         "stream.silent", mailbox="alice@example.com", duration=1.5, codes={"a": 1}, password="hush"
@@ -85,7 +85,7 @@ def test_priorities(journal: Journald, level: str, priority: str) -> None:
     assert journal.read()["PRIORITY"] == priority
 
 
-def test_a_traceback_stands_below_the_message(journal: Journald) -> None:
+def test_traceback_follows_the_message(journal: Journald) -> None:
     log.configure("info", "journal", journal=journal.path)
     structlog.get_logger().error("group.crashed", exc_info=ValueError("boom"))
     entry = journal.read()
@@ -93,9 +93,9 @@ def test_a_traceback_stands_below_the_message(journal: Journald) -> None:
     assert entry["EWS_EXCEPTION"] in entry["MESSAGE"]
 
 
-def test_what_is_too_large_for_a_datagram_goes_as_a_file(journal: Journald) -> None:
+def test_large_entry_is_sent_as_a_file(journal: Journald) -> None:
     log.configure("info", "journal", journal=journal.path)
-    # Larger than any socket buffer that may be had without privileges.
+    # Larger than any socket buffer that an unprivileged process can set.
     large = [["x" * 4000] * 1000] * 5
     structlog.get_logger().info("a.b", text=large)
     assert json.loads(journal.read()["EWS_TEXT"]) == large
@@ -103,14 +103,14 @@ def test_what_is_too_large_for_a_datagram_goes_as_a_file(journal: Journald) -> N
 
 def test_without_a_journal_lines_go_to_standard_error(tmp_path: Path) -> None:
     stream = io.TextIOWrapper(buffer := io.BytesIO())
-    log.configure("info", "journal", stream, journal=str(tmp_path / "nobody"))
+    log.configure("info", "journal", stream, journal=str(tmp_path / "missing"))
     structlog.get_logger().info("a.b", mailbox="a@b.c")
     line = json.loads(buffer.getvalue())
     assert (line["event"], line["mailbox"]) == ("a.b", "a@b.c")
     stream.close()
 
 
-def test_standard_error_that_leads_to_the_journal_is_recognised(
+def test_standard_error_connected_to_the_journal_is_detected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, journal: Journald
 ) -> None:
     with (tmp_path / "out").open("w") as stream:
@@ -123,7 +123,7 @@ def test_standard_error_that_leads_to_the_journal_is_recognised(
         log.configure("info", "auto", stream, journal=journal.path)
         structlog.get_logger().info("a.b")
     assert journal.read()["EWS_EVENT"] == "a.b"
-    assert not journald.is_journal(stream, {"JOURNAL_STREAM": "1:2"})  # it is closed
+    assert not journald.is_journal(stream, {"JOURNAL_STREAM": "1:2"})  # the stream is closed
 
 
 values = st.recursive(
@@ -133,14 +133,14 @@ values = st.recursive(
 )
 
 
-keys = st.text(min_size=1, max_size=80)  # no two of which the journal takes for the same
+keys = st.text(min_size=1, max_size=80)  # filtered below: different keys must give different field names
 
 
 @given(
     st.dictionaries(keys, values, max_size=5).filter(lambda d: len({*map(journald.name, d)}) == len(d)),
     st.text(),
 )
-def test_whatever_is_logged_can_be_read_by_the_journal(fields: dict[str, Any], event: str) -> None:
+def test_any_line_can_be_decoded(fields: dict[str, Any], event: str) -> None:
     line = fields | {"event": event, "level": "info"}
     found = decode(journald.encode(line))
     assert all(re.fullmatch("[A-Z][A-Z0-9_]{0,63}", key) for key, _ in found)

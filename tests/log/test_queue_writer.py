@@ -1,4 +1,4 @@
-"""Lines go out without waiting for a reader; none is lost or reordered while somebody reads."""
+"""Log lines are written without blocking on the reader, in order, and none is lost while the reader reads."""
 
 import fcntl
 import io
@@ -27,16 +27,16 @@ def report(count: int) -> bytes:
 
 
 class Scripted:
-    """A channel that takes lines, has no room, or fails, as it is told."""
+    """A channel that accepts lines, or raises the configured error."""
 
     def __init__(self) -> None:
-        self.taken: list[bytes] = []
+        self.sent: list[bytes] = []
         self.error: OSError | None = None
 
     def send(self, line: bytes) -> bytes | None:
         if self.error is not None:
             raise self.error
-        self.taken.append(line)
+        self.sent.append(line)
         return None
 
     def wait(self, seconds: float) -> None:
@@ -68,118 +68,122 @@ def read_all(descriptor: int) -> bytes:
     return found
 
 
-def test_what_fails_is_dropped_counted_and_reported_where_it_stood() -> None:
-    outlet = QueueWriter(channel := Scripted(), report)
-    outlet.write(b"1\n")
+def test_failed_lines_are_dropped_counted_and_reported_in_their_place() -> None:
+    writer = QueueWriter(channel := Scripted(), report)
+    writer.write(b"1\n")
     channel.error = OSError(28, "No space left on device")
-    outlet.write(b"2\n")
-    outlet.write(b"3\n")
+    writer.write(b"2\n")
+    writer.write(b"3\n")
     channel.error = None
-    outlet.write(b"4\n")
-    outlet.write(b"5\n")
-    assert channel.taken == [b"1\n", b"dropped 2\n", b"4\n", b"5\n"]
+    writer.write(b"4\n")
+    writer.write(b"5\n")
+    assert channel.sent == [b"1\n", b"dropped 2\n", b"4\n", b"5\n"]
 
 
-def test_a_failed_report_loses_no_count() -> None:
-    outlet = QueueWriter(channel := Scripted(), report)
+def test_failed_report_keeps_the_count() -> None:
+    writer = QueueWriter(channel := Scripted(), report)
     channel.error = BrokenPipeError()
     for _ in range(5):
-        outlet.write(b"x\n")
-    assert outlet.dropped == 5
+        writer.write(b"x\n")
+    assert writer.dropped == 5
     channel.error = None
-    outlet.flush(1)
-    assert channel.taken == [b"dropped 5\n"]
+    writer.flush(1)
+    assert channel.sent == [b"dropped 5\n"]
 
 
-def test_a_backlog_is_bounded_and_keeps_its_order() -> None:
-    outlet = QueueWriter(channel := Scripted(), report, most=100)
+def test_backlog_is_limited_and_keeps_its_order() -> None:
+    writer = QueueWriter(channel := Scripted(), report, max_backlog=100)
     channel.error = BlockingIOError()
     for number in range(50):
-        outlet.write(b"%08d\n" % number)
+        writer.write(b"%08d\n" % number)
     channel.error = None
-    outlet.flush(1)
-    assert channel.taken == [*(b"%08d\n" % number for number in range(11)), b"dropped 39\n"]
+    writer.flush(1)
+    assert channel.sent == [*(b"%08d\n" % number for number in range(11)), b"dropped 39\n"]
 
 
-def test_a_pipe_without_a_reader_that_reads_blocks_nobody() -> None:
+def test_full_pipe_does_not_block() -> None:
     with pipe() as (reading, writing):
-        outlet = QueueWriter(DescriptorChannel(writing), report)
+        writer = QueueWriter(DescriptorChannel(writing), report)
         lines = [b"%06d %s\n" % (number, b"x" * 100) for number in range(5000)]
         started_at = time.monotonic()
         for line in lines:
-            outlet.write(line)
+            writer.write(line)
         assert time.monotonic() - started_at < 5
-        assert not os.get_blocking(reading) or os.get_blocking(writing), "the shared description is as it was"
+        assert not os.get_blocking(reading) or os.get_blocking(writing), (
+            "the flags of the shared file description are unchanged"
+        )
         thread = threading.Thread(target=lambda: found.append(read_all(reading)))
         found: list[bytes] = []
         thread.start()
-        outlet.flush(10)
-        outlet.close()
+        writer.flush(10)
+        writer.close()
         os.close(writing)
         thread.join()
-    assert found[0] == b"".join(lines), "whole, once, in order"
+    assert found[0] == b"".join(lines), "complete, once, in order"
 
 
-def test_a_slow_reader_gets_all_from_the_thread() -> None:
+def test_background_thread_writes_all_lines_to_a_slow_reader() -> None:
     with pipe() as (reading, writing):
-        outlet = QueueWriter(DescriptorChannel(writing), report)
+        writer = QueueWriter(DescriptorChannel(writing), report)
         lines = [b"%06d %s\n" % (number, b"x" * 5000) for number in range(100)]
         for line in lines:
-            outlet.write(line)
+            writer.write(line)
         found = b""
         while len(found) < sum(map(len, lines)):
-            found += os.read(reading, 4096)  # nobody writes any more: the thread does
+            found += os.read(reading, 4096)  # only the background thread is still writing
         assert found == b"".join(lines)
-        outlet.close()
+        writer.close()
 
 
-def test_the_end_does_not_wait_for_a_reader_that_has_stopped() -> None:
+def test_flush_does_not_wait_for_a_stopped_reader() -> None:
     with pipe() as (_reading, writing):
-        outlet = QueueWriter(DescriptorChannel(writing), report)
-        outlet.write(b"x" * 200_000)
+        writer = QueueWriter(DescriptorChannel(writing), report)
+        writer.write(b"x" * 200_000)
         started_at = time.monotonic()
-        outlet.flush(30)
+        writer.flush(30)
         assert time.monotonic() - started_at < 5
-        outlet.close()
+        writer.close()
 
 
-def test_a_reader_that_has_gone() -> None:
+def test_closed_pipe_drops_lines() -> None:
     with pipe() as (reading, writing):
-        outlet = QueueWriter(DescriptorChannel(writing), report)
+        writer = QueueWriter(DescriptorChannel(writing), report)
         os.close(reading)
-        outlet.write(b"x\n")
-        assert outlet.dropped == 1
-        outlet.close()
+        writer.write(b"x\n")
+        assert writer.dropped == 1
+        writer.close()
 
 
-def test_a_full_disk() -> None:
+def test_full_disk_drops_lines() -> None:
     descriptor = os.open("/dev/full", os.O_WRONLY)
-    outlet = QueueWriter(DescriptorChannel(descriptor), report)
-    outlet.write(b"x\n")
-    outlet.write(b"x\n")
-    assert outlet.dropped == 2
+    writer = QueueWriter(DescriptorChannel(descriptor), report)
+    writer.write(b"x\n")
+    writer.write(b"x\n")
+    assert writer.dropped == 2
     os.close(descriptor)
-    outlet.write(b"closed\n")
-    assert outlet.dropped == 3
+    writer.write(b"closed\n")
+    assert writer.dropped == 3
 
 
-def test_a_socket() -> None:
+def test_socket() -> None:
     here, there = socket.socketpair()
     with here, there:
-        outlet = QueueWriter(DescriptorChannel(here.fileno()), report)
-        outlet.write(b"x" * 1_000_000 + b"\n")
+        writer = QueueWriter(DescriptorChannel(here.fileno()), report)
+        writer.write(b"x" * 1_000_000 + b"\n")
         found = b""
         while not found.endswith(b"\n"):
             found += there.recv(1 << 16)
         assert len(found) == 1_000_001
         there.close()
-        outlet.write(b"gone\n")
-        outlet.write(b"gone\n")
-        assert outlet.dropped == 2
-        outlet.close()
+        writer.write(b"gone\n")
+        writer.write(b"gone\n")
+        assert writer.dropped == 2
+        writer.close()
 
 
-def test_a_line_that_was_cut_off_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_after_an_incomplete_line_starts_with_a_newline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     descriptor = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     room, write = 5, os.write
 
@@ -191,41 +195,41 @@ def test_a_line_that_was_cut_off_is_not_continued(tmp_path: Path, monkeypatch: p
         room -= written
         return written
 
-    outlet = QueueWriter(DescriptorChannel(descriptor), report)
+    writer = QueueWriter(DescriptorChannel(descriptor), report)
     monkeypatch.setattr(os, "write", limited)
-    outlet.write(b"123456789\n")
+    writer.write(b"123456789\n")
     monkeypatch.undo()
-    outlet.write(b"next\n")
+    writer.write(b"next\n")
     os.close(descriptor)
     assert (tmp_path / "log").read_bytes() == b"12345\ndropped 1\nnext\n"
 
 
-def test_a_logger_that_logs_while_it_writes_does_not_hang() -> None:
+def test_reentrant_write_does_not_deadlock() -> None:
     class Reentrant(Scripted):
         def send(self, line: bytes) -> bytes | None:
             if line == b"first\n":
-                outlet.write(b"second\n")
+                writer.write(b"second\n")
             return super().send(line)
 
-    outlet = QueueWriter(channel := Reentrant(), report)
-    outlet.write(b"first\n")
-    assert channel.taken == [b"first\n", b"second\n"]
+    writer = QueueWriter(channel := Reentrant(), report)
+    writer.write(b"first\n")
+    assert channel.sent == [b"first\n", b"second\n"]
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
-def test_the_count_is_in_the_log(tmp_path: Path, format_: Any) -> None:
+def test_number_of_dropped_lines_is_logged(tmp_path: Path, format_: Any) -> None:
     with (tmp_path / "log").open("w") as stream:
         log.configure("info", format_, stream)
         full = os.open("/dev/full", os.O_WRONLY)
-        kept = os.dup(stream.fileno())
+        saved = os.dup(stream.fileno())
         os.dup2(full, stream.fileno())
         structlog.get_logger().info("a.lost")
         structlog.get_logger().info("a.lost")
-        os.dup2(kept, stream.fileno())
+        os.dup2(saved, stream.fileno())
         structlog.get_logger().info("a.next")
         log.close()
         os.close(full)
-        os.close(kept)
+        os.close(saved)
     first, second = (tmp_path / "log").read_text().splitlines()
     assert "log.dropped" in first
     assert "a.next" in second
@@ -256,7 +260,7 @@ for _ in range(100_000):
     [Evil(), {Evil(): 1}, EvilError(), "\ud800", deep, 10**5000, "x" * 10_000_000, b"\xff" * 100_000],
     ids=["object", "key", "exception", "surrogate", "deep", "integer", "large", "bytes"],
 )
-def test_no_value_makes_a_logger_raise(format_: Any, value: Any) -> None:
+def test_logger_never_raises(format_: Any, value: Any) -> None:
     stream = io.TextIOWrapper(buffer := io.BytesIO())
     log.configure("info", format_, stream)
     structlog.get_logger().warning("a.b", value=value)
@@ -272,7 +276,7 @@ def test_no_value_makes_a_logger_raise(format_: Any, value: Any) -> None:
     stream.close()
 
 
-def test_text_of_others_moves_no_cursor() -> None:
+def test_control_characters_are_escaped() -> None:
     stream = io.TextIOWrapper(buffer := io.BytesIO())
     log.configure("info", "console", stream)
     evil = "a\x1b[2J\x9b31m\u202eb\nFAKE LINE\r"

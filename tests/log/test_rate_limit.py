@@ -1,4 +1,4 @@
-"""Summing up failures: rules, a model at random, and what comes out of the log."""
+"""Rate limiting of repeated failures: rules, a randomized model, and the output of the log."""
 
 import io
 import json
@@ -12,35 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener import log
-from listener.log.rate_limit import MOST, WINDOW, RateLimiter, kind_of
+from listener.log.rate_limit import MAX_KEYS, WINDOW, RateLimiter, repeat_key
 
 FAILED = {"event": "handler.failed", "handler": "audit", "code": "x"}
 
 
-def test_the_first_is_told_and_the_others_are_counted() -> None:
-    repeats = RateLimiter()
-    assert [repeats.admits("warning", FAILED | {"id": n}, float(n)) for n in range(4)] == [
+def test_first_line_is_logged_and_repeats_are_counted() -> None:
+    limiter = RateLimiter()
+    assert [limiter.allows("warning", FAILED | {"id": n}, float(n)) for n in range(4)] == [
         True, False, False, False,
     ]  # fmt: skip
-    assert repeats.due(WINDOW - 0.1) == []
-    (summary,) = repeats.due(WINDOW)
-    assert (summary.line["id"], summary.held_back, summary.seconds) == (3, 3, WINDOW)
+    assert limiter.summaries(WINDOW - 0.1) == []
+    (summary,) = limiter.summaries(WINDOW)
+    assert (summary.line["id"], summary.suppressed, summary.seconds) == (3, 3, WINDOW)
 
 
-def test_while_they_go_on_there_is_one_line_a_minute() -> None:
-    repeats = RateLimiter()
-    told = 0
+def test_continuing_failure_is_logged_once_per_window() -> None:
+    limiter = RateLimiter()
+    logged = 0
     for second in range(600):
-        told += repeats.admits("warning", FAILED, float(second))
-        told += len(repeats.due(float(second)))
-    assert told == 1 + 9
+        logged += limiter.allows("warning", FAILED, float(second))
+        logged += len(limiter.summaries(float(second)))
+    assert logged == 1 + 9
 
 
-def test_after_a_quiet_minute_the_next_is_told_at_once() -> None:
-    repeats = RateLimiter()
-    assert repeats.admits("warning", FAILED, 0.0)
-    assert repeats.due(WINDOW) == []
-    assert repeats.admits("warning", FAILED, WINDOW + 1)
+def test_after_a_quiet_window_the_next_line_is_logged_at_once() -> None:
+    limiter = RateLimiter()
+    assert limiter.allows("warning", FAILED, 0.0)
+    assert limiter.summaries(WINDOW) == []
+    assert limiter.allows("warning", FAILED, WINDOW + 1)
 
 
 @pytest.mark.parametrize(
@@ -49,91 +49,94 @@ def test_after_a_quiet_minute_the_next_is_told_at_once() -> None:
         ("info", {"event": "group.started", "group": "a"}),
         ("warning", {"event": "mailbox.suspended", "group": "a", "code": "ErrorAccessDenied"}),
         ("error", {"event": "python.log", "message": "text"}),
-        ("error", {"event": "scope.violation", "mailbox": "ceo@b.c"}),  # each name counts
+        ("error", {"event": "scope.violation", "mailbox": "ceo@b.c"}),  # each mailbox matters
         ("warning", {"event": "mailboxes.refresh_failed", "source": "all@b.c", "code": "ErrorServerBusy"}),
     ],
 )
-def test_what_is_never_held_back(method: str, line: dict[str, Any]) -> None:
-    assert kind_of(method, line) is None
-    repeats = RateLimiter()
-    assert all(repeats.admits(method, line, 0.0) for _ in range(10))
+def test_lines_that_are_never_suppressed(method: str, line: dict[str, Any]) -> None:
+    assert repeat_key(method, line) is None
+    limiter = RateLimiter()
+    assert all(limiter.allows(method, line, 0.0) for _ in range(10))
 
 
 @pytest.mark.parametrize(
     "other", [{"event": "handler.timeout"}, {"handler": "b"}, {"code": "y"}, {"group": "g"}]
 )
-def test_what_tells_lines_apart(other: dict[str, Any]) -> None:
-    repeats = RateLimiter()
-    assert repeats.admits("warning", FAILED, 0.0)
-    assert repeats.admits("warning", FAILED | other, 0.0)
+def test_fields_that_distinguish_failures(other: dict[str, Any]) -> None:
+    limiter = RateLimiter()
+    assert limiter.allows("warning", FAILED, 0.0)
+    assert limiter.allows("warning", FAILED | other, 0.0)
 
 
-def test_what_was_raised_tells_lines_apart_where_there_is_no_code() -> None:
+def test_exception_type_distinguishes_failures_without_a_code() -> None:
     line = {"event": "handler.failed", "handler": "audit"}
-    repeats = RateLimiter()
-    assert repeats.admits("warning", line | {"exc_info": ValueError("one")}, 0.0)
-    assert repeats.admits("warning", line | {"exc_info": KeyError("two")}, 0.0)
-    assert not repeats.admits("warning", line | {"exc_info": ValueError("three")}, 0.0)
+    limiter = RateLimiter()
+    assert limiter.allows("warning", line | {"exc_info": ValueError("one")}, 0.0)
+    assert limiter.allows("warning", line | {"exc_info": KeyError("two")}, 0.0)
+    assert not limiter.allows("warning", line | {"exc_info": ValueError("three")}, 0.0)
 
 
-def test_a_failure_that_comes_and_goes_tells_no_more_of_its_going() -> None:
-    repeats, told = RateLimiter(), list[str]()
-    for second in range(121):  # as a journal at its limit, whose handler lags
+def test_recoveries_are_limited_like_their_failures() -> None:
+    limiter, logged = RateLimiter(), list[str]()
+    for second in range(121):  # like a full journal with a lagging handler
         for method, event in (("error", "journal.full"), ("info", "journal.room")):
-            told += [event] * repeats.admits(method, {"event": event}, float(second))
-        told += [summary.line["event"] for summary in repeats.due(float(second))]
-    assert told == ["journal.full", "journal.room"] * 3
+            logged += [event] * limiter.allows(method, {"event": event}, float(second))
+        logged += [summary.line["event"] for summary in limiter.summaries(float(second))]
+    assert logged == ["journal.full", "journal.room"] * 3
 
 
-def test_what_came_last_is_told_last() -> None:
-    repeats = RateLimiter()
+def test_summaries_are_in_the_order_of_the_last_lines() -> None:
+    limiter = RateLimiter()
     for event in ("journal.full", "journal.room", "journal.full", "journal.room", "journal.full"):
-        repeats.admits("error", {"event": event}, 0.0)
-    assert [summary.line["event"] for summary in repeats.due(WINDOW)] == ["journal.room", "journal.full"]
+        limiter.allows("error", {"event": event}, 0.0)
+    assert [summary.line["event"] for summary in limiter.summaries(WINDOW)] == [
+        "journal.room",
+        "journal.full",
+    ]
 
 
-def test_what_is_kept_in_mind_is_bounded() -> None:
-    repeats = RateLimiter()
-    for n in range(MOST):
-        assert repeats.admits("warning", FAILED | {"code": str(n)}, 0.0)
+def test_number_of_tracked_failures_is_limited() -> None:
+    limiter = RateLimiter()
+    for n in range(MAX_KEYS):
+        assert limiter.allows("warning", FAILED | {"code": str(n)}, 0.0)
     for _ in range(3):
-        assert repeats.admits("warning", FAILED | {"code": "one too many"}, 0.0)
+        assert limiter.allows("warning", FAILED | {"code": "one too many"}, 0.0)
 
 
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 40)), max_size=200),
     st.floats(1, 30),
 )
-def test_every_line_is_told_or_counted_once(lines: list[tuple[str, float]], look_every: float) -> None:
-    repeats, now, looked = RateLimiter(), 0.0, 0.0
-    made, told, moments = Counter[str](), Counter[str](), dict[str, list[float]]()
+def test_each_line_is_logged_or_counted_once(lines: list[tuple[str, float]], interval: float) -> None:
+    limiter, now, summarized_at = RateLimiter(), 0.0, 0.0
+    made, logged, times = Counter[str](), Counter[str](), dict[str, list[float]]()
     for code, pause in lines:
         now += pause
-        if now - looked > look_every:
-            looked = now
-            for summary in repeats.due(now):
-                told[summary.line["code"]] += summary.held_back
-                moments.setdefault(summary.line["code"], []).append(now)
+        if now - summarized_at > interval:
+            summarized_at = now
+            for summary in limiter.summaries(now):
+                logged[summary.line["code"]] += summary.suppressed
+                times.setdefault(summary.line["code"], []).append(now)
         made[code] += 1
-        if repeats.admits("warning", FAILED | {"code": code}, now):
-            told[code] += 1
-            moments.setdefault(code, []).append(now)
-    for summary in repeats.due(now, everything=True):
-        told[summary.line["code"]] += summary.held_back
-    assert told == made
-    for code_moments in moments.values():
-        assert all(b - a >= WINDOW - 1e-6 for a, b in pairwise(code_moments))
+        if limiter.allows("warning", FAILED | {"code": code}, now):
+            logged[code] += 1
+            times.setdefault(code, []).append(now)
+    for summary in limiter.summaries(now, everything=True):
+        logged[summary.line["code"]] += summary.suppressed
+    assert logged == made
+    for code_times in times.values():
+        assert all(b - a >= WINDOW - 1e-6 for a, b in pairwise(code_times))
 
 
-def test_with_no_window_every_line_is_told() -> None:
-    repeats = RateLimiter(0.0)
-    assert all(repeats.admits("warning", FAILED, 0.0) for _ in range(10))
+def test_without_a_window_every_line_is_logged() -> None:
+    limiter = RateLimiter(0.0)
+    assert all(limiter.allows("warning", FAILED, 0.0) for _ in range(10))
 
 
-# --- through the log
+# --- output of the log
 
 
-def test_the_summary_is_a_line_of_the_log_without_the_traceback() -> None:
+def test_summary_is_logged_without_the_traceback() -> None:
     now = [0.0]
     stream = io.TextIOWrapper(buffer := io.BytesIO())
     log.configure("info", "json", stream, clock=lambda: now[0])
@@ -150,7 +153,7 @@ def test_the_summary_is_a_line_of_the_log_without_the_traceback() -> None:
     stream.close()
 
 
-def test_at_the_end_all_that_was_held_back_is_told() -> None:
+def test_all_suppressed_lines_are_summarized_at_the_end() -> None:
     stream = io.TextIOWrapper(buffer := io.BytesIO())
     log.configure("info", "json", stream)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""At which stage a request came to an end."""
+"""The stages of failures, and the totals of a report."""
 
 import pytest
 
@@ -20,20 +20,20 @@ DENIED = Failure(code="ErrorImpersonateUserDenied")
         ("ErrorImpersonateUserDenied", None),
         ("ErrorServerBusy", None),
         ("Http403", None),
-        ("ErrorNobodyHeardOf", None),
+        ("ErrorUnknownCode", None),
     ],
 )
-def test_codes(code: str, stage: str | None) -> None:
+def test_stage_of_codes(code: str, stage: str | None) -> None:
     assert stage_of(Failure(code=code)) == stage
     assert stage is None or stage in STAGES
 
 
-def test_whatever_is_about_credentials_is_authentication() -> None:
+def test_failures_of_credentials_are_in_the_authenticate_stage() -> None:
     codes = [code for code, verdict in VERDICTS.items() if verdict is Verdict.CREDENTIALS]
     assert {stage_of(Failure(code=code)) for code in codes} == {"authenticate"}
 
 
-def test_a_report_is_good_if_nothing_in_it_is_bad() -> None:
+def test_report_fails_if_any_result_is_a_failure() -> None:
     url = "https://mail.example.com/EWS"
     good = Report(
         servers=[ServerCheck(url, "svc")], mailboxes=[MailboxCheck("a", "own")], expansions={"g": 3}

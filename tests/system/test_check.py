@@ -124,7 +124,7 @@ def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
     assert 0 < server["held"] <= 60
     assert 0 < refused(office) < 4
     people = check(office).out
-    assert "      These credentials are not tried again for " in people
+    assert "      Lockout protection: these credentials are not used again for " in people
     # Another password is tried at once, and so is the same one where the operator says so.
     office.change("wrong-Secret", office.told["password"])
     assert check(office).code == 0
@@ -237,7 +237,7 @@ def test_the_check_proves_the_scope(simulator: Start) -> None:
     office.give(CEO, in_scope=True)
     checked = check(office)
     assert checked.code == 4
-    assert f"{CEO} must refuse the account, and DOES NOT" in checked.out
+    assert f"FAIL  {CEO}   the account can access this must_deny mailbox\n" in checked.out
 
 
 def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_servers(simulator: Start) -> None:
@@ -257,7 +257,8 @@ def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_serve
     office.give(CEO, folders=["*"])
     checked = check(office)
     assert checked.code == 4
-    assert f"{CEO} must refuse the account, and DOES NOT: take its permissions" in checked.out
+    assert f"FAIL  {CEO}   the account can access this must_deny mailbox\n" in checked.out
+    assert "      Fix: remove the account's permissions on the mailbox\n" in checked.out
     assert (
         f'Subscribe on the folder "inbox" of the mailbox, as a delegate, at 127.0.0.1:{office.port}'
         in checked.out

@@ -1,6 +1,6 @@
-"""The Debian package on a machine of its own: installed, started, upgraded, removed and purged.
+"""The Debian package on a test machine: install, start, upgrade, remove and purge.
 
-`make test-deb` builds it and names it in $EWS_LISTENER_DEB; without that, these tests are skipped.
+`make test-deb` builds the package and sets $EWS_LISTENER_DEB; without that variable these tests are skipped.
 """
 
 import os
@@ -17,14 +17,14 @@ from tests.system.machine.service import Service, silent_simulator
 from tests.system.processes import Simulator
 
 DEB = os.environ.get("EWS_LISTENER_DEB", "")
-NO_MACHINE = why_not() if DEB else "no $EWS_LISTENER_DEB: `make test-deb` builds the package and runs these"
+NO_MACHINE = why_not() if DEB else "$EWS_LISTENER_DEB is not set: run `make test-deb`"
 pytestmark = pytest.mark.skipif(bool(NO_MACHINE), reason=NO_MACHINE or "-")
 DPKG = ("dpkg", "--no-triggers", "--force-unsafe-io", "--force-confdef")
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package, old.deb, and one of a higher version, new.deb."""
+    """Return a directory with the package as old.deb, and a copy with a higher version as new.deb."""
     folder = tmp_path_factory.mktemp("packages")
     shutil.copy(DEB, folder / "old.deb")
     tree = folder / "tree"
@@ -52,7 +52,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Iterator
 
 @pytest.fixture
 def machine(booted: Machine) -> Machine:
-    """A machine with old.deb installed, whatever the tests before this one did to it."""
+    """Return the machine with old.deb installed, whatever earlier tests did."""
     status = "${db:Status-Abbrev}${Version}"
     if not re.match(
         r"ii +(?!9:)", booted.ask("dpkg-query", "--show", f"--showformat={status}", "ews-listener")
@@ -62,7 +62,7 @@ def machine(booted: Machine) -> Machine:
     return booted
 
 
-def test_what_is_installed_fits_together(machine: Machine) -> None:
+def test_installed_files_are_consistent(machine: Machine) -> None:
     assert machine.run("ews-listener", "--version").strip()
     assert machine.run("getent", "passwd", "ews-listener").startswith("ews-listener:x:")
     assert machine.run("systemd-analyze", "verify", "/lib/systemd/system/ews-listener.service") == ""
@@ -73,8 +73,8 @@ def test_what_is_installed_fits_together(machine: Machine) -> None:
     assert "/etc/ews-listener/config.toml" in listed
     assert machine.run("dpkg", "--verify", "ews-listener") == ""
     version = int(machine.run("systemctl", "--version").split()[1])
-    grows = "/lib/systemd/system/ews-listener.service.d/growing-delay.conf" in listed
-    assert grows == (version >= 254)  # the package is for the release that it was built on
+    has_growing_delay = "/lib/systemd/system/ews-listener.service.d/growing-delay.conf" in listed
+    assert has_growing_delay == (version >= 254)  # the package is built for the release of the build machine
 
 
 @pytest.mark.parametrize("word", ["ru", "dead-letters re"])
@@ -88,12 +88,12 @@ def test_bash_completes(machine: Machine, word: str) -> None:
     assert machine.run("bash", "-c", script).split() == [{"ru": "run"}.get(word, "retry")]
 
 
-def test_it_is_not_started_before_its_operator_says_so(machine: Machine) -> None:
+def test_the_installation_does_not_start_the_service(machine: Machine) -> None:
     assert machine.ask("systemctl", "is-enabled", "ews-listener.service").strip() == "disabled"
     assert machine.ask("systemctl", "is-active", "ews-listener.service").strip() == "inactive"
 
 
-def test_it_runs_is_upgraded_removed_and_purged(machine: Machine, simulator: Simulator) -> None:
+def test_service_runs_through_upgrade_remove_and_purge(machine: Machine, simulator: Simulator) -> None:
     service = Service(machine, simulator)
     service.configure()
     machine.run("systemctl", "enable", "--now", service.unit)

@@ -122,7 +122,7 @@ def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_
     told = dict(re.findall(r"^(\w+) +([\d,.-]+) *$", output, re.MULTILINE))
     assert list(told) == KEYS
     assert (told["mailboxes"], told["lost"], told["duplicates"]) == ("10", "0", "0")
-    assert output.splitlines()[-1].strip() == "nothing was lost"
+    assert output.splitlines()[-1].strip() == "No event was lost."
 
 
 def test_a_demo_that_is_killed_leaves_no_simulator_behind(
@@ -165,9 +165,15 @@ def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[s
         process.wait()
         os.close(master)
     assert process.returncode == 0
-    for shown in ("ews-listener demo", "mailboxes streaming", "anchor", "latest events", "Ctrl-C ends it"):
+    for shown in (
+        "ews-listener demo",
+        "mailboxes streaming",
+        "anchor",
+        "latest events",
+        "Press Ctrl-C to stop",
+    ):
         assert shown in screen
-    assert "nothing was lost" in screen[-200:]
+    assert "No event was lost." in screen[-200:]
     assert "Traceback" not in screen
     assert '"event"' not in screen  # no log lines between the pictures
 

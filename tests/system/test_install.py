@@ -1,4 +1,4 @@
-"""What docs/INSTALLATION.md says of `make install` below a prefix, and of pipx: it is there, and it goes again."""
+"""Installation as docs/INSTALLATION.md describes it: `make install` with a prefix, `make uninstall`, and pipx."""
 
 import gzip
 import os
@@ -15,7 +15,7 @@ UNITS = "usr/lib/systemd/system"
 
 
 def run(*command: str | Path, **environment: str) -> str:
-    """Its standard output. Skips where no package index can be had."""
+    """Return the standard output of the command. Skip the test if no package index is available."""
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )
@@ -26,22 +26,26 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 def make(target: str, place: Path, **environment: str) -> None:
-    told = {"SYSCONFDIR": f"{place}/etc", **environment}
-    run("make", "--silent", target, f"PREFIX={place}/usr", f"PYTHON={sys.executable}", **told)
+    variables = {"SYSCONFDIR": f"{place}/etc", **environment}
+    run("make", "--silent", target, f"PREFIX={place}/usr", f"PYTHON={sys.executable}", **variables)
 
 
 def files(place: Path) -> set[str]:
-    """All but what belongs to the environment."""
+    """Return the installed files, without those of the virtual environment."""
     found = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir()}
     return {name for name in found if not name.startswith("usr/lib/ews-listener/")}
 
 
-def units_with_a_growing_delay(place: Path) -> set[str]:
+def units_with_growing_delay(place: Path) -> set[str]:
     return {path.parent.name.removesuffix(".d") for path in place.glob(f"{UNITS}/*.d/growing-delay.conf")}
 
 
-# Installed alone, it finds what it depends on among the tests' own packages.
-ALONE = {"PIP_NO_DEPS": "1", "PIP_IGNORE_INSTALLED": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
+# Install without dependencies: the program imports them from the tests' own environment.
+WITHOUT_DEPENDENCIES = {
+    "PIP_NO_DEPS": "1",
+    "PIP_IGNORE_INSTALLED": "1",
+    "PYTHONPATH": sysconfig.get_path("purelib"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +56,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
-    """By a machine with a newer systemd; configured, and installed again by one with an older; and removed."""
+def test_make_install_and_uninstall(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
+    """Install for a newer systemd, configure, install again for an older systemd, and uninstall."""
     place = tmp_path_factory.mktemp("place")
-    # The second time everything is built and installed.
-    make("install", place, SYSTEMD="254", WHEEL=str(wheel), **ALONE)
-    assert units_with_a_growing_delay(place) == {"ews-listener.service", "ews-listener@.service"}
+    # The second installation builds the wheel and installs all dependencies.
+    make("install", place, SYSTEMD="254", WHEEL=str(wheel), **WITHOUT_DEPENDENCIES)
+    assert units_with_growing_delay(place) == {"ews-listener.service", "ews-listener@.service"}
     config = place / "etc/ews-listener/config.toml"
     config.write_text("# mine\n")
     (place / "usr/lib/ews-listener/lib/stale").touch()
@@ -66,6 +70,7 @@ def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> 
     assert config.read_text() == "# mine\n"
     assert not (place / "usr/lib/ews-listener/lib/stale").exists()
     assert run(place / "usr/bin/ews-listener", "--version").strip()
+    check_that_demo_names_its_extra(place)
     assert {
         "usr/bin/ews-listener",
         f"{UNITS}/ews-listener.service",
@@ -75,11 +80,11 @@ def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> 
         "usr/share/doc/ews-listener/docs/INSTALLATION.md",
         "usr/share/ews-listener/drop-ins/credentials.conf",
     } <= files(place)
-    # An older systemd would warn of it at every start of the machine.
-    assert units_with_a_growing_delay(place) == set()
-    names_its_own_places(place)
+    # An older systemd would warn about its settings at every boot.
+    assert units_with_growing_delay(place) == set()
+    check_paths_in_installed_files(place)
     for shell in filter(shutil.which, SHELLS):
-        completes(place, shell)
+        check_completion(place, shell)
 
     (place / "usr/share/man/man1/other.1.gz").touch()
     make("uninstall", place)
@@ -87,20 +92,29 @@ def test_make_install(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> 
     assert list(place.rglob("*ews-listener*")) == [config.parent]
 
 
-def names_its_own_places(place: Path) -> None:
+def check_that_demo_names_its_extra(place: Path) -> None:
+    """The daemon's environment has no simulator: packaging/install installs extras only if $EXTRAS names them."""
+    demo = subprocess.run([place / "usr/bin/ews-listener", "demo"], capture_output=True, text=True)
+    assert (demo.returncode, demo.stdout) == (2, "")
+    assert "pip install 'ews-listener[demo]'" in demo.stderr
+
+
+def check_paths_in_installed_files(place: Path) -> None:
     unit = place / UNITS / "ews-listener.service"
     command = f"{place}/usr/bin/ews-listener run --config {place}/etc/ews-listener/config.toml"
     assert f"ExecStart={command}\n" in unit.read_text()
     if shutil.which("systemd-analyze"):
-        told = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
-        assert [line for line in told.stderr.splitlines() if "ews-listener" in line] == []
+        verified = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True
+        )
+        assert [line for line in verified.stderr.splitlines() if "ews-listener" in line] == []
     man = gzip.decompress((place / "usr/share/man/man1/ews-listener.1.gz").read_bytes()).decode()
     assert f"in {place}/usr/share/doc/" in man
     drop_in = place / "usr/share/ews-listener/drop-ins/credentials.conf"
     assert f"{place}/etc/ews-listener/password" in drop_in.read_text()
 
 
-# Each prints what could stand where the cursor is, as its shell is told by our file.
+# Each script loads the installed completion file and prints the candidates for the word at the cursor.
 SHELLS = {
     "bash": """
         source "$FILE"
@@ -124,7 +138,7 @@ FILES = {
 }
 
 
-def completes(place: Path, shell: str) -> None:
+def check_completion(place: Path, shell: str) -> None:
     file = place / "usr/share" / FILES[shell]
     run(shell, "-n", file)
     quiet = {"bash": "--norc", "zsh": "-f", "fish": "--no-config"}[shell]
@@ -133,12 +147,12 @@ def completes(place: Path, shell: str) -> None:
         ("dead-letters re", "retry", "replay"),
         ("check --c", "--connect", "--json"),
     ):
-        told = run(shell, quiet, "-c", SHELLS[shell], FILE=str(file), WORDS=words, PATH=path)
-        assert (shell, wanted in told, unwanted in told) == (shell, True, False)
+        candidates = run(shell, quiet, "-c", SHELLS[shell], FILE=str(file), WORDS=words, PATH=path)
+        assert (shell, wanted in candidates, unwanted in candidates) == (shell, True, False)
 
 
-def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
-    """A wheel, alone, in an environment of its own: the command, and nothing for the system."""
+def test_a_wheel_installs_only_the_command(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> None:
+    """Install the wheel in its own environment, as pipx does: it contains no units and no files for the system."""
     environment = tmp_path_factory.mktemp("pipx") / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", environment)
     pip = (
@@ -151,9 +165,9 @@ def test_as_pipx_installs_it(tmp_path_factory: pytest.TempPathFactory, wheel: Pa
         "--quiet",
         "--no-compile",
     )
-    run(*pip, "-c", "constraints.txt", wheel, **ALONE)
+    run(*pip, "-c", "constraints.txt", wheel, **WITHOUT_DEPENDENCIES)
     command = environment / "bin/ews-listener"
-    assert run(command, "--version", **ALONE).strip() in wheel.name
-    assert "compdef" in run(command, _EWS_LISTENER_COMPLETE="source_zsh", **ALONE)
+    assert run(command, "--version", **WITHOUT_DEPENDENCIES).strip() in wheel.name
+    assert "compdef" in run(command, _EWS_LISTENER_COMPLETE="source_zsh", **WITHOUT_DEPENDENCIES)
     assert not (environment / "share/ews-listener").exists()
     assert not list(environment.rglob("ews-listener.service"))

@@ -1,4 +1,4 @@
-"""The service under a real systemd: its unit as it is shipped, in a machine of its own, against the simulator."""
+"""The service under a real systemd: the shipped unit, on a test machine, against the simulator."""
 
 import shutil
 import sys
@@ -16,7 +16,7 @@ from tests.system.processes import Simulator, until
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 
 ROOT = Path(__file__).parent.parent.parent
-# An interpreter that the service's account can get at, with the listener of this tree.
+# Runs the code of this tree with an interpreter that the service's account can read.
 COMMAND = """\
 #!/bin/sh
 export LD_LIBRARY_PATH=/opt/python/lib PYTHONPATH=/opt/listener/source:/opt/listener/packages:/opt/listener/plugins
@@ -77,7 +77,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture
 def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
-    """The single service, configured and not yet started, with a password from systemd; stopped in the end."""
+    """Yield the service, configured with a password from systemd and not started. Stop it afterwards."""
     there = Service(booted, simulator)
     booted.run("journalctl", "--rotate", "--vacuum-time=1us")
     there.configure()
@@ -88,7 +88,7 @@ def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
     shutil.rmtree(booted.path(f"/etc/systemd/system/{there.unit}.d"))
 
 
-def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
+def test_service_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
     command = f'["/bin/sh", "-c", "cat >> {service.state}/commands.jsonl"]'
     service.configure(more=f'\n[handlers.command]\nuse = "exec"\ncommand = {command}\n')
     service.systemctl("start")  # returns when it is ready
@@ -108,7 +108,7 @@ def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
     assert measured["process_resident_memory_bytes"] > 1e6
     assert measured["process_open_fds"] > 2
     assert abs(measured["process_start_time_seconds"] - time.time()) < 600
-    subscriptions = service.simulator.state()["subscriptions"]  # those of other tests are among them
+    subscriptions = service.simulator.state()["subscriptions"]  # includes those of other tests
     assert subscriptions >= len(service.simulator.mailboxes)
     service.systemctl("stop")
     assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
@@ -117,9 +117,9 @@ def test_it_starts_delivers_and_stops_in_its_sandbox(service: Service) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-creds") is None, reason="systemd-creds is not installed")
-def test_a_password_that_is_encrypted_on_the_disk(service: Service) -> None:
+def test_password_is_encrypted_on_disk(service: Service) -> None:
     plain, encrypted = "/etc/ews-listener/password", "/etc/ews-listener/password.cred"
-    # By itself it does not trust a key that lies in memory, as all does that is written in this machine.
+    # systemd-creds does not use a host key on a temporary file system by default; this machine has no other.
     options = ("--with-key=host", "--name=password")
     service.machine.run("systemd-creds", "encrypt", *options, plain, encrypted)
     password = service.machine.path(plain).read_text()
@@ -131,16 +131,18 @@ def test_a_password_that_is_encrypted_on_the_disk(service: Service) -> None:
     service.until_streaming()
 
 
-def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
+def test_killed_service_restarts_and_loses_nothing(service: Service) -> None:
     gate = f'gate = "{service.state}/gate"\npath = "{service.state}/late.jsonl"\n'
     service.configure(more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}')
     service.systemctl("start")
     service.until_streaming()
     ledger = service.simulator.make(service.simulator.mailboxes[1], count=50)
-    service.until_delivered(ledger)  # to the other handler: so they are in the journal
-    ledger += service.simulator.make(service.simulator.mailboxes[2], count=50)  # perhaps not even received
+    service.until_delivered(ledger)  # by the other handler: so the events are journaled
+    ledger += service.simulator.make(
+        service.simulator.mailboxes[2], count=50
+    )  # possibly not received before the kill
     service.machine.run("systemctl", "kill", "--signal=KILL", service.unit)
-    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)  # while it is dead
+    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)  # while the daemon is down
     service.until_shown("NRestarts", "1")
     service.until_streaming()
     ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)
@@ -149,7 +151,7 @@ def test_killed_it_comes_back_and_nothing_is_lost(service: Service) -> None:
     service.until_delivered(ledger, "late.jsonl")
 
 
-def test_a_reload_returns_when_it_is_done_and_a_bad_one_changes_nothing(service: Service) -> None:
+def test_reload_waits_for_completion_and_a_failed_one_changes_nothing(service: Service) -> None:
     service.systemctl("start")
     service.until_streaming()
     before = service.shown("MainPID")
@@ -169,7 +171,7 @@ def test_a_reload_returns_when_it_is_done_and_a_bad_one_changes_nothing(service:
     service.until_shown("SubState", "running")
 
 
-def test_the_end_may_take_its_time(service: Service) -> None:
+def test_stop_may_take_longer_than_the_timeout_of_systemd(service: Service) -> None:
     gate = f'gate = "{service.state}/never"\npath = "{service.state}/late.jsonl"\n'
     service.configure(
         more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}\n[shutdown]\ngrace = 2\n'
@@ -178,23 +180,23 @@ def test_the_end_may_take_its_time(service: Service) -> None:
     service.systemctl("start")
     service.until_streaming()
     service.until_delivered(service.simulator.make(service.simulator.mailboxes[0]))
-    service.systemctl("stop")  # which waits for the handler in vain, longer than systemd would by itself
+    service.systemctl("stop")  # waits for a handler that never finishes, longer than TimeoutStopSec=
     assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
     assert service.logged("handler.stopped", handler="late")
 
 
-def test_the_watchdog_ends_a_loop_that_hangs_and_the_journal_says_where(service: Service) -> None:
+def test_watchdog_ends_a_blocked_loop_and_the_journal_has_its_stack(service: Service) -> None:
     service.configure(more='\n[handlers.bad]\nuse = "acme:open_blocking"\n')
     service.drop_in("watchdog", "[Service]\nWatchdogSec=1s\n")
     service.systemctl("start")
     service.until_streaming()
     service.simulator.make(service.simulator.mailboxes[2], "DeletedEvent")
-    until(lambda: "block_the_loop" in service.journal(), "the traceback of what hangs")
+    until(lambda: "block_the_loop" in service.journal(), "the traceback of the blocked loop")
     service.until_shown("NRestarts", "1")
     assert "Watchdog timeout" in service.journal()
 
 
-def test_a_bad_configuration_is_told_and_not_tried_again(service: Service) -> None:
+def test_invalid_configuration_is_logged_and_not_retried(service: Service) -> None:
     service.configure(more="\n[dispatch]\n")
     service.machine.fail("systemctl", "start", service.unit)
     service.until_shown("ActiveState", "failed")
@@ -202,7 +204,7 @@ def test_a_bad_configuration_is_told_and_not_tried_again(service: Service) -> No
     assert "error: dispatch: unknown" in service.journal()
 
 
-def test_instances_live_side_by_side(booted: Machine, simulator: Simulator) -> None:
+def test_instances_run_at_the_same_time(booted: Machine, simulator: Simulator) -> None:
     units = {name: Service(booted, simulator, name) for name in ("one", "two")}
     for unit in units.values():
         unit.configure()

@@ -25,7 +25,7 @@ def judge(ledger: Path, output: Path, gaps: Mapping[str, Gaps] | None = None) ->
     """
     with ledger.open("rb") as file:
         changes, _ = read_ledger(line for line in file if line.endswith(b"\n"))
-    moments = {(change.thing, change.change_key): change.time for change in changes if change.change_key}
+    moments = {(change.id, change.change_key): change.time for change in changes if change.change_key}
 
     def moment(event: MailboxEvent) -> float:
         stated = moments.get((event.subject or "", event.change_key or ""))

@@ -19,7 +19,7 @@ import trio
 
 from listener.access import AccessRule
 from listener.catchup.catchup import CatchUp, MailboxRoute
-from listener.demo.verdict import Gaps, LedgerLine, balance, call_of, read_ledger
+from listener.demo.verdict import Gaps, LedgerLine, call_of, compare_in_detail, read_ledger
 from listener.errors import ExchangeError
 from listener.event import MailboxEvent
 from listener.ews.codes import Failure
@@ -215,7 +215,7 @@ class Office:
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
         calls = [call_of(event, time) for time, event in self.handed if not is_own(event)]
         gaps = {mailbox.address: Gaps([(0.0, inf)]) for mailbox in self.exchange.directory}
-        return balance(ledger, calls, gaps).lost
+        return compare_in_detail(ledger, calls, gaps).lost
 
 
 def is_own(event: MailboxEvent) -> bool:

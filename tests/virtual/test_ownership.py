@@ -19,7 +19,7 @@ COUNTED = Settings(mailboxes=8, backends=1, rules=Rules(counted_ids=True))
 def wrongly_told(there: World) -> list[Any]:
     """The events that a handler was told under another mailbox than the one that they happened in."""
     homes = {line.item_id or line.folder_id: line.mailbox for line in there.lines}
-    return [c for c in there.notes.calls if homes.get(c.key.thing, c.key.mailbox) != c.key.mailbox]
+    return [c for c in there.notes.calls if homes.get(c.key.id, c.key.mailbox) != c.key.mailbox]
 
 
 @pytest.mark.parametrize("strangers", [0, 5])

@@ -263,7 +263,7 @@ async def test_nothing_is_lost_from_the_first_moment_on(
         await one.settle(1900)
         assert one.catch_up.open_gaps == 0
         # Of what was there before, only a SyncState knows that it has gone.
-        assert [line for line in one.lost() if line.kind != "DeletedEvent" or line.thing not in old] == []
+        assert [line for line in one.lost() if line.kind != "DeletedEvent" or line.id not in old] == []
         assert phantoms(one) == []
         assert too_old(one, old) == []
 

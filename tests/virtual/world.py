@@ -22,7 +22,7 @@ from listener.catchup.catchup import CatchUp
 from listener.config import Config
 from listener.daemon import Daemon, open_daemon
 from listener.demo.session import GapObserver
-from listener.demo.verdict import Books, Call, balance, call_of, read_ledger
+from listener.demo.verdict import Call, Comparison, call_of, compare_in_detail, read_ledger
 from listener.journal.sqlite import open_journal
 from listener.simulator import faults
 from listener.simulator.exchange import Exchange
@@ -117,10 +117,10 @@ class World:
         """A fault, now."""
         return self.exchange.fault_scheduler.make_now(faults.parse({"kind": kind, **parameters}), clock())
 
-    def books(self) -> Books:
+    def books(self) -> Comparison:
         """What happened, held against what the handler was told."""
         ledger, _ = read_ledger(map(msgspec.json.encode, self.lines))
-        return balance(ledger, self.notes.calls, self.observer.gaps())
+        return compare_in_detail(ledger, self.notes.calls, self.observer.gaps())
 
     async def caught_up(self, *, within: float) -> None:
         """Returns when each mailbox has been compared since now."""

@@ -1,7 +1,7 @@
-"""Lines of the log, read again to be shown to people (pure).
+"""Parsing and display of log lines, for `ews-listener tail` (pure).
 
-A line may be JSON as the daemon writes it, or an entry of systemd's journal as `journalctl -o json` gives it. What is
-neither is shown as it is.
+A line is JSON as the daemon writes it, or an entry of the systemd journal as `journalctl -o json` prints it. Any
+other line is shown unchanged.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from listener.log.journald import PREFIX, PRIORITIES
 from listener.text import printable
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
-ABOUT = ("mailbox", "handler", "group")
-COLOURS = {"debug": "dim", "info": "green", "warning": "yellow", "error": "bold red", "critical": "bold red"}
+SUBJECTS = ("mailbox", "handler", "group")
+COLORS = {"debug": "dim", "info": "green", "warning": "yellow", "error": "bold red", "critical": "bold red"}
 EVENT_WIDTH = 24
-ABOUT_WIDTH = 32
+SUBJECT_WIDTH = 32
 _BY_PRIORITY = {str(number): level for level, number in PRIORITIES.items()} | {
     "5": "info",
     "1": "error",
@@ -31,7 +31,7 @@ _BY_PRIORITY = {str(number): level for level, number in PRIORITIES.items()} | {
 
 
 class Line(NamedTuple):
-    """One line. `time` is None if it tells none."""
+    """A parsed line. `time` is None if it has none."""
 
     time: datetime | None
     level: str
@@ -40,8 +40,8 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is to be shown: all that is set must agree. `event` is a glob, `level` the least, `since` a moment."""
+class Selection:
+    """Filter for lines. All set values must match. `event` is a glob, `level` the minimum, `since` the start."""
 
     mailbox: str | None = None
     group: str | None = None
@@ -57,33 +57,33 @@ class Wanted:
             return False
         if self.event is not None and not fnmatchcase(line.event, self.event):
             return False
-        asked = {"mailbox": self.mailbox, "group": self.group, "handler": self.handler}
+        subjects = {"mailbox": self.mailbox, "group": self.group, "handler": self.handler}
         return all(
             value is None or str(line.fields.get(key, "")).casefold() == value.casefold()
-            for key, value in asked.items()
+            for key, value in subjects.items()
         )
 
-    def takes_others(self) -> bool:
-        """Whether what is no line of the log is to be shown: unless only certain lines are asked for."""
+    def includes_other_text(self) -> bool:
+        """Return whether to show text that is not a log line: only without a filter for subjects or events."""
         return self.mailbox is self.group is self.handler is self.event is None
 
 
 @dataclass(slots=True)
-class Reading:
-    """Reads lines and gives what is to be shown of them."""
+class LogReader:
+    """Renders the selected lines."""
 
-    wanted: Wanted = field(default_factory=Wanted)
+    selection: Selection = field(default_factory=Selection)
 
-    def show(self, text: str) -> Text | None:
-        """None if the line is not wanted. Takes anything, and raises nothing."""
-        found = parse(text)
-        if isinstance(found, Line):
-            return shown(found) if self.wanted.matches(found) else None
-        return Text(printable(found)) if self.wanted.takes_others() else None
+    def render(self, text: str) -> Text | None:
+        """Return the line for the terminal; None if it is not selected. Accepts any text and never raises."""
+        line = parse(text)
+        if isinstance(line, Line):
+            return format_line(line) if self.selection.matches(line) else None
+        return Text(printable(line)) if self.selection.includes_other_text() else None
 
 
 def parse(text: str) -> Line | str:
-    """The line, or the text that it is if it is none."""
+    """Return the parsed line, or the text if it is not a log line."""
     text = text.rstrip("\r\n")
     try:
         entry = json.loads(text)
@@ -92,31 +92,31 @@ def parse(text: str) -> Line | str:
     if not isinstance(entry, dict):
         return text
     if "MESSAGE" in entry and "__REALTIME_TIMESTAMP" in entry:
-        return _of_journal(entry)
+        return _parse_journal_entry(entry)
     if not isinstance(entry.get("event"), str):
         return text
     fields = {key: value for key, value in entry.items() if key not in ("time", "level", "event")}
-    return Line(_moment(entry.get("time")), _level(entry.get("level")), entry["event"], fields)
+    return Line(_parse_time(entry.get("time")), _level(entry.get("level")), entry["event"], fields)
 
 
-def shown(line: Line) -> Text:
-    """The line in columns: time, level, event, whom it is about, and the rest as key=value."""
+def format_line(line: Line) -> Text:
+    """Return the line in columns: time, level, event, subject, and the other fields as key=value."""
     fields = dict(line.fields)
     exception = fields.pop("exception", None)
-    about = next((key for key in ABOUT if key in fields), None)
+    subject = next((key for key in SUBJECTS if key in fields), None)
     text = Text(no_wrap=False)
     time = "" if line.time is None else f"{line.time:%m-%d %H:%M:%S}.{line.time.microsecond // 1000:03}"
     text.append(f"{time:<18}  ", style="dim")
-    text.append(f"{line.level:<7}  ", style=COLOURS[line.level])
+    text.append(f"{line.level:<7}  ", style=COLORS[line.level])
     text.append(f"{printable(line.event):<{EVENT_WIDTH}}", style="bold")
-    text.append(f"  {'' if about is None else _value(fields.pop(about)):<{ABOUT_WIDTH}}", style="cyan")
+    text.append(f"  {'' if subject is None else _value(fields.pop(subject)):<{SUBJECT_WIDTH}}", style="cyan")
     for key, value in fields.items():
         text.append(f"  {printable(key)}=", style="dim")
         text.append(_value(value))
     text.rstrip()
     if exception is not None:
-        for each in str(exception).splitlines():
-            text.append(f"\n    {printable(each)}", style="dim")
+        for traceback_line in str(exception).splitlines():
+            text.append(f"\n    {printable(traceback_line)}", style="dim")
     return text
 
 
@@ -124,7 +124,7 @@ def _value(value: Any) -> str:
     return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _of_journal(entry: Mapping[str, Any]) -> Line | str:
+def _parse_journal_entry(entry: Mapping[str, Any]) -> Line | str:
     event = _journal_text(entry.get(f"{PREFIX}EVENT"))
     if not event:
         return _journal_text(entry["MESSAGE"])
@@ -135,14 +135,15 @@ def _of_journal(entry: Mapping[str, Any]) -> Line | str:
     }
     level = _BY_PRIORITY.get(str(entry.get("PRIORITY")), "info")
     try:
-        moment = datetime.fromtimestamp(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6, UTC)
+        time = datetime.fromtimestamp(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6, UTC)
     except (ValueError, OverflowError, OSError):
-        moment = None
-    return Line(moment, level, event, fields)
+        time = None
+    return Line(time, level, event, fields)
 
 
 def _journal_text(value: Any) -> str:
-    """A field as journalctl gives it: text, bytes as a list of numbers, several values as a list, or null."""
+    """Return the text of a field. journalctl prints text, bytes as a list of numbers, several values as a list, or
+    null."""
     if isinstance(value, list):
         if all(isinstance(byte, int) and 0 <= byte < 256 for byte in value):
             return bytes(value).decode("utf-8", "replace")
@@ -154,9 +155,9 @@ def _level(value: Any) -> str:
     return value if value in LEVELS else "info"
 
 
-def _moment(value: Any) -> datetime | None:
+def _parse_time(value: Any) -> datetime | None:
     try:
-        moment = datetime.fromisoformat(value)
+        time = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
