@@ -1,4 +1,4 @@
-"""Real processes for the tests that need them."""
+"""Fixtures that start the simulator, the daemon and a recording proxy."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.system.processes import Listener, Recorder, Simulator, start_listener
 
 @pytest.fixture
 def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]]:
-    """Starts `ews-listener simulate` with these options; gives the process and what its first line says."""
+    """Start `ews-listener simulate` with these options; return the process and its parsed first line."""
     processes = []
 
     def start(*options: str, **environment: str) -> tuple["subprocess.Popen[str]", dict[str, Any]]:
@@ -33,9 +33,9 @@ def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str
         line = process.stdout.readline()
         if not line:
             pytest.fail(process.communicate(timeout=10)[1])
-        told = json.loads(line)
-        plant(told["password"], *filter(None, [(told.get("oauth") or {}).get("client_secret")]))
-        return process, told
+        info = json.loads(line)
+        plant(info["password"], *filter(None, [(info.get("oauth") or {}).get("client_secret")]))
+        return process, info
 
     yield start
     for process in processes:
@@ -47,20 +47,20 @@ def simulate() -> Iterator[Callable[..., tuple["subprocess.Popen[str]", dict[str
 def simulator(
     simulate: Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]], tmp_path: Path
 ) -> Callable[..., Simulator]:
-    """Starts a silent simulator of four mailboxes, or as the options say, and has it write a configuration."""
+    """Start a simulator that writes a configuration; four mailboxes and no traffic unless the options differ."""
 
     def start(*options: str, **environment: str) -> Simulator:
         config = tmp_path / "listener.toml"
         common = ("--rate", "0", "--mailboxes", "4", "--write-config", str(config))
-        process, told = simulate(*common, *options, **environment)
-        return Simulator(process, told, config)
+        process, info = simulate(*common, *options, **environment)
+        return Simulator(process, info, config)
 
     return start
 
 
 @pytest.fixture
 def listen() -> Iterator[Callable[..., Listener]]:
-    """Starts `ews-listener run` with the simulator's configuration."""
+    """Start `ews-listener run` with the simulator's configuration."""
     listeners = []
 
     def start(simulator: Simulator, **environment: str) -> Listener:
@@ -75,13 +75,13 @@ def listen() -> Iterator[Callable[..., Listener]]:
 
 @pytest.fixture
 def plugins() -> str:
-    """A folder for PYTHONPATH that has the module `acme`."""
+    """Return the folder of the module `acme`, for PYTHONPATH."""
     return str(Path(__file__).parent / "plugins")
 
 
 @pytest.fixture
 def record() -> Iterator[Callable[[Simulator], Recorder]]:
-    """Starts a recording proxy in front of the simulator."""
+    """Start a recording proxy in front of the simulator."""
     recorders = []
 
     def start(simulator: Simulator) -> Recorder:

@@ -1,4 +1,4 @@
-"""A Kerberos realm of its own, on a free loopback port, in a directory: MIT's krb5-kdc as Debian has it."""
+"""A private Kerberos realm in a directory, with MIT's krb5-kdc (Debian's package) on a free loopback port."""
 
 import os
 import shutil
@@ -15,19 +15,19 @@ _TOOLS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit")
 
 
 def faketime() -> Path | None:
-    """The library that gives a process another clock."""
+    """Return the path of libfaketime, which gives a process another clock; None if it is not installed."""
     return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 
 
 def missing() -> str:
-    """What the machine lacks for a realm; empty if it lacks nothing."""
+    """Return the missing programs and packages; empty if a realm can run here."""
     absent = [tool for tool in _TOOLS if not shutil.which(tool, path=_PATH)]
     absent += [f"python's {package}" for package in ("gssapi", "krb5") if not find_spec(package)]
     return ", ".join(absent)
 
 
 class Realm:
-    """What stands in `environment` leads libkrb5 here and nowhere else; there is no ticket until `kinit`."""
+    """A Kerberos realm. `environment` makes libkrb5 use only this realm. There is no ticket until `kinit`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,15 +50,15 @@ class Realm:
         }
 
     def start(self, offset: str = "") -> None:
-        """From now on a KDC answers, with a clock that is wrong by this, in the form of faketime."""
-        faked = {"LD_PRELOAD": str(faketime()), "FAKETIME": offset} if offset else {}
+        """Start the KDC. `offset` shifts its clock, in faketime's notation."""
+        fake = {"LD_PRELOAD": str(faketime()), "FAKETIME": offset} if offset else {}
         self._kdc = subprocess.Popen(
             ["krb5kdc", "-n", "-P", str(self.folder / "kdc.pid")],
-            env={**os.environ, **self.environment, **faked, "PATH": _PATH},
+            env={**os.environ, **self.environment, **fake, "PATH": _PATH},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until(self._answers, "a KDC")
+        until(self._is_listening, "a KDC")
 
     def stop(self) -> None:
         if self._kdc is not None:
@@ -66,22 +66,22 @@ class Realm:
             self._kdc.wait(10)
 
     def add(self, principal: str, password: str | None = None) -> Path:
-        """A new principal, with this password or a random key; its keytab."""
+        """Add a principal with this password or a random key, and return the path of its keytab."""
         keytab = self.folder / f"{principal.replace('/', '-')}.keytab"
         self._run("kadmin.local", "addprinc", *(["-pw", password] if password else ["-randkey"]), principal)
         self._run("kadmin.local", "ktadd", "-k", str(keytab), "-norandkey", principal)
         return keytab
 
     def modify(self, principal: str, *changes: str) -> None:
-        """As kadmin's modify_principal."""
+        """Run kadmin's modify_principal."""
         self._run("kadmin.local", "modprinc", *changes, principal)
 
     def kinit(self, principal: str, keytab: Path) -> None:
-        """A ticket for the principal, in the credential cache."""
+        """Get a ticket for the principal into the credential cache."""
         self._run("kinit", "-k", "-t", str(keytab), principal)
 
     def tickets(self) -> str:
-        """What klist tells of the credential cache."""
+        """Return the output of klist for the credential cache."""
         return self._run("klist")
 
     def _run(self, *command: str) -> str:
@@ -96,7 +96,7 @@ class Realm:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def _answers(self) -> bool:
+    def _is_listening(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 

@@ -1,4 +1,4 @@
-"""The commands of operators, as processes."""
+"""Run operator commands as processes and query the status server."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.system.processes import Simulator
 
 
 def command(simulator: Simulator, *words: str) -> "subprocess.CompletedProcess[str]":
-    """`ews-listener WORDS -c …`"""
+    """Run `ews-listener WORDS --config …`."""
     return forked.run(
         [sys.executable, "-m", "listener", *words, "--config", str(simulator.config)],
         capture_output=True,
@@ -25,7 +25,7 @@ def command(simulator: Simulator, *words: str) -> "subprocess.CompletedProcess[s
 
 
 def status(simulator: Simulator) -> dict[str, Any]:
-    """What `status --json` says."""
+    """Return the parsed output of `status --json`."""
     answer: dict[str, Any] = json.loads(command(simulator, "status", "--json").stdout)
     return answer
 

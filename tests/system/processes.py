@@ -1,4 +1,4 @@
-"""The simulator and the daemon as processes, and ways to watch them: by polling, each time with a deadline."""
+"""Run the simulator and the daemon as processes, and wait for conditions by polling with a timeout."""
 
 import json
 import os
@@ -19,54 +19,63 @@ from typing import Any, Literal, TypeVar
 
 from tests.system import forked
 
-PATIENCE = 45.0  # on a machine that has other things to do
+TIMEOUT = 45.0  # seconds; generous, because other jobs may load the machine
 Result = TypeVar("Result")
 
 
 def until(
-    seen: Callable[[], Result | Literal[False] | None],
-    what: str | Callable[[], str],
-    patience: float = PATIENCE,
+    condition: Callable[[], Result | Literal[False] | None],
+    description: str | Callable[[], str],
+    timeout: float = TIMEOUT,
 ) -> Result:
-    """What `seen` returns as soon as it is true. AssertionError after `patience` seconds; `what` it says is made
-    then, if it is called."""
+    """Poll `condition` and return its first true result.
+
+    After `timeout` seconds, raise AssertionError with `description`; a callable is called only then.
+    """
     started_at = time.monotonic()
-    while not (result := seen()):
+    while not (result := condition()):
         waited = time.monotonic() - started_at
-        assert waited < patience, f"not within {patience} s: {what if isinstance(what, str) else what()}"
-        time.sleep(min(max(waited / 20, 0.01), 0.1))  # who looks takes the processor from what it waits for
+        assert waited < timeout, (
+            f"not within {timeout} s: {description if isinstance(description, str) else description()}"
+        )
+        time.sleep(
+            min(max(waited / 20, 0.01), 0.1)
+        )  # polling takes processor time from the process that it waits for
     return result
 
 
-def load_share() -> float:
-    """How many times longer a second of work takes while others want the cores too; 1 on an idle machine."""
+def load_factor() -> float:
+    """Return by what factor work takes longer under the current load; 1 on an idle machine."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-_read: dict[Path, tuple[bytes, list[dict[str, Any]]]] = {}
+_parsed: dict[Path, tuple[bytes, list[dict[str, Any]]]] = {}
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may not be there yet, or be written at this moment."""
+    """Return the parsed complete lines of a file. The file may be missing or still be growing."""
     if not path.exists():
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    before, lines = _read.get(path, (b"", []))
-    if not whole.startswith(before):  # begun anew
+    before, lines = _parsed.get(path, (b"", []))
+    if not whole.startswith(before):  # the file was replaced
         before, lines = b"", []
-    # Each line is parsed once, however often it is asked for.
+    # Parse each line once, because tests poll these files.
     lines = lines + [json.loads(line) for line in whole[len(before) :].splitlines()]
-    _read[path] = whole, lines
+    _parsed[path] = whole, lines
     return list(lines)
 
 
 @dataclass
 class Simulator:
-    """`ews-listener simulate`; its configuration for the daemon lies at `config`."""
+    """A running `ews-listener simulate`.
+
+    `info` is the JSON line that it prints at start. `config` is the configuration that it writes for the daemon.
+    """
 
     process: "subprocess.Popen[str]"
-    told: dict[str, Any]
+    info: dict[str, Any]
     config: Path
 
     @property
@@ -79,120 +88,120 @@ class Simulator:
 
     @property
     def port(self) -> int:
-        return int(self.told["ews_url"].split(":")[2].partition("/")[0])
+        return int(self.info["ews_url"].split(":")[2].partition("/")[0])
 
     @property
     def deliveries(self) -> list[dict[str, Any]]:
         return json_lines(self.folder / "deliveries.jsonl")
 
     def state(self) -> dict[str, Any]:
-        return self._ask("state", None)
+        return self._control("state", None)
 
-    def make(self, mailbox: str, kind: str = "NewMailEvent", count: int = 1) -> list[dict[str, Any]]:
-        """Makes events, and gives what the ledger says of them."""
-        order = {"mailbox": mailbox, "kind": kind, "count": count}
-        lines: list[dict[str, Any]] = self._ask("events", order)["events"]
+    def create_events(self, mailbox: str, kind: str = "NewMailEvent", count: int = 1) -> list[dict[str, Any]]:
+        """Create events and return their ledger lines."""
+        request = {"mailbox": mailbox, "kind": kind, "count": count}
+        lines: list[dict[str, Any]] = self._control("events", request)["events"]
         return lines
 
-    def rate(self, events: float) -> None:
-        """From now on so many events a second."""
-        self._ask("traffic", {"rate": events})
+    def set_rate(self, events_per_second: float) -> None:
+        """Set the rate of generated events."""
+        self._control("traffic", {"rate": events_per_second})
 
-    def break_(self, **order: object) -> list[dict[str, Any]]:
-        """Makes a fault, and gives what the ledger says of it; nothing if it waits for something to befall."""
-        lines: list[dict[str, Any]] = self._ask("faults", order)["made"]
+    def inject_fault(self, **fault: object) -> list[dict[str, Any]]:
+        """Inject a fault and return its ledger lines; none if the fault waits for a matching request or stream."""
+        lines: list[dict[str, Any]] = self._control("faults", fault)["made"]
         return lines
 
     def end_faults(self) -> None:
-        """Ends all faults that last."""
-        self._ask("faults", {"profile": "none"})
+        """End all lasting faults."""
+        self._control("faults", {"profile": "none"})
 
-    def broken(self) -> dict[str, Any]:
-        """What was broken so far, and what is still to come."""
-        return self._ask("faults", None)
+    def fault_status(self) -> dict[str, Any]:
+        """Return the faults that were injected so far, and the pending ones."""
+        return self._control("faults", None)
 
-    def give(self, mailbox: str, **rights: object) -> None:
-        """Gives rights to a mailbox, or takes them away: `folders`, `account`, `in_scope`, `ews`."""
-        self._ask("rights", {"mailbox": mailbox, **rights})
+    def set_rights(self, mailbox: str, **rights: object) -> None:
+        """Change the rights on a mailbox: `folders`, `account`, `in_scope`, `ews`."""
+        self._control("rights", {"mailbox": mailbox, **rights})
 
-    def gather(self, group: str, members: list[str] | None) -> None:
-        """Makes or changes a distribution group; None deletes it."""
-        self._ask("groups", {"address": group, "members": members})
+    def set_group(self, group: str, members: list[str] | None) -> None:
+        """Create or change a distribution group; None deletes it."""
+        self._control("groups", {"address": group, "members": members})
 
-    def streaming(self, mailboxes: int) -> None:
-        """Returns when so many mailboxes have a stream."""
+    def until_streaming(self, mailboxes: int) -> None:
+        """Wait until exactly this number of mailboxes is streaming."""
         until(lambda: self.state()["mailboxes_streaming"] == mailboxes, f"{mailboxes} mailboxes streaming")
 
-    def append(self, text: str) -> None:
-        """Writes more into the configuration."""
+    def append_config(self, text: str) -> None:
+        """Append text to the configuration."""
         self.config.write_text(self.config.read_text() + text)
 
-    def change(self, old: str, new: str) -> None:
-        """Replaces something in the configuration."""
+    def replace_config(self, old: str, new: str) -> None:
+        """Replace text in the configuration."""
         before = self.config.read_text()
         assert old in before
         self.config.write_text(before.replace(old, new))
 
-    def _ask(self, what: str, order: object) -> dict[str, Any]:
-        context = ssl.create_default_context(cafile=self.told["ca_file"]) if self.told["ca_file"] else None
-        body = None if order is None else json.dumps(order).encode()
-        url = f"{self.told['control_url']}/{what}"
-        with urllib.request.urlopen(url, body, timeout=10, context=context) as reply:
-            answer: dict[str, Any] = json.load(reply)
-        return answer
+    def _control(self, resource: str, body: object) -> dict[str, Any]:
+        context = ssl.create_default_context(cafile=self.info["ca_file"]) if self.info["ca_file"] else None
+        data = None if body is None else json.dumps(body).encode()
+        url = f"{self.info['control_url']}/{resource}"
+        with urllib.request.urlopen(url, data, timeout=10, context=context) as reply:
+            response: dict[str, Any] = json.load(reply)
+        return response
 
 
 @dataclass
 class Listener:
-    """`ews-listener run`, with its standard error in a file."""
+    """A running `ews-listener run`; `log_file` has its standard error."""
 
     process: "subprocess.Popen[bytes]"
-    errors: Path
+    log_file: Path
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return json_lines(self.errors)
+        return json_lines(self.log_file)
 
     def logged(self, event: str, **fields: object) -> list[dict[str, Any]]:
-        """The lines of this event that have these fields."""
+        """Return the log lines of this event that have these fields."""
         return [
             line
             for line in self.log
             if line["event"] == event and all(line.get(key) == value for key, value in fields.items())
         ]
 
-    def seconds_to(self, line: dict[str, Any]) -> float:
-        """From its first line to this one."""
-        first, then = (datetime.fromisoformat(each["time"]) for each in (self.log[0], line))
-        return (then - first).total_seconds()
+    def seconds_since_start(self, line: dict[str, Any]) -> float:
+        """Return the seconds from the first log line to this one."""
+        first, later = (datetime.fromisoformat(each["time"]) for each in (self.log[0], line))
+        return (later - first).total_seconds()
 
     def until_logged(self, event: str, count: int = 1, **fields: object) -> list[dict[str, Any]]:
-        """The lines of this event, as soon as there are so many."""
+        """Wait for at least `count` matching log lines and return them."""
         return until(
             lambda: lines if len(lines := self.logged(event, **fields)) >= count else None,
-            lambda: f"{event} {fields}; the log: {self.errors.read_text()[-3000:]}",
+            lambda: f"{event} {fields}; the log: {self.log_file.read_text()[-3000:]}",
         )
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Sends the signal and gives the exit code."""
-        self.process.send_signal(number)
+    def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and return the exit code."""
+        self.process.send_signal(signal_number)
         return self.wait()
 
     def wait(self) -> int:
         try:
-            return self.process.wait(PATIENCE)
+            return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running: {self.errors.read_text()[-3000:]}") from None
+            raise AssertionError(f"still running: {self.log_file.read_text()[-3000:]}") from None
 
 
 Start = Callable[..., Simulator]
-"""The fixture `simulator`: options of the command, to a simulator that runs."""
+"""Type of the fixture `simulator`, which starts a simulator with these command-line options."""
 Listen = Callable[..., Listener]
-"""The fixture `listen`: a simulator and the environment, to a daemon that runs."""
+"""Type of the fixture `listen`, which starts a daemon for a simulator with these environment variables."""
 
 
 def handler(name: str, use: str, *options: str) -> str:
-    """A handler for the configuration."""
+    """Return a handler section for the configuration."""
     return "\n".join([f"\n[handlers.{name}]", f'use = "{use}"', *options, ""])
 
 
@@ -210,7 +219,7 @@ def start_listener(config: Path, environment: Mapping[str, str]) -> Listener:
 
 @dataclass
 class Request:
-    """One request as it was on the wire; header names in lower case."""
+    """One recorded HTTP request; header names are in lower case."""
 
     operation: str
     headers: dict[str, str]
@@ -218,7 +227,7 @@ class Request:
 
 
 class Recorder:
-    """A TCP proxy that notes what clients send, connection by connection."""
+    """A TCP proxy that records the bytes that clients send, separately for each connection."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -234,13 +243,13 @@ class Recorder:
 
     @property
     def requests(self) -> list[Request]:
-        """All whole requests, in the order of their connections."""
+        """Return all complete requests, in the order of their connections."""
         return [request for sent in self._sent for request in parse_requests(bytes(sent))]
 
     def close(self) -> None:
         for each in self._sockets:
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+                each.shutdown(socket.SHUT_RDWR)  # wakes the thread that blocks on it
         for thread in self._threads:
             thread.join()
         for each in self._sockets:
@@ -261,10 +270,10 @@ class Recorder:
                 self._start(self._copy, server, client, bytearray())
 
     @staticmethod
-    def _copy(source: socket.socket, target: socket.socket, noted: bytearray) -> None:
-        with suppress(OSError):  # either end may hang up
+    def _copy(source: socket.socket, target: socket.socket, recorded: bytearray) -> None:
+        with suppress(OSError):  # either end may close the connection
             while data := source.recv(65536):
-                noted += data
+                recorded += data
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
@@ -272,14 +281,16 @@ class Recorder:
 def parse_requests(sent: bytes) -> list[Request]:
     requests = []
     while b"\r\n\r\n" in sent:
-        top, _, rest = sent.partition(b"\r\n\r\n")
-        pairs = [line.partition(": ") for line in top.decode().split("\r\n")[1:]]
+        head, _, rest = sent.partition(b"\r\n\r\n")
+        pairs = [line.partition(": ") for line in head.decode().split("\r\n")[1:]]
         headers = {name.lower(): value for name, _, value in pairs}
         length = int(headers.get("content-length", 0))
         if len(rest) < length:
             break
         body = rest[:length].decode()
-        named = [name for name in ("Subscribe", "GetStreamingEvents", "Unsubscribe") if f"<m:{name}" in body]
-        requests.append(Request(named[0] if named else "-", headers, body))
+        operations = [
+            name for name in ("Subscribe", "GetStreamingEvents", "Unsubscribe") if f"<m:{name}" in body
+        ]
+        requests.append(Request(operations[0] if operations else "-", headers, body))
         sent = rest[length:]
     return requests

@@ -31,34 +31,34 @@ def entra(setup: Callable[[Simulator], object], code: int, text: str) -> Case:
 
 
 def with_certificate(simulator: Simulator) -> None:
-    secret = simulator.told["oauth"]["client_secret"]
-    simulator.change(f'client_secret = "{secret}"', 'certificate = "application.pem"')
+    secret = simulator.info["oauth"]["client_secret"]
+    simulator.replace_config(f'client_secret = "{secret}"', 'certificate = "application.pem"')
 
 
 def wrong_password(simulator: Simulator) -> None:
-    simulator.change(simulator.told["password"], "wrong-Secret")
+    simulator.replace_config(simulator.info["password"], "wrong-Secret")
 
 
 def untrusted_authority(simulator: Simulator) -> None:
-    simulator.change('ca_file = "ca.pem"\n', "")
-    simulator.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    simulator.replace_config('ca_file = "ca.pem"\n', "")
+    simulator.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
 
 
 def wrong_secret(simulator: Simulator) -> None:
-    simulator.change(simulator.told["oauth"]["client_secret"], "wrong-Secret")
+    simulator.replace_config(simulator.info["oauth"]["client_secret"], "wrong-Secret")
 
 
 def wrong_tenant(simulator: Simulator) -> None:
-    simulator.change(simulator.told["oauth"]["tenant"], "fabrikam.example")
+    simulator.replace_config(simulator.info["oauth"]["tenant"], "fabrikam.example")
 
 
 def skewed_clock(simulator: Simulator) -> None:
     with_certificate(simulator)
-    simulator.break_(kind="clock_off", offset=-600, seconds=600)
+    simulator.inject_fault(kind="clock_off", offset=-600, seconds=600)
 
 
 def fault(kind: str, **parameters: object) -> Callable[[Simulator], object]:
-    return lambda simulator: simulator.break_(kind=kind, seconds=600, **parameters)
+    return lambda simulator: simulator.inject_fault(kind=kind, seconds=600, **parameters)
 
 
 REJECTED = (
@@ -138,9 +138,9 @@ def test_authentication_with_a_certificate(simulator: Start, listen: Listen) -> 
     exchange = simulator("--auth", "oauth")
     with_certificate(exchange)
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     assert exchange.state()["authentication"]["tokens"] == 1
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,29 +151,29 @@ def test_each_failure_has_its_own_message(simulator: Start, listen: Listen, case
     daemon = listen(exchange)
     error = daemon.until_logged(event)[0]
     assert error["code"] == code
-    pattern = re.escape(text.format(**placeholders(exchange.told))).replace("…", ".+")
+    pattern = re.escape(text.format(**placeholders(exchange.info))).replace("…", ".+")
     assert re.fullmatch(pattern, error["text"]), error["text"]
-    assert daemon.seconds_to(error) < DEADLINE
-    assert daemon.end() == 0
+    assert daemon.seconds_since_start(error) < DEADLINE
+    assert daemon.stop() == 0
 
 
 def test_tokens_are_renewed_while_streams_stay_open(simulator: Start, listen: Listen) -> None:
     """No expired token is sent. The daemon answers a claims challenge with a token that has the claim."""
     exchange = simulator("--auth", "oauth", "--token-lifetime", "2")
     # Sweeps send requests that the server can challenge; an open stream sends none.
-    exchange.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
+    exchange.append_config('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     streams = exchange.state()["requests"]["GetStreamingEvents"]
-    exchange.break_(kind="claims_challenge", seconds=600)
-    exchange.make(exchange.mailboxes[0])
+    exchange.inject_fault(kind="claims_challenge", seconds=600)
+    exchange.create_events(exchange.mailboxes[0])
     until(lambda: exchange.deliveries, "the event")
     until(lambda: exchange.state()["authentication"]["reasons"].get("claims"), "a challenge")
     until(lambda: exchange.state()["authentication"]["tokens"] >= 2, "another token")
     state = exchange.state()
     assert state["requests"]["GetStreamingEvents"] == streams
     assert state["authentication"]["reasons"].keys() == {"claims"}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 AUTH_OPTIONS = {
@@ -187,17 +187,17 @@ AUTH_OPTIONS = {
 def test_twelve_groups_do_not_lock_the_account(simulator: Start, listen: Listen, kind: str) -> None:
     """The second attempt follows soon, then a pause of at least one minute, for all groups together."""
     exchange = simulator(*AUTH_OPTIONS[kind], "--mailboxes", "12")
-    exchange.change(
-        exchange.told["oauth"]["client_secret"] if kind == "oauth" else exchange.told["password"],
+    exchange.replace_config(
+        exchange.info["oauth"]["client_secret"] if kind == "oauth" else exchange.info["password"],
         "wrong-Secret",
     )
-    exchange.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
-    exchange.append("\n[affinity]\ngroup_size = 1\n")
+    exchange.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    exchange.append_config("\n[affinity]\ngroup_size = 1\n")
     daemon = listen(exchange)
     daemon.until_logged("auth.refused", attempts=2, pause=60.0)
     time.sleep(1)
     state = exchange.state()["authentication"]
     assert sum(state["token_errors" if kind == "oauth" else "refused"].values()) == 2
     assert state["locked"] == []
-    assert daemon.end() == 0
-    assert "wrong-Secret" not in daemon.errors.read_text()
+    assert daemon.stop() == 0
+    assert "wrong-Secret" not in daemon.log_file.read_text()

@@ -1,11 +1,11 @@
-"""What comparisons find, through a real daemon: phantoms, replaced mailboxes, streams that a proxy holds back."""
+"""Catch-up of a real daemon: deleted items, replaced mailboxes, streams that a proxy buffers."""
 
 import time
 
 from tests.system.processes import Listen, Simulator, Start, until
 from tests.system.test_restart import requests
 
-FAST = """
+FAST_CATCH_UP = """
 [catch_up]
 interval = "1s"
 idle_interval = "1s"
@@ -15,82 +15,92 @@ level = "debug"
 """
 
 
-def items(there: Simulator, *words: str) -> list[tuple[str, str]]:
-    """Word and subject of the item events that were delivered, in order."""
+def items(exchange: Simulator, *kinds: str) -> list[tuple[str, str]]:
+    """Return (type, subject) of the delivered item events of these types, in order."""
     found = []
-    for event in there.deliveries:
+    for event in exchange.deliveries:
         kind = event["type"].removeprefix("exchange.item.")
-        if kind in words:
+        if kind in kinds:
             found.append((kind, event["subject"]))
     return found
 
 
-def test_what_goes_while_a_comparison_waits_is_not_reported_as_there(
-    simulator: Start, listen: Listen
-) -> None:
-    there = simulator("--mailboxes", "1", "--backends", "1")
-    (ann,) = there.mailboxes
-    daemon = listen(there)
-    there.streaming(1)
-    until(lambda: requests(there, "FindFolder") == 1, "the first look")
-    time.sleep(1.1)  # what is of the second of the first subscription is left to the stream
-    # What comes now is lost with the subscription, and the comparison that follows finds it.
-    there.break_(kind="silent_subscription", mailbox=ann, seconds=30)
-    mail = there.make(ann, "CreatedEvent")[0]["item_id"]
-    there.break_(kind="backend_restart")
-    until(lambda: requests(there, "SyncFolderItems") >= 1, "the comparison")
+def test_item_deleted_during_catchup_is_not_reported_as_created(simulator: Start, listen: Listen) -> None:
+    exchange = simulator("--mailboxes", "1", "--backends", "1")
+    (ann,) = exchange.mailboxes
+    daemon = listen(exchange)
+    exchange.until_streaming(1)
+    until(lambda: requests(exchange, "FindFolder") == 1, "the first snapshot")
+    time.sleep(1.1)  # catch-up skips changes of the second of the first Subscribe: the stream reports them
+    # The next event is lost with the subscription. The following catch-up finds it.
+    exchange.inject_fault(kind="silent_subscription", mailbox=ann, seconds=30)
+    mail = exchange.create_events(ann, "CreatedEvent")[0]["item_id"]
+    exchange.inject_fault(kind="backend_restart")
+    until(lambda: requests(exchange, "SyncFolderItems") >= 1, "the catch-up")
     daemon.until_logged("catchup.started", mailbox=ann)
-    gone = {line["item_id"] for line in there.make(ann, "DeletedEvent") if line["kind"] == "DeletedEvent"}
-    assert gone == {mail}
+    deleted = {
+        line["item_id"]
+        for line in exchange.create_events(ann, "DeletedEvent")
+        if line["kind"] == "DeletedEvent"
+    }
+    assert deleted == {mail}
     daemon.until_logged("catchup.finished", mailbox=ann)
-    words = [kind for kind, id_ in items(there, "created", "modified", "new_mail", "deleted") if id_ == mail]
-    assert words == ["deleted"]
-    assert daemon.end() == 0
+    kinds = [
+        kind for kind, id_ in items(exchange, "created", "modified", "new_mail", "deleted") if id_ == mail
+    ]
+    assert kinds == ["deleted"]
+    assert daemon.stop() == 0
 
 
-def test_a_mailbox_that_was_replaced_is_reported_once(simulator: Start, listen: Listen) -> None:
-    there = simulator("--mailboxes", "3", "--backends", "1")
-    there.append('\n[log]\nlevel = "debug"\n')
-    ann = there.mailboxes[0]
-    there.make(ann, count=5)
-    daemon = listen(there)
+def test_replaced_mailbox_is_reported_once(simulator: Start, listen: Listen) -> None:
+    exchange = simulator("--mailboxes", "3", "--backends", "1")
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
+    ann = exchange.mailboxes[0]
+    exchange.create_events(ann, count=5)
+    daemon = listen(exchange)
     daemon.until_logged("catchup.ready", mailbox=ann)
-    there.make(ann)
-    until(lambda: items(there, "new_mail"), "a live event")
-    before = len(there.deliveries)
-    there.break_(kind="mailbox_replaced", mailbox=ann)
+    exchange.create_events(ann)
+    until(lambda: items(exchange, "new_mail"), "a live event")
+    before = len(exchange.deliveries)
+    exchange.inject_fault(kind="mailbox_replaced", mailbox=ann)
     daemon.until_logged("catchup.reset", mailbox=ann)
     daemon.until_logged("catchup.finished", mailbox=ann)
-    after = [event["type"] for event in there.deliveries[before:]]
+    after = [event["type"] for event in exchange.deliveries[before:]]
     assert not [kind for kind in after if not kind.startswith("exchange.listener.")]
     assert len(daemon.logged("catchup.reset")) == 1
-    lines = there.make(ann)
+    lines = exchange.create_events(ann)
     (mail,) = {line["item_id"] for line in lines if line["kind"] == "NewMailEvent"}
-    until(lambda: ("new_mail", mail) in items(there, "new_mail"), "an event of the new mailbox")
-    assert daemon.end() == 0
+    until(lambda: ("new_mail", mail) in items(exchange, "new_mail"), "an event of the new mailbox")
+    assert daemon.stop() == 0
 
 
-def test_behind_a_proxy_that_buffers_streams_mailboxes_are_compared(simulator: Start, listen: Listen) -> None:
-    there = simulator("--mailboxes", "3", "--backends", "1", "--heartbeat", "1")
-    there.append(FAST)
-    there.change("[exchange]", '[exchange]\nrequest_timeout = "2s"')
-    for mailbox in there.mailboxes:
-        there.make(mailbox, count=2)
-    there.break_(kind="buffered_streams", seconds=600)
-    daemon = listen(there)
-    until(lambda: there.state()["subscriptions"] == 3, "subscriptions")
-    time.sleep(1.1)  # what is of the second of the first subscription is left to the stream
+def test_catchup_runs_when_a_proxy_buffers_streams(simulator: Start, listen: Listen) -> None:
+    exchange = simulator("--mailboxes", "3", "--backends", "1", "--heartbeat", "1")
+    exchange.append_config(FAST_CATCH_UP)
+    exchange.replace_config("[exchange]", '[exchange]\nrequest_timeout = "2s"')
+    for mailbox in exchange.mailboxes:
+        exchange.create_events(mailbox, count=2)
+    exchange.inject_fault(kind="buffered_streams", seconds=600)
+    daemon = listen(exchange)
+    until(lambda: exchange.state()["subscriptions"] == 3, "subscriptions")
+    time.sleep(1.1)  # catch-up skips changes of the second of the first Subscribe: the stream reports them
     made = set()
-    for mailbox in there.mailboxes:
-        made |= {line["item_id"] for line in there.make(mailbox) if line["kind"] == "NewMailEvent"}
-    until(lambda: {id_ for _, id_ in items(there, "new_mail")} == made, "what came without a stream")
-    assert sorted(items(there, "new_mail")) == sorted(("new_mail", id_) for id_ in made)
+    for mailbox in exchange.mailboxes:
+        made |= {
+            line["item_id"] for line in exchange.create_events(mailbox) if line["kind"] == "NewMailEvent"
+        }
+    until(lambda: {id_ for _, id_ in items(exchange, "new_mail")} == made, "the events that catch-up found")
+    assert sorted(items(exchange, "new_mail")) == sorted(("new_mail", id_) for id_ in made)
     assert len(daemon.logged("catchup.without_stream")) == 1
-    # The proxy is put right: the streams come back, and bring nothing twice.
-    there.end_faults()
+    # After the proxy is fixed, the streams recover without duplicates.
+    exchange.end_faults()
     daemon.until_logged("group.streaming")
     daemon.until_logged("catchup.finished", 3)
-    last = {line["item_id"] for line in there.make(there.mailboxes[0]) if line["kind"] == "NewMailEvent"}
-    until(lambda: {id_ for _, id_ in items(there, "new_mail")} == made | last, "what came with a stream")
-    assert len(items(there, "new_mail")) == 4
-    assert daemon.end() == 0
+    last = {
+        line["item_id"]
+        for line in exchange.create_events(exchange.mailboxes[0])
+        if line["kind"] == "NewMailEvent"
+    }
+    until(lambda: {id_ for _, id_ in items(exchange, "new_mail")} == made | last, "the event from the stream")
+    assert len(items(exchange, "new_mail")) == 4
+    assert daemon.stop() == 0

@@ -1,6 +1,6 @@
-"""All kinds of faults at once, by the dice, through the real processes; then everything is as it was before.
+"""Random faults of all kinds at once, with real processes; afterwards the daemon recovers completely.
 
-EWS_LISTENER_CHAOS_SECONDS and EWS_LISTENER_CHAOS_SEEDS make it longer.
+EWS_LISTENER_CHAOS_SECONDS and EWS_LISTENER_CHAOS_SEEDS extend the run.
 """
 
 import os
@@ -18,69 +18,69 @@ from tests.system.processes import Listener, Simulator, until
 SECONDS = float(os.environ.get("EWS_LISTENER_CHAOS_SECONDS", "8"))
 SEEDS = range(1, 1 + int(os.environ.get("EWS_LISTENER_CHAOS_SEEDS", "1")))
 MAILBOXES = 60
-# Measured over five seeds of a minute: 1.5 MB. But the buffer of a large envelope (16 MB) may not be given back yet.
+# Measured over five seeds of one minute: 1.5 MB. The buffer of a large envelope (16 MB) may not be freed yet.
 MARGIN = 20e6
 
 
-class Holding(NamedTuple):
-    """What a process has: memory in bytes, open files, and those of them that are sockets."""
+class Resources(NamedTuple):
+    """Resources of a process: memory in bytes, open file descriptors, and how many of those are sockets."""
 
     memory: int
     files: int
     sockets: int
 
 
-def holding(process: int) -> Holding:
+def resources(process: int) -> Resources:
     status = Path(f"/proc/{process}/status").read_text()
     (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
     targets = [os.readlink(file) for file in Path(f"/proc/{process}/fd").iterdir()]
-    return Holding(
+    return Resources(
         int(kilobytes) * 1024, len(targets), sum(target.startswith("socket:") for target in targets)
     )
 
 
-def all_events_arrive(there: Simulator, deadline: float) -> None:
-    """Those of each mailbox; a stream may turn out to be dead, so each is given some chances."""
-    waiting = set(there.mailboxes)
+def until_events_arrive(exchange: Simulator, deadline: float) -> None:
+    """Wait for an event of each mailbox. Create new ones every second, because a stream may turn out to be dead."""
+    waiting = set(exchange.mailboxes)
     while waiting:
         assert time.monotonic() < deadline, f"no events of {len(waiting)} mailboxes: {sorted(waiting)[:5]}"
         made = {
             line.get("item_id") or line.get("folder_id"): mailbox
             for mailbox in sorted(waiting)
-            for line in there.make(mailbox)
+            for line in exchange.create_events(mailbox)
         }
-        again = time.monotonic() + 1
-        while waiting and time.monotonic() < again:
-            waiting -= {made[event["subject"]] for event in there.deliveries if event["subject"] in made}
+        next_round = time.monotonic() + 1
+        while waiting and time.monotonic() < next_round:
+            waiting -= {made[event["subject"]] for event in exchange.deliveries if event["subject"] in made}
             time.sleep(0.05)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_heavy_faults_and_then_everything_is_as_it_was(
+def test_recovers_from_heavy_random_faults(
     simulator: Callable[..., Simulator], listen: Callable[..., Listener], seed: int
 ) -> None:
-    there = simulator(
+    exchange = simulator(
         *("--mailboxes", str(MAILBOXES), "--seed", str(seed), "--heartbeat", "1"),
     )
-    daemon = listen(there)
-    there.streaming(MAILBOXES)
-    all_events_arrive(there, time.monotonic() + 10)
-    before = holding(daemon.process.pid)
+    daemon = listen(exchange)
+    exchange.until_streaming(MAILBOXES)
+    until_events_arrive(exchange, time.monotonic() + 10)
+    before = resources(daemon.process.pid)
 
-    there.break_(profile="heavy")
+    exchange.inject_fault(profile="heavy")
     time.sleep(SECONDS)
-    there.break_(profile="none")
+    exchange.inject_fault(profile="none")
     started_at = time.monotonic()
-    made = there.broken()["made"]
-    until(lambda: there.state()["mailboxes_streaming"] == MAILBOXES, "every mailbox streaming", 60)
-    all_events_arrive(there, started_at + 60)
+    made = exchange.fault_status()["made"]
+    until(lambda: exchange.state()["mailboxes_streaming"] == MAILBOXES, "every mailbox streaming", 60)
+    until_events_arrive(exchange, started_at + 60)
     took = time.monotonic() - started_at
 
-    state = there.state()
+    state = exchange.state()
     groups = len(state["streams"])
     after = until(
-        lambda: now if (now := holding(daemon.process.pid)).memory <= before.memory + MARGIN else None,
-        lambda: f"memory: {before} -> {holding(daemon.process.pid)}",
+        lambda: now if (now := resources(daemon.process.pid)).memory <= before.memory + MARGIN else None,
+        lambda: f"memory: {before} -> {resources(daemon.process.pid)}",
     )
     print(
         f"seed {seed}: {sum(made.values())} faults of {len(made)} kinds in {SECONDS:g} s; all events arrive after "
@@ -88,14 +88,14 @@ def test_heavy_faults_and_then_everything_is_as_it_was(
     )
     assert state["mailboxes_streaming"] == MAILBOXES
     assert after.files - after.sockets == before.files - before.sockets
-    # Each group has its stream, and some connections that wait for the next request. What is never closed at all is
-    # found by tests/virtual/test_day.py, to the last one.
+    # Each group has its stream and some idle connections. tests/virtual/test_day.py finds every connection that is
+    # never closed.
     assert after.sockets <= before.sockets + groups * (MAX_IDLE + 1) - 3
 
     assert daemon.process.poll() is None
-    assert daemon.end() == 0
-    text = daemon.errors.read_text()
+    assert daemon.stop() == 0
+    text = daemon.log_file.read_text()
     assert "Traceback" not in text
     assert not [line for line in daemon.log if line["level"] == "error"]
     assert daemon.log[-1]["event"] == "listener.stopped"
-    assert there.state()["streams"] == []
+    assert exchange.state()["streams"] == []

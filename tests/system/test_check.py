@@ -1,4 +1,4 @@
-"""`ews-listener check --connect` against a started simulator; the proof of the scope; the audit."""
+"""`ews-listener check --connect` against a simulator; must_deny mailboxes; the audit log."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Listen = Callable[..., Listener]
 CEO = "ceo@contoso.example"
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     code: int
     out: str
     err: str
@@ -28,155 +28,155 @@ class Checked(NamedTuple):
         return json.loads(self.out)
 
 
-def check(simulator: Simulator, *options: str) -> Checked:
+def check(simulator: Simulator, *options: str) -> CheckResult:
     command = [sys.executable, "-m", "listener", "check", "--config", str(simulator.config), "--connect"]
     done = forked.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
-    return Checked(done.returncode, done.stdout, done.stderr)
+    return CheckResult(done.returncode, done.stdout, done.stderr)
 
 
-def refused(simulator: Simulator) -> int:
-    """How many requests came with credentials that are not good."""
+def unauthorized_requests(simulator: Simulator) -> int:
+    """Return the number of requests with wrong credentials."""
     return sum(count.get("401", 0) for count in simulator.state()["requests"].values())
 
 
-def matter(report: Any, mailbox: str) -> Any:
-    (found,) = (each for each in report["checked"] if each["mailbox"] == mailbox)
-    return found
+def finding_of(report: Any, mailbox: str) -> Any:
+    (finding,) = (each for each in report["checked"] if each["mailbox"] == mailbox)
+    return finding
 
 
-def test_all_is_well(simulator: Start) -> None:
-    office = simulator()
-    checked = check(office, "--json")
+def test_everything_passes(simulator: Start) -> None:
+    exchange = simulator()
+    checked = check(exchange, "--json")
     assert (checked.code, checked.err) == (0, "")
     report = checked.json
     assert report["ok"] is True
     (server,) = report["servers"]
     assert server == {
-        "url": office.told["ews_url"],
-        "account": office.told["user"],
+        "url": exchange.info["ews_url"],
+        "account": exchange.info["user"],
         "ok": True,
         "stage": None,
     }
     grouped = [mailbox for group in report["groups"] for mailbox in group["mailboxes"]]
-    assert sorted(grouped) == sorted(office.mailboxes)
+    assert sorted(grouped) == sorted(exchange.mailboxes)
     assert all(group["anchor"] == min(group["mailboxes"]) for group in report["groups"])
-    assert [each["mailbox"] for each in report["checked"] if each["ok"]] == sorted(office.mailboxes)
+    assert [each["mailbox"] for each in report["checked"] if each["ok"]] == sorted(exchange.mailboxes)
 
 
-def test_each_refusal_comes_with_its_cause_and_what_mends_it(simulator: Start) -> None:
-    office = simulator()
-    outside, without_ews, theirs, good = office.mailboxes
-    office.give(outside, in_scope=False)
-    office.give(without_ews, ews=False)
-    office.append(
-        f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["calendar"]\n'
+def test_each_failure_has_a_cause_and_a_fix(simulator: Start) -> None:
+    exchange = simulator()
+    outside, without_ews, delegated, good = exchange.mailboxes
+    exchange.set_rights(outside, in_scope=False)
+    exchange.set_rights(without_ews, ews=False)
+    exchange.append_config(
+        f'\n[[mailboxes.overrides]]\naddresses = ["{delegated}"]\naccess = "delegate"\nfolders = ["calendar"]\n'
         '[[mailboxes.overrides]]\naddresses = ["nobody@contoso.example"]\n'
     )
-    checked = check(office, "--json")
+    checked = check(exchange, "--json")
     assert checked.code == 4
     report = checked.json
     assert {each["mailbox"]: each.get("code") for each in report["checked"]} == {
         outside: "ErrorImpersonateUserDenied",
         without_ews: "Http403",
-        theirs: "ErrorSubscriptionDelegateAccessNotSupported",
+        delegated: "ErrorSubscriptionDelegateAccessNotSupported",
         "nobody@contoso.example": "InvalidUser",
         good: None,
     }
-    user = office.told["user"]
-    assert "outside its scope" in matter(report, outside)["cause"]
-    assert "New-ManagementScope" in matter(report, outside)["fix"]
-    assert f"-User {user} -CustomRecipientWriteScope" in matter(report, outside)["fix"]
-    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in matter(report, without_ews)["fix"]
-    assert f"Add-MailboxFolderPermission {theirs}:" in matter(report, theirs)["fix"]
-    told = check(office).out
-    assert "1 of 5 mailboxes can be reached." in told
-    assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in told
-    assert "      Fix: grant permission: Add-MailboxFolderPermission" in told
-    office.give(theirs, folders=["calendar"])
-    assert check(office, "--mailbox", theirs.upper(), "--mailbox", good).code == 0
+    user = exchange.info["user"]
+    assert "outside its scope" in finding_of(report, outside)["cause"]
+    assert "New-ManagementScope" in finding_of(report, outside)["fix"]
+    assert f"-User {user} -CustomRecipientWriteScope" in finding_of(report, outside)["fix"]
+    assert f"Set-CASMailbox {without_ews} -EwsEnabled $true" in finding_of(report, without_ews)["fix"]
+    assert f"Add-MailboxFolderPermission {delegated}:" in finding_of(report, delegated)["fix"]
+    text = check(exchange).out
+    assert "1 of 5 mailboxes can be reached." in text
+    assert f"FAIL  {outside}   ErrorImpersonateUserDenied\n      " in text
+    assert "      Fix: grant permission: Add-MailboxFolderPermission" in text
+    exchange.set_rights(delegated, folders=["calendar"])
+    assert check(exchange, "--mailbox", delegated.upper(), "--mailbox", good).code == 0
 
 
-def test_a_refused_account_is_tried_once_and_no_mailbox_is(simulator: Start) -> None:
-    office = simulator()
-    office.change('password = "', 'password = "x')
-    checked = check(office, "--json")
+def test_refused_account_is_tried_once_and_mailboxes_are_skipped(simulator: Start) -> None:
+    exchange = simulator()
+    exchange.replace_config('password = "', 'password = "x')
+    checked = check(exchange, "--json")
     assert checked.code == 3
     report = checked.json
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert not any(each["ok"] or each["tried"] for each in report["checked"])
-    assert office.told["password"] not in checked.out + checked.err
-    # The same where Autodiscover is not asked.
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    report = check(office, "--json").json
+    assert exchange.info["password"] not in checked.out + checked.err
+    # The same without Autodiscover.
+    exchange.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    report = check(exchange, "--json").json
     assert [(server["ok"], server["stage"]) for server in report["servers"]] == [(False, "authenticate")]
     assert len(report["groups"]) == 1
     assert "Get-ADUser" in report["servers"][0]["fix"]
 
 
 def test_repeated_checks_do_not_lock_the_account(simulator: Start) -> None:
-    office = simulator("--lock-after", "4")
-    office.change(office.told["password"], "wrong-Secret")
-    found = [check(office, "--json") for _ in range(6)]
-    assert {each.code for each in found} == {3}
-    assert "held" not in found[0].json["servers"][0]
-    server = found[-1].json["servers"][0]
+    exchange = simulator("--lock-after", "4")
+    exchange.replace_config(exchange.info["password"], "wrong-Secret")
+    results = [check(exchange, "--json") for _ in range(6)]
+    assert {each.code for each in results} == {3}
+    assert "held" not in results[0].json["servers"][0]
+    server = results[-1].json["servers"][0]
     assert (server["stage"], server["code"]) == ("authenticate", "Http401")
     assert 0 < server["held"] <= 60
-    assert 0 < refused(office) < 4
-    people = check(office).out
-    assert "      Lockout protection: these credentials are not used again for " in people
-    # Another password is tried at once, and so is the same one where the operator says so.
-    office.change("wrong-Secret", office.told["password"])
-    assert check(office).code == 0
-    office.change(office.told["password"], "wrong-Secret")
+    assert 0 < unauthorized_requests(exchange) < 4
+    text = check(exchange).out
+    assert "      Lockout protection: these credentials are not used again for " in text
+    # A changed password is tried at once. So is the same one after the operator deletes the stored refusals.
+    exchange.replace_config("wrong-Secret", exchange.info["password"])
+    assert check(exchange).code == 0
+    exchange.replace_config(exchange.info["password"], "wrong-Secret")
     for _ in range(3):
-        assert check(office).code == 3
-    (kept,) = office.folder.rglob("refusals.json")
-    assert kept.stat().st_mode & 0o777 == 0o600
-    before = refused(office)
-    check(office)
-    assert refused(office) == before
-    kept.unlink()
-    check(office)
-    assert refused(office) == before + 1
+        assert check(exchange).code == 3
+    (refusals,) = exchange.folder.rglob("refusals.json")
+    assert refusals.stat().st_mode & 0o777 == 0o600
+    before = unauthorized_requests(exchange)
+    check(exchange)
+    assert unauthorized_requests(exchange) == before
+    refusals.unlink()
+    check(exchange)
+    assert unauthorized_requests(exchange) == before + 1
 
 
-def test_a_server_that_is_not_there(simulator: Start) -> None:
-    office = simulator()
+def test_server_that_does_not_listen(simulator: Start) -> None:
+    exchange = simulator()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    office.change(f"127.0.0.1:{office.port}/EWS", f"127.0.0.1:{port}/EWS")
-    checked = check(office, "--json")
+    exchange.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    exchange.replace_config(f"127.0.0.1:{exchange.port}/EWS", f"127.0.0.1:{port}/EWS")
+    checked = check(exchange, "--json")
     assert checked.code == 3
     (server,) = checked.json["servers"]
     assert (server["stage"], server["code"]) == ("connect", "ConnectFailed")
 
 
-def test_a_certificate_that_nobody_trusts(simulator: Start) -> None:
-    office = simulator("--tls")
-    office.change('ca_file = "ca.pem"\n', "autodiscover = false\n")
-    checked = check(office, "--json")
+def test_untrusted_certificate(simulator: Start) -> None:
+    exchange = simulator("--tls")
+    exchange.replace_config('ca_file = "ca.pem"\n', "autodiscover = false\n")
+    checked = check(exchange, "--json")
     assert checked.code == 3
     (server,) = checked.json["servers"]
     assert (server["stage"], server["code"]) == ("secure", "TlsFailed")
     assert "ca_file" in server["fix"]
 
 
-def test_a_busy_server_is_asked_less_and_in_the_end_everything(simulator: Start) -> None:
-    office = simulator("--mailboxes", "150")
-    office.change("[auth]", "concurrency = 40\n\n[auth]")
-    office.break_(kind="throttled", seconds=60, concurrency=27, back_off_ms=300)
-    checked = check(office)
+def test_throttled_server_is_checked_completely_with_lower_concurrency(simulator: Start) -> None:
+    exchange = simulator("--mailboxes", "150")
+    exchange.replace_config("[auth]", "concurrency = 40\n\n[auth]")
+    exchange.inject_fault(kind="throttled", seconds=60, concurrency=27, back_off_ms=300)
+    checked = check(exchange)
     assert checked.code == 0, checked.out
     assert "150 of 150 mailboxes can be reached." in checked.out
 
 
 def test_distribution_groups_are_expanded(simulator: Start) -> None:
-    office = simulator()
+    exchange = simulator()
     groups = '["everyone@contoso.example", "nobody@contoso.example"]'
-    office.change('file = "mailboxes.txt"', f"distribution_groups = {groups}")
-    checked = check(office, "--json")
+    exchange.replace_config('file = "mailboxes.txt"', f"distribution_groups = {groups}")
+    checked = check(exchange, "--json")
     assert checked.code == 4
     good, bad = checked.json["distribution_groups"]
     assert good == {"group": "everyone@contoso.example", "ok": True, "members": 4}
@@ -184,202 +184,208 @@ def test_distribution_groups_are_expanded(simulator: Start) -> None:
     assert [each["ok"] for each in checked.json["checked"]] == [True] * 4
 
 
-def test_one_ill_mailbox_is_not_taken_for_an_ill_server(simulator: Start) -> None:
-    office = simulator("--backends", "1")
-    ill, *_ = sorted(office.mailboxes)
-    office.break_(kind="http", status=503, mailbox=ill, operation="GetFolder")
-    checked = check(office, "--json")
+def test_one_failing_mailbox_does_not_fail_the_server(simulator: Start) -> None:
+    exchange = simulator("--backends", "1")
+    failing, *_ = sorted(exchange.mailboxes)
+    exchange.inject_fault(kind="http", status=503, mailbox=failing, operation="GetFolder")
+    checked = check(exchange, "--json")
     assert checked.code == 4
     assert [server["ok"] for server in checked.json["servers"]] == [True]
-    assert [each["mailbox"] for each in checked.json["checked"] if not each["ok"]] == [ill]
+    assert [each["mailbox"] for each in checked.json["checked"] if not each["ok"]] == [failing]
 
 
-def test_on_a_terminal_there_is_a_progress_bar(simulator: Start) -> None:
-    office = simulator()
+def test_progress_bar_on_a_terminal(simulator: Start) -> None:
+    exchange = simulator()
     reading, writing = pty.openpty()
-    command = [sys.executable, "-m", "listener", "check", "--config", str(office.config), "--connect"]
+    command = [sys.executable, "-m", "listener", "check", "--config", str(exchange.config), "--connect"]
     with forked.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True) as process:
         os.close(writing)
-        told, shown = process.communicate(timeout=60)[0], bytearray()
+        output, screen = process.communicate(timeout=60)[0], bytearray()
         with suppress(OSError), open(reading, "rb", buffering=0) as terminal:
             while chunk := terminal.read(4096):
-                shown += chunk
+                screen += chunk
     assert process.returncode == 0
-    assert "4 of 4 mailboxes can be reached." in told
-    assert b"checking mailboxes" in shown
-    assert b"4/4" in shown
+    assert "4 of 4 mailboxes can be reached." in output
+    assert b"checking mailboxes" in screen
+    assert b"4/4" in screen
 
 
-def test_a_bad_configuration_is_told_before_anything_is_asked(simulator: Start) -> None:
-    office = simulator()
-    office.append('\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n')
-    checked = check(office)
+def test_invalid_configuration_is_reported_before_any_request(simulator: Start) -> None:
+    exchange = simulator()
+    exchange.append_config(
+        '\n[[mailboxes.overrides]]\naddresses = ["a@contoso.example"]\naccess = "delegate"\n'
+    )
+    checked = check(exchange)
     assert checked.code == 2
     assert checked.err == (
         "error: mailboxes.overrides[0].access: delegate access cannot subscribe to all folders; set folders\n"
     )
-    assert office.state()["requests"] == {}
+    assert exchange.state()["requests"] == {}
 
 
-# --- the scope
+# --- must_deny mailboxes
 
 
 def must_deny(simulator: Simulator, *mailboxes: str, more: str = "") -> None:
-    simulator.append(f"\n[impersonation]\nmust_deny = {json.dumps(mailboxes)}\n{more}\n")
+    simulator.append_config(f"\n[impersonation]\nmust_deny = {json.dumps(mailboxes)}\n{more}\n")
 
 
-def test_the_check_proves_the_scope(simulator: Start) -> None:
-    office = simulator()
-    must_deny(office, CEO)
-    checked = check(office, "--json")
+def test_check_verifies_must_deny(simulator: Start) -> None:
+    exchange = simulator()
+    must_deny(exchange, CEO)
+    checked = check(exchange, "--json")
     assert checked.code == 0
     assert checked.json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
-    office.give(CEO, in_scope=True)
-    checked = check(office)
+    exchange.set_rights(CEO, in_scope=True)
+    checked = check(exchange)
     assert checked.code == 4
     assert f"FAIL  {CEO}   the account can access this must_deny mailbox\n" in checked.out
 
 
-def test_the_check_tries_as_a_delegate_where_one_is_used_and_at_the_groups_servers(simulator: Start) -> None:
-    office = simulator("--backends", "1")
-    theirs = office.mailboxes[0]
-    office.give(theirs, folders=["inbox"])
-    url = office.told["ews_url"]
-    office.change(f'ews_url = "{url}"', "autodiscover = false")
-    office.change('file = "mailboxes.txt"', 'access = "delegate"')
-    office.append(
-        f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{theirs}"]\n'
+def test_must_deny_is_checked_as_delegate_and_at_group_servers(simulator: Start) -> None:
+    exchange = simulator("--backends", "1")
+    delegated = exchange.mailboxes[0]
+    exchange.set_rights(delegated, folders=["inbox"])
+    url = exchange.info["ews_url"]
+    exchange.replace_config(f'ews_url = "{url}"', "autodiscover = false")
+    exchange.replace_config('file = "mailboxes.txt"', 'access = "delegate"')
+    exchange.append_config(
+        f'\n[subscription]\nfolders = ["inbox"]\n[[groups]]\news_url = "{url}"\nmailboxes = ["{delegated}"]\n'
     )
-    must_deny(office, CEO)
-    checked = check(office, "--json")
+    must_deny(exchange, CEO)
+    checked = check(exchange, "--json")
     assert checked.code == 0, checked.out
     assert checked.json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
-    office.give(CEO, folders=["*"])
-    checked = check(office)
+    exchange.set_rights(CEO, folders=["*"])
+    checked = check(exchange)
     assert checked.code == 4
     assert f"FAIL  {CEO}   the account can access this must_deny mailbox\n" in checked.out
     assert "      Fix: remove the account's permissions on the mailbox\n" in checked.out
     assert (
-        f'Subscribe on the folder "inbox" of the mailbox, as a delegate, at 127.0.0.1:{office.port}'
+        f'Subscribe on the folder "inbox" of the mailbox, as a delegate, at 127.0.0.1:{exchange.port}'
         in checked.out
     )
-    # Free/busy is for everybody, and no proof.
-    office.give(CEO, folders=[])
-    office.change('[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]')
-    office.give(theirs, folders=["inbox", "calendar"])
-    assert check(office, "--json").json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
-    office.give(CEO, folders=["calendar"])
-    office.make(CEO, kind="FreeBusyChangedEvent")
-    (finding,) = check(office, "--json").json["must_deny"]
+    # Everyone may read free/busy times, so they do not prove access.
+    exchange.set_rights(CEO, folders=[])
+    exchange.replace_config(
+        '[subscription]\nfolders = ["inbox"]', '[subscription]\nfolders = ["inbox", "calendar"]'
+    )
+    exchange.set_rights(delegated, folders=["inbox", "calendar"])
+    assert check(exchange, "--json").json["must_deny"] == [{"mailbox": CEO, "finding": "refused"}]
+    exchange.set_rights(CEO, folders=["calendar"])
+    exchange.create_events(CEO, kind="FreeBusyChangedEvent")
+    (finding,) = check(exchange, "--json").json["must_deny"]
     assert finding == {
         "mailbox": CEO,
         "finding": "reached",
         "access": "delegate",
-        "server": f"127.0.0.1:{office.port}",
+        "server": f"127.0.0.1:{exchange.port}",
         "operation": "FindItem",
         "folder": "calendar",
     }
 
 
-def test_the_daemon_warns_or_does_not_start_if_it_reaches_what_it_must_not(
-    simulator: Start, listen: Listen
-) -> None:
-    office = simulator()
-    office.give(CEO, in_scope=True)
-    must_deny(office, CEO, more='interval = "1s"')
-    listener = listen(office)
+def test_daemon_warns_or_refuses_to_start_on_a_scope_violation(simulator: Start, listen: Listen) -> None:
+    exchange = simulator()
+    exchange.set_rights(CEO, in_scope=True)
+    must_deny(exchange, CEO, more='interval = "1s"')
+    listener = listen(exchange)
     listener.until_logged("scope.violation", mailbox=CEO, level="error")
-    office.streaming(4)
-    office.give(CEO, in_scope=False)
+    exchange.until_streaming(4)
+    exchange.set_rights(CEO, in_scope=False)
     listener.until_logged("scope.verified", mailboxes=1)
-    assert listener.end() == 0
-    office.change('interval = "1s"', 'if_not_denied = "refuse_to_start"')
-    listener = listen(office)
+    assert listener.stop() == 0
+    exchange.replace_config('interval = "1s"', 'if_not_denied = "refuse_to_start"')
+    listener = listen(exchange)
     listener.until_logged("group.streaming")
     assert listener.logged("scope.verified")
-    assert listener.end() == 0
-    office.give(CEO, in_scope=True)
-    refused = listen(office)
+    assert listener.stop() == 0
+    exchange.set_rights(CEO, in_scope=True)
+    refused = listen(exchange)
     assert refused.wait() == 2
-    assert f"error: impersonation.must_deny: the account reaches {CEO}" in refused.errors.read_text()
-    assert office.state()["streams"] == []
+    assert f"error: impersonation.must_deny: the account reaches {CEO}" in refused.log_file.read_text()
+    assert exchange.state()["streams"] == []
 
 
-# --- the audit
+# --- the audit log
 
 
-def test_every_first_use_of_an_identity_is_recorded(simulator: Start, listen: Listen) -> None:
-    office = simulator()
-    theirs = office.mailboxes[0]
-    office.give(theirs, folders=["inbox"])
-    must_deny(office, CEO)
-    office.append(
-        f'\n[[mailboxes.overrides]]\naddresses = ["{theirs}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
+def test_audit_log_records_first_use_of_each_identity(simulator: Start, listen: Listen) -> None:
+    exchange = simulator()
+    delegated = exchange.mailboxes[0]
+    exchange.set_rights(delegated, folders=["inbox"])
+    must_deny(exchange, CEO)
+    exchange.append_config(
+        f'\n[[mailboxes.overrides]]\naddresses = ["{delegated}"]\naccess = "delegate"\nfolders = ["inbox"]\n'
         '[log]\naudit_file = "audit.jsonl"\n'
     )
-    listener = listen(office)
-    office.streaming(4)
+    listener = listen(exchange)
+    exchange.until_streaming(4)
     listener.until_logged("scope.verified")
-    assert listener.end() == 0
-    lines = json_lines(office.folder / "audit.jsonl")
+    assert listener.stop() == 0
+    lines = json_lines(exchange.folder / "audit.jsonl")
     assert {line["event"] for line in lines} == {"audit.identity_used"}
-    assert {line["account"] for line in lines} == {office.told["user"]}
-    assert {line["server"] for line in lines} == {f"127.0.0.1:{office.port}"}
+    assert {line["account"] for line in lines} == {exchange.info["user"]}
+    assert {line["server"] for line in lines} == {f"127.0.0.1:{exchange.port}"}
     assert all(line["time"].endswith("Z") for line in lines)
     used = [(line["access"], line["identity"]) for line in lines]
     assert len(used) == len(set(used))
     assert set(used) == {
-        ("own", office.told["user"]),
-        ("delegate", theirs),
+        ("own", exchange.info["user"]),
+        ("delegate", delegated),
         ("delegate", CEO),
-        *(("impersonation", mailbox) for mailbox in (*office.mailboxes[1:], CEO)),
+        *(("impersonation", mailbox) for mailbox in (*exchange.mailboxes[1:], CEO)),
     }
-    assert (office.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+    assert (exchange.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
     assert not listener.logged("audit.identity_used")
 
 
-# --- advice
+# --- diagnostics
 
 
-def test_an_unknown_code_is_named_as_unknown(simulator: Start) -> None:
-    office = simulator("--backends", "1")
-    ill, *_ = sorted(office.mailboxes)
-    office.break_(kind="response_code", code="ErrorMailboxIsPurple", mailbox=ill, operation="GetFolder")
-    checked = check(office, "--mailbox", ill)
+def test_unknown_code_is_reported_as_unknown(simulator: Start) -> None:
+    exchange = simulator("--backends", "1")
+    failing, *_ = sorted(exchange.mailboxes)
+    exchange.inject_fault(
+        kind="response_code", code="ErrorMailboxIsPurple", mailbox=failing, operation="GetFolder"
+    )
+    checked = check(exchange, "--mailbox", failing)
     assert checked.code == 4
-    head, *told = checked.out.partition("FAIL  ")[2].splitlines()
-    assert head == f"{ill}   ErrorMailboxIsPurple"
-    assert told[-2].startswith(
+    head, *text = checked.out.partition("FAIL  ")[2].splitlines()
+    assert head == f"{failing}   ErrorMailboxIsPurple"
+    assert text[-2].startswith(
         "      The code ErrorMailboxIsPurple is not known to this version of ews-listener."
     )
-    assert told[-1].startswith(
+    assert text[-1].startswith(
         "      Fix: look for ErrorMailboxIsPurple in the list of response codes of EWS"
     )
     assert "wait" not in checked.out.lower()
 
 
-def test_a_wrong_url_is_diagnosed_from_its_answer(simulator: Start) -> None:
-    office = simulator()
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    good = office.told["ews_url"]
-    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("/EWS/Exchange.asmx", "/owa")}"')
-    checked = check(office)
+def test_wrong_url_is_diagnosed_from_the_response(simulator: Start) -> None:
+    exchange = simulator()
+    exchange.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    good = exchange.info["ews_url"]
+    exchange.replace_config(
+        f'ews_url = "{good}"', f'ews_url = "{good.replace("/EWS/Exchange.asmx", "/owa")}"'
+    )
+    checked = check(exchange)
     assert checked.code == 3
     assert "      The URL is probably wrong: /owa is Outlook on the web, not the EWS endpoint." in checked.out
     assert f"      Fix: set ews_url to {good}\n" in checked.out
-    office.change("/owa", "/EWS/Exchange.asmx")
-    office.change(f'ews_url = "{good}"', f'ews_url = "{good.replace("http:", "https:")}"')
-    checked = check(office, "--json")
+    exchange.replace_config("/owa", "/EWS/Exchange.asmx")
+    exchange.replace_config(f'ews_url = "{good}"', f'ews_url = "{good.replace("http:", "https:")}"')
+    checked = check(exchange, "--json")
     (server,) = checked.json["servers"]
     assert (checked.code, server["code"]) == (3, "TlsFailed")
-    assert f"127.0.0.1:{office.port}" in server["text"]
+    assert f"127.0.0.1:{exchange.port}" in server["text"]
     assert "the port does not speak TLS" in server["cause"]
 
 
-def test_http_to_a_port_with_tls_is_diagnosed(simulator: Start) -> None:
-    office = simulator("--tls", "--auth", "ntlm")
-    office.change("[auth]", "autodiscover = false\n\n[auth]")
-    office.change('ews_url = "https:', 'ews_url = "http:')
-    (server,) = check(office, "--json").json["servers"]
+def test_http_url_of_a_tls_port_is_diagnosed(simulator: Start) -> None:
+    exchange = simulator("--tls", "--auth", "ntlm")
+    exchange.replace_config("[auth]", "autodiscover = false\n\n[auth]")
+    exchange.replace_config('ews_url = "https:', 'ews_url = "http:')
+    (server,) = check(exchange, "--json").json["servers"]
     assert (server["code"], "https://" in server["fix"]) == ("ConnectionReset", True)
     assert "the URL says http://" in server["cause"]

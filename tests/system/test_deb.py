@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.machine import Machine, why_not
+from tests.system.machine import Machine, unavailable_reason
 from tests.system.machine.service import Service, silent_simulator
 from tests.system.processes import Simulator
 
 DEB = os.environ.get("EWS_LISTENER_DEB", "")
-NO_MACHINE = why_not() if DEB else "$EWS_LISTENER_DEB is not set: run `make test-deb`"
+NO_MACHINE = unavailable_reason() if DEB else "$EWS_LISTENER_DEB is not set: run `make test-deb`"
 pytestmark = pytest.mark.skipif(bool(NO_MACHINE), reason=NO_MACHINE or "-")
 DPKG = ("dpkg", "--no-triggers", "--force-unsafe-io", "--force-confdef")
 
@@ -55,7 +55,7 @@ def machine(booted: Machine) -> Machine:
     """Return the machine with old.deb installed, whatever earlier tests did."""
     status = "${db:Status-Abbrev}${Version}"
     if not re.match(
-        r"ii +(?!9:)", booted.ask("dpkg-query", "--show", f"--showformat={status}", "ews-listener")
+        r"ii +(?!9:)", booted.output_of("dpkg-query", "--show", f"--showformat={status}", "ews-listener")
     ):
         booted.run("dpkg", "--no-triggers", "--purge", "ews-listener")
         booted.run(*DPKG, "--install", "/packages/old.deb")
@@ -89,8 +89,8 @@ def test_bash_completes(machine: Machine, word: str) -> None:
 
 
 def test_the_installation_does_not_start_the_service(machine: Machine) -> None:
-    assert machine.ask("systemctl", "is-enabled", "ews-listener.service").strip() == "disabled"
-    assert machine.ask("systemctl", "is-active", "ews-listener.service").strip() == "inactive"
+    assert machine.output_of("systemctl", "is-enabled", "ews-listener.service").strip() == "disabled"
+    assert machine.output_of("systemctl", "is-active", "ews-listener.service").strip() == "inactive"
 
 
 def test_service_runs_through_upgrade_remove_and_purge(machine: Machine, simulator: Simulator) -> None:
@@ -98,28 +98,28 @@ def test_service_runs_through_upgrade_remove_and_purge(machine: Machine, simulat
     service.configure()
     machine.run("systemctl", "enable", "--now", service.unit)
     service.until_streaming()
-    ledger = simulator.make(simulator.mailboxes[0], count=3)
+    ledger = simulator.create_events(simulator.mailboxes[0], count=3)
     service.until_delivered(ledger)
-    before = service.shown("MainPID")
+    before = service.property_value("MainPID")
     account = machine.run("id", "-u", "ews-listener").strip()
     assert str(machine.path(f"/proc/{before}").stat().st_uid) == account
 
     configured = machine.path(service.config).read_text()
     machine.run(*DPKG, "--install", "/packages/new.deb")
-    assert service.shown("MainPID") not in (before, "0")
+    assert service.property_value("MainPID") not in (before, "0")
     assert machine.path(service.config).read_text() == configured
     service.until_streaming()
-    ledger += simulator.make(simulator.mailboxes[0], count=3)
+    ledger += simulator.create_events(simulator.mailboxes[0], count=3)
     service.until_delivered(ledger)
 
-    running = machine.path(f"/proc/{service.shown('MainPID')}")
+    running = machine.path(f"/proc/{service.property_value('MainPID')}")
     machine.run("dpkg", "--no-triggers", "--remove", "ews-listener")
     assert not running.exists()
     assert not machine.path("/opt/ews-listener").exists()
-    assert service.kept("journal.db").exists()
+    assert service.state_file("journal.db").exists()
     assert machine.path(service.config).exists()
 
     machine.run("dpkg", "--no-triggers", "--purge", "ews-listener")
-    assert not service.kept("").exists()
+    assert not service.state_file("").exists()
     assert not machine.path(service.config).exists()
-    assert machine.ask("systemctl", "list-unit-files", "--legend=no", "ews-listener*") == ""
+    assert machine.output_of("systemctl", "list-unit-files", "--legend=no", "ews-listener*") == ""

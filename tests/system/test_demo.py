@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from tests.system import forked
-from tests.system.processes import PATIENCE, json_lines, until
+from tests.system.processes import TIMEOUT, json_lines, until
 
 KEYS = [
     "mailboxes", "streaming", "groups", "generated", "delivered", "duplicates", "lost", "unseen", "faults", "p50_ms",
@@ -27,7 +27,7 @@ KEYS = [
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A marked environment, inherited by whatever a demo starts. Nothing of it may be left at the end."""
+    """Return an environment that marks all processes of a demo. Check that no process or file of it remains."""
     mark, temporary = uuid4().hex, tmp_path / "tmp"
     temporary.mkdir()
     yield os.environ | {
@@ -41,15 +41,15 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def marked(mark: str) -> list[str]:
-    """The command lines of all processes with this mark in their environment."""
+    """Return the command lines of all processes with this mark in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (process / "environ").read_bytes():
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
-            continue  # it has ended, or is not ours
-    return [command for command in found if command]  # without those that only wait to be reaped
+            continue  # the process has ended or belongs to another user
+    return [command for command in found if command]  # zombies have no command line
 
 
 def demo(*options: str) -> list[str]:
@@ -57,10 +57,10 @@ def demo(*options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("auth", ["basic", "ntlm", "negotiate", "oauth"])
-def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str], auth: str) -> None:
+def test_summary_reports_no_lost_event(environment: dict[str, str], auth: str) -> None:
     command = demo("--mailboxes", "40", "--rate", "100", "--duration", "3", "--auth", auth, "--json")
     run = forked.run(
-        command, env=environment, capture_output=True, text=True, timeout=3 + PATIENCE, check=False
+        command, env=environment, capture_output=True, text=True, timeout=3 + TIMEOUT, check=False
     )
     assert run.returncode == 0, run.stderr
     (line,) = run.stdout.splitlines()
@@ -76,7 +76,7 @@ def test_nothing_is_lost_and_the_last_line_says_so(environment: dict[str, str], 
     assert not [line for line in log if line["level"] in ("warning", "error")]
 
 
-def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None:
+def test_no_event_is_lost_with_faults(environment: dict[str, str]) -> None:
     options = (
         "--mailboxes",
         "40",
@@ -91,7 +91,7 @@ def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None
         "--json",
     )
     run = forked.run(
-        demo(*options), env=environment, capture_output=True, text=True, timeout=8 + 2 * PATIENCE, check=False
+        demo(*options), env=environment, capture_output=True, text=True, timeout=8 + 2 * TIMEOUT, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
     summary = json.loads(run.stdout)
@@ -101,7 +101,7 @@ def test_with_faults_nothing_is_lost_either(environment: dict[str, str]) -> None
     assert summary["generated"] >= 400
 
 
-def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_path: Path) -> None:
+def test_interrupt_prints_the_summary(environment: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with log.open("wb") as errors:
         process = forked.Popen(
@@ -114,20 +114,18 @@ def test_an_interrupt_ends_it_with_the_summary(environment: dict[str, str], tmp_
         )
     try:
         until(lambda: any(line["event"] == "group.streaming" for line in json_lines(log)), "a stream")
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all in the foreground
-        output, _ = process.communicate(timeout=PATIENCE)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the foreground process group
+        output, _ = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
     assert process.returncode == 0, log.read_text()
-    told = dict(re.findall(r"^(\w+) +([\d,.-]+) *$", output, re.MULTILINE))
-    assert list(told) == KEYS
-    assert (told["mailboxes"], told["lost"], told["duplicates"]) == ("10", "0", "0")
+    summary = dict(re.findall(r"^(\w+) +([\d,.-]+) *$", output, re.MULTILINE))
+    assert list(summary) == KEYS
+    assert (summary["mailboxes"], summary["lost"], summary["duplicates"]) == ("10", "0", "0")
     assert output.splitlines()[-1].strip() == "No event was lost."
 
 
-def test_a_demo_that_is_killed_leaves_no_simulator_behind(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_killed_demo_leaves_no_simulator(environment: dict[str, str], tmp_path: Path) -> None:
     def running() -> list[str]:
         return marked(environment["EWS_LISTENER_TEST"])
 
@@ -139,11 +137,11 @@ def test_a_demo_that_is_killed_leaves_no_simulator_behind(
         finally:
             process.kill()
     until(lambda: not running(), "the end of the simulator")
-    shutil.rmtree(tmp_path / "tmp")  # its directory stays, as nobody was left to remove it
+    shutil.rmtree(tmp_path / "tmp")  # the killed demo could not remove its directory
     (tmp_path / "tmp").mkdir()
 
 
-def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[str, str]) -> None:
+def test_terminal_view_until_control_c(environment: dict[str, str]) -> None:
     master, slave = pty.openpty()
     process = forked.Popen(
         demo("--mailboxes", "12", "--rate", "100"), env=environment, preexec_fn=lambda: os.login_tty(slave)
@@ -151,13 +149,13 @@ def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[s
     os.close(slave)
     screen = ""
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not ("12/12" in screen and "exchange.item." in screen):
             assert time.monotonic() < deadline, screen
             screen = read_screen(master, screen)
         os.write(master, b"\x03")
         while process.poll() is None:
-            assert time.monotonic() < deadline + PATIENCE, screen
+            assert time.monotonic() < deadline + TIMEOUT, screen
             screen = read_screen(master, screen)
         screen = read_screen(master, screen)
     finally:
@@ -175,15 +173,15 @@ def test_on_a_terminal_it_shows_what_happens_until_control_c(environment: dict[s
         assert shown in screen
     assert "No event was lost." in screen[-200:]
     assert "Traceback" not in screen
-    assert '"event"' not in screen  # no log lines between the pictures
+    assert '"event"' not in screen  # log lines must not disturb the display
 
 
 def read_screen(master: int, screen: str) -> str:
-    """What was on the terminal and what has come since, without colours and cursor movements."""
+    """Return `screen` plus new terminal output, without colors and cursor movements."""
     if not select.select([master], [], [], 0.05)[0]:
         return screen
     try:
         data = os.read(master, 1 << 16)
-    except OSError:  # nobody has it open any more
+    except OSError:  # all processes have closed the terminal
         return screen
     return screen + re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""The disk of the journal is full while the daemon runs, and then is not: a small file system of its own."""
+"""The disk of the journal fills up while the daemon runs, and then has space again (a small tmpfs)."""
 
 import os
 import subprocess
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.ledger import compare_with_ledger
 from tests.system.processes import Listen, Listener, Simulator, Start, until
-from tests.system.truth import judge
 
 SIZE = 8 << 20
-HELD = 3.0  # seconds; several times what a silent stream is allowed
+PAUSE = 3.0  # seconds; several times the silence after which a stream counts as dead
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """The state directory, as a file system of a few megabytes."""
+    """Mount a file system of a few megabytes as the state directory."""
     if os.geteuid():
         pytest.skip("only root may mount a file system")
     state = tmp_path / "state"
@@ -29,13 +29,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a file system: {mounted.stderr.strip()}")
     yield state
     subprocess.run(["umount", "--lazy", str(state)], check=True)
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all the room there is."""
+    """Create and return a file that takes all free space."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12):
@@ -47,71 +47,69 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def write_error(there: Simulator, daemon: Listener) -> dict[str, object]:
-    """What the log says of it, once what the database has room for inside its files is used up."""
+def write_error(exchange: Simulator, daemon: Listener) -> dict[str, object]:
+    """Create events until the free space inside the database files is used up; return the logged error."""
 
-    def told() -> list[dict[str, object]]:
-        there.make(there.mailboxes[0], count=50)
+    def write_failures() -> list[dict[str, object]]:
+        exchange.create_events(exchange.mailboxes[0], count=50)
         return daemon.logged("journal.write_failed")
 
-    return until(told, "a line about the full disk")[0]
+    return until(write_failures, "a line about the full disk")[0]
 
 
-def test_a_full_disk_holds_the_streams_and_nothing_is_lost(
+def test_full_disk_pauses_ingestion_and_loses_nothing(
     simulator: Start, listen: Listen, disk: Path, tmp_path: Path
 ) -> None:
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
-    there = simulator("--heartbeat", "0.5", "--ledger", str(ledger))
-    daemon = listen(there)
-    there.streaming(4)
-    first = there.make(there.mailboxes[0])
-    until(lambda: len(there.deliveries) == len(first), "all deliveries before")
+    exchange = simulator("--heartbeat", "0.5", "--ledger", str(ledger))
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    first = exchange.create_events(exchange.mailboxes[0])
+    until(lambda: len(exchange.deliveries) == len(first), "all deliveries before")
 
     ballast = fill(disk)
-    line = write_error(there, daemon)
+    line = write_error(exchange, daemon)
     assert line["level"] == "error"
     assert "full" in str(line["reason"])
     assert line["free"] == 0
     assert line["path"] == str(disk / "journal.db")
-    before = len(there.deliveries)
-    for mailbox in there.mailboxes:
-        there.make(mailbox, count=20)
-    held = time.monotonic() + HELD
-    while time.monotonic() < held:
-        assert len(there.deliveries) == before, "delivered without having been journaled"
+    before = len(exchange.deliveries)
+    for mailbox in exchange.mailboxes:
+        exchange.create_events(mailbox, count=20)
+    end = time.monotonic() + PAUSE
+    while time.monotonic() < end:
+        assert len(exchange.deliveries) == before, "delivered without having been journaled"
         time.sleep(0.1)
-    there.streaming(4)
+    exchange.until_streaming(4)
     assert not daemon.logged("journal.recovered")
 
     ballast.unlink()
     daemon.until_logged("journal.recovered")
-    until(lambda: judge(ledger, output).lost == 0, "every event")
-    verdict = judge(ledger, output)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "every event")
+    verdict = compare_with_ledger(ledger, output)
     assert (verdict.lost, verdict.unseen, verdict.duplicates) == (0, 0, 0)
     assert verdict.delivered == verdict.generated
-    # It waited, and that was all: nothing was subscribed anew, no stream was taken for dead.
-    assert there.state()["requests"]["Subscribe"] == {"200": 4}
+    # Ingestion only paused: the daemon did not re-subscribe and did not treat any stream as dead.
+    assert exchange.state()["requests"]["Subscribe"] == {"200": 4}
     assert not daemon.logged("group.backoff")
     assert len(daemon.logged("journal.write_failed")) == 1
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
-def test_a_disk_that_may_only_be_read_is_named_at_the_start(
-    simulator: Start, listen: Listen, disk: Path
-) -> None:
-    there = simulator()
-    first = listen(there)
-    there.streaming(4)
-    there.make(there.mailboxes[0])
-    assert first.end() == 0
+def test_read_only_disk_is_reported_at_start(simulator: Start, listen: Listen, disk: Path) -> None:
+    exchange = simulator()
+    first = listen(exchange)
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
+    assert first.stop() == 0
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    refused = listen(there)
+    refused = listen(exchange)
     assert refused.wait() == 2
-    last = refused.errors.read_text().splitlines()[-1]
+    last = refused.log_file.read_text().splitlines()[-1]
     assert str(disk) in last
     assert "Read-only file system" in last or "readonly" in last
     subprocess.run(["mount", "-o", f"remount,rw,size={SIZE}", str(disk)], check=True)
-    again = listen(there)
-    there.streaming(4)
-    assert again.end() == 0
+    again = listen(exchange)
+    exchange.until_streaming(4)
+    assert again.stop() == 0
     assert not again.logged("journal.write_failed")

@@ -1,4 +1,4 @@
-"""A client that others wrote works against the simulator, unchanged: exchangelib, in a process of its own."""
+"""The independent client exchangelib works unchanged against the simulator, in its own process."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-Start = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
+Simulate = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
 
 pytest.importorskip("exchangelib")
 
@@ -17,24 +17,24 @@ CLIENT = """
 import json, sys, threading, urllib.request
 from exchangelib import BASIC, IMPERSONATION, Account, Configuration, Credentials
 
-told, address = json.loads(sys.argv[1]), sys.argv[2]
+info, address = json.loads(sys.argv[1]), sys.argv[2]
 configuration = Configuration(
-    service_endpoint=told["ews_url"], credentials=Credentials(told["user"], told["password"]), auth_type=BASIC
+    service_endpoint=info["ews_url"], credentials=Credentials(info["user"], info["password"]), auth_type=BASIC
 )
 account = Account(address, config=configuration, autodiscover=False, access_type=IMPERSONATION)
 
-def ask(what, order):
-    url = told["control_url"] + "/" + what
-    with urllib.request.urlopen(url, json.dumps(order).encode(), timeout=10) as reply:
+def control(resource, body):
+    url = info["control_url"] + "/" + resource
+    with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=10) as reply:
         return json.load(reply)
 
-def make(kind, count=1):
-    return ask("events", {"mailbox": address, "kind": kind, "count": count})["events"]
+def create_events(kind, count=1):
+    return control("events", {"mailbox": address, "kind": kind, "count": count})["events"]
 """
 
 STREAMING = """
 subscription = account.inbox.subscribe_to_streaming()
-threading.Timer(0.2, make, ["NewMailEvent"]).start()
+threading.Timer(0.2, create_events, ["NewMailEvent"]).start()
 kinds, items = [], []
 for notification in account.inbox.get_streaming_events(subscription, connection_timeout=1):
     kinds += [type(event).__name__ for event in notification.events]
@@ -55,27 +55,27 @@ account.protocol.close()
 """
 
 
-SYNCHRONISING = """
+SYNCING = """
 from exchangelib import EWSDateTime, UTC
 from exchangelib.errors import ErrorInvalidSyncStateData
 
 def sync(folder, **options):
     return [(kind, getattr(change, "id", None) or change[0].id) for kind, change in folder.sync_items(**options)]
 
-mails = [line["item_id"] for line in make("NewMailEvent", 5) if line["kind"] == "NewMailEvent"]
+mails = [line["item_id"] for line in create_events("NewMailEvent", 5) if line["kind"] == "NewMailEvent"]
 first = sync(account.inbox, max_changes_returned=2, only_fields=["subject"])
-quiet = sync(account.inbox)
+unchanged = sync(account.inbox)
 started = EWSDateTime.now(tz=UTC)
-fresh = make("NewMailEvent")[0]["item_id"]
-moved, = [line for line in make("MovedEvent") if line["kind"] == "MovedEvent"]
+fresh = create_events("NewMailEvent")[0]["item_id"]
+moved, = [line for line in create_events("MovedEvent") if line["kind"] == "MovedEvent"]
 second = sync(account.inbox)
 bin = sync(account.trash)
 since = account.inbox.filter(last_modified_time__gte=started.replace(microsecond=0)).order_by("-last_modified_time")
 
 tree = [(kind, folder.name) for kind, folder in account.msg_folder_root.sync_hierarchy()]
-still = list(account.msg_folder_root.sync_hierarchy())
+unchanged_tree = list(account.msg_folder_root.sync_hierarchy())
 
-ask("faults", {"kind": "sync_state_lost", "mailbox": address})
+control("faults", {"kind": "sync_state_lost", "mailbox": address})
 try:
     refused = sync(account.inbox)
 except ErrorInvalidSyncStateData as error:
@@ -84,12 +84,12 @@ account.inbox.item_sync_state = None
 again = sync(account.inbox)
 print(json.dumps({
     "first": first == [("create", id) for id in reversed(mails)],
-    "quiet": quiet,
+    "unchanged": unchanged,
     "second": second == [("create", fresh)],
     "bin": bin == [("create", moved["item_id"])],
     "since": [item.id for item in since.only("subject")][0] == fresh,
     "tree": [name for kind, name in tree if kind == "create"],
-    "still": still,
+    "unchanged_tree": unchanged_tree,
     "refused": refused,
     "again": sorted(id for _, id in again) == sorted([*mails, fresh]),
 }))
@@ -101,30 +101,30 @@ DELEGATE = """
 from exchangelib import DELEGATE
 from exchangelib.errors import ErrorFolderNotFound, ErrorImpersonateUserDenied
 
-theirs = Account(address, config=configuration, autodiscover=False, access_type=DELEGATE)
+delegated = Account(address, config=configuration, autodiscover=False, access_type=DELEGATE)
 
-def outcome(work):
+def outcome(call):
     try:
-        return work()
+        return call()
     except (ErrorFolderNotFound, ErrorImpersonateUserDenied) as error:
         return type(error).__name__
 
-before = outcome(lambda: theirs.inbox.name)
-ask("rights", {"mailbox": address, "folders": ["*"]})
-theirs = Account(address, config=configuration, autodiscover=False, access_type=DELEGATE)
-subscription = theirs.inbox.subscribe_to_streaming()
-threading.Timer(0.2, make, ["NewMailEvent"]).start()
+before = outcome(lambda: delegated.inbox.name)
+control("rights", {"mailbox": address, "folders": ["*"]})
+delegated = Account(address, config=configuration, autodiscover=False, access_type=DELEGATE)
+subscription = delegated.inbox.subscribe_to_streaming()
+threading.Timer(0.2, create_events, ["NewMailEvent"]).start()
 kinds = []
-for notification in theirs.inbox.get_streaming_events(subscription, connection_timeout=1):
+for notification in delegated.inbox.get_streaming_events(subscription, connection_timeout=1):
     kinds += [type(event).__name__ for event in notification.events]
     if "NewMailEvent" in kinds:
         break
-ask("rights", {"mailbox": address, "in_scope": False})
+control("rights", {"mailbox": address, "in_scope": False})
 print(json.dumps({
     "before": before,
-    "mails": theirs.inbox.all().count() > 0,
+    "mails": delegated.inbox.all().count() > 0,
     "kinds": kinds,
-    "unsubscribed": theirs.inbox.unsubscribe(subscription),
+    "unsubscribed": delegated.inbox.unsubscribe(subscription),
     "out of scope": outcome(lambda: account.calendar.name),
 }))
 account.protocol.close()
@@ -136,46 +136,46 @@ from exchangelib.errors import ErrorNameResolutionNoResults
 everyone = account.protocol.expand_dl("everyone@contoso.example")
 team = account.protocol.expand_dl(everyone[0].email_address)
 try:
-    nobody = account.protocol.expand_dl("nobody@contoso.example")
+    unknown = account.protocol.expand_dl("nobody@contoso.example")
 except ErrorNameResolutionNoResults as error:
-    nobody = type(error).__name__
+    unknown = type(error).__name__
 print(json.dumps({
     "everyone": [member.mailbox_type for member in everyone],
     "team": sorted({member.mailbox_type for member in team}),
-    "nobody": nobody,
+    "unknown": unknown,
 }))
 account.protocol.close()
 """
 
 
-def run(program: str, simulate: Start, tmp_path: Path) -> dict[str, Any]:
-    """What the client's program prints."""
-    _, told = simulate("--rate", "0", "--write-config", str(tmp_path / "listener.toml"))
+def run(program: str, simulate: Simulate, tmp_path: Path) -> dict[str, Any]:
+    """Run a client program and return its parsed output."""
+    _, info = simulate("--rate", "0", "--write-config", str(tmp_path / "listener.toml"))
     address = (tmp_path / "mailboxes.txt").read_text().split()[0]
     client = subprocess.run(
-        [sys.executable, "-c", CLIENT + program, json.dumps(told), address],
+        [sys.executable, "-c", CLIENT + program, json.dumps(info), address],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert client.returncode == 0, client.stderr
-    answer: dict[str, Any] = json.loads(client.stdout)
-    return answer
+    output: dict[str, Any] = json.loads(client.stdout)
+    return output
 
 
-def test_it_subscribes_streams_and_unsubscribes(simulate: Start, tmp_path: Path) -> None:
-    answer = run(STREAMING, simulate, tmp_path)
-    assert answer["kinds"] == ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
-    assert answer["subject"]
-    assert answer["newest"] is True
-    assert answer["unsubscribed"] is True
-    assert {"Inbox", "Calendar", "Deleted Items", "Sent Items"} <= set(answer["folders"])
+def test_subscribes_streams_and_unsubscribes(simulate: Simulate, tmp_path: Path) -> None:
+    output = run(STREAMING, simulate, tmp_path)
+    assert output["kinds"] == ["CreatedEvent", "NewMailEvent", "ModifiedEvent"]
+    assert output["subject"]
+    assert output["newest"] is True
+    assert output["unsubscribed"] is True
+    assert {"Inbox", "Calendar", "Deleted Items", "Sent Items"} <= set(output["folders"])
 
 
-def test_it_reads_and_streams_as_a_delegate(simulate: Start, tmp_path: Path) -> None:
-    answer = run(DELEGATE, simulate, tmp_path)
-    assert answer == {
+def test_reads_and_streams_as_a_delegate(simulate: Simulate, tmp_path: Path) -> None:
+    output = run(DELEGATE, simulate, tmp_path)
+    assert output == {
         "before": "ErrorFolderNotFound",
         "mails": True,
         "kinds": ["CreatedEvent", "NewMailEvent", "ModifiedEvent"],
@@ -184,26 +184,26 @@ def test_it_reads_and_streams_as_a_delegate(simulate: Start, tmp_path: Path) -> 
     }
 
 
-def test_it_expands_distribution_groups(simulate: Start, tmp_path: Path) -> None:
-    answer = run(EXPANDING, simulate, tmp_path)
-    assert answer == {
+def test_expands_distribution_groups(simulate: Simulate, tmp_path: Path) -> None:
+    output = run(EXPANDING, simulate, tmp_path)
+    assert output == {
         "everyone": ["PublicDL", "PublicDL", "PublicDL", "Contact", "PublicFolder"],
         "team": ["Mailbox"],
-        "nobody": "ErrorNameResolutionNoResults",
+        "unknown": "ErrorNameResolutionNoResults",
     }
 
 
-def test_it_synchronises(simulate: Start, tmp_path: Path) -> None:
-    answer = run(SYNCHRONISING, simulate, tmp_path)
-    tree = answer.pop("tree")
+def test_syncs(simulate: Simulate, tmp_path: Path) -> None:
+    output = run(SYNCING, simulate, tmp_path)
+    tree = output.pop("tree")
     assert {"Inbox", "Calendar", "Deleted Items", "Sent Items"} <= set(tree)
-    assert answer == {
+    assert output == {
         "first": True,
-        "quiet": [],
+        "unchanged": [],
         "second": True,
         "bin": True,
         "since": True,
-        "still": [],
+        "unchanged_tree": [],
         "refused": "ErrorInvalidSyncStateData",
         "again": True,
     }

@@ -1,4 +1,4 @@
-"""What outside servers answer must neither end the daemon nor harm other mailboxes, nor lead credentials astray."""
+"""Hostile responses must not stop the daemon, affect other mailboxes or get credentials sent to other servers."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,19 +7,27 @@ from datetime import datetime
 import pytest
 
 from tests.system.processes import Listen, Start, until
-from tests.system.strange import Asked, Strange, Told, lives_at, redirected, settings, users_of
+from tests.system.scripted_server import (
+    Request,
+    Response,
+    ScriptedServer,
+    requested_mailboxes,
+    settings_response,
+    user_redirect,
+    user_with_url,
+)
 
-Serve = Callable[..., Strange]
-SOON = "\n[backoff]\nfirst = 0.05\ncap = 0.1\nsuspended_first = 0.1\nsuspended_cap = 0.2\n"
+StartServer = Callable[..., ScriptedServer]
+SHORT_BACKOFF = "\n[backoff]\nfirst = 0.05\ncap = 0.1\nsuspended_first = 0.1\nsuspended_cap = 0.2\n"
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts servers that answer by script."""
-    servers: list[Strange] = []
+def start_server() -> Iterator[StartServer]:
+    """Start scripted servers."""
+    servers: list[ScriptedServer] = []
 
-    def start(answer: Callable[[Asked], Told], host: str = "127.0.0.1") -> Strange:
-        servers.append(Strange(answer, host))
+    def start(respond: Callable[[Request], Response], host: str = "127.0.0.1") -> ScriptedServer:
+        servers.append(ScriptedServer(respond, host))
         return servers[-1]
 
     yield start
@@ -27,11 +35,10 @@ def serve() -> Iterator[Serve]:
         server.close()
 
 
-def eve_at(server: Strange) -> str:
-    """The configuration of a mailbox that this server has."""
-    return (
-        f'\n[[groups]]\news_url = "{server.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n{SOON}'
-    )
+def hostile_group(server: ScriptedServer) -> str:
+    """Return the configuration of a group with one mailbox at this server."""
+    group = f'\n[[groups]]\news_url = "{server.url}/EWS/Exchange.asmx"\nmailboxes = ["eve@evil.example"]\n'
+    return group + SHORT_BACKOFF
 
 
 FAR = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
@@ -41,39 +48,45 @@ BACK_OFF = (
     '</e:ResponseCode><t:MessageXml xmlns:t="urn:t"><t:Value Name="BackOffMilliseconds">{}</t:Value></t:MessageXml>'
     "</detail></s:Fault></s:Body></s:Envelope>"
 )
-HOSTILE = [
-    Told(503, headers=[("Retry-After", FAR), ("Date", FAR)]),
-    Told(503, headers=[("Retry-After", "Fri, 31 Dec 9999 23:59:59 -2359")]),
-    Told(503, headers=[("Retry-After", "1e999"), ("Date", "Mon, 01 Jan 0001 00:00:00 +2359")]),
-    *(Told(302, headers=[("Location", where)]) for where in (
+HOSTILE_RESPONSES = [
+    Response(503, headers=[("Retry-After", FAR), ("Date", FAR)]),
+    Response(503, headers=[("Retry-After", "Fri, 31 Dec 9999 23:59:59 -2359")]),
+    Response(503, headers=[("Retry-After", "1e999"), ("Date", "Mon, 01 Jan 0001 00:00:00 +2359")]),
+    *(Response(302, headers=[("Location", url)]) for url in (
         "https://[bad", "https://xn--.contoso.example/", "https://mail.contoso.example:99999/", "//\\evil", "\x01",
         "https://" + "a" * 300 + "/", "http://[::1%25eth0]:0/", "https://\xe4\xf6.\xfc/",
     )),
-    Told(451, headers=[("X-MS-Location", "https://[bad")]),
-    Told(404, headers=[("X-CasErrorCode", "\x01\xff" * 50)]),
-    Told(401, headers=[("WWW-Authenticate", 'Basic realm="\xff, claims="!!", Negotiate \xff')]),
-    *(Told(500, BACK_OFF.format(value)) for value in ("1e999", "NaN", "-5", "\u0663", "9" * 5000, "")),
-    Told(401, headers=[("WWW-Authenticate", "Negotiate " + "a=" * 30_000 + '"')]),
-    Told(401, headers=[("WWW-Authenticate", 'Bearer claims="' + "\\\\" * 15_000)]),
-    Told(200, headers=[("Set-Cookie", "a=b; Max-Age=" + "9" * 30), ("Set-Cookie", f"c=d; expires={FAR}")]),
-    Told(200, "<html/>", [("Content-Type", "text/html; charset=\xff"), ("Content-Encoding", "\x01zip")]),
-    Told(200, "x", [("Content-Length", "99999999999999999999999999")]),
-    Told(200, "x", [("Content-Length", "-1")]),
+    Response(451, headers=[("X-MS-Location", "https://[bad")]),
+    Response(404, headers=[("X-CasErrorCode", "\x01\xff" * 50)]),
+    Response(401, headers=[("WWW-Authenticate", 'Basic realm="\xff, claims="!!", Negotiate \xff')]),
+    *(Response(500, BACK_OFF.format(value)) for value in ("1e999", "NaN", "-5", "\u0663", "9" * 5000, "")),
+    Response(401, headers=[("WWW-Authenticate", "Negotiate " + "a=" * 30_000 + '"')]),
+    Response(401, headers=[("WWW-Authenticate", 'Bearer claims="' + "\\\\" * 15_000)]),
+    Response(200, headers=[("Set-Cookie", "a=b; Max-Age=" + "9" * 30), ("Set-Cookie", f"c=d; expires={FAR}")]),
+    Response(200, "<html/>", [("Content-Type", "text/html; charset=\xff"), ("Content-Encoding", "\x01zip")]),
+    Response(200, "x", [("Content-Length", "99999999999999999999999999")]),
+    Response(200, "x", [("Content-Length", "-1")]),
 ]  # fmt: skip
 
 
-def test_hostile_values_end_nothing(simulator: Start, listen: Listen, serve: Serve) -> None:
-    turn = iter(HOSTILE)
-    strange = serve(lambda _asked: next(turn, Told(503)))
-    there = simulator()
-    there.append(eve_at(strange))
-    daemon = listen(there)
-    there.streaming(4)
-    until(lambda: len(strange.asked) > len(HOSTILE), lambda: f"{len(strange.asked)} of {len(HOSTILE)}", 30)
+def test_hostile_responses_do_not_affect_other_mailboxes(
+    simulator: Start, listen: Listen, start_server: StartServer
+) -> None:
+    responses = iter(HOSTILE_RESPONSES)
+    hostile = start_server(lambda _request: next(responses, Response(503)))
+    exchange = simulator()
+    exchange.append_config(hostile_group(hostile))
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    until(
+        lambda: len(hostile.requests) > len(HOSTILE_RESPONSES),
+        lambda: f"{len(hostile.requests)} of {len(HOSTILE_RESPONSES)}",
+        30,
+    )
     assert daemon.logged("group.crashed") == []
-    there.make(there.mailboxes[0])
-    until(lambda: there.deliveries, "the event of another mailbox")
-    assert daemon.end() == 0
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: exchange.deliveries, "the event of another mailbox")
+    assert daemon.stop() == 0
 
 
 ENVELOPE = (
@@ -83,36 +96,38 @@ ENVELOPE = (
     '<m:{0}Response><m:ResponseMessages><m:{0}ResponseMessage ResponseClass="{1}">'
     "<m:ResponseCode>{2}</m:ResponseCode>{3}</m:{0}ResponseMessage></m:ResponseMessages></m:{0}Response></s:Body></s:Envelope>"
 )
-SUBSCRIBED = ENVELOPE.format("Subscribe", "Success", "NoError", "<m:SubscriptionId>theirs</m:SubscriptionId>")
+SUBSCRIBED = ENVELOPE.format(
+    "Subscribe", "Success", "NoError", "<m:SubscriptionId>subscription-1</m:SubscriptionId>"
+)
 
 
-def operation(asked: Asked) -> str:
-    (name,) = re.findall(r"<(?:m:)?(\w+)", asked.body.partition("Body>")[2])[:1]
+def operation(request: Request) -> str:
+    (name,) = re.findall(r"<(?:m:)?(\w+)", request.body.partition("Body>")[2])[:1]
     return str(name)
 
 
-def test_a_delegate_with_rights_on_no_folder_is_suspended(
-    simulator: Start, listen: Listen, serve: Serve
+def test_delegate_without_folder_permissions_is_suspended(
+    simulator: Start, listen: Listen, start_server: StartServer
 ) -> None:
-    """The server subscribes it all the same, and would report nothing."""
+    """The server accepts the subscription anyway, but would never report an event."""
 
-    def answer(asked: Asked) -> Told:
-        if operation(asked) == "Subscribe":
-            return Told(200, SUBSCRIBED)
-        return Told(200, ENVELOPE.format(operation(asked), "Error", "ErrorAccessDenied", ""))
+    def respond(request: Request) -> Response:
+        if operation(request) == "Subscribe":
+            return Response(200, SUBSCRIBED)
+        return Response(200, ENVELOPE.format(operation(request), "Error", "ErrorAccessDenied", ""))
 
-    strange = serve(answer)
-    there = simulator()
-    there.append(
-        eve_at(strange)
+    hostile = start_server(respond)
+    exchange = simulator()
+    exchange.append_config(
+        hostile_group(hostile)
         + '\n[[mailboxes.overrides]]\naddresses = ["eve@evil.example"]\naccess = "delegate"\nfolders = ["inbox"]\n'
     )
-    daemon = listen(there)
-    there.streaming(4)
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
     (line, *_) = daemon.until_logged("mailbox.suspended", mailbox="eve@evil.example")
     assert line["code"] == "ErrorAccessDenied"
     assert not daemon.logged("group.streaming", anchor="eve@evil.example")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 EVENTS = [
@@ -124,148 +139,160 @@ EVENTS = [
 ]
 
 
-def test_events_without_an_id_or_a_time(simulator: Start, listen: Listen, serve: Serve) -> None:
-    """Each that has an id comes with a valid time; for the others the mailbox is compared, and they are counted."""
-    told = "".join(f"<t:CreatedEvent>{event}</t:CreatedEvent>" for event, _, _ in EVENTS)
+def test_events_without_an_id_or_a_time(simulator: Start, listen: Listen, start_server: StartServer) -> None:
+    """Events with an id get a valid time. Events without one are counted and cause a catch-up of the mailbox."""
+    events = "".join(f"<t:CreatedEvent>{event}</t:CreatedEvent>" for event, _, _ in EVENTS)
     notification = (
-        f"<m:Notifications><m:Notification><t:SubscriptionId>theirs</t:SubscriptionId>{told}"
+        f"<m:Notifications><m:Notification><t:SubscriptionId>subscription-1</t:SubscriptionId>{events}"
         "</m:Notification></m:Notifications>"
     )
     streams = 0
 
-    def answer(asked: Asked) -> Told:
+    def respond(request: Request) -> Response:
         nonlocal streams
-        match operation(asked):
+        match operation(request):
             case "Subscribe":
-                return Told(200, SUBSCRIBED)
+                return Response(200, SUBSCRIBED)
             case "GetStreamingEvents":
                 streams += 1
                 content = notification if streams == 1 else "<m:ConnectionStatus>OK</m:ConnectionStatus>"
-                return Told(200, ENVELOPE.format("GetStreamingEvents", "Success", "NoError", content))
-        return Told(500)
+                return Response(200, ENVELOPE.format("GetStreamingEvents", "Success", "NoError", content))
+        return Response(500)
 
-    strange = serve(answer)
-    there = simulator()
-    there.append(eve_at(strange))
-    daemon = listen(there)
+    hostile = start_server(respond)
+    exchange = simulator()
+    exchange.append_config(hostile_group(hostile))
+    daemon = listen(exchange)
     wanted = {subject for _, subject, _ in EVENTS if subject}
     until(
-        lambda: {event.get("subject") for event in there.deliveries} >= wanted, "the events that have an id"
+        lambda: {event.get("subject") for event in exchange.deliveries} >= wanted,
+        "the events that have an id",
     )
-    came = {event["subject"]: event for event in there.deliveries}
-    assert came.keys() == wanted
-    for _, subject, moment in EVENTS:
+    delivered = {event["subject"]: event for event in exchange.deliveries}
+    assert delivered.keys() == wanted
+    for _, subject, time in EVENTS:
         if subject is not None:
-            parsed = datetime.fromisoformat(came[subject]["time"])
-            assert moment is None or parsed == datetime.fromisoformat(moment)
-            assert came[subject]["type"] == "exchange.item.created"
+            parsed = datetime.fromisoformat(delivered[subject]["time"])
+            assert time is None or parsed == datetime.fromisoformat(time)
+            assert delivered[subject]["type"] == "exchange.item.created"
     (line, *_) = daemon.until_logged("stream.events_dropped")
     assert (line["mailbox"], line["events"]) == ("eve@evil.example", 2)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
-PLACES = [
-    *map(lives_at, (
+HOSTILE_SETTINGS = [
+    *map(user_with_url, (
         "https://[bad", "https://xn--.contoso.example/", "https://mail.contoso.example:99999/EWS", "",
         "https://a@mail.contoso.example/", "mail", "https://mail.contoso.example/&#10;Host:",
         "https://" + "a." * 3000,
     )),
-    *(redirected("RedirectUrl", url) for url in ("https://[bad", "https://xn--.x/", "https://a:0/", "ftp://a/")),
-    *(redirected("RedirectAddress", address) for address in (
+    *(user_redirect("RedirectUrl", url) for url in ("https://[bad", "https://xn--.x/", "https://a:0/", "ftp://a/")),
+    *(user_redirect("RedirectAddress", address) for address in (
         "eve", "eve@", "@", "eve@[1.2.3.4]", "eve@xn--.contoso.example", "eve@" + "a" * 300, "&#10;@&#13;",
         "eve@evil.example", "EVE@contoso.example",
     )),
 ]  # fmt: skip
 
 
-def test_hostile_places_are_told_and_the_others_stream(
-    simulator: Start, listen: Listen, serve: Serve
+def test_hostile_settings_are_logged_and_other_mailboxes_stream(
+    simulator: Start, listen: Listen, start_server: StartServer
 ) -> None:
-    there = simulator()
-    turn = iter(PLACES)
+    exchange = simulator()
+    responses = iter(HOSTILE_SETTINGS)
 
-    def answer(asked: Asked) -> Told:
-        if not asked.path.endswith(".svc"):
-            return Told(404)
-        good = lives_at(there.told["ews_url"])
-        return settings(
+    def respond(request: Request) -> Response:
+        if not request.path.endswith(".svc"):
+            return Response(404)
+        valid = user_with_url(exchange.info["ews_url"])
+        return settings_response(
             "".join(
-                next(turn, lives_at("https://[bad")) if user.startswith("eve@") else good
-                for user in users_of(asked)
+                next(responses, user_with_url("https://[bad")) if user.startswith("eve@") else valid
+                for user in requested_mailboxes(request)
             )
         )
 
-    strange = serve(answer)
-    there.change(there.told["autodiscover_url"], f"{strange.url}/autodiscover/autodiscover.svc")
-    there.change("ews_url", "#ews_url")
-    there.append(SOON)
-    with (there.folder / "mailboxes.txt").open("a") as file:
+    hostile = start_server(respond)
+    exchange.replace_config(exchange.info["autodiscover_url"], f"{hostile.url}/autodiscover/autodiscover.svc")
+    exchange.replace_config("ews_url", "#ews_url")
+    exchange.append_config(SHORT_BACKOFF)
+    with (exchange.folder / "mailboxes.txt").open("a") as file:
         file.write("eve@contoso.example\n")
-    there.append(f'\n[[groups]]\news_url = "{there.told["ews_url"]}"\nmailboxes = ["{there.mailboxes[0]}"]\n')
-    daemon = listen(there)
-    there.streaming(4)
-    until(lambda: len(strange.asked) > len(PLACES), lambda: f"{len(strange.asked)} of {len(PLACES)}", 30)
+    exchange.append_config(
+        f'\n[[groups]]\news_url = "{exchange.info["ews_url"]}"\nmailboxes = ["{exchange.mailboxes[0]}"]\n'
+    )
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    until(
+        lambda: len(hostile.requests) > len(HOSTILE_SETTINGS),
+        lambda: f"{len(hostile.requests)} of {len(HOSTILE_SETTINGS)}",
+        30,
+    )
     assert daemon.logged("discovery.crashed") == []
     codes = {line["code"] for line in daemon.logged("discovery.failed", mailbox="eve@contoso.example")}
     assert {"InvalidUrl", "UntrustedRedirect", "ErrorInvalidSmtpAddress", "TooManyRedirects"} <= codes
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("named", ["EWS URL", "RedirectUrl", "302"])
-def test_no_credentials_reach_a_server_that_an_answer_names(
-    simulator: Start, listen: Listen, serve: Serve, named: str
+@pytest.mark.parametrize("location", ["EWS URL", "RedirectUrl", "302"])
+def test_no_credentials_are_sent_to_a_server_named_in_a_response(
+    simulator: Start, listen: Listen, start_server: StartServer, location: str
 ) -> None:
-    there = simulator()
-    stranger = serve(lambda _asked: Told(401, headers=[("WWW-Authenticate", "Basic")]), "127.0.0.2")
+    exchange = simulator()
+    other_server = start_server(
+        lambda _request: Response(401, headers=[("WWW-Authenticate", "Basic")]), "127.0.0.2"
+    )
 
-    def answer(asked: Asked) -> Told:
-        match named:
+    def respond(request: Request) -> Response:
+        match location:
             case "EWS URL":
-                return settings(lives_at(f"{stranger.url}/EWS/Exchange.asmx") * len(users_of(asked)))
+                return settings_response(
+                    user_with_url(f"{other_server.url}/EWS/Exchange.asmx") * len(requested_mailboxes(request))
+                )
             case "RedirectUrl":
-                return settings(redirected("RedirectUrl", f"{stranger.url}/a.svc") * len(users_of(asked)))
-        return Told(302, headers=[("Location", f"{stranger.url}/autodiscover/autodiscover.svc")])
+                return settings_response(
+                    user_redirect("RedirectUrl", f"{other_server.url}/a.svc")
+                    * len(requested_mailboxes(request))
+                )
+        return Response(302, headers=[("Location", f"{other_server.url}/autodiscover/autodiscover.svc")])
 
-    strange = serve(answer)
-    there.change(there.told["autodiscover_url"], f"{strange.url}/autodiscover/autodiscover.svc")
-    there.change("ews_url", "#ews_url")
-    there.append(SOON)
-    daemon = listen(there)
+    hostile = start_server(respond)
+    exchange.replace_config(exchange.info["autodiscover_url"], f"{hostile.url}/autodiscover/autodiscover.svc")
+    exchange.replace_config("ews_url", "#ews_url")
+    exchange.append_config(SHORT_BACKOFF)
+    daemon = listen(exchange)
     (failed, *_) = daemon.until_logged("discovery.failed", 4)
     assert failed["code"] == "InsecureRedirect"
     assert "127.0.0.2" in failed["text"]
-    assert daemon.end() == 0
-    assert "authorization" in strange.asked[0].headers, "the configured server is asked with credentials"
-    assert stranger.asked == []
+    assert daemon.stop() == 0
+    assert "authorization" in hostile.requests[0].headers, "the configured server must get credentials"
+    assert other_server.requests == []
 
 
-def test_an_address_with_an_umlaut_streams(simulator: Start, listen: Listen) -> None:
-    there = simulator("--person", "jürgen", "--backends", "1")
+def test_address_with_an_umlaut_streams(simulator: Start, listen: Listen) -> None:
+    exchange = simulator("--person", "jürgen", "--backends", "1")
     mailbox = "jürgen@contoso.example"
-    assert mailbox in there.mailboxes
-    daemon = listen(there)
-    there.streaming(5)
+    assert mailbox in exchange.mailboxes
+    daemon = listen(exchange)
+    exchange.until_streaming(5)
     assert daemon.logged("group.crashed") == []
-    there.make(mailbox)
-    until(lambda: [event for event in there.deliveries if mailbox in str(event)], "its event")
-    assert daemon.end() == 0
+    exchange.create_events(mailbox)
+    until(lambda: [event for event in exchange.deliveries if mailbox in str(event)], "its event")
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("which", [0, -1], ids=["anchor", "another"])
-def test_a_mailbox_that_is_refused_alone_is_suspended_alone(
-    simulator: Start, listen: Listen, which: int
-) -> None:
-    there = simulator("--lock-after", "4", "--backends", "1")
-    refused = sorted(there.mailboxes)[which]
-    there.break_(kind="http", status=401, mailbox=refused, times=1000)
-    there.append(SOON)
-    daemon = listen(there)
-    there.streaming(3)
+def test_only_the_refused_mailbox_is_suspended(simulator: Start, listen: Listen, which: int) -> None:
+    exchange = simulator("--lock-after", "4", "--backends", "1")
+    refused = sorted(exchange.mailboxes)[which]
+    exchange.inject_fault(kind="http", status=401, mailbox=refused, times=1000)
+    exchange.append_config(SHORT_BACKOFF)
+    daemon = listen(exchange)
+    exchange.until_streaming(3)
     (suspended, *_) = daemon.until_logged("mailbox.suspended", mailbox=refused)
     assert suspended["code"] == "MailboxRefused"
     daemon.until_logged("auth.mailbox_refused", mailbox=refused)
-    daemon.until_logged("group.subscribing", 8)  # it is asked for again and again
+    daemon.until_logged("group.subscribing", 8)  # the daemon keeps retrying it
     assert [line for line in daemon.logged("auth.refused") if line["pause"]] == []
     assert {line["mailbox"] for line in daemon.logged("mailbox.suspended")} == {refused}
-    assert there.state()["mailboxes_streaming"] == 3
-    assert daemon.end() == 0
+    assert exchange.state()["mailboxes_streaming"] == 3
+    assert daemon.stop() == 0

@@ -26,7 +26,7 @@ def run(program: str, simulator: Simulator, **values: object) -> Any:
     """
     address = simulator.mailboxes[0]
     variables = {
-        "info": simulator.told,
+        "info": simulator.info,
         "address": address,
         "body": envelope(GET_INBOX, impersonate=address).decode(),
         **values,
@@ -38,7 +38,7 @@ def run(program: str, simulator: Simulator, **values: object) -> Any:
         text=True,
         timeout=60,
         check=False,
-        env={"REQUESTS_CA_BUNDLE": simulator.told["ca_file"] or "", "PATH": "/usr/bin:/bin"},
+        env={"REQUESTS_CA_BUNDLE": simulator.info["ca_file"] or "", "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -58,7 +58,7 @@ def test_curl(simulator: Callable[..., Simulator], tmp_path: Path, auth: str, us
     if not curl or "NTLM" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
         pytest.skip("curl with NTLM support is not installed")
     exchange = simulator("--auth", auth)
-    info = exchange.told
+    info = exchange.info
     body, answer = tmp_path / "body.xml", tmp_path / "answer.xml"
     body.write_bytes(envelope(GET_INBOX, impersonate=exchange.mailboxes[0]))
     password = "wrong" if wrong else info["password"]

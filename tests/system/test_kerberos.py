@@ -61,7 +61,7 @@ def test_curl_authenticates_with_a_ticket(
         return subprocess.run(
             [
                 *("curl", "-s", "-k", "--negotiate", "-u", ":", "-o", "/dev/null", "-w", "%{http_code}"),
-                *("-H", "Content-Type: text/xml", "--data-binary", f"@{body}", exchange.told["ews_url"]),
+                *("-H", "Content-Type: text/xml", "--data-binary", f"@{body}", exchange.info["ews_url"]),
             ],
             env={**os.environ, **realm.environment},
             capture_output=True,
@@ -81,9 +81,11 @@ def test_curl_authenticates_with_a_ticket(
 
 def credentials(simulator: Simulator, **keys: str) -> None:
     """Replace the credentials under [auth] with these keys."""
-    simulator.change(f'user = "{simulator.told["user"]}"\npassword = "{simulator.told["password"]}"\n', "")
+    simulator.replace_config(
+        f'user = "{simulator.info["user"]}"\npassword = "{simulator.info["password"]}"\n', ""
+    )
     given = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
-    simulator.change('kind = "negotiate"\n', f'kind = "negotiate"\n{given}')
+    simulator.replace_config('kind = "negotiate"\n', f'kind = "negotiate"\n{given}')
 
 
 @pytest.mark.parametrize("credential", ["ticket", "keytab", "password"])
@@ -103,12 +105,12 @@ def test_the_daemon_authenticates(
         case "password":
             credentials(exchange, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
     daemon = listen(exchange, **environment)
-    exchange.streaming(4)
-    exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
     until(lambda: exchange.deliveries, "the event")
     assert successes(exchange).keys() == {"kerberos"}
     assert exchange.state()["authentication"]["refused"] == {}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("credential", ["keytab", "password"])
@@ -123,20 +125,20 @@ def test_an_expired_ticket_is_replaced_without_interrupting_the_stream(
         credentials(exchange)
     else:
         credentials(exchange, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
-    exchange.append('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
+    exchange.append_config('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
     daemon = listen(exchange, **environment)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     started_at = time.monotonic()
     requests = successes(exchange)["kerberos"]
     until(lambda: time.monotonic() - started_at > 12, "two ticket lifetimes")
     after = successes(exchange)["kerberos"]
     until(lambda: successes(exchange)["kerberos"] > after, "requests with another ticket")
     assert after > requests
-    exchange.make(exchange.mailboxes[0])
+    exchange.create_events(exchange.mailboxes[0])
     until(lambda: exchange.deliveries, "the event")
     assert successes(exchange).keys() == {"kerberos"}
     assert exchange.state()["authentication"]["refused"] == {}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     for event in ("auth.refused", "stream.refused", "stream.broken", "group.backoff"):
         assert not daemon.logged(event)
 
@@ -144,13 +146,13 @@ def test_an_expired_ticket_is_replaced_without_interrupting_the_stream(
 def test_ntlm_is_used_if_no_ticket_is_available(start_exchange: Start, listen: Listen, realm: Realm) -> None:
     """The KDC does not know the server by the hostname that the daemon uses."""
     exchange = start_exchange("--extended-protection", "require")
-    exchange.change("localhost", "127.0.0.1")
-    exchange.change("[exchange]\n", "[exchange]\nautodiscover = false\n")
-    realm.add(ACCOUNT, exchange.told["password"])
+    exchange.replace_config("localhost", "127.0.0.1")
+    exchange.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    realm.add(ACCOUNT, exchange.info["password"])
     daemon = listen(exchange, **realm.environment)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     assert successes(exchange).keys() == {"ntlm"}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 @pytest.mark.skipif(kdc.faketime() is None, reason="libfaketime is not installed (Debian: faketime)")
@@ -169,7 +171,7 @@ def test_clock_skew_of_the_server_is_reported(start_exchange: Start, listen: Lis
     assert refused["code"] == "ClockSkew"
     assert refused["text"] == "the clocks of the server and of the domain differ by more than 5 minutes"
     assert exchange.state()["authentication"]["reasons"] == {"ticket": 1}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 REFUSALS = {
@@ -208,8 +210,8 @@ def test_an_error_from_the_domain_is_reported_and_not_retried(
     credentials(exchange, user=account, password=PASSWORD)
     daemon = listen(exchange, **realm.environment)
     (refused, *_) = daemon.until_logged("auth.refused")
-    assert daemon.seconds_to(refused) < 5
+    assert daemon.seconds_since_start(refused) < 5
     code, text = REFUSALS[cause]
     assert (refused["code"], refused["text"]) == (code, text.format(account=account))
     assert exchange.state()["authentication"]["refused"] == {}
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

@@ -18,13 +18,13 @@ from random import Random
 from listener.demo.verdict import Gaps
 from listener.journal.progress import Progress
 from listener.journal.schema import FILE_NAME
-from tests.system.processes import Listen, Listener, Start, handler, json_lines, load_share, until
-from tests.system.truth import judge
+from tests.system.ledger import compare_with_ledger
+from tests.system.processes import Listen, Listener, Start, handler, json_lines, load_factor, until
 
 KILLS = int(os.environ.get("EWS_LISTENER_KILLS", "3"))
 MAILBOXES = 40
 RATE = 500
-# Seconds that an event may take from Exchange to the journal on an idle machine; `load_share` scales it.
+# Seconds that an event may take from Exchange to the journal on an idle machine; `load_factor` scales it.
 # Measured on two cores: one test alone, at most 0.1 seconds (three runs of five kills); four of these tests at once,
 # at a load of 2.0 to 3.4 per core: up to nine changes took more than 0.5 seconds, none took 1 second (eleven runs).
 TRANSIT = 1.0
@@ -37,12 +37,12 @@ def test_both_outputs_have_every_change_after_the_last_restart(
         tmp_path / name for name in ("ledger.jsonl", "deliveries.jsonl", "exec.jsonl")
     )
     exchange = simulator("--mailboxes", str(MAILBOXES), "--ledger", str(ledger))
-    exchange.append(
+    exchange.append_config(
         handler("program", "exec", f'command = ["tee", "-a", "{exec_output}"]', "concurrency = 4")
     )
     daemon = listen(exchange)
-    exchange.streaming(MAILBOXES)
-    exchange.rate(RATE)
+    exchange.until_streaming(MAILBOXES)
+    exchange.set_rate(RATE)
     random = Random(1)
     lifetimes: list[float] = []
     kills: list[float] = []
@@ -58,26 +58,31 @@ def test_both_outputs_have_every_change_after_the_last_restart(
         record_filled(daemon, filled)
         assert not daemon.logged("handler.dead_lettered")
         daemon = listen(exchange)
-    exchange.streaming(MAILBOXES)
+    exchange.until_streaming(MAILBOXES)
     time.sleep(1)
-    exchange.rate(0)
+    exchange.set_rate(0)
     started_at = time.monotonic()
 
     def nothing_lost() -> bool:
-        time.sleep(2)  # `judge` competes with the daemon for the CPU
-        return not judge(ledger, output).lost and not judge(ledger, exec_output).lost
+        time.sleep(2)  # `compare_with_ledger` competes with the daemon for the CPU
+        return (
+            not compare_with_ledger(ledger, output).lost and not compare_with_ledger(ledger, exec_output).lost
+        )
 
-    until(nothing_lost, "every change in both outputs", patience=300 + 12 * KILLS)
+    until(nothing_lost, "every change in both outputs", timeout=300 + 12 * KILLS)
     duration = time.monotonic() - started_at
     until(
         lambda: {line["mailbox"] for line in daemon.logged("catchup.finished")} == filled.keys(),
         "all gaps filled",
     )
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not daemon.logged("handler.dead_lettered")
     record_filled(daemon, filled)
     gaps = {mailbox: Gaps(open_gaps(kills, moments)) for mailbox, moments in filled.items()}
-    file_verdict, exec_verdict = judge(ledger, output, gaps), judge(ledger, exec_output, gaps)
+    file_verdict, exec_verdict = (
+        compare_with_ledger(ledger, output, gaps),
+        compare_with_ledger(ledger, exec_output, gaps),
+    )
     print(
         f"{KILLS} kills after {min(lifetimes):.1f} to {max(lifetimes):.1f} s each; "
         f"all delivered {duration:.1f} s after the traffic; "
@@ -130,7 +135,7 @@ def open_gaps(kills: Sequence[float], filled: Sequence[float]) -> list[tuple[flo
 
     A gap starts before the kill, to include the changes that were on their way to the daemon.
     """
-    transit = TRANSIT * load_share()
+    transit = TRANSIT * load_factor()
     return [
         (kill - transit, min((moment for moment in filled if moment > kill), default=time.time()))
         for kill in kills

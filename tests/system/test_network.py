@@ -94,15 +94,15 @@ def test_all_connections_use_the_proxy(simulator: Start, listen: Callable[..., L
     plant(PROXY_PASSWORD)
     exchange = simulator("--tls")
     with running_proxy() as proxy:
-        exchange.change(
+        exchange.replace_config(
             "[exchange]",
             f'[exchange]\nproxy = "{proxy.url}"\nproxy_user = "listener"\nproxy_password = "{PROXY_PASSWORD}"',
         )
         daemon = listen(exchange)
-        exchange.streaming(4)
-        ledger = exchange.make(exchange.mailboxes[0])
+        exchange.until_streaming(4)
+        ledger = exchange.create_events(exchange.mailboxes[0])
         until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries")
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         assert set(proxy.targets) == {f"127.0.0.1:{exchange.port}"}
         assert proxy.rejected == 0
 
@@ -112,11 +112,11 @@ def test_a_proxy_that_rejects_the_daemon_is_reported(
 ) -> None:
     exchange = simulator("--tls")
     with running_proxy() as proxy:
-        exchange.change("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{proxy.url}"')
+        exchange.replace_config("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{proxy.url}"')
         daemon = listen(exchange)
         line = daemon.until_logged("mailbox.suspended", code="Http407")[0]
         assert "proxy" in line["text"].lower()
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
     assert exchange.state()["requests"] == {}
 
 
@@ -143,17 +143,17 @@ def test_tls_versions_before_1_2_are_rejected(simulator: Start, listen: Callable
                         handshakes.append(error.reason)
 
         threading.Thread(target=serve, daemon=True).start()
-        exchange.change("[exchange]", "[exchange]\nautodiscover = false")
-        exchange.change(
-            exchange.told["ews_url"],
-            exchange.told["ews_url"].replace(str(exchange.port), str(server.getsockname()[1])),
+        exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+        exchange.replace_config(
+            exchange.info["ews_url"],
+            exchange.info["ews_url"].replace(str(exchange.port), str(server.getsockname()[1])),
         )
         daemon = listen(exchange)
         line = daemon.until_logged("mailbox.refused", code="TlsFailed")[0]
         assert "protocol" in line["text"].lower()
         until(lambda: handshakes, "a handshake")
         assert set(handshakes) == {"UNSUPPORTED_PROTOCOL"}
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
 
 
 def test_each_server_has_its_own_account(tmp_path: Path) -> None:
@@ -164,25 +164,25 @@ def test_each_server_has_its_own_account(tmp_path: Path) -> None:
     ):
         authorities = [(each.folder / "ca.pem").read_text() for each in (one, two)]
         (one.folder / "ca.pem").write_text("".join(authorities))
-        one.change('[mailboxes]\nfile = "mailboxes.txt"\n', "")
-        one.change("[exchange]", "[exchange]\nautodiscover = false")
-        one.append(
+        one.replace_config('[mailboxes]\nfile = "mailboxes.txt"\n', "")
+        one.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+        one.append_config(
             f'\n[[groups]]\nname = "one"\nmailboxes = {json.dumps(one.mailboxes[:2])}\n'
-            f'\n[[groups]]\nname = "two"\news_url = "{two.told["ews_url"]}"\n'
+            f'\n[[groups]]\nname = "two"\news_url = "{two.info["ews_url"]}"\n'
             f"mailboxes = {json.dumps(two.mailboxes[2:])}\n"
             f'\n[[servers]]\nhosts = ["localhost"]\n'
-            f'auth = {{ kind = "basic", user = "{two.told["user"]}", password = "{two.told["password"]}" }}\n'
+            f'auth = {{ kind = "basic", user = "{two.info["user"]}", password = "{two.info["password"]}" }}\n'
         )
         daemon = start_listener(one.config, {})
         with daemon.process as process:
             try:
-                one.streaming(2)
-                two.streaming(2)
-                count = len(one.make(one.mailboxes[0])) + len(two.make(two.mailboxes[2]))
+                one.until_streaming(2)
+                two.until_streaming(2)
+                count = len(one.create_events(one.mailboxes[0])) + len(two.create_events(two.mailboxes[2]))
                 until(lambda: len(one.deliveries) == count, "events of both servers")
-                assert daemon.end() == 0
+                assert daemon.stop() == 0
                 assert not daemon.logged("auth.refused")
-                assert two.told["password"] not in daemon.errors.read_text()
+                assert two.info["password"] not in daemon.log_file.read_text()
             finally:
                 process.kill()
         assert one.state()["authentication"]["proved"].keys() == {"ntlm"}

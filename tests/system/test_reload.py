@@ -23,7 +23,7 @@ def test_adding_or_removing_a_mailbox_reopens_at_most_one_stream(simulator: Star
     exchange = simulator("--mailboxes", "12", "--backends", "3")
     addresses = exchange.mailboxes
     listen(exchange)
-    exchange.streaming(12)
+    exchange.until_streaming(12)
     before = until(
         lambda: (found := status(exchange))["streaming"] == 12 and found, "all mailboxes in the status"
     )
@@ -45,12 +45,12 @@ def test_adding_or_removing_a_mailbox_reopens_at_most_one_stream(simulator: Star
     file.write_text("\n".join(addresses))
     streams, old = stream_requests(exchange), stream_times(exchange)
     assert command(exchange, "reload").returncode == 0
-    exchange.streaming(12)
+    exchange.until_streaming(12)
     until(lambda: status(exchange)["streaming"] == 12, "all mailboxes streaming again")
     changed = {name for name, moment in stream_times(exchange).items() if moment != old[name]}
     assert len(changed) == 1
     assert stream_requests(exchange) - streams == 1
-    line = exchange.make(removed)[0]
+    line = exchange.create_events(removed)[0]
     until(
         lambda: any(e["subject"] == line["item_id"] for e in exchange.deliveries),
         "an event of the mailbox that was added again",
@@ -61,23 +61,23 @@ def test_handlers_filters_and_the_log_level_are_reloaded(simulator: Start, liste
     exchange = simulator()
     first, second = exchange.mailboxes[:2]
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     streams = stream_requests(exchange)
-    exchange.make(first)
+    exchange.create_events(first)
     until(lambda: exchange.deliveries, "a delivery")
-    exchange.append(handler("more", "file", 'path = "more.jsonl"', f'filter.mailboxes = ["{first}"]'))
-    exchange.append('\n[log]\nlevel = "debug"\n')
+    exchange.append_config(handler("more", "file", 'path = "more.jsonl"', f'filter.mailboxes = ["{first}"]'))
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
     assert command(exchange, "reload").returncode == 0
     for mailbox in (first, second):
-        exchange.make(mailbox)
+        exchange.create_events(mailbox)
     more = until(lambda: json_lines(exchange.folder / "more.jsonl"), "the new handler's line")
     assert {event["data"]["mailbox"] for event in more} == {first}
 
-    exchange.change(first, second)
-    exchange.change('use = "file"\npath = "more', 'use = "file"\ntimeout = 3\npath = "more')
+    exchange.replace_config(first, second)
+    exchange.replace_config('use = "file"\npath = "more', 'use = "file"\ntimeout = 3\npath = "more')
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until_logged("listener.reloaded", count=2)
-    exchange.make(second)
+    exchange.create_events(second)
     until(
         lambda: json_lines(exchange.folder / "more.jsonl")[-1]["data"]["mailbox"] == second,
         "an event that the new filter accepts",
@@ -89,19 +89,19 @@ def test_handlers_filters_and_the_log_level_are_reloaded(simulator: Start, liste
     exchange.config.write_text(config[: config.index("[handlers.more]")])
     assert command(exchange, "reload").returncode == 0
     daemon.until_logged("handler.stopped", handler="more")
-    made = {line.get("item_id") or line["folder_id"] for line in exchange.make(second)}
+    made = {line.get("item_id") or line["folder_id"] for line in exchange.create_events(second)}
     until(
         lambda: made <= {event["subject"] for event in exchange.deliveries},
         "deliveries to the remaining handler",
     )
     assert [h["name"] for h in status(exchange)["handlers"]] == ["deliveries"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_an_invalid_configuration_is_rejected_and_changes_nothing(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     good = exchange.config.read_text()
     mailboxes = (exchange.folder / "mailboxes.txt").read_text()
     bad: list[tuple[str, str]] = [
@@ -126,19 +126,19 @@ def test_an_invalid_configuration_is_rejected_and_changes_nothing(simulator: Sta
     report = status(exchange)
     assert (report["mailboxes"], report["streaming"], report["reloads"]["refused"]) == (4, 4, 3)
     assert "handlers.x: could not be opened" in report["reloads"]["problems"][0]
-    made = exchange.make(exchange.mailboxes[0])
+    made = exchange.create_events(exchange.mailboxes[0])
     until(lambda: len(exchange.deliveries) == len(made), "further events")
 
 
 def test_a_reload_finishes_if_the_client_disconnects(simulator: Start, listen: Listen, plugins: str) -> None:
     exchange = simulator()
     slow = handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 2")
-    exchange.append(slow)
+    exchange.append_config(slow)
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    made = exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    made = exchange.create_events(exchange.mailboxes[0])
     until(lambda: len(exchange.deliveries) == len(made), "the deliveries to the other handler")
-    exchange.change("seconds = 2", "seconds = 0.01")
+    exchange.replace_config("seconds = 2", "seconds = 0.01")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(socket_of(exchange)))
         client.sendall(b"POST /reload HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
@@ -154,8 +154,8 @@ def test_a_reload_finishes_if_the_client_disconnects(simulator: Start, listen: L
 def test_changes_that_need_a_restart_are_reported(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     listen(exchange)
-    exchange.streaming(4)
-    exchange.change("[exchange]", '[exchange]\nuser_agent = "other/1"')
+    exchange.until_streaming(4)
+    exchange.replace_config("[exchange]", '[exchange]\nuser_agent = "other/1"')
     done = command(exchange, "reload")
     assert done.returncode == 0
     assert "exchange.user_agent takes effect at the next start" in done.stdout

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from tests.system import forked
+from tests.system.ledger import compare_with_ledger
 from tests.system.processes import Listen, Listener, Recorder, Simulator, Start, until
-from tests.system.truth import judge
 
 MAILBOXES = int(os.environ.get("RESTART_MAILBOXES", "120"))
 TIMEOUT = max(15.0, MAILBOXES / 50)
@@ -68,7 +68,7 @@ def mail_traffic(exchange: Simulator) -> Iterator[None]:
         for mailbox in itertools.cycle(exchange.mailboxes):
             if stop.wait(0.01):
                 return
-            exchange.make(mailbox)
+            exchange.create_events(mailbox)
 
     thread = threading.Thread(target=deliver)
     thread.start()
@@ -101,7 +101,7 @@ def test_a_restart_under_load_reuses_all_subscriptions_and_loses_no_event(
     )
     with mail_traffic(exchange):
         until_persisted(daemon)
-        daemon.end(number)
+        daemon.stop(number)
         until_no_streams(exchange)
         since, queued = RequestCounter(exchange), exchange.state()["queued"]
         until(lambda: exchange.state()["queued"] >= queued + 50, "events while no daemon runs")
@@ -112,11 +112,11 @@ def test_a_restart_under_load_reuses_all_subscriptions_and_loses_no_event(
         assert not daemon.logged("group.subscribing")
         (line,) = daemon.logged("subscriptions.restored")
         assert (line["mailboxes"], line["abandoned"]) == (MAILBOXES, 0)
-    until(lambda: judge(ledger, output).lost == 0, "all changes", patience=60)
-    verdict = judge(ledger, output)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "all changes", timeout=60)
+    verdict = compare_with_ledger(ledger, output)
     assert verdict.generated > 100
     assert since["Subscribe"] == 0
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     print(f"{MAILBOXES} mailboxes streaming {duration:.1f} s after the start; {verdict}")
 
 
@@ -137,24 +137,24 @@ def test_a_restart_with_three_configured_groups_subscribes_each_mailbox_once(
     started = daemon.log[0]["time"]
     with mail_traffic(exchange):
         until_persisted(daemon)
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         until_no_streams(exchange)
         since, queued = RequestCounter(exchange), exchange.state()["queued"]
         until(lambda: exchange.state()["queued"] >= queued + 50, "events while no daemon runs")
         daemon = listen(exchange)
         until_streaming(exchange, 150)
         until_persisted(daemon)
-    until(lambda: judge(ledger, output).lost == 0, "all changes", patience=60)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "all changes", timeout=60)
     status = daemon_status(exchange)
     assert (status["streaming"], status["mailboxes"]) == (150, 150)
     assert sorted(group["mailboxes"] for group in status["groups"]) == [50, 50, 50]
     assert (since["Subscribe"], exchange.state()["subscriptions"]) == (0, 150)
     ids = [event["id"] for event in exchange.deliveries]
-    assert judge(ledger, output).generated > 200
+    assert compare_with_ledger(ledger, output).generated > 200
     assert len(ids) - len(set(ids)) <= len(ids) / 100
     assert min(event["time"] for event in exchange.deliveries) >= started[:19]
     assert not daemon.logged("group.subscribing")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailbox_once(
@@ -164,21 +164,21 @@ def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailb
     configure_groups(exchange, 2)
     daemon = listen(exchange)
     until_streaming(exchange, 12)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     until_no_streams(exchange)
     moved = exchange.mailboxes[0]
     first = json.dumps(exchange.mailboxes[0::2])
-    exchange.change(first, json.dumps([m for m in exchange.mailboxes[0::2] if m != moved]))
+    exchange.replace_config(first, json.dumps([m for m in exchange.mailboxes[0::2] if m != moved]))
     second = json.dumps(exchange.mailboxes[1::2])
-    exchange.change(second, json.dumps([moved, *exchange.mailboxes[1::2]]))
-    exchange.append("\n[affinity]\ngroup_size = 4\n")
+    exchange.replace_config(second, json.dumps([moved, *exchange.mailboxes[1::2]]))
+    exchange.append_config("\n[affinity]\ngroup_size = 4\n")
     daemon = listen(exchange)
     until_streaming(exchange, 12)
     until(lambda: exchange.state()["subscriptions"] == 12, "the old subscriptions removed")
     until(lambda: daemon_status(exchange)["streaming"] == 12, "12 mailboxes streaming")
     status = daemon_status(exchange)
     assert sorted(group["mailboxes"] for group in status["groups"]) == [1, 3, 4, 4]
-    ledger = [line for mailbox in exchange.mailboxes for line in exchange.make(mailbox)]
+    ledger = [line for mailbox in exchange.mailboxes for line in exchange.create_events(mailbox)]
     items = {line["item_id"] for line in ledger if line["kind"] == "NewMailEvent"}
 
     def mail_delivered() -> list[str]:
@@ -187,7 +187,7 @@ def test_a_restart_with_smaller_groups_and_a_moved_mailbox_subscribes_each_mailb
     until(lambda: items <= set(mail_delivered()), "events of all mailboxes")
     time.sleep(1)
     assert sorted(mail_delivered()) == sorted(items), "no event twice"
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_subscription_ids_reassigned_to_another_client_cause_no_event_of_a_wrong_mailbox(
@@ -200,9 +200,9 @@ def test_subscription_ids_reassigned_to_another_client_cause_no_event_of_a_wrong
     until_streaming(exchange, 4)
     until(lambda: requests(exchange, "FindFolder") >= 4, "a folder snapshot of every mailbox")
     until_persisted(daemon)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     until_no_streams(exchange)
-    exchange.break_(kind="backend_restart")
+    exchange.inject_fault(kind="backend_restart")
     owner, *others = exchange.mailboxes
     for _ in exchange.mailboxes:
         subscribe(exchange, owner)
@@ -211,7 +211,7 @@ def test_subscription_ids_reassigned_to_another_client_cause_no_event_of_a_wrong
     daemon.until_logged("group.streaming")
     mailbox_of_item: dict[str, Any] = {}
     for _ in range(10):
-        lines = [line for mailbox in exchange.mailboxes for line in exchange.make(mailbox)]
+        lines = [line for mailbox in exchange.mailboxes for line in exchange.create_events(mailbox)]
         mailbox_of_item |= {
             line["item_id"]: line["mailbox"] for line in lines if line["kind"] == "NewMailEvent"
         }
@@ -219,7 +219,7 @@ def test_subscription_ids_reassigned_to_another_client_cause_no_event_of_a_wrong
     (line, *_) = daemon.until_logged("subscription.not_proven")  # repeated lines are rate limited
     assert line["mailbox"] in others
     until(lambda: since["Subscribe"] == len(others), "new subscriptions for all mailboxes but the owner")
-    until(lambda: judge(ledger, output).lost == 0, "all changes", patience=60)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "all changes", timeout=60)
     wrong = [
         event
         for event in exchange.deliveries
@@ -227,7 +227,7 @@ def test_subscription_ids_reassigned_to_another_client_cause_no_event_of_a_wrong
     ]
     assert wrong == []
     assert since["Subscribe"] == len(others), "the subscription of the owner is verified and kept"
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def subscribe(exchange: Simulator, mailbox: str) -> None:
@@ -243,19 +243,19 @@ def subscribe(exchange: Simulator, mailbox: str) -> None:
         '</s:Header><s:Body><m:Subscribe><m:StreamingSubscriptionRequest SubscribeToAllFolders="true">'
         f"<t:EventTypes>{kinds}</t:EventTypes></m:StreamingSubscriptionRequest></m:Subscribe></s:Body></s:Envelope>"
     )
-    token = b64encode(f"{exchange.told['user']}:{exchange.told['password']}".encode()).decode()
+    token = b64encode(f"{exchange.info['user']}:{exchange.info['password']}".encode()).decode()
     headers = {"Authorization": f"Basic {token}", "Content-Type": "text/xml", "X-AnchorMailbox": mailbox}
-    request = urllib.request.Request(exchange.told["ews_url"], body.encode(), headers)
+    request = urllib.request.Request(exchange.info["ews_url"], body.encode(), headers)
     with urllib.request.urlopen(request, timeout=10) as reply:
         assert b"NoError" in reply.read()
 
 
 def configure_groups(exchange: Simulator, count: int) -> None:
     """Place all mailboxes into `count` configured groups and disable Autodiscover."""
-    exchange.change("[exchange]", "[exchange]\nautodiscover = false")
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
     for number in range(count):
         addresses = json.dumps(exchange.mailboxes[number::count])
-        exchange.append(f'\n[[groups]]\nname = "SITE{number}"\nmailboxes = {addresses}\n')
+        exchange.append_config(f'\n[[groups]]\nname = "SITE{number}"\nmailboxes = {addresses}\n')
 
 
 def daemon_status(exchange: Simulator) -> dict[str, Any]:
@@ -275,18 +275,18 @@ def test_only_lost_subscriptions_are_created_again(simulator: Start, listen: Lis
     exchange = simulator("--mailboxes", "8", "--backends", "1", "--ledger", str(ledger))
     daemon = listen(exchange)
     until_streaming(exchange, 8)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     until_no_streams(exchange)
     lost = exchange.mailboxes[3]
-    exchange.make(lost, count=3)
-    exchange.break_(kind="overflow", mailbox=lost)
+    exchange.create_events(lost, count=3)
+    exchange.inject_fault(kind="overflow", mailbox=lost)
     since = RequestCounter(exchange)
     daemon = listen(exchange)
     until_streaming(exchange, 8)
     assert (since["Subscribe"], since["Autodiscover"], since["Unsubscribe"]) == (1, 0, 0)
-    exchange.make(lost)
-    until(lambda: judge(ledger, output).lost == 0, "all changes")
-    assert daemon.end() == 0
+    exchange.create_events(lost)
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "all changes")
+    assert daemon.stop() == 0
 
 
 def test_a_restart_reports_missed_changes_and_deletions_and_repeats_no_delivered_change(
@@ -294,19 +294,19 @@ def test_a_restart_reports_missed_changes_and_deletions_and_repeats_no_delivered
 ) -> None:
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
     exchange = simulator("--backends", "1", "--ledger", str(ledger))
-    exchange.append('\n[log]\nlevel = "debug"\n')
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
     daemon = listen(exchange)
     ann = exchange.mailboxes[0]
     daemon.until_logged("catchup.ready", mailbox=ann)
-    delivered = exchange.make(ann, count=5)
+    delivered = exchange.create_events(ann, count=5)
     until(lambda: len(exchange.deliveries) == len(delivered), "the deliveries before the restart")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     until_no_streams(exchange)
-    exchange.make(ann, "DeletedEvent", count=3)
-    missed = exchange.make(ann, count=2)
-    exchange.break_(kind="overflow", mailbox=ann)
+    exchange.create_events(ann, "DeletedEvent", count=3)
+    missed = exchange.create_events(ann, count=2)
+    exchange.inject_fault(kind="overflow", mailbox=ann)
     daemon = listen(exchange)
-    until(lambda: judge(ledger, output).lost == 0, "the changes while no daemon ran")
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "the changes while no daemon ran")
     daemon.until_logged("catchup.finished", mailbox=ann)
     (history,) = daemon.logged("catchup.history_loaded")
     assert history["events"] == len(delivered)
@@ -319,37 +319,37 @@ def test_a_restart_reports_missed_changes_and_deletions_and_repeats_no_delivered
     }
     earlier = {(line["item_id"], line["change_key"]) for line in delivered if line.get("item_id")}
     assert earlier.isdisjoint((event["subject"], event["data"].get("change_key")) for event in new_events)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_all_subscriptions_are_created_again_after_a_server_restart(simulator: Start, listen: Listen) -> None:
     exchange = simulator("--mailboxes", "8", "--backends", "1")
     daemon = listen(exchange)
     until_streaming(exchange, 8)
-    assert daemon.end() == 0
-    exchange.break_(kind="backend_restart")
+    assert daemon.stop() == 0
+    exchange.inject_fault(kind="backend_restart")
     since = RequestCounter(exchange)
     daemon = listen(exchange)
     until_streaming(exchange, 8)
     assert (since["Subscribe"], since["Unsubscribe"]) == (8, 0)
-    ledger = [line for mailbox in exchange.mailboxes for line in exchange.make(mailbox)]
+    ledger = [line for mailbox in exchange.mailboxes for line in exchange.create_events(mailbox)]
     until(lambda: len(exchange.deliveries) == len(ledger), "events of the new subscriptions")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_changed_subscription_spec_replaces_all_subscriptions(simulator: Start, listen: Listen) -> None:
     exchange = simulator("--mailboxes", "8")
     daemon = listen(exchange)
     until_streaming(exchange, 8)
-    assert daemon.end() == 0
-    exchange.append('\n[subscription]\nfolders = ["inbox"]\n')
+    assert daemon.stop() == 0
+    exchange.append_config('\n[subscription]\nfolders = ["inbox"]\n')
     since = RequestCounter(exchange)
     daemon = listen(exchange)
     until_streaming(exchange, 8)
     until(lambda: since["Unsubscribe"] == 8, "the old subscriptions removed")
     assert (since["Subscribe"], since["Autodiscover"]) == (8, 0)
     assert exchange.state()["subscriptions"] == 8
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_mailboxes_are_added_and_removed_between_two_starts(simulator: Start, listen: Listen) -> None:
@@ -359,18 +359,18 @@ def test_mailboxes_are_added_and_removed_between_two_starts(simulator: Start, li
     file.write_text("\n".join(addresses[:-1]))
     daemon = listen(exchange)
     until_streaming(exchange, 7)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     file.write_text("\n".join(others))  # removes the anchor, adds another mailbox
     since = RequestCounter(exchange)
     daemon = listen(exchange)
     until(lambda: since["Unsubscribe"] == 1, "the removed mailbox unsubscribed")
     until_streaming(exchange, 7)
     assert (since["Subscribe"], since["Autodiscover"]) == (1, 1)
-    ledger = [line for mailbox in others for line in exchange.make(mailbox)]
-    exchange.make(first)
+    ledger = [line for mailbox in others for line in exchange.create_events(mailbox)]
+    exchange.create_events(first)
     until(lambda: len(exchange.deliveries) == len(ledger), "events of the other mailboxes")
     assert {event["data"]["mailbox"] for event in exchange.deliveries} == set(others)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_the_affinity_cookie_is_sent_from_the_first_request_after_a_restart_and_never_logged(
@@ -378,18 +378,18 @@ def test_the_affinity_cookie_is_sent_from_the_first_request_after_a_restart_and_
 ) -> None:
     exchange = simulator("--mailboxes", "8", "--backends", "2")
     wire = record(exchange)
-    exchange.change('file = "mailboxes.txt"', f"addresses = {json.dumps(exchange.mailboxes)}")
-    exchange.change(
-        exchange.told["ews_url"], exchange.told["ews_url"].replace(str(exchange.port), str(wire.port))
+    exchange.replace_config('file = "mailboxes.txt"', f"addresses = {json.dumps(exchange.mailboxes)}")
+    exchange.replace_config(
+        exchange.info["ews_url"], exchange.info["ews_url"].replace(str(exchange.port), str(wire.port))
     )
-    exchange.change("[exchange]", "[exchange]\nautodiscover = false")
-    exchange.append('\n[log]\nlevel = "debug"\n')
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
     daemon = listen(exchange)
     until_streaming(exchange, 8)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     until_no_streams(exchange)
     before = wire.requests
-    log = daemon.errors.read_text()
+    log = daemon.log_file.read_text()
     daemon = listen(exchange)
     until_streaming(exchange, 8)
     after = wire.requests[len(before) :]
@@ -399,8 +399,8 @@ def test_the_affinity_cookie_is_sent_from_the_first_request_after_a_restart_and_
     assert reopened.headers["x-anchormailbox"] == stream.headers["x-anchormailbox"]
     assert ids(reopened) == ids(stream)
     assert all("cookie" in request.headers for request in after)
-    assert cookie(reopened) not in log + daemon.errors.read_text()
-    assert daemon.end() == 0
+    assert cookie(reopened) not in log + daemon.log_file.read_text()
+    assert daemon.stop() == 0
 
 
 def cookie(request: Any) -> str:
@@ -416,14 +416,14 @@ def test_shutdown_unsubscribe_leaves_no_subscription_and_none_is_restored(
     simulator: Start, listen: Listen
 ) -> None:
     exchange = simulator()
-    exchange.append("\n[shutdown]\nunsubscribe = true\n")
+    exchange.append_config("\n[shutdown]\nunsubscribe = true\n")
     daemon = listen(exchange)
     until_streaming(exchange)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert exchange.state()["subscriptions"] == 0
     since = RequestCounter(exchange)
     daemon = listen(exchange)
     until_streaming(exchange)
     assert (since["Subscribe"], since["Autodiscover"]) == (4, 0)
     assert not daemon.logged("stream.refused")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

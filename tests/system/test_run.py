@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.system.processes import PATIENCE, Listen, Recorder, Simulator, Start, handler, json_lines, until
+from tests.system.processes import TIMEOUT, Listen, Recorder, Simulator, Start, handler, json_lines, until
 
 TYPES = {
     "CreatedEvent": "created",
@@ -28,12 +28,12 @@ TYPES = {
 def test_every_kind_of_change_arrives_as_a_cloudevent(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     ledger = [
         line
         for mailbox in exchange.mailboxes[:2]
         for kind in TYPES
-        for line in exchange.make(mailbox, kind, 2)
+        for line in exchange.create_events(mailbox, kind, 2)
     ]
     events = until(lambda: len(exchange.deliveries) >= len(ledger) and exchange.deliveries, "all deliveries")
     assert len(events) == len(ledger)
@@ -67,19 +67,19 @@ def test_a_plugin_from_pythonpath_with_its_options_and_filter(
 ) -> None:
     exchange = simulator()
     first, second = exchange.mailboxes[:2]
-    exchange.append(
+    exchange.append_config(
         handler(
             "acme", "acme:open_slow", 'path = "acme.jsonl"', 'filter.types = ["new_mail"]',
             f'filter.mailboxes = ["{second}"]',
         )
     )  # fmt: skip
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    ledger = [*exchange.make(first), *exchange.make(second)]
+    exchange.until_streaming(4)
+    ledger = [*exchange.create_events(first), *exchange.create_events(second)]
     until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries")
     (event,) = until(lambda: json_lines(exchange.folder / "acme.jsonl"), "the plugin's line")
     assert (event["type"], event["data"]["mailbox"]) == ("exchange.item.new_mail", second)
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert (exchange.folder / "acme.closed").read_text() == "closed\n"
 
 
@@ -90,12 +90,12 @@ def test_handlers_that_raise_or_hang_do_not_affect_other_handlers(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     exchange = simulator()
-    exchange.append(handler("raising", "acme:open_raising"))
-    exchange.append(handler("hanging", "acme:open_hanging", "timeout = 0.2"))
-    exchange.append("\n[delivery]\nattempts = 2\nretry_first = 0.05\n\n[shutdown]\ngrace = 0.1\n")
+    exchange.append_config(handler("raising", "acme:open_raising"))
+    exchange.append_config(handler("hanging", "acme:open_hanging", "timeout = 0.2"))
+    exchange.append_config("\n[delivery]\nattempts = 2\nretry_first = 0.05\n\n[shutdown]\ngrace = 0.1\n")
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    ledger = exchange.make(exchange.mailboxes[0], count=30)
+    exchange.until_streaming(4)
+    ledger = exchange.create_events(exchange.mailboxes[0], count=30)
     until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries to the handler that works")
     failed = daemon.until_logged("handler.failed", handler="raising")
     assert "LookupError: no such customer" in failed[0]["exception"]
@@ -104,7 +104,7 @@ def test_handlers_that_raise_or_hang_do_not_affect_other_handlers(
     daemon.until_logged("handler.timeout", handler="hanging")
     daemon.until_logged("handler.dead_lettered", handler="hanging")
     assert not daemon.logged("handler.failed", handler="deliveries")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     (end,) = daemon.logged("handler.stopped", handler="deliveries")
     assert (end["delivered"], end["dead_lettered"], end["lag"]) == (len(ledger), 0, 0)
 
@@ -117,13 +117,13 @@ def test_a_signal_stops_the_daemon_in_order(
     simulator: Start, listen: Listen, plugins: str, number: signal.Signals
 ) -> None:
     exchange = simulator()
-    exchange.append(handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 0.05"))
-    exchange.append("\n[shutdown]\nunsubscribe = true\n")
+    exchange.append_config(handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 0.05"))
+    exchange.append_config("\n[shutdown]\nunsubscribe = true\n")
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    ledger = exchange.make(exchange.mailboxes[0], count=5)
+    exchange.until_streaming(4)
+    ledger = exchange.create_events(exchange.mailboxes[0], count=5)
     until(lambda: json_lines(exchange.folder / "slow.jsonl"), "the first event at the slow handler")
-    assert daemon.end(number) == 0
+    assert daemon.stop(number) == 0
     assert len(json_lines(exchange.folder / "slow.jsonl")) == len(ledger)
     assert (exchange.folder / "slow.closed").exists()
     state = exchange.state()
@@ -140,12 +140,12 @@ def test_a_slow_handler_is_canceled_after_the_grace_period(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     exchange = simulator()
-    exchange.append(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 0.2\n")
+    exchange.append_config(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 0.2\n")
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    ledger = exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    ledger = exchange.create_events(exchange.mailboxes[0])
     until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries to the other handler")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     (end,) = daemon.logged("handler.stopped", handler="hanging")
     assert (end["delivered"], end["lag"]) == (0, len(ledger))
     assert exchange.state()["subscriptions"] == 4
@@ -153,22 +153,22 @@ def test_a_slow_handler_is_canceled_after_the_grace_period(
 
 def test_a_second_signal_stops_the_daemon_at_once(simulator: Start, listen: Listen, plugins: str) -> None:
     exchange = simulator()
-    exchange.append(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 600\n")
+    exchange.append_config(handler("hanging", "acme:open_hanging") + "\n[shutdown]\ngrace = 600\n")
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    ledger = exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    ledger = exchange.create_events(exchange.mailboxes[0])
     until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries to the other handler")
     daemon.process.send_signal(signal.SIGTERM)
     daemon.until_logged("group.stopped")
-    assert daemon.end() == -signal.SIGTERM
+    assert daemon.stop() == -signal.SIGTERM
 
 
 def test_signals_stop_a_daemon_that_a_handler_blocks(simulator: Start, listen: Listen, plugins: str) -> None:
     exchange = simulator()
-    exchange.append(handler("blocking", "acme:open_blocking", 'path = "blocked"'))
+    exchange.append_config(handler("blocking", "acme:open_blocking", 'path = "blocked"'))
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
-    exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
     until((exchange.folder / "blocked").exists, "the blocking handler")
 
     def ended() -> bool:
@@ -182,21 +182,21 @@ def test_signals_stop_a_daemon_that_a_handler_blocks(simulator: Start, listen: L
 def test_the_daemon_stops_in_order_if_exchange_is_down(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     exchange.process.kill()
     daemon.until_logged("group.backoff")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert daemon.log[-1]["event"] == "listener.stopped"
 
 
 def test_the_daemon_stops_in_order_if_exchange_never_answers(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        exchange.change(f":{exchange.port}/", f":{mute.getsockname()[1]}/")
+        exchange.replace_config(f":{exchange.port}/", f":{mute.getsockname()[1]}/")
         daemon = listen(exchange)
-        mute.settimeout(PATIENCE)
+        mute.settimeout(TIMEOUT)
         with mute.accept()[0]:
-            assert daemon.end() == 0
+            assert daemon.stop() == 0
     assert daemon.log[-1]["event"] == "listener.stopped"
 
 
@@ -205,16 +205,16 @@ def test_the_daemon_stops_in_order_if_exchange_never_answers(simulator: Start, l
 
 def test_all_configuration_errors_are_reported(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
-    exchange.change("heartbeat = ", "hartbeat = ")
-    exchange.append('colour = "red"\n[affinity]\ngroup_size = 201\n[handlers.other]\nuse = "fiel"\n')
+    exchange.replace_config("heartbeat = ", "hartbeat = ")
+    exchange.append_config('colour = "red"\n[affinity]\ngroup_size = 201\n[handlers.other]\nuse = "fiel"\n')
     daemon = listen(exchange)
     assert daemon.wait() == 2
-    errors = daemon.errors.read_text().splitlines()
+    errors = daemon.log_file.read_text().splitlines()
     assert all(line.startswith("error: ") for line in errors)
     for key in ("stream.hartbeat", "handlers.deliveries.colour", "affinity.group_size", "handlers.other.use"):
         assert len([line for line in errors if line.startswith(f"error: {key}: ")]) == 1, errors
     assert len(errors) == 4
-    assert exchange.told["password"] not in daemon.errors.read_text()
+    assert exchange.info["password"] not in daemon.log_file.read_text()
     assert exchange.state()["requests"] == {}
 
 
@@ -222,18 +222,18 @@ def test_a_handler_that_never_opens_does_not_delay_the_shutdown(
     simulator: Start, listen: Listen, plugins: str
 ) -> None:
     exchange = simulator()
-    exchange.append(handler("mute", "acme:open_mute"))
+    exchange.append_config(handler("mute", "acme:open_mute"))
     daemon = listen(exchange, PYTHONPATH=plugins)
     daemon.until_logged("handler.started", handler="deliveries")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_handler_that_cannot_be_opened_is_reported(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
-    exchange.append(handler("archive", "file", 'path = "no/such/folder/x.jsonl"'))
+    exchange.append_config(handler("archive", "file", 'path = "no/such/folder/x.jsonl"'))
     daemon = listen(exchange)
     assert daemon.wait() == 1  # not 2: the folder may exist at the next start
-    last = daemon.errors.read_text().splitlines()[-1]
+    last = daemon.log_file.read_text().splitlines()[-1]
     assert last.startswith("error: handlers.archive: could not be opened: FileNotFoundError")
     assert exchange.state()["requests"] == {}
 
@@ -244,14 +244,14 @@ def test_a_handler_that_cannot_be_opened_is_reported(simulator: Start, listen: L
 def test_tls_with_a_private_certificate_authority(simulator: Start, listen: Listen) -> None:
     exchange = simulator("--tls")
     listen(exchange)
-    exchange.streaming(4)
-    ledger = exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    ledger = exchange.create_events(exchange.mailboxes[0])
     until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries")
 
 
 def test_an_untrusted_certificate_is_reported(simulator: Start, listen: Listen) -> None:
     exchange = simulator("--tls")
-    exchange.change('ca_file = "ca.pem"\n', "")
+    exchange.replace_config('ca_file = "ca.pem"\n', "")
     daemon = listen(exchange)
     (line, *_) = daemon.until_logged("mailbox.refused", code="TlsFailed")
     assert "certificate" in line["text"].lower()
@@ -263,15 +263,15 @@ def test_requests_of_a_group_on_the_wire(
 ) -> None:
     exchange = simulator("--mailboxes", "8")
     wire = record(exchange)
-    exchange.change('file = "mailboxes.txt"', f"addresses = {json.dumps(exchange.mailboxes)}")
-    exchange.change(
-        exchange.told["ews_url"], exchange.told["ews_url"].replace(str(exchange.port), str(wire.port))
+    exchange.replace_config('file = "mailboxes.txt"', f"addresses = {json.dumps(exchange.mailboxes)}")
+    exchange.replace_config(
+        exchange.info["ews_url"], exchange.info["ews_url"].replace(str(exchange.port), str(wire.port))
     )
-    exchange.change("[exchange]", "[exchange]\nautodiscover = false")
-    exchange.append('\n[shutdown]\nunsubscribe = true\n\n[catch_up]\nmode = "off"\n')
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    exchange.append_config('\n[shutdown]\nunsubscribe = true\n\n[catch_up]\nmode = "off"\n')
     daemon = listen(exchange)
-    exchange.streaming(8)
-    assert daemon.end() == 0
+    exchange.until_streaming(8)
+    assert daemon.stop() == 0
     anchor, *others = exchange.mailboxes
     assert exchange.state()["requests"] == {
         "GetStreamingEvents": {"200": 1}, "Subscribe": {"200": 8}, "Unsubscribe": {"200": 8},
@@ -309,20 +309,20 @@ def test_requests_of_a_group_on_the_wire(
 def test_static_groups_without_autodiscover(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     ann, bob, cat, dan = exchange.mailboxes
-    exchange.change('[mailboxes]\nfile = "mailboxes.txt"\n', "")
-    exchange.change("[exchange]", "[exchange]\nautodiscover = false")
-    exchange.append(
+    exchange.replace_config('[mailboxes]\nfile = "mailboxes.txt"\n', "")
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+    exchange.append_config(
         f"\n[affinity]\nimpersonate_anchor_on_stream = false\n"
         f'\n[[groups]]\nname = "one"\nmailboxes = {json.dumps([bob, ann])}\n'
         f'\n[[groups]]\nname = "two"\nmailboxes = {json.dumps([cat, dan])}\n'
     )
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     state = exchange.state()
     assert sorted(stream["ids"] for stream in state["streams"]) == [2, 2]
     assert "Autodiscover" not in state["requests"]
-    assert state["hanging"] == {exchange.told["user"]: 2}
-    ledger = exchange.make(cat)
+    assert state["hanging"] == {exchange.info["user"]: 2}
+    ledger = exchange.create_events(cat)
     until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries")
     streaming = daemon.until_logged("group.streaming", count=2)
     assert {(line["group"], line["anchor"]) for line in streaming} == {("one/1", ann), ("two/1", cat)}
@@ -331,7 +331,7 @@ def test_static_groups_without_autodiscover(simulator: Start, listen: Listen) ->
 def test_autodiscover_sorts_mailboxes_by_back_end(simulator: Start, listen: Listen) -> None:
     exchange = simulator("--mailboxes", "30")
     daemon = listen(exchange)
-    exchange.streaming(30)
+    exchange.until_streaming(30)
     state = exchange.state()
     placed = {backend["name"]: backend["mailboxes"] for backend in state["backends"]}
     assert {stream["backend"]: stream["ids"] for stream in state["streams"]} == placed
@@ -345,20 +345,20 @@ def test_a_missing_mailbox_is_reported_and_does_not_affect_others(simulator: Sta
     with (exchange.folder / "mailboxes.txt").open("a") as file:
         file.write("unknown@contoso.example\n")
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     (failed,) = daemon.until_logged("discovery.failed")
     assert (failed["mailbox"], failed["code"]) == ("unknown@contoso.example", "InvalidUser")
     (found,) = daemon.logged("discovery.found")
     assert (found["mailboxes"], found["missing"], found["codes"]) == (4, 1, {"InvalidUser": 1})
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_streams_reopen_after_a_server_outage(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
-    exchange.append("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
+    exchange.append_config("\n[backoff]\nfirst = 0.05\ncap = 0.2\n")
     daemon = listen(exchange)
-    exchange.streaming(4)
-    before = len(exchange.make(exchange.mailboxes[0]))
+    exchange.until_streaming(4)
+    before = len(exchange.create_events(exchange.mailboxes[0]))
     until(lambda: len(exchange.deliveries) == before, "all deliveries before the outage")
     exchange.process.kill()
     exchange.process.wait()
@@ -366,8 +366,8 @@ def test_streams_reopen_after_a_server_outage(simulator: Start, listen: Listen) 
     config = exchange.config.read_text()
     exchange = simulator("--port", str(exchange.port))
     assert exchange.config.read_text() in config
-    exchange.streaming(4)
-    after = [line for mailbox in exchange.mailboxes for line in exchange.make(mailbox)]
+    exchange.until_streaming(4)
+    after = [line for mailbox in exchange.mailboxes for line in exchange.create_events(mailbox)]
     until(lambda: len(exchange.deliveries) == before + len(after), "all deliveries after the outage")
     assert sorted(event["subject"] for event in exchange.deliveries[before:]) == sorted(
         line.get("item_id") or line["folder_id"] for line in after
@@ -379,28 +379,28 @@ def test_streams_reopen_after_a_server_outage(simulator: Start, listen: Listen) 
 
 def test_the_log_is_json_lines_and_contains_no_secret(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
-    exchange.append('\n[log]\nlevel = "debug"\n')
-    exchange.append(handler("log", "log"))
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
+    exchange.append_config(handler("log", "log"))
     daemon = listen(exchange)
-    exchange.streaming(4)
-    exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
     daemon.until_logged("mailbox.event", mailbox=exchange.mailboxes[0])
-    assert daemon.end() == 0
-    text = daemon.errors.read_text()
+    assert daemon.stop() == 0
+    text = daemon.log_file.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert all(list(line)[:3] == ["time", "level", "event"] for line in lines)
     assert {"group.streaming", "mailbox.subscribed", "handler.started"} <= {line["event"] for line in lines}
-    assert exchange.told["password"] not in text
+    assert exchange.info["password"] not in text
     assert "X-BackEndOverrideCookie" not in text
 
 
 def test_a_wrong_password_is_reported_and_not_retried_repeatedly(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
-    exchange.change(exchange.told["password"], "Pw-wrong")
-    exchange.change("[exchange]", "[exchange]\nautodiscover = false")
+    exchange.replace_config(exchange.info["password"], "Pw-wrong")
+    exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
     daemon = listen(exchange)
     daemon.until_logged("mailbox.refused", code="Http401")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     # The second request shows that the rejection does not concern the anchor only.
     assert exchange.state()["requests"]["-"] == {"401": 2}
-    assert "Pw-wrong" not in daemon.errors.read_text()
+    assert "Pw-wrong" not in daemon.log_file.read_text()

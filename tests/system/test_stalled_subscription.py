@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
+from tests.system.ledger import compare_with_ledger
 from tests.system.processes import Listen, Start, until
-from tests.system.truth import judge
 
 INTERVAL = 3.0
 
@@ -14,26 +14,26 @@ def test_one_sweep_recovers_the_events_of_a_stalled_subscription(
 ) -> None:
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "deliveries.jsonl"
     exchange = simulator("--heartbeat", "0.5", "--ledger", str(ledger), "--backends", "1")
-    exchange.append(f'\n[catch_up]\ninterval = "{INTERVAL:g}s"\n\n[log]\nlevel = "debug"\n')
+    exchange.append_config(f'\n[catch_up]\ninterval = "{INTERVAL:g}s"\n\n[log]\nlevel = "debug"\n')
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     streaming_since = time.monotonic()
     ann, bob, *_ = exchange.mailboxes
     daemon.until_logged("catchup.ready", mailbox=ann)
-    before = exchange.make(ann)
+    before = exchange.create_events(ann)
     until(lambda: len(exchange.deliveries) == len(before), "the events before the stall")
     # A sweep cannot distinguish old from new changes within the second of the first Subscribe.
     until(lambda: time.monotonic() > streaming_since + 1.0, "the next second")
-    exchange.break_(kind="silent_subscription", mailbox=ann, seconds=600)
+    exchange.inject_fault(kind="silent_subscription", mailbox=ann, seconds=600)
 
     started_at, sweeps = time.monotonic(), len(daemon.logged("sweep.finished", mailbox=ann))
-    withheld = exchange.make(ann, count=3)
-    others = exchange.make(bob, count=3)
+    withheld = exchange.create_events(ann, count=3)
+    others = exchange.create_events(bob, count=3)
     until(lambda: len(exchange.deliveries) == len(before) + len(others), "the events of the other mailbox")
     assert {event["data"]["mailbox"] for event in exchange.deliveries[len(before) :]} == {bob}
-    until(lambda: judge(ledger, output).lost == 0, "the withheld events")
+    until(lambda: compare_with_ledger(ledger, output).lost == 0, "the withheld events")
     duration = time.monotonic() - started_at
-    verdict = judge(ledger, output)
+    verdict = compare_with_ledger(ledger, output)
     recovered = [event for event in exchange.deliveries if event["data"].get("recovered")]
     assert {event["data"]["mailbox"] for event in recovered} == {ann}
     assert verdict.unseen == 0
@@ -48,9 +48,9 @@ def test_one_sweep_recovers_the_events_of_a_stalled_subscription(
     # The new subscription delivers events.
     count = len(exchange.deliveries)
     until(lambda: exchange.state()["requests"]["Subscribe"] == {"200": 5}, "a new subscription")
-    exchange.streaming(4)
-    new = exchange.make(ann)
+    exchange.until_streaming(4)
+    new = exchange.create_events(ann)
     until(lambda: len(exchange.deliveries) == count + len(new), "events of the new subscription")
     assert not exchange.deliveries[-1]["data"].get("recovered")
     assert not daemon.logged("group.backoff")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0

@@ -20,12 +20,12 @@ from tests.system.processes import Listen, Start, json_lines, until
 
 def test_the_status_command_and_the_http_port(simulator: Start, listen: Listen) -> None:
     exchange, port = simulator(), free_port()
-    exchange.append(f'\n[status]\nlisten = "127.0.0.1:{port}"\n')
+    exchange.append_config(f'\n[status]\nlisten = "127.0.0.1:{port}"\n')
     with (exchange.folder / "mailboxes.txt").open("a") as file:
         file.write("unknown@contoso.example\n")
     daemon = listen(exchange)
-    exchange.streaming(4)
-    exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
     until(lambda: exchange.deliveries, "a delivery")
     report = until(
         lambda: (found := status(exchange))["handlers"][0]["delivered"] and found, "a delivery in the status"
@@ -54,7 +54,7 @@ def test_the_status_command_and_the_http_port(simulator: Start, listen: Listen) 
         get(f"{url}/watch/{exchange.mailboxes[0]}")
 
     assert stat.S_IMODE(socket_of(exchange).stat().st_mode) == 0o600
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert not socket_of(exchange).exists()
     failed = command(exchange, "status")
     assert failed.returncode == 1
@@ -65,9 +65,9 @@ def test_the_status_command_and_the_http_port(simulator: Start, listen: Listen) 
 
 def test_the_token_is_required_and_a_stale_socket_is_replaced(simulator: Start, listen: Listen) -> None:
     exchange, port = simulator(), free_port()
-    exchange.append(f'\n[status]\nlisten = "127.0.0.1:{port}"\ntoken = "t0ken"\n')
+    exchange.append_config(f'\n[status]\nlisten = "127.0.0.1:{port}"\ntoken = "t0ken"\n')
     first = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
     assert socket_of(exchange).exists()
@@ -78,16 +78,16 @@ def test_the_token_is_required_and_a_stale_socket_is_replaced(simulator: Start, 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         get(url)
     assert "ews_listener_ready 1.0" in get(url, Authorization="Bearer t0ken")
-    assert "t0ken" not in second.errors.read_text()
+    assert "t0ken" not in second.log_file.read_text()
 
 
 def test_a_port_in_use_is_reported(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
-    exchange.append(f'\n[status]\nlisten = "127.0.0.1:{exchange.port}"\n')
+    exchange.append_config(f'\n[status]\nlisten = "127.0.0.1:{exchange.port}"\n')
     daemon = listen(exchange)
     assert daemon.wait() == 2
     assert f"error: status.listen: cannot listen at 127.0.0.1:{exchange.port}: Address already in use" in (
-        daemon.errors.read_text()
+        daemon.log_file.read_text()
     )
 
 
@@ -95,18 +95,18 @@ def test_the_daemon_runs_if_it_cannot_open_its_socket(simulator: Start, listen: 
     exchange = simulator()
     too_long = exchange.folder / ("x" * 100)
     if "state_directory" in exchange.config.read_text():
-        exchange.change("state_directory", "#state_directory")
+        exchange.replace_config("state_directory", "#state_directory")
     exchange.config.write_text(f'state_directory = "{too_long}"\n' + exchange.config.read_text())
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     (line,) = daemon.until_logged("status.unavailable")
     assert "AF_UNIX path too long" in line["reason"]
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
 
 
 def test_a_port_for_other_hosts_requires_a_token(simulator: Start) -> None:
     exchange = simulator()
-    exchange.append('\n[status]\nlisten = "0.0.0.0:1"\n')
+    exchange.append_config('\n[status]\nlisten = "0.0.0.0:1"\n')
     done = command(exchange, "check")
     assert done.returncode == 2
     assert "error: status.listen: requires token" in done.stderr
@@ -116,8 +116,8 @@ def test_status_works_after_the_configuration_becomes_invalid(simulator: Start, 
     """The command still reports the running daemon."""
     exchange = simulator()
     listen(exchange)
-    exchange.streaming(4)
-    exchange.append('\n[log]\nlevel = "loud"\n')
+    exchange.until_streaming(4)
+    exchange.append_config('\n[log]\nlevel = "loud"\n')
     assert status(exchange)["streaming"] == 4
     os.unlink(exchange.config)
     done = command(exchange, "status")
@@ -128,7 +128,7 @@ def test_status_works_after_the_configuration_becomes_invalid(simulator: Start, 
 def test_status_watch_repeats_until_interrupted(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     output = exchange.folder / "shown.jsonl"
     arguments = [sys.executable, "-m", "listener", "status", "--watch", "--json"]
     arguments += ["--config", str(exchange.config)]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.machine import Machine, why_not
+from tests.system.machine import Machine, unavailable_reason
 from tests.system.machine.service import CREDENTIALS, Service, silent_simulator
 from tests.system.processes import Simulator, until
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=unavailable_reason() or "-")
 
 ROOT = Path(__file__).parent.parent.parent
 # Runs the code of this tree with an interpreter that the service's account can read.
@@ -83,8 +83,8 @@ def service(booted: Machine, simulator: Simulator) -> Iterator[Service]:
     there.configure()
     there.drop_in("soon", SOON)
     yield there
-    booted.ask("systemctl", "stop", there.unit)
-    booted.ask("systemctl", "reset-failed", there.unit)
+    booted.output_of("systemctl", "stop", there.unit)
+    booted.output_of("systemctl", "reset-failed", there.unit)
     shutil.rmtree(booted.path(f"/etc/systemd/system/{there.unit}.d"))
 
 
@@ -94,12 +94,14 @@ def test_service_starts_delivers_and_stops_in_its_sandbox(service: Service) -> N
     service.systemctl("start")  # returns when it is ready
     assert service.logged("handler.started", handler="deliveries")
     service.until_streaming()
-    ledger = service.simulator.make(service.simulator.mailboxes[0], count=10)
+    ledger = service.simulator.create_events(service.simulator.mailboxes[0], count=10)
     service.until_delivered(ledger)
     service.until_delivered(ledger, "commands.jsonl")
     status = dict(
         line.split(":\t", 1)
-        for line in service.machine.path(f"/proc/{service.shown('MainPID')}/status").read_text().splitlines()
+        for line in service.machine.path(f"/proc/{service.property_value('MainPID')}/status")
+        .read_text()
+        .splitlines()
         if ":\t" in line
     )
     assert "0" not in status["Uid"].split()
@@ -111,7 +113,7 @@ def test_service_starts_delivers_and_stops_in_its_sandbox(service: Service) -> N
     subscriptions = service.simulator.state()["subscriptions"]  # includes those of other tests
     assert subscriptions >= len(service.simulator.mailboxes)
     service.systemctl("stop")
-    assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
+    assert (service.property_value("Result"), service.property_value("ExecMainStatus")) == ("success", "0")
     assert service.logged("listener.stopped")
     assert service.simulator.state()["subscriptions"] == subscriptions  # for the next start
 
@@ -136,17 +138,19 @@ def test_killed_service_restarts_and_loses_nothing(service: Service) -> None:
     service.configure(more=f'\n[handlers.late]\nuse = "acme:open_behind_a_gate"\n{gate}')
     service.systemctl("start")
     service.until_streaming()
-    ledger = service.simulator.make(service.simulator.mailboxes[1], count=50)
+    ledger = service.simulator.create_events(service.simulator.mailboxes[1], count=50)
     service.until_delivered(ledger)  # by the other handler: so the events are journaled
-    ledger += service.simulator.make(
+    ledger += service.simulator.create_events(
         service.simulator.mailboxes[2], count=50
     )  # possibly not received before the kill
     service.machine.run("systemctl", "kill", "--signal=KILL", service.unit)
-    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)  # while the daemon is down
-    service.until_shown("NRestarts", "1")
+    ledger += service.simulator.create_events(
+        service.simulator.mailboxes[1], count=50
+    )  # while the daemon is down
+    service.until_property("NRestarts", "1")
     service.until_streaming()
-    ledger += service.simulator.make(service.simulator.mailboxes[1], count=50)
-    service.kept("gate").touch()
+    ledger += service.simulator.create_events(service.simulator.mailboxes[1], count=50)
+    service.state_file("gate").touch()
     service.until_delivered(ledger)
     service.until_delivered(ledger, "late.jsonl")
 
@@ -154,21 +158,21 @@ def test_killed_service_restarts_and_loses_nothing(service: Service) -> None:
 def test_reload_waits_for_completion_and_a_failed_one_changes_nothing(service: Service) -> None:
     service.systemctl("start")
     service.until_streaming()
-    before = service.shown("MainPID")
+    before = service.property_value("MainPID")
     service.machine.write("/etc/ews-listener/mailboxes.txt", "\n".join(service.simulator.mailboxes[:3]))
     service.systemctl("reload")
     assert len(service.logged("listener.reloaded", mailboxes="3")) == 1
     service.until_streaming(3)
 
     service.configure(more="\n[dispatch]\n")
-    service.machine.fail("systemctl", "reload", service.unit)
+    service.machine.run_failing("systemctl", "reload", service.unit)
     assert "error: dispatch: unknown" in service.journal()
-    assert (service.shown("SubState"), service.shown("MainPID")) == ("running", before)
+    assert (service.property_value("SubState"), service.property_value("MainPID")) == ("running", before)
 
     service.configure()
     service.machine.run("systemctl", "kill", "--signal=HUP", service.unit)
     service.until_streaming(4)
-    service.until_shown("SubState", "running")
+    service.until_property("SubState", "running")
 
 
 def test_stop_may_take_longer_than_the_timeout_of_systemd(service: Service) -> None:
@@ -179,9 +183,9 @@ def test_stop_may_take_longer_than_the_timeout_of_systemd(service: Service) -> N
     service.drop_in("hurry", "[Service]\nTimeoutStopSec=1s\n")
     service.systemctl("start")
     service.until_streaming()
-    service.until_delivered(service.simulator.make(service.simulator.mailboxes[0]))
+    service.until_delivered(service.simulator.create_events(service.simulator.mailboxes[0]))
     service.systemctl("stop")  # waits for a handler that never finishes, longer than TimeoutStopSec=
-    assert (service.shown("Result"), service.shown("ExecMainStatus")) == ("success", "0")
+    assert (service.property_value("Result"), service.property_value("ExecMainStatus")) == ("success", "0")
     assert service.logged("handler.stopped", handler="late")
 
 
@@ -190,17 +194,17 @@ def test_watchdog_ends_a_blocked_loop_and_the_journal_has_its_stack(service: Ser
     service.drop_in("watchdog", "[Service]\nWatchdogSec=1s\n")
     service.systemctl("start")
     service.until_streaming()
-    service.simulator.make(service.simulator.mailboxes[2], "DeletedEvent")
+    service.simulator.create_events(service.simulator.mailboxes[2], "DeletedEvent")
     until(lambda: "block_the_loop" in service.journal(), "the traceback of the blocked loop")
-    service.until_shown("NRestarts", "1")
+    service.until_property("NRestarts", "1")
     assert "Watchdog timeout" in service.journal()
 
 
 def test_invalid_configuration_is_logged_and_not_retried(service: Service) -> None:
     service.configure(more="\n[dispatch]\n")
-    service.machine.fail("systemctl", "start", service.unit)
-    service.until_shown("ActiveState", "failed")
-    assert (service.shown("ExecMainStatus"), service.shown("NRestarts")) == ("2", "0")
+    service.machine.run_failing("systemctl", "start", service.unit)
+    service.until_property("ActiveState", "failed")
+    assert (service.property_value("ExecMainStatus"), service.property_value("NRestarts")) == ("2", "0")
     assert "error: dispatch: unknown" in service.journal()
 
 
@@ -211,10 +215,12 @@ def test_instances_run_at_the_same_time(booted: Machine, simulator: Simulator) -
         unit.systemctl("start")
     for unit in units.values():
         unit.until_streaming()
-    accounts = {booted.path(f"/proc/{unit.shown('MainPID')}").stat().st_uid for unit in units.values()}
+    accounts = {
+        booted.path(f"/proc/{unit.property_value('MainPID')}").stat().st_uid for unit in units.values()
+    }
     assert len(accounts) == 2
-    ledger = simulator.make(simulator.mailboxes[3], count=3)
+    ledger = simulator.create_events(simulator.mailboxes[3], count=3)
     for unit in units.values():
         unit.until_delivered(ledger)
         unit.systemctl("stop")
-        assert unit.shown("Result") == "success"
+        assert unit.property_value("Result") == "success"

@@ -51,9 +51,9 @@ def test_notifications_from_start_to_stop(simulator: Start, listen: Listen, mana
     assert any(line.startswith("STATUS=Opening") for line in manager.lines[: manager.lines.index("READY=1")])
     count = manager.lines.count("WATCHDOG=1")
     until(lambda: manager.lines.count("WATCHDOG=1") > count + 3, "more watchdog notifications")
-    exchange.make(exchange.mailboxes[0])
+    exchange.create_events(exchange.mailboxes[0])
     until(lambda: len(exchange.deliveries) > 0, "a delivery")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert manager.lines.count("READY=1") == 1
     ending = manager.lines[manager.lines.index("STOPPING=1") :]
     assert ending[1].startswith("STATUS=Ending; ")
@@ -61,7 +61,7 @@ def test_notifications_from_start_to_stop(simulator: Start, listen: Listen, mana
 
 def test_a_failed_start_is_never_ready(simulator: Start, listen: Listen, manager: ServiceManager) -> None:
     exchange = simulator()
-    exchange.append('\n[handlers.other]\nuse = "file"\npath = "no/such/folder/x.jsonl"\n')
+    exchange.append_config('\n[handlers.other]\nuse = "file"\npath = "no/such/folder/x.jsonl"\n')
     daemon = listen(exchange, NOTIFY_SOCKET=manager.address)
     assert daemon.wait() == 1
     assert "READY=1" not in manager.lines
@@ -71,10 +71,10 @@ def test_the_daemon_can_stop_during_startup(
     simulator: Start, listen: Listen, manager: ServiceManager, plugins: str
 ) -> None:
     exchange = simulator()
-    exchange.append(handler("mute", "acme:open_mute"))  # its open function never returns
+    exchange.append_config(handler("mute", "acme:open_mute"))  # its open function never returns
     daemon = listen(exchange, NOTIFY_SOCKET=manager.address, PYTHONPATH=plugins)
     daemon.until_logged("handler.started", handler="deliveries")
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert "READY=1" not in manager.lines
     until(lambda: "STOPPING=1" in manager.lines, "the notification STOPPING=1")
     assert daemon.logged("listener.stopping")
@@ -85,16 +85,18 @@ def test_systemd_variables_are_not_passed_to_handler_processes(
 ) -> None:
     exchange = simulator()
     environment = tmp_path / "environment"
-    exchange.append(f'\n[handlers.shell]\nuse = "exec"\ncommand = ["sh", "-c", "env > {environment}"]\n')
+    exchange.append_config(
+        f'\n[handlers.shell]\nuse = "exec"\ncommand = ["sh", "-c", "env > {environment}"]\n'
+    )
     watchdog = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
     daemon = listen(exchange, NOTIFY_SOCKET=manager.address, **watchdog)
-    exchange.streaming(4)
-    exchange.make(exchange.mailboxes[0])
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
     until(
         lambda: environment.exists() and "EWS_MAILBOX" in environment.read_text(), "the command's environment"
     )
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & {
         line.partition("=")[0] for line in environment.read_text().splitlines()
     }
-    assert daemon.end() == 0
+    assert daemon.stop() == 0
     assert "WATCHDOG=1" not in manager.lines  # WATCHDOG_PID names another process

@@ -31,13 +31,13 @@ def tail(*options: str, stdin: str | None = None, **environment: str) -> subproc
 def test_the_log_of_a_daemon(simulator: Callable[..., Simulator], listen: Callable[..., Listener]) -> None:
     exchange = simulator()
     daemon = listen(exchange)
-    exchange.streaming(4)
-    assert daemon.end() == 0
-    log = daemon.errors.read_text()
+    exchange.until_streaming(4)
+    assert daemon.stop() == 0
+    log = daemon.log_file.read_text()
     everything = tail(stdin=log)
     assert everything.returncode == 0
     assert len(everything.stdout.splitlines()) == len(log.splitlines())
-    filtered = tail(str(daemon.errors), "--event", "group.*", "--level", "info", "--since", "1h")
+    filtered = tail(str(daemon.log_file), "--event", "group.*", "--level", "info", "--since", "1h")
     lines = filtered.stdout.splitlines()
     assert lines
     assert all("  group." in line for line in lines)

@@ -19,9 +19,9 @@ from tests.system.processes import Listen, Simulator, Start, handler, json_lines
 def test_watch_reports_the_activity_of_one_mailbox(simulator: Start, listen: Listen, plugins: str) -> None:
     exchange = simulator()
     mailbox, other = exchange.mailboxes[:2]
-    exchange.append(handler("raising", "acme:open_raising", "attempts = 1"))
+    exchange.append_config(handler("raising", "acme:open_raising", "attempts = 1"))
     daemon = listen(exchange, PYTHONPATH=plugins)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     json_output, text_output = exchange.folder / "watched.jsonl", exchange.folder / "shown"
     arguments = [sys.executable, "-m", "listener", "watch", mailbox, "--config", str(exchange.config)]
     with (
@@ -32,10 +32,10 @@ def test_watch_reports_the_activity_of_one_mailbox(simulator: Start, listen: Lis
     ):
         try:
             until(lambda: json_lines(json_output) and "watching" in text_output.read_text(), "watchers")
-            made = exchange.make(mailbox)
-            exchange.make(other)
+            made = exchange.create_events(mailbox)
+            exchange.create_events(other)
             until(lambda: any(line["kind"] == "event" for line in json_lines(json_output)), "an event")
-            exchange.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
+            exchange.inject_fault(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
 
             def seen() -> set[str]:
                 return {
@@ -57,7 +57,7 @@ def test_watch_reports_the_activity_of_one_mailbox(simulator: Start, listen: Lis
             assert subjects >= {line.get("item_id") or line["folder_id"] for line in made}
             assert other not in json_output.read_text()
             until(lambda: "delivery" in text_output.read_text(), "the delivery in the text output")
-            assert daemon.end() == 0
+            assert daemon.stop() == 0
             assert json_watcher.wait(15) == 1
             assert json_watcher.stderr is not None
             assert "the daemon has stopped" in json_watcher.stderr.read()
@@ -84,12 +84,12 @@ def watched(exchange: Simulator, mailbox: str) -> Iterator[Path]:
 def test_requests_about_the_accounts_own_mailbox(simulator: Start, listen: Listen) -> None:
     exchange = simulator()
     account, other = exchange.mailboxes[:2]
-    exchange.change('file = "mailboxes.txt"', f'addresses = ["{account}"]\naccess = "own"')
-    exchange.change(f'user = "{exchange.told["user"]}"', f'user = "{account}"')
+    exchange.replace_config('file = "mailboxes.txt"', f'addresses = ["{account}"]\naccess = "own"')
+    exchange.replace_config(f'user = "{exchange.info["user"]}"', f'user = "{account}"')
     listen(exchange)
-    exchange.streaming(1)
+    exchange.until_streaming(1)
     with watched(exchange, account) as json_output:
-        exchange.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=account)
+        exchange.inject_fault(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=account)
         until(
             lambda: (
                 {"Subscribe", "GetStreamingEvents"}
@@ -107,14 +107,14 @@ def test_a_mailbox_that_the_configuration_names_by_its_sid(simulator: Start, lis
     sids = {person.address: directory.sid(person).upper() for person in directory}
     mailbox = exchange.mailboxes[0]
     (exchange.folder / "mailboxes.txt").write_text("\n".join(sids.values()))
-    exchange.change('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nimpersonate_by = "SID"')
-    exchange.change("[auth]", "autodiscover = false\n\n[auth]")
+    exchange.replace_config('file = "mailboxes.txt"', 'file = "mailboxes.txt"\nimpersonate_by = "SID"')
+    exchange.replace_config("[auth]", "autodiscover = false\n\n[auth]")
     listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     with watched(exchange, sids[mailbox].lower()) as json_output:
-        exchange.make(mailbox)
+        exchange.create_events(mailbox)
         until(lambda: any(line["kind"] == "event" for line in json_lines(json_output)), "an event")
-        exchange.break_(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
+        exchange.inject_fault(kind="stream_code", code="ErrorSubscriptionNotFound", mailbox=mailbox)
         until(
             lambda: any(line.get("operation") == "Subscribe" for line in json_lines(json_output)),
             "a new subscription",
@@ -125,7 +125,7 @@ def test_a_watcher_that_does_not_read_does_not_delay_the_shutdown(simulator: Sta
     exchange = simulator()
     mailbox = exchange.mailboxes[0]
     daemon = listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     with socket.socket(socket.AF_UNIX) as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         idle.connect(str(socket_of(exchange)))
@@ -133,10 +133,10 @@ def test_a_watcher_that_does_not_read_does_not_delay_the_shutdown(simulator: Sta
         time.sleep(0.5)
         before = len(exchange.deliveries)
         for _ in range(3):
-            exchange.make(mailbox, count=1000)  # more than all socket buffers hold
-        until(lambda: len(exchange.deliveries) >= before + 3000, "the deliveries", patience=60)
+            exchange.create_events(mailbox, count=1000)  # more than all socket buffers hold
+        until(lambda: len(exchange.deliveries) >= before + 3000, "the deliveries", timeout=60)
         started_at = time.monotonic()
-        assert daemon.end() == 0
+        assert daemon.stop() == 0
         assert time.monotonic() - started_at < 10
 
 
@@ -144,7 +144,7 @@ def test_a_mailbox_that_is_not_configured_is_an_error(simulator: Start, listen: 
     exchange = simulator()
     assert "no daemon answers" in command(exchange, "watch", "unknown@contoso.example").stderr
     listen(exchange)
-    exchange.streaming(4)
+    exchange.until_streaming(4)
     done = command(exchange, "watch", "unknown@contoso.example")
     assert done.returncode == 1
     assert done.stderr == "error: unknown mailbox unknown@contoso.example: the daemon does not listen to it\n"

@@ -1,11 +1,11 @@
-"""A machine for tests: a real systemd as process 1 of its own namespaces, over a copy-on-write view of this machine.
+"""A test machine: a real systemd as process 1 of its own namespaces, over a copy-on-write view of the host.
 
     with Machine.boot(folder, binds={source: target}) as machine:
         machine.write("/etc/ews-listener/config.toml", text)
         machine.run("systemctl", "start", "ews-listener")
 
-Nothing that happens in it reaches the real file system: its root is an overlay whose upper layer lies in memory and
-goes with the machine. The network is the real one, so what listens on 127.0.0.1 outside is reached from inside.
+The machine does not change the host's file system: its root is an overlay whose upper layer is in memory and is
+discarded with the machine. It shares the host's network, so that it can connect to servers on the host's 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -28,57 +28,58 @@ PROGRAMS = ("setpriv", "unshare", "nsenter", "systemctl", "journalctl")
 
 
 @functools.cache
-def why_not() -> str:
-    """Why no machine can be booted here; empty if one can."""
+def unavailable_reason() -> str:
+    """Return why no machine can be booted here; empty if one can."""
     if os.geteuid() != 0:
-        return "a systemd of our own needs root"
+        return "a private systemd needs root"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing or not SYSTEMD.exists():
         return f"not installed: {', '.join(missing) or SYSTEMD}"
-    if _cgroups() is None:
-        return "no cgroup2 file system that we may write to"
+    if _own_cgroup() is None:
+        return "no writable cgroup2 file system"
     try_overlay = (
         "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/up /mnt/work /mnt/root && "
         "mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/root"
     )
     namespaces = ["unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--cgroup"]
-    tried = subprocess.run([*namespaces, "sh", "-c", try_overlay], capture_output=True, text=True)
-    return f"no namespaces or overlays here: {tried.stderr.strip()}" if tried.returncode else ""
+    attempt = subprocess.run([*namespaces, "sh", "-c", try_overlay], capture_output=True, text=True)
+    return f"namespaces or overlays are not available: {attempt.stderr.strip()}" if attempt.returncode else ""
 
 
-def _cgroups() -> Path | None:
-    """Our own place in the tree of cgroup2."""
-    places = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    mounts = [before.split()[4] for before, after in places if after.startswith("cgroup2 ")]
+def _own_cgroup() -> Path | None:
+    """Return the cgroup2 directory of this process; None if it is not writable."""
+    entries = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [before.split()[4] for before, after in entries if after.startswith("cgroup2 ")]
     own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
     if not mounts or not own:
         return None
-    place = Path(mounts[0] + own[0])
-    return place if os.access(place, os.W_OK) else None
+    group = Path(mounts[0] + own[0])
+    return group if os.access(group, os.W_OK) else None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A booted machine; `pid` is that of its systemd, seen from outside."""
+    """A booted machine; `pid` is the process id of its systemd on the host."""
 
     pid: int
 
     @classmethod
     @contextmanager
     def boot(cls, folder: Path, binds: Mapping[Path, str]) -> Iterator[Machine]:
-        """Boots and, in the end, kills it. `folder` is empty and stays so, but for the console's log.
+        """Boot a machine, and kill it at the end.
 
-        `binds`: what is to be seen inside, read-only, and where.
+        `folder` must be empty; only the console log remains in it. `binds` maps host paths to the read-only mount
+        points inside.
         """
-        here = _cgroups()
-        assert here is not None
-        before = os.umask(0o022)  # as on any machine: others read units and directories
-        group = here / f"ews-listener-test-{os.getpid()}-{folder.name}"
+        parent = _own_cgroup()
+        assert parent is not None
+        before = os.umask(0o022)  # the usual umask: other users must be able to read units and directories
+        group = parent / f"ews-listener-test-{os.getpid()}-{folder.name}"
         group.mkdir()
-        where = folder / "machine"
-        where.mkdir()
+        mount_point = folder / "machine"
+        mount_point.mkdir()
         console = folder / "console.log"
-        # However these tests end, the machine ends with them.
+        # pdeathsig: the machine ends with the tests, even if they are killed.
         join = 'echo $$ > "$0" && exec setpriv --pdeathsig=KILL -- "$@"'
         namespaces = ["--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--cgroup"]
         pairs = [f"{source}:{target}" for source, target in binds.items()]
@@ -93,7 +94,7 @@ class Machine:
                     *namespaces,
                     "bash",
                     BOOT,
-                    where,
+                    mount_point,
                     *pairs,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -112,12 +113,12 @@ class Machine:
 
     def _is_up(self, outer: subprocess.Popen[bytes]) -> bool:
         assert outer.poll() is None, "the machine did not boot"
-        # Before it has moved to its own root, it would be the real one's systemd that answers.
-        here = Path(f"/proc/{self.pid}/comm").read_text().strip() == "systemd"
-        return here and self.ask("systemctl", "is-system-running").strip() in ("running", "degraded")
+        # Before pivot_root, systemctl would ask the systemd of the host.
+        started = Path(f"/proc/{self.pid}/comm").read_text().strip() == "systemd"
+        return started and self.output_of("systemctl", "is-system-running").strip() in ("running", "degraded")
 
     def path(self, inside: str) -> Path:
-        """A file of the machine, seen from outside."""
+        """Return the host path of a file in the machine."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def write(self, inside: str, text: str, mode: int = 0o644) -> None:
@@ -127,19 +128,19 @@ class Machine:
         path.chmod(mode)
 
     def run(self, *command: str, timeout: float = 60.0) -> str:
-        """Its standard output. AssertionError if it fails."""
+        """Run a command and return its standard output. Raise AssertionError if it fails."""
         done = self._run(command, timeout)
         assert done.returncode == 0, (
             f"{command} gave {done.returncode}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
         )
         return done.stdout
 
-    def ask(self, *command: str, timeout: float = 60.0) -> str:
-        """Its standard output, however it ends."""
+    def output_of(self, *command: str, timeout: float = 60.0) -> str:
+        """Run a command and return its standard output, whatever its exit status."""
         return self._run(command, timeout).stdout
 
-    def fail(self, *command: str, timeout: float = 60.0) -> str:
-        """What it says. AssertionError if it does not fail."""
+    def run_failing(self, *command: str, timeout: float = 60.0) -> str:
+        """Run a command and return its output. Raise AssertionError if it does not fail."""
         done = self._run(command, timeout)
         assert done.returncode != 0, f"{command} did not fail: {done.stdout}"
         return done.stdout + done.stderr
@@ -163,14 +164,14 @@ class Machine:
 
 
 def _child(outer: subprocess.Popen[bytes]) -> int | None:
-    """The child of `unshare`, which becomes systemd."""
+    """Return the process id of the child of `unshare`, which becomes systemd."""
     assert outer.poll() is None, "the machine did not boot"
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
     return int(children[0]) if children else None
 
 
 def _removed(group: Path) -> bool:
-    """Removes a cgroup and those in it, as soon as their processes are gone."""
+    """Remove a cgroup and its children; return False while they still have processes."""
     try:
         for folder, _, _ in os.walk(group, topdown=False):
             os.rmdir(folder)

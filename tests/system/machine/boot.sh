@@ -1,39 +1,39 @@
 #!/bin/bash
-# Becomes the systemd of a machine for tests. Runs as process 1 of new PID, mount, UTS, IPC and cgroup namespaces.
+# Set up a test machine and exec its systemd. Runs as process 1 of new PID, mount, UTS, IPC and cgroup namespaces.
 #
-# Usage: boot.sh FOLDER [SOURCE:TARGET]…     FOLDER: where the machine's root is put together
-#                                            SOURCE:TARGET: what is to be seen in it, read-only, and where
+# Usage: boot.sh FOLDER [SOURCE:TARGET]…     FOLDER: where the machine's root is built
+#                                            SOURCE:TARGET: host path and its read-only mount point inside
 set -euo pipefail
 folder=$1
 shift
 
-# Nothing that is mounted from here on is seen outside.
+# The host does not see the following mounts.
 mount --make-rprivate /
 
-# The root: the real one below, read only; all that is changed goes to memory.
+# The root is an overlay: the host's root read-only below, all changes in memory.
 mount -t tmpfs -o size=2g,mode=0755 tmpfs "$folder"
 mkdir "$folder/upper" "$folder/work" "$folder/root"
 root=$folder/root
 mount -t overlay overlay -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$root"
 
-# A second wall: no rule of a tmpfiles.d may find the files of others, not even their copies.
-for place in /tmp /run /var/tmp /var/log/journal /var/lib/systemd; do
-    mkdir -p "$root$place"
-    mount -t tmpfs -o mode=0755 tmpfs "$root$place"
+# Second safeguard: rules of tmpfiles.d must not find the host's files, not even through the overlay.
+for path in /tmp /run /var/tmp /var/log/journal /var/lib/systemd; do
+    mkdir -p "$root$path"
+    mount -t tmpfs -o mode=0755 tmpfs "$root$path"
 done
 chmod 1777 "$root/tmp" "$root/var/tmp"
 mount --bind /bin/true "$root/usr/bin/systemd-tmpfiles"
 
-# Of the real machine's services none is to be started here, only the journal.
-for place in /etc/systemd/system /usr/lib/systemd/system-generators "$root"/usr/lib/systemd/system/*.target.wants; do
-    place=$root${place#"$root"}
-    [ -d "$place" ] && mount -t tmpfs -o mode=0755 tmpfs "$place"
+# Start none of the host's services, only the journal.
+for path in /etc/systemd/system /usr/lib/systemd/system-generators "$root"/usr/lib/systemd/system/*.target.wants; do
+    path=$root${path#"$root"}
+    [ -d "$path" ] && mount -t tmpfs -o mode=0755 tmpfs "$path"
 done
 mkdir "$root/etc/systemd/system/sysinit.target.wants"
 ln -s /usr/lib/systemd/system/systemd-journald.service "$root/etc/systemd/system/sysinit.target.wants/"
 ln -s /usr/lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
 
-# Devices of its own.
+# Private devices.
 mount -t tmpfs -o mode=0755 tmpfs "$root/dev"
 for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
@@ -61,8 +61,8 @@ cd "$root"
 mkdir run/outside
 pivot_root . run/outside
 umount -l /run/outside
-# As systemd has it where it is not in a container: credentials reach their services by propagation.
+# Outside of a container, systemd mounts the root shared: credentials reach their services by mount propagation.
 mount --make-rshared /
-# container= keeps systemd's hands off what namespaces do not divide: the kernel's settings, the clock.
+# With container=, systemd does not change what namespaces do not isolate: kernel settings and the clock.
 exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --log-target=journal --show-status=no

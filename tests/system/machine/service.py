@@ -1,4 +1,4 @@
-"""ews-listener as a service in a machine for tests, and the simulator that it listens to."""
+"""ews-listener as a systemd service in a test machine, and its simulator on the host."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ CREDENTIALS = Path(__file__).parents[3] / "systemd" / "drop-ins" / "credentials.
 
 @contextmanager
 def silent_simulator(folder: Path) -> Iterator[Simulator]:
-    """A simulator of four mailboxes, on this machine."""
+    """Run a simulator of four mailboxes without traffic, on the host."""
     config = folder / "listener.toml"
     options = ["--rate", "0", "--mailboxes", "4", "--write-config", str(config)]
     process = forked.Popen(
@@ -33,7 +33,7 @@ def silent_simulator(folder: Path) -> Iterator[Simulator]:
 
 
 class Service:
-    """The service in the machine, with what it delivers."""
+    """The ews-listener unit in a machine, with its configuration, logs and deliveries."""
 
     def __init__(self, machine: Machine, simulator: Simulator, instance: str = "") -> None:
         self.machine = machine
@@ -43,7 +43,7 @@ class Service:
         self.state = f"/var/lib/ews-listener{instance and '-'}{instance}"
 
     def configure(self, more: str = "") -> None:
-        """Writes the simulator's configuration, and more, with the password as a credential of systemd."""
+        """Write the simulator's configuration plus `more`, with the password as a systemd credential."""
         text = self.simulator.config.read_text()
         password = next(line for line in text.splitlines() if line.startswith("password = "))
         text = text.replace(password, 'password_credential = "password"')
@@ -58,56 +58,56 @@ class Service:
         self.machine.run("systemctl", "daemon-reload")
 
     def systemctl(self, verb: str) -> None:
-        with self._explained():
+        with self._with_journal():
             self.machine.run("systemctl", verb, self.unit)
 
-    def shown(self, name: str) -> str:
+    def property_value(self, name: str) -> str:
         return self.machine.run("systemctl", "show", "--value", f"--property={name}", self.unit).strip()
 
-    def until_shown(self, name: str, value: str) -> None:
-        def is_so() -> bool:
-            time.sleep(0.05)  # each look is a process, which takes time from what is looked at
-            return self.shown(name) == value
+    def until_property(self, name: str, value: str) -> None:
+        def matches() -> bool:
+            time.sleep(0.05)  # each query starts a process, which takes processor time from the service
+            return self.property_value(name) == value
 
-        with self._explained():
-            until(is_so, f"{name} = {value}")
+        with self._with_journal():
+            until(matches, f"{name} = {value}")
 
     def until_streaming(self, mailboxes: int = 4) -> None:
-        self.until_shown("StatusText", f"{mailboxes} of {mailboxes} mailboxes streaming")
+        self.until_property("StatusText", f"{mailboxes} of {mailboxes} mailboxes streaming")
 
     def journal(self, *options: str) -> str:
         return self.machine.run("journalctl", "--no-pager", f"--unit={self.unit}", *options)
 
     def logged(self, event: str, **fields: str) -> list[dict[str, Any]]:
-        """The entries of this event that have these fields: the journal itself finds them."""
+        """Return the journal entries of this event that have these fields, selected by journalctl."""
         wanted = [f"EWS_{name.upper()}={value}" for name, value in {"event": event, **fields}.items()]
         return [json.loads(line) for line in self.journal("--output=json", *wanted).splitlines()]
 
-    def kept(self, name: str) -> Path:
-        """A file in its state directory. What systemd shows of that to others is a link to this place."""
+    def state_file(self, name: str) -> Path:
+        """Return the host path of a file in the state directory; /var/lib/NAME is only a link to it (DynamicUser)."""
         return self.machine.path(f"/var/lib/private/{Path(self.state).name}/{name}")
 
     def metrics(self) -> dict[str, float]:
-        """Those that have no labels, from its socket."""
-        way = httpx.HTTPTransport(uds=str(self.kept("ews-listener.sock")))
-        with httpx.Client(transport=way, base_url="http://ews-listener") as daemon:
+        """Return the metrics without labels, read from the status socket."""
+        transport = httpx.HTTPTransport(uds=str(self.state_file("ews-listener.sock")))
+        with httpx.Client(transport=transport, base_url="http://ews-listener") as daemon:
             text = daemon.get("/metrics").raise_for_status().text
         lines = [line.split(" ") for line in text.splitlines() if line[0] != "#" and "{" not in line]
         return {name: float(value) for name, value in lines}
 
     def until_delivered(self, ledger: list[dict[str, Any]], file: str = "deliveries.jsonl") -> None:
-        """Returns when the handler that writes this file was told of all items."""
+        """Wait until the handler has written all items of these ledger lines to its file."""
         wanted = {line["item_id"] for line in ledger if "item_id" in line}
 
         def missing() -> set[str]:
-            return wanted - {line["data"].get("item_id") for line in json_lines(self.kept(file))}
+            return wanted - {line["data"].get("item_id") for line in json_lines(self.state_file(file))}
 
-        with self._explained():
+        with self._with_journal():
             until(lambda: not missing(), f"{len(wanted)} deliveries")
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What fails has the end of the journal with it."""
+    def _with_journal(self) -> Iterator[None]:
+        """Add the end of the journal to an AssertionError."""
         try:
             yield
         except AssertionError as error:

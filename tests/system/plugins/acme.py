@@ -1,4 +1,4 @@
-"""Handlers as customers write them: good ones, and ones that misbehave. PYTHONPATH leads the daemon here."""
+"""Custom handlers for the tests, correct and faulty ones. The daemon imports them by PYTHONPATH."""
 
 import json
 import time
@@ -67,7 +67,7 @@ async def open_blocking(*, path: Path) -> AsyncIterator[Handler]:
 
 
 class Loader:
-    """Loads events into something, many at a time."""
+    """A batch handler that appends event ids to a file, and asks for one retry."""
 
     max_batch = 50
     max_wait = 0.2
@@ -106,14 +106,14 @@ class HugeError(Exception):
 
 
 async def _kept_cancelled() -> BaseException:
-    kept: list[BaseException] = []
+    caught: list[BaseException] = []
     with trio.CancelScope() as scope:
         scope.cancel()
         try:
             await trio.sleep_forever()
         except trio.Cancelled as cancelled:
-            kept.append(cancelled)
-    return kept[0]
+            caught.append(cancelled)
+    return caught[0]
 
 
 RAISED: dict[str, Callable[[], BaseException]] = {
@@ -130,7 +130,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
 
 @asynccontextmanager
 async def open_explosive(*, kind: str) -> AsyncIterator[Handler]:
-    """Raises such a thing for each event."""
+    """Open a handler that raises this kind of exception for each event."""
 
     async def handle(_event: MailboxEvent) -> None:
         raise await _kept_cancelled() if kind == "cancelled" else RAISED[kind]()
@@ -140,14 +140,14 @@ async def open_explosive(*, kind: str) -> AsyncIterator[Handler]:
 
 @asynccontextmanager
 async def open_not(*, kind: str) -> AsyncIterator[Handler]:
-    """Cannot be opened."""
+    """Fail to open, with this kind of exception."""
     raise RAISED[kind]()
     yield open_not
 
 
 @asynccontextmanager
 async def open_napping(*, seconds: float) -> AsyncIterator[Handler]:
-    """Blocks the event loop for a while, once."""
+    """Open a handler that blocks the event loop once, for `seconds`."""
     done = False
 
     async def handle(_event: MailboxEvent) -> None:

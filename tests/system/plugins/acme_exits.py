@@ -1,4 +1,4 @@
-"""A module that ends the process when it is imported, if it can."""
+"""A handler module that calls sys.exit when it is imported."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Servers that answer by script, as threads: what they are asked is noted, what they answer is up to the test."""
+"""HTTP servers in threads that record requests and send the responses that a test chooses."""
 
 import re
 import threading
@@ -9,7 +9,7 @@ from typing import NamedTuple
 AUTODISCOVER = "http://schemas.microsoft.com/exchange/2010/Autodiscover"
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """One request; header names in lower case."""
 
     path: str
@@ -17,20 +17,20 @@ class Asked(NamedTuple):
     body: str
 
 
-class Told(NamedTuple):
-    """One answer. Header values are sent as Latin-1, just as they are."""
+class Response(NamedTuple):
+    """One response. Header values are sent unchanged, as Latin-1."""
 
     status: int
     body: str = ""
     headers: Sequence[tuple[str, str]] = ()
 
 
-class Strange:
-    """A plain http server at an address of this machine. `answer` is called for each request."""
+class ScriptedServer:
+    """A plain HTTP server on a loopback address. `respond` is called for each request."""
 
-    def __init__(self, answer: Callable[[Asked], Told], host: str = "127.0.0.1") -> None:
-        self.asked: list[Asked] = []
-        strange = self
+    def __init__(self, respond: Callable[[Request], Response], host: str = "127.0.0.1") -> None:
+        self.requests: list[Request] = []
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -38,16 +38,16 @@ class Strange:
             def do_POST(self) -> None:
                 length = int(self.headers.get("content-length", 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                asked = Asked(self.path, headers, self.rfile.read(length).decode())
-                strange.asked.append(asked)
-                told = answer(asked)
-                self.send_response(told.status)
-                for name, value in told.headers:
+                request = Request(self.path, headers, self.rfile.read(length).decode())
+                server.requests.append(request)
+                response = respond(request)
+                self.send_response(response.status)
+                for name, value in response.headers:
                     self.send_header(name, value)
-                if not any(name.lower() == "content-length" for name, _ in told.headers):
-                    self.send_header("Content-Length", str(len(told.body.encode())))
+                if not any(name.lower() == "content-length" for name, _ in response.headers):
+                    self.send_header("Content-Length", str(len(response.body.encode())))
                 self.end_headers()
-                self.wfile.write(told.body.encode())
+                self.wfile.write(response.body.encode())
 
             do_GET = do_POST  # noqa: N815
 
@@ -66,31 +66,31 @@ class Strange:
         self._server.server_close()
 
 
-def users_of(asked: Asked) -> list[str]:
-    """The mailboxes of a GetUserSettings request."""
-    return re.findall(r"<a:Mailbox>([^<]*)</a:Mailbox>", asked.body)
+def requested_mailboxes(request: Request) -> list[str]:
+    """Return the mailboxes of a GetUserSettings request."""
+    return re.findall(r"<a:Mailbox>([^<]*)</a:Mailbox>", request.body)
 
 
-def settings(users: str) -> Told:
-    """The answer to a GetUserSettings request."""
-    return Told(
+def settings_response(user_responses: str) -> Response:
+    """Return the response to a GetUserSettings request, from its UserResponse elements."""
+    return Response(
         200,
         '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>'
         f'<GetUserSettingsResponseMessage xmlns="{AUTODISCOVER}"><Response><ErrorCode>NoError</ErrorCode>'
-        f"<UserResponses>{users}</UserResponses></Response></GetUserSettingsResponseMessage></s:Body></s:Envelope>",
+        f"<UserResponses>{user_responses}</UserResponses></Response></GetUserSettingsResponseMessage></s:Body></s:Envelope>",
     )
 
 
-def lives_at(url: str) -> str:
-    """What is told of a mailbox with this EWS URL."""
+def user_with_url(url: str) -> str:
+    """Return the UserResponse of a mailbox with this EWS URL."""
     return (
         "<UserResponse><ErrorCode>NoError</ErrorCode><UserSettings><UserSetting><Name>ExternalEwsUrl</Name>"
         f"<Value>{url}</Value></UserSetting></UserSettings></UserResponse>"
     )
 
 
-def redirected(code: str, target: str) -> str:
-    """A redirect of a mailbox: RedirectAddress or RedirectUrl."""
+def user_redirect(code: str, target: str) -> str:
+    """Return the UserResponse that redirects a mailbox; `code` is RedirectAddress or RedirectUrl."""
     return (
         f"<UserResponse><ErrorCode>{code}</ErrorCode><RedirectTarget>{target}</RedirectTarget></UserResponse>"
     )
