@@ -1,4 +1,4 @@
-"""Getting in by Kerberos tickets, in a realm of its own."""
+"""Authentication with Kerberos tickets, in a realm that the tests create."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ from tests.simulator.client import envelope
 from tests.system import kdc
 from tests.system.kdc import Realm
 from tests.system.processes import Listen, Simulator, Start, until
-from tests.system.test_strangers import GET_INBOX
+from tests.system.test_independent_clients import GET_INBOX
 
-pytestmark = pytest.mark.skipif(bool(kdc.missing()), reason=f"no Kerberos here: {kdc.missing()} missing")
+pytestmark = pytest.mark.skipif(bool(kdc.missing()), reason=f"missing Kerberos programs: {kdc.missing()}")
 PASSWORD = "Passw0rd-of-the-realm"
 SERVICE, ACCOUNT = "HTTP/localhost", "svc-listener"
 
@@ -28,8 +28,8 @@ def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Realm]:
 
 
 @pytest.fixture
-def exchange(simulator: Start, realm: Realm) -> Callable[..., Simulator]:
-    """Starts a simulator that takes tickets for HTTP/localhost, and passwords for NTLM too."""
+def start_exchange(simulator: Start, realm: Realm) -> Callable[..., Simulator]:
+    """Start a simulator that accepts tickets for HTTP/localhost, and passwords for NTLM."""
 
     def start(*options: str, **environment: str) -> Simulator:
         keytab = realm.add(SERVICE)
@@ -42,26 +42,26 @@ def exchange(simulator: Start, realm: Realm) -> Callable[..., Simulator]:
     return start
 
 
-def proved(simulator: Simulator) -> dict[str, int]:
-    """How many good credentials there were, by mechanism."""
+def successes(simulator: Simulator) -> dict[str, int]:
+    """Return the number of successful authentications by mechanism."""
     counts: dict[str, int] = simulator.state()["authentication"]["proved"]
     return counts
 
 
 @pytest.mark.parametrize(("protection", "expected"), [("allow", "200"), ("require", "401")])
-def test_curl_gets_in_by_ticket(
-    exchange: Start, realm: Realm, tmp_path: Path, protection: str, expected: str
+def test_curl_authenticates_with_a_ticket(
+    start_exchange: Start, realm: Realm, tmp_path: Path, protection: str, expected: str
 ) -> None:
-    """A client that others wrote. It sends no channel binding."""
-    there = exchange("--extended-protection", protection)
+    """curl is an independent client. It sends no channel binding."""
+    exchange = start_exchange("--extended-protection", protection)
     body = tmp_path / "body.xml"
-    body.write_bytes(envelope(GET_INBOX, impersonate=there.mailboxes[0]))
+    body.write_bytes(envelope(GET_INBOX, impersonate=exchange.mailboxes[0]))
 
     def status() -> str:
         return subprocess.run(
             [
                 *("curl", "-s", "-k", "--negotiate", "-u", ":", "-o", "/dev/null", "-w", "%{http_code}"),
-                *("-H", "Content-Type: text/xml", "--data-binary", f"@{body}", there.info["ews_url"]),
+                *("-H", "Content-Type: text/xml", "--data-binary", f"@{body}", exchange.info["ews_url"]),
             ],
             env={**os.environ, **realm.environment},
             capture_output=True,
@@ -73,14 +73,14 @@ def test_curl_gets_in_by_ticket(
     assert status() == "401"
     realm.kinit(ACCOUNT, realm.add(ACCOUNT))
     assert status() == expected
-    state = there.state()["authentication"]
+    state = exchange.state()["authentication"]
     assert (state["proved"], state["reasons"]) == (
         ({"kerberos": 1}, {}) if expected == "200" else ({}, {"binding": 1})
     )
 
 
 def credentials(simulator: Simulator, **keys: str) -> None:
-    """The configuration has these keys under [auth], and no others."""
+    """Replace the credentials under [auth] with these keys."""
     simulator.replace_config(
         f'user = "{simulator.info["user"]}"\npassword = "{simulator.info["password"]}"\n', ""
     )
@@ -88,87 +88,89 @@ def credentials(simulator: Simulator, **keys: str) -> None:
     simulator.replace_config('kind = "negotiate"\n', f'kind = "negotiate"\n{given}')
 
 
-@pytest.mark.parametrize("by", ["ticket", "keytab", "password"])
-def test_the_daemon_gets_in(exchange: Start, listen: Listen, realm: Realm, by: str) -> None:
-    """With a ticket for each request, bound to the channel; events come on the stream."""
-    there = exchange("--extended-protection", "require")
+@pytest.mark.parametrize("credential", ["ticket", "keytab", "password"])
+def test_the_daemon_authenticates(
+    start_exchange: Start, listen: Listen, realm: Realm, credential: str
+) -> None:
+    """Each request carries a ticket with a channel binding. The stream delivers events."""
+    exchange = start_exchange("--extended-protection", "require")
     keytab, environment = realm.add(ACCOUNT, PASSWORD), realm.environment
-    match by:
+    match credential:
         case "ticket":
             realm.kinit(ACCOUNT, keytab)
-            credentials(there)
+            credentials(exchange)
         case "keytab":
             environment["KRB5_CLIENT_KTNAME"] = str(keytab)
-            credentials(there)
+            credentials(exchange)
         case "password":
-            credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
-    daemon = listen(there, **environment)
-    there.until_streaming(4)
-    there.create_events(there.mailboxes[0])
-    until(lambda: there.deliveries, "the event")
-    assert proved(there).keys() == {"kerberos"}
-    assert there.state()["authentication"]["refused"] == {}
+            credentials(exchange, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
+    daemon = listen(exchange, **environment)
+    exchange.until_streaming(4)
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: exchange.deliveries, "the event")
+    assert successes(exchange).keys() == {"kerberos"}
+    assert exchange.state()["authentication"]["refused"] == {}
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("by", ["keytab", "password"])
-def test_a_ticket_that_ends_is_replaced_and_the_stream_goes_on(
-    exchange: Start, listen: Listen, realm: Realm, by: str
+@pytest.mark.parametrize("credential", ["keytab", "password"])
+def test_an_expired_ticket_is_replaced_without_interrupting_the_stream(
+    start_exchange: Start, listen: Listen, realm: Realm, credential: str
 ) -> None:
-    there = exchange("--extended-protection", "require")
+    exchange = start_exchange("--extended-protection", "require")
     keytab, environment = realm.add(ACCOUNT, PASSWORD), realm.environment
     realm.modify(ACCOUNT, "-maxlife", "5 seconds")
-    if by == "keytab":
+    if credential == "keytab":
         environment["KRB5_CLIENT_KTNAME"] = str(keytab)
-        credentials(there)
+        credentials(exchange)
     else:
-        credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
-    there.append_config('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
-    daemon = listen(there, **environment)
-    there.until_streaming(4)
+        credentials(exchange, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
+    exchange.append_config('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
+    daemon = listen(exchange, **environment)
+    exchange.until_streaming(4)
     started_at = time.monotonic()
-    requests = proved(there)["kerberos"]
-    until(lambda: time.monotonic() - started_at > 12, "two lives of a ticket")
-    after = proved(there)["kerberos"]
-    until(lambda: proved(there)["kerberos"] > after, "requests with another ticket")
+    requests = successes(exchange)["kerberos"]
+    until(lambda: time.monotonic() - started_at > 12, "two ticket lifetimes")
+    after = successes(exchange)["kerberos"]
+    until(lambda: successes(exchange)["kerberos"] > after, "requests with another ticket")
     assert after > requests
-    there.create_events(there.mailboxes[0])
-    until(lambda: there.deliveries, "the event")
-    assert proved(there).keys() == {"kerberos"}
-    assert there.state()["authentication"]["refused"] == {}
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: exchange.deliveries, "the event")
+    assert successes(exchange).keys() == {"kerberos"}
+    assert exchange.state()["authentication"]["refused"] == {}
     assert daemon.stop() == 0
     for event in ("auth.refused", "stream.refused", "stream.broken", "group.backoff"):
         assert not daemon.logged(event)
 
 
-def test_ntlm_takes_over_where_there_is_no_ticket_to_be_had(
-    exchange: Start, listen: Listen, realm: Realm
-) -> None:
-    """The KDC does not know the server under the name that the daemon calls it by."""
-    there = exchange("--extended-protection", "require")
-    there.replace_config("localhost", "127.0.0.1")
-    there.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
-    realm.add(ACCOUNT, there.info["password"])
-    daemon = listen(there, **realm.environment)
-    there.until_streaming(4)
-    assert proved(there).keys() == {"ntlm"}
+def test_ntlm_is_used_if_no_ticket_is_available(start_exchange: Start, listen: Listen, realm: Realm) -> None:
+    """The KDC does not know the server by the hostname that the daemon uses."""
+    exchange = start_exchange("--extended-protection", "require")
+    exchange.replace_config("localhost", "127.0.0.1")
+    exchange.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    realm.add(ACCOUNT, exchange.info["password"])
+    daemon = listen(exchange, **realm.environment)
+    exchange.until_streaming(4)
+    assert successes(exchange).keys() == {"ntlm"}
     assert daemon.stop() == 0
 
 
-@pytest.mark.skipif(kdc.faketime() is None, reason="there is no libfaketime (Debian: faketime)")
-def test_the_servers_clock_is_off(exchange: Start, listen: Listen, realm: Realm) -> None:
-    """Ours and the server's are 10 minutes behind the domain's. libkrb5 takes the time from the KDC's answers, and so
-    it is the server that refuses the ticket, which comes from the future."""
-    there = exchange("--extended-protection", "require")
+@pytest.mark.skipif(kdc.faketime() is None, reason="libfaketime is not installed (Debian: faketime)")
+def test_clock_skew_of_the_server_is_reported(start_exchange: Start, listen: Listen, realm: Realm) -> None:
+    """The clocks of this machine and of the server are 10 minutes behind the domain's.
+
+    libkrb5 takes the time from the KDC's answers, so only the server rejects the ticket: it starts in the future.
+    """
+    exchange = start_exchange("--extended-protection", "require")
     realm.add(ACCOUNT, PASSWORD)
     realm.stop()
     realm.start(offset="+600s")
-    credentials(there, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
-    daemon = listen(there, **realm.environment)
+    credentials(exchange, user=f"{ACCOUNT}@{kdc.NAME}", password=PASSWORD)
+    daemon = listen(exchange, **realm.environment)
     (refused, *_) = daemon.until_logged("auth.refused")
     assert refused["code"] == "ClockSkew"
     assert refused["text"] == "the clocks of the server and of the domain differ by more than 5 minutes"
-    assert there.state()["authentication"]["reasons"] == {"ticket": 1}
+    assert exchange.state()["authentication"]["reasons"] == {"ticket": 1}
     assert daemon.stop() == 0
 
 
@@ -184,32 +186,32 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("why", REFUSALS)
-def test_what_the_domain_says_is_told_and_not_asked_again(
-    exchange: Start, listen: Listen, realm: Realm, why: str
+@pytest.mark.parametrize("cause", REFUSALS)
+def test_an_error_from_the_domain_is_reported_and_not_retried(
+    start_exchange: Start, listen: Listen, realm: Realm, cause: str
 ) -> None:
-    """Within 5 seconds, and without a try by NTLM, which would be one more bad try."""
-    there = exchange("--extended-protection", "require")
+    """Within 5 seconds, and without an NTLM attempt, which would count as one more failed logon."""
+    exchange = start_exchange("--extended-protection", "require")
     account = f"{ACCOUNT}@{kdc.NAME}"
-    if why != "unknown":
-        realm.add(ACCOUNT, "another" if why == "password" else PASSWORD)
-    match why:
+    if cause != "unknown":
+        realm.add(ACCOUNT, "another" if cause == "password" else PASSWORD)
+    match cause:
         case "locked":
             realm.modify(ACCOUNT, "-allow_tix")
         case "expired":
             realm.modify(ACCOUNT, "-pwexpire", "2020-01-01")
         case "clock":
             if kdc.faketime() is None:
-                pytest.skip("there is no libfaketime (Debian: faketime)")
+                pytest.skip("libfaketime is not installed (Debian: faketime)")
             realm.stop()
             realm.start(offset="+600s")
             file = realm.folder / "krb5.conf"  # otherwise libkrb5 takes the time from the KDC
             file.write_text(file.read_text().replace("[realms]", "    kdc_timesync = 0\n[realms]"))
-    credentials(there, user=account, password=PASSWORD)
-    daemon = listen(there, **realm.environment)
+    credentials(exchange, user=account, password=PASSWORD)
+    daemon = listen(exchange, **realm.environment)
     (refused, *_) = daemon.until_logged("auth.refused")
     assert daemon.seconds_since_start(refused) < 5
-    code, text = REFUSALS[why]
+    code, text = REFUSALS[cause]
     assert (refused["code"], refused["text"]) == (code, text.format(account=account))
-    assert there.state()["authentication"]["refused"] == {}
+    assert exchange.state()["authentication"]["refused"] == {}
     assert daemon.stop() == 0

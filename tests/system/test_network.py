@@ -1,4 +1,4 @@
-"""What stands between the daemon and Exchange: a proxy, an old TLS, servers that want different accounts."""
+"""The network between the daemon and Exchange: an HTTP proxy, old TLS versions, servers with different accounts."""
 
 import base64
 import json
@@ -22,11 +22,14 @@ PROXY_PASSWORD = "Pw-of-the-proxy"
 
 
 class Proxy:
-    """An HTTP proxy that knows CONNECT only, and wants Basic. `asked` are the targets of those it let through."""
+    """An HTTP proxy that supports only CONNECT, and requires Basic.
+
+    `targets` lists the targets of accepted requests.
+    """
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.refused = 0
+        self.targets: list[str] = []
+        self.rejected = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._server]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -42,7 +45,7 @@ class Proxy:
             each.close()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
+        with suppress(OSError):  # the socket was closed
             while True:
                 client, _ = self._server.accept()
                 self._sockets.append(client)
@@ -58,11 +61,11 @@ class Proxy:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             user = base64.b64encode(f"listener:{PROXY_PASSWORD}".encode()).decode()
             if method != "CONNECT" or headers.get("proxy-authorization") != f"Basic {user}":
-                self.refused += 1
+                self.rejected += 1
                 client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                 client.close()
                 return
-            self.asked.append(target)
+            self.targets.append(target)
             host, _, port = target.partition(":")
             server = socket.create_connection((host, int(port)))
             self._sockets.append(server)
@@ -72,78 +75,80 @@ class Proxy:
 
     @staticmethod
     def _copy(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):  # either end may hang up
+        with suppress(OSError):  # either end may close the connection
             while data := source.recv(65536):
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager
-def proxy() -> Iterator[Proxy]:
-    there = Proxy()
+def running_proxy() -> Iterator[Proxy]:
+    server = Proxy()
     try:
-        yield there
+        yield server
     finally:
-        there.close()
+        server.close()
 
 
-def test_all_goes_through_the_proxy(simulator: Start, listen: Callable[..., Listener]) -> None:
+def test_all_connections_use_the_proxy(simulator: Start, listen: Callable[..., Listener]) -> None:
     plant(PROXY_PASSWORD)
-    there = simulator("--tls")
-    with proxy() as between:
-        there.replace_config(
+    exchange = simulator("--tls")
+    with running_proxy() as proxy:
+        exchange.replace_config(
             "[exchange]",
-            f'[exchange]\nproxy = "{between.url}"\nproxy_user = "listener"\nproxy_password = "{PROXY_PASSWORD}"',
+            f'[exchange]\nproxy = "{proxy.url}"\nproxy_user = "listener"\nproxy_password = "{PROXY_PASSWORD}"',
         )
-        daemon = listen(there)
-        there.until_streaming(4)
-        ledger = there.create_events(there.mailboxes[0])
-        until(lambda: len(there.deliveries) == len(ledger), "all deliveries")
+        daemon = listen(exchange)
+        exchange.until_streaming(4)
+        ledger = exchange.create_events(exchange.mailboxes[0])
+        until(lambda: len(exchange.deliveries) == len(ledger), "all deliveries")
         assert daemon.stop() == 0
-        assert set(between.asked) == {f"127.0.0.1:{there.port}"}
-        assert between.refused == 0
+        assert set(proxy.targets) == {f"127.0.0.1:{exchange.port}"}
+        assert proxy.rejected == 0
 
 
-def test_a_proxy_that_does_not_take_us_is_named(simulator: Start, listen: Callable[..., Listener]) -> None:
-    there = simulator("--tls")
-    with proxy() as between:
-        there.replace_config("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{between.url}"')
-        daemon = listen(there)
+def test_a_proxy_that_rejects_the_daemon_is_reported(
+    simulator: Start, listen: Callable[..., Listener]
+) -> None:
+    exchange = simulator("--tls")
+    with running_proxy() as proxy:
+        exchange.replace_config("[exchange]", f'[exchange]\nautodiscover = false\nproxy = "{proxy.url}"')
+        daemon = listen(exchange)
         line = daemon.until_logged("mailbox.suspended", code="Http407")[0]
         assert "proxy" in line["text"].lower()
         assert daemon.stop() == 0
-    assert there.state()["requests"] == {}
+    assert exchange.state()["requests"] == {}
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
-def test_nothing_older_than_tls_1_2_is_spoken(simulator: Start, listen: Callable[..., Listener]) -> None:
-    there = simulator("--tls")
+def test_tls_versions_before_1_2_are_rejected(simulator: Start, listen: Callable[..., Listener]) -> None:
+    exchange = simulator("--tls")
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    authority.cert_pem.write_to_path(str(there.folder / "ca.pem"))
+    authority.cert_pem.write_to_path(str(exchange.folder / "ca.pem"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         handshakes: list[str] = []
 
         def serve() -> None:
-            with suppress(OSError):  # closed
+            with suppress(OSError):  # the socket was closed
                 while True:
                     client, _ = server.accept()
                     try:
-                        with context.wrap_socket(client, server_side=True) as spoken:
-                            handshakes.append(spoken.version() or "")
+                        with context.wrap_socket(client, server_side=True) as tls:
+                            handshakes.append(tls.version() or "")
                     except ssl.SSLError as error:
                         handshakes.append(error.reason)
 
         threading.Thread(target=serve, daemon=True).start()
-        there.replace_config("[exchange]", "[exchange]\nautodiscover = false")
-        there.replace_config(
-            there.info["ews_url"],
-            there.info["ews_url"].replace(str(there.port), str(server.getsockname()[1])),
+        exchange.replace_config("[exchange]", "[exchange]\nautodiscover = false")
+        exchange.replace_config(
+            exchange.info["ews_url"],
+            exchange.info["ews_url"].replace(str(exchange.port), str(server.getsockname()[1])),
         )
-        daemon = listen(there)
+        daemon = listen(exchange)
         line = daemon.until_logged("mailbox.refused", code="TlsFailed")[0]
         assert "protocol" in line["text"].lower()
         until(lambda: handshakes, "a handshake")
@@ -151,11 +156,11 @@ def test_nothing_older_than_tls_1_2_is_spoken(simulator: Start, listen: Callable
         assert daemon.stop() == 0
 
 
-def test_servers_with_accounts_of_their_own(tmp_path: Path) -> None:
-    """One daemon, two organisations: NTLM with Extended Protection here, Basic there."""
+def test_each_server_has_its_own_account(tmp_path: Path) -> None:
+    """One daemon, two organizations: one server requires NTLM with Extended Protection, the other one Basic."""
     with (
-        office(tmp_path / "one", "--auth", "ntlm", "--extended-protection", "require") as one,
-        office(tmp_path / "two", "--auth", "basic", "--tls", "--hostname", "localhost") as two,
+        running_simulator(tmp_path / "one", "--auth", "ntlm", "--extended-protection", "require") as one,
+        running_simulator(tmp_path / "two", "--auth", "basic", "--tls", "--hostname", "localhost") as two,
     ):
         authorities = [(each.folder / "ca.pem").read_text() for each in (one, two)]
         (one.folder / "ca.pem").write_text("".join(authorities))
@@ -173,8 +178,8 @@ def test_servers_with_accounts_of_their_own(tmp_path: Path) -> None:
             try:
                 one.until_streaming(2)
                 two.until_streaming(2)
-                made = len(one.create_events(one.mailboxes[0])) + len(two.create_events(two.mailboxes[2]))
-                until(lambda: len(one.deliveries) == made, "events of both")
+                count = len(one.create_events(one.mailboxes[0])) + len(two.create_events(two.mailboxes[2]))
+                until(lambda: len(one.deliveries) == count, "events of both servers")
                 assert daemon.stop() == 0
                 assert not daemon.logged("auth.refused")
                 assert two.info["password"] not in daemon.log_file.read_text()
@@ -185,7 +190,7 @@ def test_servers_with_accounts_of_their_own(tmp_path: Path) -> None:
 
 
 @contextmanager
-def office(folder: Path, *options: str) -> Iterator[Simulator]:
+def running_simulator(folder: Path, *options: str) -> Iterator[Simulator]:
     folder.mkdir()
     config = folder / "listener.toml"
     command = ["simulate", "--rate", "0", "--mailboxes", "4", "--write-config", str(config), *options]
@@ -194,8 +199,8 @@ def office(folder: Path, *options: str) -> Iterator[Simulator]:
     ) as process:
         try:
             assert process.stdout is not None
-            told = json.loads(process.stdout.readline())
-            plant(told["password"])
-            yield Simulator(process, told, config)
+            info = json.loads(process.stdout.readline())
+            plant(info["password"])
+            yield Simulator(process, info, config)
         finally:
             process.kill()

@@ -1,4 +1,4 @@
-"""A daemon that takes up another configuration while it runs."""
+"""Reload of the configuration of a running daemon."""
 
 import signal
 import socket
@@ -9,142 +9,155 @@ from tests.system.operating import command, socket_of, status
 from tests.system.processes import Listen, Simulator, Start, handler, json_lines, until
 
 
-def ages(there: Simulator) -> dict[str, float]:
-    """When each group's stream was opened."""
-    return {group["name"]: group["stream_opened"] for group in status(there)["groups"]}
+def stream_times(exchange: Simulator) -> dict[str, float]:
+    """Return when each group's stream was opened, by group."""
+    return {group["name"]: group["stream_opened"] for group in status(exchange)["groups"]}
 
 
-def opened(there: Simulator) -> int:
-    """How often a stream was asked for, as the simulator counts."""
-    return sum(there.state()["requests"]["GetStreamingEvents"].values())
+def stream_requests(exchange: Simulator) -> int:
+    """Return the number of stream requests that the simulator received."""
+    return sum(exchange.state()["requests"]["GetStreamingEvents"].values())
 
 
-def test_mailboxes_come_and_go_and_the_groups_of_others_stream_on(simulator: Start, listen: Listen) -> None:
-    there = simulator("--mailboxes", "12", "--backends", "3")
-    everybody = there.mailboxes
-    homes: dict[str, list[str]] = {}
-    listen(there)
-    there.until_streaming(12)
-    before = until(lambda: (it := status(there))["streaming"] == 12 and it, "all in the status")
-    until(lambda: len(there.state()["streams"]) == len(before["groups"]), "one stream for each group")
-    for group in before["groups"]:
-        homes[group["name"]] = [group["anchor"]]
+def test_adding_or_removing_a_mailbox_reopens_at_most_one_stream(simulator: Start, listen: Listen) -> None:
+    exchange = simulator("--mailboxes", "12", "--backends", "3")
+    addresses = exchange.mailboxes
+    listen(exchange)
+    exchange.until_streaming(12)
+    before = until(
+        lambda: (found := status(exchange))["streaming"] == 12 and found, "all mailboxes in the status"
+    )
+    until(lambda: len(exchange.state()["streams"]) == len(before["groups"]), "one stream for each group")
     anchors = {group["anchor"] for group in before["groups"]}
-    leaving = next(mailbox for mailbox in everybody if mailbox not in anchors)
-    file = there.folder / "mailboxes.txt"
+    removed = next(mailbox for mailbox in addresses if mailbox not in anchors)
+    file = exchange.folder / "mailboxes.txt"
 
-    file.write_text("\n".join(mailbox for mailbox in everybody if mailbox != leaving))
-    streams, old = opened(there), ages(there)
-    done = command(there, "reload")
+    file.write_text("\n".join(mailbox for mailbox in addresses if mailbox != removed))
+    streams, old = stream_requests(exchange), stream_times(exchange)
+    done = command(exchange, "reload")
     assert (done.returncode, done.stdout) == (0, "reloaded\n")
-    until(lambda: there.state()["mailboxes_streaming"] == 11, "one mailbox less")
-    until(lambda: status(there)["streaming"] == 11, "one less in the status")
-    changed = {name for name, moment in ages(there).items() if moment != old[name]}
+    until(lambda: exchange.state()["mailboxes_streaming"] == 11, "one mailbox fewer")
+    until(lambda: status(exchange)["streaming"] == 11, "one mailbox fewer in the status")
+    changed = {name for name, moment in stream_times(exchange).items() if moment != old[name]}
     assert len(changed) <= 1
-    assert opened(there) - streams <= 1
+    assert stream_requests(exchange) - streams <= 1
 
-    file.write_text("\n".join(everybody))
-    streams, old = opened(there), ages(there)
-    assert command(there, "reload").returncode == 0
-    there.until_streaming(12)
-    until(lambda: status(there)["streaming"] == 12, "all again")
-    changed = {name for name, moment in ages(there).items() if moment != old[name]}
+    file.write_text("\n".join(addresses))
+    streams, old = stream_requests(exchange), stream_times(exchange)
+    assert command(exchange, "reload").returncode == 0
+    exchange.until_streaming(12)
+    until(lambda: status(exchange)["streaming"] == 12, "all mailboxes streaming again")
+    changed = {name for name, moment in stream_times(exchange).items() if moment != old[name]}
     assert len(changed) == 1
-    assert opened(there) - streams == 1
-    line = there.create_events(leaving)[0]
-    until(lambda: any(e["subject"] == line["item_id"] for e in there.deliveries), "an event of who came back")
+    assert stream_requests(exchange) - streams == 1
+    line = exchange.create_events(removed)[0]
+    until(
+        lambda: any(e["subject"] == line["item_id"] for e in exchange.deliveries),
+        "an event of the mailbox that was added again",
+    )
 
 
-def test_handlers_filters_and_the_level_of_the_log_change(simulator: Start, listen: Listen) -> None:
-    there = simulator()
-    first, second = there.mailboxes[:2]
-    daemon = listen(there)
-    there.until_streaming(4)
-    streams = opened(there)
-    there.create_events(first)
-    until(lambda: there.deliveries, "a delivery")
-    there.append_config(handler("more", "file", 'path = "more.jsonl"', f'filter.mailboxes = ["{first}"]'))
-    there.append_config('\n[log]\nlevel = "debug"\n')
-    assert command(there, "reload").returncode == 0
+def test_handlers_filters_and_the_log_level_are_reloaded(simulator: Start, listen: Listen) -> None:
+    exchange = simulator()
+    first, second = exchange.mailboxes[:2]
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    streams = stream_requests(exchange)
+    exchange.create_events(first)
+    until(lambda: exchange.deliveries, "a delivery")
+    exchange.append_config(handler("more", "file", 'path = "more.jsonl"', f'filter.mailboxes = ["{first}"]'))
+    exchange.append_config('\n[log]\nlevel = "debug"\n')
+    assert command(exchange, "reload").returncode == 0
     for mailbox in (first, second):
-        there.create_events(mailbox)
-    more = until(lambda: json_lines(there.folder / "more.jsonl"), "the new handler's line")
+        exchange.create_events(mailbox)
+    more = until(lambda: json_lines(exchange.folder / "more.jsonl"), "the new handler's line")
     assert {event["data"]["mailbox"] for event in more} == {first}
 
-    there.replace_config(first, second)
-    there.replace_config('use = "file"\npath = "more', 'use = "file"\ntimeout = 3\npath = "more')
+    exchange.replace_config(first, second)
+    exchange.replace_config('use = "file"\npath = "more', 'use = "file"\ntimeout = 3\npath = "more')
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until_logged("listener.reloaded", count=2)
-    there.create_events(second)
+    exchange.create_events(second)
     until(
-        lambda: json_lines(there.folder / "more.jsonl")[-1]["data"]["mailbox"] == second, "by the new filter"
+        lambda: json_lines(exchange.folder / "more.jsonl")[-1]["data"]["mailbox"] == second,
+        "an event that the new filter accepts",
     )
-    assert opened(there) == streams
+    assert stream_requests(exchange) == streams
     assert daemon.logged("handler.started", handler="deliveries") == daemon.logged("handler.started")[:1]
 
-    config = there.config.read_text()
-    there.config.write_text(config[: config.index("[handlers.more]")])
-    assert command(there, "reload").returncode == 0
+    config = exchange.config.read_text()
+    exchange.config.write_text(config[: config.index("[handlers.more]")])
+    assert command(exchange, "reload").returncode == 0
     daemon.until_logged("handler.stopped", handler="more")
-    made = {line.get("item_id") or line["folder_id"] for line in there.create_events(second)}
-    until(lambda: made <= {event["subject"] for event in there.deliveries}, "the old handler goes on")
-    assert [h["name"] for h in status(there)["handlers"]] == ["deliveries"]
+    made = {line.get("item_id") or line["folder_id"] for line in exchange.create_events(second)}
+    until(
+        lambda: made <= {event["subject"] for event in exchange.deliveries},
+        "deliveries to the remaining handler",
+    )
+    assert [h["name"] for h in status(exchange)["handlers"]] == ["deliveries"]
     assert daemon.stop() == 0
 
 
-def test_a_bad_configuration_changes_nothing_and_says_why(simulator: Start, listen: Listen) -> None:
-    there = simulator()
-    daemon = listen(there)
-    there.until_streaming(4)
-    good = there.config.read_text()
-    mailboxes = (there.folder / "mailboxes.txt").read_text()
+def test_an_invalid_configuration_is_rejected_and_changes_nothing(simulator: Start, listen: Listen) -> None:
+    exchange = simulator()
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    good = exchange.config.read_text()
+    mailboxes = (exchange.folder / "mailboxes.txt").read_text()
     bad: list[tuple[str, str]] = [
         (good + '\n[log]\nlevel = "loud"\n', "error: log.level: "),
         (good + handler("x", "no_such"), 'error: handlers.x.use: unknown handler "no_such"'),
-        (good + handler("x", "file", 'path = "nowhere/there/x"'), "error: handlers.x: could not be opened: "),
+        (
+            good + handler("x", "file", 'path = "no/such/folder/x"'),
+            "error: handlers.x: could not be opened: ",
+        ),
         (good.replace("[mailboxes]", "[mailboxes"), ":"),
     ]
-    for number, (text, told) in enumerate(bad, 1):
-        (there.folder / "mailboxes.txt").write_text(mailboxes.splitlines()[0])
-        there.config.write_text(text)
-        done = command(there, "reload")
+    for number, (text, expected) in enumerate(bad, 1):
+        (exchange.folder / "mailboxes.txt").write_text(mailboxes.splitlines()[0])
+        exchange.config.write_text(text)
+        done = command(exchange, "reload")
         assert done.returncode == 2
-        assert told in done.stderr
+        assert expected in done.stderr
         assert "Traceback" not in done.stderr
-        if told != ":":  # else the command finds that out by itself
+        if expected != ":":  # a TOML syntax error: the command reports it without the daemon
             daemon.until_logged("listener.reload_rejected", count=number)
-    it = status(there) if there.config.write_text(good) else {}
-    assert (it["mailboxes"], it["streaming"], it["reloads"]["refused"]) == (4, 4, 3)
-    assert "handlers.x: could not be opened" in it["reloads"]["problems"][0]
-    made = there.create_events(there.mailboxes[0])
-    until(lambda: len(there.deliveries) == len(made), "events go on")
+    exchange.config.write_text(good)
+    report = status(exchange)
+    assert (report["mailboxes"], report["streaming"], report["reloads"]["refused"]) == (4, 4, 3)
+    assert "handlers.x: could not be opened" in report["reloads"]["problems"][0]
+    made = exchange.create_events(exchange.mailboxes[0])
+    until(lambda: len(exchange.deliveries) == len(made), "further events")
 
 
-def test_a_reload_goes_on_when_nobody_waits_for_it(simulator: Start, listen: Listen, plugins: str) -> None:
-    there = simulator()
+def test_a_reload_finishes_if_the_client_disconnects(simulator: Start, listen: Listen, plugins: str) -> None:
+    exchange = simulator()
     slow = handler("slow", "acme:open_slow", 'path = "slow.jsonl"', "seconds = 2")
-    there.append_config(slow)
-    daemon = listen(there, PYTHONPATH=plugins)
-    there.until_streaming(4)
-    made = there.create_events(there.mailboxes[0])
-    until(lambda: len(there.deliveries) == len(made), "the deliveries to the other handler")
-    there.replace_config("seconds = 2", "seconds = 0.01")
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.connect(str(socket_of(there)))
-        asking.sendall(b"POST /reload HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
+    exchange.append_config(slow)
+    daemon = listen(exchange, PYTHONPATH=plugins)
+    exchange.until_streaming(4)
+    made = exchange.create_events(exchange.mailboxes[0])
+    until(lambda: len(exchange.deliveries) == len(made), "the deliveries to the other handler")
+    exchange.replace_config("seconds = 2", "seconds = 0.01")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(socket_of(exchange)))
+        client.sendall(b"POST /reload HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
         time.sleep(0.5)
     assert not daemon.logged("listener.reloaded")
     daemon.until_logged("listener.reloaded")
-    until(lambda: len(json_lines(there.folder / "slow.jsonl")) >= len(made), "the deliveries to the new one")
+    until(
+        lambda: len(json_lines(exchange.folder / "slow.jsonl")) >= len(made),
+        "the deliveries to the reopened handler",
+    )
 
 
-def test_what_waits_for_the_next_start_is_told(simulator: Start, listen: Listen) -> None:
-    there = simulator()
-    listen(there)
-    there.until_streaming(4)
-    there.replace_config("[exchange]", '[exchange]\nuser_agent = "other/1"')
-    done = command(there, "reload")
+def test_changes_that_need_a_restart_are_reported(simulator: Start, listen: Listen) -> None:
+    exchange = simulator()
+    listen(exchange)
+    exchange.until_streaming(4)
+    exchange.replace_config("[exchange]", '[exchange]\nuser_agent = "other/1"')
+    done = command(exchange, "reload")
     assert done.returncode == 0
     assert "exchange.user_agent takes effect at the next start" in done.stdout
-    told: dict[str, Any] = status(there)["reloads"]
-    assert (told["done"], told["pending"]) == (1, ["exchange.user_agent"])
+    reloads: dict[str, Any] = status(exchange)["reloads"]
+    assert (reloads["done"], reloads["pending"]) == (1, ["exchange.user_agent"])

@@ -1,4 +1,4 @@
-"""Faults on the wire: a real simulator, and a client that knows sockets and HTTP but nothing of the listener."""
+"""Faults on the wire: a real simulator, and a client of sockets and h11 that uses no code of the daemon."""
 
 import gzip
 import json
@@ -21,25 +21,24 @@ from tests.simulator.client import basic, envelope, envelopes, stream_body, subs
 from tests.system import forked
 
 Start = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
-ENDS = b"</Envelope>"
-BRIEFLY = 0.3
+ENVELOPE_END = b"</Envelope>"
+SHORT = 0.3
 
 
 class Peer:
-    """One connection. TimeoutError: nothing came within some seconds."""
+    """One connection. Reads raise TimeoutError after 10 seconds without data."""
 
-    def __init__(self, told: dict[str, Any], sock: socket.socket) -> None:
-        self.told = told
+    def __init__(self, info: dict[str, Any], sock: socket.socket) -> None:
+        self.info = info
         self.sock = sock
         self.http = h11.Connection(h11.CLIENT)
 
-    def ask(self, body: str, who: str) -> None:
-        """Send a request."""
-        content = envelope(body, impersonate=who)
+    def send(self, body: str, mailbox: str) -> None:
+        content = envelope(body, impersonate=mailbox)
         headers = [
             ("Host", "localhost"),
-            ("Authorization", basic(self.told["user"], self.told["password"])),
-            ("X-AnchorMailbox", who),
+            ("Authorization", basic(self.info["user"], self.info["password"])),
+            ("X-AnchorMailbox", mailbox),
             ("Content-Length", str(len(content))),
         ]
         request = h11.Request(method="POST", target="/EWS/Exchange.asmx", headers=headers)
@@ -58,17 +57,17 @@ class Peer:
         assert isinstance(event, h11.Response)
         return event
 
-    def until(self, mark: bytes) -> bytes:
-        """The body as far as this mark."""
+    def read_until(self, marker: bytes) -> bytes:
+        """Read the body until it contains `marker`."""
         data = b""
-        while mark not in data:
+        while marker not in data:
             event = self.event()
             assert isinstance(event, h11.Data), data
             data += event.data
         return data
 
     def body(self) -> bytes:
-        """The body to its end."""
+        """Read the rest of the body."""
         data = b""
         while isinstance(event := self.event(), h11.Data):
             data += event.data
@@ -76,15 +75,15 @@ class Peer:
         return data
 
     def answer(self) -> bytes:
-        """A whole answer; the connection is ready for the next one."""
+        """Read a whole answer and prepare the connection for the next request."""
         assert self.head().status_code in (200, 500)
         data = self.body()
         self.http.start_next_cycle()
         return data
 
     def silent(self) -> bool:
-        """Whether nothing comes, while the connection is open."""
-        self.sock.settimeout(BRIEFLY)
+        """Return whether the connection is open and no data arrives."""
+        self.sock.settimeout(SHORT)
         try:
             self.sock.recv(1)
         except TimeoutError:
@@ -97,45 +96,45 @@ class Peer:
 class Server:
     """A simulated Exchange of two mailboxes on one back end."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self.told = told
-        self.port = int(told["ews_url"].split(":")[2].partition("/")[0])
-        addresses = Path(told["mailboxes_file"]).read_text().split()
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.info = info
+        self.port = int(info["ews_url"].split(":")[2].partition("/")[0])
+        addresses = Path(info["mailboxes_file"]).read_text().split()
         self.alice, self.bob = addresses
 
     @contextmanager
     def peer(self) -> Iterator[Peer]:
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock:
-            yield Peer(self.told, sock)
+            yield Peer(self.info, sock)
 
     @contextmanager
     def streaming(self) -> Iterator[tuple[Peer, str]]:
-        """A stream that has said its first heart-beat, and the id of its subscription."""
+        """Yield a stream that has sent its first heartbeat, and the ID of its subscription."""
         with self.peer() as peer:
             id_ = self.subscribe(peer)
-            peer.ask(stream_body([id_]), self.alice)
+            peer.send(stream_body([id_]), self.alice)
             assert peer.head().status_code == 200
-            peer.until(ENDS)
+            peer.read_until(ENVELOPE_END)
             yield peer, id_
 
     def subscribe(self, peer: Peer) -> str:
-        peer.ask(subscribe_body(), self.alice)
+        peer.send(subscribe_body(), self.alice)
         (root,) = envelopes(peer.answer())
         id_ = root.findtext(".//{*}SubscriptionId")
         assert id_
         return id_
 
-    def break_(self, kind: str, **given: object) -> list[dict[str, Any]]:
-        made: list[dict[str, Any]] = self.control("faults", {"kind": kind, **given})["made"]
-        return made
+    def break_(self, kind: str, **parameters: object) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = self.control("faults", {"kind": kind, **parameters})["made"]
+        return lines
 
-    def arrive(self, count: int = 1) -> None:
+    def new_mail(self, count: int = 1) -> None:
         self.control("events", {"mailbox": self.alice, "kind": "NewMailEvent", "count": count})
 
-    def control(self, what: str, order: object = None) -> dict[str, Any]:
-        url = f"{self.told['control_url']}/{what}"
-        context = ssl.create_default_context(cafile=self.told["ca_file"]) if self.told["ca_file"] else None
-        data = None if order is None else json.dumps(order).encode()
+    def control(self, resource: str, body: object = None) -> dict[str, Any]:
+        url = f"{self.info['control_url']}/{resource}"
+        context = ssl.create_default_context(cafile=self.info["ca_file"]) if self.info["ca_file"] else None
+        data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(url, data, timeout=10, context=context) as reply:
             answer: dict[str, Any] = json.load(reply)
         return answer
@@ -143,10 +142,10 @@ class Server:
 
 def start(simulate: Start, folder: Path, *options: str) -> Server:
     config = folder / "listener.toml"
-    _, told = simulate(
+    _, info = simulate(
         "--rate", "0", "--mailboxes", "2", "--backends", "1", "--write-config", str(config), *options
     )  # fmt: skip
-    return Server(told)
+    return Server(info)
 
 
 @pytest.fixture
@@ -161,31 +160,31 @@ def test_no_answer(server: Server) -> None:
     server.break_("no_answer")
     server.break_("no_answer", seconds=0.1)
     with server.peer() as forever, server.peer() as for_a_while:
-        forever.ask(subscribe_body(), server.alice)
+        forever.send(subscribe_body(), server.alice)
         assert forever.silent()
-        for_a_while.ask(subscribe_body(), server.alice)
+        for_a_while.send(subscribe_body(), server.alice)
         assert for_a_while.sock.recv(1) == b""
 
 
-def test_closed_before_an_answer(server: Server) -> None:
+def test_connection_closed_before_an_answer(server: Server) -> None:
     server.break_("hang_up")
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         assert peer.sock.recv(1) == b""
 
 
-def test_reset_before_an_answer(server: Server) -> None:
+def test_connection_reset_before_an_answer(server: Server) -> None:
     server.break_("hang_up", reset=True)
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         with pytest.raises(ConnectionResetError):
             peer.sock.recv(1)
 
 
-def test_gzip_unasked(server: Server) -> None:
+def test_unrequested_gzip(server: Server) -> None:
     server.break_("gzip")
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         assert (b"content-encoding", b"gzip") in list(peer.head().headers)
         assert b"SubscriptionId" in gzip.decompress(peer.body())
 
@@ -194,13 +193,13 @@ def test_a_gzipped_stream(server: Server) -> None:
     with server.peer() as peer:
         id_ = server.subscribe(peer)
         server.break_("gzip", operation="GetStreamingEvents")
-        peer.ask(stream_body([id_]), server.alice)
+        peer.send(stream_body([id_]), server.alice)
         assert (b"content-encoding", b"gzip") in list(peer.head().headers)
         inflate = zlib.decompressobj(wbits=31)
         event = peer.event()
         assert isinstance(event, h11.Data)
-        # What was written can be read at once, before there is more.
-        assert inflate.decompress(event.data).endswith(ENDS)
+        # The server flushes each write: the client can decompress it before more data arrives.
+        assert inflate.decompress(event.data).endswith(ENVELOPE_END)
         server.break_("closed")
         rest = inflate.decompress(peer.body())
         assert b"Closed" in rest
@@ -210,22 +209,22 @@ def test_a_gzipped_stream(server: Server) -> None:
 def test_a_stray_response_after_a_fault(server: Server) -> None:
     server.break_("stray_response")
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         assert b"ErrorInternalServerError" in peer.answer()
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         assert peer.answer() == b"<html><body>The connection was lost.</body></html>"
 
 
 def test_an_answer_one_byte_at_a_time(server: Server) -> None:
-    server.break_("slow", operation="Subscribe", seconds=BRIEFLY, interval=0.01)
+    server.break_("slow", operation="Subscribe", seconds=SHORT, interval=0.01)
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
-        began = time.monotonic()
+        peer.send(subscribe_body(), server.alice)
+        started_at = time.monotonic()
         assert len(peer.sock.recv(100)) == 1
         rest = b""
         while not rest.endswith(b":Envelope>"):
             rest += peer.sock.recv(65536)
-        assert time.monotonic() - began > BRIEFLY / 2
+        assert time.monotonic() - started_at > SHORT / 2
 
 
 @pytest.mark.parametrize("how", ["order", "close", "reset"])
@@ -233,11 +232,11 @@ def test_an_answer_one_byte_at_a_time(server: Server) -> None:
 def test_an_answer_that_is_cut(server: Server, how: str, where: str) -> None:
     server.break_("cut", operation="Subscribe", how=how, where=where)
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         assert_cut(peer, how, where, b":Envelope>", head=True)
 
 
-def assert_cut(peer: Peer, how: str, where: str, mark: bytes, *, head: bool = False) -> None:
+def assert_cut(peer: Peer, how: str, where: str, marker: bytes, *, head: bool = False) -> None:
     data = b""
     errors = {"close": h11.RemoteProtocolError, "reset": ConnectionResetError}
     with pytest.raises(errors[how]) if how in errors else nullcontext():
@@ -245,8 +244,8 @@ def assert_cut(peer: Peer, how: str, where: str, mark: bytes, *, head: bool = Fa
             peer.head()
         while isinstance(event := peer.event(), h11.Data):
             data += event.data
-    if how != "reset":  # a reset may overtake what was sent
-        assert data.endswith(mark) == (where == "end")
+    if how != "reset":  # a reset may discard data that was sent before it
+        assert data.endswith(marker) == (where == "end")
 
 
 # -- streams -------------------------------------------------------------------------------------------------
@@ -257,25 +256,25 @@ def assert_cut(peer: Peer, how: str, where: str, mark: bytes, *, head: bool = Fa
 def test_a_stream_that_is_cut(server: Server, how: str, where: str) -> None:
     with server.streaming() as (peer, _):
         server.break_("cut", how=how, where=where)
-        assert_cut(peer, how, where, ENDS)
+        assert_cut(peer, how, where, ENVELOPE_END)
 
 
-def test_a_stream_that_falls_silent_and_recovers(server: Server) -> None:
+def test_a_silent_stream_recovers_unless_the_silence_is_permanent(server: Server) -> None:
     with server.streaming() as (peer, _):
         server.break_("silent_stream")
-        server.arrive()
+        server.new_mail()
         assert peer.silent()
         server.control("faults", {"profile": "none"})
-        assert peer.silent(), "without a duration it is for good"
+        assert peer.silent(), "without a duration the silence is permanent"
     with server.streaming() as (peer, _):
         server.break_("silent_stream", seconds=60)
-        server.arrive()
+        server.new_mail()
         assert peer.silent()
         server.control("faults", {"profile": "none"})
-        assert b"NewMailEvent" in peer.until(ENDS)
+        assert b"NewMailEvent" in peer.read_until(ENVELOPE_END)
 
 
-def test_a_client_that_leaves_a_silent_stream_leaves_nothing_behind(server: Server) -> None:
+def test_a_silent_stream_is_removed_when_its_client_disconnects(server: Server) -> None:
     with server.streaming():
         server.break_("silent_stream")
         assert len(server.control("state")["streams"]) == 1
@@ -286,13 +285,13 @@ def test_a_client_that_leaves_a_silent_stream_leaves_nothing_behind(server: Serv
 
 def test_a_stream_one_byte_at_a_time(server: Server) -> None:
     with server.streaming() as (peer, _):
-        server.break_("slow", seconds=BRIEFLY, interval=0.01)
-        server.arrive()
+        server.break_("slow", seconds=SHORT, interval=0.01)
+        server.new_mail()
         assert len(peer.sock.recv(100)) == 1
         data = b""
-        while ENDS not in data:
+        while ENVELOPE_END not in data:
             data += peer.sock.recv(65536)
-        server.arrive()
+        server.new_mail()
         assert peer.sock.recv(65536).count(b"NewMailEvent") > 0
 
 
@@ -307,9 +306,9 @@ def test_a_response_code_in_a_stream(server: Server) -> None:
 
 def test_events_after_closed(server: Server) -> None:
     with server.streaming() as (peer, _):
-        server.break_("closed", then="events", seconds=BRIEFLY)
-        peer.until(b"Closed")
-        server.arrive()
+        server.break_("closed", then="events", seconds=SHORT)
+        peer.read_until(b"Closed")
+        server.new_mail()
         assert b"NewMailEvent" in peer.body()
 
 
@@ -321,11 +320,11 @@ def test_an_envelope_of_fifty_megabytes(server: Server) -> None:
             event = peer.event()
             assert isinstance(event, h11.Data)
             size += len(event.data)
-        server.arrive()
-        peer.until(b"NewMailEvent")
+        server.new_mail()
+        peer.read_until(b"NewMailEvent")
 
 
-# -- the organisation ----------------------------------------------------------------------------------------
+# -- the organization ----------------------------------------------------------------------------------------
 
 
 def test_a_restart_resets_its_streams(server: Server) -> None:
@@ -333,8 +332,8 @@ def test_a_restart_resets_its_streams(server: Server) -> None:
         server.break_("backend_restart", backend="EX01")
         with pytest.raises(ConnectionResetError):
             peer.sock.recv(1)
-    with server.streaming() as (_, again):
-        assert again == id_
+    with server.streaming() as (_, second_id):
+        assert second_id == id_
 
 
 def test_connections_are_refused_and_then_accepted_again(server: Server) -> None:
@@ -349,7 +348,7 @@ def test_connections_are_refused_and_then_accepted_again(server: Server) -> None
 
 
 def until_accepted(server: Server, *, wanted: bool) -> None:
-    """Return when connections are accepted, or are not."""
+    """Wait until the server accepts connections, or until it does not."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -363,7 +362,7 @@ def until_accepted(server: Server, *, wanted: bool) -> None:
         time.sleep(0.01)
 
 
-def test_an_outage_that_ends_by_itself(server: Server) -> None:
+def test_an_outage_ends_after_its_duration(server: Server) -> None:
     server.break_("outage", seconds=1)
     until_accepted(server, wanted=False)
     until_accepted(server, wanted=True)
@@ -371,41 +370,41 @@ def test_an_outage_that_ends_by_itself(server: Server) -> None:
         pass
 
 
-def test_an_outage_of_resets_and_one_of_503(server: Server) -> None:
-    with server.peer() as kept:
-        server.subscribe(kept)
+def test_outages_that_reset_connections_or_answer_503(server: Server) -> None:
+    with server.peer() as idle:
+        server.subscribe(idle)
         server.break_("outage", how="reset", seconds=60)
-        kept.ask(subscribe_body(), server.alice)
+        idle.send(subscribe_body(), server.alice)
         with pytest.raises(ConnectionResetError):
-            kept.sock.recv(1)
+            idle.sock.recv(1)
     server.control("faults", {"profile": "none"})
     server.break_("outage", how="503", seconds=60)
     with server.peer() as peer:
-        peer.ask(subscribe_body(), server.alice)
+        peer.send(subscribe_body(), server.alice)
         assert peer.head().status_code == 503
 
 
 @pytest.mark.parametrize("how", ["expired", "other_host", "other_authority"])
 def test_certificates(simulate: Start, tmp_path: Path, how: str) -> None:
     server = start(simulate, tmp_path, "--tls")
-    context = ssl.create_default_context(cafile=server.told["ca_file"])
+    context = ssl.create_default_context(cafile=server.info["ca_file"])
 
-    def shake_hands() -> None:
+    def handshake() -> None:
         with server.peer() as peer, context.wrap_socket(peer.sock, server_hostname="127.0.0.1"):
             pass
 
-    shake_hands()
+    handshake()
     server.break_("bad_certificate", how=how, seconds=60)
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake_hands()
+        handshake()
     server.control("faults", {"profile": "none"})
-    shake_hands()
+    handshake()
 
 
 # -- the command ---------------------------------------------------------------------------------------------
 
 
-def test_a_plan_from_a_file_and_its_ledger(simulate: Start, tmp_path: Path) -> None:
+def test_a_plan_file_and_the_ledger_of_its_faults(simulate: Start, tmp_path: Path) -> None:
     plan, ledger = tmp_path / "faults.toml", tmp_path / "ledger.jsonl"
     plan.write_text('[[faults]]\nkind = "backend_restart"\nbackend = "ex01"\nat = [0.05, 0.1]\n')
     process, _ = simulate("--rate", "0", "--faults", str(plan), "--ledger", str(ledger), "--duration", "0.5")
@@ -427,22 +426,22 @@ def test_a_plan_from_a_file_and_its_ledger(simulate: Start, tmp_path: Path) -> N
         ),
     ],
 )  # fmt: skip
-def test_a_plan_that_makes_no_sense(tmp_path: Path, text: str, expected: str) -> None:
+def test_an_invalid_plan_is_rejected(tmp_path: Path, text: str, expected: str) -> None:
     plan = tmp_path / "faults.toml"
     plan.write_text(f"[[faults]]\n{text}\n")
-    told = run("--faults", str(plan))
-    assert told.returncode == 2
-    assert told.stdout == ""
-    (line,) = told.stderr.splitlines()
+    done = run("--faults", str(plan))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith(expected)
 
 
-def test_a_profile_is_printed() -> None:
-    told = run("--faults", "light", "--print-faults")
-    assert told.returncode == 0
-    assert told.stdout.startswith('[[faults]]\nkind = "response_code"\n')
-    assert told.stdout.count("[[faults]]") > 5
+def test_print_faults_prints_a_profile() -> None:
+    done = run("--faults", "light", "--print-faults")
+    assert done.returncode == 0
+    assert done.stdout.startswith('[[faults]]\nkind = "response_code"\n')
+    assert done.stdout.count("[[faults]]") > 5
 
 
 def run(*options: str) -> "subprocess.CompletedProcess[str]":

@@ -17,10 +17,10 @@ TAIL = [sys.executable, "-m", "listener", "tail"]
 LINE = '{"time":"2026-03-01T12:00:00.123Z","level":"info","event":"%s","group":"g/1"}\n'
 
 
-def tail(*options: str, given: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def tail(*options: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return forked.run(
         [*TAIL, *options],
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=20,
@@ -29,47 +29,47 @@ def tail(*options: str, given: str | None = None, **environment: str) -> subproc
 
 
 def test_the_log_of_a_daemon(simulator: Callable[..., Simulator], listen: Callable[..., Listener]) -> None:
-    there = simulator()
-    daemon = listen(there)
-    there.until_streaming(4)
+    exchange = simulator()
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
     assert daemon.stop() == 0
     log = daemon.log_file.read_text()
-    whole = tail(given=log)
-    assert whole.returncode == 0
-    assert len(whole.stdout.splitlines()) == len(log.splitlines())
-    some = tail(str(daemon.log_file), "--event", "group.*", "--level", "info", "--since", "1h")
-    lines = some.stdout.splitlines()
+    everything = tail(stdin=log)
+    assert everything.returncode == 0
+    assert len(everything.stdout.splitlines()) == len(log.splitlines())
+    filtered = tail(str(daemon.log_file), "--event", "group.*", "--level", "info", "--since", "1h")
+    lines = filtered.stdout.splitlines()
     assert lines
     assert all("  group." in line for line in lines)
 
 
 def test_bad_lines_and_empty_input() -> None:
-    assert tail(given="").stdout == ""
-    done = tail(given=LINE % "group.started" + "Killed\n\x1b[2J\nnot the end")
+    assert tail(stdin="").stdout == ""
+    done = tail(stdin=LINE % "group.started" + "Killed\n\x1b[2J\nnot the end")
     assert done.returncode == 0
     assert done.stdout.splitlines()[1:] == ["Killed", "\\x1b[2J", "not the end"]
 
 
-def test_it_is_coloured_where_it_is_asked_for() -> None:
-    assert "\x1b[" in tail(given=LINE % "group.started", FORCE_COLOR="1").stdout
-    assert "\x1b[" not in tail(given=LINE % "group.started").stdout
+def test_force_color_enables_colors() -> None:
+    assert "\x1b[" in tail(stdin=LINE % "group.started", FORCE_COLOR="1").stdout
+    assert "\x1b[" not in tail(stdin=LINE % "group.started").stdout
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         (["missing.jsonl"], 1, "missing.jsonl: No such file"),
         (["--level", "loud"], 2, "--level"),
         (["--since", "yesterday"], 2, "--since"),
     ],
 )
-def test_what_is_wrong_is_told(options: list[str], code: int, told: str) -> None:
-    done = tail(*options, given="")
+def test_errors_are_reported(options: list[str], code: int, message: str) -> None:
+    done = tail(*options, stdin="")
     assert done.returncode == code
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_it_follows_a_file_that_is_replaced(tmp_path: Path) -> None:
+def test_follow_continues_with_a_replaced_file(tmp_path: Path) -> None:
     path, out = tmp_path / "log.jsonl", tmp_path / "out"
     path.write_text(LINE % "group.one")
     with out.open("w") as file, forked.Popen([*TAIL, "-f", str(path)], stdout=file) as process:
@@ -89,7 +89,7 @@ def test_it_follows_a_file_that_is_replaced(tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 3
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(LINE % "group.started" * 20_000)
     command = " ".join([*TAIL, str(path), "| head -n 1"])
@@ -98,8 +98,8 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_the_journal_is_asked_by_its_own_tool(tmp_path: Path) -> None:
-    """Standard input is a terminal: then the journal is read, here one that a script plays."""
+def test_the_systemd_journal_is_read_by_journalctl(tmp_path: Path) -> None:
+    """`tail` reads the journal if standard input is a terminal. A script replaces journalctl."""
     import pty
 
     entry = {
@@ -109,20 +109,20 @@ def test_the_journal_is_asked_by_its_own_tool(tmp_path: Path) -> None:
         "EWS_EVENT": "stream.silent",
     }
     script = tmp_path / "journalctl"
-    script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{json.dumps(entry)}'\n")
+    script.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{json.dumps(entry)}'\n")
     script.chmod(0o755)
-    main, other = pty.openpty()
+    main, terminal = pty.openpty()
     done = forked.run(
         [*TAIL, "--since", "2026-01-01"],
-        stdin=other,
+        stdin=terminal,
         capture_output=True,
         text=True,
         timeout=20,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
     os.close(main)
-    os.close(other)
+    os.close(terminal)
     assert "stream.silent" in done.stdout
-    asked = (tmp_path / "asked").read_text()
-    assert "--output=json" in asked
-    assert "--identifier=ews-listener --since=@" in asked
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--output=json" in arguments
+    assert "--identifier=ews-listener --since=@" in arguments

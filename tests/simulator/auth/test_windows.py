@@ -1,4 +1,4 @@
-"""NTLM and Negotiate with pyspnego as the client; tests/system/test_strangers.py uses independent clients."""
+"""NTLM and Negotiate with pyspnego as the client; tests/system/test_independent_clients.py uses other clients."""
 
 from base64 import b64encode
 

@@ -1,4 +1,4 @@
-"""What the started daemon says when it is not let in, word for word; and that it does not hammer."""
+"""Exact messages of the daemon when access is denied, and limits on its authentication attempts."""
 
 import re
 import time
@@ -9,13 +9,15 @@ import pytest
 
 from tests.system.processes import Listen, Simulator, Start, until
 
-SOON = 5.0
-"""Seconds from the daemon's first line in which it must be said."""
+DEADLINE = 5.0
+"""Seconds from the daemon's first log line within which the error must be logged."""
 
 
 class Case(NamedTuple):
-    """`setup` makes it so. `text` may name the `client` or `user`, and `login`, which is Entra ID; `…` is anything.
-    `event` is the log line that tells it."""
+    """A failure that `setup` causes, and the log event that reports it.
+
+    `text` may contain the placeholders `client`, `user` and `login` (the URL of Entra ID); `…` matches any text.
+    """
 
     options: tuple[str, ...]
     setup: Callable[[Simulator], object]
@@ -37,7 +39,7 @@ def wrong_password(simulator: Simulator) -> None:
     simulator.replace_config(simulator.info["password"], "wrong-Secret")
 
 
-def wrong_authority(simulator: Simulator) -> None:
+def untrusted_authority(simulator: Simulator) -> None:
     simulator.replace_config('ca_file = "ca.pem"\n', "")
     simulator.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
 
@@ -50,20 +52,20 @@ def wrong_tenant(simulator: Simulator) -> None:
     simulator.replace_config(simulator.info["oauth"]["tenant"], "fabrikam.example")
 
 
-def clock_off(simulator: Simulator) -> None:
+def skewed_clock(simulator: Simulator) -> None:
     with_certificate(simulator)
     simulator.inject_fault(kind="clock_off", offset=-600, seconds=600)
 
 
-def broken(kind: str, **parameters: object) -> Callable[[Simulator], object]:
+def fault(kind: str, **parameters: object) -> Callable[[Simulator], object]:
     return lambda simulator: simulator.inject_fault(kind=kind, seconds=600, **parameters)
 
 
-CLOSED = (
+REJECTED = (
     "the server refuses {user}: the password is wrong, or the account is locked, disabled or expired (the server "
     "does not say which)"
 )
-UNBOUND = (
+BINDING_DIFFERS = (
     "; or the password is right, and Extended Protection rejects the handshake: a proxy or load balancer terminates "
     "TLS with a certificate other than the server's own, so that the channel binding differs"
 )
@@ -73,15 +75,17 @@ NEGOTIATE = ("--auth", "negotiate", "--extended-protection", "require")
 OFFERS_BASIC = "; the server offers Basic; an HTML page: Unauthorized"
 
 CASES = {
-    "wrong password, Basic": Case(BASIC, wrong_password, "Http401", CLOSED + OFFERS_BASIC),
-    "wrong password, NTLM": Case(NTLM, wrong_password, "HandshakeRefused", CLOSED + UNBOUND),
+    "wrong password, Basic": Case(BASIC, wrong_password, "Http401", REJECTED + OFFERS_BASIC),
+    "wrong password, NTLM": Case(NTLM, wrong_password, "HandshakeRefused", REJECTED + BINDING_DIFFERS),
     "locked account, Negotiate": Case(
-        NEGOTIATE, broken("account_locked"), "HandshakeRefused", CLOSED + UNBOUND
+        NEGOTIATE, fault("account_locked"), "HandshakeRefused", REJECTED + BINDING_DIFFERS
     ),
-    "wrong channel binding": Case(NTLM, broken("tls_offloaded"), "HandshakeRefused", CLOSED + UNBOUND),
+    "wrong channel binding": Case(
+        NTLM, fault("tls_offloaded"), "HandshakeRefused", REJECTED + BINDING_DIFFERS
+    ),
     "wrong CA": Case(
         NTLM,
-        wrong_authority,
+        untrusted_authority,
         "TlsFailed",
         "the server's certificate is not trusted: unable to get local issuer certificate; the server shows a "
         "certificate for …, issued by …",
@@ -89,13 +93,13 @@ CASES = {
     ),
     "EWS blocked": Case(
         NTLM,
-        broken("ews_disabled"),
+        fault("ews_disabled"),
         "EwsDisabled",
         "EWS is switched off for this tenant or application: EWSDisabledForTenant; an HTML page: Forbidden",
         "mailbox.suspended",
     ),
     "expired secret": entra(
-        broken("token_refused", code=7000222),
+        fault("token_refused", code=7000222),
         7000222,
         "the client secret of {client} has expired: create a new one in the application's registration",
     ),
@@ -105,15 +109,15 @@ CASES = {
         "the client secret of {client} is wrong: configure the secret's value, not its ID",
     ),
     "locked application": entra(
-        broken("account_locked"),
+        fault("account_locked"),
         50053,
         "{client} is locked after too many attempts with wrong credentials; it is unlocked after a while",
     ),
     "wrong tenant": entra(
         wrong_tenant, 90002, "unknown tenant {login}/fabrikam.example: check tenant and cloud"
     ),
-    "clock off": entra(
-        clock_off,
+    "clock skew": entra(
+        skewed_clock,
         700024,
         "the assertion is not valid now: check this machine's clock and the age of the federated token; our clock is "
         "10 minutes ahead of the server's",
@@ -121,78 +125,78 @@ CASES = {
 }
 
 
-def names(told: dict[str, Any]) -> dict[str, str]:
-    oauth = told["oauth"] or {"client_id": "", "authority": ""}
+def placeholders(info: dict[str, Any]) -> dict[str, str]:
+    oauth = info["oauth"] or {"client_id": "", "authority": ""}
     return {
         "client": oauth["client_id"],
         "login": oauth["authority"].rpartition("/")[0],
-        "user": told["user"],
+        "user": info["user"],
     }
 
 
-def test_it_gets_in_by_certificate(simulator: Start, listen: Listen) -> None:
-    there = simulator("--auth", "oauth")
-    with_certificate(there)
-    daemon = listen(there)
-    there.until_streaming(4)
-    assert there.state()["authentication"]["tokens"] == 1
+def test_authentication_with_a_certificate(simulator: Start, listen: Listen) -> None:
+    exchange = simulator("--auth", "oauth")
+    with_certificate(exchange)
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    assert exchange.state()["authentication"]["tokens"] == 1
     assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_refusal_has_its_own_message(simulator: Start, listen: Listen, case: str) -> None:
+def test_each_failure_has_its_own_message(simulator: Start, listen: Listen, case: str) -> None:
     options, setup, code, text, event = CASES[case]
-    there = simulator(*options)
-    setup(there)
-    daemon = listen(there)
-    refused = daemon.until_logged(event)[0]
-    assert refused["code"] == code
-    pattern = re.escape(text.format(**names(there.info))).replace("…", ".+")
-    assert re.fullmatch(pattern, refused["text"]), refused["text"]
-    assert daemon.seconds_since_start(refused) < SOON
+    exchange = simulator(*options)
+    setup(exchange)
+    daemon = listen(exchange)
+    error = daemon.until_logged(event)[0]
+    assert error["code"] == code
+    pattern = re.escape(text.format(**placeholders(exchange.info))).replace("…", ".+")
+    assert re.fullmatch(pattern, error["text"]), error["text"]
+    assert daemon.seconds_since_start(error) < DEADLINE
     assert daemon.stop() == 0
 
 
-def test_tokens_end_and_are_asked_for_more_while_streams_go_on(simulator: Start, listen: Listen) -> None:
-    """None is sent that has ended; and a claims challenge is answered with a token that has the claim."""
-    there = simulator("--auth", "oauth", "--token-lifetime", "2")
-    there.append_config(
-        '\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n'
-    )  # requests that can be challenged
-    daemon = listen(there)
-    there.until_streaming(4)
-    streams = there.state()["requests"]["GetStreamingEvents"]
-    there.inject_fault(kind="claims_challenge", seconds=600)
-    there.create_events(there.mailboxes[0])
-    until(lambda: there.deliveries, "the event")
-    until(lambda: there.state()["authentication"]["reasons"].get("claims"), "a challenge")
-    until(lambda: there.state()["authentication"]["tokens"] >= 2, "another token")
-    state = there.state()
+def test_tokens_are_renewed_while_streams_stay_open(simulator: Start, listen: Listen) -> None:
+    """No expired token is sent. The daemon answers a claims challenge with a token that has the claim."""
+    exchange = simulator("--auth", "oauth", "--token-lifetime", "2")
+    # Sweeps send requests that the server can challenge; an open stream sends none.
+    exchange.append_config('\n[catch_up]\ninterval = "1s"\nidle_interval = "1s"\n')
+    daemon = listen(exchange)
+    exchange.until_streaming(4)
+    streams = exchange.state()["requests"]["GetStreamingEvents"]
+    exchange.inject_fault(kind="claims_challenge", seconds=600)
+    exchange.create_events(exchange.mailboxes[0])
+    until(lambda: exchange.deliveries, "the event")
+    until(lambda: exchange.state()["authentication"]["reasons"].get("claims"), "a challenge")
+    until(lambda: exchange.state()["authentication"]["tokens"] >= 2, "another token")
+    state = exchange.state()
     assert state["requests"]["GetStreamingEvents"] == streams
     assert state["authentication"]["reasons"].keys() == {"claims"}
     assert daemon.stop() == 0
 
 
-HAMMERING = {
+AUTH_OPTIONS = {
     "basic": ("--auth", "basic"),
     "ntlm": ("--auth", "ntlm", "--extended-protection", "require"),
     "oauth": ("--auth", "oauth"),
 }
 
 
-@pytest.mark.parametrize("kind", HAMMERING)
+@pytest.mark.parametrize("kind", AUTH_OPTIONS)
 def test_twelve_groups_do_not_lock_the_account(simulator: Start, listen: Listen, kind: str) -> None:
-    """A second try comes soon, and then a pause of a minute and more, for all groups together."""
-    there = simulator(*HAMMERING[kind], "--mailboxes", "12")
-    there.replace_config(
-        there.info["oauth"]["client_secret"] if kind == "oauth" else there.info["password"], "wrong-Secret"
+    """The second attempt follows soon, then a pause of at least one minute, for all groups together."""
+    exchange = simulator(*AUTH_OPTIONS[kind], "--mailboxes", "12")
+    exchange.replace_config(
+        exchange.info["oauth"]["client_secret"] if kind == "oauth" else exchange.info["password"],
+        "wrong-Secret",
     )
-    there.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
-    there.append_config("\n[affinity]\ngroup_size = 1\n")
-    daemon = listen(there)
+    exchange.replace_config("[exchange]\n", "[exchange]\nautodiscover = false\n")
+    exchange.append_config("\n[affinity]\ngroup_size = 1\n")
+    daemon = listen(exchange)
     daemon.until_logged("auth.refused", attempts=2, pause=60.0)
     time.sleep(1)
-    state = there.state()["authentication"]
+    state = exchange.state()["authentication"]
     assert sum(state["token_errors" if kind == "oauth" else "refused"].values()) == 2
     assert state["locked"] == []
     assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""Clients that others wrote get in, each a process of its own: curl, requests_ntlm, exchangelib, msal."""
+"""Authentication of independent clients, each in its own process: curl, requests_ntlm, exchangelib, msal."""
 
 import json
 import shutil
@@ -19,26 +19,29 @@ GET_INBOX = (
 )
 
 
-def run(program: str, simulator: Simulator, **given: object) -> Any:
-    """What the client's program prints, from JSON; it finds `told` by the simulator and `given`."""
+def run(program: str, simulator: Simulator, **values: object) -> Any:
+    """Run a client program and return its output, parsed as JSON.
+
+    Its global variables are `info` (what the simulator printed), `address`, `body` and the keyword arguments.
+    """
     address = simulator.mailboxes[0]
-    values = {
-        "told": simulator.info,
+    variables = {
+        "info": simulator.info,
         "address": address,
         "body": envelope(GET_INBOX, impersonate=address).decode(),
-        **given,
+        **values,
     }
     program = f"import json, sys\nglobals().update(json.loads(sys.argv[1]))\n{program}"
-    client = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(values)],
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(variables)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
         env={"REQUESTS_CA_BUNDLE": simulator.info["ca_file"] or "", "PATH": "/usr/bin:/bin"},
     )
-    assert client.returncode == 0, client.stderr
-    return json.loads(client.stdout)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -50,26 +53,26 @@ def run(program: str, simulator: Simulator, **given: object) -> Any:
     ],
 )
 def test_curl(simulator: Callable[..., Simulator], tmp_path: Path, auth: str, user: str, wrong: bool) -> None:
-    """Two requests over one connection; the second needs no handshake any more."""
+    """Send two requests over one connection. The second one needs no handshake."""
     curl = shutil.which("curl")
     if not curl or "NTLM" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
-        pytest.skip("there is no curl that speaks NTLM")
-    there = simulator("--auth", auth)
-    told = there.info
+        pytest.skip("curl with NTLM support is not installed")
+    exchange = simulator("--auth", auth)
+    info = exchange.info
     body, answer = tmp_path / "body.xml", tmp_path / "answer.xml"
-    body.write_bytes(envelope(GET_INBOX, impersonate=there.mailboxes[0]))
-    password = "wrong" if wrong else told["password"]
+    body.write_bytes(envelope(GET_INBOX, impersonate=exchange.mailboxes[0]))
+    password = "wrong" if wrong else info["password"]
     outputs = ["-o", str(answer), "-o", str(answer)]
     command = [
         *(curl, "-s", "--ntlm", "-u", f"{user}:{password}", "-H", "Content-Type: text/xml"),
         *("--data-binary", f"@{body}", "-w", "%{http_code} %{num_connects}\\n"),
-        *(*outputs, told["ews_url"], told["ews_url"]),
+        *(*outputs, info["ews_url"], info["ews_url"]),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    state = there.state()["authentication"]
+    state = exchange.state()["authentication"]
     if wrong:
         assert done.stdout.split()[0] == "401"
-        assert state["refused"] == {told["user"]: state["reasons"]["password"]}
+        assert state["refused"] == {info["user"]: state["reasons"]["password"]}
     else:
         assert done.stdout.split() == ["200", "1", "200", "0"]
         assert "NoError" in answer.read_text()
@@ -79,42 +82,42 @@ def test_curl(simulator: Callable[..., Simulator], tmp_path: Path, auth: str, us
 REQUESTS_NTLM = """
 import requests, requests_ntlm
 session = requests.Session()
-session.auth = requests_ntlm.HttpNtlmAuth(told["user"], told["password"], send_cbt=bound)
-answers = [session.post(told["ews_url"], body.encode(), headers={"Content-Type": "text/xml"}) for _ in range(2)]
+session.auth = requests_ntlm.HttpNtlmAuth(info["user"], info["password"], send_cbt=bound)
+answers = [session.post(info["ews_url"], body.encode(), headers={"Content-Type": "text/xml"}) for _ in range(2)]
 print(json.dumps([(answer.status_code, "NoError" in answer.text) for answer in answers]))
 """
 
 
 class TestRequestsNtlm:
     def test_bound_to_the_channel(self, simulator: Callable[..., Simulator]) -> None:
-        there = simulator("--auth", "ntlm", "--extended-protection", "require")
-        assert run(REQUESTS_NTLM, there, bound=True) == [[200, True], [200, True]]
-        assert there.state()["authentication"]["proved"] == {"ntlm": 1}
+        exchange = simulator("--auth", "ntlm", "--extended-protection", "require")
+        assert run(REQUESTS_NTLM, exchange, bound=True) == [[200, True], [200, True]]
+        assert exchange.state()["authentication"]["proved"] == {"ntlm": 1}
 
-    def test_not_bound(self, simulator: Callable[..., Simulator]) -> None:
-        there = simulator("--auth", "ntlm", "--extended-protection", "require")
-        assert {status for status, _ in run(REQUESTS_NTLM, there, bound=False)} == {401}
-        assert set(there.state()["authentication"]["reasons"]) == {"binding"}
+    def test_not_bound_to_the_channel(self, simulator: Callable[..., Simulator]) -> None:
+        exchange = simulator("--auth", "ntlm", "--extended-protection", "require")
+        assert {status for status, _ in run(REQUESTS_NTLM, exchange, bound=False)} == {401}
+        assert set(exchange.state()["authentication"]["reasons"]) == {"binding"}
 
-    def test_not_bound_where_that_is_allowed(self, simulator: Callable[..., Simulator]) -> None:
-        there = simulator("--auth", "negotiate", "--extended-protection", "allow")
-        assert run(REQUESTS_NTLM, there, bound=False)[0] == [200, True]
+    def test_not_bound_if_the_server_allows_it(self, simulator: Callable[..., Simulator]) -> None:
+        exchange = simulator("--auth", "negotiate", "--extended-protection", "allow")
+        assert run(REQUESTS_NTLM, exchange, bound=False)[0] == [200, True]
 
 
 EXCHANGELIB = """
 import exchangelib
 from exchangelib import IMPERSONATION, NTLM, OAUTH2, Account, Configuration, Credentials, Identity, OAuth2Credentials
 
-class Here(OAuth2Credentials):
-    token_url = property(lambda self: told["oauth"]["authority"] + "/oauth2/v2.0/token")
+class SimulatorCredentials(OAuth2Credentials):
+    token_url = property(lambda self: info["oauth"]["authority"] + "/oauth2/v2.0/token")
 
-if told["oauth"]:
-    kind, oauth = OAUTH2, told["oauth"]
+if info["oauth"]:
+    kind, oauth = OAUTH2, info["oauth"]
     identity = Identity(primary_smtp_address=address)
-    credentials = Here(oauth["client_id"], oauth["client_secret"], oauth["tenant"], identity)
+    credentials = SimulatorCredentials(oauth["client_id"], oauth["client_secret"], oauth["tenant"], identity)
 else:
-    kind, credentials = NTLM, Credentials(told["user"], told["password"])
-configuration = Configuration(service_endpoint=told["ews_url"], credentials=credentials, auth_type=kind)
+    kind, credentials = NTLM, Credentials(info["user"], info["password"])
+configuration = Configuration(service_endpoint=info["ews_url"], credentials=credentials, auth_type=kind)
 account = Account(address, config=configuration, autodiscover=False, access_type=IMPERSONATION)
 subscription = account.inbox.subscribe_to_streaming()
 print(json.dumps([account.inbox.name, bool(subscription), account.inbox.unsubscribe(subscription)]))
@@ -124,15 +127,15 @@ account.protocol.close()
 
 @pytest.mark.parametrize("mechanism", ["ntlm", "oauth"])
 def test_exchangelib(simulator: Callable[..., Simulator], mechanism: str) -> None:
-    there = simulator("--auth", mechanism, "--tls")
-    assert run(EXCHANGELIB, there) == ["Inbox", True, True]
-    assert set(there.state()["authentication"]["proved"]) == {mechanism}
-    assert there.state()["authentication"]["refused"] == {}
+    exchange = simulator("--auth", mechanism, "--tls")
+    assert run(EXCHANGELIB, exchange) == ["Inbox", True, True]
+    assert set(exchange.state()["authentication"]["proved"]) == {mechanism}
+    assert exchange.state()["authentication"]["refused"] == {}
 
 
 MSAL = """
 import msal, requests
-oauth = told["oauth"]
+oauth = info["oauth"]
 pem = open(oauth["certificate_file"]).read()
 at = pem.index("-----BEGIN CERTIFICATE")
 certificate = {"private_key": pem[:at], "public_certificate": pem[at:]}
@@ -143,14 +146,14 @@ for credential in (oauth["client_secret"], certificate):
     )
     token = client.acquire_token_for_client(["https://outlook.office365.com/.default"])["access_token"]
     headers = {"Content-Type": "text/xml", "Authorization": "Bearer " + token}
-    for text in (body, alone):
-        statuses.append(requests.post(told["ews_url"], text.encode(), headers=headers).status_code)
+    for text in (body, not_impersonated):
+        statuses.append(requests.post(info["ews_url"], text.encode(), headers=headers).status_code)
 print(json.dumps(statuses))
 """
 
 
 def test_msal(simulator: Callable[..., Simulator]) -> None:
-    """By secret and by certificate; without impersonation an application may do nothing."""
-    there = simulator("--auth", "oauth")
-    assert run(MSAL, there, alone=envelope(GET_INBOX).decode()) == [200, 500, 200, 500]
-    assert there.state()["authentication"]["tokens"] == 2
+    """Authenticate by secret and by certificate. Without impersonation an application has no access."""
+    exchange = simulator("--auth", "oauth")
+    assert run(MSAL, exchange, not_impersonated=envelope(GET_INBOX).decode()) == [200, 500, 200, 500]
+    assert exchange.state()["authentication"]["tokens"] == 2
