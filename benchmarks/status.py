@@ -48,7 +48,7 @@ async def main(where: Path) -> None:
                         else replace(member, subscription=f"id-{at}")
                         for at, member in enumerate(runner.state.members)
                     )
-                    runner.state = replace(runner.state, members=members)
+                    runner._context.state = replace(runner.state, members=members)
                 # The groups keep this state: stop them before they send a request.
                 nursery.cancel_scope.cancel()
             async with Operations(daemon, lambda: (config, [])).at_hand():
