@@ -223,7 +223,7 @@ def _log_failure(group: str, source: str, failure: Failure) -> None:
 
 
 # Namespace in the journal. Existing journals have this name.
-NAMESPACE = "census"
+NAMESPACE = "mailboxes"
 
 # The server omitted members (IncludesLastItemInRange).
 INCOMPLETE = Failure(code="UnexpectedReply", text="the server returned only some of the members")

@@ -170,13 +170,6 @@ WORDS = re.compile(
 ALLOWED: dict[str, str] = {}
 """By source, a regular expression of words in their ordinary sense, with the reason in a comment. Stays empty."""
 
-PENDING: set[str] = set(
-    """
-    listener/groups/checkpointer.py listener/mailboxes.py
-    """.split()  # noqa: SIM905 (one a line would take a page)
-)
-"""Sources that are still to be rewritten. A source that has become clean must be removed."""
-
 
 def cleaned(path: Path) -> str:
     """Return the text of a page or the strings and comments of a module."""
@@ -220,14 +213,10 @@ SOURCES = read_sources()
 def test_the_wording_follows_the_style_guide(source: str) -> None:
     text = re.sub(ALLOWED[source], "", SOURCES[source]) if source in ALLOWED else SOURCES[source]
     found = [" ".join(text[max(0, m.start() - 30) : m.end() + 30].split()) for m in WORDS.finditer(text)]
-    if source in PENDING:
-        assert found, f"{source} is clean: remove it from PENDING"
-    else:
-        assert found == []
+    assert found == []
 
 
 def test_exceptions_from_the_style_guide_are_necessary() -> None:
-    assert SOURCES.keys() >= PENDING
     for source, pattern in ALLOWED.items():
         assert re.search(pattern, SOURCES[source]), source
 

@@ -53,9 +53,9 @@ def render(session: Session, rate: float) -> RenderableType:
         Text.assemble(("events ", "dim"), f"{len(session.probe.calls):,}"),
         Text.assemble(("per second ", "dim"), f"{rate:,.0f}"),
         Text.assemble(("faults ", "dim"), session.plan.faults),
-        Text("Press Ctrl-C to stop", "dim"),
     )
-    return Group(head, _groups(session), _latest(session.probe.latest))
+    end = Text("Press Ctrl-C to stop", "dim")
+    return Group(head, _groups(session), _latest(session.probe.latest), end)
 
 
 def _groups(session: Session) -> Table:

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 NAMESPACE = "subscriptions"
 _GROUP = "group\x1f"
-_LAST_SEEN = "heard"
+_LAST_SEEN = "last_seen"
 
 
 class Source(Protocol):

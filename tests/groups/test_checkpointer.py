@@ -146,7 +146,7 @@ async def test_many_changes_make_one_write_and_no_change_makes_none(
             assert [len(keys) for keys in writes] == [2]
             groups.moments["DAG1/1"] = trio.current_time()
             await trio.sleep(LAST_SEEN_INTERVAL)
-            assert writes[1:] == [["heard"]]
+            assert writes[1:] == [["last_seen"]]
             nursery.cancel_scope.cancel()
 
 

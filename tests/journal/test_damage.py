@@ -48,9 +48,9 @@ async def make(state: Path) -> None:
         await one.dead_letter(entries[10:12], reason="no", traceback="t", attempts=3)
         await two.read(3)
         await journal.replay("two", 0)
-        await journal.append((), [Put("census", "g@x.example", msgspec.msgpack.encode(("a@x.example",)))])
+        await journal.append((), [Put("mailboxes", "g@x.example", msgspec.msgpack.encode(("a@x.example",)))])
         await journal.append(
-            (), [Put("subscriptions", "heard", b"\x80"), Put("subscriptions", "group\x1fa", b"\x80")]
+            (), [Put("subscriptions", "last_seen", b"\x80"), Put("subscriptions", "group\x1fa", b"\x80")]
         )
         await journal.flush()
 
