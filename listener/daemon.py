@@ -83,13 +83,12 @@ async def open_daemon(
     Raises ConfigError if the journal cannot be opened.
     """
     lifecycle = Lifecycle()
-    describe: Callable[[], str] = partial(_opening_line, lifecycle)
-    systemd = Systemd(notifier or Notifier(), lambda: describe())
     if open_journal is None:
         open_journal = partial(sqlite.open_journal, config.state_directory, keep=retention(config))
     requests = access(config)
     places = discovery(config, requests)
     mailboxes = mailbox_source(config, expander(config, requests, places), lambda: None)
+    systemd = Systemd(notifier or Notifier(), partial(_opening_line, lifecycle, mailboxes))
     with open_audit(config.log.audit_file) as requests.audit.logger:
         log.info("listener.started", version=__version__, mailboxes=len(mailboxes.mailboxes))
         _log_warnings(config)
@@ -113,13 +112,20 @@ async def open_daemon(
                 seen=seen,
                 observer=observer,
             )
-            describe = daemon.status_line
+            systemd.describe = daemon.status_line
             yield daemon
 
 
-def _opening_line(lifecycle: Lifecycle) -> str:
+def _opening_line(lifecycle: Lifecycle, source: MailboxSource) -> str:
+    """Return the status line before the parts are built."""
     return status_line(
-        phase=lifecycle.phase, mailboxes=0, streaming=0, suspended=0, missing=0, pause=0.0, journal=None
+        phase=lifecycle.phase,
+        mailboxes=len(source.mailboxes),
+        streaming=0,
+        suspended=0,
+        missing=0,
+        pause=0.0,
+        journal=None,
     )
 
 

@@ -83,7 +83,6 @@ class GroupManager:
         started_at: float = -inf,
     ) -> None:
         self.known = known
-        self.settings = settings
         self.group_size = group_size
         self.new_runner = new_runner
         self.runners = runners
@@ -110,9 +109,14 @@ class GroupManager:
 
     def reconfigure(self, settings: ManagerSettings) -> None:
         """Apply new settings to this manager and to all groups. The next request uses them."""
-        self.settings = self._search.settings = settings
+        self._search.settings = settings
         for runner in self.runners.by_group.values():
             runner.reconfigure(settings.spec, settings.policy)
+
+    @property
+    def settings(self) -> ManagerSettings:
+        """The settings that the next request uses."""
+        return self._search.settings
 
     @property
     def sought(self) -> tuple[str, ...]:

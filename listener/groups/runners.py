@@ -21,23 +21,18 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Runners:
-    """`by_group` has each runner under its group's name. A mailbox is in exactly one group."""
+    """`by_group` has each runner under its group's name, `groups` the group of each mailbox that has one."""
 
     by_group: dict[str, GroupRunner] = field(default_factory=dict)
-    _groups: dict[str, Group] = field(default_factory=dict)  # by mailbox
+    groups: dict[str, Group] = field(default_factory=dict)
 
     def assign(self, groups: Iterable[Group]) -> None:
-        """Replace the assignment of mailboxes to groups."""
-        self._groups = {mailbox: group for group in groups for mailbox in group.mailboxes}
-
-    @property
-    def groups(self) -> dict[str, Group]:
-        """The group of each mailbox that has one."""
-        return self._groups
+        """Replace the assignment of mailboxes to groups. A mailbox is in at most one group."""
+        self.groups = {mailbox: group for group in groups for mailbox in group.mailboxes}
 
     def of(self, mailbox: str) -> GroupRunner | None:
         """Return the runner of the mailbox's group; None if the mailbox has no group yet."""
-        group = self._groups.get(mailbox)
+        group = self.groups.get(mailbox)
         return None if group is None else self.by_group.get(group.name)
 
     # --- requests of catch-up (listener.catchup.catchup.Routes)

@@ -48,7 +48,10 @@ def test_notifications_from_start_to_stop(simulator: Start, listen: Listen, mana
     exchange = simulator()
     daemon = listen(exchange, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="300000", WATCHDOG_PID="")
     until(lambda: "STATUS=4 of 4 mailboxes streaming" in manager.lines, "the status line")
-    assert any(line.startswith("STATUS=Opening") for line in manager.lines[: manager.lines.index("READY=1")])
+    starting = manager.lines[: manager.lines.index("READY=1")]
+    opening = [line for line in starting if line.startswith("STATUS=Opening")]
+    assert opening
+    assert all(line.endswith("; 0 of 4 mailboxes streaming") for line in opening)
     count = manager.lines.count("WATCHDOG=1")
     until(lambda: manager.lines.count("WATCHDOG=1") > count + 3, "more watchdog notifications")
     exchange.create_events(exchange.mailboxes[0])
