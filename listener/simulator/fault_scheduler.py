@@ -107,7 +107,7 @@ class FaultScheduler:
             self.check(entry.fault)
         for entry in plan:
             rng = Random(self._rng.getrandbits(64))
-            self._schedule_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, rng)))
+            self._schedule_next(entry, (now + moment for moment in entry.moments(rng)))
         self.wake()
 
     def make_now(self, fault: Fault, now: float) -> list[Line]:
@@ -304,7 +304,3 @@ class FaultScheduler:
 
 def _targets_open_stream(fault: Fault) -> bool:
     return isinstance(fault, StreamFault) and not (isinstance(fault, Slow | Cut) and fault.operation)
-
-
-def _rate(entry: Entry, now: float, rng: Random) -> Iterable[float]:
-    return (now + moment for moment in entry.moments(rng))
