@@ -5,8 +5,8 @@ from pathlib import Path
 from listener.simulator.faults import (
     KINDS,
     AccessFault,
-    Fault,
     OrganizationFault,
+    Parameter,
     RequestFault,
     StreamFault,
     about,
@@ -35,26 +35,22 @@ def tables() -> str:
         parts += [f"\n### {title}\n\n{about(sort)}\n\n| kind | parameters | what happens |\n|---|---|---|\n"]
         for name, kind in KINDS.items():
             if kind.__base__ is sort:
-                own = [
-                    parameter_text(each.name, kind)
-                    for each in parameters(kind)
-                    if each.name in kind.__annotations__
-                ]
+                own = [parameter_text(each) for each in parameters(kind) if each.name in kind.__annotations__]
                 parts.append(f"| `{name}` | {'; '.join(own)} | {about(kind)} |\n")
     return "".join(parts)
 
 
-def parameter_text(name: str, kind: type[Fault]) -> str:
+def parameter_text(parameter: Parameter) -> str:
     """Return a parameter with its choices or its type, and its default in bold."""
-    (found,) = (each for each in parameters(kind) if each.name == name)
-    if found.required:
-        return f"`{name}` {found.type}, required"
-    default = "" if found.default is None else str(found.default).removesuffix(".0")
-    if isinstance(found.default, bool):
+    name = parameter.name
+    if parameter.required:
+        return f"`{name}` {parameter.type}, required"
+    default = "" if parameter.default is None else str(parameter.default).removesuffix(".0")
+    if isinstance(parameter.default, bool):
         default = default.lower()
-    choices = found.type.split(" | ")
+    choices = parameter.type.split(" | ")
     if len(choices) == 1:
-        return f"`{name}` **{default}**" if default else f"`{name}` {found.type}"
+        return f"`{name}` **{default}**" if default else f"`{name}` {parameter.type}"
     return f"`{name}` {'/'.join(f'**{choice}**' if choice == default else choice for choice in choices)}"
 
 

@@ -128,7 +128,6 @@ class Session:
         self.directory = directory
         self.probe = Probe()
         self.daemon: Daemon | None = None
-        self.started = time.time()
         self.generating_since: float | None = None
         self.observer = GapObserver(_unix_time)
         self.streaming_at_end = 0

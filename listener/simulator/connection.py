@@ -7,10 +7,10 @@ algorithm.
 import math
 import socket
 import struct
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from functools import partial
 
 import h11
@@ -39,16 +39,16 @@ class ResponseWriter:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._interval = 0.0
-        self._still_slow: Callable[[], bool] = lambda: False
+        self._slow_active: Callable[[], bool] = lambda: False
 
     def slow(self, interval: float, active: Callable[[], bool]) -> None:
-        """Write one byte every `interval` seconds while `still()` is true."""
+        """Write one byte every `interval` seconds while `active()` is true."""
         self._interval = interval
-        self._still_slow = active
+        self._slow_active = active
 
     async def send(self, data: bytes) -> None:
         sent = 0
-        while sent < len(data) and self._still_slow():
+        while sent < len(data) and self._slow_active():
             await self._transport.send_all(data[sent : sent + 1])
             sent += 1
             await trio.sleep(self._interval)
@@ -204,10 +204,7 @@ class HttpConnection:
 
     def _headers(self, reply: Reply) -> list[tuple[str, str]]:
         server_time = self._conditions.server_time(self._clock())
-        return [
-            *reply.headers,
-            ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(server_time))),
-        ]
+        return [*reply.headers, ("Date", formatdate(server_time, usegmt=True))]
 
     async def _send_complete(self, reply: Reply, gzipped: GzipEncoder | None = None) -> None:
         headers = self._headers(reply)

@@ -25,7 +25,7 @@ from listener.simulator.faults import KINDS as FAULTS
 from listener.simulator.faults import FaultError, about, did_you_mean, parameters, parse
 from listener.simulator.http import Reply
 from listener.simulator.ledger import Line
-from listener.simulator.mailstore import KINDS
+from listener.simulator.mailstore import KINDS, Mailbox
 from listener.simulator.traffic import Traffic, make
 
 
@@ -107,21 +107,17 @@ class Control:
                     return _json(200, {"made": self.make_faults(wanted, now)})
                 case "GET", "faults":
                     return _json(200, self.faults())
-        except FaultError as error:
+        except (FaultError, msgspec.DecodeError) as error:
             return _json(400, {"error": str(error)})
         except NoTarget as error:
             return _json(409, {"error": str(error)})
-        except msgspec.DecodeError as error:
-            return _json(400, {"error": str(error)})
         except _NotFound as error:
             return _json(404, {"error": str(error)})
         return _json(404, {"error": f"unknown request: {method} {path}"})
 
     def events(self, request: EventsRequest, now: float) -> list[Line]:
         """Make changes that produce `count` events of the kind, and return every event that they produce."""
-        mailbox = self._exchange.directory.find(request.mailbox)
-        if mailbox is None:
-            raise _NotFound(f"unknown mailbox {request.mailbox!r}")
+        mailbox = self._mailbox(request.mailbox)
         if request.kind not in KINDS:
             raise _NotFound(f"unknown event kind {request.kind!r}; known kinds: {', '.join(KINDS)}")
         lines: list[Line] = []
@@ -131,11 +127,7 @@ class Control:
 
     def set_rights(self, request: RightsRequest) -> dict[str, Any]:
         """Grant or withdraw rights. Return all rights."""
-        directory = self._exchange.directory
-        mailbox = directory.find(request.mailbox)
-        if mailbox is None:
-            raise _NotFound(f"unknown mailbox {request.mailbox!r}")
-        rights = directory.rights
+        mailbox, rights = self._mailbox(request.mailbox), self._exchange.directory.rights
         if request.folders is not None:
             account = request.account or self._exchange.settings.user
             rights.grant(account.lower(), mailbox.address, request.folders)
@@ -216,6 +208,12 @@ class Control:
             "requests": requests,
             "authentication": exchange.authenticator.state(),
         }
+
+    def _mailbox(self, name: str) -> Mailbox:
+        mailbox = self._exchange.directory.find(name)
+        if mailbox is None:
+            raise _NotFound(f"unknown mailbox {name!r}")
+        return mailbox
 
 
 def _json(status: int, value: object) -> Reply:

@@ -1,7 +1,7 @@
 """What faults do: to the response to a request, to an open stream, to a mailbox, a back end or the organization."""
 
-import time
 from collections.abc import Callable
+from email.utils import formatdate
 from random import Random
 from typing import NamedTuple
 from uuid import UUID
@@ -138,8 +138,7 @@ def _http_error(fault: faults.Http, host: str, now: float) -> Reply:
     if fault.status == 451:
         headers.append(("X-MS-Location", fault.location))
     if fault.retry_after is not None:
-        then = time.gmtime(now + fault.retry_after)
-        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", then)
+        date = formatdate(now + fault.retry_after, usegmt=True)
         headers.append(("Retry-After", date if fault.retry_after_date else str(fault.retry_after)))
     return page(fault.status, _TITLES.get(fault.status, "Error"), headers)
 

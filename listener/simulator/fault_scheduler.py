@@ -5,9 +5,10 @@ next. `match_request` is called for each request. Each fault is recorded in the 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 from random import Random
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class ScheduledFault(NamedTuple):
     time: float
     number: int
     entry: Entry
-    later: Iterable[float]
+    later: Iterator[float]
 
 
 class PendingFault:
@@ -47,7 +48,7 @@ class PendingFault:
     def __init__(self, fault: RequestFault | StreamFault, now: float) -> None:
         self.fault = fault
         self.remaining = fault.times if isinstance(fault, RequestFault) else 1
-        self.expires_at = None if fault.within is None else now + fault.within
+        self.expires_at = inf if fault.within is None else now + fault.within
 
 
 class LastingFault(NamedTuple):
@@ -106,7 +107,7 @@ class FaultScheduler:
             self.check(entry.fault)
         for entry in plan:
             rng = Random(self._rng.getrandbits(64))
-            self._schedule_next(entry, iter([now + moment for moment in entry.at] or _rate(entry, now, rng)))
+            self._schedule_next(entry, (now + moment for moment in entry.moments(rng)))
         self.wake()
 
     def make_now(self, fault: Fault, now: float) -> list[Line]:
@@ -143,10 +144,10 @@ class FaultScheduler:
     def deadline(self) -> float:
         """The latest time to call `advance` again, in Unix seconds."""
         times = [each.until for each in self._lasting.values()]
-        times += [each.expires_at for each in self._pending if each.expires_at is not None]
+        times += [each.expires_at for each in self._pending]
         if self._schedule:
             times.append(self._schedule[0].time)
-        return min(times, default=float("inf"))
+        return min(times, default=inf)
 
     @property
     def waits_for_stream(self) -> bool:
@@ -168,12 +169,12 @@ class FaultScheduler:
                 continue
         waiting, self._pending = self._pending, []
         for pending in waiting:
-            if pending.expires_at is not None and now >= pending.expires_at:
+            if now >= pending.expires_at:
                 continue
             if not (_targets_open_stream(pending.fault) and self._apply_to_stream(pending.fault, now)):
                 self._pending.append(pending)
 
-    def _schedule_next(self, entry: Entry, moments: Any) -> None:
+    def _schedule_next(self, entry: Entry, moments: Iterator[float]) -> None:
         time = next(moments, None)
         if time is not None:
             heappush(self._schedule, ScheduledFault(time, next(self._numbers), entry, moments))
@@ -191,7 +192,7 @@ class FaultScheduler:
             return None
         for pending in self._pending:
             fault = pending.fault
-            if _targets_open_stream(fault) or (pending.expires_at is not None and now >= pending.expires_at):
+            if _targets_open_stream(fault) or now >= pending.expires_at:
                 continue
             wanted = getattr(fault, "operation", "")
             if (wanted or operation) != operation or (not wanted and operation == "Autodiscover"):
@@ -303,7 +304,3 @@ class FaultScheduler:
 
 def _targets_open_stream(fault: Fault) -> bool:
     return isinstance(fault, StreamFault) and not (isinstance(fault, Slow | Cut) and fault.operation)
-
-
-def _rate(entry: Entry, now: float, rng: Random) -> Iterable[float]:
-    return (now + moment for moment in entry.moments(rng))

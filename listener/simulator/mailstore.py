@@ -17,8 +17,6 @@ from uuid import UUID
 
 import msgspec
 
-_STORE_PROVIDER = bytes.fromhex("ea4d6aa61bcd11cd9bc800aa002fc45a")
-
 # Distinguished id, display name, folder class, distinguished id of the parent.
 _TREE = (
     ("root", "root", "", None),

@@ -153,11 +153,8 @@ def success(operation: str, content: str = "", names: Prefixes = EXCHANGE, *, me
 
 def error(operation: str, failure: Failure, content: str = "", names: Prefixes = EXCHANGE) -> str:
     """Return a response message for a failure."""
-    m, t = names.m, names.t
-    values = "".join(
-        f"<{t}:Value Name={quoteattr(name)}>{escape(value)}</{t}:Value>"
-        for name, value in failure.values.items()
-    )
+    m = names.m
+    values = _values(failure, names.t)
     return (
         f'<{m}:{operation}ResponseMessage ResponseClass="Error"><{m}:MessageText>{escape(failure.text)}'
         f"</{m}:MessageText><{m}:ResponseCode>{failure.code}</{m}:ResponseCode>"
@@ -179,24 +176,30 @@ def fault(failure: Failure, *, detail: bool = True) -> bytes:
 
     Without `detail` the code is only in faultcode.
     """
-    values = "".join(
-        f"<t:Value Name={quoteattr(name)}>{escape(value)}</t:Value>" for name, value in failure.values.items()
-    )
     return (
         f'{DECLARATION}<s:Envelope xmlns:s="{SOAP_NS}"><s:Body><s:Fault>'
         f'<faultcode xmlns:a="{TYPES_NS}">a:{failure.code}</faultcode>'
         f'<faultstring xml:lang="en-US">{escape(failure.text)}</faultstring>'
-        + (_detail(failure, values) if detail else "")
+        + (_detail(failure) if detail else "")
         + "</s:Fault></s:Body></s:Envelope>"
     ).encode()
 
 
-def _detail(failure: Failure, values: str) -> str:
+def _detail(failure: Failure) -> str:
+    values = _values(failure, "t")
     return (
         f'<detail><e:ResponseCode xmlns:e="{ERRORS_NS}">{failure.code}</e:ResponseCode>'
         f'<e:Message xmlns:e="{ERRORS_NS}">{escape(failure.text)}</e:Message>'
         + (f'<t:MessageXml xmlns:t="{TYPES_NS}">{values}</t:MessageXml>' if values else "")
         + "</detail>"
+    )
+
+
+def _values(failure: Failure, t: str) -> str:
+    """Return the content of MessageXml."""
+    return "".join(
+        f"<{t}:Value Name={quoteattr(name)}>{escape(value)}</{t}:Value>"
+        for name, value in failure.values.items()
     )
 
 

@@ -1,27 +1,25 @@
 """The listener sockets and the main loop."""
 
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from contextlib import closing
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from listener.simulator.auth import Denied
+from listener.simulator.connection import Answer, HttpConnection, Transport, ignore_disconnect
 from listener.simulator.control import Control
 from listener.simulator.exchange import Exchange
 from listener.simulator.http import HttpRequest, Reply, page
-
-if TYPE_CHECKING:
-    from listener.simulator.auth.oauth import Entra
-import time
-from contextlib import closing
-from random import Random
-from typing import NamedTuple
-
-from listener.simulator.connection import Answer, HttpConnection, Transport, ignore_disconnect
 from listener.simulator.ledger import Ledger
 from listener.simulator.settings import Settings
 from listener.simulator.traffic import Traffic
+
+if TYPE_CHECKING:
+    from listener.simulator.auth.oauth import Entra
 
 
 class ListenerSocket:

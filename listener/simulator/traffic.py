@@ -11,7 +11,7 @@ from itertools import accumulate
 from random import Random
 
 from listener.simulator.directory import random_folder_name, random_person, random_subject
-from listener.simulator.mailstore import Event, Folder, Item, Mailbox
+from listener.simulator.mailstore import Event, Item, Mailbox
 
 ITEMS_KEPT = 60
 """A mailbox with more items deletes its oldest, like a retention policy."""
@@ -222,39 +222,31 @@ _ACTIONS = [action for _, action in _MIX]
 # -- changes on demand ---------------------------------------------------------------------------------------
 
 
-def _existing_item(
-    mailbox: Mailbox, folder: Folder, item_class: str, rng: Random, now: float
-) -> tuple[Item, list[Event]]:
-    """Return an item of the folder and the events of its creation, if it was created."""
-    events = [] if folder.items else mailbox.save(folder, item_class, random_subject(rng), now)
-    return mailbox.latest(folder, 1)[0], events
+def _existing_draft(mailbox: Mailbox, rng: Random, now: float) -> tuple[Item, list[Event]]:
+    """Return a draft and the events of its creation, if it was created."""
+    drafts = mailbox.distinguished("drafts")
+    events = [] if drafts.items else _draft(mailbox, rng, now)
+    return mailbox.latest(drafts, 1)[0], events
 
 
 def _make_moved(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    drafts, deleted_items = mailbox.distinguished("drafts"), mailbox.distinguished("deleteditems")
-    item, events = _existing_item(mailbox, drafts, "IPM.Note", rng, now)
-    return events + mailbox.move(item, deleted_items, now)
+    item, events = _existing_draft(mailbox, rng, now)
+    return events + mailbox.move(item, mailbox.distinguished("deleteditems"), now)
 
 
 def _make_copied(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    drafts, notes = mailbox.distinguished("drafts"), mailbox.distinguished("sentitems")
-    item, events = _existing_item(mailbox, drafts, "IPM.Note", rng, now)
-    return events + mailbox.copy(item, notes, now)
+    item, events = _existing_draft(mailbox, rng, now)
+    return events + mailbox.copy(item, mailbox.distinguished("sentitems"), now)
 
 
 def _make_deleted(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, events = _existing_item(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    item, events = _existing_draft(mailbox, rng, now)
     return events + mailbox.purge(item, now)
 
 
 def _make_modified(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    item, events = _existing_item(mailbox, mailbox.distinguished("drafts"), "IPM.Note", rng, now)
+    item, events = _existing_draft(mailbox, rng, now)
     return events + mailbox.edit(item, random_subject(rng), now)
-
-
-def _make_free_busy(mailbox: Mailbox, rng: Random, now: float) -> list[Event]:
-    calendar = mailbox.distinguished("calendar")
-    return mailbox.save(calendar, "IPM.Appointment", random_subject(rng), now)
 
 
 _MAKERS: dict[str, _Action] = {
@@ -264,5 +256,5 @@ _MAKERS: dict[str, _Action] = {
     "ModifiedEvent": _make_modified,
     "MovedEvent": _make_moved,
     "NewMailEvent": _receive_mail,
-    "FreeBusyChangedEvent": _make_free_busy,
+    "FreeBusyChangedEvent": _new_appointment,
 }

@@ -45,6 +45,13 @@ def test_plan_in_settings_starts_with_the_server() -> None:
     assert client.exchange.fault_scheduler.deadline == float("inf")
 
 
+def test_unsorted_times() -> None:
+    client = Client(Settings(rate=0, faults=(Entry(OUTAGE, at=(30, 10)),)))
+    assert client.exchange.fault_scheduler.deadline == NOON + 10
+    client.advance_time(10)
+    assert client.exchange.conditions.outage
+
+
 def test_plan_with_unknown_back_end() -> None:
     plan = (Entry(OUTAGE, at=(1,)), Entry(parse({"kind": "failover", "backend": "EX77"}), at=(1,)))
     with pytest.raises(FaultError):

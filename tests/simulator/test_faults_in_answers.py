@@ -144,7 +144,7 @@ def test_stray_response_follows_a_fault() -> None:
     assert code(ask(client)) == "500 ErrorInternalServerError"
 
 
-# -- which request it strikes --------------------------------------------------------------------------------
+# -- the request that a fault applies to ---------------------------------------------------------------------
 
 
 def test_fault_matches_operation_and_mailbox() -> None:

@@ -344,7 +344,7 @@ def test_created_changed_and_deleted_folders() -> None:
     assert first == [("Create", folder.id) for folder in mailbox.below(top)]
     mailbox.deliver("x", "y@z.example", 1001.0)
     changes, state = folder_kinds(mailbox, top, state)
-    assert changes == [], "a change of what is in a folder is none of the folder"
+    assert changes == [], "a change of the content is not a change of the folder"
     for name in ("A", "B", "C"):
         mailbox.create_folder(name, inbox, 1002.0)
     a, b, c = mailbox.own_folders()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from listener.simulator.auth import Admitted, Denied, Scheme
-from listener.simulator.auth.passwords import Accounts
+from listener.simulator.auth.passwords import Accounts, Basic
 from listener.simulator.fault_effects import Conditions
 from listener.simulator.settings import Settings
 
@@ -25,11 +25,9 @@ class Authenticator:
         self.scheme = self._scheme(settings, conditions)
 
     def _scheme(self, settings: Settings, conditions: Conditions) -> Scheme:
-        # pyspnego and PyJWT are slow to import, so each scheme is imported only if it is used.
+        # pyspnego and PyJWT are slow to import, so the schemes that need them are imported only if they are used.
         match settings.auth:
             case "basic":
-                from listener.simulator.auth.passwords import Basic
-
                 return Basic(self.accounts, settings.host)
             case "ntlm":
                 from listener.simulator.auth.windows import Ntlm
